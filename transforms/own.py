@@ -1,0 +1,189 @@
+"""Transforms that torchvision lacks, or that a YAML file or a batch needs in another form.
+
+Each is called with images (..., C, H, W), uint8 (0-255) or float32 (0-1 before ``Normalize``), and
+returns new images of the same type.
+"""
+
+from pathlib import Path
+
+import torch
+import torchvision.transforms.v2 as v2
+from torch import Tensor
+
+
+class Letterbox:
+    """Resize an image to fit into ``size`` with its shape kept, and fill the rest with bars.
+
+    size: height and width of the result, or one number for both.  fill: grey level 0-255 of the
+    bars, or one a channel.  Bilinear with antialiasing, as ``Resize``; sides are rounded half up;
+    the bars are equal, or the bottom or right one is a pixel wider.  Raises ValueError for an
+    impossible size or fill.
+    """
+
+    def __init__(self, size: int | list[int], fill: int | list[int] = 0) -> None:
+        sides = [size, size] if isinstance(size, int) else list(size)
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError(f"size must be one or two numbers >= 1 (height, width), but is {size}")
+        levels = [fill] if isinstance(fill, int) else list(fill)
+        if not levels or min(levels) < 0 or max(levels) > 255:
+            raise ValueError(f"fill must be grey levels in 0..255, but is {fill}")
+        self.height, self.width = sides
+        self.levels = levels
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (..., C, H, W) to (..., C, *size)."""
+        channels, old_height, old_width = images.shape[-3:]
+        if len(self.levels) not in (1, channels):
+            raise ValueError(f"fill has {len(self.levels)} values for {channels} channels")
+        if old_height * self.width >= old_width * self.height:  # the image is the taller of the two
+            height, width = self.height, _rounded(old_width * self.height, old_height)
+        else:
+            height, width = _rounded(old_height * self.width, old_width), self.width
+        top, left = (self.height - height) // 2, (self.width - width) // 2
+        right, bottom = self.width - width - left, self.height - height - top
+        scale = 255 if images.is_floating_point() else 1
+        result: Tensor = v2.functional.pad(
+            v2.functional.resize(images, [height, width]),
+            [left, top, right, bottom],
+            fill=[level / scale for level in self.levels],
+        )
+        return result
+
+
+def _rounded(numerator: int, denominator: int) -> int:
+    return max(1, (2 * numerator + denominator) // (2 * denominator))
+
+
+class SaltPepperNoise:
+    """Turn single pixels white (salt) or black (pepper), all channels of a pixel together.
+
+    probability: that a pixel is hit, 0-1.  salt: that a hit one becomes white, 0-1.  Impulse noise
+    as in Gonzalez and Woods, "Digital Image Processing", section 5.2. Place it before
+    ``Normalize``.  Raises ValueError for a probability outside 0-1.
+    """
+
+    def __init__(self, probability: float = 0.05, salt: float = 0.5) -> None:
+        if not 0 <= probability <= 1 or not 0 <= salt <= 1:
+            raise ValueError(
+                f"probability and salt must lie in 0..1, but are {probability} and {salt}"
+            )
+        self.probability = probability
+        self.salt = salt
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Noisy images (..., C, H, W); the noise is drawn from torch's CPU generator."""
+        white = 1 if images.is_floating_point() else 255
+        draw = torch.rand(*images.shape[:-3], 1, *images.shape[-2:]).to(images.device)
+        noisy = images.masked_fill(draw < self.probability, 0)
+        return noisy.masked_fill(draw < self.probability * self.salt, white)
+
+
+class Normalize:
+    """Subtract ``mean`` from each channel, then divide it by ``std``: torchvision's, bit for bit.
+
+    mean, std: one value a channel, or one for all; units of full scale (0-1).  inplace: accepted as
+    torchvision's; the result does not depend on it.  Deviations: three means for images of one
+    channel are a ValueError (torchvision makes three channels of it), and the constants stay on the
+    images' device (a copy in every step would make a GPU wait).
+    """
+
+    def __init__(self, mean: list[float], std: list[float], inplace: bool = False) -> None:
+        if not len(mean) or len(mean) != len(std):
+            raise ValueError(
+                f"mean and std need one value a channel each, but have {len(mean)} and {len(std)}"
+            )
+        if 0 in std:
+            raise ValueError(f"std must not hold zero, for images are divided by it; it is {std}")
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Float images (..., C, H, W) to the same shape. Raises ValueError as said above."""
+        if not images.is_floating_point():
+            raise TypeError(f"images must be float, scaled to 0-1, but are {images.dtype}")
+        if len(self.mean) not in (1, images.shape[-3]):
+            raise ValueError(
+                f"mean and std have {len(self.mean)} values, but the images have "
+                f"{images.shape[-3]} channels; give one value a channel"
+            )
+        if self.mean.device != images.device:
+            self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+        return images.sub(self.mean).div_(self.std)
+
+
+class LinearTransformation:
+    """Flatten an image, subtract ``mean_vector``, multiply by ``transformation_matrix``.
+
+    transformation_matrix: D x D with D = C * H * W;  mean_vector: D.  Each as (nested) lists, or as
+    the path of a .pt file that holds the tensor (read with ``weights_only=True``).  For whitening.
+    Raises ValueError if a file cannot be read or the sizes do not fit together.
+    """
+
+    def __init__(
+        self, transformation_matrix: list[list[float]] | str, mean_vector: list[float] | str
+    ) -> None:
+        matrix = _tensor("transformation_matrix", transformation_matrix, dimensions=2)
+        mean = _tensor("mean_vector", mean_vector, dimensions=1)
+        self.transform = v2.LinearTransformation(matrix, mean)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Float images (..., C, H, W) to the same shape."""
+        transform = self.transform
+        if transform.mean_vector.device != images.device:
+            transform.transformation_matrix = transform.transformation_matrix.to(images.device)
+            transform.mean_vector = transform.mean_vector.to(images.device)
+        # One product a sample: in a product of the batch, the last bits depend on the batch's size.
+        samples = images.reshape(-1, *images.shape[-3:])
+        return torch.stack([transform(sample) for sample in samples]).reshape(images.shape)
+
+
+def _tensor(argument: str, value: list[list[float]] | list[float] | str, dimensions: int) -> Tensor:
+    """The float32 tensor that ``value`` holds or names; ValueError says which argument is wrong."""
+    try:
+        if isinstance(value, str):
+            tensor = torch.load(Path(value), map_location="cpu", weights_only=True)
+        else:
+            tensor = torch.tensor(value)
+    except Exception as error:  # torch.load raises many kinds: missing, not a .pt, unsafe content
+        raise ValueError(f"{argument}: no tensor in {str(value)[:200]!r}: {error}") from error
+    if not isinstance(tensor, Tensor) or tensor.ndim != dimensions:
+        found = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor)
+        raise ValueError(
+            f"{argument}: expected a tensor of {dimensions} dimension(s), found {found}"
+        )
+    return tensor.to(torch.float32)
+
+
+class ToTensor:
+    """Nothing: images are tensors from the start, and are scaled to 0-1 where that is needed."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The images as they are."""
+        return images
+
+
+class ToImage:
+    """Nothing: images are tensors from the start."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The images as they are."""
+        return images
+
+
+class ToDtype:
+    """Nothing: images become float32 in 0-1 by themselves, before the first transform of floats.
+
+    Raises ValueError for a conversion that is not that one: another ``dtype``, or ``scale: false``.
+    """
+
+    def __init__(self, dtype: str, scale: bool = False) -> None:
+        if dtype.removeprefix("torch.") != "float32" or not scale:
+            raise ValueError(
+                f"dtype: {dtype}, scale: {str(scale).lower()} is not supported: images are uint8, "
+                "and become float32 in 0-1 by themselves; remove ToDtype, or write "
+                "dtype: float32, scale: true"
+            )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The images as they are."""
+        return images

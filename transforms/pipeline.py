@@ -1,0 +1,211 @@
+"""The transforms of one split, run in two stages: once per sample, then batched."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transforms import FIXED, MIXING
+from transforms.batched import KERNELS
+from transforms.keyed import keys, seeded
+
+Transform = Callable[..., Any]
+
+# These work on float32 images in 0-1. RandomErasing is one for its `value`: 0.5 is mid-grey, and
+# "random" is normal noise, neither of which uint8 can hold.
+FLOAT = frozenset({"Normalize", "LinearTransformation", "RandomErasing", "MixUp"})
+
+
+class Pipeline:
+    """The transforms of one split, in the order of the YAML file.
+
+    fixed: the leading transforms that are neither random nor in ``FLOAT``; ``prepare`` runs them
+    (stage 1), once per sample.  rest: the others; calling the pipeline runs them (stage 2), in
+    every epoch.  Images become float32 in 0-1 before the first transform in ``FLOAT``, or at the
+    end.
+
+    Random parameters are functions of (seed, epoch, sample index, position in the list), so a
+    sample gets the same augmentation in any batch. Only MixUp and CutMix depend on the batch: they
+    pair its neighbours, with parameters keyed by its first sample.
+
+    Raises ValueError if a RandomApply, RandomChoice or RandomOrder holds MixUp or CutMix beside
+    transforms of single images.
+    """
+
+    def __init__(self, transforms: Sequence[Transform], seed: int) -> None:
+        for position, transform in enumerate(transforms):
+            inner = set().union(*map(_names, _inner(transform)))
+            if inner & MIXING.keys() and inner - MIXING.keys():
+                raise ValueError(
+                    f"{_name(transform)} (transform {position}) holds {', '.join(sorted(inner))}: "
+                    "MixUp and CutMix mix a batch, the others change one image; separate them"
+                )
+        once = 0
+        while once < len(transforms) and _way(transforms[once]) == "fixed":
+            if _names(transforms[once]) & FLOAT:
+                break
+            once += 1
+        self.fixed, self.rest = tuple(transforms[:once]), tuple(transforms[once:])
+        self.seed = seed
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Stage 1: the fixed transforms, of one image or of a stack of images, with equal results.
+
+        images: (..., C, H, W) uint8.  Returns the same with new C, H, W; FiveCrop and TenCrop add a
+        dimension before C.  Raises ValueError, naming the transform, if one refuses the images.
+        """
+        _check_uint8(images)
+        for position, transform in enumerate(self.fixed):
+            with _naming(transform, position, images):
+                images = _apply(transform, images)
+        return images
+
+    def __call__(
+        self, images: Tensor | list[Tensor], labels: Tensor, indices: Tensor, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Stage 2: the other transforms, of a batch of what ``prepare`` returned.
+
+        images: (B, [crops,] C, H, W) uint8, or a list of B images whose sizes differ.  labels: (B,)
+        int64.  indices: (B,) int64, the samples' places in the dataset; keep them on the CPU.
+        Returns images (B, [crops,] C, H, W) float32, and the labels, or (B, num_classes) float32
+        after MixUp or CutMix.  Raises ValueError if a transform refuses the images, or if their
+        sizes still differ at the end.  Transforms that run per sample seed torch's CPU generator
+        and restore it, so no other thread may draw from it meanwhile.
+        """
+        if not 0 < len(images) == len(labels) == len(indices):
+            raise ValueError(
+                "a batch needs one label and one index an image, and at least one image; it has "
+                f"{len(images)} images, {len(labels)} labels, {len(indices)} indices"
+            )
+        _check_uint8(*images if isinstance(images, list) else [images])
+        images = _stacked(images)
+        for position, transform in enumerate(self.rest, start=len(self.fixed)):
+            with _naming(transform, position, images):
+                if _names(transform) & FLOAT:
+                    images = _each(_scaled, images)
+                if (way := _way(transform)) == "fixed":
+                    images = _each(transform, images)
+                    continue
+                sample_keys = keys(self.seed, epoch, indices, position)
+                if way == "mixing":
+                    with seeded(int(sample_keys[0])):
+                        images, labels = transform(_one_size(images), labels)
+                elif way == "batched":
+                    images = _batched(transform, images, sample_keys)
+                else:
+                    images = _per_sample(transform, images, sample_keys)
+        return _one_size(_each(_scaled, images)), labels
+
+    @property
+    def description(self) -> list[tuple[str, str]]:
+        """Each transform's name, and how it runs: once per sample, batched, or per sample."""
+        ways = [(_name(transform), "once per sample") for transform in self.fixed]
+        for transform in self.rest:
+            per_sample = _way(transform) == "per sample"
+            ways.append((_name(transform), "per sample" if per_sample else "batched"))
+        return ways
+
+
+def _name(transform: Transform) -> str:
+    return type(transform).__name__
+
+
+def _inner(transform: Transform) -> Sequence[Transform]:
+    """The transforms that a RandomApply, RandomChoice or RandomOrder holds; of others, none."""
+    inner: Sequence[Transform] = getattr(transform, "transforms", ())
+    return inner
+
+
+def _names(transform: Transform) -> set[str]:
+    return {_name(transform)}.union(*map(_names, _inner(transform)))
+
+
+def _way(transform: Transform) -> str:
+    """How stage 2 runs a transform: fixed, mixing, batched (it has a kernel), or per sample."""
+    if _name(transform) in FIXED:
+        return "fixed"
+    if _names(transform) & MIXING.keys():
+        return "mixing"
+    return "batched" if type(transform) in KERNELS else "per sample"
+
+
+def _batched(
+    transform: Transform, images: Tensor | list[Tensor], sample_keys: Tensor
+) -> Tensor | list[Tensor]:
+    kernel = KERNELS[type(transform)]
+    if isinstance(images, Tensor):
+        return kernel(transform, images, sample_keys)
+    pairs = zip(images, sample_keys, strict=True)
+    return _stacked([kernel(transform, image[None], key[None])[0] for image, key in pairs])
+
+
+def _per_sample(
+    transform: Transform, images: Tensor | list[Tensor], sample_keys: Tensor
+) -> Tensor | list[Tensor]:
+    results = []
+    for image, key in zip(images, sample_keys.tolist(), strict=True):
+        with seeded(key):
+            results.append(_apply(transform, image))
+    return _stacked(results)
+
+
+def _apply(transform: Transform, images: Tensor) -> Tensor:
+    result = transform(images)
+    # FiveCrop and TenCrop return a tuple of crops.
+    return torch.stack(result, dim=-4) if isinstance(result, tuple) else result
+
+
+def _each(transform: Transform, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    if isinstance(images, Tensor):
+        return _apply(transform, images)
+    return _stacked([_apply(transform, image) for image in images])
+
+
+def _scaled(images: Tensor) -> Tensor:
+    if images.is_floating_point():
+        return images
+    return images.to(torch.float32).div_(255)  # as ToTensor; a product with 1/255 has other bits
+
+
+def _stacked(images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    """One tensor as soon as all images have one shape."""
+    if isinstance(images, list) and len({image.shape for image in images}) == 1:
+        return torch.stack(images)
+    return images
+
+
+def _one_size(images: Tensor | list[Tensor]) -> Tensor:
+    if isinstance(images, Tensor):
+        return images
+    raise ValueError(
+        f"images of different sizes, {_shapes(images)}, cannot form a batch; "
+        "add Resize with a height and a width, or a crop, to the transforms"
+    )
+
+
+def _check_uint8(*images: Tensor) -> None:
+    for image in images:
+        if image.dtype != torch.uint8:
+            raise ValueError(f"images must be uint8 (0-255), but are {image.dtype}")
+
+
+def _shapes(images: Tensor | list[Tensor]) -> str:
+    tensors = [images] if isinstance(images, Tensor) else images
+    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+    return ", ".join(map(str, shapes[:4])) + (", ..." if len(shapes) > 4 else "")
+
+
+@contextmanager
+def _naming(transform: Transform, position: int, images: Tensor | list[Tensor]) -> Iterator[None]:
+    """Turn what a transform raises into a ValueError that says which one, and what it met."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{_name(transform)} (transform {position}) cannot work on images of shape "
+            f"{_shapes(images)}: {error}"
+        ) from error
