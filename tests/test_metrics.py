@@ -1,0 +1,143 @@
+import math
+from pkgutil import resolve_name
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer import metrics
+from trainer.tables import HIGHER_IS_BETTER, METRICS, SCALAR
+
+PERFECT = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 2, 0])
+
+
+@st.composite
+def predictions(draw):
+    """Probabilities with many ties, and labels in which classes may be absent."""
+    num_images, num_classes = draw(st.integers(1, 30)), draw(st.integers(2, 6))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    scores = generator.integers(1, draw(st.sampled_from([3, 1000])), (num_images, num_classes))
+    labels = generator.integers(0, draw(st.integers(1, num_classes)), num_images)
+    return torch.from_numpy(scores / scores.sum(1, keepdims=True)), torch.from_numpy(labels)
+
+
+@settings(max_examples=80, deadline=None)
+@given(predictions())
+def test_metrics_of_the_predicted_class_equal_scikit_learns(split):
+    probabilities, labels = split
+    y, predicted = labels.numpy(), probabilities.numpy().argmax(1)
+    macro = {"average": "macro", "zero_division": 0}
+    expected = {
+        "accuracy": sklearn.metrics.accuracy_score(y, predicted),
+        "precision": sklearn.metrics.precision_score(y, predicted, **macro),
+        "recall": sklearn.metrics.recall_score(y, predicted, **macro),
+        "macro_f1": sklearn.metrics.f1_score(y, predicted, **macro),
+    }
+    actual = {name: getattr(metrics, name)(probabilities, labels) for name in expected}
+    assert actual == pytest.approx(expected)
+    matrix = sklearn.metrics.confusion_matrix(y, predicted, labels=range(probabilities.shape[1]))
+    assert metrics.confusion_matrix(probabilities, labels) == matrix.tolist()
+
+
+@settings(max_examples=80, deadline=None)
+@given(predictions())
+def test_per_class_rows_equal_scikit_learns(split):
+    probabilities, labels = split
+    classes = [f"class {k}" for k in range(probabilities.shape[1])]
+    rows = metrics.per_class(probabilities, labels, classes)
+    expected = sklearn.metrics.precision_recall_fscore_support(
+        labels.numpy(), probabilities.numpy().argmax(1), labels=range(len(classes)), zero_division=0
+    )
+    assert [row["class"] for row in rows] == classes
+    for key, column in zip(("precision", "recall", "f1", "images"), expected, strict=True):
+        assert [row[key] for row in rows] == pytest.approx(column.tolist())
+
+
+@settings(max_examples=80, deadline=None)
+@given(predictions())
+def test_auroc_is_scikit_learns_mean_over_the_classes_that_occur(split):
+    probabilities, labels = split
+    present = labels.unique().tolist()
+    areas = [0.5]
+    if len(present) > 1:
+        areas = [
+            float(sklearn.metrics.roc_auc_score((labels == k).numpy(), probabilities[:, k].numpy()))
+            for k in present
+        ]
+    assert metrics.auroc(probabilities, labels) == pytest.approx(np.mean(areas))
+
+
+def test_auroc_of_all_classes_equals_scikit_learns_multiclass_call():
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet(np.ones(4), 200)
+    labels = generator.integers(0, 4, 200)
+    expected = sklearn.metrics.roc_auc_score(labels, probabilities, multi_class="ovr")
+    actual = metrics.auroc(torch.from_numpy(probabilities), torch.from_numpy(labels))
+    assert actual == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_top_k_equals_scikit_learns(k):
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet(np.ones(5), 100)
+    labels = generator.integers(0, 5, 100)
+    expected = sklearn.metrics.top_k_accuracy_score(labels, probabilities, k=k)
+    actual = metrics.top_k(torch.from_numpy(probabilities), torch.from_numpy(labels), k=k)
+    assert actual == pytest.approx(expected)
+
+
+@given(predictions())
+def test_top_1_is_accuracy_and_top_all_is_one_even_with_ties(split):
+    probabilities, labels = split
+    assert metrics.top_k(probabilities, labels, k=1) == metrics.accuracy(probabilities, labels)
+    assert metrics.top_k(probabilities, labels, k=6) == 1
+
+
+def test_calibration_error_equals_the_definition_by_hand():
+    confidence = torch.tensor([0.9, 0.75, 0.58, 0.55])
+    probabilities = torch.stack([confidence, 1 - confidence], dim=1)
+    labels = torch.tensor([0, 1, 0, 0])
+    # Of five bins, (0.8, 1] holds the right 0.9, (0.6, 0.8] the wrong 0.75, (0.4, 0.6] the rest.
+    expected = 1 / 4 * 0.1 + 1 / 4 * 0.75 + 2 / 4 * (1 - 0.565)
+    actual = metrics.calibration_error(probabilities, labels, bins=5)
+    assert actual == pytest.approx(expected, abs=1e-6)
+
+
+@given(predictions(), st.integers(1, 20))
+def test_calibration_error_equals_a_loop_over_the_bins(split, bins):
+    probabilities, labels = (t.numpy() for t in split)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    expected = 0.0
+    for b in range(bins):
+        inside = [b < c * bins <= b + 1 for c in confidence]
+        if any(inside):
+            expected += np.mean(inside) * abs(right[inside].mean() - confidence[inside].mean())
+    assert metrics.calibration_error(split[0], split[1], bins) == pytest.approx(expected)
+
+
+def test_a_perfect_model_has_the_best_of_every_metric():
+    for name in SCALAR:
+        value = resolve_name(METRICS[name])(*PERFECT)
+        assert value == (1 if name in HIGHER_IS_BETTER else 0), name
+
+
+@settings(max_examples=40, deadline=None)
+@given(predictions())
+def test_every_scalar_metric_is_a_plain_float_in_0_to_1(split):
+    for name in SCALAR:
+        value = resolve_name(METRICS[name])(*split)
+        assert type(value) is float and -1e-9 <= value <= 1 + 1e-9 and math.isfinite(value), name
+
+
+def test_the_only_metric_that_is_no_number_is_the_confusion_matrix():
+    assert set(METRICS) - SCALAR == {"confusion_matrix"}
+
+
+def test_impossible_arguments_are_refused():
+    with pytest.raises(ValueError, match="k must be"):
+        metrics.top_k(*PERFECT, k=0)
+    with pytest.raises(ValueError, match="bins must be"):
+        metrics.calibration_error(*PERFECT, bins=0)

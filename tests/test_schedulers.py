@@ -1,0 +1,204 @@
+import math
+from pkgutil import resolve_name
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from trainer.schedulers import build_schedule
+from trainer.tables import SCHEDULERS
+
+LR = 0.4
+EPOCHS, STEPS = 6, 5  # of an epoch
+ARGUMENTS: dict[str, dict] = {
+    "StepLR": {"step_size": 2, "gamma": 0.5},
+    "MultiStepLR": {"milestones": [1, 3], "gamma": 0.1},
+    "ExponentialLR": {"gamma": 0.9},
+    "CosineAnnealingLR": {},
+    "OneCycleLR": {},
+    "LinearLR": {"start_factor": 0.25, "total_iters": 3},
+    "PolynomialLR": {"power": 2.0},
+    "ReduceLROnPlateau": {"patience": 1, "factor": 0.5},
+}
+MONITORED = [0.1, 0.2, 0.3, 0.3, 0.3, 0.2]  # of each epoch
+
+
+def new_optimizer():
+    return torch.optim.SGD(
+        [{"params": [nn.Parameter(torch.ones(1))]}, {"params": [nn.Parameter(torch.ones(1))]}],
+        lr=LR,
+        momentum=0.9,
+    )
+
+
+def build(name, optimizer, warmup_steps=0, mode="max", extra=None):
+    arguments = {**ARGUMENTS.get(name, {}), **(extra or {})}
+    return build_schedule(name, arguments, optimizer, EPOCHS, STEPS, warmup_steps, mode)
+
+
+def rates(optimizer, schedule, first_step=0):
+    """The rate of each step from ``first_step`` to the end of the run."""
+    found = []
+    for step in range(first_step, EPOCHS * STEPS):
+        first, second = (group["lr"] for group in optimizer.param_groups)
+        assert first == second
+        found.append(first)
+        optimizer.step()
+        schedule.after_step()
+        if (step + 1) % STEPS == 0:
+            schedule.after_epoch(MONITORED[step // STEPS])
+    return found
+
+
+def rates_of_torch(name, advances, **arguments):
+    """The rates that torch's own scheduler gives when it advances that often."""
+    optimizer = new_optimizer()
+    scheduler = resolve_name(SCHEDULERS[name])(optimizer, **{**ARGUMENTS[name], **arguments})
+    found = []
+    for advance in range(advances):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step(*([MONITORED[advance]] if name == "ReduceLROnPlateau" else []))
+    return found
+
+
+def test_every_scheduler_of_the_table_is_tested():
+    assert set(ARGUMENTS) == set(SCHEDULERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("StepLR", {}),
+        ("MultiStepLR", {}),
+        ("ExponentialLR", {}),
+        ("CosineAnnealingLR", {"T_max": EPOCHS}),
+        ("LinearLR", {}),
+        ("PolynomialLR", {"total_iters": EPOCHS}),
+        ("ReduceLROnPlateau", {"mode": "max"}),
+    ],
+)
+def test_a_scheduler_equals_torchs_advanced_once_an_epoch(name, arguments):
+    optimizer = new_optimizer()
+    expected = rates_of_torch(name, EPOCHS, **arguments)
+    assert len(set(expected)) > 1
+    assert rates(optimizer, build(name, optimizer))[::STEPS] == expected
+
+
+def test_one_cycle_equals_torchs_advanced_once_a_step():
+    optimizer = new_optimizer()
+    expected = rates_of_torch("OneCycleLR", EPOCHS * STEPS, max_lr=LR, total_steps=EPOCHS * STEPS)
+    assert rates(optimizer, build("OneCycleLR", optimizer)) == expected
+    assert max(expected) == pytest.approx(LR)
+
+
+def test_arguments_of_the_yaml_win_over_the_runs():
+    optimizer = new_optimizer()
+    schedule = build("CosineAnnealingLR", optimizer, extra={"T_max": 2})
+    assert rates(optimizer, schedule)[2 * STEPS] == pytest.approx(0, abs=1e-12)
+    optimizer = new_optimizer()
+    schedule = build("ReduceLROnPlateau", optimizer, mode="min", extra={"mode": "max"})
+    rates(optimizer, schedule)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(LR / 2)
+
+
+def test_one_cycle_ends_at_its_lowest_rate_and_rests_there():
+    optimizer = new_optimizer()
+    schedule = build("OneCycleLR", optimizer)
+    lowest = LR / 25 / 1e4
+    assert rates(optimizer, schedule)[-1] == pytest.approx(lowest)
+    assert rates(optimizer, schedule) == pytest.approx([lowest] * EPOCHS * STEPS)
+
+
+def test_the_cosine_falls_to_its_end_with_the_last_epoch():
+    optimizer = new_optimizer()
+    found = rates(optimizer, build("CosineAnnealingLR", optimizer))
+    assert found[-1] == pytest.approx(LR / 2 * (1 + math.cos(math.pi * (EPOCHS - 1) / EPOCHS)))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("max", LR / 2), ("min", LR / 4)])
+def test_a_plateau_is_judged_by_the_direction_of_the_monitored_value(mode, expected):
+    optimizer = new_optimizer()
+    rates(optimizer, build("ReduceLROnPlateau", optimizer, mode=mode))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+
+
+def test_without_scheduler_the_rate_stays():
+    optimizer = new_optimizer()
+    assert rates(optimizer, build(None, optimizer)) == [LR] * EPOCHS * STEPS
+
+
+@pytest.mark.parametrize("warmup_steps", [1, STEPS, 7])
+@pytest.mark.parametrize("name", [None, *SCHEDULERS])
+def test_a_warm_up_rises_evenly_to_the_rate_at_which_the_scheduler_begins(name, warmup_steps):
+    optimizer = new_optimizer()
+    found = rates(optimizer, build(name, optimizer, warmup_steps))
+    beginning = {"LinearLR": LR / 4, "OneCycleLR": LR / 25}.get(name, LR)
+    ramp = [beginning * (i + 1) / (warmup_steps + 1) for i in range(warmup_steps)]
+    assert found[:warmup_steps] == pytest.approx(ramp)
+    assert found[warmup_steps] == pytest.approx(beginning)
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"OneCycleLR", "ReduceLROnPlateau"}))
+@pytest.mark.parametrize(
+    ("warmup_steps", "first_epoch"),
+    [(1, 0), (STEPS - 1, 0), (STEPS, 1), (STEPS + 1, 1), (2 * STEPS, 2)],
+)
+def test_after_a_warm_up_the_scheduler_runs_from_its_own_beginning(name, warmup_steps, first_epoch):
+    epochs_left = EPOCHS - first_epoch
+    arguments = {
+        "CosineAnnealingLR": {"T_max": epochs_left},
+        "PolynomialLR": {"total_iters": epochs_left},
+    }.get(name, {})
+    optimizer = new_optimizer()
+    found = rates(optimizer, build(name, optimizer, warmup_steps))
+    last_of_each_epoch = found[STEPS - 1 :: STEPS]
+    assert last_of_each_epoch[first_epoch:] == rates_of_torch(name, epochs_left, **arguments)
+
+
+def test_one_cycle_after_a_warm_up_fills_the_steps_that_are_left():
+    optimizer = new_optimizer()
+    found = rates(optimizer, build("OneCycleLR", optimizer, warmup_steps=7))
+    left = EPOCHS * STEPS - 7
+    assert found[7:] == rates_of_torch("OneCycleLR", left, max_lr=LR, total_steps=left)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from([None, *SCHEDULERS]),
+    warmup_steps=st.integers(0, EPOCHS * STEPS - 1),
+    stop=st.integers(1, EPOCHS * STEPS - 1),
+    schedule_first=st.booleans(),
+)
+def test_a_loaded_schedule_goes_on_exactly_at_any_step(
+    tmp_path_factory, name, warmup_steps, stop, schedule_first
+):
+    file = tmp_path_factory.mktemp("state") / "state.pt"
+    optimizer = new_optimizer()
+    schedule = build(name, optimizer, warmup_steps)
+    whole = []
+    for step in range(EPOCHS * STEPS):
+        if step == stop:
+            state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            torch.save(state, file)
+        whole.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.after_step()
+        if (step + 1) % STEPS == 0:
+            schedule.after_epoch(MONITORED[step // STEPS])
+
+    state = torch.load(file, weights_only=True)
+    optimizer = new_optimizer()
+    schedule = build(name, optimizer, warmup_steps)
+    loads = [(schedule, "schedule"), (optimizer, "optimizer")]
+    for part, key in loads if schedule_first else reversed(loads):
+        part.load_state_dict(state[key])
+    assert rates(optimizer, schedule, first_step=stop) == whole[stop:]
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused():
+    with pytest.raises(ValueError, match="30 steps leaves nothing of the run's 30"):
+        build("StepLR", new_optimizer(), warmup_steps=EPOCHS * STEPS)

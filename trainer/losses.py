@@ -1,0 +1,171 @@
+"""The losses: each takes raw logits, and labels as class numbers or as a mixture of classes.
+
+logits: (B, K) float; labels: (B,) int64, or (B, K) float whose rows sum to one (from MixUp and
+CutMix). The result is the mean over the B images, so that the mean of parts of a batch, weighted by
+their numbers of images, is exactly the mean of the whole, with class weights too.
+
+``weight`` holds K numbers; an image of class k counts ``weight[k]`` times.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _Weighted(nn.Module):
+    """What all losses share: ``weight``, moved to the logits' device by ``.to``."""
+
+    weight: Tensor | None
+
+    def __init__(self, weight: list[float] | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", _class_weight(weight), persistent=False)
+
+
+class CrossEntropyLoss(_Weighted):
+    """Cross entropy of the softmax, as ``torch.nn.CrossEntropyLoss``.
+
+    Deviation: with ``weight``, torch divides by the weights' sum when the labels are class numbers
+    and by B when they are mixtures; this always divides by B (see the top of this file).
+    """
+
+    def __init__(self, weight: list[float] | None = None, label_smoothing: float = 0.0) -> None:
+        super().__init__(weight)
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing must lie in 0..1, not {label_smoothing}")
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss, a scalar."""
+        return F.cross_entropy(
+            logits, labels, self.weight, reduction="none", label_smoothing=self.label_smoothing
+        ).mean()
+
+
+class NLLLoss(_Weighted):
+    """Negative log likelihood, as ``torch.nn.NLLLoss`` of the logits' log-softmax."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss, a scalar."""
+        return F.cross_entropy(logits, labels, self.weight, reduction="none").mean()
+
+
+class FocalLoss(_Weighted):
+    """Focal loss, -(1 - p)^gamma log(p) for the true class's softmax probability p.
+
+    Lin et al., 2017, "Focal loss for dense object detection", eq. 5, whose alpha is ``weight``.
+    Deviations: softmax over K classes for the paper's sigmoid; a mixed label sums the terms of its
+    classes by their shares. ``gamma`` 0 is cross entropy; the paper's best is 2.
+    """
+
+    def __init__(self, gamma: float = 2.0, weight: list[float] | None = None) -> None:
+        super().__init__(weight)
+        if gamma < 0:
+            raise ValueError(f"gamma must be at least 0, not {gamma}")
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss, a scalar."""
+        log_p = F.log_softmax(logits, dim=1)
+        # At p = 1 the slope of (1 - p)^gamma is infinite for gamma < 1: the floor keeps it finite.
+        rest = (1 - log_p.exp()).clamp_min(torch.finfo(log_p.dtype).eps)
+        terms = -_targets(logits, labels) * rest**self.gamma * log_p  # (B, K)
+        return (terms.sum(dim=1) if self.weight is None else terms @ self.weight).mean()
+
+
+class BCELoss(_Weighted):
+    """Binary cross entropy of each class against the rest, as ``torch.nn.BCELoss`` of sigmoids."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss over images and classes, a scalar."""
+        targets = _targets(logits, labels)
+        terms = F.binary_cross_entropy(logits.sigmoid(), targets, reduction="none")
+        return _mean(terms, targets, self.weight)
+
+
+class BCEWithLogitsLoss(_Weighted):
+    """BCELoss in the form that stays exact for large logits, as ``torch.nn.BCEWithLogitsLoss``.
+
+    ``pos_weight``: K numbers; class k's positive term counts ``pos_weight[k]`` times.
+    """
+
+    pos_weight: Tensor | None
+
+    def __init__(
+        self, weight: list[float] | None = None, pos_weight: list[float] | None = None
+    ) -> None:
+        super().__init__(weight)
+        self.register_buffer("pos_weight", _class_weight(pos_weight), persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss over images and classes, a scalar."""
+        targets = _targets(logits, labels)
+        terms = F.binary_cross_entropy_with_logits(
+            logits, targets, pos_weight=self.pos_weight, reduction="none"
+        )
+        return _mean(terms, targets, self.weight)
+
+
+class MSELoss(_Weighted):
+    """Mean squared distance of the logits from the one-hot labels, as ``torch.nn.MSELoss``."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss over images and classes, a scalar."""
+        targets = _targets(logits, labels)
+        return _mean((logits - targets).square(), targets, self.weight)
+
+
+class L1Loss(_Weighted):
+    """Mean distance of the logits from the one-hot labels, as ``torch.nn.L1Loss``."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss over images and classes, a scalar."""
+        targets = _targets(logits, labels)
+        return _mean((logits - targets).abs(), targets, self.weight)
+
+
+def balanced_weight(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:
+    """Class weights under which every class counts the same in sum: N / (K * count of the class).
+
+    labels: (N,) class numbers of the training split. Returns (K,) float32, which average to one
+    over the images (as scikit-learn's ``class_weight="balanced"``). Raises ValueError for a class
+    without an image.
+    """
+    counts = torch.bincount(torch.as_tensor(labels, dtype=torch.int64), minlength=num_classes)
+    if empty := (counts == 0).nonzero().flatten().tolist():
+        raise ValueError(f"weight: balanced needs training images of every class; none of {empty}")
+    return (counts.sum() / (num_classes * counts.double())).float()
+
+
+def probabilities(loss_name: str, logits: Tensor) -> Tensor:
+    """Class probabilities (N, K) float32, rows summing to one, of a model trained with the loss.
+
+    The two BCE losses train one sigmoid a class, so theirs are sigmoids divided by their sum; all
+    others are softmax.
+    """
+    if loss_name in ("BCELoss", "BCEWithLogitsLoss"):
+        logits = F.logsigmoid(logits.float())  # exp(logsigmoid) / sum, without 0 / 0
+    return logits.float().softmax(dim=1)
+
+
+def _class_weight(weight: list[float] | None) -> Tensor | None:
+    if weight is None:
+        return None
+    values = torch.as_tensor(weight, dtype=torch.float32)
+    if values.ndim != 1 or not values.isfinite().all() or (values < 0).any():
+        raise ValueError(f"class weights must be a list of finite numbers >= 0, not {weight}")
+    return values
+
+
+def _targets(logits: Tensor, labels: Tensor) -> Tensor:
+    """Labels as (B, K) shares of each class, in the logits' type."""
+    if labels.ndim == 1:
+        labels = F.one_hot(labels, logits.shape[1])
+    return labels.to(logits.dtype)
+
+
+def _mean(terms: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of ``terms`` (B, K), each image counted by the weight of its class."""
+    return (terms.mean(dim=1) * (1 if weight is None else targets @ weight)).mean()

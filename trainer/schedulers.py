@@ -1,0 +1,106 @@
+"""The learning rate over a run: a torch scheduler, and a warm-up before it."""
+
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from trainer.tables import SCHEDULERS
+
+
+class Schedule:
+    """Sets the learning rate of ``optimizer`` after every step and every epoch.
+
+    The first ``warmup_steps`` (W) steps rise linearly, step i (from 0) to (i + 1) / (W + 1) of the
+    rate at which ``scheduler`` begins; then the scheduler starts, its first epoch being the one in
+    which the warm-up ends, or the next when the warm-up ends exactly with the epoch. It advances
+    once an epoch, OneCycleLR once a step; None keeps the rate.
+
+    The rates themselves live in the optimizer: to resume, load its state too, in any order.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler | None = None,
+        warmup_steps: int = 0,
+    ) -> None:
+        self.optimizer, self.scheduler, self.warmup_steps = optimizer, scheduler, warmup_steps
+        self.first_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.steps = 0
+        self._warm_up()
+
+    def after_step(self) -> None:
+        """Set the rates of the next step."""
+        self.steps += 1
+        if self.steps <= self.warmup_steps:
+            self._warm_up()
+        elif isinstance(self.scheduler, OneCycleLR):
+            # Behind its end the curve would rise again, so there the rate rests.
+            if self.scheduler.last_epoch + 1 < self.scheduler.total_steps:
+                self.scheduler.step()
+
+    def after_epoch(self, monitored: float) -> None:
+        """Set the rates of the next epoch; ``monitored`` is what ReduceLROnPlateau watches."""
+        if self.steps <= self.warmup_steps:
+            return
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(monitored)
+        elif self.scheduler is not None and not isinstance(self.scheduler, OneCycleLR):
+            self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, from which ``load_state_dict`` goes on exactly."""
+        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
+        return {"steps": self.steps, "scheduler": scheduler}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``, in a schedule built with the same arguments."""
+        self.steps = state["steps"]
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+
+    def _warm_up(self) -> None:
+        share = (self.steps + 1) / (self.warmup_steps + 1)  # exactly 1 at the end
+        for group, lr in zip(self.optimizer.param_groups, self.first_lrs, strict=True):
+            group["lr"] = lr * share
+
+
+def build_schedule(
+    name: str | None,
+    arguments: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_steps: int,
+    mode: str,
+) -> Schedule:
+    """The schedule of a run of ``epochs`` epochs, ``name`` being in SCHEDULERS or None.
+
+    Where ``arguments`` leave them open, the run decides: CosineAnnealingLR's T_max and
+    PolynomialLR's total_iters are the epochs after the warm-up, OneCycleLR's total_steps the steps
+    after it and its max_lr the optimizer's lr, ReduceLROnPlateau's mode is ``mode`` (min or max).
+    Raises ValueError for a warm-up as long as the run, and what the scheduler's constructor raises.
+    """
+    steps = epochs * steps_per_epoch
+    if warmup_steps >= steps:
+        raise ValueError(
+            f"a warm-up of {warmup_steps} steps leaves nothing of the run's {steps} "
+            f"({epochs} epochs of {steps_per_epoch})"
+        )
+    if name is None:
+        return Schedule(optimizer, None, warmup_steps)
+    epochs_left = epochs - warmup_steps // steps_per_epoch
+    open_arguments: dict[str, dict[str, Any]] = {
+        "CosineAnnealingLR": {"T_max": epochs_left},
+        "PolynomialLR": {"total_iters": epochs_left},
+        "OneCycleLR": {
+            "max_lr": [group["lr"] for group in optimizer.param_groups],
+            "total_steps": steps - warmup_steps,
+        },
+        "ReduceLROnPlateau": {"mode": mode},
+    }
+    scheduler_class = resolve_name(SCHEDULERS[name])
+    scheduler = scheduler_class(optimizer, **{**open_arguments.get(name, {}), **arguments})
+    return Schedule(optimizer, scheduler, warmup_steps)
