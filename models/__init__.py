@@ -1,0 +1,16 @@
+"""Every model that ``model.name`` can select, and every start that ``model.init`` can select.
+
+To add a model: write its class in a file of this folder and add its line here. The trainer
+supplies ``num_classes``, ``in_channels`` and ``input_size`` to constructors that ask for them.
+Any torchvision or timm classifier is selected as ``torchvision/NAME`` or ``timm/NAME``
+(``models/external.py``). Importing this table does not import torch.
+"""
+
+MODELS: dict[str, str] = {
+    "AlexNet": "models.alexnet:AlexNet",
+    "LeNet": "models.lenet:LeNet",
+    "MLP": "models.mlp:MLP",
+    "VGG": "models.vgg:VGG",
+}
+
+INITIALISATIONS: tuple[str, ...] = ("xavier", "kaiming", "normal", "orthogonal")

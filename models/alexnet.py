@@ -1,0 +1,61 @@
+"""AlexNet, the network that won ImageNet 2012, and the same eight layers for 32 x 32 images."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.initialise import initialise
+
+# variant: (kernel and stride of the first convolution, side of the last map, hidden width)
+VARIANTS = {"imagenet": (11, 4, 6, 4096), "cifar": (5, 1, 3, 1024)}
+
+
+class AlexNet(nn.Module):
+    """AlexNet (Krizhevsky et al., 2012, "ImageNet classification with deep convolutional nets").
+
+    variant "imagenet": the paper's network for (B, in_channels, 224, 224) float32, or 227 x 227.
+    variant "cifar": the same layers for (B, in_channels, 32, 32); only the first convolution
+    (5 x 5, stride 1) and the hidden layers (1024 wide) are smaller. Ours, from no paper.
+    Output (B, num_classes) logits. Raises ValueError for another variant.
+    Deviation: weights start by Kaiming's rule, not from N(0, 0.01) with some biases at 1.
+    The halves that the paper kept on two GPUs are ``groups=2``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        variant: Literal["imagenet", "cifar"] = "imagenet",
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {list(VARIANTS)}, not {variant!r}")
+        kernel, stride, side, hidden = VARIANTS[variant]
+        self.features = nn.Sequential(                                         # imagenet  cifar
+            nn.Conv2d(in_channels, 96, kernel, stride, padding=2), nn.ReLU(),  # 55 x 55   32 x 32
+            _response_norm(), nn.MaxPool2d(3, stride=2),                       # 27 x 27   15 x 15
+            nn.Conv2d(96, 256, kernel_size=5, padding=2, groups=2), nn.ReLU(),
+            _response_norm(), nn.MaxPool2d(3, stride=2),                       # 13 x 13   7 x 7
+            nn.Conv2d(256, 384, kernel_size=3, padding=1), nn.ReLU(),
+            nn.Conv2d(384, 384, kernel_size=3, padding=1, groups=2), nn.ReLU(),
+            nn.Conv2d(384, 256, kernel_size=3, padding=1, groups=2), nn.ReLU(),
+            nn.MaxPool2d(3, stride=2),                                         # 6 x 6     3 x 3
+        )  # fmt: skip
+        self.classifier = nn.Sequential(
+            nn.Linear(256 * side * side, hidden), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(hidden, num_classes),
+        )  # fmt: skip
+        initialise(self, "kaiming")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images (B, in_channels, H, W)."""
+        logits: Tensor = self.classifier(torch.flatten(self.features(images), 1))
+        return logits
+
+
+def _response_norm() -> nn.LocalResponseNorm:
+    # The paper's section 3.3: n = 5, alpha = 1e-4, beta = 0.75, k = 2. Torch divides alpha by n.
+    return nn.LocalResponseNorm(size=5, alpha=5 * 1e-4, beta=0.75, k=2.0)

@@ -1,0 +1,158 @@
+"""Classifiers of torchvision and timm, with a head for our classes and a stem for our channels."""
+
+import difflib
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from models.weights import first_convolution, load_weights, read_weights, spread_channels
+
+# torchvision's two models with auxiliary heads: we train on the main logits alone.
+WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+
+# Set from num_classes, in_channels and weights, or would read files and addresses we do not check.
+RESERVED = frozenset(
+    {"num_classes", "in_chans", "weights", "progress", "aux_logits", "init_weights"}
+    | {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+    | {"features_only", "device", "dtype"}
+)
+
+
+def torchvision_model(
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    weights: str | None,
+    arguments: Mapping[str, Any],
+) -> nn.Module:
+    """Any classification model of torchvision, by the name of its builder, such as "resnet18".
+
+    weights: None (random), "DEFAULT" or another name of torchvision's weights for this model
+    (downloaded once), or the path of a state_dict file. A head for another number of classes
+    starts anew; the first convolution is adapted to in_channels (``load_weights`` tells how).
+    arguments: for torchvision's builder, such as dropout.
+    Forward returns plain logits in every mode. The weights of googlenet and inception_v3 expect
+    Normalize with mean and std 0.5, those of all others with ImageNet's.
+    Raises ValueError for unknown names and arguments, and for weights that cannot be had.
+    """
+    _check_name("torchvision", name, torchvision.models.list_models(module=torchvision.models))
+    _check_arguments(f"torchvision/{name}", arguments)
+    fixed = {"aux_logits": False, "init_weights": True} if name in WITH_AUXILIARY_HEADS else {}
+    try:
+        model: nn.Module = torchvision.models.get_model(
+            name, weights=None, num_classes=num_classes, **fixed, **arguments
+        )
+    except TypeError as error:  # an argument that the builder does not take
+        raise ValueError(f"torchvision/{name}: {error}") from None
+    _adapt_stem(model, in_channels)
+    if weights is not None:
+        names = torchvision.models.get_model_weights(name).__members__
+        if weights in names:
+            state = _official_weights(name, names[weights], arguments)
+        elif Path(weights).is_file():
+            state = read_weights(weights)
+        else:
+            raise ValueError(
+                f"weights: {weights!r} is neither a file nor weights of torchvision/{name}:"
+                f" {', '.join(names)}"
+            )
+        load_weights(model, state, num_classes)
+    return model
+
+
+def timm_model(
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    weights: str | None,
+    arguments: Mapping[str, Any],
+) -> nn.Module:
+    """Any model of timm by name, also with the tag of its weights, such as "resnet18.a1_in1k".
+
+    weights: None (random), "DEFAULT" (those of the tag, downloaded once; timm makes the new head
+    and the new stem), or the path of a state_dict file. arguments: for the model, as drop_rate.
+    Raises ImportError without timm, and ValueError for unknown names and arguments, and for
+    weights that cannot be had.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise ImportError(f'timm/{name} needs timm: pip install -e ".[timm]"') from None
+    # A name of timm's own list, never an address such as hf-hub:...
+    _check_name("timm", name, timm.list_models(pretrained="." in name))
+    _check_arguments(f"timm/{name}", arguments)
+    try:
+        model: nn.Module = timm.create_model(
+            name,
+            pretrained=weights == "DEFAULT",
+            num_classes=num_classes,
+            in_chans=in_channels,
+            **arguments,
+        )
+    except TypeError as error:
+        raise ValueError(f"timm/{name}: {error}") from None
+    except (OSError, RuntimeError) as error:
+        if weights != "DEFAULT":
+            raise
+        known = timm.get_pretrained_cfg(name)
+        url = f"https://huggingface.co/{known.hf_hub_id}" if known else "the Hugging Face hub"
+        raise ValueError(
+            f"weights: those of timm/{name} could not be had from {url} ({_first_line(error)})."
+            " Without network, fetch its pytorch_model.bin elsewhere, and give its path as weights"
+        ) from error
+    if weights not in (None, "DEFAULT"):
+        load_weights(model, read_weights(weights), num_classes)
+    return model
+
+
+def _check_name(library: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        raise ValueError(
+            f"{library} has no model {name!r};"
+            f" {'did you mean ' + ' or '.join(map(repr, near or known[:3]))}?"
+        )
+
+
+def _check_arguments(model: str, arguments: Mapping[str, Any]) -> None:
+    if taken := sorted(RESERVED & arguments.keys()):
+        raise ValueError(f"{model}: {', '.join(taken)} cannot be set; remove it")
+
+
+def _adapt_stem(model: nn.Module, in_channels: int) -> None:
+    """Replace the first convolution, in place, by one for another number of channels."""
+    name = first_convolution(model)
+    assert name is not None, "every classifier of torchvision has one"
+    old = model.get_submodule(name)
+    assert isinstance(old, nn.Conv2d) and old.groups == 1
+    if old.in_channels != in_channels:
+        old.weight = nn.Parameter(spread_channels(old.weight.detach(), in_channels))
+        old.in_channels = in_channels
+
+
+def _official_weights(name: str, entry: Any, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read torchvision's weights by its own loader, which knows the quirks of old files."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(entry.url)
+    try:
+        # get_model unpickles whatever the file holds; this first reading refuses all but tensors.
+        entry.get_state_dict(check_hash=True, weights_only=True)
+        trained = torchvision.models.get_model(name, weights=entry, **arguments)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"weights: {entry} could not be had from {entry.url} ({_first_line(error)})."
+            f" Without network, fetch that file elsewhere and put it at {file}"
+        ) from error
+    state: dict[str, Tensor] = trained.state_dict()
+    if name in WITH_AUXILIARY_HEADS:
+        return {k: v for k, v in state.items() if not k.startswith(("aux", "AuxLogits"))}
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

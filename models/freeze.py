@@ -1,0 +1,48 @@
+"""Keep parts of a model as they are while the rest is trained."""
+
+import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
+    """Exclude every parameter whose name matches a pattern from training; returns how many numbers.
+
+    patterns: shell patterns on parameter names, such as "features.*" or "layer[12].*"; ``*`` also
+    crosses dots. Raises ValueError, and changes nothing, if a pattern matches no name or if nothing
+    would be left to train.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in parameters):
+            near = " or ".join(map(repr, _near(pattern, list(parameters))))
+            raise ValueError(f"freeze: no parameter matches {pattern!r}; did you mean {near}?")
+    frozen = [name for name in parameters if any(fnmatchcase(name, p) for p in patterns)]
+    if not any(p.requires_grad for name, p in parameters.items() if name not in frozen):
+        raise ValueError(f"freeze: {list(patterns)} leaves nothing to train; drop a pattern")
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return sum(parameters[name].numel() for name in frozen)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Set the model to training, except frozen layers that keep running statistics.
+
+    A frozen batch norm that went on updating its mean and variance would not be frozen.
+    """
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        keeps_statistics = getattr(module, "running_mean", None) is not None
+        if keeps_statistics and own and not any(p.requires_grad for p in own):
+            module.eval()
+
+
+def _near(pattern: str, names: Sequence[str]) -> list[str]:
+    """Patterns and names like the one that matched nothing, or else those of the top level."""
+    paths = [name.split(".") for name in names]
+    groups = [".".join(path[:n]) + ".*" for path in paths for n in range(1, len(path))]
+    near = difflib.get_close_matches(pattern, [*dict.fromkeys(groups), *names], n=3)
+    return near or list(dict.fromkeys(path[0] + ".*" * (len(path) > 1) for path in paths))

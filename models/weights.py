@@ -1,0 +1,78 @@
+"""Start from weights that were trained on other classes, or on images with other channels."""
+
+import pickle
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """Read a state_dict file, such as a run's ``model.pt``, onto the CPU.
+
+    Only tensors are read (``weights_only=True``); nothing in the file is executed. Raises
+    ValueError for a missing or unreadable file and for one with anything but names and tensors.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"weights: there is no file {path!r}") from None
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"weights: {path} cannot be read as a state_dict: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise ValueError(
+            f"weights: {path} is not a plain state_dict (names and tensors);"
+            " save it with torch.save(model.state_dict(), path)"
+        )
+    return state
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], num_classes: int) -> list[str]:
+    """Load a state_dict into a model, in place; returns the names that keep their new values.
+
+    Two differences are bridged. Tensors of a head for another number of classes are left out (these
+    names are returned). The first convolution is adapted to another number of input channels.
+    Raises ValueError that lists every other difference.
+    """
+    own = model.state_dict()  # with torch's version marks, which some layers insist on
+    first = f"{first_convolution(model)}.weight"
+    new, faults = [], [f"unexpected {name}" for name in state if name not in own]
+    for name, tensor in own.items():
+        if name not in state:
+            if not name.endswith("num_batches_tracked"):  # absent from files of before 2018
+                faults.append(f"missing {name}")
+        elif state[name].shape == tensor.shape:
+            own[name] = state[name]
+        elif name == first and _without(1, state[name]) == _without(1, tensor):
+            own[name] = spread_channels(state[name], tensor.shape[1])
+        elif tensor.shape[:1] == (num_classes,) and _without(0, state[name]) == _without(0, tensor):
+            new.append(name)
+        else:
+            faults.append(f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}")
+    if faults:
+        more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise ValueError(
+            f"weights: they do not fit {type(model).__name__}: {'; '.join(faults[:8])}{more}."
+            " The model's arguments must be those the weights were trained with"
+        )
+    model.load_state_dict(own)
+    return new
+
+
+def first_convolution(model: nn.Module) -> str | None:
+    """Name of the first 2-D convolution in the order of definition: the one that sees the image."""
+    return next((n for n, module in model.named_modules() if isinstance(module, nn.Conv2d)), None)
+
+
+def spread_channels(weight: Tensor, in_channels: int) -> Tensor:
+    """Convolution weights (O, I, h, w) for another number of channels: (O, in_channels, h, w).
+
+    Each channel gets the sum over the old channels / in_channels, so that an image of equal
+    channels (grey shown as RGB) gives the same result as before.
+    """
+    return weight.sum(1, keepdim=True).expand(-1, in_channels, -1, -1) / in_channels
+
+
+def _without(dimension: int, tensor: Tensor) -> list[int]:
+    return [size for d, size in enumerate(tensor.shape) if d != dimension]
