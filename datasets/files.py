@@ -1,0 +1,167 @@
+"""Image files below one folder: what RMB, ImageFolder and CSVImages have in common."""
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from datasets import BrokenImage, DataError
+from datasets.images import SUFFIXES, read_image
+
+# Names of folders, and of values in a CSV, that say which part of the split a sample belongs to.
+PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+class Sample(NamedTuple):
+    """One image file; the path is relative to the dataset's root, with forward slashes."""
+
+    path: str
+    class_name: str
+    part: str | None
+
+
+class ImageFiles:
+    """Labelled image files, decoded one at a time to (3, H, W) uint8, whatever they hold."""
+
+    images: Tensor | None = None
+    note = ""
+
+    def __init__(
+        self, root: Path, samples: Sequence[Sample], classes: Sequence[str], on_broken: str
+    ) -> None:
+        label_of = {name: label for label, name in enumerate(classes)}
+        self.root = root
+        self.classes = tuple(classes)
+        self.labels = tuple(label_of[sample.class_name] for sample in samples)
+        self.ids = tuple(sample.path for sample in samples)
+        self.parts = tuple(sample.part for sample in samples)
+        self.on_broken = on_broken
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image(self, index: int) -> Tensor:
+        """Decode one file: (3, H, W) uint8. Raises BrokenImage."""
+        return read_image(self.root / self.ids[index])
+
+    def digest(self, index: int) -> str:
+        """SHA-256 (hex) of the file's bytes. Raises BrokenImage if it cannot be read."""
+        path = self.root / self.ids[index]
+        try:
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BrokenImage(str(path), f"cannot be read: {error.strerror}") from error
+
+
+def scan(root: Path) -> list[Sample]:
+    """List ``root/CLASS/**/IMAGE``, or ``root/PART/CLASS/**/IMAGE`` with parts as in ``PARTS``.
+
+    Sorted by part, class and path. Hidden files and suffixes outside ``SUFFIXES`` are ignored,
+    links to files are followed. A lone ``train`` folder beside other folders is a class (of
+    vehicles, say); ``train`` and ``test`` beside other folders are an error.
+    Raises DataError: no such folder, no class folder, a class without images or without training
+    images, part folders mixed with others.
+    """
+    if not root.is_dir():
+        raise missing_folder(root)
+    try:
+        names = sorted(_folders(root))
+        given = {name: PARTS[name.lower()] for name in names if name.lower() in PARTS}
+        if given and set(given.values()) != {"train"} and len(given) < len(names):
+            others = sorted(set(names) - set(given))
+            raise DataError(
+                f"{root}: {_list(given)} beside {_list(others)}: are these parts of a split or "
+                f"classes? Expected either only train, valid and test, or only class folders."
+            )
+        if given and len(given) == len(names):
+            return _scan_parts(root, given)
+        return _scan_classes(root, "", None)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
+
+
+def missing_folder(root: Path) -> DataError:
+    """The error for a root that is no folder; it names the nearest folders that do exist."""
+    if root.exists():
+        return DataError(f"{root}: this is a file, but dataset.root must be a folder.")
+    existing = next(parent for parent in root.parents if parent.is_dir())
+    wanted = root.relative_to(existing).parts[0]
+    near = difflib.get_close_matches(wanted, _folders(existing), n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(str(existing / name)) for name in near)}?"
+    return DataError(
+        f"{root}: this folder does not exist (started in {Path.cwd()})." + (hint if near else "")
+    )
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """Sort key that puts "img2" before "img10"; equal keys go by the plain text."""
+    pieces = re.split(r"(\d+)", name)  # text, digits, text, digits, ..., text
+    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
+
+
+def _scan_parts(root: Path, given: dict[str, str]) -> list[Sample]:
+    if len(set(given.values())) < len(given) or "train" not in given.values():
+        raise DataError(
+            f"{root}: found {_list(given)}, but expected one train folder, and at most one of "
+            f"val, valid, validation, and at most one test."
+        )
+    order = list(dict.fromkeys(PARTS.values()))
+    names = sorted(given, key=lambda name: order.index(given[name]))
+    samples = [sample for name in names for sample in _scan_classes(root, name, given[name])]
+    trained = {sample.class_name for sample in samples if sample.part == "train"}
+    for sample in samples:
+        if sample.class_name not in trained:
+            raise DataError(
+                f"{root / sample.path}: class '{sample.class_name}' is in {sample.part} but not "
+                f"in train; classes of train: {_list(sorted(trained, key=natural))}."
+            )
+    return samples
+
+
+def _scan_classes(root: Path, folder: str, part: str | None) -> list[Sample]:
+    samples: list[Sample] = []
+    for name in sorted(_folders(root / folder), key=natural):
+        paths = _image_paths(root, root / folder / name)
+        if not paths:
+            raise DataError(
+                f"{root / folder / name}: this class has no images; expected files that end in "
+                f"{', '.join(sorted(SUFFIXES))}. Add some or remove the folder."
+            )
+        samples += [Sample(path, name, part) for path in paths]
+    if not samples:
+        raise DataError(
+            f"{root / folder}: no class folders here; expected {root / folder}/CLASS/IMAGE.jpg"
+            + ("." if folder else f", or {root}/train/CLASS/IMAGE.jpg beside valid and test.")
+        )
+    return samples
+
+
+def _image_paths(root: Path, folder: Path) -> list[str]:
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            (Path(place) / name).relative_to(root).as_posix()
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+        ]
+    return sorted(found, key=natural)
+
+
+def _folders(folder: Path) -> list[str]:
+    return [
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    ]
+
+
+def _list(names: Sequence[str] | dict[str, str]) -> str:
+    shown = [f"'{name}'" for name in names]
+    return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")

@@ -1,0 +1,21 @@
+"""Images sorted into one folder a class."""
+
+from pathlib import Path
+from typing import Literal
+
+from datasets.files import ImageFiles, natural, scan
+
+
+class ImageFolder(ImageFiles):
+    """Images in one folder a class: ``root/CLASS/**/IMAGE``, classes in natural order (2 < 10).
+
+    ``root`` may instead hold ``train``, ``val`` (or ``valid``, ``validation``) and ``test`` folders
+    of that form; they then fix the split. Without a validation folder it is cut from train.
+    Images: (3, H, W) uint8, RGB, each of its own size. Raises DataError as ``scan`` does.
+    """
+
+    def __init__(self, root: str, on_broken: Literal["error", "skip"] = "error") -> None:
+        folder = Path(root).expanduser()
+        samples = scan(folder)
+        classes = sorted({sample.class_name for sample in samples}, key=natural)
+        super().__init__(folder, samples, classes, on_broken)

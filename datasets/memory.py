@@ -1,0 +1,45 @@
+"""Images that are in memory as a whole: what CIFAR10 and FashionMNIST have in common."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from datasets import DataError
+
+
+class ImagesInMemory:
+    """A set with an official test part; training samples first, then the test samples."""
+
+    on_broken = "error"
+    note = ""
+
+    def __init__(
+        self, images: Tensor, labels: Sequence[int], num_train: int, classes: Sequence[str]
+    ) -> None:
+        counts = {"train": num_train, "test": len(labels) - num_train}
+        self.images = images  # (N, C, H, W) uint8
+        self.labels = tuple(labels)
+        self.classes = tuple(classes)
+        self.ids = tuple(f"{part}/{i:05d}" for part, n in counts.items() for i in range(n))
+        self.parts = tuple(part for part, n in counts.items() for _ in range(n))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Tensor:
+        """One image: (C, H, W) uint8."""
+        return self.images[index]
+
+    def digest(self, index: int) -> str:
+        """SHA-256 (hex) of the pixels, in the order C, H, W."""
+        return hashlib.sha256(self.images[index].numpy().tobytes()).hexdigest()
+
+
+def absent(folder: Path, files: Sequence[str], urls: Sequence[str], reason: str) -> DataError:
+    """The error for official files that are neither on disk nor to be had."""
+    return DataError(
+        f"{folder}: missing {', '.join(files)} ({reason}). Download by hand and put into this "
+        f"folder: " + ", ".join(urls)
+    )

@@ -1,0 +1,65 @@
+"""Photographs of RMB notes, sorted into one folder a denomination."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from datasets import DataError
+from datasets.draw import MARK, draw
+from datasets.files import ImageFiles, missing_folder, scan
+
+ROOT = "data/rmb"
+DRAWN = "data/rmb_drawn"
+
+
+class RMB(ImageFiles):
+    """Photographs of RMB notes: ``root/YUAN/IMAGE``; label = rank of the face value (1 < 5 < 100).
+
+    ``root`` may also hold train, valid and test folders of that form, as with ImageFolder.
+    ``draw_if_absent``: where the default root does not exist, note-like pictures are drawn into
+    ``data/rmb_drawn`` (once) and read instead; ``note`` then says so. Any other root that does not
+    exist is an error, because it is most likely misspelt.
+    Images: (3, H, W) uint8, RGB, each of its own size. Raises DataError as ``scan`` does, and for a
+    folder whose name is not a face value.
+    """
+
+    def __init__(
+        self,
+        root: str = ROOT,
+        draw_if_absent: bool = False,
+        on_broken: Literal["error", "skip"] = "error",
+    ) -> None:
+        folder = Path(root).expanduser()
+        if not folder.exists() and root == ROOT:
+            if not draw_if_absent:
+                raise DataError(
+                    f"{missing_folder(folder)} Put photographs into {ROOT}/1/ and {ROOT}/100/, or "
+                    f"set dataset.draw_if_absent=true to train on drawn pictures."
+                )
+            folder = Path(DRAWN)
+            if not folder.exists():
+                try:
+                    draw(folder)
+                except OSError as error:
+                    raise DataError(f"{folder}: cannot be drawn: {error.strerror}.") from error
+        samples = scan(folder)
+        classes = sorted({sample.class_name for sample in samples}, key=_value)
+        for lower, higher in pairwise(classes):
+            if _value(lower) == _value(higher):
+                raise DataError(f"{folder}: '{lower}' and '{higher}' are the same face value.")
+        super().__init__(folder, samples, classes, on_broken)
+        if (folder / MARK).exists():
+            self.note = (
+                f"{folder} holds DRAWN pictures of notes, not photographs: "
+                f"results say nothing about real notes."
+            )
+
+
+def _value(name: str) -> float:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", name):
+        raise DataError(
+            f"folder '{name}': RMB expects folders named by face value in yuan, such as 1, 5, 100 "
+            f"or 0.5; for other names use dataset.name=ImageFolder."
+        )
+    return float(name)

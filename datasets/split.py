@@ -1,0 +1,137 @@
+"""Which sample is trained on, validated on, tested on."""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from datasets import DataError
+
+PARTS = ("train", "val", "test")
+
+
+def split(
+    labels: Sequence[int],
+    digests: Sequence[str],
+    parts: Sequence[str | None],
+    ratios: Sequence[float],
+    seed: int,
+    pool: bool = False,
+) -> dict[str, list[int]]:
+    """Cut samples into "train", "val" and "test": ascending indices of each.
+
+    A hash of (seed, content) places every content on [0, 1), which is cut at the ``ratios`` of
+    train, val and test. Hence equal contents share a part, whatever their names, and a file stays
+    where it is when others are added.
+    So that small sets stay stratified, a class that got less than half its share of a part (or
+    nothing) borrows, from the part with most to spare, the contents that lie nearest. Only borrowed
+    contents can move when files are added.
+    ``parts``: what the source fixes. Official val and test samples stay what they are; what is
+    missing is cut from the rest, in the ratio of the parts concerned. ``pool`` ignores ``parts``.
+    Raises DataError for ratios that cannot be met and for a part without samples.
+    """
+    fixed = [None if pool or part == "train" else part for part in parts]
+    weights = _weights(ratios, {part for part in fixed if part is not None})
+    free = [index for index, part in enumerate(fixed) if part is None]
+    part_of = _cut(((labels[i], digests[i]) for i in free), weights, seed)
+    result: dict[str, list[int]] = {part: [] for part in PARTS}
+    for index, part in enumerate(fixed):
+        result[part or part_of[digests[index]]].append(index)
+    for part, indices in result.items():
+        if not indices:
+            raise DataError(
+                f"split: {len(labels)} images of {len(set(digests))} different contents, cut "
+                f"{':'.join(f'{ratio:g}' for ratio in ratios)}, leave no image for {part}; "
+                f"add images or change split.ratios."
+            )
+    return result
+
+
+def conflicts(
+    ids: Sequence[str],
+    labels: Sequence[int],
+    digests: Sequence[str],
+    split: Mapping[str, list[int]],
+) -> list[str]:
+    """What a user should know about equal contents: one sentence each, none if all is well.
+
+    Told are contents with two labels, and contents in two parts, which only a split that the
+    source itself fixes can have.
+    """
+    part_of = {index: part for part, indices in split.items() for index in indices}
+    groups: dict[str, list[int]] = {}
+    for index in sorted(part_of):
+        groups.setdefault(digests[index], []).append(index)
+    found = []
+    for group in groups.values():
+        names = " = ".join(ids[index] for index in group)
+        if len({labels[index] for index in group}) > 1:
+            found.append(f"equal images in different classes: {names}")
+        if len({part_of[index] for index in group}) > 1:
+            found.append(f"equal images in different parts of the official split: {names}")
+    return found
+
+
+def manifest(
+    split: Mapping[str, list[int]], ids: Sequence[str], digests: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """The split as split.json holds it: for each part, sample id -> SHA-256 of its content."""
+    return {part: {ids[i]: digests[i] for i in indices} for part, indices in split.items()}
+
+
+def _weights(ratios: Sequence[float], official: set[str]) -> dict[str, float]:
+    """The ratios of the parts that are to be cut."""
+    if len(ratios) != 3 or not all(math.isfinite(ratio) and ratio >= 0 for ratio in ratios):
+        raise DataError(f"split.ratios: {list(ratios)}; expected three numbers as [8, 1, 1].")
+    weights = {
+        part: ratio for part, ratio in zip(PARTS, ratios, strict=True) if part not in official
+    }
+    for part, weight in weights.items():
+        if weight == 0:
+            raise DataError(
+                f"split.ratios: {list(ratios)} gives {part} nothing, and the data has no {part} "
+                f"part of its own; expected a number > 0."
+            )
+    return weights
+
+
+def _cut(
+    samples: Iterable[tuple[int, str]], weights: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """The part of each content, for (label, content) pairs."""
+    contents: dict[int, dict[str, float]] = {}  # label -> content -> place on [0, 1)
+    for label, digest in samples:
+        contents.setdefault(label, {})[digest] = _place(seed, digest)
+
+    total, edge = sum(weights.values()), 0.0
+    bounds: dict[str, tuple[float, float]] = {}
+    for part, weight in weights.items():
+        bounds[part] = (edge, edge := edge + weight / total)
+    last = next(reversed(bounds))  # rounding may leave the last edge a hair below 1
+    part_of = {
+        digest: next((part for part, (_, high) in bounds.items() if place < high), last)
+        for places in contents.values()
+        for digest, place in places.items()
+    }
+
+    for _, places in sorted(contents.items()):
+        enough = {part: max(1, int(len(places) * w / total / 2)) for part, w in weights.items()}
+        if len(places) < len(weights):
+            enough = {part: int(part == "train") for part in weights}  # too few to test on
+        count = Counter(part_of[digest] for digest in places)
+        for part, (low, high) in bounds.items():
+            while count[part] < enough[part]:
+                giver = max(weights, key=lambda other: count[other] - enough[other])
+                _, nearest = min(
+                    (max(low - place, place - high), digest)
+                    for digest, place in places.items()
+                    if part_of[digest] == giver
+                )
+                part_of[nearest] = part
+                count.update({giver: -1, part: 1})
+    return part_of
+
+
+def _place(seed: int, digest: str) -> float:
+    hashed = hashlib.sha256(f"{seed} {digest}".encode()).digest()
+    return (int.from_bytes(hashed[:8], "big") >> 11) / 2**53  # 53 bits: exact in a float, below 1

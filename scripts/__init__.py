@@ -1,0 +1,1 @@
+"""Small commands for data and benchmarks, run as ``python -m scripts.NAME`` from the root."""
