@@ -1,0 +1,262 @@
+"""Components: their arguments judged by the real signatures, all together, and built from YAML."""
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
+
+from trainer.components import build, check_components, components
+from trainer.config import Component, load_config
+from trainer.errors import ConfigError
+from trainer.rules import RESERVED, TABLES
+from trainer.signatures import SUPPLIED, describe, parameters_of, resolve, schema_of
+from transforms import TRANSFORMS
+
+SHIPPED = sorted(Path("configs").glob("*.yaml"))
+EVERY = [(kind, name) for kind, table in TABLES.items() for name in table]
+GOOD = """\
+dataset: {name: RMB, root: absent}
+transforms:
+  train:
+    - {name: Resize, size: [32, 32], interpolation: bicubic}
+    - {name: RandomApply, p: 0.5, transforms: [{name: ColorJitter, hue: [-0.1, 0.1]}]}
+    - {name: AutoAugment, policy: cifar10}
+    - {name: Normalize, mean: [0.5, 0.5, 0.5], std: [1, 1, 1]}
+    - {name: MixUp, alpha: 0.2}
+  eval:
+    - {name: Resize, size: [32, 32]}
+model: {name: VGG, depth: 11, weights: DEFAULT, init: kaiming, freeze: ["features.*"]}
+loss: {name: FocalLoss, gamma: 1, weight: balanced}
+optimizer: {name: Adam, lr: 1, betas: [0.9, 0.99], no_decay: true}
+scheduler: {name: OneCycleLR, warmup: 1ep}
+metrics: [{name: top_k, k: 2}]
+train: {epochs: 3}
+"""
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch):
+    """The faults of a text's components, as (line, path, message)."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(text, *overrides):
+        Path("exp.yaml").write_text(text)
+        faults = check_components(load_config("exp.yaml", overrides))
+        return [(fault.line, fault.path, fault.message) for fault in faults]
+
+    return check
+
+
+def test_arguments_that_fit_have_no_fault(check):
+    assert check(GOOD) == []
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_fits(path):
+    assert check_components(load_config(path)) == []
+
+
+BAD_ARGUMENTS = """\
+dataset: {name: RMB, rot: data/rmb}
+transforms:
+  train:
+    - {name: Resize, size: "32", interpolation: bilinar}
+    - RandomCrop
+    - {name: RandomApply, transforms: [{name: ColorJitter, hue: [0.1, x]}]}
+    - {name: MixUp, num_classes: 3}
+  eval: []
+model: {name: VGG, num_classes: 3, depth: 12}
+loss: {name: FocalLoss, gama: 2}
+optimizer: {name: SGD, momentum: true, learning_rate: 3}
+scheduler: {name: StepLR}
+metrics: [{name: top_k, n: 2}]
+train: {epochs: 10}
+"""
+
+
+def test_the_arguments_of_all_components_are_judged_together(check):
+    expected = {
+        "dataset.rot": (1, "unknown key 'rot'; did you mean 'root'?; allowed are name, root"),
+        "transforms.train.0.size": (4, "expected a whole number, a list (each a whole number)"),
+        "transforms.train.0.interpolation": (4, "expected nearest, nearest-exact, bilinear"),
+        "transforms.train.1.size": (5, "'size' is missing; expected a whole number or a list"),
+        "transforms.train.2.transforms.0.hue.1": (6, "expected a number, got the text 'x'"),
+        "transforms.train.3.num_classes": (7, "'num_classes' is set by the trainer; remove it"),
+        "model.num_classes": (9, "'num_classes' is set by the trainer; remove it"),
+        "model.depth": (9, "expected 11, 13, 16 or 19, got 12"),
+        "loss.gama": (10, "unknown key 'gama'; did you mean 'gamma'?"),
+        "optimizer.momentum": (11, "expected a number, got true"),
+        "optimizer.learning_rate": (11, "unknown key 'learning_rate'; did you mean 'lr'?"),
+        "scheduler.step_size": (12, "'step_size' is missing; expected a whole number"),
+        "metrics.0.n": (13, "unknown key 'n'; allowed are name and k"),
+    }
+    found = {path: (line, message) for line, path, message in check(BAD_ARGUMENTS)}
+    assert found.keys() == expected.keys()
+    for path, (line, message) in expected.items():
+        assert found[path][0] == line
+        assert found[path][1].startswith(message), found[path][1]
+
+
+def test_beside_other_faults_arguments_are_judged_the_same_without_torch(check):
+    by_signature = check(BAD_ARGUMENTS)
+    with pytest.raises(ConfigError) as caught:
+        check(BAD_ARGUMENTS + "lgo: {}\n")
+    told = [(fault.line, fault.path, fault.message) for fault in caught.value.faults]
+    assert sorted(told[:-1]) == sorted(by_signature)
+    assert told[-1][1] == "lgo"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.weights=3", "expected text or null, got 3"),
+        ("model.init=xavir", "did you mean 'xavier'?"),
+        ("model.freeze=features", "expected a list (each text), got the text 'features'"),
+        ("loss.weight=balansed", "did you mean 'balanced'?"),
+        ("loss.weight=[1, -1]", "expected a number of at least 0, got -1"),
+        ("optimizer.no_decay=yes", "expected true or false, got the text 'yes'; write true"),
+        ("scheduler.warmup=3m", "expected text (such as 20st, 1ep) or null"),
+    ],
+)
+def test_the_trainers_own_arguments_are_judged_for_every_component(check, override, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check(GOOD, override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "message"),
+    [
+        (["optimizer.lr=-1"], "optimizer", "Adam cannot be built: Invalid learning rate: -1"),
+        (["loss.gamma=-1"], "loss.gamma", "FocalLoss cannot be built: gamma must be"),
+        (["transforms.eval.0.size=[1, 2, 3]"], "transforms.eval.0.size", "Resize cannot be built"),
+        (["model=torchvision/resnet81"], "model", "did you mean 'resnet18'"),
+        (["model=torchvision/resnet18", "model.foo=3"], "model.foo", "unexpected keyword"),
+        (["optimizer=Rprop"], "scheduler", "OneCycleLR cannot be built: optimizer must support"),
+        (["model.dropout=2"], "model.dropout", "dropout probability has to be between 0 and 1"),
+    ],
+)
+def test_what_a_constructor_refuses_is_a_fault_at_its_component(check, overrides, path, message):
+    ((_, told_path, told),) = check(GOOD, *overrides)
+    assert told_path == path
+    assert message in told
+
+
+def test_several_refusals_are_told_together(check):
+    found = check(GOOD, "optimizer.lr=-1", "loss.gamma=-1", "transforms.train.4.alpha=-1")
+    assert [path for _, path, _ in found] == ["transforms.train.4", "loss.gamma", "optimizer"]
+
+
+def test_the_check_draws_nothing_from_the_global_generator(check):
+    state = torch.get_rng_state()
+    assert check(GOOD) == []
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_components_are_listed_with_their_paths(tmp_path):
+    path = tmp_path / "exp.yaml"
+    path.write_text(GOOD)
+    listed = [(kind, path) for kind, path, _ in components(load_config(path))]
+    assert ("transform", "transforms.train.1.transforms.0") in listed
+    assert [kind for kind, _ in listed if kind not in ("transform",)] == [
+        "dataset", "model", "loss", "optimizer", "scheduler", "metric",
+    ]  # fmt: skip
+
+
+# --- Building
+
+
+def test_text_becomes_the_member_of_the_enum():
+    resize = Component(name="Resize", arguments={"size": [8, 8], "interpolation": "bicubic"})
+    assert build(TRANSFORMS, "t", resize).interpolation == InterpolationMode.BICUBIC
+    augment = Component(name="AutoAugment", arguments={"policy": "svhn"})
+    assert build(TRANSFORMS, "t", augment).policy == AutoAugmentPolicy.SVHN
+
+
+def test_inner_components_are_built():
+    inner = Component(name="ColorJitter", arguments={"hue": 0.1})
+    outer = Component(name="RandomApply", arguments={"transforms": [inner], "p": 0.3})
+    built = build(TRANSFORMS, "t", outer)
+    assert isinstance(built.transforms[0], torchvision.transforms.v2.ColorJitter)
+    assert built.p == 0.3
+
+
+def test_what_is_supplied_goes_only_to_those_that_ask():
+    supplied = {"num_classes": 7, "in_channels": 1, "input_size": [28, 28]}
+    mlp = build(TABLES["model"], "model", Component(name="MLP"), **supplied)
+    assert mlp(torch.zeros(2, 1, 28, 28)).shape == (2, 7)
+    resize = Component(name="Resize", arguments={"size": 8})
+    assert build(TRANSFORMS, "t", resize, num_classes=7).size == [8]
+
+
+def test_an_error_in_a_constructor_tells_its_path():
+    bad = Component(name="Resize", arguments={"size": [1, 2, 3]})
+    with pytest.raises(ValueError, match="size") as caught:
+        build(TRANSFORMS, "transforms.train.0", bad)
+    assert caught.value.__notes__ == ["while building transforms.train.0: Resize"]
+
+
+# --- Signatures
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_every_table_line_leads_to_a_described_component(kind, name):
+    described = describe(kind, name)
+    assert described["description"]
+    if not name.endswith("/"):
+        assert described["additionalProperties"] is False
+        parameters = parameters_of(resolve(TABLES[kind], name))
+        assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values()), (
+            "a signature with **kwargs judges nothing"
+        )
+        known = described["properties"].keys() | RESERVED.get(kind, {}).keys()
+        assert parameters.keys() <= known
+        for parameter, schema in described["properties"].items():
+            unset = schema.keys() & {"type", "anyOf", "enum", "not"}
+            assert unset or parameter == "transforms", f"{name}.{parameter} takes anything"
+        assert not set(described["required"]) & set(SUPPLIED[kind])
+
+
+@pytest.mark.parametrize(
+    ("annotation", "schema"),
+    [
+        (int, {"type": "integer"}),
+        (float, {"type": "number"}),
+        (bool, {"type": "boolean"}),
+        (str | None, {"anyOf": [{"type": "string"}, {"type": "null"}]}),
+        (Optional[int], {"anyOf": [{"type": "integer"}, {"type": "null"}]}),  # noqa: UP045
+        (list[int], {"type": "array", "items": {"type": "integer"}}),
+        (Sequence[float], {"type": "array", "items": {"type": "number"}}),
+        (Iterable[int], {"type": "array", "items": {"type": "integer"}}),
+        (Literal["a", 2], {"enum": ["a", 2]}),
+        (float | Tensor, {"type": "number"}),
+        (int | float, {"type": "number"}),
+        (Sequence[Callable], {"type": "array"}),
+        (Union[Sequence[Callable], nn.ModuleList], {"type": "array"}),  # noqa: UP007
+        (
+            tuple[float | Tensor, float],
+            {
+                "type": "array",
+                "prefixItems": [{"type": "number"}, {"type": "number"}],
+                "minItems": 2,
+                "maxItems": 2,
+            },
+        ),
+        (AutoAugmentPolicy, {"enum": ["imagenet", "cifar10", "svhn"]}),
+        (Any, {}),
+        (inspect.Parameter.empty, {}),
+        (Tensor, None),
+        (Callable[[int], int], None),
+        (dict[str, int], None),
+        (typing.TypeVar("T"), None),
+    ],
+)
+def test_annotations_become_json_schema(annotation, schema):
+    assert schema_of(annotation) == schema

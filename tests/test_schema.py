@@ -1,0 +1,153 @@
+"""The JSON Schema that editors use: it says what the trainer says, and is kept up to date."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from trainer.check import Judge
+from trainer.document import Document
+from trainer.rules import SCHEMA_FILE
+from trainer.schema import as_text, generate, made_with, main
+
+SHIPPED = sorted(Path("configs").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def schema():
+    return generate()
+
+
+@pytest.fixture(scope="module")
+def validator(schema):
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def read(path):
+    document = Document(path.read_text(encoding="utf-8"), str(path))
+    assert not document.faults
+    return document.data
+
+
+def test_the_file_in_configs_is_up_to_date():
+    if json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))["$comment"] != made_with():
+        pytest.skip(f"made with other versions than {made_with()}")
+    assert main(["--check"]) == 0
+
+
+def test_drift_is_told(tmp_path, monkeypatch, capsys):
+    stale = tmp_path / "schema.json"
+    monkeypatch.setattr("trainer.schema.SCHEMA_FILE", stale)
+    assert main(["--check"]) == 1
+    assert "is out of date: python -m trainer.schema" in capsys.readouterr().err
+    assert main([]) == 0
+    assert main(["--check"]) == 0
+    stale.write_text(stale.read_text().replace('"LeNet"', '"LeNot"', 1))
+    assert main(["--check"]) == 1
+
+
+def test_the_file_is_the_same_each_time(schema):
+    assert as_text(generate()) == as_text(schema)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid_and_names_the_schema(path, validator):
+    assert list(validator.iter_errors(read(path))) == []
+    assert list(validator.iter_errors(yaml.safe_load(path.read_text(encoding="utf-8")))) == []
+    first_line = path.read_text(encoding="utf-8").partition("\n")[0]
+    assert first_line == "# yaml-language-server: $schema=./schema.json"
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("sed",), 0),
+        (("seed",), True),
+        (("seed",), "0"),
+        (("model",), "Lenet"),
+        (("model",), {"name": "LeNet", "num_classes": 3}),
+        (("model",), {"name": "LeNet", "depth": 3}),
+        (("model",), {"name": "VGG", "depth": 12}),
+        (("model",), "torchvision/"),
+        (("optimizer", "learning_rate"), 0.1),
+        (("optimizer", "lr"), "fast"),
+        (("loader",), {"batch_size": 0}),
+        (("transforms", "train"), ["RandomCrop"]),
+        (("transforms", "train"), [{"name": "RandomApply", "transforms": [{"name": "Nothing"}]}]),
+        (("log",), {"every": "1ep"}),
+        (("scheduler",), {"name": "StepLR", "step_size": 3, "warmup": "3m"}),
+        (("train", "epochs"), None),
+    ],
+)
+def test_the_judge_and_jsonschema_refuse_the_same(place, value, schema, validator):
+    data = read(Path("configs/lenet_rmb.yaml"))
+    judge = Judge(schema["$defs"])
+    assert list(judge.judge(data, schema)) == []
+    inner = data
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    assert not validator.is_valid(data)
+    findings = list(judge.judge(data, schema))
+    assert findings
+    assert all(finding.place[: len(place)] == place for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("model",), "torchvision/resnet18"),
+        (("model",), {"name": "timm/resnet18", "drop_rate": 0.1, "weights": "DEFAULT"}),
+        (("scheduler",), None),
+        (("scheduler",), {"name": "CosineAnnealingLR", "warmup": "20st"}),
+        (("loss",), {"name": "CrossEntropyLoss", "weight": "balanced"}),
+        (("loss",), {"name": "CrossEntropyLoss", "weight": [1, 2.5]}),
+        (("train", "device"), "cuda:1"),
+        (("early_stop",), {"patience": 3}),
+        (("name",), "x"),
+    ],
+)
+def test_the_judge_and_jsonschema_accept_the_same(place, value, schema, validator):
+    data = read(Path("configs/lenet_rmb.yaml"))
+    inner = data
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    assert list(validator.iter_errors(data)) == []
+    assert list(Judge(schema["$defs"]).judge(data, schema)) == []
+
+
+def test_the_judge_knows_every_word_of_the_schema(schema):
+    judged = {
+        "$ref", "not", "discriminator", "anyOf", "type", "enum", "const", "pattern", "properties",
+        "additionalProperties", "required", "items", "prefixItems", "minItems", "maxItems",
+        "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
+    }  # fmt: skip
+    told = {"$schema", "$comment", "$defs", "description", "default", "examples", "title"}
+    by_us = {"unsupported"}  # why a known name is not there
+    used = set()
+
+    def walk(node):
+        used.update(node)
+        for key in ("properties", "$defs"):
+            for inner in node.get(key, {}).values():
+                walk(inner)
+        for key in ("anyOf", "prefixItems"):
+            for inner in node.get(key, []):
+                walk(inner)
+        if isinstance(node.get("items"), dict):
+            walk(node["items"])
+
+    walk(schema)
+    assert used <= judged | told | by_us
+
+
+def test_every_setting_has_a_description(schema):
+    sections = [schema, *(d for key, d in schema["$defs"].items() if key[0].isupper())]
+    for section in sections:
+        for name, inner in section["properties"].items():
+            of_its_type = schema["$defs"].get(inner.get("$ref", "").rpartition("/")[2], {})
+            assert inner.get("description") or of_its_type.get("description"), name

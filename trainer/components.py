@@ -1,0 +1,159 @@
+"""From a component's name and arguments to the object, and to every fault before data is read.
+
+Importing this imports no torch; looking a component up does.
+"""
+
+import enum
+import functools
+import re
+import typing
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from trainer.config import Component, Config
+from trainer.errors import Fault
+from trainer.rules import RESERVED, TABLES, component_key
+from trainer.settings import NESTING
+from trainer.signatures import describe, parameters_of, resolve
+
+
+def build(table: Mapping[str, str], path: str, component: Component, **supplied: Any) -> Any:
+    """Call what ``component`` names with its arguments, and with those ``supplied`` it asks for.
+
+    Components among the arguments are built too. What the constructor raises passes through, with
+    a note that tells ``path``.
+    """
+    factory = resolve(table, component.name)
+    parameters = parameters_of(factory)
+    given = {name: value for name, value in supplied.items() if name in parameters}
+
+    def converted(name: str, value: Any) -> Any:
+        if isinstance(value, list) and any(isinstance(item, Component) for item in value):
+            inner = f"{path}.{name}"
+            return [build(table, f"{inner}.{i}", c, **supplied) for i, c in enumerate(value)]
+        return as_member(value, parameters[name].annotation) if name in parameters else value
+
+    try:
+        arguments = {name: converted(name, value) for name, value in component.arguments.items()}
+        return factory(**given, **arguments)
+    except Exception as error:
+        error.add_note(f"while building {path}: {component.name}")
+        raise
+
+
+def as_member(value: Any, annotation: Any) -> Any:
+    """ "bilinear" as InterpolationMode.BILINEAR where the annotation knows such an enum."""
+    for kind in (annotation, *typing.get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, enum.Enum) and isinstance(value, str):
+            return kind(value)
+    return value
+
+
+def check_components(config: Config) -> list[Fault]:
+    """Every fault in the arguments of every component, told before any data is read.
+
+    First by the constructors' signatures, all together. Then, where those agree, each but the
+    dataset is built once for trial: models without memory, optimizers on one small parameter.
+    """
+    used = {
+        component_key(kind, name): describe(kind, name)
+        for kind, _, component in components(config)
+        for name in [_table_name(kind, component.name)]
+    }
+    return config.check(used) or list(_trials(config))
+
+
+def components(config: Config) -> Iterator[tuple[str, str, Component]]:
+    """(kind, path, component) of each component, those inside others too."""
+    yield "dataset", "dataset", config.dataset
+    for side in ("train", "eval"):
+        listed = getattr(config.transforms, side)
+        yield from _with_inner("transform", f"transforms.{side}", listed)
+    for kind in ("model", "loss", "optimizer", "scheduler"):
+        if (component := getattr(config, kind)) is not None:
+            yield kind, kind, component
+    yield from _with_inner("metric", "metrics", config.metrics)
+
+
+def _with_inner(
+    kind: str, path: str, listed: Iterable[Component]
+) -> Iterator[tuple[str, str, Component]]:
+    for index, component in enumerate(listed):
+        inner = f"{path}.{index}"
+        yield kind, inner, component
+        if component.name in NESTING:
+            nested = component.arguments.get("transforms", [])
+            yield from _with_inner(kind, f"{inner}.transforms", nested)
+
+
+def _table_name(kind: str, name: str) -> str:
+    """The table's entry for a component: "torchvision/" for "torchvision/resnet18"."""
+    return name if name in TABLES[kind] else name[: name.index("/") + 1]
+
+
+def _trials(config: Config) -> Iterator[Fault]:
+    """What constructors refuse although the types are right, such as a negative learning rate."""
+    import torch
+
+    from models.external import timm_model, torchvision_model
+    from trainer.schedulers import build_schedule
+
+    def transform(path: str, component: Component) -> object:
+        return build(TABLES["transform"], path, component, num_classes=2)
+
+    def model() -> object:
+        component = _without_reserved("model", config.model)
+        with torch.device("meta"):  # shapes without memory
+            family, _, name = component.name.partition("/")
+            if name:
+                factory = torchvision_model if family == "torchvision" else timm_model
+                return factory(name, 2, 3, None, component.arguments)
+            supplied = {"num_classes": 2, "in_channels": 3, "input_size": [32, 32]}
+            return build(TABLES["model"], "model", component, **supplied)
+
+    def optimizer() -> Any:
+        component = _without_reserved("optimizer", config.optimizer)
+        parameter = torch.nn.Parameter(torch.zeros(2, 2))
+        return build(TABLES["optimizer"], "optimizer", component, params=[{"params": [parameter]}])
+
+    def schedule() -> object:
+        assert config.scheduler is not None
+        component = _without_reserved("scheduler", config.scheduler)
+        epochs, arguments = config.train.epochs, dict(component.arguments)
+        return build_schedule(component.name, arguments, optimizer(), epochs, 10, 0, "min")
+
+    def loss() -> object:
+        return build(TABLES["loss"], "loss", _without_reserved("loss", config.loss))
+
+    attempts: list[tuple[str, Component, Callable[[], object]]] = [
+        (path, component, functools.partial(transform, path, component))
+        for kind, path, component in components(config)
+        if kind == "transform" and ".transforms." not in path
+    ]
+    attempts += [("model", config.model, model), ("loss", config.loss, loss)]
+    attempts += [("optimizer", config.optimizer, optimizer)]
+    if config.scheduler is not None:
+        attempts += [("scheduler", config.scheduler, schedule)]
+    failed = set[str]()
+    for path, component, attempt in attempts:
+        if path == "scheduler" and "optimizer" in failed:
+            continue  # it is tried on the optimizer
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                attempt()
+        except NotImplementedError:
+            continue  # a model of timm that needs real memory
+        except Exception as error:
+            failed.add(path)
+            message = " ".join(str(error).split()) or type(error).__name__
+            words = re.findall(r"\w+", message)
+            named = [name for name in component.arguments if name in words]
+            place = f"{path}.{named[0]}" if named else path
+            yield config.fault(place, f"{component.name} cannot be built: {message}")
+
+
+def _without_reserved(kind: str, component: Component) -> Component:
+    reserved = RESERVED.get(kind, {})
+    arguments = {k: value for k, value in component.arguments.items() if k not in reserved}
+    return component.model_copy(update={"arguments": arguments})

@@ -1,0 +1,147 @@
+"""One YAML file as a frozen, checked Config: the only thing the code reads settings from.
+
+    config = load_config("configs/lenet_rmb.yaml", ["optimizer.lr=0.1"])
+
+Nothing here imports torch: every wrong key, type and name is told in a fraction of a second.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PrivateAttr
+from pydantic_core import to_jsonable_python
+
+from trainer.check import Schema
+from trainer.document import Document, read_document, write
+from trainer.errors import ConfigError, Fault
+from trainer.parse import Place
+from trainer.rules import check_document, default_monitor, judge_document
+from trainer.settings import (
+    Checkpoint,
+    Component,
+    Count,
+    Dataset,
+    Duration,
+    EarlyStop,
+    Frozen,
+    Loader,
+    Log,
+    Loss,
+    Metric,
+    Model,
+    Optimizer,
+    Scheduler,
+    Split,
+    Train,
+    Transforms,
+)
+
+__all__ = ["Component", "Config", "Duration", "load_config"]
+
+NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class Config(Frozen):
+    """Everything that decides a run."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN, examples=["lenet_rmb"])]
+    """The run's name and folder; default the file's name."""
+    seed: Count = 0
+    """Decides weights, order and augmentation; not the split."""
+    dataset: Dataset
+    """Where images and labels come from."""
+    split: Split = Split()
+    transforms: Transforms = Transforms(train=(), eval=())
+    """What happens to images before the model; scaling to 0-1 happens by itself."""
+    loader: Loader = Loader()
+    model: Model
+    """What is trained; num_classes and in_channels come from the data."""
+    loss: Loss = Component(name="CrossEntropyLoss")
+    """What training makes small."""
+    optimizer: Optimizer
+    """How weights follow the gradient."""
+    scheduler: Scheduler | None = None
+    """How the learning rate changes; null keeps it."""
+    metrics: tuple[Metric, ...] = (Component(name="accuracy"),)
+    """What is measured on val and test."""
+    train: Train
+    early_stop: EarlyStop | None = None
+    """When to stop before the last epoch; null never does."""
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+
+    _document: Document = PrivateAttr()
+
+    def __eq__(self, other: object) -> bool:
+        """Equal settings; where they were written does not matter."""
+        return isinstance(other, Config) and self.__dict__ == other.__dict__
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What the overrides did that a user should be told."""
+        return tuple(self._document.messages)
+
+    def dump(self) -> str:
+        """The effective configuration as YAML with all defaults; loads again to an equal Config."""
+        return write(self.model_dump(mode="json"))
+
+    def print(self) -> str:
+        """The same, each value with where it came from: file and line, default, or command line."""
+        return write(self.model_dump(mode="json"), self._document.told_origin)
+
+    def check(self, described: Mapping[str, Schema]) -> list[Fault]:
+        """Every fault by the JSON Schemas of its components' arguments."""
+        return judge_document(self._document, type(self).model_json_schema(), described)
+
+    def fault(self, path: str, message: str) -> Fault:
+        """A fault where ``path`` ("optimizer.lr") stands in the file, or its nearest parent."""
+        return self._document.fault(as_place(path), message)
+
+
+def as_place(path: str) -> Place:
+    """ "metrics.0.k" as ("metrics", 0, "k")."""
+    return tuple(int(part) if part.isdecimal() else part for part in path.split(".") if path)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and ``key=value`` overrides; raises ConfigError with every fault at once."""
+    document = read_document(Path(path))
+    # The outer before the inner: `model.depth=11 model.name=VGG` means what its reverse means.
+    for typed in sorted(overrides, key=_depth):
+        document.override(typed, DEFAULTS)
+    _fill_in(document, Path(path).stem)
+    if faults := check_document(document, Config.model_json_schema()):
+        raise ConfigError(faults, document.file)
+    config = Config.model_validate(document.data)
+    config._document = document
+    return config
+
+
+def _depth(typed: str) -> int:
+    key = typed.partition("=")[0].strip()
+    return key.removesuffix(".name").count(".")
+
+
+def _fill_in(document: Document, stem: str) -> None:
+    """The two defaults that depend on something else: the run's name, and what is monitored."""
+    data = document.data
+    if not isinstance(data, dict):
+        return
+    if "name" not in data:
+        if not re.match(NAME_PATTERN, stem):
+            message = f"the file's name '{stem}' is no name for a run; add 'name:' to the file"
+            document.faults.append(document.fault((), message))
+            stem = "unnamed"
+        document.data = data = {"name": stem, **data}
+    if isinstance(train := data.get("train"), dict) and "monitor" not in train:
+        train["monitor"] = default_monitor(data)
+
+
+# What an override may go into although the file leaves it out: `loss.label_smoothing=0.1`.
+DEFAULTS: dict[str, Any] = {
+    key: to_jsonable_python(field.default)
+    for key, field in Config.model_fields.items()
+    if not field.is_required() and field.default is not None
+}

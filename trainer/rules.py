@@ -1,0 +1,246 @@
+"""What a configuration must keep to, without PyTorch: keys, types, names, what goes together."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import DATASETS
+from models import INITIALISATIONS, MODELS
+from trainer.check import Finding, Judge, Schema
+from trainer.document import Document, component_name
+from trainer.errors import Fault
+from trainer.parse import Place
+from trainer.settings import NESTING, Duration
+from trainer.tables import (
+    LOSSES,
+    METRICS,
+    OPTIMIZERS,
+    SCALAR,
+    SCHEDULERS,
+    UNSUPPORTED_OPTIMIZERS,
+)
+from trainer.words import listed, shortened, suggestion
+from transforms import MIXING, RANDOM, TRANSFORMS
+
+SCHEMA_FILE = Path(__file__).resolve().parent.parent / "configs" / "schema.json"
+
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "dataset": DATASETS,
+    "transform": TRANSFORMS,
+    "model": {
+        **MODELS,
+        "torchvision/": "models.external:torchvision_model",
+        "timm/": "models.external:timm_model",
+    },
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "scheduler": SCHEDULERS,
+    "metric": METRICS,
+}
+
+# Arguments that the trainer takes itself, whichever component it is.
+RESERVED: Mapping[str, Mapping[str, Schema]] = {
+    "model": {
+        "weights": {
+            "anyOf": [{"type": "string"}, {"type": "null"}],
+            "description": "DEFAULT, a name of torchvision's, or a file of a state_dict.",
+        },
+        "init": {
+            "enum": [*INITIALISATIONS, None],
+            "description": "How weights are drawn; null is the model's own way.",
+        },
+        "freeze": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Parameters that stay as they are, by name pattern: features.*",
+        },
+    },
+    "loss": {
+        "weight": {
+            "anyOf": [
+                {"enum": ["balanced"]},
+                {"type": "array", "items": {"type": "number", "minimum": 0}},
+                {"type": "null"},
+            ],
+            "description": "A number for each class; balanced: from the training labels.",
+        }
+    },
+    "optimizer": {
+        "no_decay": {
+            "type": "boolean",
+            "description": "No weight decay for biases and norm layers.",
+        }
+    },
+    "scheduler": {
+        "warmup": {
+            "anyOf": [Duration.schema("st", "ep"), {"type": "null"}],
+            "description": "The time in which the learning rate first rises to its start.",
+        }
+    },
+}
+_HERE_NOT = {"not": {}, "description": "write the arguments beside 'name', without 'arguments:'"}
+_SEVERAL_CROPS = ("FiveCrop", "TenCrop")
+
+
+def component_key(kind: str, name: str) -> str:
+    """The key of a component in the schema's ``$defs``."""
+    return f"{kind}.{name.rstrip('/')}"
+
+
+def definitions(described: Mapping[str, Schema]) -> dict[str, dict[str, Any]]:
+    """The schema of each kind of component and of each one, whose arguments ``described`` tells.
+
+    Where it does not, any argument is allowed.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for kind, table in TABLES.items():
+        references = {}
+        for name in table:
+            key = component_key(kind, name)
+            references[name] = f"#/$defs/{key}"
+            result[key] = _component_schema(kind, name, described.get(key))
+        bare = [n for n in table if result[component_key(kind, n)]["required"] == ["name"]]
+        examples = [e for n in table for e in result[component_key(kind, n)].get("examples", [n])]
+        result[kind] = {
+            "title": kind,
+            "anyOf": [
+                {"enum": [name for name in bare if not name.endswith("/")]},
+                *({"type": "string", "pattern": f"^{n}."} for n in table if n.endswith("/")),
+                *({"$ref": reference} for reference in references.values()),
+            ],
+            "discriminator": {"propertyName": "name", "mapping": references},
+            "examples": examples,
+        }
+    result["optimizer"]["unsupported"] = UNSUPPORTED_OPTIMIZERS
+    return result
+
+
+def _component_schema(kind: str, name: str, described: Schema | None) -> dict[str, Any]:
+    family = name.endswith("/")
+    named = {"type": "string", "pattern": f"^{name}."} if family else {"const": name}
+    schema: dict[str, Any] = {"type": "object", **(described or {})}
+    own = {**schema.get("properties", {}), "arguments": _HERE_NOT}
+    if name in NESTING:
+        own = {**own, "transforms": {"type": "array", "items": {"$ref": "#/$defs/transform"}}}
+    schema["properties"] = {"name": named, **RESERVED.get(kind, {}), **own}
+    schema["required"] = list(dict.fromkeys(["name", *schema.get("required", ())]))
+    return schema
+
+
+def check_document(document: Document, settings: Schema) -> list[Fault]:
+    """Every fault that can be told without PyTorch; ``settings`` is pydantic's schema of Config.
+
+    Arguments of components are left to the constructors' signatures, unless there are other faults:
+    then they are judged by configs/schema.json, so that one go tells everything.
+    """
+    if document.data is None and not document.faults:
+        return [document.fault((), "is empty; expected a configuration")]
+    faults = document.faults + judge_document(document, settings, {})
+    return document.faults + judge_document(document, settings, _published()) if faults else []
+
+
+def judge_document(
+    document: Document, settings: Schema, described: Mapping[str, Schema]
+) -> list[Fault]:
+    """Every fault by the settings, the components as ``described``, and what goes together."""
+    data, schema = document.data, full_schema(settings, described)
+    judge = Judge(schema["$defs"], lambda place: _home(place, data, schema))
+    findings = list(judge.judge(data, schema))
+    if isinstance(data, dict):
+        findings += [*_transform_rules(data), *_metric_rules(data)]
+    known = [finding for finding in findings if not document.is_unknown(finding.place)]
+    return [document.fault(*finding) for finding in known]
+
+
+def _published() -> Mapping[str, Schema]:
+    """The components as configs/schema.json describes them; nothing where it cannot be read."""
+    try:
+        found: Mapping[str, Schema] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))["$defs"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return found
+
+
+def full_schema(settings: Schema, described: Mapping[str, Schema]) -> dict[str, Any]:
+    """The schema of a YAML file: pydantic's of the settings, and that of the components."""
+    schema: dict[str, Any] = _with_references(settings)
+    schema["required"].remove("name")  # the file's name is its default
+    schema["$defs"] |= definitions(described)
+    return schema
+
+
+def _with_references(schema: Any) -> Any:
+    """Pydantic's schema with its placeholders for components replaced by references."""
+    if isinstance(schema, list):
+        return [_with_references(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kind = {"$ref": f"#/$defs/{schema['component']}"} if "component" in schema else {}
+    rest = {key: value for key, value in schema.items() if key not in ("component", "title")}
+    return kind | {key: _with_references(value) for key, value in rest.items()}
+
+
+def _home(place: Place, data: Any, schema: Schema) -> str:
+    """Where an unknown key belongs, if there is one place only."""
+    judge, homes = Judge(schema["$defs"]), []
+    if place[-1] in schema["properties"]:
+        homes.append("at the top level")
+    for section, described in schema["properties"].items():
+        inner = judge.resolved(described.get("anyOf", [described])[0])
+        if "discriminator" in inner:
+            name = component_name(data.get(section))
+            reference = inner["discriminator"]["mapping"].get(name)
+            inner = judge.resolved({"$ref": reference}) if reference else {}
+        if place[-1] in inner.get("properties", {}) and place[-1] != "name":
+            homes.append(f"in '{section}'")
+    return f"; it belongs {homes[0]}" if len(homes) == 1 else ""
+
+
+def _items(data: Any, *path: str) -> list[Any]:
+    """The list at ``path``, or nothing where the file has something else there."""
+    for key in path:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data if isinstance(data, list) else []
+
+
+def _transform_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    for side in ("train", "eval"):
+        for index, component in enumerate(_items(data, "transforms", side)):
+            yield from _transform_rule(component, ("transforms", side, index), side)
+
+
+def _transform_rule(component: Any, place: Place, side: str, outer: str = "") -> Iterator[Finding]:
+    name = component_name(component)
+    reason = ""
+    if side == "eval" and name in {**RANDOM, **MIXING}:
+        reason = "is random, but evaluation must always give the same; move it to transforms.train"
+    elif side == "train" and name in _SEVERAL_CROPS:
+        reason = "gives several crops of an image, which only evaluation averages; use RandomCrop"
+    elif outer and name in MIXING:
+        reason = f"mixes whole batches, so it cannot stand inside {outer}; put it beside it"
+    if reason:
+        yield Finding((*place, "name"), f"{name} {reason}")
+    elif name in NESTING:
+        for index, inner in enumerate(_items(component, "transforms")):
+            yield from _transform_rule(inner, (*place, "transforms", index), side, str(name))
+
+
+def default_monitor(data: dict[str, Any]) -> str:
+    """val/ and the first metric that is one number; the loss where there is none."""
+    names = map(component_name, _items({"metrics": ["accuracy"], **data}, "metrics"))
+    return f"val/{next((name for name in names if name in SCALAR), 'loss')}"
+
+
+def _metric_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    names = [component_name(m) for m in _items({"metrics": ["accuracy"], **data}, "metrics")]
+    for index, name in enumerate(names):
+        if name is not None and name in names[:index]:
+            yield Finding(("metrics", index), f"{name} is listed twice; remove one")
+    train = data.get("train")
+    monitor = train.get("monitor") if isinstance(train, dict) else None
+    allowed = ["val/loss", *(f"val/{name}" for name in names if name in SCALAR)]
+    if isinstance(monitor, str) and monitor not in allowed:
+        message = f"'{shortened(monitor)}' is not measured{suggestion(monitor, allowed)}"
+        choice = listed(dict.fromkeys(allowed))
+        yield Finding(("train", "monitor"), f"{message}; allowed are {choice}")

@@ -1,0 +1,202 @@
+"""The sections of a configuration, as types: what each may hold, and what it holds by default."""
+
+import re
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+
+NESTING = ("RandomApply", "RandomChoice", "RandomOrder")  # their `transforms:` are components too
+
+
+class Duration(NamedTuple):
+    """A length of training: ``20st`` steps, ``1ep`` epochs or ``10m`` minutes."""
+
+    value: int
+    unit: str  # "st", "ep" or "m"
+
+    def __str__(self) -> str:
+        return f"{self.value}{self.unit}"
+
+    @classmethod
+    def parse(cls, text: object) -> "Duration":
+        """Read ``20st``; raises ValueError for anything else."""
+        match = re.fullmatch("([1-9][0-9]{0,8})(st|ep|m)", str(text))
+        if match is None:
+            raise ValueError("expected a duration such as 20st, 1ep or 10m")
+        return cls(int(match[1]), match[2])
+
+    @classmethod
+    def schema(cls, *units: str) -> dict[str, Any]:
+        """The JSON Schema of a duration in some of the units."""
+        examples = {"st": "20st", "ep": "1ep", "m": "10m"}
+        return {
+            "type": "string",
+            "pattern": f"^[1-9][0-9]{{0,8}}({'|'.join(units)})$",
+            "examples": [examples[unit] for unit in units],
+        }
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.to_string_ser_schema(when_used="always")
+        )
+
+
+class Frozen(BaseModel):
+    """A section: no other keys, no changes; the text below a field is its help in editors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Component(Frozen):
+    """One part of a run, by its name in a table, with the arguments of its constructor.
+
+    In the YAML ``{name: X, **arguments}``, or a bare ``X``. Arguments are plain values, except the
+    ``transforms`` of RandomApply and its like (components) and a scheduler's ``warmup`` (Duration).
+    """
+
+    name: str
+    arguments: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and not isinstance(value.get("arguments"), dict):
+            rest = {key: item for key, item in value.items() if key != "name"}
+            return {"name": value.get("name"), "arguments": rest}
+        return value
+
+    @model_serializer
+    def _to_yaml(self) -> dict[str, Any]:
+        arguments = {
+            key: str(value) if isinstance(value, Duration) else value
+            for key, value in self.arguments.items()
+        }
+        return {"name": self.name, **arguments}
+
+
+def _with_inner_transforms(component: Component) -> Component:
+    arguments = component.arguments
+    if component.name in NESTING and isinstance(inner := arguments.get("transforms"), list):
+        built = [_with_inner_transforms(Component.model_validate(item)) for item in inner]
+        return component.model_copy(update={"arguments": {**arguments, "transforms": built}})
+    return component
+
+
+def _with_warmup(component: Component) -> Component:
+    arguments = component.arguments
+    if isinstance(warmup := arguments.get("warmup"), str):
+        arguments = {**arguments, "warmup": Duration.parse(warmup)}
+        return component.model_copy(update={"arguments": arguments})
+    return component
+
+
+Dataset = Annotated[Component, WithJsonSchema({"component": "dataset"})]
+Transform = Annotated[
+    Component, AfterValidator(_with_inner_transforms), WithJsonSchema({"component": "transform"})
+]
+Model = Annotated[Component, WithJsonSchema({"component": "model"})]
+Loss = Annotated[Component, WithJsonSchema({"component": "loss"})]
+Optimizer = Annotated[Component, WithJsonSchema({"component": "optimizer"})]
+Scheduler = Annotated[
+    Component, AfterValidator(_with_warmup), WithJsonSchema({"component": "scheduler"})
+]
+Metric = Annotated[Component, WithJsonSchema({"component": "metric"})]
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class Split(Frozen):
+    """How samples are cut into train, val and test."""
+
+    ratios: tuple[Positive, Positive, Annotated[float, Field(ge=0)]] = (8, 1, 1)
+    """Shares of train, val and test; only their ratio matters."""
+    seed: Count = 0
+    """Decides which samples are held out; the run's own seed never moves one."""
+    pool: bool = False
+    """Cut everything anew, instead of keeping an official test set."""
+
+
+class Transforms(Frozen):
+    """What happens to images before the model, in order."""
+
+    train: tuple[Transform, ...]
+    """For the training split; may be random."""
+    eval: tuple[Transform, ...]
+    """For val and test, and for use; never random."""
+
+
+class Loader(Frozen):
+    """How batches are made."""
+
+    batch_size: AtLeastOne = 32
+    """Images of an optimizer step, over all processes."""
+    eval_batch_size: AtLeastOne | None = None
+    """Images of a batch that is only judged; null chooses one that fits. Changes no result."""
+    workers: Count | Literal["auto"] = "auto"
+    """Processes that transform images; 0 does it in the training process."""
+    cache: Literal["auto", "ram", "off"] = "auto"
+    """Keep decoded images in memory: auto where they fit."""
+    drop_last: bool = False
+    """Leave out an epoch's last batch when it is not full."""
+
+
+class Train(Frozen):
+    """The training itself."""
+
+    epochs: AtLeastOne
+    """Passes over the training split."""
+    device: (
+        Literal["auto", "cpu", "cuda", "mps"]
+        | Annotated[str, Field(pattern="^cuda:[0-9]{1,3}$", examples=["cuda:1"])]
+    ) = "auto"
+    """Where to compute; auto takes a GPU where there is one, a named one must be there."""
+    precision: Literal["fp32"] = "fp32"
+    """The number format of the arithmetic."""
+    accumulate: AtLeastOne = 1
+    """Parts in which a batch goes through the model, to save memory."""
+    clip_grad_norm: Positive | None = None
+    """The largest length of the gradient; null does not limit it."""
+    monitor: str = "val/accuracy"
+    """What decides which epoch is the best: val/loss or val/METRIC; default the first metric."""
+
+
+class EarlyStop(Frozen):
+    """Stop when the monitored value no longer gets better."""
+
+    patience: AtLeastOne
+    """Epochs without a better value after which training stops."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """How much better counts as better."""
+
+
+class Checkpoint(Frozen):
+    """When to save what is needed to resume."""
+
+    every: Annotated[Duration, WithJsonSchema(Duration.schema("st", "ep", "m"))] = Duration(1, "ep")
+    """Time between two checkpoints."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """How many of the newest are kept."""
+
+
+class Log(Frozen):
+    """What is written while training."""
+
+    every: Annotated[Duration, WithJsonSchema(Duration.schema("st"))] = Duration(20, "st")
+    """Steps between two lines of metrics.jsonl and TensorBoard."""
+    images: Count = 16
+    """Training images shown in TensorBoard, as the model sees them."""

@@ -1,0 +1,27 @@
+"""Small pieces of the sentences in which faults are told."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+def suggestion(word: Any, known: Iterable[Any]) -> str:
+    """ "; did you mean 'x'?" for the nearest known word, a model's with or without its family."""
+    if not isinstance(word, str):
+        return ""
+    words = [name for name in known if isinstance(name, str)]
+    nearby = {name.rpartition("/")[2].lower(): name for name in words}
+    nearby |= {name.lower(): name for name in words}
+    near = difflib.get_close_matches(word[:100].lower(), nearby, n=1)
+    return f"; did you mean '{nearby[near[0]]}'?" if near else ""
+
+
+def listed(words: Iterable[object], joint: str = "and") -> str:
+    """ "a, b and c"."""
+    *most, last = [str(word) for word in words] or ["nothing"]
+    return f"{', '.join(most)} {joint} {last}" if most else last
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """Text short enough for a message."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
