@@ -1,0 +1,91 @@
+"""Small data of each dataset's own format, and a configuration that trains on it in a second."""
+
+import gzip
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+REAL_DATA = Path("../shared/data")
+
+SMALL = """
+dataset: {{name: RMB, root: {root}}}
+transforms:
+  train:
+    - {{name: Resize, size: [32, 32]}}
+    - {{name: RandomCrop, size: 32, padding: 4}}
+    - {{name: Normalize, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
+  eval:
+    - {{name: Resize, size: [32, 32]}}
+    - {{name: Normalize, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
+loader: {{batch_size: 8, workers: 0}}
+model: {{name: LeNet}}
+optimizer: {{name: SGD, lr: 0.01, momentum: 0.9}}
+metrics: [accuracy, macro_f1]
+train: {{epochs: 2, device: cpu}}
+log: {{every: 2st, images: 4}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Each worker of the test run has a core, not all of them."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def notes(tmp_path_factory):
+    """Folders 1 and 100 with 25 pictures each: noise, green or red on the whole."""
+    root = tmp_path_factory.mktemp("notes")
+    drawn = random.Random(0)
+    for name, colour in (("1", (60, 140, 60)), ("100", (180, 60, 60))):
+        (root / name).mkdir()
+        for number in range(25):
+            picture = Image.effect_noise((48, 24), 60).convert("RGB")
+            tint = Image.new("RGB", picture.size, colour)
+            mixed = Image.blend(picture, tint, 0.5 + 0.3 * drawn.random())
+            mixed.save(root / name / f"{number:03d}.jpg")
+    return root
+
+
+@pytest.fixture
+def config_file(tmp_path, notes):
+    """A YAML that trains LeNet on the notes for two epochs."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL.format(root=notes))
+    return path
+
+
+@pytest.fixture(scope="session")
+def fashion_root(tmp_path_factory):
+    """120 training and 30 test images in Fashion-MNIST's own IDX files."""
+    root = tmp_path_factory.mktemp("fashion")
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for prefix, count in (("train", 120), ("t10k", 30)):
+        images = torch.randint(0, 256, (count, 28, 28), dtype=torch.uint8, generator=generator)
+        labels = torch.arange(count, dtype=torch.uint8) % 10
+        for kind, magic, tensor in (("images-idx3", 2051, images), ("labels-idx1", 2049, labels)):
+            head = struct.pack(f">{1 + tensor.ndim}i", magic, *tensor.shape)
+            with gzip.open(raw / f"{prefix}-{kind}-ubyte.gz", "wb") as file:
+                file.write(head + tensor.numpy().tobytes())
+    return root
+
+
+@pytest.fixture
+def train(config_file, tmp_path) -> Callable[..., Path]:
+    """Train the small configuration with overrides; returns the run's folder."""
+    from trainer.config import load_config
+    from trainer.job import prepare
+    from trainer.training import train as train_job
+
+    def run(*overrides: str, resume: Path | None = None, file: Path = config_file) -> Path:
+        job = prepare(load_config(file, overrides), print)
+        return train_job(job, tmp_path / "runs", resume, print)
+
+    return run

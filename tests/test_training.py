@@ -1,0 +1,434 @@
+"""Whole runs on small data: what a run folder promises."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import trainer.training
+from models.lenet import LeNet
+from trainer.checkpoint import checkpoints
+from trainer.config import load_config
+from trainer.data import load_data
+from trainer.errors import ConfigError, NonFiniteLoss, RunError, Stopped
+from trainer.evaluation import evaluate_run
+from trainer.job import prepare
+from trainer.loop import predict
+from trainer.resume import find_resumable
+from trainer.run import create_run, load_tensors, lock_run, read_metrics
+from transforms.keyed import permutation, seed_of
+
+CPU = torch.device("cpu")
+
+
+def weights(run: Path):
+    return torch.load(run / "model.pt", weights_only=True)
+
+
+def last_state(run: Path):
+    return load_tensors(checkpoints(run)[-1] / "state.pt")
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Equal to the last bit, but for the clocks."""
+    assert same(weights(a), weights(b))
+    states = [{k: v for k, v in last_state(run).items() if k != "clocks"} for run in (a, b)]
+    assert same(*states)
+    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_leaves_the_folder_that_is_promised(train):
+    run = train()
+    for name in ("config.yaml", "environment.json", "uncommitted.patch", "split.json"):
+        assert (run / name).is_file(), name
+    for name in ("metrics.jsonl", "model.pt", "model.json", "result.json", "report/report.md"):
+        assert (run / name).is_file(), name
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "done"
+    assert set(result["test"]) == {"loss", "accuracy", "macro_f1"}
+    assert {"epoch", "val/accuracy", "val/loss"} <= set(result["best"])
+    assert result["images_per_second"] > 0 and result["train_seconds"] > 0
+    card = json.loads((run / "model.json").read_text())
+    assert card["classes"] == ["1", "100"]
+    assert card["input_size"] == [32, 32]
+    assert not list(run.rglob("*.tmp*"))
+
+
+def test_the_weights_load_into_a_plain_model(train):
+    model = LeNet(num_classes=2, in_channels=3)
+    model.load_state_dict(weights(train()))
+
+
+def test_the_last_checkpoint_holds_tensors_and_plain_values_only(train):
+    state = torch.load(checkpoints(train())[-1] / "state.pt", weights_only=True)
+    assert state["counters"]["epoch"] == 2
+
+
+def test_one_seed_gives_one_run_and_another_seed_another(train):
+    first, second, other = train(), train(), train("seed=1")
+    assert_same_run(first, second)
+    assert not same(weights(first), weights(other))
+
+
+def test_seed_zero_is_used_and_stored(train):
+    run = train("seed=0")
+    assert load_config(run / "config.yaml").seed == 0
+    assert_same_run(run, train())
+
+
+def test_only_split_seed_moves_the_split(train):
+    first, other_seed, other_split = train(), train("seed=1"), train("split.seed=1")
+    splits = [json.loads((run / "split.json").read_text()) for run in (first, other_seed)]
+    assert splits[0] == splits[1]
+    moved = json.loads((other_split / "split.json").read_text())
+    assert moved["test"] != splits[0]["test"]
+
+
+def test_training_equals_a_hand_written_loop(train, config_file):
+    """The same bits as plain PyTorch that knows nothing of this framework but its order."""
+    config = load_config(config_file)
+    part = load_data(config).parts["train"]
+    torch.manual_seed(seed_of(0, "weights"))
+    model = LeNet(num_classes=2, in_channels=3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    model.train()
+    for epoch in range(2):
+        for rows in permutation(len(part), 0, epoch).split(8):
+            images, labels = part.batch(rows, epoch)
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    run = train()
+    assert same(last_state(run)["model"], model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("model.name=AlexNet", "model.variant=cifar"),
+        ("optimizer.name=AdamW", "optimizer.lr=0.001", "scheduler.name=OneCycleLR"),
+        ("scheduler.name=ReduceLROnPlateau", "scheduler.patience=0", "scheduler.warmup=3st"),
+        ("loader.workers=2", "transforms.train.1.name=ColorJitter"),
+    ],
+    ids=["LeNet", "AlexNet with dropout", "OneCycleLR", "plateau and warm-up", "workers"],
+)
+@pytest.mark.parametrize("stop_at", [1, 4, 5, 7])
+def test_a_run_stopped_by_sigterm_and_resumed_equals_one_that_never_stopped(
+    train, monkeypatch, overrides, stop_at
+):
+    """40 training images in batches of 8: step 5 ends an epoch, the others are amid one."""
+    straight = train(*overrides)
+    seen, rates = [0], trainer.training.learning_rates
+
+    def interrupting(job):
+        seen[0] += 1  # called once before the first step, and after each
+        if seen[0] == stop_at + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rates(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.training, "learning_rates", interrupting)
+        with pytest.raises(Stopped, match="--resume"):
+            train(*overrides)
+    stopped = max((straight.parent).glob("*"), key=lambda run: run.stat().st_ctime_ns)
+    assert json.loads((stopped / "result.json").read_text())["status"] == "stopped"
+    config, folder = find_resumable(str(stopped), None, (), straight.parent)
+    assert_same_run(straight, train(resume=folder, file=folder / "config.yaml"))
+    events = tags_of(stopped)
+    for tag, steps in events.items():
+        assert len(steps) == len(set(steps)), tag
+
+
+def tags_of(run: Path) -> dict[str, list[int]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(run)).Reload()
+    tags = accumulator.Tags()["scalars"]
+    return {tag: [event.step for event in accumulator.Scalars(tag)] for tag in tags}
+
+
+def test_one_run_folder_is_one_tensorboard_run_with_config_and_images(train):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train()
+    assert not [path for path in run.rglob("events*") if path.parent != run]
+    tags = tags_of(run)
+    assert {"train/loss", "val/loss", "val/accuracy", "lr/group0"} <= set(tags)
+    assert {"perf/images_per_second", "test/accuracy"} <= set(tags)
+    assert all(len(steps) == len(set(steps)) for steps in tags.values())
+    other = EventAccumulator(str(run)).Reload().Tags()
+    assert other["images"] == ["images/train"]
+    assert other["tensors"] == ["config/text_summary"]
+
+
+def test_every_logged_step_and_epoch_is_one_line_without_clock(train):
+    lines = read_metrics(train() / "metrics.jsonl")
+    epochs = [line for line in lines if "val/accuracy" in line]
+    assert [line["epoch"] for line in epochs] == [1, 2]
+    steps = [line["step"] for line in lines if "train/loss" in line]
+    assert steps == sorted(set(steps)) and all(step % 2 == 0 for step in steps)
+    assert not any("second" in key for line in lines for key in line)
+
+
+def test_a_saved_config_gives_the_identical_config(train, config_file):
+    run = train("optimizer.lr=1e-3")
+    assert load_config(run / "config.yaml") == load_config(config_file, ["optimizer.lr=1e-3"])
+    assert load_config(run / "config.yaml").optimizer.arguments["lr"] == 0.001
+
+
+def test_evaluate_gives_the_numbers_of_the_run_again(train):
+    run = train("loss.weight=balanced")
+    config = load_config(run / "config.yaml")
+    test = json.loads((run / "result.json").read_text())["test"]
+    assert evaluate_run(run, config, "test") == test
+    best = json.loads((run / "result.json").read_text())["best"]
+    assert evaluate_run(run, config, "val") == {
+        name: best[f"val/{name}"] for name in ("loss", "accuracy", "macro_f1")
+    }
+
+
+def test_evaluate_refuses_images_that_changed(train, config_file, notes, tmp_path):
+    import shutil
+
+    from datasets import DataError
+
+    copy = tmp_path / "copy"
+    shutil.copytree(notes, copy)
+    run = train(f"dataset.root={copy}")
+    name = next(iter(json.loads((run / "split.json").read_text())["test"]))
+    (copy / name).unlink()
+    with pytest.raises(DataError, match=name):
+        evaluate_run(run, load_config(run / "config.yaml"), "test")
+
+
+def test_epoch_means_count_images_when_the_last_batch_is_short(train, monkeypatch):
+    """Batches of 16 from about 40 images, at a rate so small that the weights stay as they are."""
+    run = train("loader.batch_size=16", "optimizer.lr=1e-30", "train.epochs=1")
+    config = load_config(run / "config.yaml")
+    job = prepare(config, print)
+    logits, labels = predict(job.model, job.train_loader.epoch(0), CPU)
+    assert len(labels) % 16
+    expected = F.cross_entropy(logits, labels).item()
+    epoch = next(line for line in read_metrics(run / "metrics.jsonl") if "train/loss_epoch" in line)
+    assert epoch["train/loss_epoch"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_two_passes_over_validation_give_the_same_tensors(config_file):
+    job = prepare(load_config(config_file), print)
+    first, second = list(job.val_loader.epoch()), list(job.val_loader.epoch())
+    assert all(
+        torch.equal(a, c) and torch.equal(b, d)
+        for (a, b), (c, d) in zip(first, second, strict=True)
+    )
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(train):
+    whole, parts = train(), train("train.accumulate=3")
+    for name, tensor in last_state(whole)["model"].items():
+        torch.testing.assert_close(tensor, last_state(parts)["model"][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_reads_nothing_back(config_file, monkeypatch):
+    """What .item() and its like cost on a GPU is a wait: an epoch may not call them a step."""
+    from trainer.loop import train_steps
+
+    job = prepare(load_config(config_file), print)
+    read = []
+
+    def counting(name):
+        original = getattr(torch.Tensor, name)
+
+        def counted(tensor):
+            read.append(name)
+            return original(tensor)
+
+        return counted
+
+    for name in ("item", "tolist", "__float__", "__bool__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, counting(name))
+    batches = [(torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64))] * 3
+    steps = train_steps(
+        job.model, batches, job.loss_fn, job.optimizer, job.schedule, CPU, seed=0, step=0
+    )
+    assert len(list(steps)) == 3
+    assert read == []
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(train):
+    run = train("optimizer.lr=1e-30", "train.epochs=9", "early_stop={patience: 2}")
+    result = json.loads((run / "result.json").read_text())
+    assert result["early_stopped"] and result["epochs"] == 3
+    assert result["best"]["epoch"] == 1  # a tie does not replace the earlier one
+
+
+def test_the_best_epoch_is_the_one_of_the_monitored_metric(train):
+    run = train("train.monitor=val/loss", "train.epochs=4", "optimizer.lr=0.05")
+    result = json.loads((run / "result.json").read_text())
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "val/loss" in line]
+    best = min(lines, key=lambda line: line["val/loss"])
+    assert result["best"]["epoch"] == best["epoch"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_last_good_checkpoint(train, tmp_path):
+    with pytest.raises(NonFiniteLoss, match=r"optimizer\.lr"):
+        train("optimizer.lr=1e30", "checkpoint.every=1st")
+    run = next((tmp_path / "runs" / "small").iterdir())
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "failed" and "optimizer.lr" in result["reason"]
+    for folder in checkpoints(run):
+        state = load_tensors(folder / "state.pt")
+        assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+
+
+def test_two_starts_in_one_second_get_two_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
+    names = iter("aab")
+    monkeypatch.setattr("secrets.token_hex", lambda _: next(names))
+    first, second = create_run(tmp_path, "x"), create_run(tmp_path, "x")
+    assert (first.name, second.name) == ("20260101-000000-a", "20260101-000000-b")
+
+
+def test_a_run_has_one_writer(train):
+    run = train()
+    with lock_run(run), pytest.raises(RunError, match="another process"):
+        lock_run(run)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(train, capsys):
+    run = train("checkpoint.every=1st", "checkpoint.keep=9")
+    straight = last_state(run)
+    newest = checkpoints(run)[-1]
+    data = bytearray((newest / "state.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (newest / "state.pt").write_bytes(data)
+    train(resume=run, file=run / "config.yaml")
+    assert f"{newest} is damaged" in capsys.readouterr().out
+    again = last_state(run)
+    assert same(again["model"], straight["model"])
+
+
+def test_resume_refuses_another_setting_and_shows_it(train, tmp_path):
+    run = train()
+    with pytest.raises(ConfigError, match=r"optimizer\.lr.*0\.5.*0\.01"):
+        find_resumable(str(run), None, ["optimizer.lr=0.5"], tmp_path)
+    config, _ = find_resumable(str(run), None, ["train.epochs=3"], tmp_path)
+    assert config.train.epochs == 3
+
+
+def test_a_resumed_run_can_be_given_more_epochs(train):
+    longer = train("train.epochs=3")
+    run = train()
+    train("train.epochs=3", resume=run, file=run / "config.yaml")
+    assert same(last_state(run)["model"], last_state(longer)["model"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "words"),
+    [
+        (["train.device=cuda:7"], "train.device", "not on this machine"),
+        (["loader.batch_size=64", "loader.drop_last=true"], "loader.batch_size", "drop_last"),
+        (["loss.weight=[1, 2, 3]"], "loss.weight", "3 numbers for 2 classes"),
+        (["model.freeze=[nothing.*]"], "model", "nothing"),
+        (["model.weights=absent.pt"], "model", "absent.pt"),
+        (["transforms.train.0.size=16"], "transforms.train", "16"),
+        (["transforms.eval=[{name: Resize, size: [8, 8]}]"], "model", "32 x 32"),
+        (["transforms.train=[{name: Resize, size: 32}, {name: CenterCrop, size: 32}, Grayscale]"],
+         "transforms.eval", "channels"),
+        (["scheduler={name: StepLR, step_size: 1, warmup: 99ep}"], "scheduler", "warm-up"),
+    ],
+)  # fmt: skip
+def test_what_only_the_data_can_show_to_be_wrong_is_told_before_a_run_begins(
+    config_file, tmp_path, overrides, path, words
+):
+    with pytest.raises(ConfigError) as caught:
+        prepare(load_config(config_file, overrides), print)
+    (fault,) = caught.value.faults
+    assert fault.path == path and words in fault.message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_image_too_small_for_the_model_names_layer_shape_and_the_smallest_size(config_file):
+    overrides = ["model.name=VGG", "model.depth=11", "transforms.eval.0.size=[32, 32]"]
+    with pytest.raises(ConfigError) as caught:
+        prepare(load_config(config_file, overrides), print)
+    message = caught.value.faults[0].message
+    assert "Linear" in message or "MaxPool2d" in message
+    assert "The smallest square size that works is" in message
+
+
+def test_a_batch_of_one_image_for_batch_norm_is_told_before_a_run_begins(config_file):
+    images = len(load_data(load_config(config_file)).parts["train"])
+    overrides = ["model={name: VGG, depth: 11, batch_norm: true, variant: cifar}"]
+    with pytest.raises(ConfigError, match="drop_last"):
+        prepare(load_config(config_file, [*overrides, f"loader.batch_size={images - 1}"]), print)
+
+
+def test_every_broken_file_is_named_at_once_or_left_out_where_asked(train, notes, tmp_path):
+    import shutil
+
+    from datasets import DataError
+
+    copy = tmp_path / "copy"
+    shutil.copytree(notes, copy)
+    good = (copy / "1" / "000.jpg").read_bytes()
+    (copy / "1" / "truncated.jpg").write_bytes(good[: len(good) // 2])
+    (copy / "100" / "empty.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"(?s)1/truncated\.jpg.*100/empty\.jpg"):
+        train(f"dataset.root={copy}")
+    run = train(f"dataset.root={copy}", "dataset.on_broken=skip")
+    left_out = json.loads((run / "result.json").read_text())["dataset"]["left_out"]
+    assert sorted(Path(entry["path"]).name for entry in left_out) == ["empty.jpg", "truncated.jpg"]
+    split = json.loads((run / "split.json").read_text())
+    assert "1/truncated.jpg" not in split["train"] | split["val"] | split["test"]
+
+
+@pytest.mark.parametrize("cut", ["FiveCrop", "TenCrop"])
+def test_evaluation_averages_the_crops(config_file, cut):
+    overrides = [
+        "transforms.eval.0.size=[36, 36]",
+        f"transforms.eval.1={{name: {cut}, size: [32, 32]}}",
+    ]
+    job = prepare(load_config(config_file, overrides), print)
+    logits, _ = predict(job.model, job.val_loader.epoch(), CPU)
+    images, _ = next(job.val_loader.epoch())
+    crops = {"FiveCrop": 5, "TenCrop": 10}[cut]
+    assert images.shape[1:] == (crops, 3, 32, 32)
+    by_hand = torch.stack([job.model(images[:, i]) for i in range(crops)]).mean(dim=0)
+    torch.testing.assert_close(logits[: len(images)], by_hand.detach())
+
+
+def test_cached_and_uncached_runs_are_the_same_run(train):
+    assert same(weights(train("loader.cache=ram")), weights(train("loader.cache=off")))
+
+
+def test_workers_change_no_bit(train):
+    jitter = "transforms.train.1={name: ColorJitter, brightness: 0.5}"
+    assert same(weights(train(jitter)), weights(train(jitter, "loader.workers=2")))
+
+
+def test_one_batch_can_be_memorised(train, config_file):
+    from trainer.loop import train_steps
+
+    job = prepare(load_config(config_file, ["optimizer.lr=0.05"]), print)
+    batch = next(job.train_loader.epoch())
+    steps = train_steps(
+        job.model, [batch] * 60, job.loss_fn, job.optimizer, job.schedule, CPU, seed=0, step=0
+    )
+    *_, (loss, _) = steps
+    assert loss < 0.05

@@ -1,0 +1,69 @@
+"""What a person sees: permanent lines on stdout, a bar that vanishes on stderr, no escape codes."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def say(line: str = "") -> None:
+    """Print a permanent line at once, also where stdout is a pipe; a bar above it is kept whole."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+    else:
+        print(line, flush=True)
+
+
+def draws_bars() -> bool:
+    """Whether stderr is a terminal that can redraw a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def bar(
+    items: Iterable[Item], description: str, total: int, initial: int = 0, unit: str = "image"
+) -> Iterator[Item]:
+    """Yield ``items`` under a progress bar; without a terminal, a plain line every 30 seconds."""
+    if draws_bars():
+        from tqdm import tqdm
+
+        yield from tqdm(
+            items, description, total, initial=initial, unit=unit, leave=False, delay=0.3
+        )
+        return
+    last = time.monotonic()
+    for done, item in enumerate(items, start=initial + 1):
+        yield item
+        if time.monotonic() - last > 30:
+            last = time.monotonic()
+            say(f"{description}: {done:,} of {total:,}")
+
+
+def duration(seconds: float) -> str:
+    """``95`` seconds as ``1m35s``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
+class Table:
+    """Rows printed one by one under a head that is printed once; columns as wide as their names."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns, self._head_printed = columns, False
+
+    def row(self, cells: Sequence[str], mark: str = "") -> None:
+        """Print one row; ``mark`` follows it."""
+        widths = [max(len(column), 9) for column in self.columns]
+        if not self._head_printed:
+            say("  ".join(c.rjust(w) for c, w in zip(self.columns, widths, strict=True)))
+            self._head_printed = True
+        line = "  ".join(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))
+        say(f"{line}  {mark}".rstrip())

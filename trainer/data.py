@@ -1,0 +1,275 @@
+"""From the configuration to the three parts of the data, decoded once, ready to be batched."""
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from datasets import DATASETS, BrokenImage, DataError, Dataset
+from datasets.split import conflicts, manifest
+from datasets.split import split as split_dataset
+from trainer.components import build
+from trainer.config import Component, Config
+from trainer.console import bar
+from trainer.errors import ConfigError
+from trainer.loader import Loader, Part
+from trainer.run import digest_of
+from transforms import TRANSFORMS
+from transforms.pipeline import Pipeline
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset, cut into parts and read: what training and evaluation draw their batches from.
+
+    parts maps train, val and test to their images. skipped lists (path, reason) of what
+    ``on_broken: skip`` left out. notes are lines that a user should see.
+    """
+
+    dataset: Dataset
+    parts: dict[str, Part]
+    skipped: list[tuple[str, str]]
+    split: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; label k is ``classes[k]``."""
+        return self.dataset.classes
+
+    @property
+    def split_digest(self) -> str:
+        """SHA-256 of the split: equal for equal samples in equal parts."""
+        return digest_of(self.split)
+
+
+def load_data(config: Config) -> Data:
+    """Open the dataset, cut it, and run the once-per-sample stage of each part's pipeline.
+
+    Raises DataError for data that cannot be used, naming every broken file at once.
+    """
+    dataset: Dataset = build(DATASETS, "dataset", config.dataset)
+    pipelines = build_pipelines(config, num_classes=len(dataset.classes))
+    digests = in_threads(dataset.digest, range(len(dataset)), "reading images")
+    usable = list(range(len(dataset)))
+    broken: dict[int, BrokenImage] = {}
+    while True:
+        indices = cut(dataset, usable, digests, config)
+        parts: dict[str, Part] = {}
+        failed: dict[int, BrokenImage] = {}
+        notes = [dataset.note] if dataset.note else []
+        for name, rows in indices.items():
+            pipeline = pipelines["train" if name == "train" else "eval"]
+            parts[name], faults, note = read_part(dataset, pipeline, rows, config)
+            failed |= faults
+            notes += [f"{name}: {note}"] if note else []
+        if not failed:
+            break
+        if dataset.on_broken == "error":
+            raise BrokenImages(failed.values(), len(dataset))
+        broken |= (
+            failed  # what is left out counts for nothing: the rest is cut as if it were not there
+        )
+        usable = [index for index in usable if index not in broken]
+    notes += conflicts(dataset.ids, dataset.labels, digests, indices)[:5]
+    ratios, seed, pool = config.split.ratios, config.split.seed, config.split.pool
+    split = {"ratios": [float(ratio) for ratio in ratios], "seed": seed, "pool": pool}
+    return Data(
+        dataset=dataset,
+        parts=parts,
+        skipped=[(error.path, error.reason) for error in broken.values()],
+        split=split | manifest(indices, dataset.ids, digests),
+        notes=notes,
+    )
+
+
+def load_part(config: Config, split: Mapping[str, str]) -> tuple[Dataset, Part]:
+    """The dataset, and one part of it as a run's split.json names it, with the eval transforms.
+
+    split maps sample ids to digests. Raises DataError where images are absent or have changed.
+    """
+    dataset: Dataset = build(DATASETS, "dataset", config.dataset)
+    index_of = {name: index for index, name in enumerate(dataset.ids)}
+    absent = [name for name in split if name not in index_of]
+    indices = [index_of[name] for name in split if name in index_of]
+    digests = in_threads(dataset.digest, indices, "reading images")
+    found = dict(zip((dataset.ids[index] for index in indices), digests, strict=True))
+    changed = [name for name, digest in found.items() if digest != split[name]]
+    if absent or changed:
+        told = [f"{name} is absent" for name in absent] + [
+            f"{name} has changed" for name in changed
+        ]
+        raise DataError(
+            f"{config.dataset.name} no longer gives the images of this run: "
+            f"{', '.join(told[:5])}{f' and {len(told) - 5} more' if len(told) > 5 else ''}. "
+            "Bring them back, or name their place: dataset.root=..."
+        )
+    pipeline = build_pipelines(config, num_classes=len(dataset.classes))["eval"]
+    part, failed, _ = read_part(dataset, pipeline, indices, config)
+    if failed:
+        raise BrokenImages(failed.values(), len(dataset))
+    return dataset, part
+
+
+class BrokenImages(DataError):
+    """Every image that cannot be read, in one message."""
+
+    def __init__(self, errors: Collection[BrokenImage], images: int) -> None:
+        lines = "".join(f"\n  {error.path}: {error.reason}" for error in errors)
+        super().__init__(
+            f"{len(errors)} of {images} images cannot be read:{lines}\n"
+            "Mend or remove them, or leave them out with dataset.on_broken=skip."
+        )
+
+
+def cut(
+    dataset: Dataset, usable: Sequence[int], digests: Sequence[str], config: Config
+) -> dict[str, list[int]]:
+    """The usable samples of train, val and test, by their numbers in the dataset."""
+    cut_usable = split_dataset(
+        [dataset.labels[index] for index in usable],
+        [digests[index] for index in usable],
+        [dataset.parts[index] for index in usable],
+        config.split.ratios,
+        config.split.seed,
+        config.split.pool,
+    )
+    return {name: [usable[row] for row in rows] for name, rows in cut_usable.items()}
+
+
+def build_pipelines(config: Config, num_classes: int) -> dict[str, Pipeline]:
+    """The train and the eval pipeline."""
+
+    def transform(path: str, component: Component) -> Callable[..., Any]:
+        built: Callable[..., Any] = build(TRANSFORMS, path, component, num_classes=num_classes)
+        return built
+
+    return {
+        side: Pipeline(
+            [transform(f"transforms.{side}.{i}", component) for i, component in enumerate(listed)],
+            config.seed,
+        )
+        for side, listed in (("train", config.transforms.train), ("eval", config.transforms.eval))
+    }
+
+
+def read_part(
+    dataset: Dataset, pipeline: Pipeline, indices: Sequence[int], config: Config
+) -> tuple[Part, dict[int, BrokenImage], str]:
+    """A part with its images prepared, kept in memory where they fit; the broken ones by number.
+
+    The third value tells what was chosen, where that is not the usual.
+    """
+    rows = torch.tensor(indices, dtype=torch.int64)
+    labels = torch.tensor([dataset.labels[index] for index in indices], dtype=torch.int64)
+    if dataset.images is not None:  # in memory anyway: prepared in chunks, not image by image
+        chunks = [pipeline.prepare(dataset.images[chunk]) for chunk in torch.split(rows, 4096)]
+        return Part(dataset, pipeline, rows, labels, torch.cat(chunks)), {}, ""
+
+    def prepare(index: int) -> Tensor | BrokenImage:
+        try:
+            return pipeline.prepare(dataset.image(index))
+        except BrokenImage as error:
+            return error
+
+    first = [image for index in indices[:8] if isinstance(image := prepare(index), Tensor)]
+    size = sum(image.nbytes for image in first) * len(indices) // max(len(first), 1)
+    keep = keeps_in_memory(config, size)
+
+    def check(index: int) -> Tensor | BrokenImage:
+        image = prepare(index)
+        return image if keep or isinstance(image, BrokenImage) else image.new_empty(0)
+
+    results = in_threads(check, indices, "decoding images" if keep else "checking images")
+    pairs = zip(indices, results, strict=True)
+    broken = {index: result for index, result in pairs if isinstance(result, BrokenImage)}
+    images: Tensor | list[Tensor] | None = None
+    if keep and not broken:
+        images = [result for result in results if isinstance(result, Tensor)]
+        if len({image.shape for image in images}) == 1:
+            images = torch.stack(images)
+    note = "" if keep else f"{size / 2**30:.1f} GiB, not kept in memory: decoded in every epoch"
+    return Part(dataset, pipeline, rows, labels, images), broken, note
+
+
+def keeps_in_memory(config: Config, size: int) -> bool:
+    """Whether ``loader.cache`` keeps a part of ``size`` bytes; raises DataError where it cannot."""
+    free = available_memory()
+    if config.loader.cache == "ram" and size > free:
+        raise DataError(
+            f"loader.cache: ram needs {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
+            "use auto or off, or let a Resize come first."
+        )
+    return config.loader.cache == "ram" or (config.loader.cache == "auto" and size < free // 2)
+
+
+def train_loader(config: Config, part: Part, device: torch.device) -> Loader:
+    """The shuffled batches of the training split."""
+    return Loader(
+        part,
+        config.loader.batch_size,
+        seed=config.seed,
+        drop_last=config.loader.drop_last,
+        workers=workers(config, part),
+        pin_memory=device.type == "cuda",
+    )
+
+
+def eval_loader(config: Config, part: Part, device: torch.device) -> Loader:
+    """The batches of a split in its own order."""
+    images, _ = part.batch(torch.arange(1), 0)
+    # Small images want large batches; at 224 x 224 a batch of 256 would fill a laptop's memory.
+    fitting = 256 if images.numel() <= 3 * 64 * 64 else config.loader.batch_size
+    batch_size = config.loader.eval_batch_size or max(fitting, config.loader.batch_size)
+    return Loader(part, batch_size, workers=workers(config, part), pin_memory=device.type == "cuda")
+
+
+def workers(config: Config, part: Part) -> int:
+    """Worker processes for a part: none where a batch is a gather and a few tensor operations."""
+    if config.loader.workers != "auto":
+        return config.loader.workers
+    cheap = part.images is not None and not any(
+        stage == "per sample" for _, stage in part.pipeline.description
+    )
+    return 0 if cheap else min(os.cpu_count() or 1, 8)
+
+
+def in_threads(
+    function: Callable[[int], Result], items: Sequence[int], description: str
+) -> list[Result]:
+    """``function`` of each item, in order: decoding and hashing let other threads run."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(bar(pool.map(function, items), description, len(items)))
+
+
+def check_shapes(config: Config, part: Part, side: str) -> tuple[int, int, int]:
+    """The one (C, H, W) that the model will see of a part; raises ConfigError where there is none.
+
+    Images that kept their own sizes are tried in the batches that would fail in the hour after.
+    """
+    rows = torch.arange(1)
+    if isinstance(part.images, list):
+        first = {tuple(image.shape): row for row, image in enumerate(part.images)}
+        rows = torch.tensor(list(first.values())[:8])
+    try:
+        images, _ = part.batch(rows, 0)
+    except ValueError as error:
+        raise ConfigError([config.fault(f"transforms.{side}", str(error))]) from None
+    channels, height, width = images.shape[-3:]
+    return channels, height, width
+
+
+def available_memory() -> int:
+    """Bytes that can be taken without swapping; where the system does not say, 4 GiB."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
+    except (OSError, StopIteration):
+        return 4 * 2**30

@@ -1,0 +1,52 @@
+"""Judge a run's best weights again, from its folder.
+
+    python -m trainer.evaluate runs/lenet_rmb/20260131-120000-ab12
+    python -m trainer.evaluate runs/lenet_rmb --split val dataset.root=/other/place
+
+Prints the numbers of result.json again: same images, same weights, same arithmetic.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run it, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.evaluate",
+        description="Judge a run's best weights on one of its splits.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or one of runs for the newest")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test")
+    parser.add_argument("--json", action="store_true", help="print one JSON object only")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. train.device=cpu, dataset.root=..."
+    )
+    arguments = parser.parse_intermixed_args(argv)
+
+    from trainer.errors import exit_code_of
+
+    return exit_code_of(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    from trainer.config import load_config
+    from trainer.evaluation import evaluate_run
+    from trainer.run import find_run
+
+    folder = find_run(arguments.run)
+    config = load_config(folder / "config.yaml", arguments.overrides)
+    values = evaluate_run(folder, config, arguments.split)
+    if arguments.json:
+        print(json.dumps(values))
+        return
+    print(f"{folder}, {arguments.split} split")
+    for name, value in values.items():
+        print(f"  {name:<20} {value:.6f}" if isinstance(value, float) else f"  {name}: {value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

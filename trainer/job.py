@@ -1,0 +1,216 @@
+"""Everything that a run is made of, built from the configuration and checked."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models import MODELS
+from models.external import timm_model, torchvision_model
+from models.freeze import freeze
+from models.initialise import initialise
+from models.probe import check_input
+from models.weights import load_weights, read_weights
+from trainer.components import build, check_components
+from trainer.config import Config
+from trainer.data import Data, check_shapes, eval_loader, load_data, train_loader
+from trainer.errors import ConfigError
+from trainer.loader import Loader
+from trainer.losses import balanced_weight
+from trainer.optimizers import parameter_groups
+from trainer.schedulers import Schedule, build_schedule
+from trainer.tables import HIGHER_IS_BETTER, LOSSES, OPTIMIZERS
+from transforms.keyed import seed_of
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Job:
+    """A run's parts, in the order in which they are built. input_shape is the model's (C, H, W)."""
+
+    config: Config
+    device: torch.device
+    data: Data
+    input_shape: tuple[int, int, int]
+    model: nn.Module
+    loss_fn: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    train_loader: Loader
+    val_loader: Loader
+
+
+def prepare(config: Config, say: Say) -> Job:
+    """Check and build everything the configuration names; raises before anything is written."""
+    if faults := check_components(config):
+        raise ConfigError(faults)
+    device = choose_device(config)
+    data = load_data(config)
+    tell(data, say)
+    train_part, val_part = data.parts["train"], data.parts["val"]
+    shapes = check_shapes(config, train_part, "train"), check_shapes(config, val_part, "eval")
+    if shapes[0][0] != shapes[1][0]:
+        message = f"gives {shapes[1][0]} channels where transforms.train gives {shapes[0][0]}"
+        raise ConfigError([config.fault("transforms.eval", message)])
+    model = build_model(config, data.classes, shapes[0])
+    for shape in dict.fromkeys(shapes):
+        try:
+            check_input(model, shape)
+        except ValueError as error:
+            raise ConfigError([config.fault("model", str(error))]) from None
+    model.to(device)
+    loss_fn = build_loss(config, train_part.labels, len(data.classes)).to(device)
+    optimizer = build_optimizer(config, model)
+    batches = train_loader(config, train_part, device)
+    check_batches(config, batches, model)
+    steps = len(batches)
+    return Job(
+        config=config,
+        device=device,
+        data=data,
+        input_shape=shapes[0],
+        model=model,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        schedule=build_schedule_of(config, optimizer, steps),
+        train_loader=batches,
+        val_loader=eval_loader(config, val_part, device),
+    )
+
+
+def tell(data: Data, say: Say) -> None:
+    """Say what a user should know of the data before trusting a result."""
+    for note in data.notes:
+        say(f"note   {note}")
+    for path, reason in data.skipped:
+        say(f"left out {path}: {reason}")
+
+
+def choose_device(config: Config) -> torch.device:
+    """The device that ``train.device`` names; auto takes what is there, a name must be there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    name = config.train.device
+    if name == "auto":
+        name = next((kind for kind, there in available.items() if there), "cpu")
+    device = torch.device(name)
+    there = available.get(device.type, True)
+    if there and device.type == "cuda" and device.index is not None:
+        there = device.index < torch.cuda.device_count()
+    if not there:
+        has = [kind for kind, yes in available.items() if yes] + ["cpu"]
+        message = f"{name} is not on this machine, which has {', '.join(has)}; or write auto"
+        raise ConfigError([config.fault("train.device", message)])
+    if device.type == "cuda":
+        # The same seed gives the same bits only with kernels that add in a fixed order.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return device
+
+
+def build_model(config: Config, classes: tuple[str, ...], shape: tuple[int, int, int]) -> nn.Module:
+    """The model, its weights drawn from the seed, or loaded, and frozen where asked."""
+    component, path = config.model, "model"
+    arguments = dict(component.arguments)
+    weights, scheme = arguments.pop("weights", None), arguments.pop("init", None)
+    patterns = arguments.pop("freeze", ())
+    torch.manual_seed(seed_of(config.seed, "weights"))
+    try:
+        family, _, name = component.name.partition("/")
+        if name:
+            factory = {"torchvision": torchvision_model, "timm": timm_model}[family]
+            model = factory(name, len(classes), shape[0], weights, arguments)
+        else:
+            model = build(
+                MODELS,
+                path,
+                component.model_copy(update={"arguments": arguments}),
+                num_classes=len(classes),
+                in_channels=shape[0],
+                input_size=list(shape[1:]),
+            )
+            if weights is not None:
+                load_weights(model, read_weights(weights), len(classes))
+        if scheme is not None:
+            initialise(model, scheme)
+        if patterns:
+            freeze(model, patterns)
+    except (ValueError, ImportError) as error:
+        raise ConfigError([config.fault(path, str(error))]) from None
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def build_loss(config: Config, labels: Tensor, num_classes: int) -> nn.Module:
+    """The loss; ``weight: balanced`` weighs each class by the training labels."""
+    component = config.loss
+    arguments = dict(component.arguments)
+    weight = arguments.pop("weight", None)
+    supplied = {}
+    if weight == "balanced":
+        supplied["weight"] = balanced_weight(labels, num_classes)
+    elif weight is not None:
+        if len(weight) != num_classes:
+            message = f"has {len(weight)} numbers for {num_classes} classes"
+            raise ConfigError([config.fault("loss.weight", message)])
+        supplied["weight"] = torch.tensor(weight)
+    component = component.model_copy(update={"arguments": arguments})
+    loss: nn.Module = build(LOSSES, "loss", component, **supplied)
+    return loss
+
+
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over the parameters that are not frozen."""
+    arguments = dict(config.optimizer.arguments)
+    groups = parameter_groups(model, arguments.pop("no_decay", False))
+    component = config.optimizer.model_copy(update={"arguments": arguments})
+    optimizer: torch.optim.Optimizer = build(OPTIMIZERS, "optimizer", component, params=groups)
+    return optimizer
+
+
+def build_schedule_of(
+    config: Config, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+) -> Schedule:
+    """The learning-rate schedule with its warm-up; constant where no scheduler is named."""
+    scheduler = config.scheduler
+    arguments = dict(scheduler.arguments) if scheduler else {}
+    warmup = arguments.pop("warmup", None)
+    warmup_steps = 0
+    if warmup is not None:
+        warmup_steps = warmup.value * (steps_per_epoch if warmup.unit == "ep" else 1)
+    metric = config.train.monitor.removeprefix("val/")
+    try:
+        return build_schedule(
+            scheduler.name if scheduler else None,
+            arguments,
+            optimizer,
+            epochs=config.train.epochs,
+            steps_per_epoch=steps_per_epoch,
+            warmup_steps=warmup_steps,
+            mode="max" if metric in HIGHER_IS_BETTER else "min",
+        )
+    except ValueError as error:
+        raise ConfigError([config.fault("scheduler", str(error))]) from None
+
+
+def check_batches(config: Config, loader: Loader, model: nn.Module) -> None:
+    """Refuse batches that would fail in the first epoch."""
+    if not len(loader):
+        message = f"is more than the {len(loader.part)} training images, and drop_last drops them"
+        raise ConfigError([config.fault("loader.batch_size", message)])
+    sizes = [len(loader.part) % loader.batch_size, min(loader.batch_size, len(loader.part))]
+    if loader.drop_last:
+        sizes = [loader.batch_size]
+    parts = [chunk for n in sizes for chunk in torch.empty(n).chunk(config.train.accumulate)]
+    smallest = min(len(part) for part in parts if len(part))
+    if smallest == 1 and any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()
+    ):
+        message = (
+            "leaves a batch of one image, whose variance batch norm can't take; "
+            "set loader.drop_last=true or another batch size"
+        )
+        raise ConfigError([config.fault("loader.batch_size", message)])

@@ -1,0 +1,83 @@
+"""The training step, and the prediction of a whole split: all the arithmetic of a run."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from models.freeze import train_mode
+from trainer.schedulers import Schedule
+from transforms.keyed import seed_of
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def train_steps(
+    model: nn.Module,
+    batches: Batches,
+    loss_fn: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    device: torch.device,
+    *,
+    seed: int,
+    step: int,
+    accumulate: int = 1,
+    clip_grad_norm: float | None = None,
+) -> Iterator[tuple[Tensor, int]]:
+    """Update ``model`` once a batch, yielding (mean loss on the device, number of images).
+
+    The caller logs, saves and stops between two steps by what it does with each pair; nothing here
+    waits for the device. ``accumulate`` cuts a batch into that many parts to save memory: the
+    gradient stays the batch's mean. Dropout is drawn anew from (seed, step), so that a resumed run
+    draws what an uninterrupted one does.
+    """
+    train_mode(model)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for images, labels in batches:  # (B, C, H, W) float32; (B,) int64 or (B, num_classes) float32
+        images, labels = to_device(images, device), to_device(labels, device)
+        reseed(device, seed_of(seed, "step", step))
+        optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=device)
+        for some, targets in zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True):
+            loss = loss_fn(model(some), targets) * (len(some) / len(images))
+            loss.backward()
+            total += loss.detach()
+        if clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+        optimizer.step()
+        schedule.after_step()
+        step += 1
+        yield total, len(images)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, batches: Batches, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Logits (N, num_classes) and labels (N,) of a whole split, on the CPU.
+
+    Of an image that the pipeline cut into crops, (B, crops, C, H, W), the logits are averaged.
+    """
+    model.eval()
+    all_logits, all_labels = [], []
+    for images, labels in batches:
+        images = to_device(images, device)
+        if images.ndim == 5:
+            logits = model(images.flatten(0, 1)).unflatten(0, images.shape[:2]).mean(dim=1)
+        else:
+            logits = model(images)
+        all_logits.append(logits)
+        all_labels.append(labels)
+    return torch.cat(all_logits).float().cpu(), torch.cat(all_labels)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, without waiting for the copy."""
+    return tensor.to(device, non_blocking=True)
+
+
+def reseed(device: torch.device, seed: int) -> None:
+    """Seed the generator that dropout draws from on ``device``."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed visits every back end: slower
+    else:
+        torch.manual_seed(seed)

@@ -1,0 +1,83 @@
+"""Train from one YAML file.
+
+    python -m trainer.train --config configs/lenet_rmb.yaml
+    python -m trainer.train --config configs/lenet_rmb.yaml optimizer.lr=0.1 train.epochs=20
+    python -m trainer.train --config configs/lenet_rmb.yaml --dry-run
+    python -m trainer.train --resume runs/lenet_rmb/20260131-120000-ab12
+
+PyTorch is imported only once the file's keys, types and names are known to be right.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 loss not finite, 5 checkpoint or disk,
+75 stopped and resumable, 70 a fault of the trainer itself"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run it, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.train",
+        description="Train, validate and test what a YAML file describes.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--config", metavar="FILE", help="the YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optimizer.lr=0.1")
+    parser.add_argument("--runs", metavar="DIR", default="runs", help="root of runs (default runs)")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        nargs="?",
+        const="",
+        help="continue a run; without RUN, the newest one of the config's name",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="build all, push one batch, stop")
+    parser.add_argument(
+        "--print-config", action="store_true", help="show every setting and where it came from"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    overrides: list[str] = arguments.overrides
+    if arguments.resume and "=" in arguments.resume:  # --resume key=value: RUN was left out
+        arguments.resume, overrides = "", [arguments.resume, *overrides]
+    if not arguments.config and not arguments.resume:
+        parser.error("name a file: --config configs/lenet_rmb.yaml")
+
+    from trainer.errors import exit_code_of  # errors end here, as a message and an exit code
+
+    return exit_code_of(lambda: run(arguments, overrides))
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Do what the command line asks for."""
+    from trainer.config import load_config
+    from trainer.console import say
+
+    runs = Path(arguments.runs)
+    if arguments.resume is not None:
+        from trainer.resume import find_resumable
+
+        config, folder = find_resumable(arguments.resume, arguments.config, overrides, runs)
+    else:
+        config, folder = load_config(arguments.config, overrides), None
+    for message in config.messages:
+        print(message, file=sys.stderr)
+    if arguments.print_config:
+        print(config.print(), end="")
+        return
+
+    from trainer.job import prepare
+    from trainer.summary import dry_run
+    from trainer.training import train
+
+    job = prepare(config, say)
+    if arguments.dry_run:
+        dry_run(job, say)
+    else:
+        train(job, runs, folder, say)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

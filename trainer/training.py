@@ -1,0 +1,245 @@
+"""A run from its first step to its result: train, judge each epoch, keep the best, test it once."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.checkpoint import load_checkpoint
+from trainer.config import Config
+from trainer.console import bar
+from trainer.data import eval_loader
+from trainer.errors import NonFiniteLoss, Stopped
+from trainer.job import Job
+from trainer.judge import judge, scalars
+from trainer.loop import predict, train_steps
+from trainer.losses import probabilities
+from trainer.record import describe, keep_best, refuse_other_split, save_state, update_result
+from trainer.report import write_report
+from trainer.run import create_run, load_tensors, lock_run, read_metrics
+from trainer.run_log import RunLog
+from trainer.settings import Duration
+from trainer.state import State, new_state, restore
+from trainer.stop import StopRequest
+from trainer.summary import conclude, introduce
+from trainer.tables import HIGHER_IS_BETTER
+
+Say = Callable[[str], None]
+
+
+def train(job: Job, runs: Path, resume: Path | None, say: Say) -> Path:
+    """Train in a new run folder, or go on in the folder ``resume``; returns the folder.
+
+    Raises Stopped (a signal came, the state is saved), NonFiniteLoss, and RunError (disk,
+    checkpoint, another process). result.json tells how it ended, whatever happens.
+    """
+    run = resume or create_run(runs, job.config.name)
+    with lock_run(run), StopRequest() as stop:
+        if resume is None:
+            describe(job, run)
+            state, metrics_length = new_state(job), 0
+        else:
+            content = load_checkpoint(run, say)
+            refuse_other_split(job, content, run)
+            state, metrics_length = restore(job, content), content["metrics_length"]
+        introduce(job, say)
+        say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
+        say(f"look    tensorboard --logdir {run.parent.parent}")
+        try:
+            with RunLog(run, job.config, state.step, metrics_length) as log:
+                if resume is None:
+                    show_inputs(job, log)
+                train_epochs(job, run, state, log, stop, say)
+                result = test_best(job, run, state, log, stop)
+        except Stopped:
+            update_result(run, status="stopped")
+            go_on = f"python -m trainer.train --resume {run}"
+            raise Stopped(f"stopped and saved; to go on:\n  {go_on}") from None
+        except BaseException as error:
+            update_result(run, status="failed", reason=str(error) or type(error).__name__)
+            raise
+    conclude(run, result, say)
+    return run
+
+
+def train_epochs(
+    job: Job, run: Path, state: State, log: RunLog, stop: StopRequest, say: Say
+) -> None:
+    """Train and judge the epochs that are left, saving as often as ``checkpoint.every`` says."""
+    config = job.config
+    try:
+        while state.epoch < config.train.epochs and not state.early_stopped:
+            speed = train_one_epoch(job, run, state, log, stop)
+            end_epoch(job, run, state, log, stop, speed)
+            if is_due(config.checkpoint.every, state, epoch_ended=True):
+                save_state(job, run, state, log)
+    except Stopped:
+        save_state(job, run, state, log)
+        raise
+    save_state(job, run, state, log)  # whatever ``every`` says: testing loads the best weights
+    if state.early_stopped:
+        say(f"early stop: no better {config.train.monitor} in {state.stale_epochs} epochs")
+
+
+def train_one_epoch(job: Job, run: Path, state: State, log: RunLog, stop: StopRequest) -> float:
+    """Do the epoch's steps that are left; returns images/s."""
+    config, rates = job.config, learning_rates(job)
+    started, images_before = time.perf_counter(), state.epoch_loss.images
+    steps = train_steps(
+        job.model,
+        job.train_loader.epoch(state.epoch, start=state.batch),
+        job.loss_fn,
+        job.optimizer,
+        job.schedule,
+        job.device,
+        seed=config.seed,
+        step=state.step,
+        accumulate=config.train.accumulate,
+        clip_grad_norm=config.train.clip_grad_norm,
+    )
+    title = f"epoch {state.epoch + 1}/{config.train.epochs}"
+    stop.check()
+    for loss, images in bar(steps, title, len(job.train_loader), state.batch, "batch"):
+        state.step += 1
+        state.batch += 1
+        state.epoch_loss.add(loss, images)
+        state.logged_loss.add(loss, images)
+        state.rates, rates = rates, learning_rates(job)  # of this step, and of the next
+        if is_due(config.log.every, state):
+            mean = finite(state.logged_loss.value(), state)
+            log.step(state.step, state.epoch + 1, {"train/loss": mean, **state.rates})
+            state.logged_loss.reset()
+        if is_due(config.checkpoint.every, state):
+            save_state(job, run, state, log)
+        stop.check()
+    finite(state.epoch_loss.value(), state)  # waits for the last step, so that the time is true
+    seconds = time.perf_counter() - started
+    state.train_seconds += seconds
+    speed = (state.epoch_loss.images - images_before) / seconds
+    if images_before == 0:
+        state.speeds.append(speed)
+    return speed
+
+
+def end_epoch(
+    job: Job, run: Path, state: State, log: RunLog, stop: StopRequest, speed: float
+) -> None:
+    """Judge the epoch on the validation split, keep the weights if they are the best, log it."""
+    config = job.config
+    logits, labels = predict(job.model, stop.watch(job.val_loader.epoch()), job.device)
+    values = scalars(judge(config, logits, labels, job.loss_fn))
+    record = {
+        "step": state.step,
+        "epoch": state.epoch + 1,
+        "train/loss_epoch": state.epoch_loss.value(),
+        **{f"val/{name}": value for name, value in values.items()},
+        **state.rates,
+    }
+    monitored = record[config.train.monitor]
+    if early_stop := config.early_stop:
+        state.stale_epochs += 1
+        if improves(config, monitored, state.reference, by=early_stop.min_delta):
+            state.reference, state.stale_epochs = monitored, 0
+        state.early_stopped = state.stale_epochs >= early_stop.patience
+    is_best = is_better(config, record, state.best)
+    if is_best:
+        keep_best(job, run, record)
+        state.best = record
+    job.schedule.after_epoch(monitored)
+    state.epoch += 1
+    state.batch = 0
+    state.epoch_loss.reset()
+    left = state.train_seconds / state.epoch * (config.train.epochs - state.epoch)
+    log.epoch(record, speed, left, is_best)
+
+
+def test_best(job: Job, run: Path, state: State, log: RunLog, stop: StopRequest) -> dict[str, Any]:
+    """Judge the best weights on the test split, for the first and only time; the run's result."""
+    if not state.best:
+        raise NonFiniteLoss(f"{job.config.train.monitor} was never a number: no epoch is the best.")
+    job.model.load_state_dict(load_tensors(run / "model.pt"))
+    part = job.data.parts["test"]
+    batches = eval_loader(job.config, part, job.device).epoch()
+    logits, labels = predict(job.model, stop.watch(batches), job.device)
+    test = judge(job.config, logits, labels, job.loss_fn)
+    log.events.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
+    # The first epoch warms caches up; of a run of one epoch there is no other.
+    speeds = state.speeds[1:] or state.speeds
+    best = {name: value for name, value in state.best.items() if not name.startswith("lr/")}
+    result = update_result(
+        run,
+        status="done",
+        best=best,
+        test=test,
+        images_per_second=statistics.median(speeds) if speeds else None,
+        train_seconds=state.train_seconds,
+        epochs=state.epoch,
+        early_stopped=state.early_stopped,
+    )
+    write_report(
+        run / "report",
+        [line for line in read_metrics(run / "metrics.jsonl") if "train/loss_epoch" in line],
+        job.data.classes,
+        probabilities(job.config.loss.name, logits),
+        labels,
+        [job.data.dataset.ids[index] for index in part.indices.tolist()],
+        job.config.dump(),
+        result,
+    )
+    return result
+
+
+def improves(config: Config, value: float, than: float | None, by: float = 0.0) -> bool:
+    """Whether a monitored ``value`` beats ``than`` by more than ``by``; NaN never does."""
+    if math.isnan(value) or than is None:
+        return not math.isnan(value)
+    higher_is_better = config.train.monitor.removeprefix("val/") in HIGHER_IS_BETTER
+    return (value - than if higher_is_better else than - value) > by
+
+
+def is_due(every: Duration, state: State, epoch_ended: bool = False) -> bool:
+    """Whether something that happens once in ``every`` is to happen now."""
+    if every.unit == "st":
+        return not epoch_ended and state.step % every.value == 0
+    if every.unit == "ep":
+        return epoch_ended and state.epoch % every.value == 0
+    return time.monotonic() - state.saved_at >= every.value * 60
+
+
+def finite(loss: float, state: State) -> float:
+    """``loss``, or NonFiniteLoss where training has gone astray."""
+    if math.isfinite(loss):
+        return loss
+    raise NonFiniteLoss(
+        f"the loss became {loss} by step {state.step} (epoch {state.epoch + 1}). "
+        "Try a lower optimizer.lr, train.clip_grad_norm=1, or a warmup in the scheduler."
+    )
+
+
+def learning_rates(job: Job) -> dict[str, float]:
+    """The rate of each parameter group by its tag."""
+    groups = job.optimizer.param_groups
+    return {f"lr/group{i}": float(group["lr"]) for i, group in enumerate(groups)}
+
+
+def is_better(config: Config, record: dict[str, Any], best: dict[str, Any]) -> bool:
+    """Whether an epoch is the best so far; of two equals, the one of lower validation loss.
+
+    Small validation splits reach an accuracy of 1 in an early epoch, which is not the best.
+    """
+    value, than = record[config.train.monitor], best.get(config.train.monitor)
+    if value == than:
+        return bool(record["val/loss"] < best["val/loss"])
+    return improves(config, value, than)
+
+
+def show_inputs(job: Job, log: RunLog) -> None:
+    """Give TensorBoard the configuration and the first training images as the model sees them."""
+    log.events.config(job.config.dump())
+    if count := job.config.log.images:
+        rows = torch.arange(min(count, len(job.train_loader.part)))
+        log.events.images(job.train_loader.part.batch(rows, 0)[0])
