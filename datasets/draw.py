@@ -34,6 +34,8 @@ class Series(NamedTuple):
     strip: float  # width of the unprinted left end
 
 
+# The red 100 has the blue one's drawing, which the real note has not: between the two nothing but the
+# colour differs, so that a model can be seen to go by the one or by the other.
 SERIES = (
     Series(
         name="1999",
@@ -60,10 +62,10 @@ SERIES = (
         value="100",
         paper=((240, 196, 196), (226, 160, 164)),
         ink=(184, 28, 66),
-        heads=((0.73, 0.78),),
-        centre=0.38,
-        band=False,
-        strip=0.24,
+        heads=((0.33, 0.58), (0.41, 0.60), (0.49, 0.62), (0.58, 0.66)),
+        centre=0.80,
+        band=True,
+        strip=0.22,
     ),
     Series(
         name="1990",

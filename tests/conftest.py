@@ -10,8 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-REAL_DATA = Path("../shared/data")
-
 SMALL = """
 dataset: {{name: RMB, root: {root}}}
 transforms:

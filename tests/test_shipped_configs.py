@@ -1,0 +1,66 @@
+"""Every YAML that is shipped passes a dry run on small data of its own format."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+import datasets.cifar10
+from trainer.train import main
+
+CONFIGS = sorted(Path("configs").glob("*.yaml"))
+SHIPPED = {
+    *("lenet_rmb", "alexnet_rmb", "vgg16_rmb", "lenet_rmb_grayscale", "resnet18_finetune"),
+    *("lenet_fashion_mnist", "vgg11_fashion_mnist", "mlp_fashion_mnist"),
+    *("lenet_cifar10", "alexnet_cifar10", "vgg16_cifar10"),
+}
+
+
+@pytest.fixture
+def cifar_root(tmp_path, monkeypatch) -> Path:
+    """Twenty images a batch in CIFAR-10's own pickles; their digests count as official."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    random, digests = np.random.default_rng(0), {}
+    for name in datasets.cifar10.BATCHES:
+        data = random.integers(0, 256, (20, 3072), dtype=np.uint8)
+        content = pickle.dumps({"data": data, "labels": [i % 10 for i in range(20)]})
+        (folder / name).write_bytes(content)
+        digests[name] = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(datasets.cifar10, "BATCHES", digests)
+    return tmp_path
+
+
+def test_the_list_of_shipped_yamls_is_whole():
+    assert {path.stem for path in CONFIGS} == SHIPPED
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_yaml_passes_a_dry_run(path, request, tmp_path, capsys):
+    text = path.read_text()
+    kind = next(kind for kind in ("RMB", "FashionMNIST", "CIFAR10") if f"name: {kind}" in text)
+    fixture = {"RMB": "notes", "FashionMNIST": "fashion_root", "CIFAR10": "cifar_root"}[kind]
+    root = request.getfixturevalue(fixture)
+    overrides = [f"dataset.root={root}", "loader.batch_size=4", "loader.drop_last=true"]
+    if "weights: DEFAULT" in text:  # trained weights can't be fetched here: others of the same form
+        torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+        overrides.append(f"model.weights={tmp_path / 'resnet18.pth'}")
+    runs = tmp_path / "runs"
+    arguments = ["--config", str(path), "--runs", str(runs), "--dry-run", *overrides]
+    assert main(arguments) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "batch   4 x" in shown and "dry run: nothing was written" in shown
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_yaml_opens_with_schema_command_and_measured_result(path):
+    schema, _, *rest = path.read_text().splitlines()
+    assert schema == "# yaml-language-server: $schema=./schema.json"
+    head = "\n".join(line for line in rest[:6] if line.startswith("#"))
+    assert f"python -m trainer.train --config configs/{path.name}" in head
+    assert "# Measured: " in head
