@@ -34,8 +34,8 @@ class Series(NamedTuple):
     strip: float  # width of the unprinted left end
 
 
-# The red 100 has the blue one's drawing, which the real note has not: between the two nothing but the
-# colour differs, so that a model can be seen to go by the one or by the other.
+# The red 100 has the blue one's drawing, unlike the real note: only the colour differs, so that a
+# model can be seen to go by the one or by the other.
 SERIES = (
     Series(
         name="1999",

@@ -15,7 +15,7 @@ from trainer.training import train
 REAL_DATA = Path("../shared/data")
 
 
-def result_of(config: str, runs: Path, *overrides: str) -> dict:
+def result_of(config: str, runs: Path, *overrides: str):
     job = prepare(load_config(f"configs/{config}.yaml", overrides), print)
     return json.loads((train(job, runs, None, print) / "result.json").read_text())
 

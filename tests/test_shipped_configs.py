@@ -21,7 +21,7 @@ SHIPPED = {
 
 
 @pytest.fixture
-def cifar_root(tmp_path, monkeypatch) -> Path:
+def cifar_root(tmp_path, monkeypatch):
     """Twenty images a batch in CIFAR-10's own pickles; their digests count as official."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()

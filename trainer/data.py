@@ -1,6 +1,7 @@
 """From the configuration to the three parts of the data, decoded once, ready to be batched."""
 
 import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -232,13 +233,14 @@ def eval_loader(config: Config, part: Part, device: torch.device) -> Loader:
 
 
 def workers(config: Config, part: Part) -> int:
-    """Worker processes for a part: none where a batch is a gather and a few tensor operations."""
+    """Worker processes for a part: none where making a batch takes less than handing one over."""
     if config.loader.workers != "auto":
         return config.loader.workers
-    cheap = part.images is not None and not any(
-        stage == "per sample" for _, stage in part.pipeline.description
-    )
-    return 0 if cheap else min(os.cpu_count() or 1, 8)
+    rows = torch.arange(min(config.loader.batch_size, len(part)))
+    part.batch(rows, 0)  # the first one also warms up
+    started = time.perf_counter()
+    part.batch(rows, 0)
+    return 0 if time.perf_counter() - started < 0.02 else min(os.cpu_count() or 1, 8)
 
 
 def in_threads(

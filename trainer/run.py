@@ -4,7 +4,6 @@ config.yaml  environment.json  uncommitted.patch  split.json  metrics.jsonl  eve
 checkpoints/step-000000123/  model.pt  model.json  result.json  report/
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -65,7 +64,14 @@ def lock_run(run: Path) -> IO[str]:
     """Hold the run until the returned file is closed; raises RunError where another does."""
     lock = (run / "run.lock").open("a")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
         raise RunError(
@@ -92,6 +98,8 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` last: a rename is only safe once its folder is on the disk."""
+    if sys.platform == "win32":  # which has no such call, and needs none
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

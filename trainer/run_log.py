@@ -1,5 +1,6 @@
 """What a run writes and prints while it trains: metrics.jsonl, TensorBoard, a line an epoch."""
 
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +20,8 @@ class RunLog:
         """Open all three; ``step`` and ``metrics_length`` say where a resumed run stood."""
         self.events = Events(run, first_step=step + 1 if step else 0)
         self.metrics = MetricsFile(run / "metrics.jsonl", metrics_length)
-        self.epochs = config.train.epochs
+        self.epochs, self.epochs_logged = config.train.epochs, 0
+        self.began = time.monotonic()
         self.last_step = step or -1  # the last one of which the rates are drawn
         self.table: Table | None = None
 
@@ -29,9 +31,7 @@ class RunLog:
         self.events.scalars(values, step)
         self.last_step = step
 
-    def epoch(
-        self, record: dict[str, Any], speed: float, seconds_left: float, is_best: bool
-    ) -> None:
+    def epoch(self, record: dict[str, Any], speed: float, is_best: bool) -> None:
         """Log a finished epoch: its line of metrics, its images/s, and whether it is the best."""
         self.metrics.write(record)
         values = {name: record[name] for name in record if name not in ("step", "epoch")}
@@ -46,7 +46,10 @@ class RunLog:
                 cells["lr"] = f"{value:.3g}"
             elif name.startswith("val/"):
                 cells[name] = f"{value:.4f}"
-        cells |= {"images/s": f"{speed:,.0f}", "left": duration(seconds_left)}
+        self.epochs_logged += 1
+        an_epoch = (time.monotonic() - self.began) / self.epochs_logged
+        left = duration(an_epoch * (self.epochs - record["epoch"]))
+        cells |= {"images/s": f"{speed:,.0f}", "left": left}
         if self.table is None:
             self.table = Table(list(cells))
         self.table.row(list(cells.values()), "* best" if is_best else "")

@@ -20,7 +20,14 @@ from trainer.loop import predict, train_steps
 from trainer.losses import probabilities
 from trainer.record import describe, keep_best, refuse_other_split, save_state, update_result
 from trainer.report import write_report
-from trainer.run import create_run, load_tensors, lock_run, read_metrics
+from trainer.run import (
+    create_run,
+    load_tensors,
+    lock_run,
+    read_json,
+    read_metrics,
+    write_file,
+)
 from trainer.run_log import RunLog
 from trainer.settings import Duration
 from trainer.state import State, new_state, restore
@@ -46,6 +53,10 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say) -> Path:
             content = load_checkpoint(run, say)
             refuse_other_split(job, content, run)
             state, metrics_length = restore(job, content), content["metrics_length"]
+            if is_finished(job, run, state):
+                say(f"{run} is finished; more epochs go on from its end: train.epochs=...")
+                return run
+            write_file(run / "config.yaml", job.config.dump())
         introduce(job, say)
         say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
         say(f"look    tensorboard --logdir {run.parent.parent}")
@@ -54,7 +65,7 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say) -> Path:
                 if resume is None:
                     show_inputs(job, log)
                 train_epochs(job, run, state, log, stop, say)
-                result = test_best(job, run, state, log, stop)
+                result = judge_best(job, run, state, log, stop)
         except Stopped:
             update_result(run, status="stopped")
             go_on = f"python -m trainer.train --resume {run}"
@@ -153,11 +164,10 @@ def end_epoch(
     state.epoch += 1
     state.batch = 0
     state.epoch_loss.reset()
-    left = state.train_seconds / state.epoch * (config.train.epochs - state.epoch)
-    log.epoch(record, speed, left, is_best)
+    log.epoch(record, speed, is_best)
 
 
-def test_best(job: Job, run: Path, state: State, log: RunLog, stop: StopRequest) -> dict[str, Any]:
+def judge_best(job: Job, run: Path, state: State, log: RunLog, stop: StopRequest) -> dict[str, Any]:
     """Judge the best weights on the test split, for the first and only time; the run's result."""
     if not state.best:
         raise NonFiniteLoss(f"{job.config.train.monitor} was never a number: no epoch is the best.")
@@ -191,6 +201,12 @@ def test_best(job: Job, run: Path, state: State, log: RunLog, stop: StopRequest)
         result,
     )
     return result
+
+
+def is_finished(job: Job, run: Path, state: State) -> bool:
+    """Whether a resumed run has nothing left to do; its test split is not read again."""
+    over = state.early_stopped or state.epoch >= job.config.train.epochs
+    return over and read_json(run / "result.json")["status"] == "done"
 
 
 def improves(config: Config, value: float, than: float | None, by: float = 0.0) -> bool:
