@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -76,11 +75,9 @@ def test_a_wrong_key_is_told_before_torch_is_imported(tmp_path):
         "assert 'torch' not in sys.modules\n"
         "sys.exit(code)"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert f"{file}:1:1: datasett: " in done.stderr and "dataset" in done.stderr
-    assert time.perf_counter() - started < 3  # importing torch alone takes longer
 
 
 def test_no_weights_are_unpickled_and_no_yaml_is_executed():

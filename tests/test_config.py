@@ -266,7 +266,7 @@ def test_one_typo_at_every_level_is_located(faults):
         ),
         (
             "name: RandomCrop, size: 32, padding: 4",
-            "name: RandomApply, transforms: [MixUp]",
+            "name: RandomApply, transforms: [MixUp, Grayscale]",
             "MixUp mixes whole batches",
         ),
         ("seed: 0", "seed: 99999999999999999999", "this number is too large"),
@@ -357,10 +357,10 @@ def test_what_cannot_be_read_as_text_is_told(tmp_path):
 
 @pytest.mark.parametrize("text", ["a: " + "[" * 100 + "]" * 100, "a: [" + "1," * 20_000 + "]"])
 def test_a_bomb_is_refused_quickly(faults, text):
-    start = time.perf_counter()
+    start = time.process_time()
     messages = [message for *_, message in faults(text)]
     assert any("more than 32 levels" in m or "too many values" in m for m in messages)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_file_whose_name_is_no_run_name_must_have_one(tmp_path):
@@ -504,18 +504,18 @@ def test_equality_ignores_where_values_were_written(load):
 def test_faults_come_without_torch_in_half_a_second(tmp_path):
     (tmp_path / "exp.yaml").write_text(TEN_FAULTS)
     code = (
-        "import sys, time; start = time.perf_counter()\n"
+        "import sys, time; start = time.process_time()\n"
         "from trainer.config import load_config\n"
         "from trainer.errors import ConfigError\n"
         "try: load_config(sys.argv[1])\n"
         "except ConfigError as error: assert len(error.faults) == 11, error\n"
         "else: raise AssertionError\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
-        "print(time.perf_counter() - start)"
+        "print(time.process_time() - start)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "exp.yaml")]
     times = []
-    for _ in range(3):  # the best of three: other processes may be busy
+    for _ in range(3):  # the best of three: other processes disturb even the CPU time
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         times.append(float(done.stdout))

@@ -199,6 +199,14 @@ def test_a_loaded_schedule_goes_on_exactly_at_any_step(
     assert rates(optimizer, schedule, first_step=stop) == whole[stop:]
 
 
-def test_a_warm_up_as_long_as_the_run_is_refused():
-    with pytest.raises(ValueError, match="30 steps leaves nothing of the run's 30"):
-        build("StepLR", new_optimizer(), warmup_steps=EPOCHS * STEPS)
+def test_a_warm_up_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match="31 steps is longer than the run's 30"):
+        build("StepLR", new_optimizer(), warmup_steps=EPOCHS * STEPS + 1)
+
+
+@pytest.mark.parametrize("name", [None, *SCHEDULERS])
+def test_a_warm_up_that_fills_the_run_is_all_there_is(name):
+    optimizer = new_optimizer()
+    schedule = build(name, optimizer, warmup_steps=EPOCHS * STEPS)
+    whole = rates(optimizer, schedule)
+    assert whole == sorted(whole) and len(set(whole)) == len(whole)

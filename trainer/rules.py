@@ -218,12 +218,15 @@ def _transform_rule(component: Any, place: Place, side: str, outer: str = "") ->
     elif side == "train" and name in _SEVERAL_CROPS:
         reason = "gives several crops of an image, which only evaluation averages; use RandomCrop"
     elif outer and name in MIXING:
-        reason = f"mixes whole batches, so it cannot stand inside {outer}; put it beside it"
+        reason = f"mixes whole batches, the others in {outer} change one image; separate them"
     if reason:
         yield Finding((*place, "name"), f"{name} {reason}")
     elif name in NESTING:
-        for index, inner in enumerate(_items(component, "transforms")):
-            yield from _transform_rule(inner, (*place, "transforms", index), side, str(name))
+        inner = _items(component, "transforms")
+        alike = all(component_name(item) in MIXING for item in inner)  # as [MixUp, CutMix]
+        for index, item in enumerate(inner):
+            outer = "" if alike else str(name)
+            yield from _transform_rule(item, (*place, "transforms", index), side, outer)
 
 
 def default_monitor(data: dict[str, Any]) -> str:

@@ -81,23 +81,24 @@ def build_schedule(
     Where ``arguments`` leave them open, the run decides: CosineAnnealingLR's T_max and
     PolynomialLR's total_iters are the epochs after the warm-up, OneCycleLR's total_steps the steps
     after it and its max_lr the optimizer's lr, ReduceLROnPlateau's mode is ``mode`` (min or max).
-    Raises ValueError for a warm-up as long as the run, and what the scheduler's constructor raises.
+    A warm-up that fills the run leaves the scheduler unused. Raises ValueError for one longer than
+    the run, and what the scheduler's constructor raises.
     """
     steps = epochs * steps_per_epoch
-    if warmup_steps >= steps:
+    if warmup_steps > steps:
         raise ValueError(
-            f"a warm-up of {warmup_steps} steps leaves nothing of the run's {steps} "
+            f"a warm-up of {warmup_steps} steps is longer than the run's {steps} "
             f"({epochs} epochs of {steps_per_epoch})"
         )
     if name is None:
         return Schedule(optimizer, None, warmup_steps)
-    epochs_left = epochs - warmup_steps // steps_per_epoch
+    epochs_left = max(epochs - warmup_steps // steps_per_epoch, 1)
     open_arguments: dict[str, dict[str, Any]] = {
         "CosineAnnealingLR": {"T_max": epochs_left},
         "PolynomialLR": {"total_iters": epochs_left},
         "OneCycleLR": {
             "max_lr": [group["lr"] for group in optimizer.param_groups],
-            "total_steps": steps - warmup_steps,
+            "total_steps": max(steps - warmup_steps, 1),
         },
         "ReduceLROnPlateau": {"mode": mode},
     }
