@@ -190,9 +190,10 @@ def judge_best(job: Job, run: Path, state: State, log: RunLog, stop: StopRequest
         epochs=state.epoch,
         early_stopped=state.early_stopped,
     )
+    epochs = [line for line in read_metrics(run / "metrics.jsonl") if "train/loss_epoch" in line]
     write_report(
         run / "report",
-        [line for line in read_metrics(run / "metrics.jsonl") if "train/loss_epoch" in line],
+        [line | {"train/loss": line["train/loss_epoch"]} for line in epochs],
         job.data.classes,
         probabilities(job.config.loss.name, logits),
         labels,
