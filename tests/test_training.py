@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -346,7 +347,10 @@ def test_a_resumed_run_can_be_given_more_epochs(train):
         (["loss.weight=[1, 2, 3]"], "loss.weight", "3 numbers for 2 classes"),
         (["model.freeze=[nothing.*]"], "model", "nothing"),
         (["model.weights=absent.pt"], "model", "absent.pt"),
-        (["transforms.train.0.size=16"], "transforms.train", "16"),
+        (["transforms.train.0.size=16"], "transforms.train.1", "16"),
+        (["transforms.train.0.size=[0, 32]"], "transforms.train.0", "Resize"),
+        (["loss={name: BCEWithLogitsLoss, pos_weight: [1, 2, 3]}"], "loss", "fails on labels"),
+        (["optimizer.name=Muon", "model=torchvision/resnet18"], "optimizer", "AdamW"),
         (["transforms.eval=[{name: Resize, size: [8, 8]}]"], "model", "32 x 32"),
         (["transforms.train=[{name: Resize, size: 32}, {name: CenterCrop, size: 32}, Grayscale]"],
          "transforms.eval", "channels"),
@@ -432,3 +436,133 @@ def test_one_batch_can_be_memorised(train, config_file):
     )
     *_, (loss, _) = steps
     assert loss < 0.05
+
+
+def test_a_test_image_of_a_size_that_the_model_refuses_is_told_before_a_run_begins(
+    config_file, notes, tmp_path
+):
+    from PIL import Image
+
+    for part, size in (("train", 32), ("valid", 32), ("test", 40)):
+        for name in ("1", "100"):
+            (tmp_path / "parts" / part / name).mkdir(parents=True)
+            for number in range(4):
+                picture = Image.effect_noise((size, size), 60 + number).convert("RGB")
+                picture.save(tmp_path / "parts" / part / name / f"{number}.png")
+    overrides = [f"dataset.root={tmp_path / 'parts'}", "transforms={train: [], eval: []}"]
+    with pytest.raises(ConfigError, match="40 x 40"):
+        prepare(load_config(config_file, overrides), print)
+
+
+def test_a_model_with_another_number_of_outputs_is_told_before_a_run_begins(
+    config_file, monkeypatch
+):
+    monkeypatch.setattr(LeNet, "forward", lambda self, images: images.new_zeros(len(images), 7))
+    with pytest.raises(ConfigError, match=r"model: gives \(2, 7\) for 2 images of 2 classes"):
+        prepare(load_config(config_file), print)
+
+
+def test_a_file_that_cannot_be_opened_is_left_out_where_asked(train, notes, tmp_path):
+    import shutil
+
+    from datasets import DataError
+
+    copy = tmp_path / "copy"
+    shutil.copytree(notes, copy)
+    (copy / "1" / "nowhere.jpg").symlink_to("/absent")
+    (copy / "100" / "here.jpg").symlink_to(copy / "100" / "here.jpg")
+    with pytest.raises(DataError, match=r"(?s)1/nowhere\.jpg.*100/here\.jpg"):
+        train(f"dataset.root={copy}")
+    run = train(f"dataset.root={copy}", "dataset.on_broken=skip")
+    left_out = json.loads((run / "result.json").read_text())["dataset"]["left_out"]
+    assert sorted(Path(entry["path"]).name for entry in left_out) == ["here.jpg", "nowhere.jpg"]
+    assert "here.jpg" in (run / "report" / "report.md").read_text()
+
+
+def test_a_file_name_that_is_no_utf8_is_no_obstacle(train, notes, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(notes, copy)
+    (copy / "1" / "000.jpg").rename(copy / "1" / os.fsdecode(b"\xff\xfe.jpg"))
+    run = train(f"dataset.root={copy}")
+    assert "\\udcff" in (run / "split.json").read_text()
+    evaluate_run(run, load_config(run / "config.yaml"), "test")
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_ends_the_same(train):
+    import shutil
+
+    straight, killed = train(), train()
+    shutil.rmtree(killed / "checkpoints")
+    (killed / "result.json").write_text((killed / "result.json").read_text().replace("done", "no"))
+    assert_same_run(straight, train(resume=killed, file=killed / "config.yaml"))
+
+
+def test_a_finished_run_is_not_tested_again_whatever_its_checkpoints(train, capsys):
+    run = train("checkpoint.every=1st")
+    before = (run / "result.json").stat().st_mtime_ns
+    train(resume=run, file=run / "config.yaml")
+    assert "is finished" in capsys.readouterr().out
+    assert (run / "result.json").stat().st_mtime_ns == before
+
+
+def test_a_config_that_was_edited_in_the_run_folder_is_refused_on_resume(train):
+    run = train()
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("CrossEntropyLoss", "MSELoss"))
+    config, folder = find_resumable(str(run), None, ["train.epochs=3"], run.parent)
+    with pytest.raises(RunError, match=r"loss\.name is \"MSELoss\", but .* \"CrossEntropyLoss\""):
+        train("train.epochs=3", resume=folder, file=run / "config.yaml")
+
+
+def test_lost_lines_of_metrics_are_told_before_training_goes_on(train):
+    run = train()
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(RunError, match="lines of it are lost"):
+        train("train.epochs=3", resume=run, file=run / "config.yaml")
+
+
+def test_an_early_stopped_run_goes_on_with_more_patience(train):
+    stopping = ("optimizer.lr=1e-30", "train.epochs=9")
+    patient = train(*stopping, "early_stop={patience: 4}")
+    run = train(*stopping, "early_stop={patience: 2}")
+    train("early_stop.patience=4", resume=run, file=run / "config.yaml")
+    assert_same_run(patient, run)
+
+
+def test_a_run_goes_on_where_its_data_was_moved_but_not_changed(train, notes, tmp_path):
+    import shutil
+
+    longer, run = train("train.epochs=3"), train()
+    shutil.copytree(notes, tmp_path / "moved")
+    moved = (f"dataset.root={tmp_path / 'moved'}", "train.epochs=3")
+    config, folder = find_resumable(str(run), None, moved, run.parent)
+    train(*moved, resume=folder, file=run / "config.yaml")
+    assert same(last_state(run)["model"], last_state(longer)["model"])
+
+
+def test_evaluate_refuses_what_would_not_be_the_run(train):
+    run = train()
+    for override in ("model.name=MLP", "optimizer.lr=3", "transforms.eval.0.size=16"):
+        with pytest.raises(ConfigError, match="but the run began with"):
+            evaluate_run(run, load_config(run / "config.yaml", [override]), "test")
+    torch.save(LeNet(num_classes=3, in_channels=3).state_dict(), run / "model.pt")
+    with pytest.raises(RunError, match="does not fit"):
+        evaluate_run(run, load_config(run / "config.yaml"), "test")
+
+
+def test_a_reader_that_has_seen_enough_does_not_end_a_run(train, monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    from trainer.console import say
+
+    say("first")
+    say("second")
+    sys.stdout.close()

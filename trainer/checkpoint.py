@@ -24,13 +24,12 @@ MANIFEST = "MANIFEST.json"
 def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write ``state`` (tensors and plain values) as the checkpoint of ``step``; keep the last few.
 
-    Older ones go only after the new one is whole. Raises RunError where the disk refuses; what was
-    there before then stays as it was.
+    One of the same step is replaced. Older ones go only after the new one is whole. Raises RunError
+    where the disk refuses; what was there before then stays as it was.
     """
     final = run / "checkpoints" / f"step-{step:09d}"
-    if is_valid(final):  # the same step is the same state
-        return final
     temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    replaced = final.with_name(f"{final.name}.tmp-{os.getpid()}-replaced")
     try:
         temporary.mkdir(parents=True)
         save_tensors(temporary / "state.pt", state)
@@ -38,8 +37,8 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> P
         digest = hashlib.sha256(data).hexdigest()
         files = {"state.pt": {"size": len(data), "sha256": digest}}
         write_json(temporary / MANIFEST, {"schema": 1, "step": step, "files": files})
-        if final.exists():  # a damaged one of the same step: this one replaces it
-            shutil.rmtree(final)
+        if final.exists():  # killed between these two renames, a run goes on from an older one
+            final.replace(replaced)
         temporary.replace(final)
         sync_folder(final.parent)
     except OSError as error:
@@ -50,19 +49,33 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> P
         ) from None
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
+    sweep(run)
     return final
 
 
-def load_checkpoint(run: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The newest state that is whole; each one passed over is named through ``say``."""
+def sweep(run: Path) -> None:
+    """Remove what killed processes left half-written; only for the process that holds the run."""
+    for path in (run / "checkpoints").glob("step-*.tmp-*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def load_checkpoint(run: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest state that is whole, or None where none was ever saved.
+
+    Each one passed over is named through ``say``. Raises RunError where none is whole.
+    """
     folders = checkpoints(run)
     for folder in reversed(folders):
         if is_valid(folder):
             state: dict[str, Any] = load_tensors(folder / "state.pt")
             return state
         say(f"{folder} is damaged and passed over.")
-    what = "no checkpoint of it is whole" if folders else "it has no checkpoint yet"
-    raise RunError(f"{run} cannot be resumed: {what}. Start a new run with --config.")
+    if folders:
+        raise RunError(f"{run} cannot be resumed: no checkpoint of it is whole. Start a new run.")
+    return None
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -75,11 +88,11 @@ def is_valid(folder: Path) -> bool:
     """Whether every file that the manifest names is there, byte for byte."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
-        return all(
+        return "state.pt" in files and all(
             hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"]
             for name, entry in files.items()
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -10,14 +10,21 @@ Item = TypeVar("Item")
 
 
 def say(line: str = "") -> None:
-    """Print a permanent line at once, also where stdout is a pipe; a bar above it is kept whole."""
-    if "tqdm" in sys.modules:
-        from tqdm import tqdm
+    """Print a permanent line at once, also where stdout is a pipe; a bar above it is kept whole.
 
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
-    else:
-        print(line, flush=True)
+    A reader that has seen enough (``| head``) does not end a run: the rest is not printed.
+    """
+    line = line.encode(errors="backslashreplace").decode()  # file names need not be UTF-8
+    try:
+        if "tqdm" in sys.modules:
+            from tqdm import tqdm
+
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+        else:
+            print(line, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")
 
 
 def draws_bars() -> bool:

@@ -1,6 +1,7 @@
 """From the configuration to the three parts of the data, decoded once, ready to be batched."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from datasets.split import split as split_dataset
 from trainer.components import build
 from trainer.config import Component, Config
 from trainer.console import bar
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, Fault
 from trainer.loader import Loader, Part
 from trainer.run import digest_of
 from transforms import TRANSFORMS
@@ -56,19 +57,26 @@ def load_data(config: Config) -> Data:
 
     Raises DataError for data that cannot be used, naming every broken file at once.
     """
-    dataset: Dataset = build(DATASETS, "dataset", config.dataset)
+    dataset = open_dataset(config)
     pipelines = build_pipelines(config, num_classes=len(dataset.classes))
-    digests = in_threads(dataset.digest, range(len(dataset)), "reading images")
-    usable = list(range(len(dataset)))
-    broken: dict[int, BrokenImage] = {}
+    every = range(len(dataset))
+    results = in_threads(lambda i: attempt(dataset.digest, i), every, "reading images")
+    digests = [result if isinstance(result, str) else "" for result in results]
+    broken = {i: result for i, result in enumerate(results) if isinstance(result, BrokenImage)}
+    if broken and dataset.on_broken == "error":
+        raise BrokenImages(broken.values(), len(dataset))
+    usable = [index for index in every if index not in broken]
     while True:
         indices = cut(dataset, usable, digests, config)
         parts: dict[str, Part] = {}
         failed: dict[int, BrokenImage] = {}
         notes = [dataset.note] if dataset.note else []
         for name, rows in indices.items():
-            pipeline = pipelines["train" if name == "train" else "eval"]
-            parts[name], faults, note = read_part(dataset, pipeline, rows, config)
+            side = "train" if name == "train" else "eval"
+            try:
+                parts[name], faults, note = read_part(dataset, pipelines[side], rows, config)
+            except ValueError as error:
+                raise ConfigError([transform_fault(config, side, error)]) from None
             failed |= faults
             notes += [f"{name}: {note}"] if note else []
         if not failed:
@@ -96,7 +104,7 @@ def load_part(config: Config, split: Mapping[str, str]) -> tuple[Dataset, Part]:
 
     split maps sample ids to digests. Raises DataError where images are absent or have changed.
     """
-    dataset: Dataset = build(DATASETS, "dataset", config.dataset)
+    dataset = open_dataset(config)
     index_of = {name: index for index, name in enumerate(dataset.ids)}
     absent = [name for name in split if name not in index_of]
     indices = [index_of[name] for name in split if name in index_of]
@@ -117,6 +125,35 @@ def load_part(config: Config, split: Mapping[str, str]) -> tuple[Dataset, Part]:
     if failed:
         raise BrokenImages(failed.values(), len(dataset))
     return dataset, part
+
+
+def open_dataset(config: Config) -> Dataset:
+    """The dataset that the configuration names; what its constructor refuses is a ConfigError."""
+    try:
+        dataset: Dataset = build(DATASETS, "dataset", config.dataset)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        raise ConfigError([config.fault("dataset", f"cannot be opened: {error}")]) from error
+    if len(dataset.classes) < 2:
+        raise DataError(
+            f"{config.dataset.name} gives one class only, {dataset.classes[0]!r}; "
+            "expected at least two."
+        )
+    return dataset
+
+
+def transform_fault(config: Config, side: str, error: Exception) -> Fault:
+    """A fault at the transform that refused an image; the pipeline's message has its number."""
+    found = re.search(r"\(transform (\d+)\)", str(error))
+    path = f"transforms.{side}.{found[1]}" if found else f"transforms.{side}"
+    return config.fault(path, str(error))
+
+
+def attempt(function: Callable[[int], Result], index: int) -> Result | BrokenImage:
+    """``function(index)``, or the BrokenImage that it raises: so that all can be told at once."""
+    try:
+        return function(index)
+    except BrokenImage as error:
+        return error
 
 
 class BrokenImages(DataError):
@@ -172,32 +209,45 @@ def read_part(
     labels = torch.tensor([dataset.labels[index] for index in indices], dtype=torch.int64)
     if dataset.images is not None:  # in memory anyway: prepared in chunks, not image by image
         chunks = [pipeline.prepare(dataset.images[chunk]) for chunk in torch.split(rows, 4096)]
-        return Part(dataset, pipeline, rows, labels, torch.cat(chunks)), {}, ""
+        first_two = torch.arange(min(2, len(rows)))
+        return Part(dataset, pipeline, rows, labels, torch.cat(chunks), first_two), {}, ""
 
-    def prepare(index: int) -> Tensor | BrokenImage:
-        try:
-            return pipeline.prepare(dataset.image(index))
-        except BrokenImage as error:
-            return error
+    def prepare(index: int) -> Tensor:
+        return pipeline.prepare(dataset.image(index))
 
-    first = [image for index in indices[:8] if isinstance(image := prepare(index), Tensor)]
+    tried = [attempt(prepare, index) for index in indices[:8]]
+    first = [image for image in tried if isinstance(image, Tensor)]
     size = sum(image.nbytes for image in first) * len(indices) // max(len(first), 1)
     keep = keeps_in_memory(config, size)
 
-    def check(index: int) -> Tensor | BrokenImage:
-        image = prepare(index)
-        return image if keep or isinstance(image, BrokenImage) else image.new_empty(0)
+    def check(index: int) -> tuple[torch.Size, Tensor | None] | BrokenImage:
+        image = attempt(prepare, index)
+        if isinstance(image, BrokenImage):
+            return image
+        return image.shape, image if keep else None
 
     results = in_threads(check, indices, "decoding images" if keep else "checking images")
     pairs = zip(indices, results, strict=True)
     broken = {index: result for index, result in pairs if isinstance(result, BrokenImage)}
     images: Tensor | list[Tensor] | None = None
+    read = [result for result in results if not isinstance(result, BrokenImage)]
     if keep and not broken:
-        images = [result for result in results if isinstance(result, Tensor)]
+        images = [image for _, image in read if image is not None]
         if len({image.shape for image in images}) == 1:
             images = torch.stack(images)
+    extremes = extreme_rows([shape for shape, _ in read])
     note = "" if keep else f"{size / 2**30:.1f} GiB, not kept in memory: decoded in every epoch"
-    return Part(dataset, pipeline, rows, labels, images), broken, note
+    return Part(dataset, pipeline, rows, labels, images, extremes), broken, note
+
+
+def extreme_rows(shapes: Sequence[torch.Size]) -> Tensor:
+    """The rows of the lowest, narrowest, highest and widest images; two where all are alike."""
+    rows = range(len(shapes))
+    sides = [lambda row: shapes[row][-2], lambda row: shapes[row][-1]]
+    chosen = (
+        {choose(rows, key=side) for side in sides for choose in (min, max)} if shapes else set()
+    )
+    return torch.tensor(sorted(chosen | set(rows[:2])), dtype=torch.int64)
 
 
 def keeps_in_memory(config: Config, size: int) -> bool:
@@ -251,19 +301,20 @@ def in_threads(
         return list(bar(pool.map(function, items), description, len(items)))
 
 
-def check_shapes(config: Config, part: Part, side: str) -> tuple[int, int, int]:
-    """The one (C, H, W) that the model will see of a part; raises ConfigError where there is none.
+def check_shape(config: Config, part: Part, side: str) -> tuple[int, int, int]:
+    """The (C, H, W) that the model will see of a part, tried on its smallest and largest images.
 
-    Images that kept their own sizes are tried in the batches that would fail in the hour after.
+    Raises ConfigError, at the transform, where the images cannot form a batch.
     """
-    rows = torch.arange(1)
-    if isinstance(part.images, list):
-        first = {tuple(image.shape): row for row, image in enumerate(part.images)}
-        rows = torch.tensor(list(first.values())[:8])
     try:
-        images, _ = part.batch(rows, 0)
-    except ValueError as error:
-        raise ConfigError([config.fault(f"transforms.{side}", str(error))]) from None
+        images, _ = part.batch(part.extremes, 0)
+    except BrokenImage:
+        raise
+    except DataError as error:
+        raise ConfigError([transform_fault(config, side, error)]) from None
+    if images.ndim > 5:
+        message = "FiveCrop and TenCrop can stand once in a list"
+        raise ConfigError([config.fault(f"transforms.{side}", message)])
     channels, height, width = images.shape[-3:]
     return channels, height, width
 

@@ -1,7 +1,6 @@
 """What can go wrong, in a user's words: faults of a configuration, and a process's exit codes."""
 
 import enum
-import errno
 import os
 import signal
 import sys
@@ -115,8 +114,8 @@ def exit_code_of(action: Callable[[], None]) -> int:
             if isinstance(error, kind):
                 print(error, file=sys.stderr)
                 return code
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            print(f"{error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)
+        if isinstance(error, OSError) and error.strerror:  # the disk is full, or not ours to write
+            print(f"{error.filename or 'writing the run'}: {error.strerror}", file=sys.stderr)
             return Exit.CHECKPOINT
         traceback.print_exc()
         print(

@@ -5,12 +5,19 @@ from typing import Any
 
 import torch
 
-from trainer.config import Config
-from trainer.data import check_shapes, eval_loader, load_part
-from trainer.job import build_loss, build_model, choose_device
+from trainer.components import check_components
+from trainer.config import Config, load_config
+from trainer.data import check_shape, eval_loader, load_part
+from trainer.errors import ConfigError, RunError
+from trainer.job import build_loss, build_model, check_size, choose_device
 from trainer.judge import judge
 from trainer.loop import predict
-from trainer.run import load_tensors, read_json
+from trainer.record import load_best
+from trainer.resume import refuse_changes
+from trainer.run import read_json
+
+# What may differ from the run when it is judged again: where, not what.
+MAY_DIFFER = ("dataset.root", "dataset.on_broken", "loader.", "train.device", "metrics")
 
 
 def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
@@ -18,15 +25,22 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
 
     Raises DataError where the dataset no longer gives the images that the run was split into.
     """
+    refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
+    if faults := check_components(config):
+        raise ConfigError(faults)
     device = choose_device(config)
     saved = read_json(run / "split.json")
+    if not isinstance(saved.get(split), dict) or not isinstance(saved.get("train"), dict):
+        raise RunError(f"{run / 'split.json'} names no {split} split: the run folder is damaged.")
     dataset, part = load_part(config, saved[split])
     # The weights are the run's own: none are drawn, or fetched, only to be replaced.
     arguments = {k: v for k, v in config.model.arguments.items() if k not in ("weights", "init")}
     bare = config.model.model_copy(update={"arguments": arguments})
     config = config.model_copy(update={"model": bare})
-    model = build_model(config, dataset.classes, check_shapes(config, part, "eval"))
-    model.load_state_dict(load_tensors(run / "model.pt"))
+    shape = check_shape(config, part, "eval")
+    model = build_model(config, dataset.classes, shape)
+    check_size(config, model, shape)
+    load_best(model, run)
     model.to(device)
     logits, labels = predict(model, eval_loader(config, part, device).epoch(), device)
     label_of = dict(zip(dataset.ids, dataset.labels, strict=True))

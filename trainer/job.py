@@ -15,12 +15,14 @@ from models.probe import check_input
 from models.weights import load_weights, read_weights
 from trainer.components import build, check_components
 from trainer.config import Config
-from trainer.data import Data, check_shapes, eval_loader, load_data, train_loader
+from trainer.data import Data, check_shape, eval_loader, load_data, train_loader
 from trainer.errors import ConfigError
-from trainer.loader import Loader
+from trainer.loader import Loader, Part
+from trainer.loop import to_device
 from trainer.losses import balanced_weight
 from trainer.optimizers import parameter_groups
 from trainer.schedulers import Schedule, build_schedule
+from trainer.signatures import parameters_of, resolve
 from trainer.tables import HIGHER_IS_BETTER, LOSSES, OPTIMIZERS
 from transforms.keyed import seed_of
 
@@ -50,19 +52,19 @@ def prepare(config: Config, say: Say) -> Job:
     device = choose_device(config)
     data = load_data(config)
     tell(data, say)
-    train_part, val_part = data.parts["train"], data.parts["val"]
-    shapes = check_shapes(config, train_part, "train"), check_shapes(config, val_part, "eval")
-    if shapes[0][0] != shapes[1][0]:
-        message = f"gives {shapes[1][0]} channels where transforms.train gives {shapes[0][0]}"
-        raise ConfigError([config.fault("transforms.eval", message)])
-    model = build_model(config, data.classes, shapes[0])
-    for shape in dict.fromkeys(shapes):
-        try:
-            check_input(model, shape)
-        except ValueError as error:
-            raise ConfigError([config.fault("model", str(error))]) from None
+    sides = {"train": "train", "val": "eval", "test": "eval"}
+    shapes = {name: check_shape(config, data.parts[name], side) for name, side in sides.items()}
+    input_shape, train_part = shapes["train"], data.parts["train"]
+    for shape in shapes.values():
+        if shape[0] != input_shape[0]:
+            message = f"gives {shape[0]} channels where transforms.train gives {input_shape[0]}"
+            raise ConfigError([config.fault("transforms.eval", message)])
+    model = build_model(config, data.classes, input_shape)
+    for shape in dict.fromkeys(shapes.values()):
+        check_size(config, model, shape)
     model.to(device)
     loss_fn = build_loss(config, train_part.labels, len(data.classes)).to(device)
+    rehearse(config, train_part, model, loss_fn, device)
     optimizer = build_optimizer(config, model)
     batches = train_loader(config, train_part, device)
     check_batches(config, batches, model)
@@ -71,20 +73,61 @@ def prepare(config: Config, say: Say) -> Job:
         config=config,
         device=device,
         data=data,
-        input_shape=shapes[0],
+        input_shape=input_shape,
         model=model,
         loss_fn=loss_fn,
         optimizer=optimizer,
         schedule=build_schedule_of(config, optimizer, steps),
         train_loader=batches,
-        val_loader=eval_loader(config, val_part, device),
+        val_loader=eval_loader(config, data.parts["val"], device),
     )
+
+
+def check_size(config: Config, model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Raise ConfigError where the model cannot take images of a shape; says which sizes it can."""
+    try:
+        check_input(model, shape)
+    except ValueError as error:
+        message = str(error)
+        table = {} if "/" in config.model.name else MODELS
+        if table and "variant" in parameters_of(resolve(table, config.model.name)):
+            message += " Another model.variant may be made for such images."
+        raise ConfigError([config.fault("model", message)]) from None
+
+
+@torch.inference_mode()
+def rehearse(
+    config: Config, part: Part, model: nn.Module, loss_fn: nn.Module, device: torch.device
+) -> None:
+    """Take two images through model and loss, as evaluation would, before anything is written."""
+    images, labels = part.batch(part.extremes[:2], 0)
+    model.eval()
+    num_classes = len(part.dataset.classes)
+    try:
+        logits = model(to_device(images, device))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError([config.fault("model", f"fails on the first images: {error}")]) from error
+    if logits.shape != (len(images), num_classes):
+        message = (
+            f"gives {tuple(logits.shape)} for {len(images)} images of {num_classes} classes; "
+            f"expected logits of shape {(len(images), num_classes)}"
+        )
+        raise ConfigError([config.fault("model", message)])
+    try:
+        loss = loss_fn(logits, to_device(labels, device))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        mixed = " (mixed, by MixUp or CutMix)" if labels.ndim == 2 else ""
+        message = f"fails on labels of shape {tuple(labels.shape)}{mixed}: {error}"
+        raise ConfigError([config.fault("loss", message)]) from error
+    if loss.ndim:
+        message = f"gives a tensor of shape {tuple(loss.shape)}; expected one number, the mean"
+        raise ConfigError([config.fault("loss", message)])
 
 
 def tell(data: Data, say: Say) -> None:
     """Say what a user should know of the data before trusting a result."""
     for note in data.notes:
-        say(f"note   {note}")
+        say(f"note    {note}")
     for path, reason in data.skipped:
         say(f"left out {path}: {reason}")
 
@@ -151,7 +194,10 @@ def build_loss(config: Config, labels: Tensor, num_classes: int) -> nn.Module:
     weight = arguments.pop("weight", None)
     supplied = {}
     if weight == "balanced":
-        supplied["weight"] = balanced_weight(labels, num_classes)
+        try:
+            supplied["weight"] = balanced_weight(labels, num_classes)
+        except ValueError as error:
+            raise ConfigError([config.fault("loss", str(error))]) from None
     elif weight is not None:
         if len(weight) != num_classes:
             message = f"has {len(weight)} numbers for {num_classes} classes"
@@ -167,8 +213,11 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     arguments = dict(config.optimizer.arguments)
     groups = parameter_groups(model, arguments.pop("no_decay", False))
     component = config.optimizer.model_copy(update={"arguments": arguments})
-    optimizer: torch.optim.Optimizer = build(OPTIMIZERS, "optimizer", component, params=groups)
-    return optimizer
+    try:
+        built: torch.optim.Optimizer = build(OPTIMIZERS, "optimizer", component, params=groups)
+    except ValueError as error:
+        raise ConfigError([config.fault("optimizer", str(error))]) from None
+    return built
 
 
 def build_schedule_of(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datasets import Dataset
+from datasets import DataError, Dataset
 from transforms.keyed import permutation
 from transforms.pipeline import Pipeline
 
@@ -19,7 +19,8 @@ class Part:
 
     indices (N,) int64 number the samples in the whole dataset; labels (N,) int64. images is one
     uint8 tensor (N, ..., C, H, W), or a list where sizes differ, or None where nothing is kept and
-    each image is read anew.
+    each image is read anew. extremes are rows of the smallest and largest images: what works for
+    them works for all.
     """
 
     dataset: Dataset
@@ -27,12 +28,16 @@ class Part:
     indices: Tensor
     labels: Tensor
     images: Tensor | list[Tensor] | None
+    extremes: Tensor
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def batch(self, rows: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Images (B, [crops,] C, H, W) float32 and labels of these rows, as the model sees them."""
+        """Images (B, [crops,] C, H, W) float32 and labels of these rows, as the model sees them.
+
+        Raises DataError for images that are gone or broken, or that a transform refuses.
+        """
         images: Tensor | list[Tensor]
         if isinstance(self.images, Tensor):
             images = self.images[rows]
@@ -41,7 +46,10 @@ class Part:
         else:
             indices = self.indices[rows].tolist()
             images = [self.pipeline.prepare(self.dataset.image(index)) for index in indices]
-        return self.pipeline(images, self.labels[rows], self.indices[rows], epoch)
+        try:
+            return self.pipeline(images, self.labels[rows], self.indices[rows], epoch)
+        except ValueError as error:
+            raise DataError(str(error)) from error
 
 
 class Loader:
@@ -91,7 +99,10 @@ class Loader:
                 generator=torch.Generator(),  # without it, an iterator draws from the global one
             )
         self._requests.items = [(rows, epoch) for rows in cuts]
-        yield from self._worker_loader
+        for batch in self._worker_loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
 
 
 class _Requests(torch.utils.data.Sampler[tuple[Tensor, int]]):
@@ -107,11 +118,17 @@ class _Requests(torch.utils.data.Sampler[tuple[Tensor, int]]):
         return len(self.items)
 
 
-class _PartBatches(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """A part as a DataLoader asks it: one item is a whole batch."""
+class _PartBatches(torch.utils.data.Dataset[tuple[Tensor, Tensor] | DataError]):
+    """A part as a DataLoader asks it: one item is a whole batch.
+
+    What is wrong with the data is handed over, not raised: DataLoader would add a traceback.
+    """
 
     def __init__(self, part: Part) -> None:
         self.part = part
 
-    def __getitem__(self, request: tuple[Tensor, int]) -> tuple[Tensor, Tensor]:
-        return self.part.batch(*request)
+    def __getitem__(self, request: tuple[Tensor, int]) -> tuple[Tensor, Tensor] | DataError:
+        try:
+            return self.part.batch(*request)
+        except DataError as error:
+            return error

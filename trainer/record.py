@@ -4,12 +4,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from trainer.checkpoint import is_finite, save_checkpoint
 from trainer.errors import NonFiniteLoss, RunError
 from trainer.job import Job
+from trainer.resume import MAY_CHANGE, differences, settings, shown
 from trainer.run import (
     device_name,
     environment,
+    load_tensors,
     read_json,
     save_tensors,
     uncommitted_patch,
@@ -85,8 +89,29 @@ def save_state(job: Job, run: Path, state: State, log: RunLog) -> None:
     state.saved_at = time.monotonic()
 
 
-def refuse_other_split(job: Job, content: dict[str, Any], run: Path) -> None:
-    """Raise where the data gives another split than the run began with."""
+def load_best(model: nn.Module, run: Path) -> None:
+    """Load the run's best weights; raises RunError where the file holds no such weights."""
+    content = load_tensors(run / "model.pt")
+    try:
+        model.load_state_dict(content)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(f"{run / 'model.pt'} does not fit the run's model: {reason}") from None
+    if not is_finite(content):
+        raise RunError(f"{run / 'model.pt'} holds weights that are no numbers.")
+
+
+def refuse_other_run(job: Job, content: dict[str, Any], run: Path) -> None:
+    """Raise where settings or data are not those of the state that is to be continued."""
+    if not isinstance(content, dict) or not {"settings", "split"} <= content.keys():
+        raise RunError(f"{run}: its checkpoint is none of ours.")
+    changed = [
+        f"{path} is {shown(new)}, but its checkpoint has {shown(old)}"
+        for path, old, new in differences(content["settings"], settings(job.config))
+        if not path.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise RunError(f"{run / 'config.yaml'} was changed: {'; '.join(changed)}.")
     if content["split"] != job.data.split_digest:
         raise RunError(
             f"{run} began with another split than {job.config.dataset.name} gives now: images were "

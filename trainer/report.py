@@ -38,6 +38,11 @@ def write_report(
     columns = list(dict.fromkeys(["epoch", *(tag for row in history for tag in numbers(row))]))
     parts = ["# Report", "## Test split"]
     parts += [f"{len(labels)} images, measured once with the weights of epoch {best_epoch}."]
+    dataset = result.get("dataset", {})
+    parts += [f"**Note:** {dataset['note']}"] if dataset.get("note") else []
+    left_out = [f"{entry['path']}: {entry['reason']}" for entry in dataset.get("left_out", ())]
+    parts += [f"{len(left_out)} images could not be read and were left out:"] if left_out else []
+    parts += ["\n".join(f"- {line}" for line in left_out[:100])] if left_out else []
     parts += [_table(["metric", "value"], list(numbers(result["test"]).items()))]
     parts += ["## Classes"]
     rows = [list(row.values()) for row in per_class(probabilities, labels, classes)]
@@ -52,7 +57,8 @@ def write_report(
     parts += [_table(columns, [[row.get(tag) for tag in columns] for row in history])]
     indented = "\n".join(f"    {line}".rstrip() for line in config_text.splitlines())
     parts += ["## Config", indented]
-    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    text = "\n\n".join(parts) + "\n"
+    (folder / "report.md").write_bytes(text.encode(errors="backslashreplace"))
 
 
 def _worst_mistakes(

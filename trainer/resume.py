@@ -1,15 +1,20 @@
 """Which run to continue, and whether the configuration still is the one it began with."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trainer.config import Config, load_config
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, UsageError
 from trainer.run import find_run
 
 # Keys that leave every weight as it is (or, for epochs, only add to the run).
-MAY_CHANGE = ("train.epochs", "log.", "checkpoint.", "loader.workers", "loader.cache")
+# Another place of the data is judged by its contents: the split's digests.
+MAY_CHANGE = (
+    *("train.epochs", "early_stop", "log.", "checkpoint.", "dataset.root"),
+    *("loader.workers", "loader.cache", "loader.eval_batch_size"),
+)
 
 
 def find_resumable(
@@ -27,19 +32,36 @@ def find_resumable(
         folder = find_run(str(runs / load_config(config_file, overrides).name))
     began = load_config(folder / "config.yaml")
     config = load_config(config_file or folder / "config.yaml", overrides)
-    faults = [
-        config.fault(path, f"is {new!r}, but this run began with {old!r}; start a new run for it")
-        for path, old, new in differences(began, config)
-        if not path.startswith(MAY_CHANGE)
-    ]
-    if faults:
-        raise ConfigError(faults)
+    if config.name != began.name:
+        raise UsageError(f"{folder} is a run of '{began.name}', and {config_file} another file's.")
+    refuse_changes(began, config, MAY_CHANGE)
     return config, folder
 
 
-def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+def refuse_changes(began: Config, config: Config, may_change: tuple[str, ...]) -> None:
+    """Raise ConfigError with every setting that differs and must not."""
+    faults = [
+        config.fault(path, f"is {shown(new)}, but the run began with {shown(old)}")
+        for path, old, new in differences(settings(began), settings(config))
+        if not path.startswith(may_change)
+    ]
+    if faults:
+        raise ConfigError(faults)
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """A configuration as plain values."""
+    return config.model_dump(mode="json")
+
+
+def shown(value: Any) -> str:
+    """A value as a YAML would say it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(path, old value, new value) of every setting that differs."""
-    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    before, after = flatten(old), flatten(new)
     return [
         (path, before.get(path), after.get(path))
         for path in dict.fromkeys([*before, *after])

@@ -62,7 +62,10 @@ def find_run(text: str) -> Path:
 
 def lock_run(run: Path) -> IO[str]:
     """Hold the run until the returned file is closed; raises RunError where another does."""
-    lock = (run / "run.lock").open("a")
+    try:
+        lock = (run / "run.lock").open("a")
+    except OSError as error:
+        raise RunError(f"{run} cannot be written to: {error.strerror}.") from None
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -82,7 +85,8 @@ def lock_run(run: Path) -> IO[str]:
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Replace ``path`` by ``content`` at once: whoever looks sees the old file or the new one."""
-    data = content.encode() if isinstance(content, str) else content
+    # File names need not be UTF-8: what is not, JSON can say with a backslash.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -115,9 +119,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read what ``write_json`` wrote."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}): the run folder is damaged.") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} does not hold what was written: the run folder is damaged.")
     return content
 
 
@@ -137,7 +143,7 @@ def load_tensors(path: Path) -> Any:
             f"{path} is missing: the run has not saved it yet, or it was removed."
         ) from None
     except Exception as error:  # torch names a dozen kinds of damage by a dozen exceptions
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = type(error).__name__  # its text advises to load the file unsafely
         raise RunError(
             f"{path} cannot be read: it is damaged or no file of ours ({reason})."
         ) from None
@@ -149,6 +155,9 @@ class MetricsFile:
     def __init__(self, path: Path, length: int = 0) -> None:
         """Open the file and cut it to its first ``length`` bytes: a resumed run writes the rest."""
         self._file = path.open("ab")
+        if self._file.tell() < length:
+            self._file.close()
+            raise RunError(f"{path} is shorter than when the run was saved: lines of it are lost.")
         self._file.truncate(length)
         self._file.seek(0, os.SEEK_END)
 

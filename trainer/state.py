@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.errors import RunError
 from trainer.job import Job
+from trainer.resume import settings
 
 SCHEMA = 1
 
@@ -78,7 +80,7 @@ def snapshot(job: Job, state: State, metrics_length: int) -> dict[str, Any]:
             name: (mean.total, mean.images)
             for name, mean in (("epoch", state.epoch_loss), ("logged", state.logged_loss))
         },
-        "config": job.config.dump(),
+        "settings": settings(job.config),
         "classes": list(job.data.classes),
         "split": job.data.split_digest,
         "metrics_length": metrics_length,
@@ -86,7 +88,19 @@ def snapshot(job: Job, state: State, metrics_length: int) -> dict[str, Any]:
 
 
 def restore(job: Job, content: dict[str, Any]) -> State:
-    """Put a snapshot's content back into ``job``; the state to go on from."""
+    """Put a snapshot's content back into ``job``; the state to go on from.
+
+    Raises RunError for a content that is no snapshot of such a job.
+    """
+    try:
+        return _restored(job, content)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise RunError(f"the checkpoint does not fit this run: {error}") from error
+
+
+def _restored(job: Job, content: dict[str, Any]) -> State:
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"its schema is {content['schema']}, and this version reads {SCHEMA}")
     job.model.load_state_dict(content["model"])
     job.optimizer.load_state_dict(content["optimizer"])
     job.schedule.load_state_dict(content["schedule"])

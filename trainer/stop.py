@@ -1,5 +1,6 @@
 """Stopping on request: the first signal ends a run after its step, the second at once."""
 
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from types import FrameType
@@ -11,7 +12,7 @@ Item = TypeVar("Item")
 
 
 class StopRequest:
-    """Whether SIGINT or SIGTERM came; the handler does nothing but remember it."""
+    """Whether SIGINT or SIGTERM came; the handler only says so and remembers it."""
 
     def __init__(self) -> None:
         self.came = False
@@ -28,6 +29,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came = True
+        os.write(2, b"\nstopping after this step and saving; again: stop at once, unsaved\n")
         for again in (signal.SIGINT, signal.SIGTERM):
             signal.signal(again, signal.SIG_DFL)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 loss not finite, 5 checkpoint or disk,
-75 stopped and resumable, 70 a fault of the trainer itself"""
+75 stopped and resumable, 130 interrupted before training, 70 a fault of the trainer itself"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.resume and "=" in arguments.resume:  # --resume key=value: RUN was left out
         arguments.resume, overrides = "", [arguments.resume, *overrides]
     if not arguments.config and not arguments.resume:
-        parser.error("name a file: --config configs/lenet_rmb.yaml")
+        file = next((word for word in overrides if "=" not in word), "configs/lenet_rmb.yaml")
+        parser.error(f"name a file: --config {file}")
 
     from trainer.errors import exit_code_of  # errors end here, as a message and an exit code
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint import load_checkpoint
+from trainer.checkpoint import load_checkpoint, sweep
 from trainer.config import Config
 from trainer.console import bar
 from trainer.data import eval_loader
@@ -18,11 +18,17 @@ from trainer.job import Job
 from trainer.judge import judge, scalars
 from trainer.loop import predict, train_steps
 from trainer.losses import probabilities
-from trainer.record import describe, keep_best, refuse_other_split, save_state, update_result
+from trainer.record import (
+    describe,
+    keep_best,
+    load_best,
+    refuse_other_run,
+    save_state,
+    update_result,
+)
 from trainer.report import write_report
 from trainer.run import (
     create_run,
-    load_tensors,
     lock_run,
     read_json,
     read_metrics,
@@ -50,19 +56,19 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say) -> Path:
             describe(job, run)
             state, metrics_length = new_state(job), 0
         else:
-            content = load_checkpoint(run, say)
-            refuse_other_split(job, content, run)
-            state, metrics_length = restore(job, content), content["metrics_length"]
+            state, metrics_length = continued(job, run, say)
             if is_finished(job, run, state):
-                say(f"{run} is finished; more epochs go on from its end: train.epochs=...")
+                more = "early_stop.patience" if state.early_stopped else "train.epochs"
+                say(f"{run} is finished; to go on from its end: {more}=...")
                 return run
+            sweep(run)
             write_file(run / "config.yaml", job.config.dump())
         introduce(job, say)
         say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
         say(f"look    tensorboard --logdir {run.parent.parent}")
         try:
             with RunLog(run, job.config, state.step, metrics_length) as log:
-                if resume is None:
+                if not state.step:
                     show_inputs(job, log)
                 train_epochs(job, run, state, log, stop, say)
                 result = judge_best(job, run, state, log, stop)
@@ -93,7 +99,8 @@ def train_epochs(
         raise
     save_state(job, run, state, log)  # whatever ``every`` says: testing loads the best weights
     if state.early_stopped:
-        say(f"early stop: no better {config.train.monitor} in {state.stale_epochs} epochs")
+        since = state.epoch - state.stale_epochs
+        say(f"early stop: {config.train.monitor} has been no better since epoch {since}")
 
 
 def train_one_epoch(job: Job, run: Path, state: State, log: RunLog, stop: StopRequest) -> float:
@@ -124,7 +131,8 @@ def train_one_epoch(job: Job, run: Path, state: State, log: RunLog, stop: StopRe
             mean = finite(state.logged_loss.value(), state)
             log.step(state.step, state.epoch + 1, {"train/loss": mean, **state.rates})
             state.logged_loss.reset()
-        if is_due(config.checkpoint.every, state):
+        # The last step's state is saved once the epoch is judged: then it is one to go on from.
+        if state.batch < len(job.train_loader) and is_due(config.checkpoint.every, state):
             save_state(job, run, state, log)
         stop.check()
     finite(state.epoch_loss.value(), state)  # waits for the last step, so that the time is true
@@ -171,7 +179,7 @@ def judge_best(job: Job, run: Path, state: State, log: RunLog, stop: StopRequest
     """Judge the best weights on the test split, for the first and only time; the run's result."""
     if not state.best:
         raise NonFiniteLoss(f"{job.config.train.monitor} was never a number: no epoch is the best.")
-    job.model.load_state_dict(load_tensors(run / "model.pt"))
+    load_best(job.model, run)
     part = job.data.parts["test"]
     batches = eval_loader(job.config, part, job.device).epoch()
     logits, labels = predict(job.model, stop.watch(batches), job.device)
@@ -204,6 +212,22 @@ def judge_best(job: Job, run: Path, state: State, log: RunLog, stop: StopRequest
     return result
 
 
+def continued(job: Job, run: Path, say: Say) -> tuple[State, int]:
+    """The state to go on from, and the length of metrics.jsonl that belongs to it."""
+    content = load_checkpoint(run, say)
+    if content is None:
+        say(f"note    {run} was stopped before its first checkpoint: it begins anew")
+        return new_state(job), 0
+    refuse_other_run(job, content, run)
+    state, length = restore(job, content), int(content["metrics_length"])
+    early_stop = job.config.early_stop
+    state.early_stopped = early_stop is not None and state.stale_epochs >= early_stop.patience
+    if job.config.scheduler and content["settings"]["train"]["epochs"] != job.config.train.epochs:
+        name = job.config.scheduler.name
+        say(f"note    {name} goes on with the number of epochs that it began with")
+    return state, length
+
+
 def is_finished(job: Job, run: Path, state: State) -> bool:
     """Whether a resumed run has nothing left to do; its test split is not read again."""
     over = state.early_stopped or state.epoch >= job.config.train.epochs
@@ -221,7 +245,7 @@ def improves(config: Config, value: float, than: float | None, by: float = 0.0) 
 def is_due(every: Duration, state: State, epoch_ended: bool = False) -> bool:
     """Whether something that happens once in ``every`` is to happen now."""
     if every.unit == "st":
-        return not epoch_ended and state.step % every.value == 0
+        return state.step % every.value == 0
     if every.unit == "ep":
         return epoch_ended and state.epoch % every.value == 0
     return time.monotonic() - state.saved_at >= every.value * 60
