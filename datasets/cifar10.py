@@ -1,6 +1,7 @@
 """CIFAR-10, read from its official python batches."""
 
 import hashlib
+import os
 import pickle
 import warnings
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 import torchvision
 
 from datasets import DataError
-from datasets.memory import ImagesInMemory, absent
+from datasets.files import user_path
+from datasets.memory import ImagesInMemory, absent, fetch_into
 
 _OFFICIAL = torchvision.datasets.CIFAR10
 BATCHES = {name: md5 for name, md5 in (*_OFFICIAL.train_list, *_OFFICIAL.test_list)}
@@ -30,8 +32,8 @@ class CIFAR10(ImagesInMemory):
     """
 
     def __init__(self, root: str = "data", download: bool = True) -> None:
-        folder = Path(root).expanduser() / _OFFICIAL.base_folder
-        if missing := [name for name in BATCHES if not (folder / name).is_file()]:
+        folder = user_path(root, "dataset.root") / _OFFICIAL.base_folder
+        if missing := [name for name in BATCHES if not os.path.isfile(folder / name)]:
             _fetch(folder, missing, download)
         batches = {name: _read_batch(folder / name, md5) for name, md5 in BATCHES.items()}
         images = [torch.from_numpy(batch["data"]) for batch in batches.values()]
@@ -48,7 +50,7 @@ def _fetch(folder: Path, missing: list[str], download: bool) -> None:
     if not download:
         raise absent(folder, missing, [_OFFICIAL.url], "download is off")
     try:
-        _OFFICIAL(str(folder.parent), download=True)
+        fetch_into(folder, lambda: _OFFICIAL(str(folder.parent), download=True))
     except Exception as error:  # no network, disk full, a server's odd answer: the cure is the same
         reason = f"downloading failed: {error}"
         raise absent(folder.parent, [_OFFICIAL.filename], [_OFFICIAL.url], reason) from error

@@ -6,9 +6,19 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from datasets import DataError
-from datasets.files import PARTS, ImageFiles, Sample, missing_folder, natural
+from datasets.files import (
+    PARTS,
+    ImageFiles,
+    Sample,
+    missing_folder,
+    natural,
+    shorten,
+    user_path,
+)
+from datasets.images import check_file, reason
 
 _SHOWN = 10  # faults printed; a wrong root makes every line one
+_LONGEST = 255  # characters of a label; what the name of a class folder can have
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 
 
@@ -31,7 +41,7 @@ class CSVImages(ImageFiles):
         part_column: str | None = None,
         on_broken: Literal["error", "skip"] = "error",
     ) -> None:
-        folder, table = Path(root).expanduser(), Path(csv).expanduser()
+        folder, table = user_path(root, "dataset.root"), user_path(csv, "dataset.csv")
         if not folder.is_dir():
             raise missing_folder(folder)
         samples = _read(table, folder, path_column, label_column, part_column)
@@ -86,10 +96,16 @@ def _fault(path: str, class_name: str, part: str, root: Path, lines: dict[str, i
         return f"'{path}' is listed a second time; first in line {lines[path]}."
     if not class_name:
         return f"'{path}' has no label."
+    if len(class_name) > _LONGEST:
+        return f"the label '{shorten(class_name)}' is too long; at most {_LONGEST} are allowed."
     if part and part not in PARTS:
         return f"'{path}': unknown part '{part}'; expected {', '.join(PARTS)} or nothing."
-    if not (root / path).is_file():
+    try:
+        check_file(root / path)
+    except FileNotFoundError:
         return f"'{path}': no such file below {root}."
+    except (OSError, ValueError) as error:
+        return f"'{shorten(path)}': {reason(error)}."
     return None
 
 

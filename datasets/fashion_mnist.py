@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import os
 import zlib
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torchvision
 from torch import Tensor
 
 from datasets import DataError
-from datasets.memory import ImagesInMemory, absent
+from datasets.files import user_path
+from datasets.memory import ImagesInMemory, absent, fetch_into
 
 _OFFICIAL = torchvision.datasets.FashionMNIST
 _FILES = (
@@ -30,7 +32,7 @@ class FashionMNIST(ImagesInMemory):
     """
 
     def __init__(self, root: str = "data", download: bool = True) -> None:
-        folder = Path(root).expanduser() / "FashionMNIST" / "raw"
+        folder = user_path(root, "dataset.root") / "FashionMNIST" / "raw"
         if missing := [name for name in _FILES if _find(folder, name) is None]:
             _fetch(folder, missing, download)
         train_images, train_labels, test_images, test_labels = (
@@ -57,7 +59,7 @@ class FashionMNIST(ImagesInMemory):
 
 def _find(folder: Path, name: str) -> Path | None:
     candidates = (folder / name, folder / f"{name}.gz")
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if os.path.isfile(path)), None)
 
 
 def _fetch(folder: Path, missing: list[str], download: bool) -> None:
@@ -66,7 +68,7 @@ def _fetch(folder: Path, missing: list[str], download: bool) -> None:
     if not download:
         raise absent(folder, packed, urls, "download is off")
     try:
-        _OFFICIAL(str(folder.parent.parent), download=True)
+        fetch_into(folder, lambda: _OFFICIAL(str(folder.parent.parent), download=True))
     except Exception as error:  # no network, disk full, a server's odd answer: the cure is the same
         raise absent(folder, packed, urls, f"downloading failed: {error}") from error
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from datasets import BrokenImage, DataError
-from datasets.images import SUFFIXES, read_image
+from datasets.images import SUFFIXES, check_file, read_image, reason
 
 # Names of folders, and of values in a CSV, that say which part of the split a sample belongs to.
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -53,10 +53,35 @@ class ImageFiles:
         """SHA-256 (hex) of the file's bytes. Raises BrokenImage if it cannot be read."""
         path = self.root / self.ids[index]
         try:
+            check_file(path)
             with open(path, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise BrokenImage(str(path), f"cannot be read: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise BrokenImage(str(path), reason(error)) from error
+
+
+def user_path(text: str, key: str) -> Path:
+    """The path that a user gave as ``key``, with a leading ``~`` or ``~user`` replaced.
+
+    Nothing needs to exist there. Raises DataError for an unknown user, and where nothing can ever
+    be found: a name too long or with a NUL, a loop of links, a folder that may not be searched.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # whoever reads it says what is missing
+    except RuntimeError as error:
+        raise DataError(f"{key}: {shorten(text)!r}: the user after ~ is not known here.") from error
+    except (OSError, ValueError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise DataError(f"{key}: {shorten(text)!r} cannot be read: {why}.") from error
+    return path
+
+
+def shorten(text: str) -> str:
+    """A text as messages show it: whole up to 200 characters, else its beginning."""
+    return text if len(text) <= 200 else f"{text[:80]}... ({len(text):,} characters)"
 
 
 def scan(root: Path) -> list[Sample]:
@@ -66,7 +91,7 @@ def scan(root: Path) -> list[Sample]:
     links to files are followed. A lone ``train`` folder beside other folders is a class (of
     vehicles, say); ``train`` and ``test`` beside other folders are an error.
     Raises DataError: no such folder, no class folder, a class without images or without training
-    images, part folders mixed with others.
+    images, part folders mixed with others, a folder that cannot be read.
     """
     if not root.is_dir():
         raise missing_folder(root)
@@ -92,7 +117,11 @@ def missing_folder(root: Path) -> DataError:
         return DataError(f"{root}: this is a file, but dataset.root must be a folder.")
     existing = next(parent for parent in root.parents if parent.is_dir())
     wanted = root.relative_to(existing).parts[0]
-    near = difflib.get_close_matches(wanted, _folders(existing), n=3, cutoff=0.5)
+    try:
+        names = _folders(existing)
+    except OSError:  # the hint is lost, not the error
+        names = []
+    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(str(existing / name)) for name in near)}?"
     return DataError(
         f"{root}: this folder does not exist (started in {Path.cwd()})." + (hint if near else "")
@@ -144,7 +173,7 @@ def _scan_classes(root: Path, folder: str, part: str | None) -> list[Sample]:
 
 def _image_paths(root: Path, folder: Path) -> list[str]:
     found = []
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             (Path(place) / name).relative_to(root).as_posix()
@@ -152,6 +181,10 @@ def _image_paths(root: Path, folder: Path) -> list[str]:
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
         ]
     return sorted(found, key=natural)
+
+
+def _fail(error: OSError) -> None:
+    raise error  # left to itself, os.walk passes over a folder that it cannot read
 
 
 def _folders(folder: Path) -> list[str]:

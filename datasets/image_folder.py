@@ -1,9 +1,8 @@
 """Images sorted into one folder a class."""
 
-from pathlib import Path
 from typing import Literal
 
-from datasets.files import ImageFiles, natural, scan
+from datasets.files import ImageFiles, natural, scan, user_path
 
 
 class ImageFolder(ImageFiles):
@@ -15,7 +14,7 @@ class ImageFolder(ImageFiles):
     """
 
     def __init__(self, root: str, on_broken: Literal["error", "skip"] = "error") -> None:
-        folder = Path(root).expanduser()
+        folder = user_path(root, "dataset.root")
         samples = scan(folder)
         classes = sorted({sample.class_name for sample in samples}, key=natural)
         super().__init__(folder, samples, classes, on_broken)

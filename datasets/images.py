@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 import warnings
 from pathlib import Path
 from typing import cast
@@ -38,13 +39,15 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     The content decides the format, not the suffix. EXIF orientation is applied; transparency is
     composed on white; grey, palette, CMYK and other colour spaces are converted; 16-bit channels
     keep their high byte (value >> 8); of an animation the first frame is read.
-    Raises BrokenImage for everything that cannot be decoded completely: missing, empty, truncated,
-    not an image, more than ``MAX_PIXELS`` pixels, pixels without a fixed range (float, 32-bit).
+    Raises BrokenImage for everything that cannot be decoded completely: missing, not a regular
+    file, empty, truncated, not an image, more than ``MAX_PIXELS`` pixels, pixels without a fixed
+    range (float, 32-bit).
     """
     # Pillow warns about odd metadata in files that it reads well. Not `catch_warnings`: this
     # function may run in several threads, and that is not thread-safe. Adding twice is harmless.
     warnings.filterwarnings("ignore", module="PIL")
     try:
+        check_file(path)
         content = Path(path).read_bytes()
         if not content:
             raise ValueError("the file is empty")
@@ -58,9 +61,31 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     except MemoryError:
         raise  # says something about this machine, not about the file
     except Exception as error:  # Pillow's decoders raise almost any type on damaged files
-        raise BrokenImage(str(path), _reason(error)) from error
+        raise BrokenImage(str(path), reason(error)) from error
     pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
     return pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1).contiguous()  # (3, H, W)
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Raise OSError or ValueError unless ``path`` is a regular file, or a link to one.
+
+    To be called before a file is opened: opening a FIFO waits until somebody writes into it.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a NUL or a lone surrogate, which no file system takes
+        raise ValueError(f"cannot be read: {error}") from error
+    if not stat.S_ISREG(mode):
+        raise ValueError("not a regular file")
+
+
+def reason(error: Exception) -> str:
+    """What a user should know of an error that reading an image raised: a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"not an image of a known format ({', '.join(FORMATS)})"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -88,11 +113,3 @@ def _high_byte(image: Image.Image) -> Image.Image:
     if image.mode == "F" or low < 0 or high > 0xFFFF:
         raise ValueError("float or 32-bit pixels, of unknown range; save it with 8 or 16 bits")
     return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return f"not an image of a known format ({', '.join(FORMATS)})"
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read: {error.strerror}"
-    return str(error) or type(error).__name__

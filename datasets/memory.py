@@ -1,7 +1,9 @@
 """Images that are in memory as a whole: what CIFAR10 and FashionMNIST have in common."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -35,6 +37,21 @@ class ImagesInMemory:
     def digest(self, index: int) -> str:
         """SHA-256 (hex) of the pixels, in the order C, H, W."""
         return hashlib.sha256(self.images[index].numpy().tobytes()).hexdigest()
+
+
+def fetch_into(folder: Path, fetch: Callable[[], object]) -> None:
+    """Call ``fetch``; if it fails, remove those folders down to ``folder`` that it left empty.
+
+    Folders that were there before stay. Raises what ``fetch`` raises.
+    """
+    new = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
+    try:
+        fetch()
+    except BaseException:  # an interrupt as well
+        for place in new:  # the deepest first
+            with contextlib.suppress(OSError):  # never made, or it holds something
+                place.rmdir()
+        raise
 
 
 def absent(folder: Path, files: Sequence[str], urls: Sequence[str], reason: str) -> DataError:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from datasets import DataError
 from datasets.draw import MARK, draw
-from datasets.files import ImageFiles, missing_folder, scan
+from datasets.files import ImageFiles, missing_folder, scan, user_path
 
 ROOT = "data/rmb"
 DRAWN = "data/rmb_drawn"
@@ -30,7 +30,7 @@ class RMB(ImageFiles):
         draw_if_absent: bool = False,
         on_broken: Literal["error", "skip"] = "error",
     ) -> None:
-        folder = Path(root).expanduser()
+        folder = user_path(root, "dataset.root")
         if not folder.exists() and root == ROOT:
             if not draw_if_absent:
                 raise DataError(

@@ -1,13 +1,13 @@
 """Which sample is trained on, validated on, tested on."""
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from datasets import DataError
 
 PARTS = ("train", "val", "test")
+_LARGEST = 1e9  # far beyond any use; sums and products with it cannot overflow
 
 
 def split(
@@ -81,8 +81,11 @@ def manifest(
 
 def _weights(ratios: Sequence[float], official: set[str]) -> dict[str, float]:
     """The ratios of the parts that are to be cut."""
-    if len(ratios) != 3 or not all(math.isfinite(ratio) and ratio >= 0 for ratio in ratios):
-        raise DataError(f"split.ratios: {list(ratios)}; expected three numbers as [8, 1, 1].")
+    if len(ratios) != 3 or not all(0 <= ratio <= _LARGEST for ratio in ratios):
+        raise DataError(
+            f"split.ratios: {list(ratios)}; expected three numbers from 0 to {_LARGEST:g}, "
+            f"such as [8, 1, 1]."
+        )
     weights = {
         part: ratio for part, ratio in zip(PARTS, ratios, strict=True) if part not in official
     }

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import importlib
+import os
 import pickle
 import struct
 import subprocess
@@ -22,6 +23,7 @@ from datasets.cifar10 import CIFAR10
 from datasets.csv_images import CSVImages
 from datasets.fashion_mnist import FashionMNIST
 from datasets.image_folder import ImageFolder
+from datasets.memory import fetch_into
 from datasets.rmb import RMB
 from datasets.split import split
 from scripts import draw_rmb
@@ -179,6 +181,40 @@ def test_constructing_decodes_nothing_and_a_broken_image_is_named_when_it_is_rea
         data.digest(1)
 
 
+def test_a_sub_folder_that_cannot_be_read_is_an_error_and_not_passed_over(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1.png", "a/closed/2.png")
+    scandir = os.scandir
+
+    def guarded(path):  # rights alone do not stop an administrator, who may run the tests
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(DataError, match="closed: cannot be read: Permission denied"):
+        ImageFolder(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("root", "reason"),
+    [
+        ("~nosuchuser/x", "the user after ~ is not known"),
+        ("a\0b", "embedded null"),
+        ("x" * 300, "File name too long"),
+        ("x/" * 3000, "File name too long"),
+    ],
+)
+def test_a_path_that_can_never_be_read_is_an_error_that_names_its_key(tmp_path, root, reason):
+    for dataset in (RMB, ImageFolder, CIFAR10, FashionMNIST):
+        with pytest.raises(DataError, match=reason) as caught:
+            dataset(root)
+        assert str(caught.value).startswith("dataset.root: ") and len(str(caught.value)) < 400
+    with pytest.raises(DataError, match=f"dataset.root: .*{reason}"):
+        CSVImages(root, str(tmp_path / "list.csv"))
+    with pytest.raises(DataError, match=f"dataset.csv: .*{reason}"):
+        CSVImages(str(tmp_path), root)
+
+
 # --- CSV -----------------------------------------------------------------------------------------
 
 
@@ -224,6 +260,12 @@ def test_numeric_labels_are_sorted_by_value(tmp_path):
         ("path,label\na.png\n", ":2: 'a.png' has no label"),
         ("path,label\n,x\n", ":2: the path is empty"),
         ("path,label\na.png,1\nc.png,1.0\n", "the labels '1' and '1.0' are the same number"),
+        (f"path,label\na.png,{'9' * 5000}\n", ":2: the label '9999"),
+        (f"path,label\na.png,x{'9' * 5000}\n", "(5,001 characters)' is too long; at most 255"),
+        (f"path,label\n{'x' * 5000},y\n", ":2: 'xxx"),
+        (f"path,label\n{'x' * 5000},y\n", "(5,000 characters)': cannot be read: File name too"),
+        ("path,label\na\0.png,x\n", ".png': cannot be read: embedded null"),
+        ("path,label\nsub,x\n", ":2: 'sub': not a regular file"),
         ("path,label\n", "no images listed"),
         ("", ":1: no column 'path'"),
         ('path,label\n"a.png,x\n', "not a CSV file"),
@@ -424,6 +466,33 @@ def test_without_network_the_error_says_which_file_to_put_where(tmp_path, monkey
     told = str(caught.value)
     assert str(tmp_path) in told and "https://www.cs.toronto.edu" in told
     assert "cifar-10-python.tar.gz" in told and "no route to host" in told
+
+
+def test_a_failed_download_leaves_no_new_empty_folder(tmp_path, monkeypatch):
+    def lost(_, folder, **__):
+        os.makedirs(folder, exist_ok=True)  # as the real one does before it connects
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", lost)
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", lost)
+    old = tmp_path / "old"
+    old.mkdir()
+    for dataset in (FashionMNIST, CIFAR10):
+        for root in (tmp_path / "new" / "data", old):
+            with pytest.raises(DataError, match="downloading failed"):
+                dataset(str(root))
+    assert list(tmp_path.rglob("*")) == [old]
+
+
+def test_a_failed_download_leaves_what_it_did_fetch(tmp_path):
+    def half():
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        (tmp_path / "a" / "part").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch_into(tmp_path / "a" / "b", half)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a", tmp_path / "a" / "part"]
 
 
 def test_with_download_off_nothing_is_fetched(tmp_path):

@@ -1,6 +1,7 @@
 """What `read_image` promises about every kind of file that people call an image."""
 
 import io
+import os
 import pickle
 import struct
 import warnings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from datasets import BrokenImage, DataError, images
+from datasets.files import ImageFiles, Sample
 from datasets.images import FORMATS, SUFFIXES, read_image
 
 PHOTOS = Path("../shared/data/rmb")
@@ -187,11 +189,34 @@ def test_what_is_no_image_is_broken(write, content):
         read_image(write(content))
 
 
-def test_a_missing_file_and_a_folder_are_broken_with_the_reason(tmp_path):
-    with pytest.raises(BrokenImage, match="No such file"):
-        read_image(tmp_path / "none.jpg")
-    with pytest.raises(BrokenImage, match="Is a directory"):
-        read_image(tmp_path)
+def unreadable(folder: Path) -> dict[str, str]:
+    """Names in a folder that are no files to read -> the reason why."""
+    os.mkfifo(folder / "fifo.jpg")
+    (folder / "folder.jpg").mkdir()
+    (folder / "broken.jpg").symlink_to(folder / "gone.jpg")
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    return {
+        "fifo.jpg": "not a regular file",
+        "folder.jpg": "not a regular file",
+        "none.jpg": "cannot be read: No such file or directory",
+        "broken.jpg": "cannot be read: No such file or directory",
+        "loop.jpg": "cannot be read: Too many levels of symbolic links",
+        "x" * 300: "cannot be read: File name too long",
+        "a\0.jpg": "cannot be read: embedded null byte",
+    }
+
+
+def test_what_is_no_regular_file_is_broken_with_the_reason_and_never_waited_for(tmp_path):
+    for name, reason in unreadable(tmp_path).items():
+        for read in (read_image, lambda path: listed(path).digest(0)):
+            with pytest.raises(BrokenImage) as caught:
+                read(tmp_path / name)
+            assert caught.value.path == str(tmp_path / name)
+            assert caught.value.reason == reason
+
+
+def listed(path: Path) -> ImageFiles:
+    return ImageFiles(path.parent, [Sample(path.name, "a", None)], ["a"], "error")
 
 
 def test_a_file_that_claims_too_many_pixels_is_broken_before_it_is_decoded(write, monkeypatch):

@@ -1,5 +1,6 @@
 import importlib
 import math
+import random
 import subprocess
 import sys
 import urllib.error
@@ -508,6 +509,38 @@ def test_files_that_are_no_state_dict_are_refused(tmp_path):
     torch.save({"state_dict": LeNet(2, 1).state_dict()}, path)
     with pytest.raises(ValueError, match="not a plain state_dict"):
         read_weights(str(path))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_weights_file_is_a_value_error_without_torchs_advice(tmp_path, zipped):
+    path = tmp_path / "weights.pt"
+    torch.save({"a": torch.ones(4, 3)}, path, _use_new_zipfile_serialization=zipped)
+    good = path.read_bytes()
+    dice = random.Random(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(good[: dice.randrange(1, len(good) + 1)])
+        damaged[dice.randrange(len(damaged))] = dice.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_weights(str(path))
+        except ValueError as error:
+            assert str(error).startswith(f"weights: {path}") and "weights_only" not in str(error)
+            assert type(error) is ValueError  # not its kin, such as UnicodeDecodeError
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch says that it checks sparse tensors
+@pytest.mark.parametrize("state", [
+    {"a": torch.eye(2).to_sparse()},
+    {"a": torch.ones(2, dtype=torch.complex64)},
+    {"a": torch.ones(2, device="meta")},
+])  # fmt: skip
+def test_weights_that_are_not_dense_real_numbers_are_refused_by_name(tmp_path, state):
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r": a is torch\.\w+ of .*; expected dense tensors"):
+        read_weights(str(tmp_path / "weights.pt"))
 
 
 # --- torchvision -------------------------------------------------------------------------------

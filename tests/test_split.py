@@ -153,7 +153,8 @@ def test_pool_ignores_the_official_parts():
 
 @pytest.mark.parametrize(
     "ratios", [(8, 1), (8, 1, 1, 1), (8, -1, 1), (0, 0, 0), (0, 1, 1), (8, 1, 0), (8, 0, 2),
-               (float("nan"), 1, 1), (float("inf"), 1, 1)]
+               (float("nan"), 1, 1), (float("inf"), 1, 1), (1, 1e308, 1e308), (1e307, 1, 1),
+               (10**400, 1, 1)]
 )  # fmt: skip
 def test_ratios_that_cannot_be_met_are_refused(ratios):
     with pytest.raises(DataError, match="split.ratios"):
