@@ -270,6 +270,9 @@ def test_one_typo_at_every_level_is_located(faults):
             "MixUp mixes whole batches",
         ),
         ("seed: 0", "seed: 99999999999999999999", "this number is too large"),
+        ("seed: 0", 'name: "a\\n"', r"expected text (such as lenet_rmb), got the text 'a\n'"),
+        ("seed: 0", 'log: {every: "20st\\n"}', "expected text (such as 20st), got the text '20st"),
+        ("epochs: 10", 'epochs: 10, device: "cuda:0\\n"', "mps or text (such as cuda:1), got the"),
         ("seed: 0", "seed: .nan", "'.nan' is no setting"),
         ("seed: 0", "seed: 1e999", "this number is too large"),
     ],
@@ -298,6 +301,8 @@ def test_a_wrong_value_is_told_with_what_was_expected(faults, old, new, message)
         ("name: a: b", (1, 8), "a ': ' is not expected here"),
         ("seed: 0\x07", (1, 8), "a control character"),
         ('name: "\\ud800"', (1, 7), "are half a character"),
+        ('name: "\\UFFFFFFFF"', (1, 10), "no character has this number"),
+        ('name: "\\U00110000"', (1, 10), "no character has this number"),
     ],
 )
 def test_what_yaml_allows_and_we_do_not_is_told_alone(faults, new, place, message):
@@ -369,6 +374,13 @@ def test_a_file_whose_name_is_no_run_name_must_have_one(tmp_path):
     with pytest.raises(ConfigError, match="add 'name:' to the file"):
         load_config(path)
     assert load_config(path, ["name=mine"]).name == "mine"
+
+
+def test_a_newline_at_the_end_of_the_files_name_is_told(tmp_path):
+    path = tmp_path / "exp\n.yaml"
+    path.write_text(GOOD)
+    with pytest.raises(ConfigError, match="is no name for a run"):
+        load_config(path)
 
 
 # --- Overrides
@@ -476,6 +488,38 @@ def test_print_tells_where_each_value_came_from(load):
     assert told["  monitor: val/accuracy"] == "default"
     values = [line for line in lines if not line.endswith(":")]
     assert len(values) == len([line for line in lines if "  # " in line])
+
+
+def test_infinity_in_arguments_is_written_and_read_again(load):
+    inner = "{name: RandomApply, transforms: [{name: ColorJitter, hue: [-.inf, .inf]}]}"
+    config = load(GOOD, "optimizer.weight_decay=.inf", f"transforms.train.0={inner}")
+    assert "  weight_decay: .inf\n" in config.dump()
+    assert load(config.dump()) == config
+    assert load(config.print()) == config
+
+
+def test_print_tells_below_each_component_what_else_it_takes(load):
+    text = GOOD.replace("padding: 4}", "padding: 4}\n    - {name: RandomApply, transforms: [Pad]}")
+    text = text.replace("Pad]", "{name: Pad, padding: 1}]")
+    lines = load(text, "optimizer=AdamW", "scheduler=PolynomialLR").print().splitlines()
+    assert lines[lines.index("optimizer:") + 2].startswith(
+        "  # also: no_decay: false, lr: 0.001, betas: [0.9, 0.999], eps: 1e-08, weight_decay: 0.01,"
+    )
+    assert "  # also: warmup: null, total_iters: from the run, power: 1.0" in lines
+    assert "          # also: fill: 0, padding_mode: constant" in lines
+    assert "      # also: p: 0.5" in lines
+    crop = next(line for line in lines if "pad_if_needed" in line)
+    assert "padding: " not in crop and "size" not in crop
+
+
+def test_what_print_tells_of_components_needs_no_torch(tmp_path):
+    (tmp_path / "exp.yaml").write_text(GOOD)
+    code = (
+        "import sys; from trainer.config import load_config\n"
+        "assert '# also: ' in load_config(sys.argv[1]).print()\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "exp.yaml")], check=True)
 
 
 def test_a_config_locates_a_later_fault(load):

@@ -137,7 +137,9 @@ def test_the_only_metric_that_is_no_number_is_the_confusion_matrix():
 
 
 def test_impossible_arguments_are_refused():
-    with pytest.raises(ValueError, match="k must be"):
-        metrics.top_k(*PERFECT, k=0)
-    with pytest.raises(ValueError, match="bins must be"):
-        metrics.calibration_error(*PERFECT, bins=0)
+    for k in (0, -1):
+        with pytest.raises(ValueError, match="k must be"):
+            metrics.top_k(*PERFECT, k=k)
+    for bins in (0, -1, 10**12):
+        with pytest.raises(ValueError, match="bins must be"):
+            metrics.calibration_error(*PERFECT, bins=bins)

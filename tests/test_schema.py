@@ -9,7 +9,7 @@ import yaml
 
 from trainer.check import Judge
 from trainer.document import Document
-from trainer.rules import SCHEMA_FILE
+from trainer.rules import SCHEMA_FILE, TABLES
 from trainer.schema import as_text, generate, made_with, main
 
 SHIPPED = sorted(Path("configs").glob("*.yaml"))
@@ -49,6 +49,14 @@ def test_drift_is_told(tmp_path, monkeypatch, capsys):
     assert main(["--check"]) == 1
 
 
+def test_a_table_line_that_leads_nowhere_is_told_without_a_traceback(monkeypatch, capsys):
+    monkeypatch.setitem(TABLES["loss"], "Typo", "trainer.losses:Typo")
+    assert main([]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("trainer/tables.py: 'Typo' stands for trainer.losses:Typo, which cannot")
+    assert "Traceback" not in told
+
+
 def test_the_file_is_the_same_each_time(schema):
     assert as_text(generate()) == as_text(schema)
 
@@ -72,6 +80,8 @@ def test_every_shipped_config_is_valid_and_names_the_schema(path, validator):
         (("model",), {"name": "LeNet", "depth": 3}),
         (("model",), {"name": "VGG", "depth": 12}),
         (("model",), "torchvision/"),
+        (("model",), "torchvision/RESNET18"),
+        (("model",), {"name": "torchvision/RESNET18"}),
         (("optimizer", "learning_rate"), 0.1),
         (("optimizer", "lr"), "fast"),
         (("loader",), {"batch_size": 0}),

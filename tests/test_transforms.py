@@ -434,6 +434,51 @@ def test_stage_one_names_a_transform_that_refuses_the_images():
         Pipeline([Letterbox(8, fill=[1, 2])], seed=0).prepare(batch()[0])
 
 
+class Refusing:
+    """A transform that raises what it is given."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, images: Tensor) -> Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "transform", [v2.Resize([0, 32]), v2.FiveCrop(-1), v2.Pad(1, fill=-1)], ids=lambda t: str(t)
+)
+def test_sizes_and_fills_that_no_image_can_have_name_their_transform(transform):
+    name = type(transform).__name__
+    with pytest.raises(ValueError, match=rf"{name} \(transform 0\)"):
+        Pipeline([transform], seed=0).prepare(batch()[0])
+    if name == "Pad":  # floats may be negative
+        return
+    images, labels, indices = batch()
+    pipeline = Pipeline([v2.RandomHorizontalFlip(), transform], seed=0)
+    with pytest.raises(ValueError, match=rf"{name} \(transform 1\)"):
+        pipeline(images, labels, indices, epoch=0)
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("by zero"), AssertionError(), IndexError("i"), OverflowError("o")]
+)
+def test_whatever_a_transform_raises_is_a_value_error_that_names_it(error, monkeypatch):
+    images, labels, indices = batch()
+    told = str(error) or "AssertionError"
+    with pytest.raises(ValueError, match=rf"Refusing \(transform 0\).*: {told}$"):
+        Pipeline([Refusing(error)], seed=0)(images, labels, indices, epoch=0)
+    monkeypatch.setitem(FIXED, "Refusing", "")
+    with pytest.raises(ValueError, match=rf"Refusing \(transform 0\).*: {told}$"):
+        Pipeline([Refusing(error)], seed=0).prepare(images)
+
+
+def test_out_of_memory_stays_what_it_is():
+    images, labels, indices = batch()
+    with pytest.raises(torch.OutOfMemoryError):
+        refusing = Refusing(torch.OutOfMemoryError("full"))
+        Pipeline([refusing], seed=0)(images, labels, indices, epoch=0)
+
+
 def test_images_whose_sizes_never_agree_are_refused_with_the_sizes():
     images = [torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(3, 4, 6, dtype=torch.uint8)]
     for transforms in ([], [v2.RandomHorizontalFlip()], [v2.MixUp(num_classes=2)]):

@@ -94,7 +94,8 @@ class Judge:
             yield Finding((*place, "name"), f"'name' is missing; write the {kind} as {example}")
         elif not isinstance(name := component["name"], str):
             yield Finding((*place, "name"), f"expected the {kind}'s name, got {got(name)}")
-        elif reference := mapping.get(name) or mapping.get(_family(name)):
+        elif self._is_known(name, mapping):
+            reference = mapping.get(name) or mapping[_family(name)]
             yield from self.judge(component, {"$ref": reference}, place)
         else:
             message = f"unknown {kind} '{shortened(name)}'"
@@ -102,6 +103,13 @@ class Judge:
             mended = f": {reason}" if reason else suggestion(name, schema["examples"])
             names = "" if mended and len(choice) > 15 else f"; there are {listed(choice)}"
             yield Finding((*place, "name"), f"{message}{mended}{names}")
+
+    def _is_known(self, name: str, mapping: Schema) -> bool:
+        """Whether the table has the name or its family, and the family, where listed, the name."""
+        if name in mapping or _family(name) not in mapping:
+            return name in mapping
+        family = self.resolved({"$ref": mapping[_family(name)]})
+        return name in family["properties"]["name"].get("enum", [name])
 
     def _alternatives(
         self, value: Any, alternatives: Iterable[Schema], schema: Schema, place: Place
@@ -172,7 +180,9 @@ def _is_allowed(value: Any, schema: Schema) -> bool:
     if "enum" in schema or "const" in schema:
         return _plain(value) in _words(schema)
     if isinstance(value, str):
-        return re.search(schema.get("pattern", ""), value) is not None
+        # JSON Schema's $ is the end; Python's also stands before a last newline.
+        pattern = re.sub(r"\$$", r"\\Z", schema.get("pattern", ""))
+        return re.search(pattern, value) is not None
     if isinstance(value, list):
         return bool(schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)))
     if type(value) in (int, float):

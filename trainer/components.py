@@ -5,17 +5,19 @@ Importing this imports no torch; looking a component up does.
 
 import enum
 import functools
+import math
 import re
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from trainer.config import Component, Config
+from trainer.config import Component, Config, components
 from trainer.errors import Fault
 from trainer.rules import RESERVED, TABLES, component_key
-from trainer.settings import NESTING
 from trainer.signatures import describe, parameters_of, resolve
+
+MAX_TRIED_EPOCHS = 1000  # of a schedule
 
 
 def build(table: Mapping[str, str], path: str, component: Component, **supplied: Any) -> Any:
@@ -54,7 +56,8 @@ def check_components(config: Config) -> list[Fault]:
     """Every fault in the arguments of every component, told before any data is read.
 
     First by the constructors' signatures, all together. Then, where those agree, each but the
-    dataset is built once for trial: models without memory, optimizers on one small parameter.
+    dataset is tried once: models without memory, an optimizer for a step on small parameters, its
+    schedule over the epochs, a metric on four images.
     """
     used = {
         component_key(kind, name): describe(kind, name)
@@ -62,29 +65,6 @@ def check_components(config: Config) -> list[Fault]:
         for name in [_table_name(kind, component.name)]
     }
     return config.check(used) or list(_trials(config))
-
-
-def components(config: Config) -> Iterator[tuple[str, str, Component]]:
-    """(kind, path, component) of each component, those inside others too."""
-    yield "dataset", "dataset", config.dataset
-    for side in ("train", "eval"):
-        listed = getattr(config.transforms, side)
-        yield from _with_inner("transform", f"transforms.{side}", listed)
-    for kind in ("model", "loss", "optimizer", "scheduler"):
-        if (component := getattr(config, kind)) is not None:
-            yield kind, kind, component
-    yield from _with_inner("metric", "metrics", config.metrics)
-
-
-def _with_inner(
-    kind: str, path: str, listed: Iterable[Component]
-) -> Iterator[tuple[str, str, Component]]:
-    for index, component in enumerate(listed):
-        inner = f"{path}.{index}"
-        yield kind, inner, component
-        if component.name in NESTING:
-            nested = component.arguments.get("transforms", [])
-            yield from _with_inner(kind, f"{inner}.transforms", nested)
 
 
 def _table_name(kind: str, name: str) -> str:
@@ -114,14 +94,44 @@ def _trials(config: Config) -> Iterator[Fault]:
 
     def optimizer() -> Any:
         component = _without_reserved("optimizer", config.optimizer)
-        parameter = torch.nn.Parameter(torch.zeros(2, 2))
-        return build(TABLES["optimizer"], "optimizer", component, params=[{"params": [parameter]}])
+        # Only a GPU's steps can be captured.
+        wanted = component.arguments.get("capturable") and config.train.device.startswith(
+            ("auto", "cuda")
+        )
+        device = "cuda" if wanted and torch.cuda.is_available() else "cpu"
+        # First and last weight, a hidden one, and the group that does not decay.
+        shapes: list[tuple[int, ...]] = [(2, 2), (2, 2), (2, 2), (2,)]
+        parameters = [torch.nn.Parameter(torch.zeros(shape, device=device)) for shape in shapes]
+        groups: list[dict[str, Any]] = [{"params": parameters}]
+        if config.optimizer.arguments.get("no_decay"):
+            groups = [{"params": parameters[:3]}, {"params": parameters[3:], "weight_decay": 0.0}]
+        built = build(TABLES["optimizer"], "optimizer", component, params=groups)
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        built.step()
+        if not all(parameter.isfinite().all() for parameter in parameters):
+            raise ValueError("the weights are no longer numbers after one step")
+        return built
 
     def schedule() -> object:
         assert config.scheduler is not None
         component = _without_reserved("scheduler", config.scheduler)
-        epochs, arguments = config.train.epochs, dict(component.arguments)
-        return build_schedule(component.name, arguments, optimizer(), epochs, 10, 0, "min")
+        epochs, arguments = min(config.train.epochs, MAX_TRIED_EPOCHS), dict(component.arguments)
+        stepped = optimizer()
+        # A prime number of steps, so that no round share of the run ends exactly on one.
+        built = build_schedule(component.name, arguments, stepped, epochs, 997, 0, "min")
+        for epoch in range(1, max(epochs, 2) + 1):
+            built.after_step()
+            built.after_epoch(0.5)
+            for group in stepped.param_groups:
+                if not math.isfinite(group["lr"]):
+                    raise ValueError(f"the learning rate is {group['lr']} after epoch {epoch}")
+        return built
+
+    def metric(path: str, component: Component) -> object:
+        probabilities = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.5], [1.5, 0.0]]).softmax(1)
+        labels = torch.tensor([0, 1, 0, 1])
+        return build(TABLES["metric"], path, component, probabilities=probabilities, labels=labels)
 
     def loss() -> object:
         return build(TABLES["loss"], "loss", _without_reserved("loss", config.loss))
@@ -135,6 +145,9 @@ def _trials(config: Config) -> Iterator[Fault]:
     attempts += [("optimizer", config.optimizer, optimizer)]
     if config.scheduler is not None:
         attempts += [("scheduler", config.scheduler, schedule)]
+    for kind, path, component in components(config):
+        if kind == "metric":
+            attempts += [(path, component, functools.partial(metric, path, component))]
     failed = set[str]()
     for path, component, attempt in attempts:
         if path == "scheduler" and "optimizer" in failed:
@@ -147,10 +160,12 @@ def _trials(config: Config) -> Iterator[Fault]:
         except Exception as error:
             failed.add(path)
             message = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, ArithmeticError):  # "division by zero" alone tells little
+                message = f"its arguments lead to {message}"
             words = re.findall(r"\w+", message)
             named = [name for name in component.arguments if name in words]
             place = f"{path}.{named[0]}" if named else path
-            yield config.fault(place, f"{component.name} cannot be built: {message}")
+            yield config.fault(place, f"{component.name} cannot be used: {message}")
 
 
 def _without_reserved(kind: str, component: Component) -> Component:

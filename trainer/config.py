@@ -6,7 +6,7 @@ Nothing here imports torch: every wrong key, type and name is told in a fraction
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +14,18 @@ from pydantic import Field, PrivateAttr
 from pydantic_core import to_jsonable_python
 
 from trainer.check import Schema
-from trainer.document import Document, read_document, write
+from trainer.document import Document, flow, read_document, write
 from trainer.errors import ConfigError, Fault
 from trainer.parse import Place
-from trainer.rules import check_document, default_monitor, judge_document
+from trainer.rules import (
+    check_document,
+    default_monitor,
+    judge_document,
+    published,
+    unset_arguments,
+)
 from trainer.settings import (
+    NESTING,
     Checkpoint,
     Component,
     Count,
@@ -38,7 +45,7 @@ from trainer.settings import (
     Transforms,
 )
 
-__all__ = ["Component", "Config", "Duration", "load_config"]
+__all__ = ["Component", "Config", "Duration", "components", "load_config"]
 
 NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -88,8 +95,23 @@ class Config(Frozen):
         return write(self.model_dump(mode="json"))
 
     def print(self) -> str:
-        """The same, each value with where it came from: file and line, default, or command line."""
-        return write(self.model_dump(mode="json"), self._document.told_origin)
+        """The same, each value with where it came from: file and line, default, or command line.
+
+        Below each component a comment tells the arguments that it would also take.
+        """
+        described, below = published(), dict[Place, str]()
+        for kind, path, component in components(self):
+            also = [
+                f"{name}: {flow(schema['default'])}"
+                if "default" in schema
+                else f"{name}: from the run"
+                for name, schema in unset_arguments(
+                    kind, component.name, component.arguments, described
+                )
+            ]
+            if also:
+                below[as_place(path)] = f"also: {', '.join(also)}"
+        return write(self.model_dump(mode="json"), self._document.told_origin, below)
 
     def check(self, described: Mapping[str, Schema]) -> list[Fault]:
         """Every fault by the JSON Schemas of its components' arguments."""
@@ -103,6 +125,29 @@ class Config(Frozen):
 def as_place(path: str) -> Place:
     """ "metrics.0.k" as ("metrics", 0, "k")."""
     return tuple(int(part) if part.isdecimal() else part for part in path.split(".") if path)
+
+
+def components(config: Config) -> Iterator[tuple[str, str, Component]]:
+    """(kind, path, component) of each component, those inside others too."""
+    yield "dataset", "dataset", config.dataset
+    for side in ("train", "eval"):
+        listed = getattr(config.transforms, side)
+        yield from _with_inner("transform", f"transforms.{side}", listed)
+    for kind in ("model", "loss", "optimizer", "scheduler"):
+        if (component := getattr(config, kind)) is not None:
+            yield kind, kind, component
+    yield from _with_inner("metric", "metrics", config.metrics)
+
+
+def _with_inner(
+    kind: str, path: str, listed: Iterable[Component]
+) -> Iterator[tuple[str, str, Component]]:
+    for index, component in enumerate(listed):
+        inner = f"{path}.{index}"
+        yield kind, inner, component
+        if component.name in NESTING:
+            nested = component.arguments.get("transforms", [])
+            yield from _with_inner(kind, f"{inner}.transforms", nested)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -130,7 +175,7 @@ def _fill_in(document: Document, stem: str) -> None:
     if not isinstance(data, dict):
         return
     if "name" not in data:
-        if not re.match(NAME_PATTERN, stem):
+        if not re.fullmatch(NAME_PATTERN, stem):
             message = f"the file's name '{stem}' is no name for a run; add 'name:' to the file"
             document.faults.append(document.fault((), message))
             stem = "unnamed"

@@ -150,28 +150,58 @@ def read_document(path: Path) -> Document:
     return Document(text, str(path))
 
 
-def write(data: Any, comment: Callable[[Place], str] = lambda place: "") -> str:
-    """Plain data as YAML that ``Document`` reads back equal, each value's line with its comment."""
-    lines = [(text, comment(place) if place else "") for text, place in _lines(data, (), "")]
+def write(
+    data: Any,
+    comment: Callable[[Place], str] = lambda place: "",
+    below: Mapping[Place, str] | None = None,
+) -> str:
+    """Plain data as YAML that ``Document`` reads back equal, each value's line with its comment.
+
+    ``below`` are comments on lines of their own, each at the end of the mapping at its place.
+    """
+    found = _lines(data, (), "", below or {})
+    lines = [(text, comment(place) if place else "") for text, place in found]
     width = min(max((len(text) for text, note in lines if note), default=0), 60)
     return "".join(f"{text:<{width}}  # {note}\n" if note else f"{text}\n" for text, note in lines)
 
 
-def _lines(data: Any, place: Place, indent: str) -> Iterator[tuple[str, Place]]:
+def flow(value: Any) -> str:
+    """A value on one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(flow, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{flow(key)}: {flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, float) and math.isinf(value):
+        return ".inf" if value > 0 else "-.inf"
+    if not isinstance(value, str):
+        return repr(value)
+    if _PLAIN_TEXT.fullmatch(value) and is_text(value):
+        return value
+    quoted: str = yaml.safe_dump(value, default_style='"', width=math.inf, allow_unicode=True)
+    return quoted.strip()
+
+
+def _lines(
+    data: Any, place: Place, indent: str, below: Mapping[Place, str]
+) -> Iterator[tuple[str, Place]]:
     """The lines of a mapping or of a list of mappings, each with the place of the value on it."""
     items = data.items() if isinstance(data, dict) else enumerate(data)
     for key, value in items:
         inner = (*place, key)
-        head = f"{indent}{_flow(key)}:" if isinstance(data, dict) else f"{indent}-"
+        head = f"{indent}{flow(key)}:" if isinstance(data, dict) else f"{indent}-"
         if _fits_on_a_line(value):
-            yield f"{head} {_flow(value)}", inner
+            yield f"{head} {flow(value)}", inner
         elif isinstance(data, dict):
             yield head, ()
-            yield from _lines(value, inner, f"{indent}  ")
+            yield from _lines(value, inner, f"{indent}  ", below)
         else:  # the first line of a list's item stands beside its dash
-            (text, first), *rest = _lines(value, inner, f"{indent}  ")
+            (text, first), *rest = _lines(value, inner, f"{indent}  ", below)
             yield f"{head} {text.lstrip(' ')}", first
             yield from rest
+    if place in below:
+        yield f"{indent}# {below[place]}", ()
 
 
 def _fits_on_a_line(value: Any) -> bool:
@@ -183,21 +213,3 @@ def _fits_on_a_line(value: Any) -> bool:
 def _flat(value: Any) -> Iterator[Any]:
     for item in value:
         yield from _flat(item) if isinstance(item, list) else (item,)
-
-
-def _flow(value: Any) -> str:
-    """A value on one line."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_flow, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_flow(key)}: {_flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, float) and math.isinf(value):
-        return ".inf" if value > 0 else "-.inf"
-    if not isinstance(value, str):
-        return repr(value)
-    if _PLAIN_TEXT.fullmatch(value) and is_text(value):
-        return value
-    quoted: str = yaml.safe_dump(value, default_style='"', width=math.inf, allow_unicode=True)
-    return quoted.strip()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MAX_BINS = 1_000_000  # memory for more is better spent
+
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> float:
     """Fraction of images whose predicted class is the true one."""
@@ -65,8 +67,8 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
     Guo et al., 2017, "On calibration of modern neural networks", eq. 3: the predicted class's
     probability is cut into ``bins`` equal intervals (a, b], each weighted by its images.
     """
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, not {bins}")
+    if not 1 <= bins <= MAX_BINS:
+        raise ValueError(f"bins must be 1 to {MAX_BINS}, not {bins}")
     confidence, predicted = probabilities.double().max(dim=1)
     gap = (predicted == labels).double() - confidence
     interval = (confidence * bins).ceil().long().clamp(1, bins) - 1

@@ -5,6 +5,7 @@ by itself.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -133,7 +134,7 @@ class _Reader:
     def read(self, lines: list[str], first_row: int) -> Parsed:
         """Raises yaml.MarkedYAMLError for text that is no YAML."""
         self.parsed, self.first_row, self.nodes = Parsed(), first_row, 0
-        self.events = iter(yaml.parse("\n".join(lines) + "\n", Loader=yaml.SafeLoader))
+        self.events = _events("\n".join(lines) + "\n")
         next(self.events)  # the stream's start
         if isinstance(next(self.events), yaml.DocumentStartEvent):
             self.parsed.data = self.node((), next(self.events))
@@ -229,6 +230,19 @@ class _Reader:
         problem = error.problem or "this is not YAML"
         message = next((plain for said, plain in _SYNTAX.items() if said in problem), problem)
         return self.fault(first_row + mark.line, mark.column, message)
+
+
+def _events(text: str) -> Iterator[Any]:
+    """PyYAML's events, and an error with its position for numbers that PyYAML trips over."""
+    loader = yaml.SafeLoader(text)
+    try:
+        while loader.check_event():
+            yield loader.get_event()  # type: ignore[no-untyped-call]
+    except (ValueError, OverflowError):  # "\UFFFFFFFF", or a %YAML version of thousands of digits
+        problem = "no character has this number; '\\U0010ffff' is the last"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=loader.get_mark()) from None
+    finally:
+        loader.dispose()
 
 
 def _is_cut(event: Any) -> bool:

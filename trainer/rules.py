@@ -1,7 +1,7 @@
 """What a configuration must keep to, without PyTorch: keys, types, names, what goes together."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,18 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
     "model": {
         "weights": {
             "anyOf": [{"type": "string"}, {"type": "null"}],
+            "default": None,
             "description": "DEFAULT, a name of torchvision's, or a file of a state_dict.",
         },
         "init": {
             "enum": [*INITIALISATIONS, None],
+            "default": None,
             "description": "How weights are drawn; null is the model's own way.",
         },
         "freeze": {
             "type": "array",
             "items": {"type": "string"},
+            "default": [],
             "description": "Parameters that stay as they are, by name pattern: features.*",
         },
     },
@@ -63,18 +66,21 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
                 {"type": "array", "items": {"type": "number", "minimum": 0}},
                 {"type": "null"},
             ],
+            "default": None,
             "description": "A number for each class; balanced: from the training labels.",
         }
     },
     "optimizer": {
         "no_decay": {
             "type": "boolean",
+            "default": False,
             "description": "No weight decay for biases and norm layers.",
         }
     },
     "scheduler": {
         "warmup": {
             "anyOf": [Duration.schema("st", "ep"), {"type": "null"}],
+            "default": None,
             "description": "The time in which the learning rate first rises to its start.",
         }
     },
@@ -106,7 +112,11 @@ def definitions(described: Mapping[str, Schema]) -> dict[str, dict[str, Any]]:
             "title": kind,
             "anyOf": [
                 {"enum": [name for name in bare if not name.endswith("/")]},
-                *({"type": "string", "pattern": f"^{n}."} for n in table if n.endswith("/")),
+                *(
+                    result[component_key(kind, name)]["properties"]["name"]
+                    for name in table
+                    if name.endswith("/")
+                ),
                 *({"$ref": reference} for reference in references.values()),
             ],
             "discriminator": {"propertyName": "name", "mapping": references},
@@ -117,9 +127,11 @@ def definitions(described: Mapping[str, Schema]) -> dict[str, dict[str, Any]]:
 
 
 def _component_schema(kind: str, name: str, described: Schema | None) -> dict[str, Any]:
-    family = name.endswith("/")
-    named = {"type": "string", "pattern": f"^{name}."} if family else {"const": name}
     schema: dict[str, Any] = {"type": "object", **(described or {})}
+    named: Schema = {"const": name}
+    if name.endswith("/"):  # a family, of which some list their members
+        members = schema.get("examples")
+        named = {"enum": members} if members else {"type": "string", "pattern": f"^{name}."}
     own = {**schema.get("properties", {}), "arguments": _HERE_NOT}
     if name in NESTING:
         own = {**own, "transforms": {"type": "array", "items": {"$ref": "#/$defs/transform"}}}
@@ -137,7 +149,7 @@ def check_document(document: Document, settings: Schema) -> list[Fault]:
     if document.data is None and not document.faults:
         return [document.fault((), "is empty; expected a configuration")]
     faults = document.faults + judge_document(document, settings, {})
-    return document.faults + judge_document(document, settings, _published()) if faults else []
+    return document.faults + judge_document(document, settings, published()) if faults else []
 
 
 def judge_document(
@@ -153,13 +165,24 @@ def judge_document(
     return [document.fault(*finding) for finding in known]
 
 
-def _published() -> Mapping[str, Schema]:
+def published() -> Mapping[str, Schema]:
     """The components as configs/schema.json describes them; nothing where it cannot be read."""
     try:
         found: Mapping[str, Schema] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))["$defs"]
     except (OSError, ValueError, KeyError):
         return {}
     return found
+
+
+def unset_arguments(
+    kind: str, component: str, given: Collection[str], described: Mapping[str, Schema]
+) -> Iterator[tuple[str, Schema]]:
+    """Each argument that a component would also take, and its schema."""
+    key = component_key(kind, component)
+    key = key if key in described else component_key(kind, component.partition("/")[0])
+    for name, schema in described.get(key, {}).get("properties", {}).items():
+        if name != "name" and name not in given and "not" not in schema:
+            yield name, schema
 
 
 def full_schema(settings: Schema, described: Mapping[str, Schema]) -> dict[str, Any]:

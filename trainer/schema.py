@@ -15,12 +15,21 @@ from importlib.metadata import version
 from typing import Any
 
 from trainer.config import Config
+from trainer.errors import Exit, UsageError
 from trainer.rules import SCHEMA_FILE, TABLES, component_key, full_schema
 from trainer.signatures import describe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write or check the file, and return the exit code."""
+    try:
+        return _main(argv)
+    except UsageError as error:  # a table's line that leads to nothing
+        print(error, file=sys.stderr)
+        return Exit.CONFIG
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.schema", description="Write configs/schema.json for editors."
     )

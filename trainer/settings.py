@@ -55,7 +55,12 @@ class Duration(NamedTuple):
 class Frozen(BaseModel):
     """A section: no other keys, no changes; the text below a field is its help in editors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        ser_json_inf_nan="constants",  # infinity stays infinity
+    )
 
 
 class Component(Frozen):

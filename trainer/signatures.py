@@ -8,12 +8,14 @@ import json
 import numbers
 import re
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from trainer.check import Schema
+from trainer.errors import UsageError
 from trainer.rules import RESERVED, TABLES
 
 # What the trainer gives to constructors that ask for it, so that a YAML must not.
@@ -28,14 +30,37 @@ SUPPLIED: Mapping[str, Collection[str]] = {
 }
 # Required by torch, but known from the run when the YAML leaves them out.
 FILLED_IN = ("T_max", "max_lr")
+# The table of a kind, where it is not trainer/tables.py.
+TABLE_FILES = {
+    "dataset": "datasets/__init__.py",
+    "transform": "transforms/__init__.py",
+    "model": "models/__init__.py",
+}
+# Known from the run, so that the constructor's own default never counts.
+DEFAULT_OF_THE_RUN = {("PolynomialLR", "total_iters"), ("ReduceLROnPlateau", "mode")}
 
 _TYPE = r" *(?:\([^\n]*?\))? *"
 
 
 def resolve(table: Mapping[str, str], name: str) -> Callable[..., Any]:
-    """The class or function that ``name`` stands for; raises KeyError where the table has none."""
+    """The class or function that ``name`` stands for; raises KeyError where the table has none.
+
+    Raises UsageError, which names the table's file, where its line leads to nothing.
+    """
     module, _, attribute = table[name].partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # one's own module may raise anything while it is imported
+        kinds = [kind for kind, lines in TABLES.items() if lines.get(name) == table[name]]
+        file = TABLE_FILES.get(kinds[0], "trainer/tables.py") if kinds else "a table"
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        at = f" ({frame.filename}:{frame.lineno})"
+        at = "" if "<" in frame.filename or frame.filename == __file__ else at
+        raise UsageError(
+            f"{file}: '{name}' stands for {table[name]}, which cannot be imported: "
+            f"{kind}{error}{at}"
+        ) from error
     return found
 
 
@@ -56,7 +81,7 @@ def describe(kind: str, name: str) -> Schema:
     description = _sentence(text)
     if name.endswith("/"):  # the arguments are those of a builder that has no full signature
         return {"properties": {}, "description": description, "examples": _model_names(name)}
-    properties: dict[str, Schema] = {}
+    properties: dict[str, dict[str, Any]] = {}
     required = []
     parameters = parameters_of(factory)
     for parameter in parameters.values():
@@ -65,6 +90,8 @@ def describe(kind: str, name: str) -> Schema:
             properties[parameter.name] = {"not": {}, "description": message}
         elif parameter.name not in RESERVED.get(kind, {}):
             properties[parameter.name] = _parameter_schema(parameter, text)
+            if (name, parameter.name) in DEFAULT_OF_THE_RUN:
+                del properties[parameter.name]["default"]
             if parameter.default is parameter.empty and parameter.name not in FILLED_IN:
                 required.append(parameter.name)
     if kind == "loss" and "weight" not in parameters:
@@ -78,7 +105,7 @@ def describe(kind: str, name: str) -> Schema:
     }
 
 
-def _parameter_schema(parameter: inspect.Parameter, text: str) -> Schema:
+def _parameter_schema(parameter: inspect.Parameter, text: str) -> dict[str, Any]:
     schema = dict(schema_of(parameter.annotation) or {})
     default = parameter.default
     if isinstance(default, enum.Enum):

@@ -23,5 +23,6 @@ def listed(words: Iterable[object], joint: str = "and") -> str:
 
 
 def shortened(text: str, length: int = 60) -> str:
-    """Text short enough for a message."""
+    """Text short enough for a message, and on one line."""
+    text = text.replace("\r", "\\r").replace("\n", "\\n")
     return text if len(text) <= length else f"{text[: length - 3]}..."

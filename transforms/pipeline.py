@@ -204,8 +204,8 @@ def _naming(transform: Transform, position: int, images: Tensor | list[Tensor]) 
         yield
     except torch.OutOfMemoryError:
         raise
-    except (ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # torchvision's functions raise many kinds
         raise ValueError(
             f"{_name(transform)} (transform {position}) cannot work on images of shape "
-            f"{_shapes(images)}: {error}"
+            f"{_shapes(images)}: {str(error) or type(error).__name__}"
         ) from error
