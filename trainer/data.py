@@ -4,27 +4,22 @@ import os
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from datasets import DATASETS, BrokenImage, DataError, Dataset
 from datasets.split import conflicts, manifest
 from datasets.split import split as split_dataset
 from trainer.components import build
 from trainer.config import Component, Config
-from trainer.console import bar
 from trainer.errors import ConfigError, Fault
 from trainer.loader import Loader, Part
+from trainer.reading import attempt, in_threads, read_part
 from trainer.run import digest_of
 from transforms import TRANSFORMS
 from transforms.pipeline import Pipeline
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -83,9 +78,7 @@ def load_data(config: Config) -> Data:
             break
         if dataset.on_broken == "error":
             raise BrokenImages(failed.values(), len(dataset))
-        broken |= (
-            failed  # what is left out counts for nothing: the rest is cut as if it were not there
-        )
+        broken |= failed  # they count for nothing: the rest is cut as if they were not there
         usable = [index for index in usable if index not in broken]
     notes += conflicts(dataset.ids, dataset.labels, digests, indices)[:5]
     ratios, seed, pool = config.split.ratios, config.split.seed, config.split.pool
@@ -112,9 +105,8 @@ def load_part(config: Config, split: Mapping[str, str]) -> tuple[Dataset, Part]:
     found = dict(zip((dataset.ids[index] for index in indices), digests, strict=True))
     changed = [name for name, digest in found.items() if digest != split[name]]
     if absent or changed:
-        told = [f"{name} is absent" for name in absent] + [
-            f"{name} has changed" for name in changed
-        ]
+        told = [f"{name} is absent" for name in absent]
+        told += [f"{name} has changed" for name in changed]
         raise DataError(
             f"{config.dataset.name} no longer gives the images of this run: "
             f"{', '.join(told[:5])}{f' and {len(told) - 5} more' if len(told) > 5 else ''}. "
@@ -146,14 +138,6 @@ def transform_fault(config: Config, side: str, error: Exception) -> Fault:
     found = re.search(r"\(transform (\d+)\)", str(error))
     path = f"transforms.{side}.{found[1]}" if found else f"transforms.{side}"
     return config.fault(path, str(error))
-
-
-def attempt(function: Callable[[int], Result], index: int) -> Result | BrokenImage:
-    """``function(index)``, or the BrokenImage that it raises: so that all can be told at once."""
-    try:
-        return function(index)
-    except BrokenImage as error:
-        return error
 
 
 class BrokenImages(DataError):
@@ -198,69 +182,6 @@ def build_pipelines(config: Config, num_classes: int) -> dict[str, Pipeline]:
     }
 
 
-def read_part(
-    dataset: Dataset, pipeline: Pipeline, indices: Sequence[int], config: Config
-) -> tuple[Part, dict[int, BrokenImage], str]:
-    """A part with its images prepared, kept in memory where they fit; the broken ones by number.
-
-    The third value tells what was chosen, where that is not the usual.
-    """
-    rows = torch.tensor(indices, dtype=torch.int64)
-    labels = torch.tensor([dataset.labels[index] for index in indices], dtype=torch.int64)
-    if dataset.images is not None:  # in memory anyway: prepared in chunks, not image by image
-        chunks = [pipeline.prepare(dataset.images[chunk]) for chunk in torch.split(rows, 4096)]
-        first_two = torch.arange(min(2, len(rows)))
-        return Part(dataset, pipeline, rows, labels, torch.cat(chunks), first_two), {}, ""
-
-    def prepare(index: int) -> Tensor:
-        return pipeline.prepare(dataset.image(index))
-
-    tried = [attempt(prepare, index) for index in indices[:8]]
-    first = [image for image in tried if isinstance(image, Tensor)]
-    size = sum(image.nbytes for image in first) * len(indices) // max(len(first), 1)
-    keep = keeps_in_memory(config, size)
-
-    def check(index: int) -> tuple[torch.Size, Tensor | None] | BrokenImage:
-        image = attempt(prepare, index)
-        if isinstance(image, BrokenImage):
-            return image
-        return image.shape, image if keep else None
-
-    results = in_threads(check, indices, "decoding images" if keep else "checking images")
-    pairs = zip(indices, results, strict=True)
-    broken = {index: result for index, result in pairs if isinstance(result, BrokenImage)}
-    images: Tensor | list[Tensor] | None = None
-    read = [result for result in results if not isinstance(result, BrokenImage)]
-    if keep and not broken:
-        images = [image for _, image in read if image is not None]
-        if len({image.shape for image in images}) == 1:
-            images = torch.stack(images)
-    extremes = extreme_rows([shape for shape, _ in read])
-    note = "" if keep else f"{size / 2**30:.1f} GiB, not kept in memory: decoded in every epoch"
-    return Part(dataset, pipeline, rows, labels, images, extremes), broken, note
-
-
-def extreme_rows(shapes: Sequence[torch.Size]) -> Tensor:
-    """The rows of the lowest, narrowest, highest and widest images; two where all are alike."""
-    rows = range(len(shapes))
-    sides = [lambda row: shapes[row][-2], lambda row: shapes[row][-1]]
-    chosen = (
-        {choose(rows, key=side) for side in sides for choose in (min, max)} if shapes else set()
-    )
-    return torch.tensor(sorted(chosen | set(rows[:2])), dtype=torch.int64)
-
-
-def keeps_in_memory(config: Config, size: int) -> bool:
-    """Whether ``loader.cache`` keeps a part of ``size`` bytes; raises DataError where it cannot."""
-    free = available_memory()
-    if config.loader.cache == "ram" and size > free:
-        raise DataError(
-            f"loader.cache: ram needs {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
-            "use auto or off, or let a Resize come first."
-        )
-    return config.loader.cache == "ram" or (config.loader.cache == "auto" and size < free // 2)
-
-
 def train_loader(config: Config, part: Part, device: torch.device) -> Loader:
     """The shuffled batches of the training split."""
     return Loader(
@@ -293,14 +214,6 @@ def workers(config: Config, part: Part) -> int:
     return 0 if time.process_time() - started < 0.02 else min(os.cpu_count() or 1, 8)
 
 
-def in_threads(
-    function: Callable[[int], Result], items: Sequence[int], description: str
-) -> list[Result]:
-    """``function`` of each item, in order: decoding and hashing let other threads run."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(bar(pool.map(function, items), description, len(items)))
-
-
 def check_shape(config: Config, part: Part, side: str) -> tuple[int, int, int]:
     """The (C, H, W) that the model will see of a part, tried on its smallest and largest images.
 
@@ -317,12 +230,3 @@ def check_shape(config: Config, part: Part, side: str) -> tuple[int, int, int]:
         raise ConfigError([config.fault(f"transforms.{side}", message)])
     channels, height, width = images.shape[-3:]
     return channels, height, width
-
-
-def available_memory() -> int:
-    """Bytes that can be taken without swapping; where the system does not say, 4 GiB."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
-    except (OSError, StopIteration):
-        return 4 * 2**30
