@@ -112,7 +112,8 @@ def _draw_panel(
     if best_epoch is not None and first <= best_epoch <= last:
         best = place(best_epoch, low)[0]
         draw.line([(best, top), (best, bottom)], "#999999", 2)
-        draw.text((best, top - 8), "best", "#777777", font, "mb")
+        anchor, side = ("rb", -6) if best > (left + right) / 2 else ("lb", 6)
+        draw.text((best + side, (top + bottom) / 2), "best", "#777777", font, anchor)
     for i, (tag, curve) in enumerate(curves.items()):
         colour = _COLOURS[i % len(_COLOURS)]
         places = [place(x, y) for x, y in curve]
@@ -127,6 +128,7 @@ def _draw_panel(
 def _ticks(low: float, high: float) -> list[float]:
     """Four to eight round numbers from at most ``low`` to at least ``high``."""
     span = high - low or abs(high) or 1.0
+    low = min(low, high - span)  # a constant stands at the upper edge: no accuracy above 1
     power = 10 ** math.floor(math.log10(span / 4))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= span / 5 * (1 - 1e-9))
     start, stop = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
