@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import trainer.training
 from models.lenet import LeNet
-from trainer.checkpoint import checkpoints
+from trainer.checkpoint import checkpoints, save_checkpoint
 from trainer.config import load_config
 from trainer.data import load_data
 from trainer.errors import ConfigError, NonFiniteLoss, RunError, Stopped
@@ -497,6 +497,46 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_ends_the_same(
     shutil.rmtree(killed / "checkpoints")
     (killed / "result.json").write_text((killed / "result.json").read_text().replace("done", "no"))
     assert_same_run(straight, train(resume=killed, file=killed / "config.yaml"))
+    assert all(len(steps) == len(set(steps)) for steps in tags_of(killed).values())
+    assert json.loads((killed / "result.json").read_text())["status"] == "done"
+
+
+def test_a_run_that_cannot_be_described_leaves_no_folder(train, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.training.describe", full)
+    with pytest.raises(OSError, match="No space"):
+        train()
+    assert not list((tmp_path / "runs" / "small").iterdir())
+
+
+def test_each_state_is_written_once(train, monkeypatch):
+    import trainer.record
+
+    saved = []
+
+    def counting(run, step, *rest):
+        saved.append(step)
+        return save_checkpoint(run, step, *rest)
+
+    monkeypatch.setattr(trainer.record, "save_checkpoint", counting)
+    train()
+    assert saved == [5, 10]
+    saved.clear()
+    train("checkpoint.every=9ep")
+    assert saved == [10]
+
+
+def test_a_resumed_run_is_said_to_be_running(train, monkeypatch):
+    run = train()
+    seen = []
+    monkeypatch.setattr(
+        "trainer.training.train_epochs",
+        lambda *_: seen.append(json.loads((run / "result.json").read_text())["status"]),
+    )
+    train("train.epochs=3", resume=run, file=run / "config.yaml")
+    assert seen == ["running"]
 
 
 def test_a_finished_run_is_not_tested_again_whatever_its_checkpoints(train, capsys):

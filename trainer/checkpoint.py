@@ -32,8 +32,7 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> P
     replaced = final.with_name(f"{final.name}.tmp-{os.getpid()}-replaced")
     try:
         temporary.mkdir(parents=True)
-        save_tensors(temporary / "state.pt", state)
-        data = (temporary / "state.pt").read_bytes()
+        data = save_tensors(temporary / "state.pt", state)
         digest = hashlib.sha256(data).hexdigest()
         files = {"state.pt": {"size": len(data), "sha256": digest}}
         write_json(temporary / MANIFEST, {"schema": 1, "step": step, "files": files})

@@ -11,9 +11,9 @@ from torchvision.utils import make_grid
 class Events:
     """The run's event file. Writing is buffered; nothing here waits for a device."""
 
-    def __init__(self, run: Path, first_step: int) -> None:
+    def __init__(self, run: Path, first_step: int | None) -> None:
         """Open it; points at ``first_step`` and later, of a run that was cut off, are purged."""
-        self._writer = SummaryWriter(str(run), purge_step=first_step or None)
+        self._writer = SummaryWriter(str(run), purge_step=first_step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add one point for each tag."""

@@ -127,11 +127,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def save_tensors(path: Path, content: object) -> None:
-    """Write tensors and plain values, readable with ``torch.load(path, weights_only=True)``."""
+def save_tensors(path: Path, content: object) -> bytes:
+    """Write tensors and plain values, readable with ``torch.load(path, weights_only=True)``.
+
+    Returns what was to be written, for a digest of it: one of the file would certify a bad write.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_file(path, buffer.getvalue())
+    data = buffer.getvalue()
+    write_file(path, data)
+    return data
 
 
 def load_tensors(path: Path) -> Any:

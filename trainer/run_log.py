@@ -16,13 +16,15 @@ class RunLog:
     metrics.jsonl holds none, so that it is equal to the byte for two runs of one seed.
     """
 
-    def __init__(self, run: Path, config: Config, step: int = 0, metrics_length: int = 0) -> None:
-        """Open all three; ``step`` and ``metrics_length`` say where a resumed run stood."""
-        self.events = Events(run, first_step=step + 1 if step else 0)
+    def __init__(
+        self, run: Path, config: Config, first_step: int | None = None, metrics_length: int = 0
+    ) -> None:
+        """Open all three. Of a resumed run ``first_step`` is the first to be logged (again)."""
+        self.events = Events(run, first_step)
         self.metrics = MetricsFile(run / "metrics.jsonl", metrics_length)
         self.epochs, self.epochs_logged = config.train.epochs, 0
         self.began = time.monotonic()
-        self.last_step = step or -1  # the last one of which the rates are drawn
+        self.last_step = (first_step or 0) - 1  # the last one of which the rates are drawn
         self.table: Table | None = None
 
     def step(self, step: int, epoch: int, values: dict[str, float]) -> None:

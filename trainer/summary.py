@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from models.freeze import train_mode
 from trainer.console import duration
 from trainer.job import Job
 from trainer.judge import scalars
@@ -54,6 +55,7 @@ def dry_run(job: Job, say: Say) -> None:
             say(f"        {name:<24} {stage}")
     say(f"workers {job.train_loader.workers}, {len(job.train_loader):,} steps an epoch")
     images, labels = next(job.train_loader.epoch())
+    train_mode(job.model)
     loss = job.loss_fn(job.model(to_device(images, job.device)), to_device(labels, job.device))
     loss.backward()
     say(f"batch   {' x '.join(map(str, images.shape))}, loss {loss.item():.4f}")

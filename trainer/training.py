@@ -1,6 +1,7 @@
 """A run from its first step to its result: train, judge each epoch, keep the best, test it once."""
 
 import math
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -53,7 +54,11 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say) -> Path:
     run = resume or create_run(runs, job.config.name)
     with lock_run(run), StopRequest() as stop:
         if resume is None:
-            describe(job, run)
+            try:
+                describe(job, run)
+            except BaseException:
+                shutil.rmtree(run, ignore_errors=True)  # a failed start leaves no litter
+                raise
             state, metrics_length = new_state(job), 0
         else:
             state, metrics_length = continued(job, run, say)
@@ -63,11 +68,13 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say) -> Path:
                 return run
             sweep(run)
             write_file(run / "config.yaml", job.config.dump())
+            update_result(run, status="running")
         introduce(job, say)
         say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
         say(f"look    tensorboard --logdir {run.parent.parent}")
         try:
-            with RunLog(run, job.config, state.step, metrics_length) as log:
+            first_step = None if resume is None else state.step + (state.step > 0)
+            with RunLog(run, job.config, first_step, metrics_length) as log:
                 if not state.step:
                     show_inputs(job, log)
                 train_epochs(job, run, state, log, stop, say)
@@ -97,7 +104,8 @@ def train_epochs(
     except Stopped:
         save_state(job, run, state, log)
         raise
-    save_state(job, run, state, log)  # whatever ``every`` says: testing loads the best weights
+    if not is_due(config.checkpoint.every, state, epoch_ended=True):
+        save_state(job, run, state, log)  # the last state, before testing loads the best weights
     if state.early_stopped:
         since = state.epoch - state.stale_epochs
         say(f"early stop: {config.train.monitor} has been no better since epoch {since}")
