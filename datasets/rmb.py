@@ -1,6 +1,7 @@
 """Photographs of RMB notes, sorted into one folder a denomination."""
 
 import re
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -38,7 +39,8 @@ class RMB(ImageFiles):
                     f"set dataset.draw_if_absent=true to train on drawn pictures."
                 )
             folder = Path(DRAWN)
-            if not folder.exists():
+            if not folder.exists():  # some seconds of work: silence would look like a hang
+                print(f"{ROOT} is absent: drawing notes into {DRAWN} ...", file=sys.stderr)
                 try:
                     draw(folder)
                 except OSError as error:
