@@ -6,6 +6,8 @@ Importing this module is cheap: it imports neither torch nor any dataset.
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 DATASETS = {
@@ -14,6 +16,7 @@ DATASETS = {
     "FashionMNIST": "datasets.fashion_mnist:FashionMNIST",
     "ImageFolder": "datasets.image_folder:ImageFolder",
     "CSVImages": "datasets.csv_images:CSVImages",
+    "Shards": "datasets.shards:Shards",
 }
 
 
@@ -71,3 +74,6 @@ class Dataset(Protocol):
 
     def digest(self, index: int) -> str:
         """SHA-256 (hex) of the file's bytes, or of the pixels where the set has no image files."""
+
+    def digests(self, indices: "Sequence[int]") -> "list[str] | None":
+        """``digest`` of each, where that needs no file to be opened, else None."""

@@ -4,11 +4,16 @@ import gzip
 import math
 import os
 import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torchvision
-from torch import Tensor
+from numpy.typing import NDArray
 
 from datasets import DataError
 from datasets.files import user_path
@@ -35,24 +40,22 @@ class FashionMNIST(ImagesInMemory):
         folder = user_path(root, "dataset.root") / "FashionMNIST" / "raw"
         if missing := [name for name in _FILES if _find(folder, name) is None]:
             _fetch(folder, missing, download)
-        train_images, train_labels, test_images, test_labels = (
-            _read_idx(_find(folder, name) or folder / name) for name in _FILES
-        )
-        for name, images, labels in (
-            ("train", train_images, train_labels),
-            ("t10k", test_images, test_labels),
-        ):
-            if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        paths = [_find(folder, name) or folder / name for name in _FILES]
+        pixels, sizes = _read_idx(paths[::2])
+        labels, counts = _read_idx(paths[1::2])
+        for name, size, count in zip(("train", "t10k"), sizes, counts, strict=True):
+            if len(size) != 3 or len(count) != 1 or size[0] != count[0] or size[1:] != sizes[0][1:]:
                 raise DataError(
-                    f"{folder}: the {name} files hold images {tuple(images.shape)} and labels "
-                    f"{tuple(labels.shape)}; expected (N, H, W) and (N,)."
+                    f"{folder}: the {name} files hold images {tuple(size)} and labels "
+                    f"{tuple(count)}; expected (N, H, W) and (N,), H and W the same in all."
                 )
-            if len(labels) and int(labels.max()) >= len(_OFFICIAL.classes):
+        for name, some in zip(("train", "t10k"), np.split(labels, counts[0]), strict=True):
+            if len(some) and int(some.max()) >= len(_OFFICIAL.classes):
                 raise DataError(f"{folder}: the {name} labels go beyond 0..9.")
         super().__init__(
-            torch.cat([train_images, test_images]).unsqueeze(1),  # (N, 1, 28, 28)
-            torch.cat([train_labels, test_labels]).tolist(),
-            len(train_labels),
+            torch.from_numpy(pixels.reshape(len(labels), 1, *sizes[0][1:])),
+            labels.tolist(),
+            counts[0][0],
             _OFFICIAL.classes,
         )
 
@@ -73,17 +76,42 @@ def _fetch(folder: Path, missing: list[str], download: bool) -> None:
         raise absent(folder, packed, urls, f"downloading failed: {error}") from error
 
 
-def _read_idx(path: Path) -> Tensor:
-    """Read an IDX file of bytes (http://yann.lecun.com/exdb/mnist): uint8 of the header's shape."""
+def _read_idx(paths: Sequence[Path]) -> tuple[NDArray[np.uint8], list[list[int]]]:
+    """Read IDX files of bytes (http://yann.lecun.com/exdb/mnist): all bytes, and each one's shape.
+
+    One array is filled by a thread a file: unpacking lets others run, and joining would copy.
+    """
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        files, shapes = [], []
+        for path in paths:
+            with _told(path):
+                file = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+                files.append(stack.enter_context(file))
+                magic = file.read(4)
+                if len(magic) < 4 or magic[:3] != b"\0\0\x08":
+                    raise DataError(f"{path}: not an IDX file of bytes.")
+                shapes.append([int.from_bytes(file.read(4), "big") for _ in range(magic[3])])
+                # Nothing is packed to less than a thousandth: a header that says so is wrong.
+                if math.prod(shapes[-1]) > 1100 * path.stat().st_size:
+                    raise DataError(f"{path}: too short; its header says {tuple(shapes[-1])}.")
+        sizes = [math.prod(shape) for shape in shapes]
+        pixels = np.empty(sum(sizes), np.uint8)
+        parts = np.split(pixels, np.cumsum(sizes)[:-1])
+        list(pool.map(_fill, paths, files, shapes, parts))
+    return pixels, shapes
+
+
+def _fill(path: Path, file: Any, shape: list[int], part: NDArray[np.uint8]) -> None:
+    with _told(path):
+        found = file.readinto(part) if len(part) else 0
+        found += len(file.read(1))  # one more, to notice a file that is too long
+    if found != len(part):
+        raise DataError(f"{path}: {found:,} bytes of data; its header says {tuple(shape)}.")
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            magic = file.read(4)
-            if len(magic) < 4 or magic[:3] != b"\0\0\x08":
-                raise DataError(f"{path}: not an IDX file of bytes.")
-            shape = [int.from_bytes(file.read(4), "big") for _ in range(magic[3])]
-            data = file.read(math.prod(shape) + 1)  # one more, to notice a file that is too long
+        yield
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}.") from error
-    if len(data) != math.prod(shape):
-        raise DataError(f"{path}: {len(data):,} bytes of data; its header says {tuple(shape)}.")
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(shape)

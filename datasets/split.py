@@ -1,6 +1,7 @@
 """Which sample is trained on, validated on, tested on."""
 
 import hashlib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -59,9 +60,11 @@ def conflicts(
     source itself fixes can have.
     """
     part_of = {index: part for part, indices in split.items() for index in indices}
-    groups: dict[str, list[int]] = {}
+    count = Counter(digests[index] for index in part_of)
+    groups: dict[str, list[int]] = {}  # only of contents that are there twice: those are few
     for index in sorted(part_of):
-        groups.setdefault(digests[index], []).append(index)
+        if count[digests[index]] > 1:
+            groups.setdefault(digests[index], []).append(index)
     found = []
     for group in groups.values():
         names = " = ".join(ids[index] for index in group)
@@ -110,9 +113,10 @@ def _cut(
     bounds: dict[str, tuple[float, float]] = {}
     for part, weight in weights.items():
         bounds[part] = (edge, edge := edge + weight / total)
-    last = next(reversed(bounds))  # rounding may leave the last edge a hair below 1
+    names = list(bounds)
+    edges = [high for _, high in bounds.values()][:-1]  # rounding may leave the last a hair below 1
     part_of = {
-        digest: next((part for part, (_, high) in bounds.items() if place < high), last)
+        digest: names[bisect_right(edges, place)]
         for places in contents.values()
         for digest, place in places.items()
     }

@@ -20,8 +20,8 @@ def initialise(model: nn.Module, scheme: str) -> None:
     if scheme not in INITIALISATIONS:
         raise ValueError(f"init must be one of {list(INITIALISATIONS)}, not {scheme!r}")
     for layer in model.modules():
-        if not isinstance(layer, nn.Linear | _ConvNd):
-            continue
+        if not isinstance(layer, nn.Linear | _ConvNd) or layer.weight.is_meta:
+            continue  # without memory there is nothing to draw, and trying imports sympy (0.4 s)
         match scheme:
             case "xavier":
                 nn.init.xavier_uniform_(layer.weight)

@@ -85,6 +85,8 @@ def test_defaults_are_those_of_the_manual(load):
         "epochs": 10,
         "device": "auto",
         "precision": "fp32",
+        "threads": "auto",
+        "channels_last": "auto",
         "accumulate": 1,
         "clip_grad_norm": None,
         "monitor": "val/accuracy",

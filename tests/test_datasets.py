@@ -54,6 +54,10 @@ def check_contract(data: Dataset) -> None:
         assert data.images.dtype == torch.uint8 and len(data.images) == len(data)
         assert torch.equal(data.images[len(data) - 1], image)
     assert len(data.digest(0)) == 64 and data.digest(0) == data.digest(0)
+    some = [len(data) - 1, 0]
+    at_once = data.digests(some)
+    assert at_once is None or at_once == [data.digest(index) for index in some]
+    assert at_once is not None or data.images is None
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -413,7 +417,8 @@ def test_idx_files_packed_or_not_give_images_labels_and_the_official_test_part(f
         0, 256, (30, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
     assert torch.equal(data.images[:30, 0], expected)
-    assert data.digest(3) == hashlib.sha256(bytes(expected[3].flatten().tolist())).hexdigest()
+    for index, digest in enumerate(data.digests(range(30))):
+        assert digest == hashlib.sha256(bytes(expected[index].flatten().tolist())).hexdigest()
 
 
 @pytest.mark.parametrize("damage", ["cut", "longer", "magic", "label", "count"])
@@ -542,6 +547,7 @@ def test_cifar_batches_give_images_labels_and_the_official_test_part(cifar):
     assert data.labels[20:23] == (1, 2, 3) and data.labels[100:103] == (5, 6, 7)
     expected = torch.arange(3072).mul(7).remainder(251).to(torch.uint8).view(3, 32, 32)
     assert torch.equal(data.image(0), expected)  # planes of red, green, blue, each row by row
+    assert data.digest(0) == hashlib.sha256(bytes(expected.flatten().tolist())).hexdigest()
 
 
 def test_a_batch_that_is_not_the_official_one_is_refused_before_it_is_unpickled(cifar, monkeypatch):

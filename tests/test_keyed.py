@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.keyed import _outputs, integers, keys, permutation, seed_of, seeded, uniform
+from transforms.keyed import Draws, _outputs, permutation, seed_of, seeded
 
 MASK = 2**64 - 1
 seeds = st.integers(0, 2**63 - 1)
@@ -41,12 +41,43 @@ def test_outputs_are_the_published_ones_of_splitmix64():
 @given(seeds, epochs, st.integers(0, 2**40), st.integers(0, 50), st.integers(0, 20), st.data())
 def test_every_draw_equals_plain_big_integer_arithmetic(seed, epoch, index, position, draw, data):
     high = data.draw(st.integers(1, 2**31))
-    key = keys(seed, epoch, torch.tensor([index]), position)
-    expected_key = splitmix64(seed_of("sample", seed, epoch, position), index)
-    assert int(key) & MASK == expected_key
-    word = splitmix64(expected_key, draw)
-    assert uniform(key, draw).item() == (word >> 11) / 2**53
-    assert integers(key, draw, high).item() == (word >> 32) * high >> 32
+    key = splitmix64(seed_of("sample", seed, epoch, position), index)
+    word = splitmix64(key, draw)
+
+    def draws() -> Draws:
+        """Those of the sample, with the earlier ones taken."""
+        draws = Draws(seed, epoch, torch.tensor([index]), position)
+        for _ in range(draw):
+            draws.uniform()
+        return draws
+
+    assert int(draws().keys) & MASK == key
+    assert draws().uniform().item() == (word >> 11) / 2**53
+    assert draws().integers(high).item() == (word >> 32) * high >> 32
+    assert draws().integers(torch.tensor([high])).item() == (word >> 32) * high >> 32
+    many = [(splitmix64(word, k) >> 40) / 2**24 for k in range(3)]
+    assert draws().many(3).tolist() == [many]
+
+
+def test_draws_of_some_rows_are_those_of_the_batch():
+    draws, rows = Draws(1, 2, torch.arange(10) * 3, 4), torch.tensor([7, 0, 3])
+    assert torch.equal(draws.rows(rows).uniform(), draws.uniform()[rows])
+    assert torch.equal(draws.rows(rows).inside(1).keys, draws.inside(1).keys[rows])
+
+
+def test_draws_inside_a_transform_and_of_another_epoch_are_others():
+    draws = Draws(1, 2, torch.arange(4), 4)
+    others = [draws.inside(0), draws.inside(1), draws.inside(0).inside(0), draws.of_epoch(3)]
+    words = torch.cat([draws.keys, *(other.keys for other in others)])
+    assert len(words.unique()) == len(words)
+    assert torch.equal(draws.of_epoch(3).keys, Draws(1, 3, torch.arange(4), 4).keys)
+
+
+def test_every_order_of_a_permutation_is_equally_likely():
+    orders = Draws(0, 0, torch.arange(48_000), 0).permutation(4)
+    assert torch.equal(orders.sort(dim=1).values, torch.arange(4).expand(48_000, 4))
+    counts = torch.bincount((orders * torch.tensor([64, 16, 4, 1])).sum(dim=1))
+    assert (counts > 0).sum() == 24 and abs(chi_square(counts[counts > 0])) < 4
 
 
 def test_seed_of_is_the_same_in_every_process_and_version():
@@ -62,7 +93,7 @@ def test_seed_of_depends_on_each_part_on_type_and_on_order():
 
 
 def test_uniform_is_uniform():
-    values = uniform(keys(0, 0, torch.arange(100_000), 0), 0).sort().values
+    values = Draws(0, 0, torch.arange(100_000), 0).uniform().sort().values
     assert 0 <= values[0] and values[-1] < 1
     distance = (values - (torch.arange(100_000) + 0.5) / 100_000).abs().max()
     assert distance < 1.95 / 100_000**0.5  # Kolmogorov-Smirnov, p = 0.001
@@ -70,7 +101,7 @@ def test_uniform_is_uniform():
 
 @pytest.mark.parametrize("high", [2, 9, 162, 1000])
 def test_integers_are_uniform_and_reach_every_value(high):
-    values = integers(keys(1, 2, torch.arange(100_000), 3), 4, high)
+    values = Draws(1, 2, torch.arange(100_000), 3).integers(high)
     counts = torch.bincount(values, minlength=high)
     assert len(counts) == high
     assert abs(chi_square(counts)) < 4
@@ -79,7 +110,7 @@ def test_integers_are_uniform_and_reach_every_value(high):
 @pytest.mark.parametrize("high", [0, -1, 2**31 + 1])
 def test_integers_refuse_an_impossible_range(high):
     with pytest.raises(ValueError, match=r"1\.\.2\*\*31"):
-        integers(torch.tensor([1]), 0, high)
+        Draws(0, 0, torch.arange(1), 0).integers(high)
 
 
 NEIGHBOURS = {
@@ -96,7 +127,8 @@ NEIGHBOURS = {
 @pytest.mark.parametrize(("one", "other"), NEIGHBOURS.values(), ids=NEIGHBOURS.keys())
 def test_draws_of_neighbouring_arguments_are_independent(one, other):
     def draws(seed: int, epoch: int, index: int, position: int, draw: int) -> torch.Tensor:
-        return integers(keys(seed, epoch, torch.arange(100_000) + index, position), draw, 16)
+        draws = Draws(seed, epoch, torch.arange(100_000) + index, position)
+        return [draws.integers(16) for _ in range(draw + 1)][-1]
 
     joint = torch.bincount(draws(*one) * 16 + draws(*other), minlength=256)
     assert abs(chi_square(joint)) < 4
@@ -125,8 +157,7 @@ def test_keyed_numbers_neither_read_nor_move_the_global_generator():
     for seed in (0, 1):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        sample_keys = keys(0, 0, torch.arange(4), 0)
-        results.append((uniform(sample_keys, 0), permutation(9, 0, 0)))
+        results.append((Draws(0, 0, torch.arange(4), 0).uniform(), permutation(9, 0, 0)))
         assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -146,7 +177,8 @@ def test_seeded_draws_as_manual_seed_and_restores_the_generator():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_draws_the_same_numbers_as_the_cpu():
     indices = torch.arange(1000)
-    cpu, cuda = keys(3, 4, indices, 5), keys(3, 4, indices.cuda(), 5)
-    assert torch.equal(cpu, cuda.cpu())
-    assert torch.equal(uniform(cpu, 1), uniform(cuda, 1).cpu())
-    assert torch.equal(integers(cpu, 1, 81), integers(cuda, 1, 81).cpu())
+    cpu, cuda = Draws(3, 4, indices, 5), Draws(3, 4, indices.cuda(), 5)
+    assert torch.equal(cpu.keys, cuda.keys.cpu())
+    assert torch.equal(cpu.uniform(), cuda.uniform().cpu())
+    assert torch.equal(cpu.integers(81), cuda.integers(81).cpu())
+    assert torch.equal(cpu.many(9), cuda.many(9).cpu())

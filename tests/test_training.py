@@ -103,7 +103,7 @@ def test_only_split_seed_moves_the_split(train):
 def test_training_equals_a_hand_written_loop(train, config_file):
     """The same bits as plain PyTorch that knows nothing of this framework but its order."""
     config = load_config(config_file)
-    part = load_data(config).parts["train"]
+    part = load_data(config, CPU).parts["train"]
     torch.manual_seed(seed_of(0, "weights"))
     model = LeNet(num_classes=2, in_channels=3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -223,7 +223,7 @@ def test_epoch_means_count_images_when_the_last_batch_is_short(train, monkeypatc
     run = train("loader.batch_size=16", "optimizer.lr=1e-30", "train.epochs=1")
     config = load_config(run / "config.yaml")
     job = prepare(config, print)
-    logits, labels = predict(job.model, job.train_loader.epoch(0), CPU)
+    logits, labels = predict(job.model, job.train_loader.epoch(0))
     assert len(labels) % 16
     expected = F.cross_entropy(logits, labels).item()
     epoch = next(line for line in read_metrics(run / "metrics.jsonl") if "train/loss_epoch" in line)
@@ -377,7 +377,7 @@ def test_an_image_too_small_for_the_model_names_layer_shape_and_the_smallest_siz
 
 
 def test_a_batch_of_one_image_for_batch_norm_is_told_before_a_run_begins(config_file):
-    images = len(load_data(load_config(config_file)).parts["train"])
+    images = len(load_data(load_config(config_file), CPU).parts["train"])
     overrides = ["model={name: VGG, depth: 11, batch_norm: true, variant: cifar}"]
     with pytest.raises(ConfigError, match="drop_last"):
         prepare(load_config(config_file, [*overrides, f"loader.batch_size={images - 1}"]), print)
@@ -409,7 +409,7 @@ def test_evaluation_averages_the_crops(config_file, cut):
         f"transforms.eval.1={{name: {cut}, size: [32, 32]}}",
     ]
     job = prepare(load_config(config_file, overrides), print)
-    logits, _ = predict(job.model, job.val_loader.epoch(), CPU)
+    logits, _ = predict(job.model, job.val_loader.epoch())
     images, _ = next(job.val_loader.epoch())
     crops = {"FiveCrop": 5, "TenCrop": 10}[cut]
     assert images.shape[1:] == (crops, 3, 32, 32)

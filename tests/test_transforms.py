@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from transforms import FIXED, MIXING, RANDOM, TRANSFORMS
-from transforms.batched import KERNELS
-from transforms.keyed import integers, keys, seeded, uniform
+from transforms.batched import KERNELS, is_batched
+from transforms.keyed import Draws, seeded
 from transforms.own import (
     Letterbox,
     LinearTransformation,
     Normalize,
+    RandomErasing,
     SaltPepperNoise,
     ToDtype,
     ToTensor,
@@ -70,6 +71,7 @@ def examples(channels: int) -> dict[str, dict[str, Any]]:
         "TrivialAugmentWide": {},
         "AutoAugment": {"policy": v2.AutoAugmentPolicy("cifar10")},
         "SaltPepperNoise": {"probability": 0.2},
+        "AlternatingFlip": {},
         "MixUp": {"alpha": 0.4, "num_classes": 4},
         "CutMix": {"alpha": 1.0, "num_classes": 4},
     }
@@ -99,14 +101,16 @@ def scaled(images: Tensor) -> Tensor:
 def run(transforms: list[Any], images: Tensor, indices: Tensor, seed: int = 3) -> Tensor:
     """Both stages, in epoch 2."""
     pipeline = Pipeline(transforms, seed)
-    return pipeline(pipeline.prepare(images), torch.zeros(len(images)), indices, epoch=2)[0]
+    result, _ = pipeline(pipeline.prepare(images), torch.zeros(len(images)), indices, epoch=2)
+    assert isinstance(result, Tensor)
+    return result
 
 
 # --- the tables ---------------------------------------------------------------------------------
 
 
 def test_importing_the_tables_does_not_import_torch():
-    code = "import transforms, sys; assert len(transforms.TRANSFORMS) == 32; print(*sys.modules)"
+    code = "import transforms, sys; assert len(transforms.TRANSFORMS) == 33; print(*sys.modules)"
     modules = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -133,7 +137,8 @@ def test_every_transform_runs_from_plain_arguments(name, channels):
     crops = {"FiveCrop": (5, channels, 6, 5), "TenCrop": (10, channels, 6, 6)}
     height, width = RESULTS.get(name, (8, 8) if "Crop" in name else (HEIGHT, WIDTH))
     one = (3 if name == "Grayscale" else channels, height, width)
-    assert result.shape == (6, *crops.get(name, one))
+    assert isinstance(result, Tensor) and pipeline.predecessors == (name in MIXING)
+    assert result.shape == (6 - pipeline.predecessors, *crops.get(name, one))
     assert result.dtype == torch.float32 and result.isfinite().all()
     assert torch.equal(images, before), "the cached images were changed in place"
 
@@ -198,18 +203,22 @@ def test_resize_gives_one_image_and_a_stack_the_same_bits(interpolation, data):
 # --- equal to torchvision's ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(RANDOM.keys() - {cls.__name__ for cls in KERNELS}))
+@pytest.mark.parametrize("name", ["RandAugment", "TrivialAugmentWide", "AutoAugment"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_transforms_without_a_kernel_equal_torchvision_under_the_same_seed(name, channels):
     transform = example(name, channels)
     images, _, indices = batch(channels)
     expected = []
-    for image, key in zip(images, keys(3, 2, indices, 0).tolist(), strict=True):
+    for image, key in zip(images, Draws(3, 2, indices, 0).keys.tolist(), strict=True):
         torch.manual_seed(key)
-        expected.append(
-            transform(scaled(image)) if name == "RandomErasing" else scaled(transform(image))
-        )
+        expected.append(scaled(transform(image)))
     assert torch.equal(run([transform], images, indices), torch.stack(expected))
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_every_other_random_transform_is_batched(name):
+    per_sample = ("RandAugment", "TrivialAugmentWide", "AutoAugment")
+    assert is_batched(example(name, 3)) == (name not in per_sample)
 
 
 @given(st.data())
@@ -230,34 +239,35 @@ def test_random_crop_equals_torchvision_given_the_same_place(data):
     images = torch.randint(0, 256, (4, 3, height, width), dtype=torch.uint8)
     if data.draw(st.booleans()):
         images = scaled(images)
-    sample_keys = keys(0, 0, torch.arange(4) + data.draw(st.integers(0, 1000)), 0)
-    expected = []
-    for image, key in zip(images, sample_keys, strict=True):
-        with seeded(0):
-            parameters = transform.make_params([image])
-        left, top, right, bottom = parameters["padding"]
-        rows = height + top + bottom - parameters["height"] + 1
-        columns = width + left + right - parameters["width"] + 1
-        parameters["top"] = int(integers(key[None], 0, rows))
-        parameters["left"] = int(integers(key[None], 1, columns))
-        parameters["needs_crop"] = True
-        expected.append(transform.transform(image, parameters))
-    result = KERNELS[v2.RandomCrop](transform, images, sample_keys)
-    assert torch.equal(result, torch.stack(expected))
+    with seeded(data.draw(st.integers(0, 1000))):
+        drawn = [transform.make_params([image]) for image in images]
+    pairs = zip(images, drawn, strict=True)
+    expected = torch.stack([transform.transform(image, parameters) for image, parameters in pairs])
+    stacked = {name: torch.tensor([p[name] for p in drawn]) for name in ("top", "left")}
+    assert torch.equal(KERNELS[v2.RandomCrop].apply(transform, images, stacked), expected)
 
 
 @pytest.mark.parametrize("flip", [v2.RandomHorizontalFlip, v2.RandomVerticalFlip])
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("shape", [(50, 3, 7, 5), (50, 5, 1, 4, 6)], ids=["images", "crops"])
-def test_random_flips_equal_torchvision_given_the_same_choice(flip, p, shape):
-    images = torch.randint(0, 256, shape, dtype=torch.uint8)
-    sample_keys = keys(0, 0, torch.arange(50), 0)
-    flipped = uniform(sample_keys, 0) < p
+def test_random_flips_equal_torchvision_given_the_same_choice(flip, p):
+    images = torch.randint(0, 256, (50, 3, 7, 5), dtype=torch.uint8)
+    parameters = KERNELS[flip].draw(flip(p=p), (3, 7, 5), Draws(0, 0, torch.arange(50), 0))
+    flipped = parameters["chosen"]
     assert flipped.any() == (p > 0) and flipped.all() == (p == 1)
     expected = torch.stack(
         [flip(p=float(chosen))(image) for image, chosen in zip(images, flipped, strict=True)]
     )
-    assert torch.equal(KERNELS[flip](flip(p=p), images, sample_keys), expected)
+    assert torch.equal(KERNELS[flip].apply(flip(p=p), images, parameters), expected)
+
+
+def test_alternating_flip_shows_each_image_both_ways_in_two_epochs():
+    images, labels, indices = batch(count=200)
+    pipeline = Pipeline([example("AlternatingFlip", 3)], seed=0)
+    seen = [pipeline(images, labels, indices, epoch)[0] for epoch in range(4)]
+    mirrored = torch.ne(seen[0], scaled(images)).flatten(1).any(1)
+    assert 70 < mirrored.sum() < 130  # a random half
+    assert torch.equal(seen[1], seen[0].flip(-1))
+    assert torch.equal(seen[2], seen[0]) and torch.equal(seen[3], seen[1])
 
 
 def test_crop_and_flip_have_torchvisions_distribution():
@@ -266,6 +276,7 @@ def test_crop_and_flip_have_torchvisions_distribution():
     pipeline = Pipeline([v2.RandomCrop(4), v2.RandomHorizontalFlip()], seed=0)
     labels, indices = torch.zeros(count), torch.arange(count)
     result, _ = pipeline(image.expand(count, -1, -1, -1), labels, indices, epoch=0)
+    assert isinstance(result, Tensor)
     first, second = (result[:, 0, 0, :2] * 255).round().long().unbind(1)
     flipped = (second < first).long()
     top, left = first // 8, first % 8 - 3 * flipped
@@ -277,7 +288,7 @@ def test_crop_and_flip_have_torchvisions_distribution():
 
 def test_random_erasing_fills_with_a_share_of_full_scale():
     images, _, indices = batch()
-    result = run([v2.RandomErasing(p=1.0, scale=(0.2, 0.3), value=0.3)], images, indices)
+    result = run([RandomErasing(p=1.0, scale=(0.2, 0.3), value=0.3)], images, indices)
     assert ((result == torch.tensor(0.3)).flatten(1).sum(1) >= 3 * 10).all()
 
 
@@ -312,6 +323,7 @@ def test_leading_fixed_transforms_run_once_and_the_rest_in_every_epoch():
         v2.RandomCrop(28),
         v2.Grayscale(),
         v2.ColorJitter(0.1),
+        v2.RandAugment(),
         Normalize([0.5], [0.5]),
         v2.MixUp(num_classes=2),
     ]
@@ -323,7 +335,8 @@ def test_leading_fixed_transforms_run_once_and_the_rest_in_every_epoch():
         ("ToTensor", "once per sample"),
         ("RandomCrop", "batched"),
         ("Grayscale", "batched"),
-        ("ColorJitter", "per sample"),
+        ("ColorJitter", "batched"),
+        ("RandAugment", "per sample"),
         ("Normalize", "batched"),
         ("MixUp", "batched"),
     ]
@@ -351,7 +364,7 @@ def test_images_of_different_sizes_become_a_batch_as_soon_as_a_transform_makes_t
         transforms = [build("RandomVerticalFlip"), transform, Normalize([0.5] * 3, [0.2] * 3)]
         pipeline = Pipeline(transforms, seed=0)
         result, _ = pipeline(images, labels, indices, epoch=0)
-        assert result.shape == (4, 3, 8, 8)
+        assert isinstance(result, Tensor) and result.shape == (4, 3, 8, 8)
         for k in range(4):
             alone, _ = pipeline(images[k][None], labels[:1], indices[k : k + 1], epoch=0)
             assert torch.equal(result[k], alone[0])
@@ -379,27 +392,54 @@ def test_cuda_gives_the_bits_of_the_cpu():
 # --- mixing -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MIXING)
-def test_mixing_equals_torchvision_keyed_by_the_first_sample(name):
-    images, labels, indices = batch()
-    transform = example(name, 3)
-    result, shares = Pipeline([transform], seed=3)(images, labels, indices, epoch=2)
-    with seeded(int(keys(3, 2, indices[:1], 0))):
-        expected, expected_shares = transform(scaled(images), labels)
-    assert torch.equal(result, expected) and torch.equal(shares, expected_shares)
-    assert torch.allclose(shares.sum(1), torch.ones(6)) and shares.shape == (6, 4)
+def mixings() -> dict[str, Any]:
+    """Every way to name MixUp and CutMix in a list of transforms."""
+    both = [example(name, 3) for name in MIXING]
+    return {
+        "MixUp": both[:1],
+        "CutMix": both[1:],
+        "both": both,
+        "apply": [v2.RandomApply(both, p=0.5)],
+        "choice": [v2.RandomChoice(both, p=[0.3, 0.7])],
+        "order": [v2.RandomOrder(both)],
+    }
 
 
-def test_a_choice_between_mixup_and_cutmix_mixes_the_whole_batch():
-    images, labels, indices = batch()
-    mixing = [example(name, 3) for name in MIXING]
-    pipeline = Pipeline([v2.RandomChoice(mixing)], seed=0)
-    seen = []
-    for epoch in range(20):
-        result, shares = pipeline(images, labels, indices, epoch)
-        assert result.shape == images.shape and shares.shape == (6, 4)
-        seen.append(bool(torch.isin(result, scaled(images)).all()))  # CutMix moves pixels only
-    assert len(set(seen)) == 2
+@pytest.mark.parametrize("name", mixings())
+def test_a_sample_is_mixed_alike_in_any_batch(name):
+    images, labels, indices = batch(count=20)
+    pipeline = Pipeline([build("RandomVerticalFlip"), *mixings()[name]], seed=0)
+    before = pipeline.predecessors
+    assert before == (2 if name in ("both", "apply", "order") else 1)
+    whole, shares = pipeline(images, labels, indices, epoch=0)
+    assert len(whole) == len(shares) == 20 - before and shares.shape == (20 - before, 4)
+    assert torch.allclose(shares.sum(1), torch.ones(20 - before))
+    for size in (1, 3, 7):
+        cut = [
+            pipeline(images[rows], labels[rows], indices[rows], epoch=0)
+            for rows in (slice(k, k + size + before) for k in range(0, 20 - before, size))
+        ]
+        assert torch.equal(torch.cat([some for some, _ in cut]), whole)
+        assert torch.equal(torch.cat([some for _, some in cut]), shares)
+
+
+def test_a_choice_between_mixup_and_cutmix_takes_each_as_often_as_it_says():
+    images, labels, indices = batch(count=401)
+    # A predecessor of all zeros: CutMix then leaves either a whole pixel or nothing of it.
+    images[::2] = 0
+    images[1::2] = 255
+    result, _ = Pipeline(mixings()["choice"], seed=0)(images, labels, indices, epoch=0)
+    cut = torch.isin(result, torch.tensor([0.0, 1.0])).flatten(1).all(1)
+    assert 240 < cut.sum() < 320  # 0.7 of 400
+
+
+def test_a_random_apply_of_mixup_leaves_the_others_as_they_are():
+    images, labels, indices = batch(count=401)
+    transform = v2.RandomApply([example("MixUp", 3)], p=0.25)
+    result, shares = Pipeline([transform], seed=0)(images, labels, indices, epoch=0)
+    as_they_are = torch.eq(result, scaled(images[1:])).flatten(1).all(1)
+    assert 260 < as_they_are.sum() < 340
+    assert torch.equal(shares[as_they_are].argmax(1), labels[1:][as_they_are])
 
 
 def test_mixing_and_image_transforms_in_one_choice_are_refused():
@@ -420,7 +460,7 @@ def test_normalize_for_colour_on_grey_images_names_itself_and_the_shapes():
 
 @pytest.mark.parametrize(
     "transform",
-    [v2.RandomCrop(30), v2.RandomErasing(1.0, value=[1, 2]), v2.Pad(11, padding_mode="reflect")],
+    [v2.RandomCrop(30), RandomErasing(1.0, value=[1, 2]), v2.Pad(11, padding_mode="reflect")],
 )
 def test_a_transform_that_refuses_the_images_is_named(transform):
     images, labels, indices = batch()

@@ -1,10 +1,12 @@
 """From the configuration to the three parts of the data, decoded once, ready to be batched."""
 
+import hashlib
 import os
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +19,6 @@ from trainer.config import Component, Config
 from trainer.errors import ConfigError, Fault
 from trainer.loader import Loader, Part
 from trainer.reading import attempt, in_threads, read_part
-from trainer.run import digest_of
 from transforms import TRANSFORMS
 from transforms.pipeline import Pipeline
 
@@ -41,13 +42,17 @@ class Data:
         """Class names; label k is ``classes[k]``."""
         return self.dataset.classes
 
-    @property
+    @cached_property
     def split_digest(self) -> str:
-        """SHA-256 of the split: equal for equal samples in equal parts."""
-        return digest_of(self.split)
+        """SHA-256 of the split: equal for equal samples, in equal order, in equal parts."""
+        digest = hashlib.sha256()
+        for name, value in self.split.items():
+            samples = "\n".join(map(" ".join, value.items())) if isinstance(value, dict) else value
+            digest.update(f"{name}\n{samples}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
 
-def load_data(config: Config) -> Data:
+def load_data(config: Config, device: torch.device) -> Data:
     """Open the dataset, cut it, and run the once-per-sample stage of each part's pipeline.
 
     Raises DataError for data that cannot be used, naming every broken file at once.
@@ -55,7 +60,9 @@ def load_data(config: Config) -> Data:
     dataset = open_dataset(config)
     pipelines = build_pipelines(config, num_classes=len(dataset.classes))
     every = range(len(dataset))
-    results = in_threads(lambda i: attempt(dataset.digest, i), every, "reading images")
+    results: Sequence[str | BrokenImage] | None = dataset.digests(every)
+    if results is None:
+        results = in_threads(lambda i: attempt(dataset.digest, i), every, "reading images")
     digests = [result if isinstance(result, str) else "" for result in results]
     broken = {i: result for i, result in enumerate(results) if isinstance(result, BrokenImage)}
     if broken and dataset.on_broken == "error":
@@ -69,7 +76,9 @@ def load_data(config: Config) -> Data:
         for name, rows in indices.items():
             side = "train" if name == "train" else "eval"
             try:
-                parts[name], faults, note = read_part(dataset, pipelines[side], rows, config)
+                parts[name], faults, note = read_part(
+                    dataset, pipelines[side], rows, config, device
+                )
             except ValueError as error:
                 raise ConfigError([transform_fault(config, side, error)]) from None
             failed |= faults
@@ -92,7 +101,9 @@ def load_data(config: Config) -> Data:
     )
 
 
-def load_part(config: Config, split: Mapping[str, str]) -> tuple[Dataset, Part]:
+def load_part(
+    config: Config, split: Mapping[str, str], device: torch.device
+) -> tuple[Dataset, Part]:
     """The dataset, and one part of it as a run's split.json names it, with the eval transforms.
 
     split maps sample ids to digests. Raises DataError where images are absent or have changed.
@@ -101,7 +112,9 @@ def load_part(config: Config, split: Mapping[str, str]) -> tuple[Dataset, Part]:
     index_of = {name: index for index, name in enumerate(dataset.ids)}
     absent = [name for name in split if name not in index_of]
     indices = [index_of[name] for name in split if name in index_of]
-    digests = in_threads(dataset.digest, indices, "reading images")
+    digests = dataset.digests(indices)
+    if digests is None:
+        digests = in_threads(dataset.digest, indices, "reading images")
     found = dict(zip((dataset.ids[index] for index in indices), digests, strict=True))
     changed = [name for name, digest in found.items() if digest != split[name]]
     if absent or changed:
@@ -113,7 +126,7 @@ def load_part(config: Config, split: Mapping[str, str]) -> tuple[Dataset, Part]:
             "Bring them back, or name their place: dataset.root=..."
         )
     pipeline = build_pipelines(config, num_classes=len(dataset.classes))["eval"]
-    part, failed, _ = read_part(dataset, pipeline, indices, config)
+    part, failed, _ = read_part(dataset, pipeline, indices, config, device)
     if failed:
         raise BrokenImages(failed.values(), len(dataset))
     return dataset, part
@@ -190,27 +203,42 @@ def train_loader(config: Config, part: Part, device: torch.device) -> Loader:
         seed=config.seed,
         drop_last=config.loader.drop_last,
         workers=workers(config, part),
-        pin_memory=device.type == "cuda",
+        device=device,
+        channels_last=channels_last(config),
     )
 
 
 def eval_loader(config: Config, part: Part, device: torch.device) -> Loader:
     """The batches of a split in its own order."""
-    images, _ = part.batch(torch.arange(1), 0)
+    images, _ = part.sample(torch.arange(1))
     # Small images want large batches; at 224 x 224 a batch of 256 would fill a laptop's memory.
     fitting = 256 if images.numel() <= 3 * 64 * 64 else config.loader.batch_size
     batch_size = config.loader.eval_batch_size or max(fitting, config.loader.batch_size)
-    return Loader(part, batch_size, workers=workers(config, part), pin_memory=device.type == "cuda")
+    return Loader(
+        part,
+        batch_size,
+        workers=workers(config, part),
+        device=device,
+        channels_last=channels_last(config),
+    )
+
+
+def channels_last(config: Config) -> bool:
+    """Whether images and weights are kept channels last; ``auto`` is a rule, not a measurement.
+
+    A measurement could choose otherwise the next time, and with it other last bits.
+    """
+    return config.train.channels_last is True
 
 
 def workers(config: Config, part: Part) -> int:
-    """Worker processes for a part: none where making a batch takes less than handing one over."""
+    """Worker processes for a part: none where reading a batch takes less than handing one over."""
     if config.loader.workers != "auto":
-        return config.loader.workers
+        return config.loader.workers if "cuda" not in part.cache else 0
     rows = torch.arange(min(config.loader.batch_size, len(part)))
-    part.batch(rows, 0)  # the first one also warms up
+    part.read(rows, 0)  # the first one also warms up
     started = time.process_time()  # not the clock: other processes may be busy
-    part.batch(rows, 0)
+    part.read(rows, 0)
     return 0 if time.process_time() - started < 0.02 else min(os.cpu_count() or 1, 8)
 
 
@@ -220,7 +248,7 @@ def check_shape(config: Config, part: Part, side: str) -> tuple[int, int, int]:
     Raises ConfigError, at the transform, where the images cannot form a batch.
     """
     try:
-        images, _ = part.batch(part.extremes, 0)
+        images, _ = part.sample(part.extremes)
     except BrokenImage:
         raise
     except DataError as error:

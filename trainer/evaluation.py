@@ -32,7 +32,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     saved = read_json(run / "split.json")
     if not isinstance(saved.get(split), dict) or not isinstance(saved.get("train"), dict):
         raise RunError(f"{run / 'split.json'} names no {split} split: the run folder is damaged.")
-    dataset, part = load_part(config, saved[split])
+    dataset, part = load_part(config, saved[split], device)
     # The weights are the run's own: none are drawn, or fetched, only to be replaced.
     arguments = {k: v for k, v in config.model.arguments.items() if k not in ("weights", "init")}
     bare = config.model.model_copy(update={"arguments": arguments})
@@ -42,7 +42,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     check_size(config, model, shape)
     load_best(model, run)
     model.to(device)
-    logits, labels = predict(model, eval_loader(config, part, device).epoch(), device)
+    logits, labels = predict(model, eval_loader(config, part, device).epoch())
     label_of = dict(zip(dataset.ids, dataset.labels, strict=True))
     train_labels = [label_of[name] for name in saved["train"] if name in label_of]
     loss_fn = build_loss(config, torch.tensor(train_labels), len(dataset.classes)).to(device)

@@ -15,10 +15,16 @@ from models.probe import check_input
 from models.weights import load_weights, read_weights
 from trainer.components import build, check_components
 from trainer.config import Config
-from trainer.data import Data, check_shape, eval_loader, load_data, train_loader
+from trainer.data import (
+    Data,
+    channels_last,
+    check_shape,
+    eval_loader,
+    load_data,
+    train_loader,
+)
 from trainer.errors import ConfigError
 from trainer.loader import Loader, Part
-from trainer.loop import to_device
 from trainer.losses import balanced_weight
 from trainer.optimizers import parameter_groups
 from trainer.schedulers import Schedule, build_schedule
@@ -50,7 +56,9 @@ def prepare(config: Config, say: Say) -> Job:
     if faults := check_components(config):
         raise ConfigError(faults)
     device = choose_device(config)
-    data = load_data(config)
+    if config.train.threads != "auto":
+        torch.set_num_threads(config.train.threads)
+    data = load_data(config, device)
     tell(data, say)
     sides = {"train": "train", "val": "eval", "test": "eval"}
     shapes = {name: check_shape(config, data.parts[name], side) for name, side in sides.items()}
@@ -60,11 +68,12 @@ def prepare(config: Config, say: Say) -> Job:
             message = f"gives {shape[0]} channels where transforms.train gives {input_shape[0]}"
             raise ConfigError([config.fault("transforms.eval", message)])
     model = build_model(config, data.classes, input_shape)
-    for shape in dict.fromkeys(shapes.values()):
-        check_size(config, model, shape)
     model.to(device)
+    if channels_last(config):
+        model.to(memory_format=torch.channels_last)
     loss_fn = build_loss(config, train_part.labels, len(data.classes)).to(device)
-    rehearse(config, train_part, model, loss_fn, device)
+    for name in {shape: name for name, shape in reversed(shapes.items())}.values():
+        rehearse(config, data.parts[name], model, loss_fn, device)
     optimizer = build_optimizer(config, model)
     batches = train_loader(config, train_part, device)
     check_batches(config, batches, model)
@@ -99,13 +108,20 @@ def check_size(config: Config, model: nn.Module, shape: tuple[int, int, int]) ->
 def rehearse(
     config: Config, part: Part, model: nn.Module, loss_fn: nn.Module, device: torch.device
 ) -> None:
-    """Take two images through model and loss, as evaluation would, before anything is written."""
-    images, labels = part.batch(part.extremes[:2], 0)
+    """Take two images through model and loss, as evaluation would, before anything is written.
+
+    Raises ConfigError; where the images' size is at fault, it says which sizes the model takes.
+    """
+    images, labels = part.sample(part.extremes[:2])
+    if images.ndim == 5:  # cut by FiveCrop or TenCrop: one crop of each will do
+        images = images[:, 0]
     model.eval()
     num_classes = len(part.dataset.classes)
     try:
-        logits = model(to_device(images, device))
+        logits = model(images.to(device))
     except (RuntimeError, ValueError, TypeError) as error:
+        channels, height, width = images.shape[-3:]
+        check_size(config, model, (channels, height, width))
         raise ConfigError([config.fault("model", f"fails on the first images: {error}")]) from error
     if logits.shape != (len(images), num_classes):
         message = (
@@ -114,7 +130,7 @@ def rehearse(
         )
         raise ConfigError([config.fault("model", message)])
     try:
-        loss = loss_fn(logits, to_device(labels, device))
+        loss = loss_fn(logits, labels.to(device))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         mixed = " (mixed, by MixUp or CutMix)" if labels.ndim == 2 else ""
         message = f"fails on labels of shape {tuple(labels.shape)}{mixed}: {error}"

@@ -1,7 +1,9 @@
 """Batches of one split, as a pure function of (seed, epoch, batch number)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -9,8 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets import DataError, Dataset
+from transforms.batched import Images
 from transforms.keyed import permutation
 from transforms.pipeline import Pipeline
+
+CPU = torch.device("cpu")
+BLOCK = 2**21  # bytes of float32 images that are made in one go, and stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -27,29 +33,74 @@ class Part:
     pipeline: Pipeline
     indices: Tensor
     labels: Tensor
-    images: Tensor | list[Tensor] | None
+    images: Images | None
     extremes: Tensor
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def batch(self, rows: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+    @property
+    def cache(self) -> str:
+        """Where the images are kept: "ram", a device such as "cuda:0", or "off"."""
+        if self.images is None:
+            return "off"
+        device = self.images.device if isinstance(self.images, Tensor) else CPU
+        return "ram" if device == CPU else str(device)
+
+    @property
+    def early(self) -> int:
+        """How many of the pipeline's later transforms run where the image is read."""
+        return self.pipeline.early(cached=self.images is not None)
+
+    def batch(
+        self, rows: Tensor, epoch: int = 0, device: torch.device = CPU
+    ) -> tuple[Tensor, Tensor]:
         """Images (B, [crops,] C, H, W) float32 and labels of these rows, as the model sees them.
 
-        Raises DataError for images that are gone or broken, or that a transform refuses.
+        The pipeline's ``predecessors`` come first among the rows, and drop out. Raises DataError
+        for images that are gone or broken, or that a transform refuses.
         """
-        images: Tensor | list[Tensor]
+        images, labels = self.read(rows, epoch)
+        return self.finish(to_device(images, device), to_device(labels, device), rows, epoch)
+
+    def read(self, rows: Tensor, epoch: int) -> tuple[Images, Tensor]:
+        """The first half of ``batch``, which worker processes do: uint8 as a rule."""
+        images: Images
         if isinstance(self.images, Tensor):
-            images = self.images[rows]
+            images = self.images.index_select(0, to_device(rows, self.images.device))
         elif self.images is not None:
             images = [self.images[row] for row in rows.tolist()]
         else:
-            indices = self.indices[rows].tolist()
-            images = [self.pipeline.prepare(self.dataset.image(index)) for index in indices]
-        try:
-            return self.pipeline(images, self.labels[rows], self.indices[rows], epoch)
-        except ValueError as error:
-            raise DataError(str(error)) from error
+            numbers = self.indices[rows].tolist()
+            images = [self.pipeline.prepare(self.dataset.image(number)) for number in numbers]
+        labels, indices = self.labels[rows], self.indices[rows]
+        with _refused():
+            return self.pipeline.begin(images, labels, indices, epoch, self.early)
+
+    def finish(
+        self, images: Images, labels: Tensor, rows: Tensor, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """The second half, on the device where ``images`` lie."""
+        indices = self.indices[rows[len(rows) - len(images) :]]
+        with _refused():
+            return self.pipeline.finish(images, labels, indices, epoch, self.early)
+
+    def sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch of these rows in epoch 0, as if the epoch had no others."""
+        return self.batch(rows[in_a_ring(self.pipeline, len(rows))])
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def in_a_ring(pipeline: Pipeline, n: int) -> Tensor:
+    """0..n-1 after the predecessors of 0: the last ones precede the first."""
+    return torch.arange(-pipeline.predecessors, n) % n
 
 
 class Loader:
@@ -67,42 +118,115 @@ class Loader:
         seed: int | None = None,
         drop_last: bool = False,
         workers: int = 0,
-        pin_memory: bool = False,
+        device: torch.device = CPU,
+        channels_last: bool = False,
     ) -> None:
         self.part, self.batch_size, self.seed, self.drop_last = part, batch_size, seed, drop_last
-        self.workers, self.pin_memory = workers, pin_memory
+        self.workers, self.device, self.channels_last = workers, device, channels_last
         self._requests = _Requests()
         self._worker_loader: DataLoader[Any] | None = None
+        self._block: int | None = None
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.part), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from batch number ``start`` on."""
+        """The batches of an epoch from batch number ``start`` on, on the loader's device."""
+        if start >= len(self):
+            return
+        before, size = self.part.pipeline.predecessors, self.batch_size
         if self.seed is None:
             order = torch.arange(len(self.part))
         else:
             order = permutation(len(self.part), self.seed, epoch)
-        cuts = torch.split(order, self.batch_size)[start : len(self)]
-        if self.workers == 0:
-            yield from (self.part.batch(rows, epoch) for rows in cuts)
-            return
+        order = order[in_a_ring(self.part.pipeline, len(self.part))]
+        end = min(len(self) * size, len(self.part))
+        block = size * (1 if self.workers else self._batches_at_once())
+        first = start * size // block * block
+        pieces = [
+            order[begin : min(begin + block, end) + before] for begin in range(first, end, block)
+        ]
+        batches = self._by_workers(pieces, epoch) if self.workers else self._here(pieces, epoch)
+        for images, labels in islice(batches, start - first // size, None):
+            if self.channels_last and images.ndim == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
+            yield images, labels
+
+    def _here(self, pieces: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in pieces:
+            images, labels = self.part.batch(rows, epoch, self.device)
+            size = self.batch_size
+            yield from zip(torch.split(images, size), torch.split(labels, size), strict=True)
+
+    def _batches_at_once(self) -> int:
+        """How many batches are made in one go, and then cut: of small images that is cheaper.
+
+        One where the cut would fall beside the 64 bytes to which memory is aligned, on which the
+        last bits of a matrix product may depend.
+        """
+        if self._block is None:
+            images, _ = self.part.sample(torch.arange(1))
+            size = images.nbytes * self.batch_size
+            self._block = 1 if size % 64 else max(1, BLOCK // size)
+        return self._block
+
+    def _by_workers(self, pieces: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         if self._worker_loader is None:  # workers live as long as the loader: starting them is slow
             self._worker_loader = DataLoader(
-                _PartBatches(self.part),
+                _Reading(self.part),
                 sampler=self._requests,
                 batch_size=None,
                 num_workers=self.workers,
                 persistent_workers=True,
-                pin_memory=self.pin_memory,
+                pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # without it, an iterator draws from the global one
             )
-        self._requests.items = [(rows, epoch) for rows in cuts]
-        for batch in self._worker_loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        self._requests.items = [(rows, epoch) for rows in pieces]
+        read = copied_ahead(self._worker_loader, self.device)
+        for rows, (images, labels) in zip(pieces, read, strict=True):
+            yield self.part.finish(images, labels, rows, epoch)
+
+
+def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """What workers have read, on ``device``; a GPU copies the next while it works on this one.
+
+    Raises a DataError that comes instead of a batch.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield _checked(batch)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def copies() -> Iterator[tuple[Any, Tensor]]:
+        for images, labels in map(_checked, batches):
+            with torch.cuda.stream(stream):
+                yield to_device(images, device), to_device(labels, device)
+
+    following = copies()
+    ahead = next(following, None)
+    while ahead is not None:
+        images, labels = ahead
+        working = torch.cuda.current_stream(device)
+        working.wait_stream(stream)
+        for tensor in (*(images if isinstance(images, list) else [images]), labels):
+            tensor.record_stream(working)  # its memory is not free before the work is done
+        ahead = next(following, None)
+        yield images, labels
+
+
+def _checked(batch: Any) -> Any:
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
+
+
+def to_device(tensors: Any, device: torch.device) -> Any:
+    """A tensor, or a list of them, on ``device``, without waiting for the copy."""
+    if isinstance(tensors, list):
+        return [tensor.to(device, non_blocking=True) for tensor in tensors]
+    return tensors.to(device, non_blocking=True)
 
 
 class _Requests(torch.utils.data.Sampler[tuple[Tensor, int]]):
@@ -118,8 +242,8 @@ class _Requests(torch.utils.data.Sampler[tuple[Tensor, int]]):
         return len(self.items)
 
 
-class _PartBatches(torch.utils.data.Dataset[tuple[Tensor, Tensor] | DataError]):
-    """A part as a DataLoader asks it: one item is a whole batch.
+class _Reading(torch.utils.data.Dataset[Any]):
+    """A part as a DataLoader asks it: one item is a whole batch, read but not finished.
 
     What is wrong with the data is handed over, not raised: DataLoader would add a traceback.
     """
@@ -127,8 +251,8 @@ class _PartBatches(torch.utils.data.Dataset[tuple[Tensor, Tensor] | DataError]):
     def __init__(self, part: Part) -> None:
         self.part = part
 
-    def __getitem__(self, request: tuple[Tensor, int]) -> tuple[Tensor, Tensor] | DataError:
+    def __getitem__(self, request: tuple[Tensor, int]) -> Any:
         try:
-            return self.part.batch(*request)
+            return self.part.read(*request)
         except DataError as error:
             return error

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.freeze import train_mode
 from trainer.schedulers import Schedule
-from transforms.keyed import seed_of
+from transforms.keyed import seed_at, seed_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -33,26 +33,32 @@ def train_steps(
     draws what an uninterrupted one does.
     """
     train_mode(model)
+    draws = seed_of(seed, "step")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for images, labels in batches:  # (B, C, H, W) float32; (B,) int64 or (B, num_classes) float32
-        images, labels = to_device(images, device), to_device(labels, device)
-        reseed(device, seed_of(seed, "step", step))
+        reseed(device, seed_at(draws, step))
         optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=device)
-        for some, targets in zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True):
-            loss = loss_fn(model(some), targets) * (len(some) / len(images))
+        if accumulate == 1:
+            loss = loss_fn(model(images), labels)
             loss.backward()
-            total += loss.detach()
+        else:
+            loss = torch.zeros((), device=device)
+            for some, targets in zip(
+                images.chunk(accumulate), labels.chunk(accumulate), strict=True
+            ):
+                share = loss_fn(model(some), targets) * (len(some) / len(images))
+                share.backward()
+                loss += share.detach()
         if clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
         optimizer.step()
         schedule.after_step()
         step += 1
-        yield total, len(images)
+        yield loss.detach(), len(images)
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Batches, device: torch.device) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
     """Logits (N, num_classes) and labels (N,) of a whole split, on the CPU.
 
     Of an image that the pipeline cut into crops, (B, crops, C, H, W), the logits are averaged.
@@ -60,19 +66,13 @@ def predict(model: nn.Module, batches: Batches, device: torch.device) -> tuple[T
     model.eval()
     all_logits, all_labels = [], []
     for images, labels in batches:
-        images = to_device(images, device)
         if images.ndim == 5:
             logits = model(images.flatten(0, 1)).unflatten(0, images.shape[:2]).mean(dim=1)
         else:
             logits = model(images)
         all_logits.append(logits)
         all_labels.append(labels)
-    return torch.cat(all_logits).float().cpu(), torch.cat(all_labels)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``, without waiting for the copy."""
-    return tensor.to(device, non_blocking=True)
+    return torch.cat(all_logits).float().cpu(), torch.cat(all_labels).cpu()
 
 
 def reseed(device: torch.device, seed: int) -> None:

@@ -39,8 +39,11 @@ class CrossEntropyLoss(_Weighted):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss, a scalar."""
+        smoothing = self.label_smoothing
+        if self.weight is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
         return F.cross_entropy(
-            logits, labels, self.weight, reduction="none", label_smoothing=self.label_smoothing
+            logits, labels, self.weight, reduction="none", label_smoothing=smoothing
         ).mean()
 
 

@@ -19,18 +19,18 @@ Result = TypeVar("Result")
 
 
 def read_part(
-    dataset: Dataset, pipeline: Pipeline, indices: Sequence[int], config: Config
+    dataset: Dataset,
+    pipeline: Pipeline,
+    indices: Sequence[int],
+    config: Config,
+    device: torch.device,
 ) -> tuple[Part, dict[int, BrokenImage], str]:
-    """A part with its images prepared, kept in memory where they fit; the broken ones by number.
+    """A part with its images prepared, kept where ``loader.cache`` says; the broken ones by number.
 
     The third value tells what was chosen, where that is not the usual.
     """
     rows = torch.tensor(indices, dtype=torch.int64)
-    labels = torch.tensor([dataset.labels[index] for index in indices], dtype=torch.int64)
-    if dataset.images is not None:  # in memory anyway: prepared in chunks, not image by image
-        chunks = [pipeline.prepare(dataset.images[chunk]) for chunk in torch.split(rows, 4096)]
-        first_two = torch.arange(min(2, len(rows)))
-        return Part(dataset, pipeline, rows, labels, torch.cat(chunks), first_two), {}, ""
+    labels = torch.tensor(dataset.labels, dtype=torch.int64)[rows]
 
     def prepare(index: int) -> Tensor:
         return pipeline.prepare(dataset.image(index))
@@ -38,26 +38,45 @@ def read_part(
     tried = [attempt(prepare, index) for index in indices[:8]]
     first = [image for image in tried if isinstance(image, Tensor)]
     size = sum(image.nbytes for image in first) * len(indices) // max(len(first), 1)
-    keep = keeps_in_memory(config, size)
+    place = choose_cache(config, pipeline, size, device)
+    note = f"{size / 2**30:.1f} GiB, not kept in memory: decoded in every epoch"
+    if dataset.images is not None:  # none can be broken, and all have one size
+        images = None
+        if place is not None:
+            images = torch.empty((len(rows), *first[0].shape), dtype=torch.uint8, device=place)
+            chunks = torch.split(torch.arange(len(rows)), 4096)
+            for chunk in bar(chunks, "preparing images", len(chunks), unit="chunk"):
+                prepared = pipeline.prepare(dataset.images.index_select(0, rows[chunk]))
+                images[chunk[0] : chunk[-1] + 1] = prepared
+        two = torch.arange(min(2, len(rows)))
+        return Part(dataset, pipeline, rows, labels, images, two), {}, "" if place else note
 
-    def check(index: int) -> tuple[torch.Size, Tensor | None] | BrokenImage:
-        image = attempt(prepare, index)
+    # Filled by the threads as they go: a list that is stacked at the end takes the memory twice.
+    table = torch.empty(0, dtype=torch.uint8)
+    if place is not None and len({image.shape for image in first}) == 1:
+        table = torch.empty((len(indices), *first[0].shape), dtype=torch.uint8)
+
+    def check(row: int) -> tuple[torch.Size, Tensor | None] | BrokenImage:
+        image = attempt(prepare, indices[row])
         if isinstance(image, BrokenImage):
             return image
-        return image.shape, image if keep else None
+        if len(table) and image.shape == table.shape[1:]:
+            table[row] = image
+            return image.shape, None
+        return image.shape, None if place is None else image
 
-    results = in_threads(check, indices, "decoding images" if keep else "checking images")
+    action = "checking images" if place is None else "decoding images"
+    results = in_threads(check, range(len(indices)), action)
     pairs = zip(indices, results, strict=True)
     broken = {index: result for index, result in pairs if isinstance(result, BrokenImage)}
-    images: Tensor | list[Tensor] | None = None
     read = [result for result in results if not isinstance(result, BrokenImage)]
-    if keep and not broken:
-        images = [image for _, image in read if image is not None]
-        if len({image.shape for image in images}) == 1:
-            images = torch.stack(images)
+    kept: Tensor | list[Tensor] | None = None
+    if place is not None and not broken:
+        kept = table.to(place)
+        if any(image is not None for _, image in read):
+            kept = [table[row] if image is None else image for row, (_, image) in enumerate(read)]
     extremes = extreme_rows([shape for shape, _ in read])
-    note = "" if keep else f"{size / 2**30:.1f} GiB, not kept in memory: decoded in every epoch"
-    return Part(dataset, pipeline, rows, labels, images, extremes), broken, note
+    return Part(dataset, pipeline, rows, labels, kept, extremes), broken, "" if place else note
 
 
 def extreme_rows(shapes: Sequence[torch.Size]) -> Tensor:
@@ -70,15 +89,43 @@ def extreme_rows(shapes: Sequence[torch.Size]) -> Tensor:
     return torch.tensor(sorted(chosen | set(rows[:2])), dtype=torch.int64)
 
 
-def keeps_in_memory(config: Config, size: int) -> bool:
-    """Whether ``loader.cache`` keeps a part of ``size`` bytes; raises DataError where it cannot."""
-    free = available_memory()
-    if config.loader.cache == "ram" and size > free:
+def choose_cache(
+    config: Config, pipeline: Pipeline, size: int, device: torch.device
+) -> torch.device | None:
+    """Where a part of ``size`` bytes is kept: on the device, in main memory, or nowhere (None).
+
+    ``auto`` takes the first of these that has room to spare: a quarter of the device's free memory,
+    half of the main one. Raises DataError where ``ram`` or ``device`` cannot be had.
+    """
+    wanted, host = config.loader.cache, torch.device("cpu")
+    # What runs per sample runs in other processes, which cannot share a device's memory.
+    on_device = device.type != "cpu" and not pipeline.early(cached=True)
+    if wanted == "off":
+        return None
+    if wanted == "auto":
+        if on_device and size < free_memory(device) // 4:
+            return device
+        return host if size < free_memory(host) // 2 else None
+    if wanted == "device" and device.type != "cpu" and not on_device:
+        names = [name for name, stage in pipeline.description if stage == "per sample"]
         raise DataError(
-            f"loader.cache: ram needs {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
-            "use auto or off, or let a Resize come first."
+            f"loader.cache: device cannot be with {', '.join(names)}, which has no batched form: "
+            "it works on images in main memory; use auto or ram."
         )
-    return config.loader.cache == "ram" or (config.loader.cache == "auto" and size < free // 2)
+    place = device if wanted == "device" else host
+    if size > (free := free_memory(place)):
+        raise DataError(
+            f"loader.cache: {wanted} needs {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
+            "free; use auto or off, or let a Resize come first."
+        )
+    return place
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be taken on ``device``; of main memory, without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory()  # an Apple GPU shares it
 
 
 def available_memory() -> int:

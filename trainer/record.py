@@ -22,15 +22,17 @@ from trainer.run import (
 )
 from trainer.run_log import RunLog
 from trainer.state import State, snapshot
+from trainer.summary import data_path
 
 
 def describe(job: Job, run: Path) -> None:
     """Write what a new run is, before its first step."""
     write_file(run / "config.yaml", job.config.dump())
     write_json(run / "environment.json", environment(job.device))
+    write_json(run / "data_path.json", data_path(job))
     write_file(run / "uncommitted.patch", uncommitted_patch())
-    write_json(run / "split.json", job.data.split)
     dataset = job.data.dataset
+    write_json(run / "split.json", job.data.split, indent=2 if len(dataset) < 5000 else None)
     write_json(
         run / "result.json",
         {
@@ -79,7 +81,7 @@ def keep_best(job: Job, run: Path, record: dict[str, Any]) -> None:
 
 def save_state(job: Job, run: Path, state: State, log: RunLog) -> None:
     """Write a checkpoint of this moment; raises NonFiniteLoss rather than keep a ruined one."""
-    content = snapshot(job, state, log.metrics.sync())
+    content = snapshot(job, state, log.sync())
     if not is_finite(content["model"]) or not is_finite(content["optimizer"]):
         raise NonFiniteLoss(
             f"a weight is infinite or NaN after step {state.step}; that state is not saved. "

@@ -4,7 +4,6 @@ config.yaml  environment.json  uncommitted.patch  split.json  metrics.jsonl  eve
 checkpoints/step-000000123/  model.pt  model.json  result.json  report/
 """
 
-import hashlib
 import io
 import json
 import os
@@ -111,9 +110,9 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` as readable JSON, at once."""
-    write_file(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=True) + "\n")
+def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -> None:
+    """Write ``content`` as JSON, at once; readable, or with ``indent`` None ten times as fast."""
+    write_file(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=True) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -213,11 +212,6 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
-
-
-def digest_of(content: object) -> str:
-    """SHA-256 of a plain value, by its canonical JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _without_password(argument: str) -> str:

@@ -56,6 +56,11 @@ class RunLog:
             self.table = Table(list(cells))
         self.table.row(list(cells.values()), "* best" if is_best else "")
 
+    def sync(self) -> int:
+        """Bring what was logged to the disk; the length of metrics.jsonl in bytes."""
+        self.events.flush()
+        return self.metrics.sync()
+
     def __enter__(self) -> Self:
         return self
 

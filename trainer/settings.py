@@ -154,8 +154,8 @@ class Loader(Frozen):
     """Images of a batch that is only judged; null chooses one that fits. Changes no result."""
     workers: Count | Literal["auto"] = "auto"
     """Processes that transform images; 0 does it in the training process."""
-    cache: Literal["auto", "ram", "off"] = "auto"
-    """Keep decoded images in memory: auto where they fit."""
+    cache: Literal["auto", "ram", "device", "off"] = "auto"
+    """Where decoded images are kept: auto on the device, or in memory, where they fit."""
     drop_last: bool = False
     """Leave out an epoch's last batch when it is not full."""
 
@@ -172,6 +172,10 @@ class Train(Frozen):
     """Where to compute; auto takes a GPU where there is one, a named one must be there."""
     precision: Literal["fp32"] = "fp32"
     """The number format of the arithmetic."""
+    threads: AtLeastOne | Literal["auto"] = "auto"
+    """CPU threads of the arithmetic; auto is PyTorch's choice. Sums may differ in the last bits."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Keep a pixel's channels together in memory: faster on some devices; auto does not."""
     accumulate: AtLeastOne = 1
     """Parts in which a batch goes through the model, to save memory."""
     clip_grad_norm: Positive | None = None

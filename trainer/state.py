@@ -11,29 +11,41 @@ from trainer.errors import RunError
 from trainer.job import Job
 from trainer.resume import settings
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
-class Mean:
-    """A mean over images, summed on the device: reading ``value`` is the only wait."""
+class MeanLoss:
+    """Two means over images, since the last logged step and of the epoch, summed on the device.
 
-    total: Tensor
-    images: int = 0
+    Reading one is the only wait for the device. totals: (2,) float32.
+    """
+
+    totals: Tensor
+    since_logged: int = 0  # images
+    in_epoch: int = 0
 
     def add(self, mean: Tensor, images: int) -> None:
         """Count a batch's mean once for each of its images."""
-        self.total += mean * images
-        self.images += images
+        self.totals.add_(mean, alpha=images)
+        self.since_logged += images
+        self.in_epoch += images
 
-    def value(self) -> float:
-        """The mean of what was added."""
-        return self.total.item() / max(self.images, 1)
+    def take_logged(self) -> float:
+        """The mean since it was last taken, for it begins anew."""
+        mean = self.totals[0].item() / max(self.since_logged, 1)
+        self.totals[0].zero_()
+        self.since_logged = 0
+        return mean
 
-    def reset(self) -> None:
-        """Begin anew."""
-        self.total.zero_()
-        self.images = 0
+    def of_epoch(self) -> float:
+        """The mean of the epoch so far."""
+        return self.totals[1].item() / max(self.in_epoch, 1)
+
+    def begin_epoch(self) -> None:
+        """Begin the epoch's mean anew."""
+        self.totals[1].zero_()
+        self.in_epoch = 0
 
 
 @dataclass
@@ -43,8 +55,7 @@ class State:
     epoch counts finished epochs, batch the steps done of the one under way, step all steps.
     """
 
-    epoch_loss: Mean
-    logged_loss: Mean  # since the last logged step
+    loss: MeanLoss
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -54,7 +65,7 @@ class State:
     early_stopped: bool = False
     train_seconds: float = 0.0
     speeds: list[float] = field(default_factory=list)  # images/s of each epoch run in one piece
-    rates: dict[str, float] = field(default_factory=dict)  # those of the last step, by tag
+    rates: list[float] = field(default_factory=list)  # those of the last step, a group each
     saved_at: float = field(default_factory=time.monotonic)  # not kept: clocks start anew
 
 
@@ -64,7 +75,7 @@ CLOCKS = ("train_seconds", "speeds")
 
 def new_state(job: Job) -> State:
     """The state of a run that has not begun."""
-    return State(Mean(torch.zeros((), device=job.device)), Mean(torch.zeros((), device=job.device)))
+    return State(MeanLoss(torch.zeros(2, device=job.device)))
 
 
 def snapshot(job: Job, state: State, metrics_length: int) -> dict[str, Any]:
@@ -76,10 +87,7 @@ def snapshot(job: Job, state: State, metrics_length: int) -> dict[str, Any]:
         "schedule": job.schedule.state_dict(),
         "counters": {name: getattr(state, name) for name in PLAIN},
         "clocks": {name: getattr(state, name) for name in CLOCKS},
-        "losses": {
-            name: (mean.total, mean.images)
-            for name, mean in (("epoch", state.epoch_loss), ("logged", state.logged_loss))
-        },
+        "loss": (state.loss.totals, state.loss.since_logged, state.loss.in_epoch),
         "settings": settings(job.config),
         "classes": list(job.data.classes),
         "split": job.data.split_digest,
@@ -104,8 +112,6 @@ def _restored(job: Job, content: dict[str, Any]) -> State:
     job.model.load_state_dict(content["model"])
     job.optimizer.load_state_dict(content["optimizer"])
     job.schedule.load_state_dict(content["schedule"])
-    means = {
-        name: Mean(total.to(job.device), images)
-        for name, (total, images) in content["losses"].items()
-    }
-    return State(means["epoch"], means["logged"], **content["counters"], **content["clocks"])
+    totals, since_logged, in_epoch = content["loss"]
+    loss = MeanLoss(totals.to(job.device), since_logged, in_epoch)
+    return State(loss, **content["counters"], **content["clocks"])

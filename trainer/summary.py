@@ -10,10 +10,39 @@ from models.freeze import train_mode
 from trainer.console import duration
 from trainer.job import Job
 from trainer.judge import scalars
-from trainer.loop import to_device
+from trainer.loader import Loader
 from trainer.run import device_name
 
 Say = Callable[[str], None]
+
+
+def data_path(job: Job) -> dict[str, Any]:
+    """What was decided of the way from the images to the model, for a person and for the run."""
+    return {
+        "device": str(job.device),
+        "threads": torch.get_num_threads(),
+        "channels_last": job.train_loader.channels_last,
+        "train": _way_of(job.train_loader),
+        "eval": _way_of(job.val_loader),
+    }
+
+
+def _way_of(loader: Loader) -> dict[str, Any]:
+    part = loader.part
+    first = len(part.pipeline.fixed)
+    where = f" in {loader.workers} worker processes" if loader.workers else ""
+    transforms = [
+        {"name": name, "runs": stage + (where if first <= i < first + part.early else "")}
+        for i, (name, stage) in enumerate(part.pipeline.description)
+    ]
+    images = part.images if isinstance(part.images, list) else [part.images]
+    return {
+        "cache": part.cache,
+        "bytes": sum(image.nbytes for image in images if image is not None),
+        "workers": loader.workers,
+        "batch_size": loader.batch_size,
+        "transforms": transforms,
+    }
 
 
 def introduce(job: Job, say: Say) -> None:
@@ -25,6 +54,9 @@ def introduce(job: Job, say: Say) -> None:
     sizes = ", ".join(f"{name} {len(part):,}" for name, part in data.parts.items())
     say(f"device  {device_name(job.device)}, torch {torch.__version__}, seed {config.seed}")
     say(f"data    {config.dataset.name}, {len(data.classes)} classes: {sizes}")
+    for name, stage in data.parts["train"].pipeline.description:
+        if stage == "per sample":
+            say(f"note    {name} has no batched form: it runs sample by sample")
     size = " x ".join(map(str, job.input_shape))
     still = f" ({frozen:,} frozen)" if frozen else ""
     say(f"model   {config.model.name}, {count:,} parameters{still}, input {size}")
@@ -48,15 +80,20 @@ def conclude(run: Path, result: dict[str, Any], say: Say) -> None:
 def dry_run(job: Job, say: Say) -> None:
     """Push one batch through model, loss and gradient, and say how the data is prepared."""
     introduce(job, say)
-    for side, part in (("train", job.data.parts["train"]), ("eval", job.data.parts["val"])):
-        kept = "decoded anew each epoch" if part.images is None else "kept in memory"
-        say(f"{side:<7} {kept} after the once-per-sample transforms")
-        for name, stage in part.pipeline.description:
-            say(f"        {name:<24} {stage}")
-    say(f"workers {job.train_loader.workers}, {len(job.train_loader):,} steps an epoch")
+    decided = data_path(job)
+    kept = {"off": "decoded anew each epoch", "ram": "kept in memory"}
+    for side in ("train", "eval"):
+        way = decided[side]
+        cache = kept.get(way["cache"], f"kept on {way['cache']}")
+        size = f", {way['bytes'] / 2**20:,.1f} MiB" if way["bytes"] else ""
+        say(f"{side:<7} {cache}{size}, batches of {way['batch_size']}, workers {way['workers']}")
+        for transform in way["transforms"]:
+            say(f"        {transform['name']:<24} {transform['runs']}")
+    layout = "channels last" if decided["channels_last"] else "channels first"
+    say(f"compute {decided['threads']} threads, {layout}, {len(job.train_loader):,} steps an epoch")
     images, labels = next(job.train_loader.epoch())
     train_mode(job.model)
-    loss = job.loss_fn(job.model(to_device(images, job.device)), to_device(labels, job.device))
+    loss = job.loss_fn(job.model(images), labels)
     loss.backward()
     say(f"batch   {' x '.join(map(str, images.shape))}, loss {loss.item():.4f}")
     say("dry run: nothing was written")

@@ -34,12 +34,13 @@ from trainer.run import (
     read_json,
     read_metrics,
     write_file,
+    write_json,
 )
 from trainer.run_log import RunLog
 from trainer.settings import Duration
 from trainer.state import State, new_state, restore
 from trainer.stop import StopRequest
-from trainer.summary import conclude, introduce
+from trainer.summary import conclude, data_path, introduce
 from trainer.tables import HIGHER_IS_BETTER
 
 Say = Callable[[str], None]
@@ -68,6 +69,7 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say) -> Path:
                 return run
             sweep(run)
             write_file(run / "config.yaml", job.config.dump())
+            write_json(run / "data_path.json", data_path(job))
             update_result(run, status="running")
         introduce(job, say)
         say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
@@ -97,8 +99,8 @@ def train_epochs(
     config = job.config
     try:
         while state.epoch < config.train.epochs and not state.early_stopped:
-            speed = train_one_epoch(job, run, state, log, stop)
-            end_epoch(job, run, state, log, stop, speed)
+            loss, speed = train_one_epoch(job, run, state, log, stop)
+            end_epoch(job, run, state, log, stop, loss, speed)
             if is_due(config.checkpoint.every, state, epoch_ended=True):
                 save_state(job, run, state, log)
     except Stopped:
@@ -111,10 +113,13 @@ def train_epochs(
         say(f"early stop: {config.train.monitor} has been no better since epoch {since}")
 
 
-def train_one_epoch(job: Job, run: Path, state: State, log: RunLog, stop: StopRequest) -> float:
-    """Do the epoch's steps that are left; returns images/s."""
+def train_one_epoch(
+    job: Job, run: Path, state: State, log: RunLog, stop: StopRequest
+) -> tuple[float, float]:
+    """Do the epoch's steps that are left; returns the epoch's mean loss, and images/s."""
     config, rates = job.config, learning_rates(job)
-    started, images_before = time.perf_counter(), state.epoch_loss.images
+    log_every, save_every = config.log.every, config.checkpoint.every
+    started, images_before = time.perf_counter(), state.loss.in_epoch
     steps = train_steps(
         job.model,
         job.train_loader.epoch(state.epoch, start=state.batch),
@@ -132,39 +137,37 @@ def train_one_epoch(job: Job, run: Path, state: State, log: RunLog, stop: StopRe
     for loss, images in bar(steps, title, len(job.train_loader), state.batch, "batch"):
         state.step += 1
         state.batch += 1
-        state.epoch_loss.add(loss, images)
-        state.logged_loss.add(loss, images)
+        state.loss.add(loss, images)
         state.rates, rates = rates, learning_rates(job)  # of this step, and of the next
-        if is_due(config.log.every, state):
-            mean = finite(state.logged_loss.value(), state)
-            log.step(state.step, state.epoch + 1, {"train/loss": mean, **state.rates})
-            state.logged_loss.reset()
+        if is_due(log_every, state):
+            mean = finite(state.loss.take_logged(), state)
+            log.step(state.step, state.epoch + 1, {"train/loss": mean, **tagged(state.rates)})
         # The last step's state is saved once the epoch is judged: then it is one to go on from.
-        if state.batch < len(job.train_loader) and is_due(config.checkpoint.every, state):
+        if is_due(save_every, state) and state.batch < len(job.train_loader):
             save_state(job, run, state, log)
         stop.check()
-    finite(state.epoch_loss.value(), state)  # waits for the last step, so that the time is true
+    mean = finite(state.loss.of_epoch(), state)  # waits for the last step: the time is true
     seconds = time.perf_counter() - started
     state.train_seconds += seconds
-    speed = (state.epoch_loss.images - images_before) / seconds
+    speed = (state.loss.in_epoch - images_before) / seconds
     if images_before == 0:
         state.speeds.append(speed)
-    return speed
+    return mean, speed
 
 
 def end_epoch(
-    job: Job, run: Path, state: State, log: RunLog, stop: StopRequest, speed: float
+    job: Job, run: Path, state: State, log: RunLog, stop: StopRequest, loss: float, speed: float
 ) -> None:
     """Judge the epoch on the validation split, keep the weights if they are the best, log it."""
     config = job.config
-    logits, labels = predict(job.model, stop.watch(job.val_loader.epoch()), job.device)
+    logits, labels = predict(job.model, stop.watch(job.val_loader.epoch()))
     values = scalars(judge(config, logits, labels, job.loss_fn))
     record = {
         "step": state.step,
         "epoch": state.epoch + 1,
-        "train/loss_epoch": state.epoch_loss.value(),
+        "train/loss_epoch": loss,
         **{f"val/{name}": value for name, value in values.items()},
-        **state.rates,
+        **tagged(state.rates),
     }
     monitored = record[config.train.monitor]
     if early_stop := config.early_stop:
@@ -179,7 +182,7 @@ def end_epoch(
     job.schedule.after_epoch(monitored)
     state.epoch += 1
     state.batch = 0
-    state.epoch_loss.reset()
+    state.loss.begin_epoch()
     log.epoch(record, speed, is_best)
 
 
@@ -190,7 +193,7 @@ def judge_best(job: Job, run: Path, state: State, log: RunLog, stop: StopRequest
     load_best(job.model, run)
     part = job.data.parts["test"]
     batches = eval_loader(job.config, part, job.device).epoch()
-    logits, labels = predict(job.model, stop.watch(batches), job.device)
+    logits, labels = predict(job.model, stop.watch(batches))
     test = judge(job.config, logits, labels, job.loss_fn)
     log.events.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
     # The first epoch warms caches up; of a run of one epoch there is no other.
@@ -269,10 +272,14 @@ def finite(loss: float, state: State) -> float:
     )
 
 
-def learning_rates(job: Job) -> dict[str, float]:
-    """The rate of each parameter group by its tag."""
-    groups = job.optimizer.param_groups
-    return {f"lr/group{i}": float(group["lr"]) for i, group in enumerate(groups)}
+def learning_rates(job: Job) -> list[float]:
+    """The rate of each parameter group."""
+    return [float(group["lr"]) for group in job.optimizer.param_groups]
+
+
+def tagged(rates: list[float]) -> dict[str, float]:
+    """Rates by their tags in TensorBoard."""
+    return {f"lr/group{group}": rate for group, rate in enumerate(rates)}
 
 
 def is_better(config: Config, record: dict[str, Any], best: dict[str, Any]) -> bool:
@@ -291,4 +298,4 @@ def show_inputs(job: Job, log: RunLog) -> None:
     log.events.config(job.config.dump())
     if count := job.config.log.images:
         rows = torch.arange(min(count, len(job.train_loader.part)))
-        log.events.images(job.train_loader.part.batch(rows, 0)[0])
+        log.events.images(job.train_loader.part.sample(rows)[0])

@@ -34,7 +34,7 @@ RANDOM: dict[str, str] = {
     "ColorJitter": f"{_V2}:ColorJitter",
     "RandomGrayscale": f"{_V2}:RandomGrayscale",
     "GaussianBlur": f"{_V2}:GaussianBlur",
-    "RandomErasing": f"{_V2}:RandomErasing",
+    "RandomErasing": "transforms.own:RandomErasing",
     "RandomApply": f"{_V2}:RandomApply",
     "RandomChoice": f"{_V2}:RandomChoice",
     "RandomOrder": f"{_V2}:RandomOrder",
@@ -42,6 +42,7 @@ RANDOM: dict[str, str] = {
     "TrivialAugmentWide": f"{_V2}:TrivialAugmentWide",
     "AutoAugment": f"{_V2}:AutoAugment",
     "SaltPepperNoise": "transforms.own:SaltPepperNoise",
+    "AlternatingFlip": "transforms.own:AlternatingFlip",
 }
 
 # Mix the images and the labels of one batch: for training only; labels become class shares.

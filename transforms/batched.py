@@ -1,77 +1,154 @@
 """Random transforms of a whole batch at once, with parameters drawn per sample.
 
-Given the same parameters, each equals torchvision's transform of each sample, bit for bit.
-To add one, write ``kernel(transform, images, keys)`` and its line in ``KERNELS``: images
-(B, ..., C, H, W), uint8 or float32; keys (B,) int64, one a sample. A random transform without a
-line runs per sample. Parameters are drawn where ``keys`` lie, then moved to the images' device:
-some devices have no float64.
+To add one, write its ``Kernel`` and a line in ``KERNELS``. A random transform without a line runs
+per sample.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torchvision.transforms.v2 as v2
 from torch import Tensor
 
-from transforms.keyed import integers, uniform
+from transforms import FIXED, colour, crops_and_flips, geometric, own
+from transforms.kernel import Kernel
+from transforms.keyed import Draws
+from transforms.mixing import MIXING_KERNELS
 
+Images = Tensor | list[Tensor]  # one tensor, or a list where sizes differ
+PIECE = 2**19  # pixels that a CPU works on at once: their temporaries stay in its cache
 
-def random_crop(transform: v2.RandomCrop, images: Tensor, keys: Tensor) -> Tensor:
-    """Pad as ``transform`` says, then crop each sample at its own place.
-
-    Returns (B, ..., C, *transform.size). Raises ValueError if the padded images are smaller.
-    """
-    height, width = transform.size
-    left, right, top, bottom = transform.padding or (0, 0, 0, 0)
-    if transform.pad_if_needed:  # torchvision pads both sides by all that is missing
-        missing_rows = max(0, height - (images.shape[-2] + top + bottom))
-        missing_columns = max(0, width - (images.shape[-1] + left + right))
-        top, bottom = top + missing_rows, bottom + missing_rows
-        left, right = left + missing_columns, right + missing_columns
-    if left or right or top or bottom:
-        images = v2.functional.pad(
-            images,
-            [left, top, right, bottom],
-            fill=transform.fill,
-            padding_mode=transform.padding_mode,
-        )
-    rows, columns = images.shape[-2] - height + 1, images.shape[-1] - width + 1  # possible places
-    if rows < 1 or columns < 1:
-        raise ValueError(
-            f"a crop of {height} x {width} is larger than the padded image of "
-            f"{images.shape[-2]} x {images.shape[-1]}; make it smaller, or add padding or Resize"
-        )
-    tops = integers(keys, 0, rows).to(images.device, non_blocking=True)
-    lefts = integers(keys, 1, columns).to(images.device, non_blocking=True)
-    samples = torch.arange(len(images), device=images.device)
-    windows = images.unfold(-2, height, 1).unfold(-2, width, 1)  # (B, ..., C, rows, columns, h, w)
-    return windows[samples, ..., tops, lefts, :, :]
-
-
-def random_flip(transform: Any, images: Tensor, keys: Tensor, dim: int) -> Tensor:
-    """Reverse dimension ``dim`` of each sample with probability ``transform.p``."""
-    flipped = (uniform(keys, 0) < transform.p).to(images.device, non_blocking=True)
-    samples = torch.arange(len(images), device=images.device)
-    # Choosing whole samples copies memory in blocks: several times faster than torch.where.
-    both = torch.cat([images, images.flip(dim)])
-    return both.index_select(0, samples + len(images) * flipped)
-
-
-def random_horizontal_flip(
-    transform: v2.RandomHorizontalFlip, images: Tensor, keys: Tensor
-) -> Tensor:
-    """Mirror each sample left to right with probability ``transform.p``."""
-    return random_flip(transform, images, keys, dim=-1)
-
-
-def random_vertical_flip(transform: v2.RandomVerticalFlip, images: Tensor, keys: Tensor) -> Tensor:
-    """Turn each sample upside down with probability ``transform.p``."""
-    return random_flip(transform, images, keys, dim=-2)
-
-
-KERNELS: dict[type, Callable[[Any, Tensor, Tensor], Tensor]] = {
-    v2.RandomCrop: random_crop,
-    v2.RandomHorizontalFlip: random_horizontal_flip,
-    v2.RandomVerticalFlip: random_vertical_flip,
+KERNELS: dict[type, Kernel] = {
+    v2.RandomCrop: crops_and_flips.RANDOM_CROP,
+    v2.RandomHorizontalFlip: crops_and_flips.RANDOM_HORIZONTAL_FLIP,
+    v2.RandomVerticalFlip: crops_and_flips.RANDOM_VERTICAL_FLIP,
+    own.AlternatingFlip: crops_and_flips.ALTERNATING_FLIP,
+    v2.RandomRotation: geometric.RANDOM_ROTATION,
+    v2.RandomAffine: geometric.RANDOM_AFFINE,
+    v2.RandomPerspective: geometric.RANDOM_PERSPECTIVE,
+    v2.RandomResizedCrop: geometric.RANDOM_RESIZED_CROP,
+    own.RandomErasing: geometric.RANDOM_ERASING,
+    v2.RandomGrayscale: colour.RANDOM_GRAYSCALE,
+    v2.ColorJitter: colour.COLOR_JITTER,
+    v2.GaussianBlur: colour.GAUSSIAN_BLUR,
+    own.SaltPepperNoise: colour.SALT_PEPPER_NOISE,
 }
+NESTING = (v2.RandomApply, v2.RandomChoice, v2.RandomOrder)
+
+
+def is_batched(transform: Any) -> bool:
+    """Whether a transform, with the arguments it has, can run on a whole batch."""
+    if isinstance(transform, NESTING):
+        return all(is_batched(inner) for inner in transform.transforms)
+    kernel = KERNELS.get(type(transform))
+    return type(transform).__name__ in FIXED or (kernel is not None and kernel.takes(transform))
+
+
+def run_batched(transform: Any, images: Images, draws: Draws) -> Images:
+    """A transform that ``is_batched``, of images (B, C, H, W), with each sample's own draws."""
+    if isinstance(images, list):
+        one = [torch.tensor([row]) for row in range(len(images))]
+        pairs = zip(one, images, strict=True)
+        return stacked([run_batched(transform, x[None], draws.rows(i))[0] for i, x in pairs])
+    at_once = max(1, PIECE // images[0].numel())
+    if images.device.type == "cpu" and len(images) > at_once:
+        pieces = torch.split(torch.arange(len(images)), at_once)
+        return _joined(
+            [run_batched(transform, images.index_select(0, i), draws.rows(i)) for i in pieces]
+        )
+    if isinstance(transform, NESTING):
+        for choice in choices(transform, draws):
+            images = _by_choice(transform.transforms, choice, images, draws)
+        return images
+    if (kernel := KERNELS.get(type(transform))) is None:
+        fixed: Tensor = transform(images)
+        return fixed
+    channels, height, width = images.shape[-3:]
+    return kernel.apply(transform, images, kernel.draw(transform, (channels, height, width), draws))
+
+
+def choices(transform: Any, draws: Draws) -> list[Tensor]:
+    """Which of the inner transforms each sample goes through, one after the other; -1 is none.
+
+    Each (B,) int64: one for RandomChoice, as many as inner transforms for RandomApply (in their
+    order, or none of them) and for RandomOrder (in the sample's own order).
+    """
+    count = len(transform.transforms)
+    if isinstance(transform, v2.RandomApply):
+        applied = draws.uniform() < transform.p
+        return [torch.where(applied, i, -1) for i in range(count)]
+    if isinstance(transform, v2.RandomChoice):
+        ends = torch.tensor(transform.p, dtype=torch.float64).cumsum(0)
+        chosen = torch.searchsorted(ends, draws.uniform() * ends[-1], right=True)
+        return [chosen.clamp(max=count - 1)]
+    return list(draws.permutation(count).unbind(dim=1))
+
+
+def _by_choice(inner: Any, choice: Tensor, images: Images, draws: Draws) -> Images:
+    """Each image through the transform of its choice, those of one choice together."""
+    if isinstance(images, list):
+        one = [torch.tensor([row]) for row in range(len(images))]
+        pairs = zip(one, images, strict=True)
+        return stacked([_by_choice(inner, choice[i], x[None], draws.rows(i))[0] for i, x in pairs])
+    groups, results = [], []
+    for number in range(-1, len(inner)):
+        rows = (choice == number).nonzero().flatten()
+        if len(rows):
+            some: Images = images[rows.to(images.device, non_blocking=True)]
+            if number >= 0:
+                some = run_batched(inner[number], some, draws.inside(number).rows(rows))
+            groups.append(rows)
+            results.append(some)
+    places, joined = torch.cat(groups).argsort(), _joined(results)
+    if isinstance(joined, Tensor):
+        return joined.index_select(0, places.to(images.device, non_blocking=True))
+    return [joined[place] for place in places.tolist()]
+
+
+def _joined(parts: list[Images]) -> Images:
+    """Parts of a batch one after the other: a tensor if all images have one shape."""
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if len(tensors) == len(parts) and len({part.shape[1:] for part in tensors}) == 1:
+        return torch.cat(tensors)
+    return [image for part in parts for image in part]
+
+
+def stacked(images: Images) -> Images:
+    """One tensor as soon as all images have one shape."""
+    if isinstance(images, list) and len({image.shape for image in images}) == 1:
+        return torch.stack(images)
+    return images
+
+
+def predecessors(transform: Any) -> int:
+    """How many samples before a batch's first one a transform needs: one for MixUp or CutMix."""
+    if isinstance(transform, NESTING):
+        counts = [predecessors(inner) for inner in transform.transforms]
+        return max(counts) if isinstance(transform, v2.RandomChoice) else sum(counts)
+    return int(type(transform) in MIXING_KERNELS)
+
+
+def run_mixing(
+    transform: Any, images: Tensor, labels: Tensor, draws: Draws
+) -> tuple[Tensor, Tensor]:
+    """MixUp, CutMix, or a RandomApply, RandomChoice or RandomOrder of them.
+
+    images (B + n, C, H, W) and labels of B samples and their n ``predecessors``.  Returns B images
+    and their class shares (B, num_classes) float32.
+    """
+    if not isinstance(transform, NESTING):
+        return MIXING_KERNELS[type(transform)](transform, images, labels, draws)
+    for choice in choices(transform, draws):  # each drops the first sample
+        rows = torch.arange(len(draws) - len(images), len(draws))
+        mixed = [
+            run_mixing(inner, images, labels, draws.inside(i).rows(rows))
+            for i, inner in enumerate(transform.transforms)
+        ]
+        images, labels = images[1:], labels[1:]
+        if labels.ndim == 1:
+            labels = torch.nn.functional.one_hot(labels, mixed[0][1].shape[1]).to(torch.float32)
+        for number, (some_images, some_labels) in enumerate(mixed):
+            chosen = (choice[rows[1:]] == number).to(images.device, non_blocking=True)
+            images = torch.where(chosen.view(-1, 1, 1, 1), some_images, images)
+            labels = torch.where(chosen.view(-1, 1), some_labels, labels)
+    return images, labels

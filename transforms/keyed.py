@@ -40,39 +40,77 @@ def _outputs(state: int, counters: Tensor) -> Tensor:
     return _mix((counters + 1) * _GAMMA + state)
 
 
-def _output(states: Tensor, counter: int) -> Tensor:
-    """Output ``counter`` (from 0) of a SplitMix64 started at each of ``states``."""
-    return _mix(states + _signed((counter + 1) * _GAMMA))
-
-
 def seed_of(*parts: int | str) -> int:
     """A seed in [0, 2**63) that depends on every part and on their order (SHA-256 of them)."""
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def keys(seed: int, epoch: int, indices: Tensor, position: int) -> Tensor:
-    """One key for each sample, from which all draws of the transform at ``position`` are made.
+def seed_at(seed: int, number: int) -> int:
+    """One of a sequence of seeds: the state of SplitMix64 after ``number`` outputs, in [0, 2**63).
 
-    indices: (B,) int64 sample indices.  Returns (B,) int64 on the same device.
+    Cheap enough for every step, which ``seed_of`` is not (10 microseconds).
     """
-    return _outputs(seed_of("sample", seed, epoch, position), indices)
+    return (seed + number * 0x9E3779B97F4A7C15) % (1 << 63)
 
 
-def uniform(keys: Tensor, draw: int) -> Tensor:
-    """Draw number ``draw`` (from 0) of each key: (B,) float64, uniform in [0, 1)."""
-    return _shift_right(_output(keys, draw), 11).to(torch.float64) * 2.0**-53
+class Draws:
+    """The random numbers of one transform for a batch: a stream of its own for each sample.
 
-
-def integers(keys: Tensor, draw: int, high: int) -> Tensor:
-    """Draw number ``draw`` (from 0) of each key: (B,) int64, uniform in [0, high).
-
-    Raises ValueError unless 1 <= high <= 2**31. No value is likelier than another by more than
-    high / 2**32 (Lemire, 2019, "Fast random integer generation in an interval", without rejection).
+    Each call takes the next draw of every stream. A stream is a function of (seed, epoch, sample
+    index, positions): the transform's place in the list, and within those that hold it.
+    Numbers lie where ``indices`` do; keep those on the CPU, for not every device has float64.
     """
-    if not 1 <= high <= 2**31:
-        raise ValueError(f"high must lie in 1..2**31, but is {high}")
-    return (_shift_right(_output(keys, draw), 32) * high) >> 32
+
+    def __init__(self, seed: int, epoch: int, indices: Tensor, *positions: int) -> None:
+        self.seed, self.epoch, self.indices, self.positions = seed, epoch, indices, positions
+        self.keys = _outputs(seed_of("sample", seed, epoch, *positions), indices)  # (B,) int64
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def _next(self) -> Tensor:
+        self._taken += 1
+        return _mix(self.keys + _signed(self._taken * _GAMMA))
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """(B,) float64, uniform in [low, high): the upper 53 bits of a word."""
+        return _shift_right(self._next(), 11).to(torch.float64) * 2.0**-53 * (high - low) + low
+
+    def integers(self, high: int | Tensor) -> Tensor:
+        """(B,) int64, uniform in [0, high); ``high`` (one, or one a sample) lies in 1..2**31.
+
+        No value is likelier than another by more than high / 2**32 (Lemire, 2019, "Fast random
+        integer generation in an interval", without rejection). Raises ValueError for another
+        ``high``.
+        """
+        if isinstance(high, int) and not 1 <= high <= 2**31:
+            raise ValueError(f"high must lie in 1..2**31, but is {high}")
+        return (_shift_right(self._next(), 32) * high) >> 32
+
+    def many(self, count: int, device: torch.device | None = None) -> Tensor:
+        """(B, count) float32 on ``device``, uniform in [0, 1): one draw of ``count`` numbers."""
+        states = self._next().to(device, non_blocking=True)
+        counters = torch.arange(1, count + 1, device=states.device) * _GAMMA
+        words = _mix(states[:, None] + counters)
+        return _shift_right(words, 40).to(torch.float32) * 2.0**-24
+
+    def permutation(self, n: int) -> Tensor:
+        """(B, n) int64: an order of 0..n-1 for each sample."""
+        return torch.argsort(self.many(n), dim=1, stable=True)
+
+    def rows(self, rows: Tensor) -> "Draws":
+        """Those of some of the batch's samples, from their first draw."""
+        return Draws(self.seed, self.epoch, self.indices[rows], *self.positions)
+
+    def inside(self, position: int) -> "Draws":
+        """Those of the transform that this one holds at ``position``."""
+        return Draws(self.seed, self.epoch, self.indices, *self.positions, position)
+
+    def of_epoch(self, epoch: int) -> "Draws":
+        """Those of another epoch, from their first draw."""
+        return Draws(self.seed, epoch, self.indices, *self.positions)
 
 
 def permutation(n: int, seed: int, epoch: int) -> Tensor:

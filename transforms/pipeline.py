@@ -5,17 +5,28 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torchvision.transforms.v2 as v2
 from torch import Tensor
 
 from transforms import FIXED, MIXING
-from transforms.batched import KERNELS
-from transforms.keyed import keys, seeded
+from transforms.batched import (
+    NESTING,
+    Images,
+    is_batched,
+    predecessors,
+    run_batched,
+    run_mixing,
+    stacked,
+)
+from transforms.keyed import Draws, seeded
+from transforms.own import Normalize
 
 Transform = Callable[..., Any]
 
 # These work on float32 images in 0-1. RandomErasing is one for its `value`: 0.5 is mid-grey, and
 # "random" is normal noise, neither of which uint8 can hold.
 FLOAT = frozenset({"Normalize", "LinearTransformation", "RandomErasing", "MixUp"})
+CROPS = (v2.RandomCrop, v2.RandomResizedCrop)
 
 
 class Pipeline:
@@ -24,11 +35,11 @@ class Pipeline:
     fixed: the leading transforms that are neither random nor in ``FLOAT``; ``prepare`` runs them
     (stage 1), once per sample.  rest: the others; calling the pipeline runs them (stage 2), in
     every epoch.  Images become float32 in 0-1 before the first transform in ``FLOAT``, or at the
-    end.
+    end.  predecessors: how many samples a batch needs before its first one, for MixUp and CutMix.
 
     Random parameters are functions of (seed, epoch, sample index, position in the list), so a
-    sample gets the same augmentation in any batch. Only MixUp and CutMix depend on the batch: they
-    pair its neighbours, with parameters keyed by its first sample.
+    sample gets the same augmentation in any batch, and MixUp and CutMix mix it with the sample
+    that precedes it in the epoch.
 
     Raises ValueError if a RandomApply, RandomChoice or RandomOrder holds MixUp or CutMix beside
     transforms of single images.
@@ -49,6 +60,20 @@ class Pipeline:
             once += 1
         self.fixed, self.rest = tuple(transforms[:once]), tuple(transforms[once:])
         self.seed = seed
+        self.predecessors = sum(predecessors(transform) for transform in self.rest)
+
+    def early(self, cached: bool) -> int:
+        """How many transforms of ``rest`` belong where an image is read, before it goes on.
+
+        Those up to the last one without a batched form, which runs per sample, and so in worker
+        processes; and where images are not ``cached``, the crop that makes them small and equal.
+        """
+        ways = [_way(transform) for transform in self.rest]
+        count = max((i + 1 for i, way in enumerate(ways) if way == "per sample"), default=0)
+        crops = [i + 1 for i, transform in enumerate(self.rest) if isinstance(transform, CROPS)]
+        if not cached and crops and not any(_names(t) & FLOAT for t in self.rest[: crops[0]]):
+            count = max(count, crops[0])
+        return count
 
     def prepare(self, images: Tensor) -> Tensor:
         """Stage 1: the fixed transforms, of one image or of a stack of images, with equal results.
@@ -63,40 +88,62 @@ class Pipeline:
         return images
 
     def __call__(
-        self, images: Tensor | list[Tensor], labels: Tensor, indices: Tensor, epoch: int
+        self, images: Images, labels: Tensor, indices: Tensor, epoch: int
     ) -> tuple[Tensor, Tensor]:
         """Stage 2: the other transforms, of a batch of what ``prepare`` returned.
 
         images: (B, [crops,] C, H, W) uint8, or a list of B images whose sizes differ.  labels: (B,)
         int64.  indices: (B,) int64, the samples' places in the dataset; keep them on the CPU.
-        Returns images (B, [crops,] C, H, W) float32, and the labels, or (B, num_classes) float32
-        after MixUp or CutMix.  Raises ValueError if a transform refuses the images, or if their
-        sizes still differ at the end.  Transforms that run per sample seed torch's CPU generator
-        and restore it, so no other thread may draw from it meanwhile.
+        The first ``predecessors`` of the samples are those before the batch in the epoch's order:
+        they are mixed in, and drop out.  Returns images (B, [crops,] C, H, W) float32, and the
+        labels, or (B, num_classes) float32 after MixUp or CutMix.
+
+        Raises ValueError if a transform refuses the images, or if their sizes still differ at the
+        end. Transforms that run per sample seed torch's CPU generator and restore it, so no other
+        thread may draw from it meanwhile.
         """
+        return self.finish(images, labels, indices, epoch, first=0)
+
+    def begin(
+        self, images: Images, labels: Tensor, indices: Tensor, epoch: int, count: int
+    ) -> tuple[Images, Tensor]:
+        """The first ``count`` transforms of stage 2 only, where the images are read."""
         if not 0 < len(images) == len(labels) == len(indices):
             raise ValueError(
                 "a batch needs one label and one index an image, and at least one image; it has "
                 f"{len(images)} images, {len(labels)} labels, {len(indices)} indices"
             )
         _check_uint8(*images if isinstance(images, list) else [images])
-        images = _stacked(images)
-        for position, transform in enumerate(self.rest, start=len(self.fixed)):
+        return self._run(stacked(images), labels, indices, epoch, 0, count)
+
+    def finish(
+        self, images: Images, labels: Tensor, indices: Tensor, epoch: int, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """Stage 2 from transform ``first`` on, of what ``begin`` returned."""
+        if first == 0:
+            images, labels = self.begin(images, labels, indices, epoch, 0)
+        images, labels = self._run(images, labels, indices, epoch, first, len(self.rest))
+        return _one_size(_each(_scaled, images)), labels
+
+    def _run(
+        self, images: Images, labels: Tensor, indices: Tensor, epoch: int, first: int, last: int
+    ) -> tuple[Images, Tensor]:
+        for position, transform in enumerate(self.rest[first:last], start=len(self.fixed) + first):
             with _naming(transform, position, images):
-                if _names(transform) & FLOAT:
-                    images = _each(_scaled, images)
+                if _names(transform) & FLOAT and not isinstance(transform, Normalize):
+                    images = _each(_scaled, images)  # Normalize does it itself
                 if (way := _way(transform)) == "fixed":
                     images = _each(transform, images)
                     continue
-                sample_keys = keys(self.seed, epoch, indices, position)
+                draws = Draws(self.seed, epoch, indices, position)
                 if way == "mixing":
-                    with seeded(int(sample_keys[0])):
-                        images, labels = transform(_one_size(images), labels)
+                    images, labels = run_mixing(transform, _one_size(images), labels, draws)
+                    indices = indices[predecessors(transform) :]
                 elif way == "batched":
-                    images = _batched(transform, images, sample_keys)
+                    images = run_batched(transform, images, draws)
                 else:
-                    images = _per_sample(transform, images, sample_keys)
-        return _one_size(_each(_scaled, images)), labels
+                    images = _per_sample(transform, images, draws)
+        return images, labels
 
     @property
     def description(self) -> list[tuple[str, str]]:
@@ -114,8 +161,7 @@ def _name(transform: Transform) -> str:
 
 def _inner(transform: Transform) -> Sequence[Transform]:
     """The transforms that a RandomApply, RandomChoice or RandomOrder holds; of others, none."""
-    inner: Sequence[Transform] = getattr(transform, "transforms", ())
-    return inner
+    return transform.transforms if isinstance(transform, NESTING) else ()
 
 
 def _names(transform: Transform) -> set[str]:
@@ -128,27 +174,15 @@ def _way(transform: Transform) -> str:
         return "fixed"
     if _names(transform) & MIXING.keys():
         return "mixing"
-    return "batched" if type(transform) in KERNELS else "per sample"
+    return "batched" if is_batched(transform) else "per sample"
 
 
-def _batched(
-    transform: Transform, images: Tensor | list[Tensor], sample_keys: Tensor
-) -> Tensor | list[Tensor]:
-    kernel = KERNELS[type(transform)]
-    if isinstance(images, Tensor):
-        return kernel(transform, images, sample_keys)
-    pairs = zip(images, sample_keys, strict=True)
-    return _stacked([kernel(transform, image[None], key[None])[0] for image, key in pairs])
-
-
-def _per_sample(
-    transform: Transform, images: Tensor | list[Tensor], sample_keys: Tensor
-) -> Tensor | list[Tensor]:
+def _per_sample(transform: Transform, images: Images, draws: Draws) -> Images:
     results = []
-    for image, key in zip(images, sample_keys.tolist(), strict=True):
+    for image, key in zip(images, draws.keys.tolist(), strict=True):
         with seeded(key):
             results.append(_apply(transform, image))
-    return _stacked(results)
+    return stacked(results)
 
 
 def _apply(transform: Transform, images: Tensor) -> Tensor:
@@ -157,26 +191,19 @@ def _apply(transform: Transform, images: Tensor) -> Tensor:
     return torch.stack(result, dim=-4) if isinstance(result, tuple) else result
 
 
-def _each(transform: Transform, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+def _each(transform: Transform, images: Images) -> Images:
     if isinstance(images, Tensor):
         return _apply(transform, images)
-    return _stacked([_apply(transform, image) for image in images])
+    return stacked([_apply(transform, image) for image in images])
 
 
 def _scaled(images: Tensor) -> Tensor:
     if images.is_floating_point():
         return images
-    return images.to(torch.float32).div_(255)  # as ToTensor; a product with 1/255 has other bits
+    return images.div(255)  # as ToTensor; a product with 1/255 has other bits
 
 
-def _stacked(images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    """One tensor as soon as all images have one shape."""
-    if isinstance(images, list) and len({image.shape for image in images}) == 1:
-        return torch.stack(images)
-    return images
-
-
-def _one_size(images: Tensor | list[Tensor]) -> Tensor:
+def _one_size(images: Images) -> Tensor:
     if isinstance(images, Tensor):
         return images
     raise ValueError(
@@ -191,14 +218,14 @@ def _check_uint8(*images: Tensor) -> None:
             raise ValueError(f"images must be uint8 (0-255), but are {image.dtype}")
 
 
-def _shapes(images: Tensor | list[Tensor]) -> str:
+def _shapes(images: Images) -> str:
     tensors = [images] if isinstance(images, Tensor) else images
     shapes = sorted({tuple(tensor.shape) for tensor in tensors})
     return ", ".join(map(str, shapes[:4])) + (", ..." if len(shapes) > 4 else "")
 
 
 @contextmanager
-def _naming(transform: Transform, position: int, images: Tensor | list[Tensor]) -> Iterator[None]:
+def _naming(transform: Transform, position: int, images: Images) -> Iterator[None]:
     """Turn what a transform raises into a ValueError that says which one, and what it met."""
     try:
         yield

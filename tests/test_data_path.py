@@ -1,0 +1,313 @@
+"""From files to batches: the same bits by every way, kept where they fit, nothing waited for."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from datasets import DataError
+from trainer import reading
+from trainer.config import load_config
+from trainer.data import load_data, train_loader
+from trainer.job import prepare
+from trainer.loader import Loader, Part
+from trainer.summary import dry_run
+from transforms.pipeline import Pipeline
+
+CPU = torch.device("cpu")
+
+AUGMENTED = """
+dataset: {{name: RMB, root: {root}}}
+transforms:
+  train:
+    - {{name: Resize, size: 40}}
+    - {{name: RandomResizedCrop, size: [32, 32], scale: [0.5, 1.0]}}
+    - AlternatingFlip
+    - {{name: RandomApply, p: 0.5, transforms: [{{name: ColorJitter, brightness: 0.4, hue: 0.1}}]}}
+    - {{name: RandomRotation, degrees: 20, interpolation: bilinear}}
+    - {{name: RandAugment, num_ops: 1}}
+    - {{name: GaussianBlur, kernel_size: 3}}
+    - {{name: SaltPepperNoise, probability: 0.1}}
+    - {{name: Normalize, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
+    - {{name: RandomErasing, p: 0.5, value: random}}
+    - {{name: RandomChoice, transforms: [{{name: MixUp}}, {{name: CutMix}}]}}
+  eval:
+    - {{name: Resize, size: [32, 32]}}
+loader: {{batch_size: 8, workers: 0}}
+model: LeNet
+optimizer: {{name: SGD, lr: 0.01}}
+train: {{epochs: 2, device: cpu}}
+"""
+
+
+@pytest.fixture
+def augmented(tmp_path, notes):
+    """A YAML with every kind of transform: batched, per sample, nested, mixing."""
+    path = tmp_path / "augmented.yaml"
+    path.write_text(AUGMENTED.format(root=notes))
+    return path
+
+
+def hashes(loader: Loader, epoch: int, start: int = 0) -> list[str]:
+    """SHA-256 of each sample's pixels and label, in the epoch's order."""
+    return [
+        hashlib.sha256(image.numpy().tobytes() + label.numpy().tobytes()).hexdigest()
+        for images, labels in loader.epoch(epoch, start)
+        for image, label in zip(images, labels, strict=True)
+    ]
+
+
+def loader_of(file, *overrides: str) -> Loader:
+    config = load_config(file, overrides)
+    return train_loader(config, load_data(config, CPU).parts["train"], CPU)
+
+
+@pytest.mark.parametrize("file", ["augmented", "config_file"])
+def test_every_cache_worker_count_and_batch_size_gives_a_sample_the_same_bits(file, request):
+    file = request.getfixturevalue(file)
+    reference = loader_of(file, "loader.cache=ram")
+    expected = [hashes(reference, epoch) for epoch in (0, 1)]
+    assert len(set(expected[0] + expected[1])) > 1.9 * len(reference.part)
+    for overrides in (
+        ("loader.cache=off", "loader.workers=2"),
+        ("loader.cache=off", "loader.batch_size=5"),
+        ("loader.cache=device", "loader.batch_size=64"),
+        ("loader.cache=ram", "loader.workers=2", "loader.batch_size=1"),
+    ):
+        other = loader_of(file, *overrides)
+        for epoch in (0, 1):
+            assert hashes(other, epoch) == expected[epoch], overrides
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_begin_at_any_batch(augmented, workers):
+    loader = loader_of(augmented, f"loader.workers={workers}", "loader.cache=ram")
+    whole = hashes(loader, epoch=3)
+    for start in range(len(loader) + 1):
+        assert hashes(loader, epoch=3, start=start) == whole[start * 8 :]
+
+
+class Memory:
+    """A dataset of so many images in memory."""
+
+    classes, on_broken, note = ("a", "b"), "error", ""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images, count = images, len(images)
+        self.labels = tuple(i % 2 for i in range(count))
+        self.ids, self.parts = tuple(map(str, range(count))), (None,) * count
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+    def digest(self, index: int) -> str:
+        return str(index)
+
+    def digests(self, indices):
+        return [str(index) for index in indices]
+
+
+def memory_part(count: int, size: int) -> Part:
+    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+    dataset = Memory(images)
+    rows, labels = torch.arange(count), torch.tensor(dataset.labels)
+    return Part(dataset, Pipeline([], seed=0), rows, labels, images, rows[:2])
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 70), st.integers(1, 20), st.booleans(), st.integers(0, 9), st.data())
+def test_batches_made_in_one_go_are_those_of_one_at_a_time(count, batch_size, drop, epoch, data):
+    part = memory_part(count, data.draw(st.sampled_from([4, 5])))  # aligned to 64 bytes, or not
+    loader = Loader(part, batch_size, seed=1, drop_last=drop)
+    start = data.draw(st.integers(0, len(loader)))
+    at_once = list(loader.epoch(epoch, start))
+    loader._block = 1
+    alone = list(loader.epoch(epoch, start))
+    assert len(at_once) == len(alone) == len(loader) - start
+    for (images, labels), (expected, expected_labels) in zip(at_once, alone, strict=True):
+        assert torch.equal(images, expected) and torch.equal(labels, expected_labels)
+
+
+def test_a_batch_begins_at_the_same_alignment_wherever_the_epoch_began():
+    # A matrix product may have other last bits on memory that is aligned otherwise.
+    loader = Loader(memory_part(50, 5), batch_size=4, seed=1)
+    for start in range(len(loader)):
+        for images, _ in loader.epoch(0, start):
+            assert images.data_ptr() % 64 == 0
+
+
+def test_workers_hand_over_small_uint8_crops(tmp_path, notes, augmented):
+    lines = ("transforms.train.1={name: RandomCrop, size: 20}", "loader.cache=off")
+    config = load_config(augmented, [*lines, "transforms.train.5=AlternatingFlip"])
+    part = load_data(config, CPU).parts["train"]
+    images, labels = part.read(torch.arange(5), epoch=0)
+    assert isinstance(images, torch.Tensor)
+    assert images.shape == (5, 3, 20, 20) and images.dtype == torch.uint8
+    assert part.pipeline.early(cached=True) == 0 and part.early == 1
+
+
+# --- where images are kept ----------------------------------------------------------------------
+
+
+def test_auto_keeps_what_fits_into_half_of_the_memory_and_reads_the_rest_anew(
+    config_file, monkeypatch
+):
+    config = load_config(config_file, [])
+    kept = load_data(config, CPU).parts["train"].images
+    assert isinstance(kept, torch.Tensor)
+    train = kept.nbytes
+    for free, expected in ((2 * train + 2, "ram"), (2 * train, "off")):
+        monkeypatch.setattr(reading, "free_memory", lambda device, free=free: free)
+        assert load_data(config, CPU).parts["train"].cache == expected
+
+
+def test_a_split_in_memory_that_its_transforms_make_too_large_is_made_anew_each_epoch(
+    fashion_root, tmp_path, monkeypatch
+):
+    file = tmp_path / "large.yaml"
+    file.write_text(
+        f"dataset: {{name: FashionMNIST, root: {fashion_root}}}\n"
+        "transforms: {train: [{name: Resize, size: 64}], eval: [{name: Resize, size: 64}]}\n"
+        "model: MLP\noptimizer: {name: SGD, lr: 0.1}\ntrain: {epochs: 1, device: cpu}\n"
+    )
+    kept = loader_of(file)
+    monkeypatch.setattr(reading, "free_memory", lambda device: 200_000)
+    made = loader_of(file, "loader.workers=0")
+    assert (kept.part.cache, made.part.cache) == ("ram", "off")
+    assert hashes(kept, 0) == hashes(made, 0)
+
+
+@pytest.mark.parametrize("cache", ["ram", "device"])
+def test_a_cache_that_does_not_fit_is_refused_before_anything_is_kept(
+    config_file, monkeypatch, cache
+):
+    config = load_config(config_file, [f"loader.cache={cache}"])
+    monkeypatch.setattr(reading, "free_memory", lambda device: 1000)
+    with pytest.raises(DataError, match=rf"loader\.cache: {cache} needs .* are free; use auto"):
+        load_data(config, CPU)
+
+
+def test_auto_keeps_a_split_on_a_gpu_where_a_quarter_of_its_memory_holds_it(
+    config_file, augmented, monkeypatch
+):
+    gpu = torch.device("cuda", 0)
+    memory = {"cuda": 4004, "cpu": 10**9}
+    monkeypatch.setattr(reading, "free_memory", lambda device: memory[device.type])
+
+    def place(file, size: int, *overrides: str) -> torch.device | None:
+        config = load_config(file, overrides)
+        pipeline = reading_pipeline(config)
+        return reading.choose_cache(config, pipeline, size, gpu)
+
+    assert place(config_file, 1000) == gpu
+    assert place(config_file, 1001) == CPU
+    assert place(config_file, 1000, "loader.cache=ram") == CPU
+    assert place(config_file, 4000, "loader.cache=device") == gpu
+    assert place(augmented, 1000) == CPU, "RandAugment runs in processes that see no GPU"
+    with pytest.raises(DataError, match="device cannot be with RandAugment"):
+        place(augmented, 1000, "loader.cache=device")
+
+
+def reading_pipeline(config) -> Pipeline:
+    from trainer.data import build_pipelines
+
+    return build_pipelines(config, num_classes=2)["train"]
+
+
+# --- what was decided is told -------------------------------------------------------------------
+
+
+def test_what_was_decided_is_stored_in_the_run(train):
+    run = train("loader.workers=2", "transforms.train.1=RandAugment", "train.epochs=1")
+    decided = json.loads((run / "data_path.json").read_text())
+    assert decided["device"] == "cpu" and decided["threads"] == 1
+    assert decided["channels_last"] is False
+    assert decided["train"] == {
+        "cache": "ram",
+        "bytes": decided["train"]["bytes"],
+        "workers": 2,
+        "batch_size": 8,
+        "transforms": [
+            {"name": "Resize", "runs": "once per sample"},
+            {"name": "RandAugment", "runs": "per sample in 2 worker processes"},
+            {"name": "Normalize", "runs": "batched"},
+        ],
+    }
+    assert decided["train"]["bytes"] % (3 * 32 * 32) == 0
+
+
+def test_a_dry_run_tells_where_each_transform_runs_and_what_has_no_batched_form(augmented):
+    lines: list[str] = []
+    config = load_config(augmented, ["model={name: LeNet}", "loss=CrossEntropyLoss"])
+    dry_run(prepare(config, lines.append), lines.append)
+    text = "\n".join(lines)
+    assert "note    RandAugment has no batched form" in text
+    assert "GaussianBlur             batched" in text
+    assert "kept in memory" in text and "workers 0" in text and "1 threads" in text
+
+
+# --- nothing waits for the device ---------------------------------------------------------------
+
+
+class ReadBacks(TorchDispatchMode):
+    """Counts the reads of a number from a tensor, each of which would make a GPU wait."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.count += 1
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize(("every", "expected"), [("1st", 5), ("2st", 2), ("100st", 0)])
+def test_training_reads_back_once_a_log_interval_and_once_an_epoch(
+    train, monkeypatch, every, expected
+):
+    from trainer import training
+
+    counted: list[int] = []
+    one_epoch = training.train_one_epoch
+
+    def counting(*arguments):
+        with ReadBacks() as read_backs:
+            result = one_epoch(*arguments)
+        counted.append(read_backs.count)
+        return result
+
+    monkeypatch.setattr(training, "train_one_epoch", counting)
+    train(f"log.every={every}", "train.epochs=1", "train.clip_grad_norm=1.0")
+    assert counted == [expected + 1]
+
+
+# --- start-up -----------------------------------------------------------------------------------
+
+
+def test_training_does_not_load_the_compiler_and_compiling_afterwards_works(config_file, tmp_path):
+    code = f"""
+import sys
+from trainer.train import main
+assert main(["--config", {str(config_file)!r}, "--runs", {str(tmp_path)!r}]) == 0
+from trainer.quick_start import is_loaded
+assert not is_loaded() and "torch._dynamo.symbolic_convert" not in sys.modules
+import torch
+double = torch.compile(lambda x: 2 * x, backend="eager")
+assert is_loaded() and double(torch.ones(2)).tolist() == [2, 2]
+parameter = torch.nn.Parameter(torch.ones(2))
+optimizer = torch.optim.SGD([parameter], lr=1.0)
+parameter.grad = torch.ones(2)
+optimizer.step()
+optimizer.zero_grad()
+assert parameter.tolist() == [0, 0]
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,220 @@
+"""Batched changes of colour, blur and noise: torchvision's arithmetic, factors drawn per sample.
+
+Bits of a sample must not depend on its place in a batch. So no sum in float32 runs over pixels, and
+where torchvision adds a multiple of a tensor, which its vector code rounds once (a fused
+multiply-add), float64 does the same: with ``add``'s ``alpha`` each sample could not have its own.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torchvision.transforms.v2 as v2
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from transforms.kernel import Kernel, Parameters, change
+from transforms.keyed import Draws
+from transforms.own import SaltPepperNoise
+
+
+def draw_grayscale(
+    transform: v2.RandomGrayscale, size: tuple[int, int, int], draws: Draws
+) -> Parameters:
+    """Which samples lose their colour: chosen."""
+    return {"chosen": draws.uniform() < transform.p}
+
+
+def make_gray(transform: v2.RandomGrayscale, images: Tensor, parameters: Parameters) -> Tensor:
+    """The chosen samples in shades of gray, with as many channels as before (1 or 3)."""
+
+    def gray(some: Tensor, rows: Tensor) -> Tensor:
+        result: Tensor = v2.functional.rgb_to_grayscale(some, num_output_channels=some.shape[1])
+        return result.contiguous()  # torchvision's three channels are one in memory
+
+    return change(images, parameters["chosen"], gray)
+
+
+def draw_jitter(transform: v2.ColorJitter, size: tuple[int, int, int], draws: Draws) -> Parameters:
+    """Each sample's order of the four operations, fn_idx (B, 4), and its factors, (B,) float64.
+
+    A factor whose argument is off is left out. Raises ValueError unless there are 1 or 3 channels.
+    """
+    if size[0] not in (1, 3):
+        raise ValueError(f"ColorJitter takes images of 1 or 3 channels, but these have {size[0]}")
+    parameters = {"fn_idx": draws.permutation(4)}
+    for name in _OPERATIONS:
+        limits = getattr(transform, name.removesuffix("_factor"))
+        if limits is not None:
+            parameters[name] = draws.uniform(*limits)
+    return parameters
+
+
+def jitter(transform: v2.ColorJitter, images: Tensor, parameters: Parameters) -> Tensor:
+    """Brightness, contrast, saturation and hue changed, in each sample's own order.
+
+    Equal to torchvision's, except that torchvision's mean for the contrast is a sum in float32: of
+    float images, and of those beyond 2**16 pixels, its last bit may differ.
+    """
+    numbers = [number for number, name in enumerate(_OPERATIONS) if name in parameters]
+    if images.shape[1] == 1:  # which has neither saturation nor hue
+        numbers = [number for number in numbers if number < 2]
+    slots = parameters["fn_idx"].argsort(dim=1)[:, numbers]  # of each operation that is on
+    order = slots.argsort(dim=1)  # (B, operations that are on)
+    names = list(_OPERATIONS)
+    for turn in order.T:
+        for place, number in enumerate(numbers):
+            operation = partial(_adjusted, _OPERATIONS[names[number]], parameters[names[number]])
+            images = change(images, turn == place, operation)
+    return images
+
+
+def _adjusted(
+    operation: Callable[[Tensor, Tensor], Tensor], factors: Tensor, images: Tensor, rows: Tensor
+) -> Tensor:
+    return operation(images, factors[rows][:, None, None, None])
+
+
+def _like(images: Tensor, factors: Tensor) -> Tensor:
+    """Factors, computed in float64 on the CPU, as float32 where the images lie."""
+    return factors.to(torch.float32).to(images.device, non_blocking=True)
+
+
+def _wide(images: Tensor) -> torch.dtype:
+    """The widest float of the images' device: Apple's GPUs have no float64."""
+    return torch.float32 if images.device.type == "mps" else torch.float64
+
+
+def _level(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Levels in float32, changed in place, cut to the range of ``dtype`` and rounded down to it."""
+    return images.clamp_(0, 1 if dtype.is_floating_point else 255).to(dtype)
+
+
+def _brightness(images: Tensor, factor: Tensor) -> Tensor:
+    return _level(images * _like(images, factor), images.dtype)
+
+
+def _blend(images: Tensor, others: Tensor, factor: Tensor) -> Tensor:
+    """factor * images + (1 - factor) * others."""
+    wide = _wide(images)
+    rest = others.to(wide) * _like(images, 1 - factor)  # exact
+    blended = (images * _like(images, factor)).to(wide).add_(rest).to(torch.float32)
+    return _level(blended, images.dtype)
+
+
+def _gray(images: Tensor) -> Tensor:
+    gray: Tensor = v2.functional.rgb_to_grayscale(images)
+    return gray
+
+
+def _contrast(images: Tensor, factor: Tensor) -> Tensor:
+    levels = _gray(images)
+    total = levels.sum(dim=(1, 2, 3), keepdim=True, dtype=_wide(images))
+    return _blend(images, total.to(torch.float32) / levels[0].numel(), factor)
+
+
+def _saturation(images: Tensor, factor: Tensor) -> Tensor:
+    return _blend(images, _gray(images), factor)
+
+
+def _hue(images: Tensor, factor: Tensor) -> Tensor:
+    """Turn the hue by ``factor`` (-0.5 to 0.5 of a full turn), by way of HSV, as Pillow does.
+
+    ``lerp`` with weights 0 and 1 and ``clamp`` choose here; torch.where takes many times as long.
+    """
+    scaled: Tensor = v2.functional.to_dtype(images, torch.float32, scale=True)
+    red, green, blue = scaled.unbind(1)
+    value = red.maximum(green).maximum(blue)
+    span = value - red.minimum(green).minimum(blue)
+    tiny = torch.finfo(torch.float32).tiny  # a divisor for 0
+    saturation = span / value.clamp(min=tiny)
+    gaps = (value[:, None] - scaled).div_(span.clamp_(min=tiny)[:, None])
+    red_gap, green_gap, blue_gap = gaps.unbind(1)
+    near_green, near_blue = red_gap + 2 - blue_gap, green_gap + 4 - red_gap
+    sixths = near_blue.lerp_(near_green, (green == value).to(torch.float32))
+    sixths = sixths.lerp_(blue_gap - green_gap, (red == value).to(torch.float32))
+    hue = sixths.mul_(1 / 6).add_(1)
+    hue = hue.sub_(hue.floor()).add_(_like(images, factor)[:, 0])
+    hue = hue.sub_(hue.floor())
+
+    sixths = hue.mul_(6)
+    sextant = sixths.floor()
+    part = (sixths - sextant).mul_(saturation)
+    pale = 1 - saturation
+    falling = (1 - part).mul_(value).clamp_(0, 1)
+    rising = part.add_(pale).mul_(value).clamp_(0, 1)
+    odd = sextant.sub_(sextant.mul(0.5).floor_().mul_(2))
+    between = rising.lerp_(falling, odd)[:, None]
+    least = pale.mul_(value).clamp_(0, 1)[:, None]
+    # A channel is full up to one sixth from its own hue on the circle, and least beyond two.
+    own = torch.tensor([0.0, 2.0, 4.0]).to(images.device, non_blocking=True)[:, None, None]
+    distance = (sixths[:, None] - own).abs_()
+    distance = torch.minimum(distance, 6 - distance)
+    beyond = distance.clamp(1, 2).sub_(distance).mul_(1e30)
+    turned = beyond.add_(between).clamp_(least, value[:, None])
+    result: Tensor = v2.functional.to_dtype(turned, images.dtype, scale=True)
+    return result
+
+
+_OPERATIONS = {  # in the order of torchvision's fn_idx
+    "brightness_factor": _brightness,
+    "contrast_factor": _contrast,
+    "saturation_factor": _saturation,
+    "hue_factor": _hue,
+}
+
+
+def draw_blur(transform: v2.GaussianBlur, size: tuple[int, int, int], draws: Draws) -> Parameters:
+    """Each sample's standard deviation in pixels, horizontal and vertical alike: sigma (B, 2)."""
+    return {"sigma": draws.uniform(*transform.sigma)[:, None].expand(-1, 2)}
+
+
+def _weights(size: int, sigma: Tensor) -> Tensor:
+    """(B, size) float32: torchvision's Gaussian weights for sigma (B,)."""
+    limit = (size - 1) / (2 * math.sqrt(2))
+    places = torch.linspace(-limit, limit, size) / sigma.to(torch.float32)[:, None]
+    return torch.softmax(-(places**2), dim=1)
+
+
+def blur(transform: v2.GaussianBlur, images: Tensor, parameters: Parameters) -> Tensor:
+    """Blur each sample with its own sigma, edges mirrored: torchvision's to the last bits.
+
+    Each channel of each sample is a group of one convolution, whose sum over the kernel is the same
+    however many groups there are; a single group would be another algorithm, and runs as two.
+    """
+    batch, channels, height, width = images.shape
+    columns, rows = transform.kernel_size
+    across, down = parameters["sigma"].unbind(1)
+    kernels = _weights(rows, down)[:, :, None] * _weights(columns, across)[:, None]
+    kernels = kernels.to(images.device, non_blocking=True).repeat_interleave(channels, dim=0)
+    margins = [columns // 2, columns // 2, rows // 2, rows // 2]
+    padded = pad(images.to(torch.float32), margins, mode="reflect").flatten(0, 1)
+    if len(padded) == 1:
+        padded, kernels = padded.expand(2, -1, -1), kernels.expand(2, -1, -1)
+    blurred = conv2d(padded[None], kernels[:, None], groups=len(padded))[0, : batch * channels]
+    if not images.is_floating_point():
+        blurred = blurred.round_().to(images.dtype)
+    return blurred.reshape(images.shape)
+
+
+def draw_noise(transform: SaltPepperNoise, size: tuple[int, int, int], draws: Draws) -> Parameters:
+    """The seed (B,) int64, in [0, 2**62), of each sample's noise."""
+    return {"seed": draws.integers(2**31) * 2**31 + draws.integers(2**31)}
+
+
+def add_noise(transform: SaltPepperNoise, images: Tensor, parameters: Parameters) -> Tensor:
+    """Salt and pepper on single pixels, drawn on the images' device from each sample's seed."""
+    batch, _, height, width = images.shape
+    noise = Draws(0, 0, parameters["seed"]).many(height * width, images.device)
+    noise = noise.view(batch, 1, height, width)
+    white = 1 if images.is_floating_point() else 255
+    kept, salt = noise >= transform.probability, noise < transform.probability * transform.salt
+    # Sums of products with 0 and 1: masked_fill takes many times as long.
+    return (images * kept).add_(salt.to(images.dtype).mul_(white))
+
+
+RANDOM_GRAYSCALE = Kernel(draw_grayscale, make_gray)
+COLOR_JITTER = Kernel(draw_jitter, jitter)
+GAUSSIAN_BLUR = Kernel(draw_blur, blur)
+SALT_PEPPER_NOISE = Kernel(draw_noise, add_noise)

@@ -1,0 +1,349 @@
+"""Batched geometric transforms: a matrix or a window a sample, in torchvision's own arithmetic.
+
+All of it is elementwise and in a fixed order, without matrix products, so a sample's pixels depend
+neither on its batch nor on a BLAS, its threads or TF32. torchvision does find the places to sample
+by a matrix product. Where its BLAS rounds products before it adds them, the places are equal to the
+bit. Where it fuses both (CUDA), they may differ in the last place, and "nearest" picks the other
+pixel where a place lies that close to the border of two.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torchvision.transforms.v2 as v2
+from torch import Tensor
+from torch.nn.functional import embedding_bag, grid_sample
+
+from transforms.kernel import Kernel, Parameters, change
+from transforms.keyed import Draws
+
+ATTEMPTS = 10  # to find a window that fits into the image
+
+
+def _mode(transform: Any) -> Any:
+    """Its interpolation as in a YAML file ("nearest", ...), or one of Pillow's numbers."""
+    return getattr(transform.interpolation, "value", transform.interpolation)
+
+
+def takes_warp(transform: Any) -> bool:
+    """Not one of Pillow's numbers for ``interpolation``, nor a ``fill`` for each type of input."""
+    return _mode(transform) in ("nearest", "bilinear") and not isinstance(transform.fill, dict)
+
+
+def takes_rotation(transform: v2.RandomRotation) -> bool:
+    """As ``takes_warp``; and not expand=True, for the images would differ in size."""
+    return not transform.expand and takes_warp(transform)
+
+
+def takes_resized_crop(transform: v2.RandomResizedCrop) -> bool:
+    """Interpolation "nearest" or "bilinear", or "bicubic" with antialias=True."""
+    return _mode(transform) in ("nearest", "bilinear") + ("bicubic",) * bool(transform.antialias)
+
+
+def _places(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """theta (B, n, 3) times (x, y, 1), of each pixel: (B, n, len(y), len(x)), in float32."""
+    of_x, of_y, of_1 = theta[..., None, None].unbind(2)
+    return (x * of_x + y[:, None] * of_y).add_(of_1)
+
+
+def _warp(transform: Any, images: Tensor, places: Tensor) -> Tensor:
+    """``images`` at places (B, x and y, H, W) in -1..1; ``transform.fill`` beyond those.
+
+    Raises ValueError if ``fill`` is a list whose numbers are not as many as the channels.
+    """
+    channels, mode, grid = images.shape[1], _mode(transform), places.movedim(1, 3)
+    if transform.fill is None:
+        values = grid_sample(images.float(), grid, mode, align_corners=False)
+    else:
+        fill = torch.tensor(transform.fill, dtype=torch.float32).view(-1, 1, 1)
+        if len(fill) not in (1, channels):
+            raise ValueError(f"fill has {len(fill)} numbers, and the images {channels} channels")
+        fill = fill.to(images.device, non_blocking=True)
+        # grid_sample leaves of one more channel, of ones, what share of a pixel is in the image
+        shape = (len(images), channels + 1, *images.shape[2:])
+        values = images.new_ones(shape, dtype=torch.float32)
+        values[:, :channels] = images
+        values = grid_sample(values, grid, mode, align_corners=False)
+        values, share = values[:, :channels], values[:, channels:]
+        if mode == "nearest":
+            values = torch.where(share < 0.5, fill, values)
+        else:
+            values = (values - fill).mul_(share).add_(fill)
+    return values if images.dtype == torch.float32 else values.round().to(images.dtype)
+
+
+def _affine(transform: Any, images: Tensor, parameters: Parameters) -> Tensor:
+    """``images`` turned about ``transform.center``, moved, scaled and sheared."""
+    height, width = images.shape[2:]
+    middle_x, middle_y = width * 0.5, height * 0.5
+    center_x, center_y = transform.center or (middle_x, middle_y)
+    center = torch.tensor([center_x - middle_x, center_y - middle_y], dtype=torch.float64)
+    turn, shear_x, shear_y = torch.deg2rad(
+        torch.column_stack([parameters["angle"], parameters["shear"]]).double()
+    ).unbind(1)
+    scale = parameters["scale"].double()
+    # [[a, b], [c, d]] turns and shears, with determinant 1; pixels are looked up by its inverse.
+    a = torch.cos(turn - shear_y) / torch.cos(shear_y)
+    b = -(a * torch.tan(shear_x) + torch.sin(turn))
+    c = torch.sin(turn - shear_y) / torch.cos(shear_y)
+    d = torch.cos(turn) - c * torch.tan(shear_x)
+    inverse = torch.stack([d / scale, -b / scale, -c / scale, a / scale], 1).view(-1, 2, 2)
+    x, y = (center + parameters["translate"].double())[:, None].unbind(2)
+    offset = center - inverse[..., 0] * x - inverse[..., 1] * y
+    theta = torch.cat([inverse, offset[..., None]], 2).float()
+    theta = theta / torch.tensor([[middle_x], [middle_y]])  # grid_sample counts from -1 to 1
+    columns = torch.arange(width, device=images.device) - (width - 1) * 0.5
+    rows = torch.arange(height, device=images.device) - (height - 1) * 0.5
+    theta = theta.to(images.device, non_blocking=True)
+    return _warp(transform, images, _places(theta, columns, rows))
+
+
+def draw_rotation(
+    transform: v2.RandomRotation, size: tuple[int, int, int], draws: Draws
+) -> Parameters:
+    """How far each sample is turned: angle, in degrees."""
+    return {"angle": draws.uniform(*transform.degrees)}
+
+
+def rotate(transform: v2.RandomRotation, images: Tensor, parameters: Parameters) -> Tensor:
+    """Turn each sample counterclockwise by its angle."""
+    angle = -torch.remainder(parameters["angle"].double(), 360.0)
+    still = torch.zeros(len(images), 2)
+    scale = torch.ones(len(images))
+    moves = {"angle": angle, "translate": still, "scale": scale, "shear": still}
+    return _affine(transform, images, moves)
+
+
+def draw_affine(transform: v2.RandomAffine, size: tuple[int, int, int], draws: Draws) -> Parameters:
+    """Each sample's angle (degrees), translate (x and y, pixels), scale, shear (x and y, degrees).
+
+    An argument that is None leaves its parameter at 0, and scale at 1.
+    """
+    across, down = transform.translate or (0.0, 0.0)
+    move_x, move_y = across * size[2], down * size[1]
+    shear = [*(transform.shear or ()), 0.0, 0.0, 0.0, 0.0]
+    translate = [draws.uniform(-move_x, move_x), draws.uniform(-move_y, move_y)]
+    return {
+        "angle": draws.uniform(*transform.degrees),
+        "translate": torch.stack(translate, 1).round(),
+        "scale": draws.uniform(*(transform.scale or (1.0, 1.0))),
+        "shear": torch.stack([draws.uniform(*shear[:2]), draws.uniform(*shear[2:4])], 1),
+    }
+
+
+def draw_perspective(
+    transform: v2.RandomPerspective, size: tuple[int, int, int], draws: Draws
+) -> Parameters:
+    """Which samples are changed, chosen, and each one's coefficients (B, 8), a to h.
+
+    The pixel at (x, y) is looked up at (ax + by + c, dx + ey + f) / (gx + hy + 1). Samples whose
+    corners come to lie on one line, as in images one pixel wide, are not chosen.
+    """
+    _, height, width = size
+    reach_x = int(transform.distortion_scale * (width // 2)) + 1
+    reach_y = int(transform.distortion_scale * (height // 2)) + 1
+    chosen = draws.uniform() < transform.p
+    # The corners, clockwise from the top left one: each moves inwards, to (x, y).
+    corner_x = torch.tensor([0, width - 1, width - 1, 0])
+    corner_y = torch.tensor([0, 0, height - 1, height - 1])
+    inwards = torch.stack([draws.integers(reach) for reach in [reach_x] * 4 + [reach_y] * 4], 1)
+    x = corner_x + inwards[:, :4] * torch.tensor([1, -1, -1, 1])
+    y = corner_y + inwards[:, 4:] * torch.tensor([1, 1, -1, -1])
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    for_x = torch.stack([x, y, one, zero, zero, zero, -corner_x * x, -corner_x * y], 2)
+    for_y = torch.stack([zero, zero, zero, x, y, one, -corner_y * x, -corner_y * y], 2)
+    matrices = torch.stack([for_x, for_y], 2).view(-1, 8, 8).double()
+    corners = torch.stack([corner_x, corner_y], 1).view(8, 1).double().expand(len(x), 8, 1)
+    coefficients = torch.linalg.solve_ex(matrices, corners).result[..., 0]
+    solved = (coefficients.abs() < 1e10).all(1)  # else nan, inf, or 1e15 and more, by rounding
+    return {"chosen": chosen & solved, "coefficients": coefficients.float()}
+
+
+def change_perspective(
+    transform: v2.RandomPerspective, images: Tensor, parameters: Parameters
+) -> Tensor:
+    """Look at the chosen samples from aside."""
+    height, width = images.shape[2:]
+    columns = torch.arange(width, device=images.device) + 0.5
+    rows = torch.arange(height, device=images.device) + 0.5
+    coefficients = parameters["coefficients"]
+    above = coefficients[:, :6].view(-1, 2, 3) / torch.tensor([[0.5 * width], [0.5 * height]])
+    below = torch.cat([coefficients[:, 6:], torch.ones(len(coefficients), 1)], 1)[:, None]
+
+    def project(some: Tensor, chosen: Tensor) -> Tensor:
+        numerator, denominator = (
+            _places(theta[chosen].to(some.device, non_blocking=True), columns, rows)
+            for theta in (above, below)
+        )
+        seen = numerator.div_(denominator).sub_(1.0)
+        return _warp(transform, some, seen.nan_to_num_(9.0, 9.0, -9.0))  # divided by 0: beyond
+
+    return change(images, parameters["chosen"], project)
+
+
+def _rectangles(transform: Any, height: int, width: int, draws: Draws) -> tuple[Tensor, Tensor]:
+    """(B, ATTEMPTS) int64 each: the sides of rectangles of random area and aspect ratio.
+
+    Their area is uniform in ``transform.scale`` of the image's; the ratio of the first side to the
+    second is in ``transform.ratio``, and its logarithm is uniform.
+    """
+    numbers = draws.many(2 * ATTEMPTS).double()
+    least, most = transform.scale
+    area = height * width * (least + (most - least) * numbers[:, :ATTEMPTS])
+    low, high = map(math.log, transform.ratio)
+    ratio = torch.exp(low + (high - low) * numbers[:, ATTEMPTS:])
+    return torch.sqrt(area * ratio).round().long(), torch.sqrt(area / ratio).round().long()
+
+
+def _first(valid: Tensor, values: Tensor, otherwise: int) -> Tensor:
+    """The first of a row's ``values`` (B, n) that is ``valid``, ``otherwise`` if none is: (B,)."""
+    found = values.gather(1, valid.byte().argmax(1, keepdim=True))[:, 0]
+    return torch.where(valid.any(1), found, otherwise)
+
+
+def draw_resized_crop(
+    transform: v2.RandomResizedCrop, size: tuple[int, int, int], draws: Draws
+) -> Parameters:
+    """Each sample's window: top, left, height, width. After ten misfits, a central one."""
+    _, height, width = size
+    widths, heights = _rectangles(transform, height, width, draws)
+    valid = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    narrowest, widest = min(transform.ratio), max(transform.ratio)
+    central_height, central_width = height, width
+    if width / height < narrowest:
+        central_height = round(width / narrowest)
+    elif width / height > widest:
+        central_width = round(height * widest)
+    h, w = _first(valid, heights, central_height), _first(valid, widths, central_width)
+    found = valid.any(1)
+    top = torch.where(found, draws.integers(height - h + 1), (height - central_height) // 2)
+    left = torch.where(found, draws.integers(width - w + 1), (width - central_width) // 2)
+    return {"top": top, "left": left, "height": h, "width": w}
+
+
+def _hat(x: Tensor) -> Tensor:
+    """The filter of bilinear interpolation."""
+    return (1 - x.abs()).clamp(min=0)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """The filter of bicubic interpolation (Keys, 1981, a = -0.5)."""
+    x = x.abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0))
+
+
+def _taps(transform: Any, start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """From which pixels each of ``size`` pixels is made: their places, and their weights.
+
+    The pixels show those from ``start`` to ``start + length`` (B,). Returns (B, size, taps), int64
+    and float32; how many taps there are depends on the batch, and those added weigh nothing.
+    """
+    mode, last = _mode(transform), (length - 1)[:, None, None]
+    if mode == "nearest":
+        step = length.float() / size
+        places = (torch.arange(size) * step[:, None]).long()[..., None]
+        return start[:, None, None] + places.minimum(last), torch.ones(places.shape)
+    radius, kernel = (1, _hat) if mode == "bilinear" else (2, _cubic)
+    step = length.double() / size
+    reach = radius * (step.clamp(min=1) if transform.antialias else torch.ones_like(step))
+    center = (torch.arange(size) + 0.5) * step[:, None] - 0.5
+    first = torch.ceil(center - reach[:, None]).long()
+    places = first[..., None] + torch.arange(math.ceil(2 * float(reach.max())))
+    weights = kernel((places - center[..., None]) * radius / reach[:, None, None])
+    weights = torch.where((places >= 0) & (places <= last), weights, 0.0)
+    weights = weights / weights.sum(2, keepdim=True)
+    return start[:, None, None] + places.clamp(min=0).minimum(last), weights.float()
+
+
+def _combine_rows(images: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """(B, C, size, W): rows that are sums of the rows at ``places``, times ``weights``.
+
+    images: (B, C, H, W) float32.  Each sum is taken in the order of the taps, as an embedding bag
+    does it: in one pass over memory, which makes it many times faster than a sum of products.
+    """
+    batch, channels, height, width = images.shape
+    first = (torch.arange(batch * channels) * height).view(batch, channels, 1, 1)
+    bags = (first + places[:, None]).flatten(0, 2).to(images.device, non_blocking=True)
+    weights = weights[:, None].expand(-1, channels, -1, -1).flatten(0, 2)
+    weights = weights.to(images.device, non_blocking=True)
+    rows = images.reshape(-1, width)
+    sums = embedding_bag(bags, rows, mode="sum", per_sample_weights=weights)
+    return sums.view(batch, channels, -1, width)
+
+
+def resized_crop(transform: v2.RandomResizedCrop, images: Tensor, parameters: Parameters) -> Tensor:
+    """Crop each sample to its window, and resize that to ``transform.size``."""
+    height, width = transform.size
+    rows = _taps(transform, parameters["top"], parameters["height"], height)
+    columns = _taps(transform, parameters["left"], parameters["width"], width)
+    values = _combine_rows(images.mT.contiguous().float(), *columns).mT
+    if images.dtype == torch.float32:
+        return _combine_rows(values, *rows)
+    values = _combine_rows(values.clamp_(0, 255), *rows)  # clamped twice, as in torchvision
+    return values.round_().clamp_(0, 255).to(images.dtype)
+
+
+def draw_erasing(
+    transform: v2.RandomErasing, size: tuple[int, int, int], draws: Draws
+) -> Parameters:
+    """Which samples lose a rectangle, chosen, and its place: i (top), j (left), h, w.
+
+    noise, (B,) int64, is what the pixels of value "random" are a function of. Raises ValueError if
+    ``value`` is a list whose numbers are not as many as the channels.
+    """
+    channels, height, width = size
+    if transform.value is not None and len(transform.value) not in (1, channels):
+        raise ValueError(
+            f"value has {len(transform.value)} numbers, and the images {channels} channels"
+        )
+    chosen = draws.uniform() < transform.p
+    heights, widths = _rectangles(transform, height, width, draws)
+    valid = (heights < height) & (widths < width)
+    h, w = _first(valid, heights, height), _first(valid, widths, width)
+    return {
+        "chosen": chosen & valid.any(1),
+        "i": draws.integers(height - h + 1),
+        "j": draws.integers(width - w + 1),
+        "h": h,
+        "w": w,
+        "noise": (draws.integers(2**31) << 31) + draws.integers(2**31),
+    }
+
+
+def _normal(keys: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
+    """(len(keys), *shape) standard normal numbers, functions of the keys (Box and Muller, 1958)."""
+    draws, count = Draws(0, 0, keys), math.prod(shape)
+    half = (count + 1) // 2
+    radius = torch.sqrt(-2 * torch.log(1 - draws.many(half, device)))
+    angle = 2 * math.pi * draws.many(half, device)
+    numbers = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], 1)
+    return numbers[:, :count].view(-1, *shape)
+
+
+def erase(transform: v2.RandomErasing, images: Tensor, parameters: Parameters) -> Tensor:
+    """Set the rectangles of the chosen samples to ``transform.value``; None stands for "random"."""
+
+    def paint(some: Tensor, chosen: Tensor) -> Tensor:
+        top, left, height, width = (
+            parameters[name][chosen, None, None, None].to(some.device, non_blocking=True)
+            for name in "ijhw"
+        )
+        y = torch.arange(some.shape[2], device=some.device)[:, None]
+        x = torch.arange(some.shape[3], device=some.device)
+        inside = (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
+        if transform.value is None:
+            value = _normal(parameters["noise"][chosen], some.shape[1:], some.device)
+        else:
+            value = torch.tensor(transform.value).view(-1, 1, 1)
+        return torch.where(inside, value.to(some.device, some.dtype, non_blocking=True), some)
+
+    return change(images, parameters["chosen"], paint)
+
+
+RANDOM_ROTATION = Kernel(draw_rotation, rotate, takes_rotation)
+RANDOM_AFFINE = Kernel(draw_affine, _affine, takes_warp)
+RANDOM_PERSPECTIVE = Kernel(draw_perspective, change_perspective, takes_warp)
+RANDOM_RESIZED_CROP = Kernel(draw_resized_crop, resized_crop, takes_resized_crop)
+RANDOM_ERASING = Kernel(draw_erasing, erase)
