@@ -1,0 +1,173 @@
+"""Images packed into a few large tar files, as ``python -m scripts.pack_shards`` writes them."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from torch import Tensor
+
+from datasets import BrokenImage, DataError
+from datasets.files import PARTS, missing_folder, shorten, user_path
+from datasets.images import check_file, decode, read_file, reason
+
+INDEX = "shards.json"
+FORMAT = "images in tar shards, 1"  # the number counts up when the index changes its form
+
+_Types = dict[str, tuple[type, ...]]
+_INDEX: _Types = {"format": (str,), "classes": (list,), "shards": (list,), "samples": (list,)}
+_SHARD: _Types = {"name": (str,), "size": (int,), "sha256": (str,)}
+_SAMPLE: _Types = {
+    "id": (str,),
+    "label": (int,),
+    "part": (str, type(None)),
+    "sha256": (str,),
+    "shard": (int,),
+    "offset": (int,),
+    "size": (int,),
+}
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def shard_name(number: int) -> str:
+    """The file name of a shard, counted from 0."""
+    return f"shard-{number:06d}.tar"
+
+
+class Shards:
+    """The images of an ImageFolder in ``root/shard-000000.tar`` and so on, and ``shards.json``.
+
+    Ids, labels, parts, digests and pixels are the folder's own, and so are the split and all
+    results. The tar files are WebDataset's; they are read here by the index's offsets, in any
+    order, without that library. Each image's SHA-256 is checked when it is read.
+    Images: (3, H, W) uint8, RGB, each of its own size. Raises DataError for an absent or malformed
+    index, and for shards that are missing or not of the size that it says.
+    """
+
+    images: Tensor | None = None
+    note = ""
+
+    def __init__(self, root: str, on_broken: Literal["error", "skip"] = "error") -> None:
+        folder = user_path(root, "dataset.root")
+        if not folder.is_dir():
+            raise missing_folder(folder)
+        index = _read_index(folder / INDEX)
+        samples = index["samples"]
+        self.root = folder
+        self.on_broken = on_broken
+        self.classes = tuple(index["classes"])
+        self.labels: tuple[int, ...] = tuple(sample["label"] for sample in samples)
+        self.ids: tuple[str, ...] = tuple(sample["id"] for sample in samples)
+        self.parts: tuple[str | None, ...] = tuple(sample["part"] for sample in samples)
+        self._digests: tuple[str, ...] = tuple(sample["sha256"] for sample in samples)
+        # The place of each: number of the shard, first byte, number of bytes.
+        self._places = tuple(
+            (sample["shard"], sample["offset"], sample["size"]) for sample in samples
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image(self, index: int) -> Tensor:
+        """Decode one image: (3, H, W) uint8. Raises BrokenImage, also if its bytes have changed."""
+        shard, offset, size = self._places[index]
+        path = self.root / shard_name(shard)
+        name = f"{path}: {self.ids[index]}"
+        try:
+            check_file(path)
+            with open(path, "rb") as file:  # anew each time: it works in any thread and process
+                file.seek(offset)
+                content = file.read(size)
+        except (OSError, ValueError) as error:
+            raise BrokenImage(name, reason(error)) from error
+        if hashlib.sha256(content).hexdigest() != self._digests[index]:
+            raise BrokenImage(name, f"its bytes are not those that {INDEX} tells of")
+        return decode(content, name)
+
+    def digest(self, index: int) -> str:
+        """SHA-256 (hex) of the image file's bytes, as the index has it."""
+        return self._digests[index]
+
+    def digests(self, indices: Sequence[int]) -> list[str]:
+        """``digest`` of each."""
+        return [self._digests[index] for index in indices]
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    """The index, of which every value is checked: it may come from anywhere."""
+
+    def fail(what: str) -> NoReturn:
+        raise DataError(f"{path}: {what}. Pack anew: python -m scripts.pack_shards.")
+
+    if not path.exists():
+        fail(f"no such file; expected {shard_name(0)} and so on, and {INDEX} beside them")
+    try:
+        index: dict[str, Any] = json.loads(read_file(path))
+    except (ValueError, RecursionError) as error:
+        fail(f"not a whole JSON file ({shorten(str(error))})")
+    if not _is(index, _INDEX) or index["format"] != FORMAT:
+        fail(f"not an index of shards in the form of {FORMAT!r}")
+
+    classes, shards, samples = index["classes"], index["shards"], index["samples"]
+    if not classes or not all(type(name) is str and name for name in classes):
+        fail("classes must be names")
+    if len(set(classes)) < len(classes):
+        fail("two classes have one name")
+    for number, shard in enumerate(shards):
+        if not _is(shard, _SHARD) or shard["name"] != shard_name(number):
+            fail(f"shard {number} must be {shard_name(number)}, with a size and a SHA-256")
+        _check_shard(path.parent / shard["name"], shard["size"])
+    for number, sample in enumerate(samples):
+        if not _is(sample, _SAMPLE):
+            fail(f"sample {number} must have {', '.join(_SAMPLE)}")
+        if not _is_relative(sample["id"]):
+            fail(f"sample {number}: id {shorten(sample['id'])!r} is not a relative path")
+        if not 0 <= sample["label"] < len(classes):
+            fail(f"sample {number}: its label is none of the {len(classes)} classes")
+        if sample["part"] not in (None, *PARTS.values()):
+            fail(f"sample {number}: unknown part {shorten(sample['part'])!r}")
+        if not _SHA256.fullmatch(sample["sha256"]):
+            fail(f"sample {number}: {shorten(sample['sha256'])!r} is not a SHA-256")
+        if not 0 <= sample["shard"] < len(shards):
+            fail(f"sample {number}: its shard is none of the {len(shards)}")
+        end = sample["offset"] + sample["size"]
+        if not 0 <= sample["offset"] < end <= shards[sample["shard"]]["size"]:
+            fail(f"sample {number}: lies outside of its shard")
+    if not samples:
+        fail("no samples")
+    if len({sample["id"] for sample in samples}) < len(samples):
+        fail("two samples have one id")
+    return index
+
+
+def _check_shard(path: Path, size: int) -> None:
+    try:
+        check_file(path)
+        found = os.path.getsize(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: {reason(error)}; {INDEX} lists it: copy it here again."
+        ) from error
+    if found != size:
+        told = shorten(f"{size:,}")
+        raise DataError(
+            f"{path}: {found:,} bytes, but {INDEX} says {told}: cut off, or of another packing; "
+            f"copy both again."
+        )
+
+
+def _is(value: object, types: _Types) -> bool:
+    """Whether it is an object of exactly these keys and types; true and false are no numbers."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == types.keys()
+        and all(type(value[key]) in allowed for key, allowed in types.items())
+    )
+
+
+def _is_relative(path: str) -> bool:
+    pieces = path.split("/")
+    return "\0" not in path and not {"", ".", ".."} & set(pieces)

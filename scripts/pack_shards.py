@@ -1,0 +1,199 @@
+"""Pack an image folder into tar files, which large sets are copied and read faster from.
+
+python -m scripts.pack_shards --source DIR --target DIR --size 256M
+
+TARGET gets shard-000000.tar and so on, each file as it is, and shards.json. Train on it with
+``dataset: {name: Shards, root: TARGET}``; the results are those of the folder. The tar files are in
+WebDataset's form: 00000000.jpg beside 00000000.cls, the label.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import BrokenImage
+    from datasets.image_folder import ImageFolder
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Pack a folder. Returns the exit code: 0, 2, 3 (bad data), 5 (target not written) or 130."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.pack_shards",
+        description="Pack SOURCE/CLASS/IMAGE into TARGET/shard-000000.tar and so on.",
+    )
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="an image folder, with or without parts")
+    add("--target", type=Path, required=True, help="a folder that is new or empty")
+    add("--size", type=_bytes, default="256M", help="bytes a shard, about (default: 256M)")
+    add("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
+    arguments = parser.parse_args(argv)
+    source, target = arguments.source, arguments.target.resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        parser.error(f"--target {target}: exists already; name a folder that is new or empty")
+    if target.is_relative_to(source.resolve()):
+        parser.error(f"--target {target}: lies inside --source {source}, among its images")
+
+    try:
+        import webdataset  # noqa: F401 - here, to say what is missing before any work is done
+    except ImportError:
+        parser.error('packing needs the library webdataset: pip install -e ".[shards]"')
+    from datasets import DataError
+    from datasets.image_folder import ImageFolder
+
+    try:
+        dataset = ImageFolder(str(source))
+        digests = _check(dataset, arguments.skip_broken)
+        print(_pack(dataset, digests, target, arguments.size))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except OSError as error:
+        print(f"error: {target}: cannot be written: {error.strerror}.", file=sys.stderr)
+        return 5
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,12})([KMG]?)", text)
+    if not match or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a size such as 500K, 256M or 1G")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _check(dataset: "ImageFolder", skip_broken: bool) -> dict[int, str]:
+    """Decode every image; index -> SHA-256 of the good ones, unless a broken one is an error."""
+    from datasets import BrokenImage, DataError
+    from datasets.images import decode, read_file
+    from trainer.console import bar
+
+    def check(index: int) -> "str | BrokenImage":
+        path = dataset.root / dataset.ids[index]
+        try:
+            content = read_file(path)
+            decode(content, str(path))
+        except BrokenImage as error:
+            return error
+        return hashlib.sha256(content).hexdigest()
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        tried = pool.map(check, range(len(dataset)))
+        results = list(bar(tried, "checking images", len(dataset)))
+    finally:
+        pool.shutdown(cancel_futures=True)  # at Ctrl-C the images that wait are not awaited
+    broken = [result for result in results if not isinstance(result, str)]
+    report = "".join(f"\n{error}" for error in broken)
+    if broken and not skip_broken or len(broken) == len(dataset):
+        raise DataError(f"{len(broken)} broken images (--skip-broken leaves them out):{report}")
+    if broken:
+        print(f"left out {len(broken)} broken images:{report}", file=sys.stderr)
+    return {index: result for index, result in enumerate(results) if isinstance(result, str)}
+
+
+def _pack(dataset: "ImageFolder", digests: dict[int, str], target: Path, size: int) -> str:
+    """Write everything beside the target, then rename. Returns what there is to tell."""
+    from datasets.shards import FORMAT, INDEX, shard_name
+    from trainer.console import bar
+
+    shards: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
+    indices = bar(digests, "packing images", len(digests))
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        while len(samples) < len(digests):
+            path = partial / shard_name(len(shards))
+            packed = _write_shard(path, dataset, digests, indices, len(samples), size)
+            places = _images_in(path)
+            for index, (offset, length) in zip(packed, places, strict=True):
+                sample = {"id": dataset.ids[index], "label": dataset.labels[index]}
+                sample |= {"part": dataset.parts[index], "sha256": digests[index]}
+                samples.append(sample | {"shard": len(shards), "offset": offset, "size": length})
+            with open(path, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            shards.append({"name": path.name, "size": path.stat().st_size, "sha256": sha256})
+        head = {"format": FORMAT, "classes": dataset.classes, "shards": shards}
+        lines = ",\n".join(json.dumps(sample) for sample in samples)  # a line each, to grep in
+        text = f'{json.dumps(head)[:-1]}, "samples": [\n{lines}\n]}}\n'
+        (partial / INDEX).write_text(text, "ascii")
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        partial.rename(target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already if all went well
+    total = sum(shard["size"] for shard in shards)
+    return f"{target}: {len(samples)} images in {len(shards)} shards, {total:,} bytes"
+
+
+def _write_shard(
+    path: Path,
+    dataset: "ImageFolder",
+    digests: dict[int, str],
+    indices: Iterator[int],
+    first: int,
+    size: int,
+) -> list[int]:
+    """Fill one tar file from the indices until it has its size; returns those that went in.
+
+    ``first`` is the number of the first sample: its key. Names would not do: a/1.jpg and a/1.png
+    would be one sample to WebDataset, and a tar header holds 100 characters of ASCII.
+    """
+    from webdataset import TarWriter
+
+    from datasets import DataError
+    from datasets.images import read_file
+
+    packed: list[int] = []
+    # Fixed owner and time: equal images give equal bytes. encoder=False: files as they are.
+    with (
+        open(path, "wb") as file,
+        TarWriter(file, user="", group="", mtime=0, encoder=False) as tar,
+    ):
+        for index in indices:
+            source = dataset.root / dataset.ids[index]
+            content = read_file(source)
+            if hashlib.sha256(content).hexdigest() != digests[index]:
+                raise DataError(f"{source}: has changed while it was packed; start again.")
+            key = f"{first + len(packed):08d}"
+            label = str(dataset.labels[index]).encode()
+            # WebDataset's readers find the picture under the suffix, which they want in lower case.
+            tar.write({"__key__": key, source.suffix[1:].lower(): content, "cls": label})
+            packed.append(index)
+            if file.tell() >= size:
+                break
+    return packed
+
+
+def _images_in(path: Path) -> list[tuple[int, int]]:
+    """First byte and length of each image in a tar file, by its own headers."""
+    with tarfile.open(path, "r:") as tar:
+        return [(file.offset_data, file.size) for file in tar if not file.name.endswith(".cls")]
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, is on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
