@@ -69,11 +69,16 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(config.print(), end="")
         return
 
-    from trainer.job import prepare
-    from trainer.summary import dry_run
-    from trainer.training import train
+    from trainer.quick_start import collecting_later, defer_compiler, keep_freed_memory
 
-    job = prepare(config, say)
+    keep_freed_memory()
+    with collecting_later():
+        defer_compiler()
+        from trainer.job import prepare
+        from trainer.summary import dry_run
+        from trainer.training import train
+
+        job = prepare(config, say)
     if arguments.dry_run:
         dry_run(job, say)
     else:
