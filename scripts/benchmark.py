@@ -1,0 +1,166 @@
+"""How fast training is, next to computing alone, to loops by hand and to other frameworks.
+
+    python -m scripts.benchmark
+    python -m scripts.benchmark --quick --cases fashion --arms "by hand" framework
+    python -m scripts.benchmark --rmb data/rmb --full --out benchmark
+
+All in one process and by turns: whatever else the machine does then slows all alike.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CASES = ("fashion", "step", "rmb")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the tables, write them with a picture; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.benchmark",
+        description="Measure training speed: ratios first, absolute numbers second.",
+        epilog="exit codes: 0 done, 2 usage, 3 data is missing, 4 a loss was not finite, "
+        "5 a run failed or the disk is full",
+    )
+    parser.add_argument(
+        "--cases", nargs="+", choices=CASES, default=list(CASES), help="what to measure (all)"
+    )
+    parser.add_argument(
+        "--arms", nargs="+", metavar="ARM", help='ways of training, e.g. "by hand" framework (all)'
+    )
+    parser.add_argument("--blocks", type=int, metavar="N", help="blocks after the warm-up (5)")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images a step")
+    parser.add_argument("--root", default="data", metavar="DIR", help="holds FashionMNIST (data)")
+    parser.add_argument(
+        "--rmb", default="data/rmb", metavar="DIR", help="photographs (data/rmb, or drawn notes)"
+    )
+    parser.add_argument("--full", action="store_true", help="AlexNet on photographs too: minutes")
+    parser.add_argument("--quick", action="store_true", help="40 seconds, and less certain")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (cpu)")
+    parser.add_argument("--threads", type=int, metavar="N", help="torch's threads (its default)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmark"), metavar="DIR", help="where to write"
+    )
+    arguments = parser.parse_args(argv)
+    for name in ("blocks", "batch_size", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} {value}: expected at least 1")
+
+    from trainer.errors import exit_code_of  # errors end here, as a message and an exit code
+
+    return exit_code_of(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    import json
+    import tempfile
+
+    import torch
+
+    from scripts.benchmark_arms import ARMS, is_installed
+    from scripts.benchmark_cases import fashion_task, measure_fashion, measure_rmb, measure_step
+    from scripts.benchmark_report import picture, report
+    from trainer.console import say
+    from trainer.errors import UsageError
+
+    names = arguments.arms or list(ARMS)
+    if unknown := [name for name in names if name not in ARMS]:
+        raise UsageError(f"--arms {unknown[0]}: expected one of {', '.join(ARMS)}")
+    for name in names:
+        if not is_installed(name):
+            say(f"skipped  {name}: it is not installed")
+    names = [name for name in names if is_installed(name)]
+    device = device_named(arguments.device)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    quick = arguments.quick
+    blocks = arguments.blocks or (2 if quick else 5)
+    results: dict[str, Any] = {"machine": machine(device)}
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Path(folder)
+        if "fashion" in arguments.cases:
+            task = fashion_task(arguments.root, arguments.batch_size, device, runs)
+            seconds = 1.0 if quick else 4.0
+            results["fashion"] = measure_fashion(task, names, blocks, seconds, say)
+        if "step" in arguments.cases:
+            results["step"] = measure_step(1000 if quick else 5000, blocks, device, runs, say)
+        if "rmb" in arguments.cases:
+            models = ["LeNet", "AlexNet"] if arguments.full else ["LeNet"]
+            rounds = min(blocks, 3)
+            results["rmb"] = measure_rmb(arguments.rmb, models, rounds, device, runs, say)
+    results["machine"] |= {"load average, at the end": load_average()}
+    text = report(results)
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "benchmark.md").write_text(text, encoding="utf-8")
+    (out / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if "fashion" in results:
+        (out / "benchmark.svg").write_text(picture(results), encoding="utf-8")
+    say(
+        f"\n{text}\n{out}: benchmark.md, benchmark.json{', benchmark.svg' * ('fashion' in results)}"
+    )
+
+
+def device_named(name: str) -> Any:
+    """The device; raises UsageError where this machine has none of that name."""
+    import torch
+
+    from trainer.errors import UsageError
+
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(name.partition(":")[0], False):
+        has = ", ".join(kind for kind, there in available.items() if there)
+        raise UsageError(f"--device {name}: this machine has {has}")
+    return torch.device(name)
+
+
+def machine(device: Any) -> dict[str, str]:
+    """What the numbers were measured on."""
+    import datetime
+    import os
+
+    from trainer.run import environment
+
+    found = environment(device)
+    changed = " and changes" if found["git_changed_files"] else ""
+    return {
+        "processor": processor(),
+        "cores": str(os.cpu_count()),
+        "device": found["device"],
+        "threads": str(found["threads"]),
+        "torch": found["packages"]["torch"],
+        "python": found["python"],
+        "commit": f"{(found['git_commit'] or 'unknown')[:7]}{changed}",
+        "date": datetime.date.today().isoformat(),
+        "load average, at the start": load_average(),
+    }
+
+
+def processor() -> str:
+    """The processor as its maker calls it, where the system says."""
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def load_average() -> str:
+    """Processes that wanted to run in the last minute; the benchmark's own count too."""
+    import os
+
+    return f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""What the benchmark found, as tables and as a picture: ratios first, absolute numbers second."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+Numbers = Sequence[float]
+Rows = Sequence[Sequence[str]]
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The whole report in Markdown: targets, ratios and absolute numbers, the machine."""
+    parts = []
+    rows = targets(results)
+    if rows:
+        parts.append(table(["what", "measured", "target", ""], rows))
+    if "fashion" in results:
+        speeds = [row["images_per_second"] for row in results["fashion"]["computing alone"]]
+        if min(speeds) < 0.8 * max(speeds):
+            parts.append(
+                f"**Not a quiet machine**: computing alone had {span(speeds, 0)} images/s."
+            )
+        parts.append("LeNet on Fashion-MNIST: images a second, next to computing alone.")
+        ratios, absolute = fashion_tables(results["fashion"])
+        head = ["way of training", "of computing alone", "min to max", "the framework is"]
+        parts.append(table(head, ratios))
+        head = ["way of training", "images/s", "min to max", "images", "steps", "last loss"]
+        parts.append(table(head, absolute))
+    if "step" in results:
+        parts.append("A step of a model that does next to nothing: microseconds.")
+        parts.append(table(["step", "median", "min to max"], step_rows(results["step"])))
+    if results.get("rmb"):
+        parts.append("10 epochs on photographs of notes, next to decoding once + computing alone.")
+        head = ["model", "of decode + compute", "wall", "decode", "in 1 thread", "compute", "steps"]
+        parts.append(table([*head, "photographs"], rmb_rows(results["rmb"])))
+    machine = results["machine"]
+    parts.append("\n".join(f"- {name}: {value}" for name, value in machine.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def fashion_ratios(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
+    """Each arm's speed in each block, divided by that block's "computing alone" (mean of two)."""
+    by_block: dict[int, list[float]] = {}
+    for row in arms["computing alone"]:
+        by_block.setdefault(row["block"], []).append(row["images_per_second"])
+    alone = {block: statistics.mean(speeds) for block, speeds in by_block.items()}
+    return {
+        name: [row["images_per_second"] / alone[row["block"]] for row in rows]
+        for name, rows in arms.items()
+    }
+
+
+def times_faster(arms: Mapping[str, Sequence[Mapping[str, Any]]], than: str) -> float:
+    """How many times faster the framework is: the median of the blocks' ratios."""
+    own, other = ([row["images_per_second"] for row in arms[name]] for name in ("framework", than))
+    return float(statistics.median(a / b for a, b in zip(own, other, strict=True)))
+
+
+def fashion_tables(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Rows, Rows]:
+    """The rows of ratios and those of absolute numbers, the fastest first."""
+    ratios, relative, absolute = fashion_ratios(arms), [], []
+    for name in sorted(arms, key=lambda name: -statistics.median(ratios[name])):
+        rows = arms[name]
+        faster = ""
+        if "framework" in arms and name not in ("framework", "computing alone"):
+            faster = f"{times_faster(arms, name):.2f} x as fast"
+        relative.append([name, f"{statistics.median(ratios[name]):.3f}", span(ratios[name], 3)])
+        relative[-1].append(faster)
+        speeds = [row["images_per_second"] for row in rows]
+        last = rows[-1]
+        absolute.append([name, f"{statistics.median(speeds):,.0f}", span(speeds, 0)])
+        absolute[-1] += [f"{last['images']:,}", f"{last['steps']:,}", f"{last['loss']:.2f}"]
+    return relative, absolute
+
+
+def own_cost(step: Mapping[str, Numbers], above: str) -> list[float]:
+    """What a step of the framework costs above another way's, in each block: microseconds."""
+    return [a - b for a, b in zip(step["framework"], step[above], strict=True)]
+
+
+def step_rows(step: Mapping[str, Numbers]) -> Rows:
+    """Differences first, then each way's own time."""
+    others = [name for name in step if name != "framework"]
+    differences = {f"framework above {name}": own_cost(step, name) for name in others}
+    return [
+        [name, f"{statistics.median(times):.1f}", span(times, 1)]
+        for name, times in (differences | dict(step)).items()
+    ]
+
+
+def rmb_ratio(rows: Sequence[Mapping[str, float]]) -> float:
+    """The wall time of a run, of what decoding once and computing alone take together."""
+    return statistics.median(row["framework"] / (row["decode"] + row["compute"]) for row in rows)
+
+
+def rmb_rows(models: Mapping[str, Sequence[Mapping[str, float]]]) -> Rows:
+    """A row a model: the ratio, the medians of its seconds, and what was done."""
+    parts = ("framework", "decode", "decode_1_thread", "compute")
+    return [
+        [
+            name,
+            f"{rmb_ratio(rows):.2f}",
+            *(f"{statistics.median(row[part] for row in rows):.2f} s" for part in parts),
+            *(f"{rows[0][part]:.0f}" for part in ("steps", "photographs")),
+        ]
+        for name, rows in models.items()
+    ]
+
+
+def targets(results: Mapping[str, Any]) -> Rows:
+    """What the framework is to be judged by, as far as it was measured."""
+    found: list[tuple[str, float, str, float]] = []
+    arms = results.get("fashion", {})
+    if "framework" in arms:
+        ratio = statistics.median(fashion_ratios(arms)["framework"])
+        found.append(("framework, of computing alone", ratio, ">=", 0.92))
+        if "by hand" in arms:
+            found.append(("framework / by hand", times_faster(arms, "by hand"), ">", 1.0))
+        loaders = [times_faster(arms, name) for name in arms if name.startswith("DataLoader")]
+        if loaders:
+            found.append(("framework / best DataLoader", min(loaders), ">=", 3.2))
+        if "Lightning" in arms:
+            found.append(("framework / Lightning", times_faster(arms, "Lightning"), ">=", 4.5))
+    if "step" in results:
+        cost = statistics.median(own_cost(results["step"], "bare loop, batches ready"))
+        found.append(("own cost of a step, microseconds", cost, "<=", 30.0))
+    for model, rows in results.get("rmb", {}).items():
+        found.append((f"RMB, {model}: of decode + compute", rmb_ratio(rows), "<=", 2.0))
+    return [
+        [what, f"{value:.2f}", f"{sign} {target:g}", "met" if met(value, sign, target) else "not"]
+        for what, value, sign, target in found
+    ]
+
+
+def met(value: float, sign: str, target: float) -> bool:
+    """Whether ``value`` stands to ``target`` as ``sign`` says."""
+    return {">=": value >= target, ">": value > target, "<=": value <= target}[sign]
+
+
+def span(values: Numbers, digits: int) -> str:
+    """The least and the greatest value."""
+    return f"{min(values):,.{digits}f} to {max(values):,.{digits}f}"
+
+
+def table(head: Sequence[str], rows: Rows) -> str:
+    """A Markdown table, its columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [list(head), ["-" * width for width in widths], *map(list, rows)]
+    cells = ([c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def picture(results: Mapping[str, Any]) -> str:
+    """An SVG of the arms' ratios to computing alone: a bar each, a line at 1."""
+    arms = results["fashion"]
+    ratios = {name: statistics.median(values) for name, values in fashion_ratios(arms).items()}
+    left, unit, row = 190, 420, 30
+    height, right = row * len(ratios) + 62, left + unit
+    machine = results["machine"]
+    bars = []
+    for i, name in enumerate(sorted(ratios, key=lambda name: -ratios[name])):
+        y, width = 30 + row * i, unit * ratios[name]
+        kind = ' class="own"' if name == "framework" else ""
+        bars.append(
+            f'<text x="{left - 10}" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
+            f'<rect{kind} x="{left}" y="{y}" width="{width:.1f}" height="20" rx="2"/>'
+            f'<text x="{max(left + width, 0) + 8:.1f}" y="{y + 15}">{ratios[name]:.2f}</text>'
+        )
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 {height}" role="img"'
+            ' font-family="system-ui, sans-serif" font-size="13">',
+            "<title>Training speed, as a share of computing alone</title>",
+            "<style>text {fill: #24292f} rect {fill: #8c959f} .own {fill: #0969da}"
+            " line {stroke: #24292f; stroke-dasharray: 4 3}"
+            " @media (prefers-color-scheme: dark) {text {fill: #e6edf3} .own {fill: #4493f8}"
+            " line {stroke: #e6edf3}}</style>",
+            '<text x="10" y="18">LeNet on Fashion-MNIST: images/s, computing alone = 1</text>',
+            *bars,
+            f'<line x1="{right}" x2="{right}" y1="26" y2="{height - 30}"/>',
+            f'<text x="10" y="{height - 10}" font-size="11">'
+            f"{escape(str(machine['processor']))}, torch {escape(str(machine['torch']))},"
+            f" commit {escape(str(machine['commit']))}</text>",
+            "</svg>\n",
+        ]
+    )

@@ -1,0 +1,208 @@
+"""The benchmark measures what it says: equal work, the real command, ratios of raw numbers."""
+
+import json
+import math
+import re
+import statistics
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+
+from datasets.fashion_mnist import FashionMNIST
+from models.lenet import LeNet
+from models.mlp import MLP
+from scripts.benchmark import main
+from scripts.benchmark_arms import (
+    ARMS,
+    framework,
+    is_installed,
+    new_model,
+    train_by_command,
+)
+from scripts.benchmark_cases import fashion_task, measure_rmb, measure_step
+from scripts.benchmark_report import fashion_ratios, own_cost, picture, report, rmb_ratio
+from trainer.errors import RunError
+
+CPU = torch.device("cpu")
+MACHINE = {"processor": "a & b", "torch": "2", "commit": "abc1234"}
+
+
+@pytest.fixture
+def task(fashion_root, tmp_path):
+    return fashion_task(str(fashion_root), 8, CPU, tmp_path)
+
+
+def count_training(monkeypatch, model_class):
+    """The sizes of all batches that a model of this class is trained on from now on."""
+    sizes = []
+    forward = model_class.forward
+
+    def counting(self, images):
+        if self.training and images.device == CPU:  # on "meta" only shapes are tried
+            sizes.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(model_class, "forward", counting)
+    return sizes
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_trains_on_as_many_images_as_it_claims(name, task, monkeypatch):
+    if not is_installed(name):
+        pytest.skip(f"{name} is not installed")
+    sizes = count_training(monkeypatch, LeNet)
+    outcome = ARMS[name](task, len(task.images), 3)
+    assert set(sizes) == {8}
+    assert (outcome.images, outcome.steps) == (sum(sizes), len(sizes))
+    assert outcome.steps == 3 * (len(task.images) // 8)
+    assert math.isfinite(outcome.loss) and outcome.images_per_second > 0
+
+
+def test_all_arms_see_batches_of_one_distribution(task, monkeypatch):
+    statistics_of = {}
+    for name in ARMS:
+        if name in ("computing alone", "Lightning", "timm"):  # no augmentation; as DataLoader; own
+            continue
+        seen: list[torch.Tensor] = []
+        forward = LeNet.forward
+
+        def looking(self, images, forward=forward, seen=seen):
+            if self.training and images.device == CPU:
+                seen.append(images.detach().clone())
+            return forward(self, images)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LeNet, "forward", looking)
+            ARMS[name](task, len(task.images), 5)
+        images = torch.cat(seen)
+        assert images.shape[1:] == (1, 32, 32) and images.dtype == torch.float32
+        statistics_of[name] = (images.mean().item(), images.std().item(), images.min().item())
+    expected = statistics_of.pop("DataLoader, 0 workers")
+    for name, found in statistics_of.items():
+        assert found == pytest.approx(expected, rel=0.03), name
+
+
+def test_the_framework_runs_through_its_command_and_all_start_from_its_weights(task):
+    framework(task, len(task.images), 3)
+    (file,) = task.runs.glob("*/benchmark.yaml")
+    (result,) = task.runs.glob("*/benchmark/*/result.json")
+    assert json.loads(result.read_text())["status"] == "done"
+    assert (result.parent / "report").is_dir()
+    run = train_by_command(file, ["optimizer.lr=1e-30", "train.epochs=1"], task.runs)
+    weights = torch.load(run.folder / "model.pt", weights_only=True)
+    ours = new_model(task).state_dict()
+    assert weights.keys() == ours.keys()
+    for name, tensor in ours.items():  # biases begin at 0, and move even at such a rate
+        assert torch.allclose(weights[name], tensor, rtol=0, atol=1e-25), name
+
+
+def test_the_task_is_the_training_split_of_the_framework(task, fashion_root):
+    framework(task, len(task.images), 3)
+    (file,) = task.runs.glob("*/benchmark/*/split.json")
+    names = json.loads(file.read_text())["train"]
+    assert len(task.images) == len(names)
+    dataset = FashionMNIST(str(fashion_root), download=False)
+    rows = [row for row, name in enumerate(dataset.ids) if name in names]
+    assert torch.equal(task.images, dataset.images[rows])
+
+
+def test_a_run_that_fails_is_told_with_what_it_said(task):
+    framework(task, len(task.images), 3)
+    (file,) = task.runs.glob("*/benchmark.yaml")
+    with pytest.raises(RunError, match="exit code 2(.|\n)*optimiser"):
+        train_by_command(file, ["optimiser.lr=1"], task.runs)
+
+
+def test_the_ratios_of_the_written_table_are_those_of_the_raw_numbers(
+    fashion_root, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    arguments = ["--cases", "fashion", "--arms", "by hand", "framework", "--quick", "--blocks", "2"]
+    places = ["--batch-size", "8", "--root", str(fashion_root), "--out", str(out)]
+    assert main([*arguments, *places]) == 0
+    raw = json.loads((out / "benchmark.json").read_text())["fashion"]
+    text = (out / "benchmark.md").read_text()
+    assert text in capsys.readouterr().out
+    assert [len(raw[name]) for name in ("computing alone", "by hand", "framework")] == [4, 2, 2]
+    for name in ("by hand", "framework"):
+        ratios = []
+        for block in (0, 1):
+            alone = [row["images_per_second"] for row in raw["computing alone"][2 * block :][:2]]
+            ratios.append(raw[name][block]["images_per_second"] / (sum(alone) / 2))
+        shown = re.findall(rf"^\| {name} +\| (\d+\.\d+) +\|", text, re.MULTILINE)
+        assert shown[0] == f"{statistics.median(ratios):.3f}"
+        assert f"{min(ratios):.3f} to {max(ratios):.3f}" in text
+        speeds = [row["images_per_second"] for row in raw[name]]
+        assert f"| {statistics.median(speeds):,.0f} " in text
+    assert (out / "benchmark.svg").exists()
+
+
+def arms(*speeds_by_block):
+    rows = [
+        {"block": block, "images_per_second": speed, "images": 10, "steps": 2, "loss": 1.0}
+        for block, speed in speeds_by_block
+    ]
+    return rows
+
+
+def test_a_block_in_which_the_machine_was_slower_changes_no_ratio_and_is_told():
+    found = {
+        "computing alone": arms((0, 100), (0, 100), (1, 10), (1, 10)),
+        "framework": arms((0, 95), (1, 9.5)),
+    }
+    assert fashion_ratios(found)["framework"] == pytest.approx([0.95, 0.95])
+    assert "Not a quiet machine" in report({"machine": MACHINE, "fashion": found})
+
+
+def test_the_picture_has_a_bar_as_long_as_each_ratio():
+    found = {"computing alone": arms((0, 80), (0, 120)), "framework": arms((0, 50))}
+    root = ElementTree.fromstring(picture({"machine": MACHINE, "fashion": found}))
+    widths = [float(bar.attrib["width"]) for bar in root.iter("{http://www.w3.org/2000/svg}rect")]
+    assert widths[1] == widths[0] / 2
+    line = next(root.iter("{http://www.w3.org/2000/svg}line"))
+    bar = next(root.iter("{http://www.w3.org/2000/svg}rect"))
+    assert float(line.attrib["x1"]) == float(bar.attrib["x"]) + widths[0]
+
+
+@pytest.mark.parametrize(("speed", "verdict"), [(92, "met"), (91, "not")])
+def test_a_target_is_met_from_its_very_value_on(speed, verdict):
+    found = {"computing alone": arms((0, 100), (0, 100)), "framework": arms((0, speed))}
+    text = report({"machine": MACHINE, "fashion": found})
+    assert re.search(rf"of computing alone +\| 0\.{speed} +\| >= 0\.92 \| {verdict} ", text)
+
+
+def test_the_cost_of_a_step_is_measured_over_equally_many_steps(tmp_path, monkeypatch):
+    sizes = count_training(monkeypatch, MLP)
+    measured = measure_step(400, 1, CPU, tmp_path, lambda line: None)
+    assert set(sizes) == {8}
+    ready, gathered, own = measured.values()
+    steps = len(sizes) / 6  # three ways, in the warm-up and in one block
+    assert steps >= 800 and abs(steps - 1000) < 30  # the framework's split is one by hash
+    assert len(ready) == len(gathered) == len(own) == 1 and min(ready + gathered + own) > 0
+    assert own_cost(measured, "bare loop, batches ready") == [own[0] - ready[0]]
+
+
+def test_photographs_are_measured_through_the_command_and_against_equal_steps(notes, tmp_path):
+    said: list[str] = []
+    (rows,) = measure_rmb(str(notes), ["LeNet"], 1, CPU, tmp_path, said.append).values()
+    (row,) = rows
+    result = json.loads(next(tmp_path.glob("*/lenet_rmb/*/result.json")).read_text())
+    assert row["steps"] == 10 * math.ceil(result["dataset"]["images"]["train"] / 16)
+    assert row["photographs"] == 50 and len(said) == 1
+    assert rmb_ratio(rows) == row["framework"] / (row["decode"] + row["compute"])
+
+
+@pytest.mark.parametrize("case", ["fashion", "rmb"])
+def test_missing_data_is_one_clear_line_and_exit_code_3(case, tmp_path, capsys):
+    absent, out = str(tmp_path / "absent"), tmp_path / "out"
+    places = ["--root", absent, "--rmb", absent, "--out", str(out)]
+    assert main(["--cases", case, *places]) == 3
+    told = capsys.readouterr().err.strip()
+    assert absent in told and "\n" not in told
+    assert not out.exists()
+
+
+def test_an_unknown_arm_is_told_with_the_known_ones(capsys):
+    assert main(["--arms", "keras"]) == 2
+    assert "keras" in (told := capsys.readouterr().err) and "by hand" in told
