@@ -230,7 +230,7 @@ def test_what_was_decided_is_stored_in_the_run(train):
     run = train("loader.workers=2", "transforms.train.1=RandAugment", "train.epochs=1")
     decided = json.loads((run / "data_path.json").read_text())
     assert decided["device"] == "cpu" and decided["threads"] == 1
-    assert decided["channels_last"] is False
+    assert decided["channels_last"] is True and decided["fused_optimizer"] is True
     assert decided["train"] == {
         "cache": "ram",
         "bytes": decided["train"]["bytes"],

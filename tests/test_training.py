@@ -106,11 +106,13 @@ def test_training_equals_a_hand_written_loop(train, config_file):
     part = load_data(config, CPU).parts["train"]
     torch.manual_seed(seed_of(0, "weights"))
     model = LeNet(num_classes=2, in_channels=3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
     model.train()
     for epoch in range(2):
         for rows in permutation(len(part), 0, epoch).split(8):
             images, labels = part.batch(rows, epoch)
+            images = images.contiguous(memory_format=torch.channels_last)
             optimizer.zero_grad()
             F.cross_entropy(model(images), labels).backward()
             optimizer.step()

@@ -195,7 +195,9 @@ def build_pipelines(config: Config, num_classes: int) -> dict[str, Pipeline]:
     }
 
 
-def train_loader(config: Config, part: Part, device: torch.device) -> Loader:
+def train_loader(
+    config: Config, part: Part, device: torch.device, channels_last: bool = False
+) -> Loader:
     """The shuffled batches of the training split."""
     return Loader(
         part,
@@ -204,11 +206,13 @@ def train_loader(config: Config, part: Part, device: torch.device) -> Loader:
         drop_last=config.loader.drop_last,
         workers=workers(config, part),
         device=device,
-        channels_last=channels_last(config),
+        channels_last=channels_last,
     )
 
 
-def eval_loader(config: Config, part: Part, device: torch.device) -> Loader:
+def eval_loader(
+    config: Config, part: Part, device: torch.device, channels_last: bool = False
+) -> Loader:
     """The batches of a split in its own order."""
     images, _ = part.sample(torch.arange(1))
     # Small images want large batches; at 224 x 224 a batch of 256 would fill a laptop's memory.
@@ -219,16 +223,8 @@ def eval_loader(config: Config, part: Part, device: torch.device) -> Loader:
         batch_size,
         workers=workers(config, part),
         device=device,
-        channels_last=channels_last(config),
+        channels_last=channels_last,
     )
-
-
-def channels_last(config: Config) -> bool:
-    """Whether images and weights are kept channels last; ``auto`` is a rule, not a measurement.
-
-    A measurement could choose otherwise the next time, and with it other last bits.
-    """
-    return config.train.channels_last is True
 
 
 def workers(config: Config, part: Part) -> int:

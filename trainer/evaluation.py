@@ -42,7 +42,10 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     check_size(config, model, shape)
     load_best(model, run)
     model.to(device)
-    logits, labels = predict(model, eval_loader(config, part, device).epoch())
+    channels_last = bool(read_json(run / "data_path.json").get("channels_last"))
+    if channels_last:  # the same arithmetic as in the run
+        model.to(memory_format=torch.channels_last)
+    logits, labels = predict(model, eval_loader(config, part, device, channels_last).epoch())
     label_of = dict(zip(dataset.ids, dataset.labels, strict=True))
     train_labels = [label_of[name] for name in saved["train"] if name in label_of]
     loss_fn = build_loss(config, torch.tensor(train_labels), len(dataset.classes)).to(device)

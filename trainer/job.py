@@ -1,7 +1,7 @@
 """Everything that a run is made of, built from the configuration and checked."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +15,7 @@ from models.probe import check_input
 from models.weights import load_weights, read_weights
 from trainer.components import build, check_components
 from trainer.config import Config
-from trainer.data import (
-    Data,
-    channels_last,
-    check_shape,
-    eval_loader,
-    load_data,
-    train_loader,
-)
+from trainer.data import Data, check_shape, eval_loader, load_data, train_loader
 from trainer.errors import ConfigError
 from trainer.loader import Loader, Part
 from trainer.losses import balanced_weight
@@ -69,13 +62,11 @@ def prepare(config: Config, say: Say) -> Job:
             raise ConfigError([config.fault("transforms.eval", message)])
     model = build_model(config, data.classes, input_shape)
     model.to(device)
-    if channels_last(config):
-        model.to(memory_format=torch.channels_last)
     loss_fn = build_loss(config, train_part.labels, len(data.classes)).to(device)
-    for name in {shape: name for name, shape in reversed(shapes.items())}.values():
-        rehearse(config, data.parts[name], model, loss_fn, device)
+    distinct = {shape: data.parts[name] for name, shape in reversed(shapes.items())}.values()
+    channels_last = choose_layout(config, model, loss_fn, distinct, device)
     optimizer = build_optimizer(config, model)
-    batches = train_loader(config, train_part, device)
+    batches = train_loader(config, train_part, device, channels_last)
     check_batches(config, batches, model)
     steps = len(batches)
     return Job(
@@ -88,7 +79,7 @@ def prepare(config: Config, say: Say) -> Job:
         optimizer=optimizer,
         schedule=build_schedule_of(config, optimizer, steps),
         train_loader=batches,
-        val_loader=eval_loader(config, data.parts["val"], device),
+        val_loader=eval_loader(config, data.parts["val"], device, channels_last),
     )
 
 
@@ -104,9 +95,46 @@ def check_size(config: Config, model: nn.Module, shape: tuple[int, int, int]) ->
         raise ConfigError([config.fault("model", message)]) from None
 
 
+def choose_layout(
+    config: Config,
+    model: nn.Module,
+    loss_fn: nn.Module,
+    parts: Iterable[Part],
+    device: torch.device,
+) -> bool:
+    """Rehearse, and say whether images and weights lie channels last in memory.
+
+    ``auto`` goes by what was measured (DECISIONS.md), not by measuring: a choice that could fall
+    otherwise the next time would change last bits. A model that cannot work so is left as it was.
+    """
+    wanted = config.train.channels_last
+    if wanted == "auto":
+        has_convolutions = any(parameter.ndim == 4 for parameter in model.parameters())
+        wanted = device.type == "cpu" and has_convolutions
+    parts = list(parts)
+    if wanted:
+        model.to(memory_format=torch.channels_last)
+    try:
+        for part in parts:
+            rehearse(config, part, model, loss_fn, device, wanted)
+    except ConfigError:
+        if not wanted or config.train.channels_last is True:
+            raise
+        model.to(memory_format=torch.contiguous_format)
+        for part in parts:
+            rehearse(config, part, model, loss_fn, device, False)
+        return False
+    return wanted
+
+
 @torch.inference_mode()
 def rehearse(
-    config: Config, part: Part, model: nn.Module, loss_fn: nn.Module, device: torch.device
+    config: Config,
+    part: Part,
+    model: nn.Module,
+    loss_fn: nn.Module,
+    device: torch.device,
+    channels_last: bool,
 ) -> None:
     """Take two images through model and loss, as evaluation would, before anything is written.
 
@@ -115,6 +143,8 @@ def rehearse(
     images, labels = part.sample(part.extremes[:2])
     if images.ndim == 5:  # cut by FiveCrop or TenCrop: one crop of each will do
         images = images[:, 0]
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
     model.eval()
     num_classes = len(part.dataset.classes)
     try:
@@ -229,8 +259,13 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     arguments = dict(config.optimizer.arguments)
     groups = parameter_groups(model, arguments.pop("no_decay", False))
     component = config.optimizer.model_copy(update={"arguments": arguments})
+    device = next(model.parameters()).device.type
+    # One pass over the weights instead of eight. Who chose another way has it.
+    ways = {"fused", "foreach", "capturable", "differentiable"} & arguments.keys()
+    fused = {} if ways or device not in ("cpu", "cuda") else {"fused": True}
     try:
-        built: torch.optim.Optimizer = build(OPTIMIZERS, "optimizer", component, params=groups)
+        built: torch.optim.Optimizer
+        built = build(OPTIMIZERS, "optimizer", component, params=groups, **fused)
     except ValueError as error:
         raise ConfigError([config.fault("optimizer", str(error))]) from None
     return built

@@ -16,7 +16,7 @@ from transforms.keyed import permutation
 from transforms.pipeline import Pipeline
 
 CPU = torch.device("cpu")
-BLOCK = 2**21  # bytes of float32 images that are made in one go, and stay in a CPU's cache
+BLOCK = 2**23  # bytes of float32 images that are made in one go
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from trainer.checkpoint import is_finite, save_checkpoint
@@ -62,7 +63,7 @@ def keep_best(job: Job, run: Path, record: dict[str, Any]) -> None:
     """Write model.pt, a plain state_dict, and model.json, which says how to use it."""
     tensors = job.model.state_dict()  # kept as it is: a plain dict would lose its version numbers
     for name, tensor in tensors.items():
-        tensors[name] = tensor.detach().cpu().clone()
+        tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     save_tensors(run / "model.pt", tensors)
     config = job.config.model_dump(mode="json")
     write_json(

@@ -175,7 +175,7 @@ class Train(Frozen):
     threads: AtLeastOne | Literal["auto"] = "auto"
     """CPU threads of the arithmetic; auto is PyTorch's choice. Sums may differ in the last bits."""
     channels_last: bool | Literal["auto"] = "auto"
-    """Keep a pixel's channels together in memory: faster on some devices; auto does not."""
+    """Keep a pixel's channels together in memory; auto does for convolutions on a CPU."""
     accumulate: AtLeastOne = 1
     """Parts in which a batch goes through the model, to save memory."""
     clip_grad_norm: Positive | None = None

@@ -22,6 +22,7 @@ def data_path(job: Job) -> dict[str, Any]:
         "device": str(job.device),
         "threads": torch.get_num_threads(),
         "channels_last": job.train_loader.channels_last,
+        "fused_optimizer": bool(job.optimizer.defaults.get("fused")),
         "train": _way_of(job.train_loader),
         "eval": _way_of(job.val_loader),
     }

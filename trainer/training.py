@@ -192,7 +192,8 @@ def judge_best(job: Job, run: Path, state: State, log: RunLog, stop: StopRequest
         raise NonFiniteLoss(f"{job.config.train.monitor} was never a number: no epoch is the best.")
     load_best(job.model, run)
     part = job.data.parts["test"]
-    batches = eval_loader(job.config, part, job.device).epoch()
+    layout = job.train_loader.channels_last
+    batches = eval_loader(job.config, part, job.device, layout).epoch()
     logits, labels = predict(job.model, stop.watch(batches))
     test = judge(job.config, logits, labels, job.loss_fn)
     log.events.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
