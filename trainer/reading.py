@@ -35,7 +35,8 @@ def read_part(
     def prepare(index: int) -> Tensor:
         return pipeline.prepare(dataset.image(index))
 
-    tried = [attempt(prepare, index) for index in indices[:8]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        tried = list(pool.map(lambda index: attempt(prepare, index), indices[:8]))
     first = [image for image in tried if isinstance(image, Tensor)]
     size = sum(image.nbytes for image in first) * len(indices) // max(len(first), 1)
     place = choose_cache(config, pipeline, size, device)
@@ -57,7 +58,7 @@ def read_part(
         table = torch.empty((len(indices), *first[0].shape), dtype=torch.uint8)
 
     def check(row: int) -> tuple[torch.Size, Tensor | None] | BrokenImage:
-        image = attempt(prepare, indices[row])
+        image = tried[row] if row < len(tried) else attempt(prepare, indices[row])
         if isinstance(image, BrokenImage):
             return image
         if len(table) and image.shape == table.shape[1:]:
