@@ -289,6 +289,22 @@ def test_training_reads_back_once_a_log_interval_and_once_an_epoch(
     assert counted == [expected + 1]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("overrides", [("loader.cache=device",), ("loader.workers=2",)])
+def test_cuda_batches_are_those_of_the_cpu(config_file, overrides):
+    gpu = torch.device("cuda")
+    config = load_config(config_file, [*overrides, "train.device=cuda"])
+    loader = train_loader(config, load_data(config, gpu).parts["train"], gpu)
+    expected = hashes(loader_of(config_file), epoch=1)
+    found = []
+    for images, labels in loader.epoch(1):
+        assert images.device.type == labels.device.type == "cuda"
+        for image, label in zip(images.cpu(), labels.cpu(), strict=True):
+            content = image.numpy().tobytes() + label.numpy().tobytes()
+            found.append(hashlib.sha256(content).hexdigest())
+    assert found == expected
+
+
 # --- start-up -----------------------------------------------------------------------------------
 
 

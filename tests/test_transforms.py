@@ -1,8 +1,10 @@
 """The transforms' tables, the batched kernels against torchvision, and the two-stage Pipeline."""
 
 import importlib
+import itertools
 import subprocess
 import sys
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from transforms import FIXED, MIXING, RANDOM, TRANSFORMS
 from transforms.batched import KERNELS, is_batched
+from transforms.kernel import Kernel
 from transforms.keyed import Draws, seeded
 from transforms.own import (
     Letterbox,
@@ -387,6 +390,75 @@ def test_cuda_gives_the_bits_of_the_cpu():
     expected, _ = Pipeline(transforms, seed=0)(images, labels, indices, epoch=0)
     result, _ = Pipeline(transforms, seed=0)(images.cuda(), labels, indices, epoch=0)
     assert torch.equal(result.cpu(), expected)
+
+
+# --- transforms that hold others ---------------------------------------------------------------
+
+
+class Marking:
+    """Writes its number into the first pixel that is still 0: so images tell what they went by."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def draw(self, transform: Any, size: tuple[int, int, int], draws: Draws) -> dict[str, Tensor]:
+        return {}
+
+    def apply(self, transform: Any, images: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        marked = images.clone()
+        free = (images.flatten(1) == 0).int().argmax(1)
+        marked.flatten(1)[torch.arange(len(images)), free] = transform.number
+        return marked
+
+
+@pytest.fixture
+def marking(monkeypatch) -> list[Marking]:
+    kernel = Marking(0)
+    monkeypatch.setitem(KERNELS, Marking, Kernel(kernel.draw, kernel.apply))
+    return [Marking(number) for number in (1, 2, 3)]
+
+
+def marks(transform: Any, count: int = 6000) -> list[tuple[int, ...]]:
+    images = torch.zeros(count, 1, 1, 4, dtype=torch.uint8)
+    result = run([transform], images, torch.arange(count)) * 255
+    return [tuple(int(mark) for mark in row if mark) for row in result.flatten(1).tolist()]
+
+
+def test_random_apply_runs_all_of_its_transforms_or_none(marking):
+    found = Counter(marks(v2.RandomApply(marking, p=0.3)))
+    assert found.keys() == {(), (1, 2, 3)}
+    assert abs(found[1, 2, 3] - 1800) < 150  # four standard deviations
+
+
+def test_random_choice_runs_one_of_its_transforms_as_often_as_p_says(marking):
+    found = Counter(marks(v2.RandomChoice(marking, p=[1, 3, 6])))
+    assert found.keys() == {(1,), (2,), (3,)}
+    for number, expected in ((1, 600), (2, 1800), (3, 3600)):
+        assert abs(found[number,] - expected) < 160
+
+
+def test_random_order_runs_all_of_its_transforms_in_every_order(marking):
+    found = Counter(marks(v2.RandomOrder(marking)))
+    assert found.keys() == set(itertools.permutations((1, 2, 3)))
+    assert all(abs(count - 1000) < 120 for count in found.values())
+
+
+def test_a_transform_in_another_draws_its_own_parameters():
+    images, _, indices = batch(count=64)
+    flips = [build("RandomHorizontalFlip"), build("RandomHorizontalFlip")]
+    twice = run([v2.RandomApply(flips, p=1.0)], images, indices)
+    as_it_was = torch.eq(twice, scaled(images)).flatten(1).all(1)
+    assert 16 < as_it_was.sum() < 48, "two flips that draw alike would undo each other"
+
+
+def test_crops_of_some_samples_only_become_equal_by_a_later_resize():
+    images, labels, indices = batch(count=12)
+    transforms = [v2.RandomApply([v2.RandomCrop(6)], p=0.5), v2.Resize([8, 8])]
+    pipeline = Pipeline(transforms, seed=0)
+    result, _ = pipeline(images, labels, indices, epoch=0)
+    assert result.shape == (12, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"different sizes.*\(3, 6, 6\), \(3, 10, 12\)"):
+        Pipeline(transforms[:1], seed=0)(images, labels, indices, epoch=0)
 
 
 # --- mixing -------------------------------------------------------------------------------------
