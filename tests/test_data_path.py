@@ -1,5 +1,6 @@
 """From files to batches: the same bits by every way, kept where they fit, nothing waited for."""
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -12,12 +13,15 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets import DataError
+from trainer import loader as loader_module
 from trainer import reading
 from trainer.config import load_config
 from trainer.data import load_data, train_loader
 from trainer.job import prepare
-from trainer.loader import Loader, Part
+from trainer.loader import Loader, Part, copied_ahead
 from trainer.summary import dry_run
+from transforms.batched import KERNELS
+from transforms.own import Normalize
 from transforms.pipeline import Pipeline
 
 CPU = torch.device("cpu")
@@ -305,6 +309,75 @@ def test_cuda_batches_are_those_of_the_cpu(config_file, overrides):
     assert found == expected
 
 
+@pytest.mark.parametrize("kernel", list(KERNELS))
+@pytest.mark.parametrize("normalized", [False, True])
+def test_no_kernel_reads_back_from_the_device_of_the_images(kernel, normalized):
+    # A meta tensor has no values: whatever asks for one, or mixes devices, fails.
+    images = torch.randint(0, 256, (6, 3, 12, 14), dtype=torch.uint8)
+    before = [Normalize([0.5], [0.2])] if normalized else []
+    pipeline = Pipeline([*before, kernel(**ARGUMENTS.get(kernel.__name__, {}))], seed=0)
+    labels, indices = torch.arange(6), torch.arange(6)
+    expected, _ = pipeline(images, labels, indices, epoch=1)
+    result, _ = pipeline(images.to("meta"), labels.to("meta"), indices, epoch=1)
+    assert result.device.type == "meta" and result.shape == expected.shape
+
+
+ARGUMENTS: dict[str, dict[str, object]] = {
+    "RandomCrop": {"size": 8, "padding": 1},
+    "RandomRotation": {"degrees": 20},
+    "RandomAffine": {"degrees": 20, "translate": (0.1, 0.1), "fill": 7},
+    "RandomResizedCrop": {"size": (8, 8)},
+    "RandomErasing": {"p": 1.0, "value": "random"},
+    "ColorJitter": {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1},
+    "GaussianBlur": {"kernel_size": 3},
+}
+
+
+class Queue:
+    """Stands for a CUDA stream: knows whom it waited for."""
+
+    current: "Queue"
+
+    def __init__(self, device: object = None) -> None:
+        self.waited_for: list[Queue] = []
+
+    def wait_stream(self, other: "Queue") -> None:
+        self.waited_for.append(other)
+
+
+def test_copies_ahead_go_by_their_own_queue_and_the_work_waits_for_them(monkeypatch):
+    working, used = Queue(), []
+    Queue.current = working
+
+    @contextlib.contextmanager
+    def on(queue):
+        before, Queue.current = Queue.current, queue
+        yield
+        Queue.current = before
+
+    def copied(tensors, device):
+        used.append(Queue.current)
+        return tensors
+
+    monkeypatch.setattr(torch.cuda, "Stream", Queue)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Queue.current)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, queue: None)
+    monkeypatch.setattr(loader_module, "to_device", copied)
+    batches = [(torch.tensor([i]), torch.tensor([i])) for i in range(4)]
+    for number, (images, _) in enumerate(copied_ahead(batches, torch.device("cuda"))):
+        assert int(images) == number
+        assert Queue.current is working, "the step would run in the copies' queue"
+        assert len(working.waited_for) == number + 1
+        assert len(used) == 2 * min(number + 2, 4), "the next one is copied meanwhile"
+    assert working not in used
+
+
+def test_what_takes_the_place_of_a_batch_is_raised():
+    with pytest.raises(DataError, match="gone"):
+        list(copied_ahead([DataError("gone")], CPU))
+
+
 # --- start-up -----------------------------------------------------------------------------------
 
 
@@ -315,7 +388,10 @@ from trainer.train import main
 assert main(["--config", {str(config_file)!r}, "--runs", {str(tmp_path)!r}]) == 0
 from trainer.quick_start import is_loaded
 assert not is_loaded() and "torch._dynamo.symbolic_convert" not in sys.modules
-import torch
+import torch, torch._dynamo.config as settings
+from torch._dynamo import eval_frame
+assert eval_frame.config is settings and torch._dynamo.optimize is eval_frame.optimize
+assert torch._dynamo.config is settings is sys.modules["torch._dynamo.config"]
 double = torch.compile(lambda x: 2 * x, backend="eager")
 assert is_loaded() and double(torch.ones(2)).tolist() == [2, 2]
 parameter = torch.nn.Parameter(torch.ones(2))

@@ -21,6 +21,7 @@ from trainer.job import prepare
 from trainer.loop import predict
 from trainer.resume import find_resumable
 from trainer.run import create_run, load_tensors, lock_run, read_metrics
+from trainer.state import new_state, restore, snapshot
 from transforms.keyed import permutation, seed_of
 
 CPU = torch.device("cpu")
@@ -193,6 +194,31 @@ def test_a_saved_config_gives_the_identical_config(train, config_file):
     run = train("optimizer.lr=1e-3")
     assert load_config(run / "config.yaml") == load_config(config_file, ["optimizer.lr=1e-3"])
     assert load_config(run / "config.yaml").optimizer.arguments["lr"] == 0.001
+
+
+@pytest.mark.parametrize("name", ["SGD, momentum: 0.9", "AdamW", "Adagrad"])
+def test_a_state_saved_in_another_memory_layout_goes_on_alike(config_file, tmp_path, name):
+    """Fused steps take one layout for granted; a checkpoint may come from another."""
+    overrides = [f"optimizer={{name: {name}, lr: 0.01}}"]
+    states = []
+    for layout in ("true", "false"):
+        job = prepare(load_config(config_file, [*overrides, "train.channels_last=true"]), print)
+        other = [*overrides, f"train.channels_last={layout}"]
+        saved = prepare(load_config(config_file, other), print)
+        step(saved)
+        restore(job, snapshot(saved, new_state(saved), 0))
+        step(job)
+        states.append(job.model.state_dict())
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-6)
+
+
+def step(job):
+    images, labels = next(job.train_loader.epoch())
+    job.model.train()
+    job.optimizer.zero_grad()
+    job.loss_fn(job.model(images), labels).backward()
+    job.optimizer.step()
 
 
 def test_evaluate_gives_the_numbers_of_the_run_again(train):

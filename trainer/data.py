@@ -229,8 +229,10 @@ def eval_loader(
 
 def workers(config: Config, part: Part) -> int:
     """Worker processes for a part: none where reading a batch takes less than handing one over."""
+    if part.cache not in ("ram", "off"):
+        return 0  # other processes cannot share a device's memory
     if config.loader.workers != "auto":
-        return config.loader.workers if "cuda" not in part.cache else 0
+        return config.loader.workers
     rows = torch.arange(min(config.loader.batch_size, len(part)))
     part.read(rows, 0)  # the first one also warms up
     started = time.process_time()  # not the clock: other processes may be busy

@@ -17,7 +17,9 @@ from trainer.resume import refuse_changes
 from trainer.run import read_json
 
 # What may differ from the run when it is judged again: where, not what.
-MAY_DIFFER = ("dataset.root", "dataset.on_broken", "loader.", "train.device", "metrics")
+MAY_DIFFER = (
+    *("dataset.root", "dataset.on_broken", "loader.", "train.device", "train.threads", "metrics"),
+)
 
 
 def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:

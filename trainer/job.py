@@ -49,8 +49,6 @@ def prepare(config: Config, say: Say) -> Job:
     if faults := check_components(config):
         raise ConfigError(faults)
     device = choose_device(config)
-    if config.train.threads != "auto":
-        torch.set_num_threads(config.train.threads)
     data = load_data(config, device)
     tell(data, say)
     sides = {"train": "train", "val": "eval", "test": "eval"}
@@ -179,11 +177,13 @@ def tell(data: Data, say: Say) -> None:
 
 
 def choose_device(config: Config) -> torch.device:
-    """The device that ``train.device`` names; auto takes what is there, a name must be there."""
+    """The device that ``train.device`` names, set up; auto takes what is there."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = config.train.device
     if name == "auto":
         name = next((kind for kind, there in available.items() if there), "cpu")
+    if config.train.threads != "auto":
+        torch.set_num_threads(config.train.threads)
     device = torch.device(name)
     there = available.get(device.type, True)
     if there and device.type == "cuda" and device.index is not None:
@@ -259,10 +259,11 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     arguments = dict(config.optimizer.arguments)
     groups = parameter_groups(model, arguments.pop("no_decay", False))
     component = config.optimizer.model_copy(update={"arguments": arguments})
-    device = next(model.parameters()).device.type
-    # One pass over the weights instead of eight. Who chose another way has it.
+    # One pass over the weights instead of eight; who chose another way has that.
     ways = {"fused", "foreach", "capturable", "differentiable"} & arguments.keys()
-    fused = {} if ways or device not in ("cpu", "cuda") else {"fused": True}
+    fusing = {"cpu": ("SGD", "Adam", "AdamW", "Adagrad"), "cuda": ("SGD", "Adam", "AdamW")}
+    has_it = component.name in fusing.get(next(model.parameters()).device.type, ())
+    fused = {"fused": True} if has_it and not ways else {}
     try:
         built: torch.optim.Optimizer
         built = build(OPTIMIZERS, "optimizer", component, params=groups, **fused)

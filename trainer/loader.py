@@ -202,7 +202,8 @@ def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
     def copies() -> Iterator[tuple[Any, Tensor]]:
         for images, labels in map(_checked, batches):
             with torch.cuda.stream(stream):
-                yield to_device(images, device), to_device(labels, device)
+                copied = to_device(images, device), to_device(labels, device)
+            yield copied  # not inside: the reader would go on in the copies' queue
 
     following = copies()
     ahead = next(following, None)
@@ -223,10 +224,11 @@ def _checked(batch: Any) -> Any:
 
 
 def to_device(tensors: Any, device: torch.device) -> Any:
-    """A tensor, or a list of them, on ``device``, without waiting for the copy."""
+    """A tensor, or a list of them, on ``device``; a GPU's copy is not waited for."""
+    non_blocking = device.type == "cuda"  # what comes to the CPU is read at once
     if isinstance(tensors, list):
-        return [tensor.to(device, non_blocking=True) for tensor in tensors]
-    return tensors.to(device, non_blocking=True)
+        return [tensor.to(device, non_blocking=non_blocking) for tensor in tensors]
+    return tensors.to(device, non_blocking=non_blocking)
 
 
 class _Requests(torch.utils.data.Sampler[tuple[Tensor, int]]):

@@ -19,6 +19,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
 from types import ModuleType
 from typing import Any
 
@@ -61,6 +64,7 @@ def defer_compiler() -> None:
     if NAME not in sys.modules:
         sys.modules[NAME] = torch._dynamo = _StandIn(NAME)
         sys.modules[f"{NAME}.utils"] = _Utils(f"{NAME}.utils")
+        sys.meta_path.insert(0, _Finder())
 
 
 def real(name: str = NAME) -> ModuleType:
@@ -99,8 +103,10 @@ class _StandIn(ModuleType):
         if is_loaded():
             real().graph_break(*args, **kwargs)
 
+    __path__: list[str] = []  # a package, whose modules _Finder finds
+
     def __getattr__(self, name: str) -> Any:
-        if name != "__path__" and name.startswith("__"):  # inspect asks every module for __file__
+        if name.startswith("__"):  # inspect asks every module for __file__
             raise AttributeError(name)
         return getattr(real(), name)
 
@@ -116,3 +122,25 @@ class _Utils(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(real(f"{NAME}.utils"), name)
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Where a module of the compiler is imported by name: the real one, and that only once."""
+
+    module: ModuleType
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """The module that the real compiler has, taken from it."""
+        if is_loaded() or not fullname.startswith(f"{NAME}."):
+            return None
+        real()
+        self.module = importlib.import_module(fullname)
+        del sys.modules[fullname]  # else importlib would go by its spec, and run it once more
+        return spec_from_loader(fullname, self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """It is there already."""
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """It has run already."""

@@ -16,6 +16,7 @@ from trainer.loader import Part
 from transforms.pipeline import Pipeline
 
 Result = TypeVar("Result")
+HOST = torch.device("cpu")
 
 
 def read_part(
@@ -39,7 +40,13 @@ def read_part(
         tried = list(pool.map(lambda index: attempt(prepare, index), indices[:8]))
     first = [image for image in tried if isinstance(image, Tensor)]
     size = sum(image.nbytes for image in first) * len(indices) // max(len(first), 1)
-    place = choose_cache(config, pipeline, size, device)
+    one_size = len({image.shape for image in first}) <= 1
+    if not one_size and config.loader.cache == "device" and device.type != "cpu":
+        raise DataError("loader.cache: device needs images of one size: let a Resize come first.")
+    place = choose_cache(config, pipeline, size, device if one_size else HOST)
+    on_the_way = 0 if dataset.images is not None or place in (None, HOST) else size
+    if config.loader.cache == "auto" and on_the_way > free_memory(HOST) // 2:
+        place = None  # files are decoded into main memory first
     note = f"{size / 2**30:.1f} GiB, not kept in memory: decoded in every epoch"
     if dataset.images is not None:  # none can be broken, and all have one size
         images = None
@@ -54,7 +61,7 @@ def read_part(
 
     # Filled by the threads as they go: a list that is stacked at the end takes the memory twice.
     table = torch.empty(0, dtype=torch.uint8)
-    if place is not None and len({image.shape for image in first}) == 1:
+    if place is not None and one_size:
         table = torch.empty((len(indices), *first[0].shape), dtype=torch.uint8)
 
     def check(row: int) -> tuple[torch.Size, Tensor | None] | BrokenImage:
@@ -98,7 +105,7 @@ def choose_cache(
     ``auto`` takes the first of these that has room to spare: a quarter of the device's free memory,
     half of the main one. Raises DataError where ``ram`` or ``device`` cannot be had.
     """
-    wanted, host = config.loader.cache, torch.device("cpu")
+    wanted = config.loader.cache
     # What runs per sample runs in other processes, which cannot share a device's memory.
     on_device = device.type != "cpu" and not pipeline.early(cached=True)
     if wanted == "off":
@@ -106,14 +113,14 @@ def choose_cache(
     if wanted == "auto":
         if on_device and size < free_memory(device) // 4:
             return device
-        return host if size < free_memory(host) // 2 else None
+        return HOST if size < free_memory(HOST) // 2 else None
     if wanted == "device" and device.type != "cpu" and not on_device:
         names = [name for name, stage in pipeline.description if stage == "per sample"]
         raise DataError(
             f"loader.cache: device cannot be with {', '.join(names)}, which has no batched form: "
             "it works on images in main memory; use auto or ram."
         )
-    place = device if wanted == "device" else host
+    place = device if wanted == "device" else HOST
     if size > (free := free_memory(place)):
         raise DataError(
             f"loader.cache: {wanted} needs {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "

@@ -112,6 +112,10 @@ def _restored(job: Job, content: dict[str, Any]) -> State:
     job.model.load_state_dict(content["model"])
     job.optimizer.load_state_dict(content["optimizer"])
     job.schedule.load_state_dict(content["schedule"])
+    for parameter, kept in job.optimizer.state.items():  # fused steps take one layout for granted
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()
     totals, since_logged, in_epoch = content["loss"]
     loss = MeanLoss(totals.to(job.device), since_logged, in_epoch)
     return State(loss, **content["counters"], **content["clocks"])

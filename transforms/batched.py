@@ -13,7 +13,7 @@ from torch import Tensor
 from transforms import FIXED, colour, crops_and_flips, geometric, own
 from transforms.kernel import Kernel
 from transforms.keyed import Draws
-from transforms.mixing import MIXING_KERNELS
+from transforms.mixing import MIXING_KERNELS, one_hot
 
 Images = Tensor | list[Tensor]  # one tensor, or a list where sizes differ
 PIECE = 2**19  # pixels that a CPU works on at once: their temporaries stay in its cache
@@ -123,8 +123,8 @@ def stacked(images: Images) -> Images:
 def predecessors(transform: Any) -> int:
     """How many samples before a batch's first one a transform needs: one for MixUp or CutMix."""
     if isinstance(transform, NESTING):
-        counts = [predecessors(inner) for inner in transform.transforms]
-        return max(counts) if isinstance(transform, v2.RandomChoice) else sum(counts)
+        count = sum(type(inner) in MIXING_KERNELS for inner in transform.transforms)
+        return min(count, 1) if isinstance(transform, v2.RandomChoice) else count
     return int(type(transform) in MIXING_KERNELS)
 
 
@@ -138,17 +138,20 @@ def run_mixing(
     """
     if not isinstance(transform, NESTING):
         return MIXING_KERNELS[type(transform)](transform, images, labels, draws)
-    for choice in choices(transform, draws):  # each drops the first sample
+    for choice in choices(transform, draws):  # each mixes once, and drops the first sample
         rows = torch.arange(len(draws) - len(images), len(draws))
-        mixed = [
-            run_mixing(inner, images, labels, draws.inside(i).rows(rows))
-            for i, inner in enumerate(transform.transforms)
-        ]
-        images, labels = images[1:], labels[1:]
-        if labels.ndim == 1:
-            labels = torch.nn.functional.one_hot(labels, mixed[0][1].shape[1]).to(torch.float32)
-        for number, (some_images, some_labels) in enumerate(mixed):
-            chosen = (choice[rows[1:]] == number).to(images.device, non_blocking=True)
-            images = torch.where(chosen.view(-1, 1, 1, 1), some_images, images)
-            labels = torch.where(chosen.view(-1, 1), some_labels, labels)
+        chosen = choice[rows[1:]]
+        before, after, after_labels = images, images[1:], labels[1:]
+        for number, inner in enumerate(transform.transforms):
+            if not (mine := chosen == number).any():
+                continue
+            kernel, mine = MIXING_KERNELS[type(inner)], mine.to(images.device, non_blocking=True)
+            mixed, shares = kernel(inner, before, labels, draws.inside(number).rows(rows))
+            after = torch.where(mine.view(-1, 1, 1, 1), mixed, after)
+            if after_labels.ndim == 1:
+                after_labels = one_hot(after_labels, shares.shape[1])
+            after_labels = torch.where(mine.view(-1, 1), shares, after_labels)
+        images, labels = after, after_labels
+    if labels.ndim == 1:  # no sample of this batch was mixed
+        labels = one_hot(labels, transform.transforms[0].num_classes)
     return images, labels

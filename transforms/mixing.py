@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torchvision.transforms.v2 as v2
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from transforms.kernel import Parameters
 from transforms.keyed import Draws
@@ -100,7 +99,12 @@ def _shares(transform: Any, labels: Tensor) -> Tensor:
         return labels.to(torch.float32)
     if transform.num_classes is None:
         raise ValueError("num_classes is needed: the labels are class numbers")
-    return one_hot(labels, transform.num_classes).to(torch.float32)
+    return one_hot(labels, transform.num_classes)
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """(B,) int64 as (B, num_classes) float32; unlike torch's, it asks the device nothing."""
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(torch.float32)
 
 
 def blend(

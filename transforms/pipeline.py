@@ -42,7 +42,7 @@ class Pipeline:
     that precedes it in the epoch.
 
     Raises ValueError if a RandomApply, RandomChoice or RandomOrder holds MixUp or CutMix beside
-    transforms of single images.
+    transforms of single images, or AlternatingFlip beside one that runs per sample.
     """
 
     def __init__(self, transforms: Sequence[Transform], seed: int) -> None:
@@ -52,6 +52,11 @@ class Pipeline:
                 raise ValueError(
                     f"{_name(transform)} (transform {position}) holds {', '.join(sorted(inner))}: "
                     "MixUp and CutMix mix a batch, the others change one image; separate them"
+                )
+            if "AlternatingFlip" in inner and not is_batched(transform):
+                raise ValueError(
+                    f"{_name(transform)} (transform {position}) holds AlternatingFlip beside a "
+                    "transform without a batched form, and AlternatingFlip has no other"
                 )
         once = 0
         while once < len(transforms) and _way(transforms[once]) == "fixed":
