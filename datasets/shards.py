@@ -123,7 +123,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     for number, sample in enumerate(samples):
         if not _is(sample, _SAMPLE):
             fail(f"sample {number} must have {', '.join(_SAMPLE)}")
-        if not _is_relative(sample["id"]):
+        if not _is_relative(sample["id"]) or not _is_a_name(sample["id"]):
             fail(f"sample {number}: id {shorten(sample['id'])!r} is not a relative path")
         if not 0 <= sample["label"] < len(classes):
             fail(f"sample {number}: its label is none of the {len(classes)} classes")
@@ -141,6 +141,15 @@ def _read_index(path: Path) -> dict[str, Any]:
     if len({sample["id"] for sample in samples}) < len(samples):
         fail("two samples have one id")
     return index
+
+
+def _is_a_name(text: str) -> bool:
+    """Whether a file could be called so: lone surrogates stand for bytes, or for nothing at all."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_shard(path: Path, size: int) -> None:

@@ -3,6 +3,9 @@
 import contextlib
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 
@@ -17,6 +20,7 @@ from trainer import loader as loader_module
 from trainer import reading
 from trainer.config import load_config
 from trainer.data import load_data, train_loader
+from trainer.errors import ConfigError, RunError
 from trainer.job import prepare
 from trainer.loader import Loader, Part, copied_ahead
 from trainer.summary import dry_run
@@ -157,6 +161,76 @@ def test_workers_hand_over_small_uint8_crops(tmp_path, notes, augmented):
     assert isinstance(images, torch.Tensor)
     assert images.shape == (5, 3, 20, 20) and images.dtype == torch.uint8
     assert part.pipeline.early(cached=True) == 0 and part.early == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_alone_gets_the_bits_that_it_gets_in_a_batch(channels):
+    images = torch.randint(0, 256, (40, channels, 28, 28), dtype=torch.uint8)
+    labels, indices = torch.zeros(40), torch.arange(40)
+    for before in ([], [Normalize([0.5], [0.2])]):
+        for kernel in KERNELS:
+            transform = kernel(**ARGUMENTS.get(kernel.__name__, {}))
+            pipeline = Pipeline([*before, transform], seed=0)
+            whole, _ = pipeline(images, labels, indices, epoch=0)
+            for i in range(40):
+                alone, _ = pipeline(images[i : i + 1], labels[:1], indices[i : i + 1], epoch=0)
+                assert torch.equal(alone[0], whole[i]), kernel.__name__
+
+
+SELDOM = "transforms.train.1={name: RandomApply, p: 0.001, transforms: "
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (SELDOM + "[{name: RandomCrop, size: 99}]}", "crop of 99 x 99 is larger"),
+        (SELDOM + "[{name: RandomCrop, size: 8}]}", "leaves images of different sizes"),
+        (SELDOM + "[AlternatingFlip, RandAugment]}", "AlternatingFlip has no other"),
+        ("transforms.train.1={name: RandomRotation, degrees: .inf}", "degrees must be finite"),
+        ("transforms.train.1={name: RandomRotation, degrees: 9, fill: 999}", "fill must be grey"),
+        ("transforms.train.1={name: MixUp, alpha: .inf}", "alpha must be finite"),
+        (
+            "transforms.train.1={name: RandomChoice, p: [-1, 2], "
+            "transforms: [RandomHorizontalFlip, RandomVerticalFlip]}",
+            "p must be shares",
+        ),
+    ],
+)
+def test_what_a_random_draw_would_meet_seldom_is_told_before_a_run_begins(
+    config_file, change, message
+):
+    with pytest.raises(ConfigError, match=rf"transforms\.train\.1[^\n]*{message}"):
+        prepare(load_config(config_file, [change]), print)
+
+
+def test_choices_that_a_later_crop_makes_equal_are_taken(config_file):
+    choice = "transforms.train.1={name: RandomChoice, transforms: [{name: RandomCrop, size: 20}, "
+    choice += "{name: RandomResizedCrop, size: [24, 24]}, RandomHorizontalFlip]}"
+    config = load_config(config_file, [choice, "transforms.train.2={name: Resize, size: [32, 32]}"])
+    assert prepare(config, print).input_shape == (3, 32, 32)
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_trainer(config_file):
+    loader = loader_of(config_file, "loader.workers=2", "loader.cache=off")
+    batches = loader.epoch(0)
+    first = next(batches)
+    for process in multiprocessing.active_children():
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        os.kill(process.pid, signal.SIGINT)
+    again = [first, *batches]
+    assert len(again) == len(loader)
+
+
+def test_a_killed_worker_is_told_in_one_sentence_with_the_way_to_go_on(train, monkeypatch):
+    from trainer import training
+
+    def dies(*arguments):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(training, "train_one_epoch", dies)
+    with pytest.raises(RunError, match=r"pid 7.*memory ran out.*\n.*--resume"):
+        train()
 
 
 # --- where images are kept ----------------------------------------------------------------------

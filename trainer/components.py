@@ -80,6 +80,7 @@ def _trials(config: Config) -> Iterator[Fault]:
     from trainer.schedulers import build_schedule
 
     def transform(path: str, component: Component) -> object:
+        check_values(component)
         return build(TABLES["transform"], path, component, num_classes=2)
 
     def model() -> object:
@@ -166,6 +167,25 @@ def _trials(config: Config) -> Iterator[Fault]:
             named = [name for name in component.arguments if name in words]
             place = f"{path}.{named[0]}" if named else path
             yield config.fault(place, f"{component.name} cannot be used: {message}")
+
+
+def check_values(component: Component) -> None:
+    """Raise ValueError for numbers that torchvision takes, and that leave nothing of an image."""
+    for name, value in component.arguments.items():
+        listed = value if isinstance(value, list) else [value]
+        numbers = [item for item in listed if isinstance(item, int | float)]
+        if any(not math.isfinite(number) for number in numbers):
+            raise ValueError(f"{name} must be finite, but is {value}")
+        if name == "fill" and any(not 0 <= number <= 255 for number in numbers):
+            raise ValueError(f"fill must be grey levels in 0..255, but is {value}")
+        if (component.name, name) == ("RandomChoice", "p") and min(numbers, default=0) < 0:
+            raise ValueError(f"p must be shares of 0 or more, but is {value}")
+        if name == "scale" and component.name in ("RandomResizedCrop", "RandomErasing"):
+            if min(numbers, default=1) < 0:
+                raise ValueError(f"scale must be shares of the image, 0 or more, but is {value}")
+        for inner in listed:
+            if isinstance(inner, Component):
+                check_values(inner)
 
 
 def _without_reserved(kind: str, component: Component) -> Component:

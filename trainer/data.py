@@ -76,19 +76,18 @@ def load_data(config: Config, device: torch.device) -> Data:
         for name, rows in indices.items():
             side = "train" if name == "train" else "eval"
             try:
-                parts[name], faults, note = read_part(
-                    dataset, pipelines[side], rows, config, device
-                )
+                parts[name], faults = read_part(dataset, pipelines[side], rows, config, device)
             except ValueError as error:
                 raise ConfigError([transform_fault(config, side, error)]) from None
             failed |= faults
-            notes += [f"{name}: {note}"] if note else []
         if not failed:
             break
         if dataset.on_broken == "error":
             raise BrokenImages(failed.values(), len(dataset))
         broken |= failed  # they count for nothing: the rest is cut as if they were not there
         usable = [index for index in usable if index not in broken]
+    if anew := [name for name, part in parts.items() if part.cache == "off"]:
+        notes.append(f"{', '.join(anew)}: not kept in memory, read anew in every epoch")
     notes += conflicts(dataset.ids, dataset.labels, digests, indices)[:5]
     ratios, seed, pool = config.split.ratios, config.split.seed, config.split.pool
     split = {"ratios": [float(ratio) for ratio in ratios], "seed": seed, "pool": pool}
@@ -126,7 +125,7 @@ def load_part(
             "Bring them back, or name their place: dataset.root=..."
         )
     pipeline = build_pipelines(config, num_classes=len(dataset.classes))["eval"]
-    part, failed, _ = read_part(dataset, pipeline, indices, config, device)
+    part, failed = read_part(dataset, pipeline, indices, config, device)
     if failed:
         raise BrokenImages(failed.values(), len(dataset))
     return dataset, part
@@ -186,13 +185,14 @@ def build_pipelines(config: Config, num_classes: int) -> dict[str, Pipeline]:
         built: Callable[..., Any] = build(TRANSFORMS, path, component, num_classes=num_classes)
         return built
 
-    return {
-        side: Pipeline(
-            [transform(f"transforms.{side}.{i}", component) for i, component in enumerate(listed)],
-            config.seed,
-        )
-        for side, listed in (("train", config.transforms.train), ("eval", config.transforms.eval))
-    }
+    pipelines = {}
+    for side, listed in (("train", config.transforms.train), ("eval", config.transforms.eval)):
+        built = [transform(f"transforms.{side}.{i}", listed[i]) for i in range(len(listed))]
+        try:
+            pipelines[side] = Pipeline(built, config.seed)
+        except ValueError as error:
+            raise ConfigError([transform_fault(config, side, error)]) from None
+    return pipelines
 
 
 def train_loader(
@@ -247,6 +247,7 @@ def check_shape(config: Config, part: Part, side: str) -> tuple[int, int, int]:
     """
     try:
         images, _ = part.sample(part.extremes)
+        part.try_choices(part.extremes)
     except BrokenImage:
         raise
     except DataError as error:

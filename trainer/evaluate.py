@@ -34,8 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.config import load_config
-    from trainer.quick_start import defer_compiler, keep_freed_memory
+    from trainer.quick_start import defer_compiler, keep_freed_memory, spin_briefly
 
+    spin_briefly()
     keep_freed_memory()
     defer_compiler()
     from trainer.evaluation import evaluate_run

@@ -62,7 +62,7 @@ def prepare(config: Config, say: Say) -> Job:
     model.to(device)
     loss_fn = build_loss(config, train_part.labels, len(data.classes)).to(device)
     distinct = {shape: data.parts[name] for name, shape in reversed(shapes.items())}.values()
-    channels_last = choose_layout(config, model, loss_fn, distinct, device)
+    channels_last = choose_layout(config, model, loss_fn, distinct, device, say)
     optimizer = build_optimizer(config, model)
     batches = train_loader(config, train_part, device, channels_last)
     check_batches(config, batches, model)
@@ -99,6 +99,7 @@ def choose_layout(
     loss_fn: nn.Module,
     parts: Iterable[Part],
     device: torch.device,
+    say: Say,
 ) -> bool:
     """Rehearse, and say whether images and weights lie channels last in memory.
 
@@ -115,12 +116,14 @@ def choose_layout(
     try:
         for part in parts:
             rehearse(config, part, model, loss_fn, device, wanted)
-    except ConfigError:
+    except ConfigError as error:
         if not wanted or config.train.channels_last is True:
             raise
         model.to(memory_format=torch.contiguous_format)
         for part in parts:
             rehearse(config, part, model, loss_fn, device, False)
+        reason = str(error.__cause__).partition("\n")[0]
+        say(f"note    {config.model.name} cannot keep channels last, and is slower: {reason}")
         return False
     return wanted
 

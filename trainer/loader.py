@@ -1,5 +1,6 @@
 """Batches of one split, as a pure function of (seed, epoch, batch number)."""
 
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,6 +85,18 @@ class Part:
         indices = self.indices[rows[len(rows) - len(images) :]]
         with _refused():
             return self.pipeline.finish(images, labels, indices, epoch, self.early)
+
+    def try_choices(self, rows: Tensor) -> None:
+        """Try what the pipeline may choose on the images of these rows; raises DataError."""
+        rows = rows[in_a_ring(self.pipeline, len(rows))]
+        indices = self.indices[rows]
+        images: Images
+        if self.images is None:
+            images = [self.pipeline.prepare(self.dataset.image(i)) for i in indices.tolist()]
+        else:
+            images = [self.images[row].cpu() for row in rows.tolist()]
+        with _refused():
+            self.pipeline.try_choices(images, self.labels[rows], indices)
 
     def sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """A batch of these rows in epoch 0, as if the epoch had no others."""
@@ -179,6 +192,7 @@ class Loader:
                 batch_size=None,
                 num_workers=self.workers,
                 persistent_workers=True,
+                worker_init_fn=leave_signals_to_the_trainer,
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # without it, an iterator draws from the global one
             )
@@ -229,6 +243,12 @@ def to_device(tensors: Any, device: torch.device) -> Any:
     if isinstance(tensors, list):
         return [tensor.to(device, non_blocking=non_blocking) for tensor in tensors]
     return tensors.to(device, non_blocking=non_blocking)
+
+
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """Ignore what asks a whole group of processes to stop: the trainer stops its workers itself."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Requests(torch.utils.data.Sampler[tuple[Tensor, int]]):

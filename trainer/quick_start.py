@@ -7,6 +7,8 @@ that until anything else of the compiler is asked for, which then loads the real
 Python's garbage is collected later: what imports and tables allocate is no garbage, and searching
 it again and again takes 0.2 s.
 
+OpenMP's threads do not wait long for one that another program keeps from its core.
+
 And the C library keeps memory that is freed: to give each large tensor back to the system, and to
 have the next one's pages cleared again, takes 10 to 30 % of a step on a CPU.
 """
@@ -38,6 +40,16 @@ def collecting_later() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def spin_briefly() -> None:
+    """Have OpenMP's threads wait for each other for microseconds, then sleep; before torch starts.
+
+    libgomp's waits are long: where another program needs one of the cores, each of a step's
+    hundred waits burns it until the system takes it away (30 times as slow; now 6).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h

@@ -25,11 +25,8 @@ def read_part(
     indices: Sequence[int],
     config: Config,
     device: torch.device,
-) -> tuple[Part, dict[int, BrokenImage], str]:
-    """A part with its images prepared, kept where ``loader.cache`` says; the broken ones by number.
-
-    The third value tells what was chosen, where that is not the usual.
-    """
+) -> tuple[Part, dict[int, BrokenImage]]:
+    """A part, its images prepared and kept as ``loader.cache`` says; the broken ones by number."""
     rows = torch.tensor(indices, dtype=torch.int64)
     labels = torch.tensor(dataset.labels, dtype=torch.int64)[rows]
 
@@ -47,7 +44,6 @@ def read_part(
     on_the_way = 0 if dataset.images is not None or place in (None, HOST) else size
     if config.loader.cache == "auto" and on_the_way > free_memory(HOST) // 2:
         place = None  # files are decoded into main memory first
-    note = f"{size / 2**30:.1f} GiB, not kept in memory: decoded in every epoch"
     if dataset.images is not None:  # none can be broken, and all have one size
         images = None
         if place is not None:
@@ -57,7 +53,7 @@ def read_part(
                 prepared = pipeline.prepare(dataset.images.index_select(0, rows[chunk]))
                 images[chunk[0] : chunk[-1] + 1] = prepared
         two = torch.arange(min(2, len(rows)))
-        return Part(dataset, pipeline, rows, labels, images, two), {}, "" if place else note
+        return Part(dataset, pipeline, rows, labels, images, two), {}
 
     # Filled by the threads as they go: a list that is stacked at the end takes the memory twice.
     table = torch.empty(0, dtype=torch.uint8)
@@ -84,7 +80,7 @@ def read_part(
         if any(image is not None for _, image in read):
             kept = [table[row] if image is None else image for row, (_, image) in enumerate(read)]
     extremes = extreme_rows([shape for shape, _ in read])
-    return Part(dataset, pipeline, rows, labels, kept, extremes), broken, "" if place else note
+    return Part(dataset, pipeline, rows, labels, kept, extremes), broken
 
 
 def extreme_rows(shapes: Sequence[torch.Size]) -> Tensor:
@@ -115,7 +111,7 @@ def choose_cache(
             return device
         return HOST if size < free_memory(HOST) // 2 else None
     if wanted == "device" and device.type != "cpu" and not on_device:
-        names = [name for name, stage in pipeline.description if stage == "per sample"]
+        names = pipeline.without_batched_form
         raise DataError(
             f"loader.cache: device cannot be with {', '.join(names)}, which has no batched form: "
             "it works on images in main memory; use auto or ram."

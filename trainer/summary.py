@@ -55,9 +55,8 @@ def introduce(job: Job, say: Say) -> None:
     sizes = ", ".join(f"{name} {len(part):,}" for name, part in data.parts.items())
     say(f"device  {device_name(job.device)}, torch {torch.__version__}, seed {config.seed}")
     say(f"data    {config.dataset.name}, {len(data.classes)} classes: {sizes}")
-    for name, stage in data.parts["train"].pipeline.description:
-        if stage == "per sample":
-            say(f"note    {name} has no batched form: it runs sample by sample")
+    for name in dict.fromkeys(data.parts["train"].pipeline.without_batched_form):
+        say(f"note    {name} has no batched form: it runs sample by sample, which takes longer")
     size = " x ".join(map(str, job.input_shape))
     still = f" ({frozen:,} frozen)" if frozen else ""
     say(f"model   {config.model.name}, {count:,} parameters{still}, input {size}")

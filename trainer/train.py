@@ -55,6 +55,15 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Do what the command line asks for."""
     from trainer.config import load_config
     from trainer.console import say
+    from trainer.quick_start import (
+        collecting_later,
+        defer_compiler,
+        keep_freed_memory,
+        spin_briefly,
+    )
+
+    spin_briefly()
+    keep_freed_memory()
 
     runs = Path(arguments.runs)
     if arguments.resume is not None:
@@ -69,9 +78,6 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(config.print(), end="")
         return
 
-    from trainer.quick_start import collecting_later, defer_compiler, keep_freed_memory
-
-    keep_freed_memory()
     with collecting_later():
         defer_compiler()
         from trainer.job import prepare

@@ -14,7 +14,7 @@ from trainer.checkpoint import load_checkpoint, sweep
 from trainer.config import Config
 from trainer.console import bar
 from trainer.data import eval_loader
-from trainer.errors import NonFiniteLoss, Stopped
+from trainer.errors import NonFiniteLoss, RunError, Stopped
 from trainer.job import Job
 from trainer.judge import judge, scalars
 from trainer.loop import predict, train_steps
@@ -87,6 +87,11 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say) -> Path:
             raise Stopped(f"stopped and saved; to go on:\n  {go_on}") from None
         except BaseException as error:
             update_result(run, status="failed", reason=str(error) or type(error).__name__)
+            if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+                raise RunError(
+                    f"{str(error).strip()} Where memory ran out, fewer loader.workers help. "
+                    f"To go on:\n  python -m trainer.train --resume {run}"
+                ) from None
             raise
     conclude(run, result, say)
     return run

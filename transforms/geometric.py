@@ -268,7 +268,7 @@ def _combine_rows(images: Tensor, places: Tensor, weights: Tensor) -> Tensor:
     bags = (first + places[:, None]).flatten(0, 2).to(images.device, non_blocking=True)
     weights = weights[:, None].expand(-1, channels, -1, -1).flatten(0, 2)
     weights = weights.to(images.device, non_blocking=True)
-    rows = images.reshape(-1, width)
+    rows = images.reshape(-1, width).contiguous()  # of a view, embedding_bag adds in another order
     sums = embedding_bag(bags, rows, mode="sum", per_sample_weights=weights)
     return sums.view(batch, channels, -1, width)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ class Pipeline:
                 f"{len(images)} images, {len(labels)} labels, {len(indices)} indices"
             )
         _check_uint8(*images if isinstance(images, list) else [images])
-        return self._run(stacked(images), labels, indices, epoch, 0, count)
+        return self._run(self._steps(0, count), stacked(images), labels, indices, epoch)
 
     def finish(
         self, images: Images, labels: Tensor, indices: Tensor, epoch: int, first: int
@@ -127,13 +128,45 @@ class Pipeline:
         """Stage 2 from transform ``first`` on, of what ``begin`` returned."""
         if first == 0:
             images, labels = self.begin(images, labels, indices, epoch, 0)
-        images, labels = self._run(images, labels, indices, epoch, first, len(self.rest))
+        steps = self._steps(first, len(self.rest))
+        images, labels = self._run(steps, images, labels, indices, epoch)
         return _one_size(_each(_scaled, images)), labels
 
+    def try_choices(self, images: Images, labels: Tensor, indices: Tensor) -> None:
+        """Run all that a RandomApply, RandomChoice or RandomOrder may choose, however seldom.
+
+        Raises ValueError where that fails, or where images would come out in several sizes.
+        """
+        steps = self._steps(0, len(self.rest))
+        for number, (position, transform) in enumerate(steps):
+            if not isinstance(transform, NESTING):
+                continue
+            shapes = set()
+            for chosen in islice(_ways_through(transform), 64):
+                tried = [(position, step) for step in chosen]
+                tried = [*steps[:number], *tried, *steps[number + 1 :]]
+                result, _ = self._run(tried, stacked(images), labels, indices, 0)
+                shapes.add(_one_size(result).shape[1:])
+            if len(shapes) > 1:
+                told = ", ".join(str(tuple(shape)) for shape in sorted(shapes))
+                raise ValueError(
+                    f"{_name(transform)} (transform {position}) leaves images of different sizes, "
+                    f"{told}, which cannot form a batch; let a Resize or a crop follow"
+                )
+
+    def _steps(self, first: int, last: int) -> list[tuple[int, Transform]]:
+        """Some of ``rest``, each with its place in the whole list."""
+        return list(enumerate(self.rest[first:last], start=len(self.fixed) + first))
+
     def _run(
-        self, images: Images, labels: Tensor, indices: Tensor, epoch: int, first: int, last: int
+        self,
+        steps: Sequence[tuple[int, Transform]],
+        images: Images,
+        labels: Tensor,
+        indices: Tensor,
+        epoch: int,
     ) -> tuple[Images, Tensor]:
-        for position, transform in enumerate(self.rest[first:last], start=len(self.fixed) + first):
+        for position, transform in steps:
             with _naming(transform, position, images):
                 if _names(transform) & FLOAT and not isinstance(transform, Normalize):
                     images = _each(_scaled, images)  # Normalize does it itself
@@ -149,6 +182,16 @@ class Pipeline:
                 else:
                     images = _per_sample(transform, images, draws)
         return images, labels
+
+    @property
+    def without_batched_form(self) -> list[str]:
+        """The names of those transforms for which another, or they themselves, run per sample."""
+        return [
+            name
+            for transform in self.rest
+            if _way(transform) == "per sample"
+            for name in _unbatched(transform)
+        ]
 
     @property
     def description(self) -> list[tuple[str, str]]:
@@ -171,6 +214,27 @@ def _inner(transform: Transform) -> Sequence[Transform]:
 
 def _names(transform: Transform) -> set[str]:
     return {_name(transform)}.union(*map(_names, _inner(transform)))
+
+
+def _ways_through(transform: Transform) -> Iterator[tuple[Transform, ...]]:
+    """Every sequence of plain transforms that one which holds others may choose."""
+    if not isinstance(transform, NESTING):
+        yield (transform,)
+        return
+    inner = list(transform.transforms)
+    choices = [inner, inner[::-1]]  # of RandomOrder: two of many
+    if isinstance(transform, v2.RandomApply):
+        choices = [inner] * (transform.p > 0) + [[]] * (transform.p < 1)
+    elif isinstance(transform, v2.RandomChoice):
+        choices = [[one] for one, p in zip(inner, transform.p, strict=True) if p > 0]
+    for choice in choices:
+        for ways in product(*map(_ways_through, choice)):
+            yield tuple(step for way in ways for step in way)
+
+
+def _unbatched(transform: Transform) -> list[str]:
+    inner = [name for held in _inner(transform) for name in _unbatched(held)]
+    return inner or ([] if is_batched(transform) else [_name(transform)])
 
 
 def _way(transform: Transform) -> str:
