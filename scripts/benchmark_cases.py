@@ -42,7 +42,12 @@ from scripts.benchmark_arms import (
 from trainer.errors import NonFiniteLoss
 
 ROOT = Path(__file__).resolve().parent.parent
-FAST = ("computing alone", "by hand", "framework")  # of others, a part of the images is enough
+FAST = (
+    "computing alone",
+    "computing alone, tuned",
+    "by hand",
+    "framework",
+)  # of others, a part of the images is enough
 Say = Callable[[str], None]
 
 
