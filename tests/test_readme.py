@@ -33,6 +33,20 @@ def test_the_two_commands_are_there_word_for_word_for_ci():
     ]
 
 
+def test_every_link_within_the_readme_has_its_heading():
+    headings = {
+        line.lstrip("# ").lower().replace(" ", "-")
+        for line in README.splitlines()
+        if line.startswith("#")
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
+
+
+def test_every_file_that_the_readme_links_to_is_there():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert Path(target).exists(), target
+
+
 @pytest.mark.parametrize(
     "module", sorted(set(re.findall(r"python -m ((?:trainer|scripts)\.\w+)", README)))
 )
