@@ -22,6 +22,7 @@ from transforms.geometric import (
 )
 from transforms.keyed import Draws
 
+MODE = v2.InterpolationMode  # older releases take no plain names
 MANY = 4000
 LIKELY = 1e-4  # a right distribution falls below this p value once in 10,000 tests; seeds are fixed
 
@@ -96,7 +97,7 @@ def fitting(fill, channels):
 @given(**WARPED, degrees=st.sampled_from([0, 15, 180, (30, 700)]))
 def test_rotation_equals_torchvision(size, dtype, mode, fill, center, seed, degrees):
     fill = 1 if fill == 200 and degrees == 0 else fitting(fill, size[1])
-    transform = v2.RandomRotation(degrees, interpolation=mode, center=center, fill=fill)
+    transform = v2.RandomRotation(degrees, interpolation=MODE(mode), center=center, fill=fill)
     images = images_of(size, dtype, seed)
     assert_warped_alike(mode, *both(RANDOM_ROTATION, transform, images, seed))
 
@@ -116,7 +117,7 @@ def test_nearest_rotation_by_round_angles_equals_torchvision(angle, threads):
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 def test_large_rotated_images_equal_torchvision(mode):
-    transform = v2.RandomRotation(180, interpolation=mode, fill=[1, 2, 3])
+    transform = v2.RandomRotation(180, interpolation=MODE(mode), fill=[1, 2, 3])
     images = images_of((8, 3, 224, 225), torch.uint8)
     assert_warped_alike(mode, *both(RANDOM_ROTATION, transform, images))
 
@@ -129,7 +130,8 @@ def test_large_rotated_images_equal_torchvision(mode):
     shear=st.sampled_from([None, 20, (-10, 30, 5, 15)]),
 )
 def test_affine_equals_torchvision(size, dtype, mode, fill, center, seed, translate, scale, shear):
-    transform = v2.RandomAffine(180, translate, scale, shear, mode, fitting(fill, size[1]), center)
+    fill = fitting(fill, size[1])
+    transform = v2.RandomAffine(180, translate, scale, shear, MODE(mode), fill, center)
     images = images_of(size, dtype, seed)
     assert_warped_alike(mode, *both(RANDOM_AFFINE, transform, images, seed))
 
@@ -138,7 +140,7 @@ def test_affine_equals_torchvision(size, dtype, mode, fill, center, seed, transl
 @given(**{**WARPED, "center": st.just(None)}, scale=st.sampled_from([0.1, 0.5]))
 def test_perspective_equals_torchvision(size, dtype, mode, fill, center, seed, scale):
     batch, channels, height, width = size
-    transform = v2.RandomPerspective(scale, 1, mode, fitting(fill, channels))
+    transform = v2.RandomPerspective(scale, 1, MODE(mode), fitting(fill, channels))
     # in smaller ones, the horizon may cross the image: there torchvision divides by 0, into nan
     images = images_of((batch, channels, height + 8, width + 8), dtype, seed)
     assert_warped_alike(mode, *both(RANDOM_PERSPECTIVE, transform, images, seed))
@@ -156,7 +158,9 @@ def test_perspective_equals_torchvision(size, dtype, mode, fill, center, seed, s
     seed=WARPED["seed"],
 )
 def test_resized_crop_equals_torchvision(size, dtype, resized, mode, seed):
-    transform = v2.RandomResizedCrop(resized, (0.05, 1), interpolation=mode[0], antialias=mode[1])
+    transform = v2.RandomResizedCrop(
+        resized, (0.05, 1), interpolation=MODE(mode[0]), antialias=mode[1]
+    )
     images = images_of(size, dtype, seed)
     got, want = both(RANDOM_RESIZED_CROP, transform, images, seed)
     if mode[0] == "nearest":
@@ -172,7 +176,7 @@ def test_resized_crop_of_a_window_of_the_same_size_copies_it():
     window = {"top": 5, "left": 7, "height": 9, "width": 11}
     parameters = {name: torch.full((3,), value) for name, value in window.items()}
     for mode in ("nearest", "bilinear", "bicubic"):
-        transform = v2.RandomResizedCrop((9, 11), interpolation=mode)
+        transform = v2.RandomResizedCrop((9, 11), interpolation=MODE(mode))
         got = RANDOM_RESIZED_CROP.apply(transform, images, parameters)
         assert torch.equal(got, images[:, :, 5:14, 7:18])
 
@@ -383,14 +387,14 @@ def test_draws_of_neighbours_and_of_epochs_are_independent(kernel, transform, na
 
 ALL = [
     (RANDOM_ROTATION, v2.RandomRotation(30)),
-    (RANDOM_ROTATION, v2.RandomRotation(30, interpolation="bilinear", fill=3)),
+    (RANDOM_ROTATION, v2.RandomRotation(30, interpolation=MODE("bilinear"), fill=3)),
     (RANDOM_AFFINE, v2.RandomAffine(9, (0.1, 0.1), (0.5, 1), 8)),
-    (RANDOM_AFFINE, v2.RandomAffine(9, (0.1, 0.1), interpolation="bilinear", fill=None)),
+    (RANDOM_AFFINE, v2.RandomAffine(9, (0.1, 0.1), interpolation=MODE("bilinear"), fill=None)),
     (RANDOM_PERSPECTIVE, v2.RandomPerspective()),
-    (RANDOM_PERSPECTIVE, v2.RandomPerspective(0.9, 0.8, "nearest")),
+    (RANDOM_PERSPECTIVE, v2.RandomPerspective(0.9, 0.8, MODE("nearest"))),
     (RANDOM_RESIZED_CROP, v2.RandomResizedCrop(24)),
-    (RANDOM_RESIZED_CROP, v2.RandomResizedCrop((9, 33), interpolation="bicubic")),
-    (RANDOM_RESIZED_CROP, v2.RandomResizedCrop(24, interpolation="nearest")),
+    (RANDOM_RESIZED_CROP, v2.RandomResizedCrop((9, 33), interpolation=MODE("bicubic"))),
+    (RANDOM_RESIZED_CROP, v2.RandomResizedCrop(24, interpolation=MODE("nearest"))),
     (RANDOM_ERASING, v2.RandomErasing(value=0.5)),
     (RANDOM_ERASING, v2.RandomErasing(value="random")),
 ]
@@ -423,12 +427,15 @@ def test_a_sample_is_the_same_in_every_batch_and_for_every_thread_count(kernel, 
 def test_arguments_without_a_batched_form_are_refused():
     for kernel, refused in (
         (RANDOM_ROTATION, v2.RandomRotation(9, expand=True)),
-        (RANDOM_ROTATION, v2.RandomRotation(9, interpolation="bicubic")),
+        (RANDOM_ROTATION, v2.RandomRotation(9, interpolation=MODE("bicubic"))),
         (RANDOM_ROTATION, v2.RandomRotation(9, interpolation=0)),
         (RANDOM_AFFINE, v2.RandomAffine(9, fill={torch.Tensor: 3, "others": 0})),
-        (RANDOM_PERSPECTIVE, v2.RandomPerspective(interpolation="bicubic")),
-        (RANDOM_RESIZED_CROP, v2.RandomResizedCrop(9, interpolation="bicubic", antialias=False)),
-        (RANDOM_RESIZED_CROP, v2.RandomResizedCrop(9, interpolation="lanczos")),
+        (RANDOM_PERSPECTIVE, v2.RandomPerspective(interpolation=MODE("bicubic"))),
+        (
+            RANDOM_RESIZED_CROP,
+            v2.RandomResizedCrop(9, interpolation=MODE("bicubic"), antialias=False),
+        ),
+        (RANDOM_RESIZED_CROP, v2.RandomResizedCrop(9, interpolation=MODE("lanczos"))),
     ):
         assert not kernel.takes(refused)
     for kernel, taken in ALL:

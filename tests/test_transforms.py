@@ -197,7 +197,9 @@ def test_resize_gives_one_image_and_a_stack_the_same_bits(interpolation, data):
     height, width = data.draw(numbers), data.draw(numbers)
     # Not 1 x 1: torch 2.15 itself fails there on three uint8 channels (an internal assert).
     size = [data.draw(numbers), data.draw(st.integers(2, 40))]
-    pipeline = Pipeline([v2.Resize(size, interpolation=interpolation)], seed=0)
+    pipeline = Pipeline(
+        [v2.Resize(size, interpolation=v2.InterpolationMode(interpolation))], seed=0
+    )
     images = torch.randint(0, 256, (3, channels, height, width), dtype=torch.uint8)
     each = torch.stack([pipeline.prepare(image) for image in images])
     assert torch.equal(pipeline.prepare(images), each)
