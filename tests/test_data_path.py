@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,7 +108,8 @@ class Memory:
     classes, on_broken, note = ("a", "b"), "error", ""
 
     def __init__(self, images: torch.Tensor) -> None:
-        self.images, count = images, len(images)
+        self.images: torch.Tensor | None = images
+        count = len(images)
         self.labels = tuple(i % 2 for i in range(count))
         self.ids, self.parts = tuple(map(str, range(count))), (None,) * count
 
@@ -115,6 +117,7 @@ class Memory:
         return len(self.labels)
 
     def image(self, index: int) -> torch.Tensor:
+        assert self.images is not None
         return self.images[index]
 
     def digest(self, index: int) -> str:
@@ -262,6 +265,34 @@ def test_a_split_in_memory_that_its_transforms_make_too_large_is_made_anew_each_
     made = loader_of(file, "loader.workers=0")
     assert (kept.part.cache, made.part.cache) == ("ram", "off")
     assert hashes(kept, 0) == hashes(made, 0)
+
+
+class Packed(Memory):
+    """A set whose images lie in files, and were checked when those were made."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(torch.randint(0, 256, (count, 3, 40, 40), dtype=torch.uint8))
+        assert self.images is not None
+        self.packed, self.images, self.read = self.images, None, 0
+
+    def image(self, index: int) -> torch.Tensor:
+        self.read += 1
+        return self.packed[index]
+
+
+def test_shards_that_are_not_kept_are_not_all_decoded_before_a_run(config_file):
+    config, packed = load_config(config_file, ["loader.cache=off"]), Packed(200)
+    part, broken = reading.read_part(packed, reading_pipeline(config), range(200), config, CPU)
+    assert part.cache == "off" and not broken and packed.read < 20
+    assert len(part) == 200 and len(part.batch(torch.tensor([150, 199]))[0]) == 2
+
+
+def test_a_part_whose_first_images_are_all_broken_names_every_one(config_file, tmp_path, notes):
+    root = shutil.copytree(notes, tmp_path / "broken")
+    for file in sorted((root / "1").iterdir())[:20]:
+        file.write_bytes(b"no image")
+    with pytest.raises(DataError, match="20 of 50 images cannot be read"):
+        load_data(load_config(config_file, [f"dataset.root={root}"]), CPU)
 
 
 @pytest.mark.parametrize("cache", ["ram", "device"])

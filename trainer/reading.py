@@ -57,7 +57,7 @@ def read_part(
 
     # Filled by the threads as they go: a list that is stacked at the end takes the memory twice.
     table = torch.empty(0, dtype=torch.uint8)
-    if place is not None and one_size:
+    if place is not None and one_size and first:
         table = torch.empty((len(indices), *first[0].shape), dtype=torch.uint8)
 
     def check(row: int) -> tuple[torch.Size, Tensor | None] | BrokenImage:
@@ -70,8 +70,13 @@ def read_part(
         return image.shape, None if place is None else image
 
     action = "checking images" if place is None else "decoding images"
-    results = in_threads(check, range(len(indices)), action)
-    pairs = zip(indices, results, strict=True)
+    to_check = range(len(indices))
+    if (
+        place is None and dataset.digests(indices[:1]) is not None
+    ):  # shards were checked when packed
+        to_check = range(len(tried))
+    results = in_threads(check, to_check, action)
+    pairs = zip(indices, results, strict=False)
     broken = {index: result for index, result in pairs if isinstance(result, BrokenImage)}
     read = [result for result in results if not isinstance(result, BrokenImage)]
     kept: Tensor | list[Tensor] | None = None
