@@ -5,6 +5,8 @@ import hashlib
 import json
 import multiprocessing
 import os
+import platform
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets import DataError
+from models.lenet import LeNet
 from trainer import loader as loader_module
 from trainer import reading
 from trainer.config import load_config
@@ -24,6 +27,7 @@ from trainer.data import load_data, train_loader
 from trainer.errors import ConfigError, RunError
 from trainer.job import prepare
 from trainer.loader import Loader, Part, copied_ahead
+from trainer.quick_start import keep_freed_memory, spin_briefly
 from trainer.summary import dry_run
 from transforms.batched import KERNELS
 from transforms.own import Normalize
@@ -486,6 +490,49 @@ def test_what_takes_the_place_of_a_batch_is_raised():
 # --- start-up -----------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_memory_of_one_step_is_there_for_the_next(monkeypatch):
+    for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"):
+        monkeypatch.delenv(name, raising=False)
+    assert keep_freed_memory()
+    for _ in range(10):  # glibc sets the first seven pieces of a size aside
+        torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**24)  # 64 MiB: 16,384 pages, which the system would clear each time
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 16384
+
+
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"])
+def test_memory_is_left_alone_where_the_environment_tells_how(monkeypatch, name):
+    monkeypatch.setenv(name, "2")
+    assert not keep_freed_memory()
+
+
+def test_threads_wait_as_the_environment_says_where_it_does(monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    spin_briefly()
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_a_model_that_cannot_keep_channels_last_trains_as_it_is_and_says_so(
+    config_file, monkeypatch
+):
+    def forward(self, images):
+        return self.classifier(self.features(images).view(len(images), -1))
+
+    monkeypatch.setattr(LeNet, "forward", forward)
+    lines: list[str] = []
+    job = prepare(load_config(config_file, []), lines.append)
+    assert not job.train_loader.channels_last
+    assert any("LeNet cannot keep channels last" in line and "view" in line for line in lines)
+    images, labels = next(job.train_loader.epoch())
+    job.loss_fn(job.model(images), labels).backward()
+    with pytest.raises(ConfigError, match="view"):
+        prepare(load_config(config_file, ["train.channels_last=true"]), lines.append)
+
+
 def test_training_does_not_load_the_compiler_and_compiling_afterwards_works(config_file, tmp_path):
     code = f"""
 import sys
@@ -493,6 +540,8 @@ from trainer.train import main
 assert main(["--config", {str(config_file)!r}, "--runs", {str(tmp_path)!r}]) == 0
 from trainer.quick_start import is_loaded
 assert not is_loaded() and "torch._dynamo.symbolic_convert" not in sys.modules
+import os
+assert os.environ["GOMP_SPINCOUNT"] == "10000"
 import torch, torch._dynamo.config as settings
 from torch._dynamo import eval_frame
 assert eval_frame.config is settings and torch._dynamo.optimize is eval_frame.optimize

@@ -1,7 +1,7 @@
 """Everything that a run is made of, built from the configuration and checked."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,8 +61,8 @@ def prepare(config: Config, say: Say) -> Job:
     model = build_model(config, data.classes, input_shape)
     model.to(device)
     loss_fn = build_loss(config, train_part.labels, len(data.classes)).to(device)
-    distinct = {shape: data.parts[name] for name, shape in reversed(shapes.items())}.values()
-    channels_last = choose_layout(config, model, loss_fn, distinct, device, say)
+    distinct = {shape: data.parts[name] for name, shape in reversed(shapes.items())}
+    channels_last = choose_layout(config, model, loss_fn, list(distinct.values()), device, say)
     optimizer = build_optimizer(config, model)
     batches = train_loader(config, train_part, device, channels_last)
     check_batches(config, batches, model)
@@ -97,7 +97,7 @@ def choose_layout(
     config: Config,
     model: nn.Module,
     loss_fn: nn.Module,
-    parts: Iterable[Part],
+    parts: Sequence[Part],
     device: torch.device,
     say: Say,
 ) -> bool:
@@ -110,7 +110,6 @@ def choose_layout(
     if wanted == "auto":
         has_convolutions = any(parameter.ndim == 4 for parameter in model.parameters())
         wanted = device.type == "cpu" and has_convolutions
-    parts = list(parts)
     if wanted:
         model.to(memory_format=torch.channels_last)
     try:
