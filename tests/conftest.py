@@ -80,10 +80,12 @@ def train(config_file, tmp_path) -> Callable[..., Path]:
     """Train the small configuration with overrides; returns the run's folder."""
     from trainer.config import load_config
     from trainer.job import prepare
+    from trainer.stop import StopRequest
     from trainer.training import train as train_job
 
     def run(*overrides: str, resume: Path | None = None, file: Path = config_file) -> Path:
         job = prepare(load_config(file, overrides), print)
-        return train_job(job, tmp_path / "runs", resume, print)
+        with StopRequest() as stop:
+            return train_job(job, tmp_path / "runs", resume, print, stop)
 
     return run

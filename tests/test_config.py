@@ -89,6 +89,8 @@ def test_defaults_are_those_of_the_manual(load):
         "channels_last": "auto",
         "accumulate": 1,
         "clip_grad_norm": None,
+        "skip_non_finite": 0,
+        "budget": None,
         "monitor": "val/accuracy",
     }
     assert config.checkpoint.every == Duration(1, "ep")

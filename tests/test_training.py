@@ -12,16 +12,18 @@ import torch.nn.functional as F
 
 import trainer.training
 from models.lenet import LeNet
-from trainer.checkpoint import checkpoints, save_checkpoint
+from trainer.checkpoint import checkpoints, write_checkpoint
 from trainer.config import load_config
 from trainer.data import load_data
+from trainer.disk import load_tensors, sha256_of
 from trainer.errors import ConfigError, NonFiniteLoss, RunError, Stopped
 from trainer.evaluation import evaluate_run
+from trainer.guard import Guard
 from trainer.job import prepare
 from trainer.loop import predict
 from trainer.resume import find_resumable
-from trainer.run import create_run, load_tensors, lock_run, read_metrics
-from trainer.state import new_state, restore, snapshot
+from trainer.run import create_run, lock_run, read_metrics
+from trainer.state import new_state, restore, snapshot, weights_of
 from transforms.keyed import permutation, seed_of
 
 CPU = torch.device("cpu")
@@ -148,8 +150,9 @@ def test_a_run_stopped_by_sigterm_and_resumed_equals_one_that_never_stopped(
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.training, "learning_rates", interrupting)
-        with pytest.raises(Stopped, match="--resume"):
+        with pytest.raises(Stopped) as told:
             train(*overrides)
+    assert "--resume" in told.value.__notes__[0]
     stopped = max((straight.parent).glob("*"), key=lambda run: run.stat().st_ctime_ns)
     assert json.loads((stopped / "result.json").read_text())["status"] == "stopped"
     config, folder = find_resumable(str(stopped), None, (), straight.parent)
@@ -206,7 +209,7 @@ def test_a_state_saved_in_another_memory_layout_goes_on_alike(config_file, tmp_p
         other = [*overrides, f"train.channels_last={layout}"]
         saved = prepare(load_config(config_file, other), print)
         step(saved)
-        restore(job, snapshot(saved, new_state(saved), 0))
+        restore(job, {"model": weights_of(saved.model), **snapshot(saved, new_state(saved), 0)})
         step(job)
         states.append(job.model.state_dict())
     for key, value in states[0].items():
@@ -292,8 +295,9 @@ def test_a_step_reads_nothing_back(config_file, monkeypatch):
     for name in ("item", "tolist", "__float__", "__bool__", "__int__"):
         monkeypatch.setattr(torch.Tensor, name, counting(name))
     batches = [(torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64))] * 3
+    guard = Guard(job.model, job.optimizer, CPU, lag=4)  # a CPU's values are there at once
     steps = train_steps(
-        job.model, batches, job.loss_fn, job.optimizer, job.schedule, CPU, seed=0, step=0
+        job.model, batches, job.loss_fn, job.optimizer, job.schedule, guard, CPU, seed=0, step=0
     )
     assert len(list(steps)) == 3
     assert read == []
@@ -459,8 +463,17 @@ def test_one_batch_can_be_memorised(train, config_file):
 
     job = prepare(load_config(config_file, ["optimizer.lr=0.05"]), print)
     batch = next(job.train_loader.epoch())
+    guard = Guard(job.model, job.optimizer, CPU)
     steps = train_steps(
-        job.model, [batch] * 60, job.loss_fn, job.optimizer, job.schedule, CPU, seed=0, step=0
+        job.model,
+        [batch] * 60,
+        job.loss_fn,
+        job.optimizer,
+        job.schedule,
+        guard,
+        CPU,
+        seed=0,
+        step=0,
     )
     *_, (loss, _) = steps
     assert loss < 0.05
@@ -540,15 +553,15 @@ def test_a_run_that_cannot_be_described_leaves_no_folder(train, tmp_path, monkey
 
 
 def test_each_state_is_written_once(train, monkeypatch):
-    import trainer.record
+    import trainer.saver
 
     saved = []
 
     def counting(run, step, *rest):
         saved.append(step)
-        return save_checkpoint(run, step, *rest)
+        return write_checkpoint(run, step, *rest)
 
-    monkeypatch.setattr(trainer.record, "save_checkpoint", counting)
+    monkeypatch.setattr(trainer.saver, "write_checkpoint", counting)
     train()
     assert saved == [5, 10]
     saved.clear()
@@ -616,6 +629,11 @@ def test_evaluate_refuses_what_would_not_be_the_run(train):
         with pytest.raises(ConfigError, match="but the run began with"):
             evaluate_run(run, load_config(run / "config.yaml", [override]), "test")
     torch.save(LeNet(num_classes=3, in_channels=3).state_dict(), run / "model.pt")
+    with pytest.raises(RunError, match=r"not the file that model\.json describes"):
+        evaluate_run(run, load_config(run / "config.yaml"), "test")
+    described = json.loads((run / "model.json").read_text())
+    described["weights"]["sha256"] = sha256_of(run / "model.pt")
+    (run / "model.json").write_text(json.dumps(described))
     with pytest.raises(RunError, match="does not fit"):
         evaluate_run(run, load_config(run / "config.yaml"), "test")
 

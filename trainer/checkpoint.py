@@ -1,11 +1,10 @@
-"""Full states of a run: ``checkpoints/step-000000123/`` with state.pt and MANIFEST.json.
+"""Full states of a run: ``checkpoints/step-000000123/`` with state.pt, best.pt and MANIFEST.json.
 
 A checkpoint is written beside its final name, brought to the disk, and renamed: one that can be
-seen is whole. The manifest is written last and names each file with its size and SHA-256.
+seen is whole. The manifest is written last and names each file with its size and SHA-256. What is
+there is never replaced: a second state of one step becomes ``step-000000123.2``.
 """
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,33 +12,44 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from trainer import disk
 from trainer.errors import RunError
-from trainer.run import load_tensors, save_tensors, sync_folder, write_json
 
-MANIFEST = "MANIFEST.json"
+MANIFEST, STATE, BEST = "MANIFEST.json", "state.pt", "best.pt"
+Entry = dict[str, Any]  # a file's size and sha256
 
 
-def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write ``state`` (tensors and plain values) as the checkpoint of ``step``; keep the last few.
+def write_checkpoint(
+    run: Path, step: int, state: dict[str, Any], best: Entry | None, keep: int
+) -> Path:
+    """Write ``state`` (tensors and plain values) as a checkpoint of ``step``; keep the last few.
 
-    One of the same step is replaced. Older ones go only after the new one is whole. Raises RunError
-    where the disk refuses; what was there before then stays as it was.
+    ``best`` is what model.pt is to hold, which goes with the state. Older checkpoints go only after
+    the new one is whole. Raises RunError where the disk refuses; what was there before then stays.
     """
-    final = run / "checkpoints" / f"step-{step:09d}"
+    folder = folder_of(run)
+    final = folder / f"step-{step:09d}"
+    for number in range(2, 1000):
+        if not final.exists():
+            break
+        final = folder / f"step-{step:09d}.{number}"
     temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-    replaced = final.with_name(f"{final.name}.tmp-{os.getpid()}-replaced")
     try:
-        temporary.mkdir(parents=True)
-        data = save_tensors(temporary / "state.pt", state)
-        digest = hashlib.sha256(data).hexdigest()
-        files = {"state.pt": {"size": len(data), "sha256": digest}}
-        write_json(temporary / MANIFEST, {"schema": 1, "step": step, "files": files})
-        if final.exists():  # killed between these two renames, a run goes on from an older one
-            final.replace(replaced)
-        temporary.replace(final)
-        sync_folder(final.parent)
+        if not folder.exists():
+            disk.make_folder(folder)
+        disk.make_folder(temporary)
+        files = {STATE: disk.save_tensors(temporary / STATE, state)}
+        # The best weights are the state's own, or go along: model.pt may be ahead of the state.
+        if best and state["counters"]["best"]["step"] != step:
+            files[BEST] = best
+            take_along(run, best, temporary / BEST)
+        manifest = {"schema": 2, "step": step, "files": files, "best": best}
+        disk.write_json(temporary / MANIFEST, manifest)
+        disk.rename(temporary, final)
+        disk.sync_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(
@@ -47,58 +57,146 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int) -> P
             "Earlier checkpoints are as they were; free some space and resume."
         ) from None
     for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    sweep(run)
+        remove(old)
     return final
+
+
+def take_along(run: Path, best: Entry, target: Path) -> None:
+    """Put the best weights into a checkpoint: those of an earlier one, or a copy of model.pt.
+
+    Never a link to model.pt itself, which a user may write into.
+    """
+    for older in reversed(checkpoints(run)):
+        if manifest_of(older).get("files", {}).get(BEST) == best:
+            try:
+                disk.link(older / BEST, target)
+                return
+            except OSError:  # a file system without links
+                break
+    if disk.copy_file(run / "model.pt", target) != best:
+        raise RunError(f"{run / 'model.pt'} was changed while the run went on.")
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint; one that is half removed no longer has a checkpoint's name."""
+    doomed = checkpoint.with_name(f"{checkpoint.name}.tmp-{os.getpid()}")
+    try:
+        disk.rename(checkpoint, doomed)
+    except OSError:  # no reason to end a run
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sweep(run: Path) -> None:
     """Remove what killed processes left half-written; only for the process that holds the run."""
-    for path in (run / "checkpoints").glob("step-*.tmp-*"):
-        if path.is_dir():
+    for path in [*run.glob(".*.tmp"), *folder_of(run).glob("step-*.tmp-*")]:
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
 
-def load_checkpoint(run: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest state that is whole, or None where none was ever saved.
+def load_checkpoint(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, and its state; None where none was ever saved.
 
-    Each one passed over is named through ``say``. Raises RunError where none is whole.
+    Each one passed over is named through ``say`` and set aside. Raises RunError where none is
+    whole.
     """
     folders = checkpoints(run)
+    damaged: list[Path] = []
     for folder in reversed(folders):
-        if is_valid(folder):
-            state: dict[str, Any] = load_tensors(folder / "state.pt")
-            return state
-        say(f"{folder} is damaged and passed over.")
+        problem = problem_of(folder)
+        if problem is None:
+            try:
+                state: dict[str, Any] = disk.load_tensors(folder / STATE)
+            except RunError as error:
+                problem = str(error)
+            else:
+                for other in damaged:  # so that it does not count among those to keep
+                    other.rename(free_name(other.with_name(f"{other.name}.damaged")))
+                return folder, state
+        say(f"note    {folder} is damaged and passed over: {problem}")
+        damaged.append(folder)
     if folders:
         raise RunError(f"{run} cannot be resumed: no checkpoint of it is whole. Start a new run.")
     return None
 
 
+def free_name(path: Path) -> Path:
+    """``path``, or with a number behind it the first one that is not there."""
+    names = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in range(1, 10**6))
+    return next(name for name in names if not name.exists())
+
+
+def folder_of(run: Path) -> Path:
+    """The folder of the run's checkpoints; raises RunError for a link, which may lead anywhere."""
+    folder = run / "checkpoints"
+    if folder.is_symlink():
+        raise RunError(f"{folder} is a link; nothing is written or removed behind it.")
+    return folder
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoint folders, oldest first."""
-    folders = (run / "checkpoints").glob("step-*")
-    return sorted(path for path in folders if re.fullmatch(r"step-\d{9,}", path.name))
+    named = re.compile(r"step-(\d{9,})(?:\.(\d+))?")
+    found = []
+    for path in folder_of(run).glob("step-*"):
+        if (match := named.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
+            found.append((int(match[1]), int(match[2] or 1), path))
+    return [path for _, _, path in sorted(found)]
 
 
-def is_valid(folder: Path) -> bool:
-    """Whether every file that the manifest names is there, byte for byte."""
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """A checkpoint's manifest; empty where there is none that can be read."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        return "state.pt" in files and all(
-            hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"]
-            for name, entry in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return disk.read_json(folder / MANIFEST)
+    except RunError:
+        return {}
+
+
+def problem_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None where each file is there, byte for byte."""
+    manifest = manifest_of(folder)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or STATE not in files or not {STATE, BEST} >= files.keys():
+        return f"{MANIFEST} is missing or no manifest"
+    for name, entry in files.items():
+        try:
+            size = (folder / name).stat().st_size
+            if size != entry["size"]:
+                return f"{name} has {size:,} bytes, not {entry['size']:,}"
+            if disk.sha256_of(folder / name) != entry["sha256"]:
+                return f"{name} does not hold what was written"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        except (KeyError, TypeError, ValueError):
+            return f"{MANIFEST} is no manifest"
+    return None
+
+
+def bring_back_best(run: Path, folder: Path, state: dict[str, Any]) -> Entry | None:
+    """Make model.pt what it was when the checkpoint ``folder`` was written; its manifest entry.
+
+    A run that was killed later may have found better weights since, which do not belong to it yet.
+    """
+    best: Entry | None = manifest_of(folder).get("best")
+    weights = run / "model.pt"
+    if best is None or (weights.is_file() and disk.sha256_of(weights) == best["sha256"]):
+        return best
+    if (folder / BEST).exists():
+        return disk.copy_file(folder / BEST, weights)
+    return disk.save_tensors(weights, state["model"])
 
 
 def is_finite(state: object) -> bool:
     """Whether every floating-point tensor of a state is free of NaN and infinity."""
     if isinstance(state, torch.Tensor):
-        return not state.is_floating_point() or bool(torch.isfinite(state).all())
+        if state.dtype not in (torch.float32, torch.float64):
+            return not state.is_floating_point() or bool(torch.isfinite(state).all())
+        # By NumPy, which takes one core: PyTorch would take all of them away from training.
+        dense = state.untyped_storage().nbytes() == state.nbytes
+        values = state.as_strided((state.numel(),), (1,), 0) if dense else state.flatten()
+        return all(np.isfinite(piece.numpy()).all() for piece in torch.split(values, 2**18))
     if isinstance(state, dict):
         return all(is_finite(value) for value in state.values())
     if isinstance(state, list | tuple):

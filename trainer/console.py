@@ -12,7 +12,8 @@ Item = TypeVar("Item")
 def say(line: str = "") -> None:
     """Print a permanent line at once, also where stdout is a pipe; a bar above it is kept whole.
 
-    A reader that has seen enough (``| head``) does not end a run: the rest is not printed.
+    A reader that has seen enough (``| head``), a closed terminal or a full disk under the log does
+    not end a run: the rest is not printed.
     """
     line = line.encode(errors="backslashreplace").decode()  # file names need not be UTF-8
     try:
@@ -23,7 +24,7 @@ def say(line: str = "") -> None:
             sys.stdout.flush()
         else:
             print(line, flush=True)
-    except BrokenPipeError:
+    except OSError:
         sys.stdout = open(os.devnull, "w")
 
 

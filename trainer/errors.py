@@ -1,12 +1,17 @@
 """What can go wrong, in a user's words: faults of a configuration, and a process's exit codes."""
 
 import enum
+import errno
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+# How PyTorch says that memory ran out, on a GPU and on a CPU.
+NO_MEMORY = "out of memory|not enough memory|[Cc]an('t|not) allocate memory"
 
 MAX_SHOWN = 50  # more faults than this in one message help nobody
 
@@ -20,6 +25,8 @@ class Exit(enum.IntEnum):
     NON_FINITE = 4
     CHECKPOINT = 5
     DISTRIBUTED = 6
+    MEMORY = 7
+    WORKER = 8
     BUG = 70
     STOPPED = 75
 
@@ -84,8 +91,16 @@ class NonFiniteLoss(Exception):
     """The loss or the weights are no longer numbers; nothing of them is saved."""
 
 
-class Stopped(Exception):
-    """A signal ended the run early; its state is saved and it can be resumed."""
+class OutOfMemory(Exception):
+    """The machine or the GPU has no room for what was asked."""
+
+
+class WorkerDied(Exception):
+    """A process that read images for the trainer ended by itself."""
+
+
+class Stopped(BaseException):
+    """The process was asked to stop: like KeyboardInterrupt, no ``except Exception`` takes it."""
 
 
 def exit_code_of(action: Callable[[], None]) -> int:
@@ -98,27 +113,54 @@ def exit_code_of(action: Callable[[], None]) -> int:
         (DataError, Exit.DATA),
         (NonFiniteLoss, Exit.NON_FINITE),
         (RunError, Exit.CHECKPOINT),
-        (Stopped, Exit.STOPPED),
+        (OutOfMemory, Exit.MEMORY),
+        (WorkerDied, Exit.WORKER),
     ]
     try:
         action()
         return Exit.DONE
-    except KeyboardInterrupt:  # before the first step: from there on a signal saves and stops
-        print("interrupted before training began; nothing was written", file=sys.stderr)
+    except Stopped as stopped:
+        told(stopped)
+        return Exit.STOPPED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stdout = open(os.devnull, "w")
         return Exit.DONE
-    except Exception as error:
+    except Exception as raised:
+        error = in_plain_words(raised)
         for kind, code in codes:
             if isinstance(error, kind):
-                print(error, file=sys.stderr)
+                told(error)
                 return code
-        if isinstance(error, OSError) and error.strerror:  # the disk is full, or not ours to write
-            print(f"{error.filename or 'writing the run'}: {error.strerror}", file=sys.stderr)
-            return Exit.CHECKPOINT
         traceback.print_exc()
         print(
             "this is a fault of the trainer itself; please report the lines above", file=sys.stderr
         )
         return Exit.BUG
+
+
+def told(error: BaseException) -> None:
+    """Print an error's message and its notes."""
+    print("\n".join([str(error), *getattr(error, "__notes__", [])]), file=sys.stderr)
+
+
+def in_plain_words(error: Exception) -> Exception:
+    """What the machine ran out of, as an error of ours; any other error as it is."""
+    text = " ".join(str(error).split())
+    full = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if full or (isinstance(error, RuntimeError) and re.search(NO_MEMORY, text)):
+        return OutOfMemory(
+            f"out of memory: {text[:300] or 'no more could be had'}\n"
+            "Smaller images, a smaller loader.batch_size, train.accumulate=2 or loader.cache=off "
+            "need less."
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        return WorkerDied(
+            f"{text} Where memory ran out, fewer loader.workers or a smaller loader.batch_size "
+            "help."
+        )
+    if isinstance(error, OSError) and error.strerror:  # the disk is full, or not ours to write
+        return RunError(f"{error.filename or 'writing the run'}: {error.strerror}")
+    return error

@@ -39,11 +39,15 @@ def run(arguments: argparse.Namespace) -> None:
     spin_briefly()
     keep_freed_memory()
     defer_compiler()
+    from trainer.disk import read_json
     from trainer.evaluation import evaluate_run
     from trainer.run import find_run
 
     folder = find_run(arguments.run)
     config = load_config(folder / "config.yaml", arguments.overrides)
+    status = read_json(folder / "result.json").get("status")
+    if status != "done":
+        print(f"note: this run is {status}; these are its best weights so far", file=sys.stderr)
     values = evaluate_run(folder, config, arguments.split)
     if arguments.json:
         print(json.dumps(values))

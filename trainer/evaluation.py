@@ -8,13 +8,13 @@ import torch
 from trainer.components import check_components
 from trainer.config import Config, load_config
 from trainer.data import check_shape, eval_loader, load_part
+from trainer.disk import read_json
 from trainer.errors import ConfigError, RunError
 from trainer.job import build_loss, build_model, check_size, choose_device
 from trainer.judge import judge
 from trainer.loop import predict
 from trainer.record import load_best
 from trainer.resume import refuse_changes
-from trainer.run import read_json
 
 # What may differ from the run when it is judged again: where, not what.
 MAY_DIFFER = (

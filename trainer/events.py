@@ -1,47 +1,77 @@
 """What TensorBoard shows of a run: scalars on one step axis, the config, the training images."""
 
+import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard.writer import SummaryWriter
+from torch.utils.tensorboard import summary
 from torchvision.utils import make_grid
+
+from trainer.disk import AppendedFile
 
 
 class Events:
-    """The run's event file. Writing waits for the end of an epoch, or ten seconds."""
+    """The run's event file. Writing waits for the end of an epoch, or ten seconds.
+
+    SummaryWriter writes from a thread, where a full disk ends in a traceback and not in an error.
+    """
 
     def __init__(self, run: Path, first_step: int | None) -> None:
         """Open it; points at ``first_step`` and later, of a run that was cut off, are purged."""
-        self._writer = SummaryWriter(str(run), purge_step=first_step)
-        self._scalars: list[tuple[str, float, int, float]] = []
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = AppendedFile(run / name)
+        self._records, self._waiting = RecordWriter(self), bytearray()
         self._flushed = time.monotonic()
+        self._add(0, file_version="brain.Event:2")
+        if first_step is not None:
+            self._add(first_step, session_log=SessionLog(status=SessionLog.START))
+        self.flush()
+
+    def _add(self, step: int, at: float | None = None, **content: Any) -> None:
+        event = Event(wall_time=time.time() if at is None else at, step=step, **content)
+        self._records.write(event.SerializeToString())
+
+    def write(self, record: bytes) -> None:
+        """Keep a record until ``flush``: RecordWriter's file is this object."""
+        self._waiting += record
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Add one point for each tag, which ``flush`` writes."""
-        self._scalars += [(tag, value, step, time.time()) for tag, value in values.items()]
+        """Add one point for each tag."""
+        for tag, value in values.items():
+            self._add(step, summary=summary.scalar(tag, value))  # type: ignore[no-untyped-call]
         if time.monotonic() - self._flushed > 10:
             self.flush()
 
     def config(self, text: str) -> None:
         """Show the effective configuration; TensorBoard's Markdown shows indented text as code."""
-        self._writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))
+        lines = "\n".join(f"    {line}" for line in text.splitlines())
+        self._add(0, summary=summary.text("config", lines))  # type: ignore[no-untyped-call]
 
     def images(self, images: Tensor) -> None:
         """Show a grid of (B, [crops,] C, H, W) images as the model sees them, stretched to 0-1."""
         grid = make_grid(images.flatten(0, -4), nrow=8, normalize=True)
-        self._writer.add_image("images/train", grid, 0)
+        picture = summary.image("images/train", grid, dataformats="CHW")  # type: ignore[no-untyped-call]
+        self._add(0, summary=picture)
 
     def flush(self) -> None:
         """Let a TensorBoard that is open show what was added."""
-        for tag, value, step, at in self._scalars:
-            self._writer.add_scalar(tag, value, step, walltime=at)
-        self._scalars.clear()
-        self._writer.flush()
+        waiting, self._waiting = bytes(self._waiting), bytearray()
+        self._file.write(waiting)
         self._flushed = time.monotonic()
+
+    def sync(self) -> None:
+        """Bring what was flushed to the disk."""
+        self._file.sync()
 
     def close(self) -> None:
         """Write the rest and close the file."""
-        self.flush()
-        self._writer.close()
+        try:
+            self.flush()
+        finally:
+            self._file.close()

@@ -1,7 +1,8 @@
 """Batches of one split, as a pure function of (seed, epoch, batch number)."""
 
 import signal
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -138,6 +139,7 @@ class Loader:
         self.workers, self.device, self.channels_last = workers, device, channels_last
         self._requests = _Requests()
         self._worker_loader: DataLoader[Any] | None = None
+        self._end_workers: Callable[[], None] = lambda: None
         self._block: int | None = None
 
     def __len__(self) -> int:
@@ -149,10 +151,7 @@ class Loader:
         if start >= len(self):
             return
         before, size = self.part.pipeline.predecessors, self.batch_size
-        if self.seed is None:
-            order = torch.arange(len(self.part))
-        else:
-            order = permutation(len(self.part), self.seed, epoch)
+        order = self._order(epoch)
         order = order[in_a_ring(self.part.pipeline, len(self.part))]
         end = min(len(self) * size, len(self.part))
         block = size * (1 if self.workers else self._batches_at_once())
@@ -165,6 +164,20 @@ class Loader:
             if self.channels_last and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
             yield images, labels
+
+    def rows(self, epoch: int, number: int) -> Tensor:
+        """The part's rows that batch ``number`` of an epoch shows."""
+        return self._order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def close(self) -> None:
+        """End the worker processes; the next epoch would start new ones."""
+        self._worker_loader = None
+        self._end_workers()
+
+    def _order(self, epoch: int) -> Tensor:
+        if self.seed is None:
+            return torch.arange(len(self.part))
+        return permutation(len(self.part), self.seed, epoch)
 
     def _here(self, pieces: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in pieces:
@@ -185,7 +198,7 @@ class Loader:
         return self._block
 
     def _by_workers(self, pieces: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if self._worker_loader is None:  # workers live as long as the loader: starting them is slow
+        if self._worker_loader is None:  # workers live until `close`: starting them is slow
             self._worker_loader = DataLoader(
                 _Reading(self.part),
                 sampler=self._requests,
@@ -196,6 +209,7 @@ class Loader:
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # without it, an iterator draws from the global one
             )
+            self._end_workers = weakref.finalize(self, end_workers, self._worker_loader)
         self._requests.items = [(rows, epoch) for rows in pieces]
         read = copied_ahead(self._worker_loader, self.device)
         for rows, (images, labels) in zip(pieces, read, strict=True):
@@ -243,6 +257,15 @@ def to_device(tensors: Any, device: torch.device) -> Any:
     if isinstance(tensors, list):
         return [tensor.to(device, non_blocking=non_blocking) for tensor in tensors]
     return tensors.to(device, non_blocking=non_blocking)
+
+
+def end_workers(worker_loader: DataLoader[Any]) -> None:
+    """Ask the workers to end, and wait for it.
+
+    Left to itself, Python ends them at its exit by the SIGTERM that they ignore, and waits forever.
+    """
+    if (iterator := worker_loader._iterator) is not None:
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def leave_signals_to_the_trainer(worker: int) -> None:

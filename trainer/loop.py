@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.freeze import train_mode
+from trainer.guard import Guard
 from trainer.schedulers import Schedule
 from transforms.keyed import seed_at, seed_of
 
@@ -18,6 +19,7 @@ def train_steps(
     loss_fn: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
+    guard: Guard,
     device: torch.device,
     *,
     seed: int,
@@ -30,7 +32,8 @@ def train_steps(
     The caller logs, saves and stops between two steps by what it does with each pair; nothing here
     waits for the device. ``accumulate`` cuts a batch into that many parts to save memory: the
     gradient stays the batch's mean. Dropout is drawn anew from (seed, step), so that a resumed run
-    draws what an uninterrupted one does.
+    draws what an uninterrupted one does. ``guard`` keeps the optimizer from a step whose loss or
+    gradient is no number.
     """
     train_mode(model)
     draws = seed_of(seed, "step")
@@ -38,6 +41,7 @@ def train_steps(
     for images, labels in batches:  # (B, C, H, W) float32; (B,) int64 or (B, num_classes) float32
         reseed(device, seed_at(draws, step))
         optimizer.zero_grad(set_to_none=True)
+        guard.begin()
         if accumulate == 1:
             loss = loss_fn(model(images), labels)
             loss.backward()
@@ -49,9 +53,13 @@ def train_steps(
                 share = loss_fn(model(some), targets) * (len(some) / len(images))
                 share.backward()
                 loss += share.detach()
-        if clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
-        optimizer.step()
+        if clip_grad_norm is None:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+        else:
+            norm = nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+        if guard.passes(step, loss, norm):
+            optimizer.step()
         schedule.after_step()
         step += 1
         yield loss.detach(), len(images)

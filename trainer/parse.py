@@ -89,11 +89,17 @@ def parse(text: str, file: str, override: Origin | None = None) -> Parsed:
             faults.append(reader.fault(row, column, "a tab in the indentation; use spaces"))
         spaced.append(indentation.replace("\t", " ") + line[len(indentation) :])
     try:
-        parsed = reader.read(spaced, 0)
-    except yaml.MarkedYAMLError as error:
-        parsed = _parse_blocks(reader, spaced)
-        if not parsed.faults and not faults:
-            parsed.faults.append(reader.syntax_fault(error, 0))
+        try:
+            parsed = reader.read(spaced, 0)
+        except _TooMuch:
+            raise
+        except yaml.MarkedYAMLError as error:
+            reader.nodes = 0
+            parsed = _parse_blocks(reader, spaced)
+            if not parsed.faults and not faults:
+                parsed.faults.append(reader.syntax_fault(error, 0))
+    except _TooMuch as error:  # whatever else is wrong with it
+        parsed = Parsed(unknown={()}, faults=[reader.syntax_fault(error, 0)])
     parsed.faults[:0] = faults
     return parsed
 
@@ -105,6 +111,10 @@ def _parse_blocks(reader: "_Reader", lines: list[str]) -> Parsed:
     for start, end in pairwise(sorted({0, *starts, len(lines)})):
         try:
             block = reader.read(lines[start:end], start)
+        except _TooMuch as error:
+            assert error.problem_mark is not None
+            error.problem_mark.line += start
+            raise
         except yaml.MarkedYAMLError as error:
             whole.faults.append(reader.syntax_fault(error, start))
             key = _TOP_LEVEL_KEY.match(lines[start])
@@ -118,11 +128,19 @@ def _parse_blocks(reader: "_Reader", lines: list[str]) -> Parsed:
         for key in block.data.keys() & whole.data.keys():
             first, again = whole.keys[(key,)], block.keys[(key,)]
             whole.faults.append(Fault(key, _twice(key, first), *again))
-        whole.data = block.data | whole.data
-        whole.values = block.values | whole.values
-        whole.keys = block.keys | whole.keys
+        for found, all_found in (
+            (block.data, whole.data),
+            (block.values, whole.values),
+            (block.keys, whole.keys),
+        ):
+            for name, value in found.items():
+                all_found.setdefault(name, value)  # of a repeated key the first counts
         whole.unknown |= block.unknown
     return whole
+
+
+class _TooMuch(yaml.MarkedYAMLError):
+    """More than any configuration holds: nothing of it is read a second time."""
 
 
 class _Reader:
@@ -130,10 +148,11 @@ class _Reader:
 
     def __init__(self, file: str, lines: list[str], override: Origin | None) -> None:
         self.file, self.lines, self.override = file, lines, override
+        self.nodes = 0
 
     def read(self, lines: list[str], first_row: int) -> Parsed:
         """Raises yaml.MarkedYAMLError for text that is no YAML."""
-        self.parsed, self.first_row, self.nodes = Parsed(), first_row, 0
+        self.parsed, self.first_row = Parsed(), first_row
         self.events = _events("\n".join(lines) + "\n")
         next(self.events)  # the stream's start
         if isinstance(next(self.events), yaml.DocumentStartEvent):
@@ -147,8 +166,11 @@ class _Reader:
     def node(self, place: Place, event: Any) -> Any:
         """The value that begins with ``event``."""
         self.nodes += 1
-        if len(place) > MAX_DEPTH or self.nodes > MAX_NODES:
-            what = f"more than {MAX_DEPTH} levels" if self.nodes <= MAX_NODES else "too many values"
+        if self.nodes > MAX_NODES:
+            what = f"too many values; {MAX_NODES:,} are allowed"
+            raise _TooMuch(problem=what, problem_mark=event.start_mark)
+        if len(place) > MAX_DEPTH:
+            what = f"more than {MAX_DEPTH} levels"
             raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
         self.parsed.values[place] = self.origin_of(event)
         if isinstance(event, yaml.AliasEvent):

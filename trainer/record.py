@@ -1,34 +1,26 @@
 """What a job leaves in its run folder: what it is, its best weights, its state, its result."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from trainer.checkpoint import is_finite, save_checkpoint
-from trainer.errors import NonFiniteLoss, RunError
+from trainer.checkpoint import is_finite
+from trainer.disk import load_tensors, read_json, sha256_of, write_file, write_json
+from trainer.errors import RunError
 from trainer.job import Job
 from trainer.resume import MAY_CHANGE, differences, settings, shown
-from trainer.run import (
-    device_name,
-    environment,
-    load_tensors,
-    read_json,
-    save_tensors,
-    uncommitted_patch,
-    write_file,
-    write_json,
-)
+from trainer.run import device_name, environment, uncommitted_patch
 from trainer.run_log import RunLog
-from trainer.state import State, snapshot
+from trainer.saver import Saver
+from trainer.state import State, made_on, snapshot, weights_of
 from trainer.summary import data_path
 
 
 def describe(job: Job, run: Path) -> None:
-    """Write what a new run is, before its first step."""
-    write_file(run / "config.yaml", job.config.dump())
+    """Write what a new run is, before its first step; config.yaml last, by which runs are found."""
     write_json(run / "environment.json", environment(job.device))
     write_json(run / "data_path.json", data_path(job))
     write_file(run / "uncommitted.patch", uncommitted_patch())
@@ -50,6 +42,7 @@ def describe(job: Job, run: Path) -> None:
             "split": job.data.split_digest,
         },
     )
+    write_file(run / "config.yaml", job.config.dump())
 
 
 def update_result(run: Path, **values: Any) -> dict[str, Any]:
@@ -59,41 +52,47 @@ def update_result(run: Path, **values: Any) -> dict[str, Any]:
     return result
 
 
-def keep_best(job: Job, run: Path, record: dict[str, Any]) -> None:
-    """Write model.pt, a plain state_dict, and model.json, which says how to use it."""
-    tensors = job.model.state_dict()  # kept as it is: a plain dict would lose its version numbers
-    for name, tensor in tensors.items():
-        tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    save_tensors(run / "model.pt", tensors)
+def card(job: Job, record: dict[str, Any]) -> dict[str, Any]:
+    """What model.json says: how to use the weights of the epoch that ``record`` describes."""
     config = job.config.model_dump(mode="json")
-    write_json(
-        run / "model.json",
-        {
-            "classes": list(job.data.classes),
-            "model": config["model"],
-            "num_classes": len(job.data.classes),
-            "in_channels": job.input_shape[0],
-            "input_size": list(job.input_shape[1:]),
-            "transforms": config["transforms"]["eval"],
-            "metrics": record,
-        },
-    )
+    return {
+        "classes": list(job.data.classes),
+        "model": config["model"],
+        "num_classes": len(job.data.classes),
+        "in_channels": job.input_shape[0],
+        "input_size": list(job.input_shape[1:]),
+        "transforms": config["transforms"]["eval"],
+        "metrics": record,
+    }
 
 
-def save_state(job: Job, run: Path, state: State, log: RunLog) -> None:
-    """Write a checkpoint of this moment; raises NonFiniteLoss rather than keep a ruined one."""
-    content = snapshot(job, state, log.sync())
-    if not is_finite(content["model"]) or not is_finite(content["optimizer"]):
-        raise NonFiniteLoss(
-            f"a weight is infinite or NaN after step {state.step}; that state is not saved. "
-            "Try a lower optimizer.lr, or train.clip_grad_norm=1."
-        )
-    save_checkpoint(run, state.step, content, job.config.checkpoint.keep)
-    state.saved_at = time.monotonic()
+def save(
+    job: Job,
+    state: State,
+    log: RunLog,
+    saver: Saver,
+    best: dict[str, Any] | None = None,
+    checkpoint: bool = True,
+) -> None:
+    """Hand a copy of this moment to the saver: a checkpoint, the weights of a ``best`` epoch."""
+    saver.wait()  # one copy at a time
+    weights = weights_of(job.model)
+    content = None
+    if checkpoint:
+        content = {"model": weights, **snapshot(job, state, log.flush())}
+        state.saved_at, state.saved = time.monotonic(), state.moment
+    saver.save(state.step, weights, best and card(job, best), content)
 
 
 def load_best(model: nn.Module, run: Path) -> None:
     """Load the run's best weights; raises RunError where the file holds no such weights."""
+    expected = read_json(run / "model.json").get("weights")
+    if not (run / "model.pt").is_file():
+        raise RunError(
+            f"{run / 'model.pt'} is missing: no epoch was the best yet, or it was removed."
+        )
+    if not isinstance(expected, dict) or sha256_of(run / "model.pt") != expected.get("sha256"):
+        raise RunError(f"{run / 'model.pt'} is not the file that model.json describes.")
     content = load_tensors(run / "model.pt")
     try:
         model.load_state_dict(content)
@@ -104,19 +103,22 @@ def load_best(model: nn.Module, run: Path) -> None:
         raise RunError(f"{run / 'model.pt'} holds weights that are no numbers.")
 
 
-def refuse_other_run(job: Job, content: dict[str, Any], run: Path) -> None:
-    """Raise where settings or data are not those of the state that is to be continued."""
-    if not isinstance(content, dict) or not {"settings", "split"} <= content.keys():
+def compare(job: Job, content: dict[str, Any], run: Path, say: Callable[[str], None]) -> None:
+    """Say what differs from the state that is to be continued; raise where it must not."""
+    if not isinstance(content, dict) or not {"settings", "split", "made_on"} <= content.keys():
         raise RunError(f"{run}: its checkpoint is none of ours.")
-    changed = [
-        f"{path} is {shown(new)}, but its checkpoint has {shown(old)}"
-        for path, old, new in differences(content["settings"], settings(job.config))
-        if not path.startswith(MAY_CHANGE)
-    ]
-    if changed:
-        raise RunError(f"{run / 'config.yaml'} was changed: {'; '.join(changed)}.")
+    refused = []
+    for path, old, new in differences(content["settings"], settings(job.config)):
+        if path.startswith(MAY_CHANGE):
+            say(f"changed {path} is now {shown(new)}, was {shown(old)}")
+        else:
+            refused.append(f"{path} is {shown(new)}, but its checkpoint has {shown(old)}")
+    if refused:
+        raise RunError(f"{run / 'config.yaml'} was changed: {'; '.join(refused)}.")
     if content["split"] != job.data.split_digest:
         raise RunError(
             f"{run} began with another split than {job.config.dataset.name} gives now: images were "
             "added, removed or changed. Bring them back, or start a new run."
         )
+    for name, old, new in differences(content["made_on"], made_on(job)):
+        say(f"note    {name} is now {new}, was {old}: last bits may differ from here on")

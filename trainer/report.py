@@ -1,11 +1,14 @@
 """A run's report folder: report.md and two pictures, from the test split measured once."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
+from trainer.disk import write_file
 from trainer.metrics import confusion_matrix, per_class
 from trainer.pictures import draw_confusion, draw_curves, numbers
 
@@ -32,8 +35,8 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     best_epoch = result["best"]["epoch"]
     confusion = confusion_matrix(probabilities, labels)
-    draw_confusion(confusion, classes).save(folder / "confusion_matrix.png")
-    draw_curves(history, best_epoch).save(folder / "curves.png")
+    write_picture(folder / "confusion_matrix.png", draw_confusion(confusion, classes))
+    write_picture(folder / "curves.png", draw_curves(history, best_epoch))
 
     columns = list(dict.fromkeys(["epoch", *(tag for row in history for tag in numbers(row))]))
     parts = ["# Report", "## Test split"]
@@ -58,7 +61,14 @@ def write_report(
     indented = "\n".join(f"    {line}".rstrip() for line in config_text.splitlines())
     parts += ["## Config", indented]
     text = "\n\n".join(parts) + "\n"
-    (folder / "report.md").write_bytes(text.encode(errors="backslashreplace"))
+    write_file(folder / "report.md", text)
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture as PNG, at once."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    write_file(path, content.getvalue())
 
 
 def _worst_mistakes(

@@ -12,7 +12,8 @@ from trainer.run import find_run
 # Keys that leave every weight as it is (or, for epochs, only add to the run).
 # Another place of the data is judged by its contents: the split's digests.
 MAY_CHANGE = (
-    *("train.epochs", "early_stop", "log.", "checkpoint.", "dataset.root"),
+    *("train.epochs", "train.budget", "train.skip_non_finite", "early_stop"),
+    *("log.", "checkpoint.", "dataset.root"),
     *("loader.workers", "loader.cache", "loader.eval_batch_size"),
 )
 

@@ -1,10 +1,9 @@
-"""A run's folder: created once, written so that nothing half-written is ever seen.
+"""A run's folder: created once, found again, held by one process.
 
 config.yaml  environment.json  uncommitted.patch  split.json  metrics.jsonl  events.out.tfevents.*
 checkpoints/step-000000123/  model.pt  model.json  result.json  report/
 """
 
-import io
 import json
 import os
 import platform
@@ -13,13 +12,13 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from trainer import disk
 from trainer.errors import RunError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +32,7 @@ def create_run(runs: Path, name: str) -> Path:
             stamp = time.strftime("%Y%m%d-%H%M%S")
             run = runs / name / f"{stamp}-{secrets.token_hex(2)}"
             try:
-                run.mkdir()
+                disk.make_folder(run)
             except FileExistsError:  # another start in this second drew the same four digits
                 continue
             return run
@@ -74,110 +73,14 @@ def lock_run(run: Path) -> IO[str]:
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A worker process that outlives a killed trainer must not hold the run for it.
+            os.register_at_fork(after_in_child=lock.close)
     except OSError:
         lock.close()
         raise RunError(
             f"{run} is being written by another process; wait for it or stop it."
         ) from None
     return lock
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Replace ``path`` by ``content`` at once: whoever looks sees the old file or the new one."""
-    # File names need not be UTF-8: what is not, JSON can say with a backslash.
-    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` last: a rename is only safe once its folder is on the disk."""
-    if sys.platform == "win32":  # which has no such call, and needs none
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -> None:
-    """Write ``content`` as JSON, at once; readable, or with ``indent`` None ten times as fast."""
-    write_file(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=True) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what ``write_json`` wrote."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read ({error}): the run folder is damaged.") from None
-    if not isinstance(content, dict):
-        raise RunError(f"{path} does not hold what was written: the run folder is damaged.")
-    return content
-
-
-def save_tensors(path: Path, content: object) -> bytes:
-    """Write tensors and plain values, readable with ``torch.load(path, weights_only=True)``.
-
-    Returns what was to be written, for a digest of it: one of the file would certify a bad write.
-    """
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    data = buffer.getvalue()
-    write_file(path, data)
-    return data
-
-
-def load_tensors(path: Path) -> Any:
-    """Read what ``save_tensors`` wrote; never runs code that a file may hold."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RunError(
-            f"{path} is missing: the run has not saved it yet, or it was removed."
-        ) from None
-    except Exception as error:  # torch names a dozen kinds of damage by a dozen exceptions
-        reason = type(error).__name__  # its text advises to load the file unsafely
-        raise RunError(
-            f"{path} cannot be read: it is damaged or no file of ours ({reason})."
-        ) from None
-
-
-class MetricsFile:
-    """metrics.jsonl: a line for each logged step or epoch, each exactly once."""
-
-    def __init__(self, path: Path, length: int = 0) -> None:
-        """Open the file and cut it to its first ``length`` bytes: a resumed run writes the rest."""
-        self._file = path.open("ab")
-        if self._file.tell() < length:
-            self._file.close()
-            raise RunError(f"{path} is shorter than when the run was saved: lines of it are lost.")
-        self._file.truncate(length)
-        self._file.seek(0, os.SEEK_END)
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line."""
-        self._file.write((json.dumps(line) + "\n").encode())
-        self._file.flush()
-
-    def sync(self) -> int:
-        """Bring every line to the disk; the file's length in bytes."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,13 +1,14 @@
 """What a run writes and prints while it trains: metrics.jsonl, TensorBoard, a line an epoch."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any, Self
 
 from trainer.config import Config
 from trainer.console import Table, duration
+from trainer.disk import AppendedFile
 from trainer.events import Events
-from trainer.run import MetricsFile
 
 
 class RunLog:
@@ -21,7 +22,7 @@ class RunLog:
     ) -> None:
         """Open all three. Of a resumed run ``first_step`` is the first to be logged (again)."""
         self.events = Events(run, first_step)
-        self.metrics = MetricsFile(run / "metrics.jsonl", metrics_length)
+        self.metrics = AppendedFile(run / "metrics.jsonl", metrics_length)
         self.epochs, self.epochs_logged = config.train.epochs, 0
         self.began = time.monotonic()
         self.last_step = (first_step or 0) - 1  # the last one of which the rates are drawn
@@ -29,13 +30,13 @@ class RunLog:
 
     def step(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """Log a step of the epoch that is under way (counted from 1)."""
-        self.metrics.write({"step": step, "epoch": epoch, **values})
+        self._line({"step": step, "epoch": epoch, **values})
         self.events.scalars(values, step)
         self.last_step = step
 
     def epoch(self, record: dict[str, Any], speed: float, is_best: bool) -> None:
         """Log a finished epoch: its line of metrics, its images/s, and whether it is the best."""
-        self.metrics.write(record)
+        self._line(record)
         values = {name: record[name] for name in record if name not in ("step", "epoch")}
         new = {n: v for n, v in values.items() if self.last_step < record["step"] or n[:3] != "lr/"}
         self.events.scalars(new | {"perf/images_per_second": speed}, record["step"])
@@ -56,10 +57,18 @@ class RunLog:
             self.table = Table(list(cells))
         self.table.row(list(cells.values()), "* best" if is_best else "")
 
-    def sync(self) -> int:
-        """Bring what was logged to the disk; the length of metrics.jsonl in bytes."""
+    def _line(self, values: dict[str, Any]) -> None:
+        self.metrics.write((json.dumps(values) + "\n").encode())
+
+    def flush(self) -> int:
+        """Let others see what was logged; the length of metrics.jsonl in bytes."""
         self.events.flush()
-        return self.metrics.sync()
+        return self.metrics.length
+
+    def sync(self) -> None:
+        """Bring what was flushed to the disk; may be called from another thread."""
+        self.metrics.sync()
+        self.events.sync()
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,7 @@
 """The learning rate over a run: a torch scheduler, and a warm-up before it."""
 
+import copy
+import warnings
 from pkgutil import resolve_name
 from typing import Any
 
@@ -65,6 +67,31 @@ class Schedule:
         share = (self.steps + 1) / (self.warmup_steps + 1)  # exactly 1 at the end
         for group, lr in zip(self.optimizer.param_groups, self.first_lrs, strict=True):
             group["lr"] = lr * share
+
+
+def forecast(
+    schedule: Schedule, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int
+) -> list[float] | None:
+    """The first group's rate at the beginning of each of the next ``epochs`` epochs.
+
+    None where they depend on what validation will give. The schedule is left as it was.
+    """
+    if isinstance(schedule.scheduler, ReduceLROnPlateau):
+        return None
+    before = copy.deepcopy(schedule.state_dict())
+    groups = [dict(group) for group in optimizer.param_groups]
+    rates = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch misses the optimizer's steps in between
+        for _ in range(epochs):
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+            for _ in range(steps_per_epoch):
+                schedule.after_step()
+            schedule.after_epoch(0.0)
+    schedule.load_state_dict(before)
+    for group, old in zip(optimizer.param_groups, groups, strict=True):
+        group.update(old)
+    return rates
 
 
 def build_schedule(

@@ -180,6 +180,10 @@ class Train(Frozen):
     """Parts in which a batch goes through the model, to save memory."""
     clip_grad_norm: Positive | None = None
     """The largest length of the gradient; null does not limit it."""
+    skip_non_finite: Count = 0
+    """How many steps of a NaN or infinite loss or gradient to leave out; one more ends the run."""
+    budget: Annotated[Duration, WithJsonSchema(Duration.schema("m"))] | None = None
+    """Time after which the run saves, and stops to be resumed, such as 30m; null sets none."""
     monitor: str = "val/accuracy"
     """What decides which epoch is the best: val/loss or val/METRIC; default the first metric."""
 

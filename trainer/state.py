@@ -1,51 +1,54 @@
 """Where a run stands: what must come back for it to go on as if it had never stopped."""
 
+import math
+import platform
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.errors import RunError
 from trainer.job import Job
 from trainer.resume import settings
+from trainer.run import device_name
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass
 class MeanLoss:
     """Two means over images, since the last logged step and of the epoch, summed on the device.
 
-    Reading one is the only wait for the device. totals: (2,) float32.
+    A loss that is no number does not count. Reading a mean is the only wait for the device.
+    totals: (2, 2) float32, for each of the two the sum and its images.
     """
 
     totals: Tensor
-    since_logged: int = 0  # images
-    in_epoch: int = 0
 
     def add(self, mean: Tensor, images: int) -> None:
         """Count a batch's mean once for each of its images."""
-        self.totals.add_(mean, alpha=images)
-        self.since_logged += images
-        self.in_epoch += images
+        counts = torch.isfinite(mean)
+        self.totals.add_(torch.stack((torch.where(counts, mean, 0.0), counts)), alpha=images)
 
     def take_logged(self) -> float:
         """The mean since it was last taken, for it begins anew."""
-        mean = self.totals[0].item() / max(self.since_logged, 1)
+        mean = self._mean(0)
         self.totals[0].zero_()
-        self.since_logged = 0
         return mean
 
     def of_epoch(self) -> float:
         """The mean of the epoch so far."""
-        return self.totals[1].item() / max(self.in_epoch, 1)
+        return self._mean(1)
 
     def begin_epoch(self) -> None:
         """Begin the epoch's mean anew."""
         self.totals[1].zero_()
-        self.in_epoch = 0
+
+    def _mean(self, row: int) -> float:
+        total, images = self.totals[row].tolist()
+        return float(total / images) if images else math.nan
 
 
 @dataclass
@@ -63,35 +66,76 @@ class State:
     reference: float | None = None  # the monitored value from which early stopping counts
     stale_epochs: int = 0  # epochs since then
     early_stopped: bool = False
+    skipped: int = 0  # steps left out because their loss or gradient was no number
     train_seconds: float = 0.0
     speeds: list[float] = field(default_factory=list)  # images/s of each epoch run in one piece
     rates: list[float] = field(default_factory=list)  # those of the last step, a group each
     saved_at: float = field(default_factory=time.monotonic)  # not kept: clocks start anew
+    saved: tuple[int, int] | None = None  # the moment of the last checkpoint
+
+    @property
+    def moment(self) -> tuple[int, int]:
+        """What tells one state of a run from another: after a last step its epoch is yet to end."""
+        return self.step, self.epoch
 
 
-PLAIN = ("epoch", "batch", "step", "best", "reference", "stale_epochs", "early_stopped", "rates")
+PLAIN = (
+    *("epoch", "batch", "step", "best", "reference"),
+    *("stale_epochs", "early_stopped", "skipped", "rates"),
+)
 CLOCKS = ("train_seconds", "speeds")
 
 
 def new_state(job: Job) -> State:
     """The state of a run that has not begun."""
-    return State(MeanLoss(torch.zeros(2, device=job.device)))
+    return State(MeanLoss(torch.zeros(2, 2, device=job.device)))
 
 
 def snapshot(job: Job, state: State, metrics_length: int) -> dict[str, Any]:
-    """Everything a checkpoint holds: tensors and plain values only."""
+    """Everything that a checkpoint holds beside the weights: tensors and plain values only.
+
+    Copies, which training leaves as they are.
+    """
     return {
         "schema": SCHEMA,
-        "model": job.model.state_dict(),
-        "optimizer": job.optimizer.state_dict(),
-        "schedule": job.schedule.state_dict(),
-        "counters": {name: getattr(state, name) for name in PLAIN},
-        "clocks": {name: getattr(state, name) for name in CLOCKS},
-        "loss": (state.loss.totals, state.loss.since_logged, state.loss.in_epoch),
+        "optimizer": copied(job.optimizer.state_dict()),
+        "schedule": copied(job.schedule.state_dict()),
+        "counters": copied({name: getattr(state, name) for name in PLAIN}),
+        "clocks": copied({name: getattr(state, name) for name in CLOCKS}),
+        "loss": copied(state.loss.totals),
         "settings": settings(job.config),
         "classes": list(job.data.classes),
         "split": job.data.split_digest,
         "metrics_length": metrics_length,
+        "made_on": made_on(job),
+    }
+
+
+def weights_of(model: nn.Module) -> dict[str, Any]:
+    """A copy of the model's state_dict, as a plain model on a CPU has it."""
+    weights = model.state_dict()  # kept as it is: a plain dict would lose its version numbers
+    for name, tensor in weights.items():
+        weights[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return weights
+
+
+def copied(value: Any) -> Any:
+    """A copy in main memory: tensors, and the dicts, lists and tuples that hold them."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return type(value)({key: copied(item) for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return type(value)(copied(item) for item in value)
+    return value
+
+
+def made_on(job: Job) -> dict[str, Any]:
+    """What last bits depend on beside the settings."""
+    return {
+        "torch": str(torch.__version__),
+        "device": device_name(job.device),
+        "machine": platform.machine(),
     }
 
 
@@ -116,6 +160,6 @@ def _restored(job: Job, content: dict[str, Any]) -> State:
         for name, value in kept.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()
-    totals, since_logged, in_epoch = content["loss"]
-    loss = MeanLoss(totals.to(job.device), since_logged, in_epoch)
-    return State(loss, **content["counters"], **content["clocks"])
+    counters = {name: content["counters"][name] for name in PLAIN}
+    clocks = {name: content["clocks"][name] for name in CLOCKS}
+    return State(MeanLoss(content["loss"].reshape(2, 2).to(job.device)), **counters, **clocks)

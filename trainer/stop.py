@@ -1,7 +1,9 @@
 """Stopping on request: the first signal ends a run after its step, the second at once."""
 
+import math
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Self, TypeVar
@@ -10,17 +12,30 @@ from trainer.errors import Stopped
 
 Item = TypeVar("Item")
 
+# What asks a program to end: Ctrl-C, a scheduler, a terminal that is closed.
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
 
 class StopRequest:
-    """Whether SIGINT or SIGTERM came; the handler only says so and remembers it."""
+    """Whether the process was asked to stop, by a signal or because its time is used up.
+
+    Until ``training_begins`` there is nothing to save, and a signal raises Stopped where it finds
+    the program, as Ctrl-C does. From then on the handler only remembers it.
+    """
 
     def __init__(self) -> None:
-        self.came = False
+        self.reason = ""  # "SIGTERM", or "train.budget (30m)"; empty while nothing came
+        self._nothing_to_save = True
+        self._deadline, self._budget = math.inf, ""
+        self._began = time.monotonic()
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish goes first
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -28,18 +43,31 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
-        os.write(2, b"\nstopping after this step and saving; again: stop at once, unsaved\n")
-        for again in (signal.SIGINT, signal.SIGTERM):
+        self.reason = signal.Signals(number).name
+        for again in self._previous:
             signal.signal(again, signal.SIG_DFL)
+        if self._nothing_to_save:
+            raise Stopped(f"stopped by {self.reason}")
+        try:
+            os.write(2, b"\nstopping after this step and saving; again: stop at once, unsaved\n")
+        except OSError:
+            pass  # the terminal is gone
+
+    def training_begins(self, budget: int | None) -> None:
+        """From now on a stop waits for the step's end; ``budget`` is in minutes, from the start."""
+        self._nothing_to_save = False
+        if budget is not None:
+            self._deadline, self._budget = self._began + budget * 60, f"train.budget ({budget}m)"
 
     def check(self) -> None:
-        """Raise Stopped if a signal came."""
-        if self.came:
-            raise Stopped
+        """Raise Stopped if a signal came or the budget is used up."""
+        if not self.reason and time.monotonic() >= self._deadline:
+            self.reason = self._budget
+        if self.reason:
+            raise Stopped(f"stopped by {self.reason}")
 
     def watch(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield ``items`` until a signal comes; then raise Stopped."""
+        """Yield ``items`` until a stop is asked for; then raise Stopped."""
         for item in items:
             self.check()
             yield item

@@ -9,16 +9,32 @@ PyTorch is imported only once the file's keys, types and names are known to be r
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.stop import StopRequest
 
 EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 loss not finite, 5 checkpoint or disk,
-75 stopped and resumable, 130 interrupted before training, 70 a fault of the trainer itself"""
+7 out of memory, 8 a worker process died, 75 stopped and resumable,
+70 a fault of the trainer itself"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
+    from trainer.errors import exit_code_of  # errors end here, as a message and an exit code
+    from trainer.stop import StopRequest
+
+    argv = sys.argv[1:] if argv is None else argv
+    with StopRequest() as stop:  # from the first line on: a signal at any time ends in order
+        return exit_code_of(lambda: command(argv, stop))
+
+
+def command(argv: Sequence[str], stop: "StopRequest") -> None:
+    """Parse the command line and run it."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.train",
         description="Train, validate and test what a YAML file describes.",
@@ -46,12 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         file = next((word for word in overrides if "=" not in word), "configs/lenet_rmb.yaml")
         parser.error(f"name a file: --config {file}")
 
-    from trainer.errors import exit_code_of  # errors end here, as a message and an exit code
+    from trainer.errors import Stopped
 
-    return exit_code_of(lambda: run(arguments, overrides))
+    try:
+        run(arguments, overrides, stop)
+    except Stopped as stopped:
+        if not getattr(stopped, "__notes__", None):  # the run itself knows how to go on
+            again = shlex.join(["python", "-m", "trainer.train", *argv])
+            stopped.add_note(
+                f"before training began, nothing was written; to start again:\n  {again}"
+            )
+        raise
 
 
-def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequest") -> None:
     """Do what the command line asks for."""
     from trainer.config import load_config
     from trainer.console import say
@@ -88,7 +112,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     if arguments.dry_run:
         dry_run(job, say)
     else:
-        train(job, runs, folder, say)
+        train(job, runs, folder, say, stop)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,81 @@
+"""Writing beside training: the step waits for a copy of the state, not for the disk."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+from trainer import disk
+from trainer.checkpoint import Entry, is_finite, write_checkpoint
+from trainer.errors import NonFiniteLoss, RunError
+
+
+class Saver:
+    """Writes a run's states and best weights, one moment of the run after the other, in a thread.
+
+    What goes wrong there is raised by the next ``check`` or ``wait``.
+    """
+
+    def __init__(
+        self, run: Path, keep: int, sync_log: Callable[[], None], best: Entry | None = None
+    ) -> None:
+        """``sync_log`` brings to the disk what was logged up to a state, before that is seen."""
+        self.run, self.keep, self.sync_log, self.best = run, keep, sync_log, best
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._pending: Future[None] | None = None
+
+    def save(
+        self,
+        step: int,
+        weights: dict[str, Any],
+        card: dict[str, Any] | None,
+        state: dict[str, Any] | None,
+    ) -> None:
+        """Write ``weights`` as the best, described by ``card``, and ``state`` as a checkpoint.
+
+        Each may be None. All are copies that nobody changes any more.
+        """
+        self.wait()
+        self._pending = self._thread.submit(self._write, step, weights, card, state)
+
+    def _write(
+        self,
+        step: int,
+        weights: dict[str, Any],
+        card: dict[str, Any] | None,
+        state: dict[str, Any] | None,
+    ) -> None:
+        if not is_finite(weights) or (state and not is_finite(state["optimizer"])):
+            raise NonFiniteLoss(
+                f"a weight is infinite or NaN after step {step}; that state is not saved. "
+                "Try a lower optimizer.lr, or train.clip_grad_norm=1."
+            )
+        try:
+            self.sync_log()
+            if card is not None:
+                self.best = disk.save_tensors(self.run / "model.pt", weights)
+                disk.write_json(self.run / "model.json", card | {"weights": self.best})
+        except OSError as error:
+            raise RunError(
+                f"{self.run}: the best weights could not be written ({error.strerror or error}). "
+                "Earlier checkpoints are as they were; free some space and resume."
+            ) from None
+        if state is not None:
+            write_checkpoint(self.run, step, state, self.best, self.keep)
+
+    def check(self) -> None:
+        """Raise what writing has failed with, without waiting for it."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until all is written; raise what that failed with."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()  # what is being written becomes whole, whatever else happened
