@@ -26,6 +26,7 @@ from trainer import reading
 from trainer.config import load_config
 from trainer.data import load_data, train_loader
 from trainer.errors import ConfigError, WorkerDied
+from trainer.guard import Guard
 from trainer.job import prepare
 from trainer.loader import Loader, Part, copied_ahead
 from trainer.quick_start import keep_freed_memory, spin_briefly
@@ -406,7 +407,7 @@ def test_training_reads_back_once_a_log_interval_and_once_an_epoch(
         return result
 
     monkeypatch.setattr(training, "train_one_epoch", counting)
-    monkeypatch.setattr(training, "Guard", functools.partial(training.Guard, lag=64))  # as on a GPU
+    monkeypatch.setattr(training, "Guard", functools.partial(Guard, lag=64))  # as on a GPU
     train(f"log.every={every}", "train.epochs=1", "train.clip_grad_norm=1.0")
     unread = logged < 5  # steps that the guard has not told of when the epoch ends
     assert counted == [2 * logged + 1 + unread]  # the guard and the mean loss, one after the other

@@ -5,6 +5,8 @@ seen is whole. The manifest is written last and names each file with its size an
 there is never replaced: a second state of one step becomes ``step-000000123.2``.
 """
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -47,6 +49,7 @@ def write_checkpoint(
             files[BEST] = best
             take_along(run, best, temporary / BEST)
         manifest = {"schema": 2, "step": step, "files": files, "best": best}
+        manifest["sha256"] = digest_of(manifest)
         disk.write_json(temporary / MANIFEST, manifest)
         disk.rename(temporary, final)
         disk.sync_folder(folder)
@@ -57,7 +60,8 @@ def write_checkpoint(
             "Earlier checkpoints are as they were; free some space and resume."
         ) from None
     for old in checkpoints(run)[:-keep]:
-        remove(old)
+        if old != final:  # a copy of a later step may lie there
+            remove(old)
     return final
 
 
@@ -89,7 +93,7 @@ def remove(checkpoint: Path) -> None:
 
 def sweep(run: Path) -> None:
     """Remove what killed processes left half-written; only for the process that holds the run."""
-    for path in [*run.glob(".*.tmp"), *folder_of(run).glob("step-*.tmp-*")]:
+    for path in [*folder_of(run).glob("step-*.tmp-*"), *run.rglob(".*.tmp")]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -154,12 +158,20 @@ def manifest_of(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def digest_of(manifest: dict[str, Any]) -> str:
+    """The SHA-256 of all that a manifest says, so that its own damage shows."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def problem_of(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None where each file is there, byte for byte."""
     manifest = manifest_of(folder)
     files = manifest.get("files")
+    if manifest.get("sha256") != digest_of(manifest):
+        return f"{MANIFEST} is missing or damaged"
     if not isinstance(files, dict) or STATE not in files or not {STATE, BEST} >= files.keys():
-        return f"{MANIFEST} is missing or no manifest"
+        return f"{MANIFEST} is no manifest of ours"
     for name, entry in files.items():
         try:
             size = (folder / name).stat().st_size

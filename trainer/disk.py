@@ -36,6 +36,7 @@ class Digest:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._sha256, self.size = descriptor, hashlib.sha256(), 0
+        self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         """Write all of ``data``, any buffer of bytes."""
@@ -43,7 +44,11 @@ class Digest:
         for begin in range(0, len(view), PIECE):
             piece = view[begin : begin + PIECE]
             self._sha256.update(piece)
-            write_all(self._descriptor, piece)
+            try:
+                write_all(self._descriptor, piece)
+            except OSError as error:
+                self.failure = error  # torch.save makes a RuntimeError without its reason of it
+                raise
         self.size += len(view)
         return len(view)
 
@@ -72,7 +77,10 @@ def write_with(path: Path, fill: Callable[[Digest], object]) -> dict[str, Any]:
         descriptor = os.open(temporary, NEW, 0o666)
         try:
             digest = Digest(descriptor)
-            fill(digest)
+            try:
+                fill(digest)
+            except RuntimeError as error:
+                raise digest.failure or error from None
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

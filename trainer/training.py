@@ -1,6 +1,7 @@
 """A run from its first step to its result: train, judge each epoch, keep the best, test it once."""
 
 import math
+import shlex
 import shutil
 import statistics
 import time
@@ -84,7 +85,7 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
         say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
         say(f"look    tensorboard --logdir {run.parent.parent}")
         stop.training_begins(config.train.budget.value if config.train.budget else None)
-        go_on = f"python -m trainer.train --resume {run}"
+        go_on = f"python -m trainer.train --resume {shlex.quote(str(run))}"
         try:
             first_step = None if resume is None else state.step + (state.step > 0)
             restore_buffers = config.train.skip_non_finite > 0

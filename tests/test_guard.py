@@ -1,0 +1,175 @@
+"""What happens when a loss or a gradient is no number: nothing of it is kept, and it is named."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainer.checkpoint import checkpoints, is_finite
+from trainer.config import load_config
+from trainer.disk import load_tensors
+from trainer.errors import NonFiniteLoss
+from trainer.guard import Guard
+from trainer.job import prepare
+from trainer.loop import train_steps
+from trainer.run import read_metrics
+from trainer.stop import StopRequest
+from trainer.training import train as train_job
+
+CPU = torch.device("cpu")
+NORMED = "model={name: VGG, depth: 11, batch_norm: true, variant: cifar}"
+
+
+class Spoiled(nn.Module):
+    """Cross entropy, spoiled in the training steps ``bad`` (from 1): the loss or its gradient."""
+
+    def __init__(self, bad, what="loss", value=math.nan):
+        super().__init__()
+        self.bad, self.what, self.value, self.calls = bad, what, value, 0
+
+    def forward(self, logits, labels):
+        if not logits.requires_grad:
+            return F.cross_entropy(logits, labels)
+        self.calls += 1
+        if self.calls in self.bad:
+            if self.what == "gradient":
+                logits.register_hook(lambda gradient: gradient * self.value)
+            else:
+                return F.cross_entropy(logits, labels) * self.value
+        return F.cross_entropy(logits, labels)
+
+
+@pytest.fixture
+def spoiled(config_file, tmp_path):
+    """Train the small configuration with a spoiled loss; the run's folder."""
+
+    def run(loss, *overrides, resume=None):
+        job = prepare(load_config(config_file, overrides), print)
+        job.loss_fn = loss
+        with StopRequest() as stop:
+            return train_job(job, tmp_path / "runs", resume, print, stop)
+
+    return run
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("bad", [1, 3, 5, 6, 10])
+def test_a_step_that_is_no_number_is_not_taken_and_is_named_with_its_images(
+    spoiled, tmp_path, config_file, what, value, bad
+):
+    with pytest.raises(NonFiniteLoss) as told:
+        spoiled(Spoiled({bad}, what, value), "checkpoint.every=1st", "checkpoint.keep=9")
+    epoch, batch = (bad - 1) // 5, (bad - 1) % 5
+    message = str(told.value)
+    assert f"in step {bad} (epoch {epoch + 1}, batch {batch + 1})" in message
+    assert ("loss became" if what == "loss" else "gradient's length became") in message
+    job = prepare(load_config(config_file), print)
+    rows = job.train_loader.rows(epoch, batch)
+    ids = [job.data.dataset.ids[i] for i in job.data.parts["train"].indices[rows].tolist()]
+    assert f"of these images: {', '.join(ids)}." in message
+    (run,) = (tmp_path / "runs" / "small").iterdir()
+    saved = [load_tensors(folder / "state.pt") for folder in checkpoints(run)]
+    # A step that ends an epoch is saved once that is judged; all before the bad one are there.
+    assert [state["counters"]["step"] for state in saved] == list(range(1, bad))
+    assert all(is_finite(state) for state in saved)
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 64])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize(
+    "optimizer", ["{name: SGD, lr: 0.01, momentum: 0.9}", "AdamW", "Adam", "Adagrad"]
+)
+def test_a_step_left_out_leaves_no_trace_in_weights_optimizer_or_batch_norm(
+    config_file, optimizer, what, lag
+):
+    """With a look at each step, or with the fused step told on the device and looked at later."""
+    overrides = [NORMED, f"optimizer={optimizer}", "transforms.train.1.name=CenterCrop"]
+    overrides += ["transforms.train.1.size=32", "loader.batch_size=4"]
+    job, by_hand = (prepare(load_config(config_file, overrides), print) for _ in range(2))
+    batches = list(job.train_loader.epoch())[:5]
+    guard = Guard(job.model, job.optimizer, CPU, restore=True, lag=lag)
+    loss_fn = Spoiled({2, 4}, what)
+    steps = train_steps(
+        job.model, batches, loss_fn, job.optimizer, job.schedule, guard, CPU, seed=0, step=0
+    )
+    list(steps)
+    assert [step for step, _, _ in guard.noticed(wait=True)] == [1, 3]
+    fit = Guard(by_hand.model, by_hand.optimizer, CPU)
+    for step in (0, 2, 4):  # dropout is drawn by the step's number
+        (_,) = train_steps(
+            by_hand.model,
+            [batches[step]],
+            by_hand.loss_fn,
+            by_hand.optimizer,
+            by_hand.schedule,
+            fit,
+            CPU,
+            seed=0,
+            step=step,
+        )
+    expected = {**by_hand.model.state_dict(), **flat(by_hand.optimizer)}
+    found = {**job.model.state_dict(), **flat(job.optimizer)}
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def flat(optimizer):
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": value
+        for number, kept in state.items()
+        for name, value in kept.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def test_steps_are_left_out_as_often_as_allowed_and_counted_over_resumes(spoiled, tmp_path):
+    every = ("checkpoint.every=1st", "checkpoint.keep=99")
+    run = spoiled(Spoiled({2, 4, 7}), "train.skip_non_finite=3", *every)
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "train/loss" in line]
+    counts = {line["step"]: line.get("train/skipped") for line in lines}
+    assert counts == {2: 1, 4: 2, 6: 2, 8: 3, 10: 3}
+    assert all(math.isfinite(line["train/loss"]) for line in lines)
+    with pytest.raises(NonFiniteLoss, match="in step 7 "):
+        spoiled(Spoiled({2, 4, 7}), "train.skip_non_finite=2", *every)
+    stopped = max((tmp_path / "runs" / "small").iterdir(), key=lambda path: path.stat().st_ctime_ns)
+    with pytest.raises(NonFiniteLoss, match="in step 7 "):  # its calls count from the resume: 1
+        spoiled(Spoiled({1}), "train.skip_non_finite=2", *every, resume=stopped)
+    again = spoiled(Spoiled({1}), "train.skip_non_finite=3", *every, resume=stopped)
+    last, other = (load_tensors(checkpoints(path)[-1] / "state.pt") for path in (run, again))
+    assert all(torch.equal(last["model"][name], other["model"][name]) for name in last["model"])
+    assert (run / "metrics.jsonl").read_bytes() == (again / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("where", ["weight", "buffer", "momentum"])
+def test_a_state_that_is_no_number_is_never_saved_and_displaces_none(
+    config_file, tmp_path, monkeypatch, where
+):
+    """Spoiled behind the guard's back, after the fourth step: something else wrote into it."""
+    job = prepare(
+        load_config(config_file, [NORMED, "checkpoint.every=1st", "checkpoint.keep=2"]), print
+    )
+    after_step = job.schedule.after_step
+
+    def spoiling():
+        after_step()
+        if job.schedule.steps == 4:
+            with torch.no_grad():
+                if where == "momentum":
+                    next(iter(job.optimizer.state.values()))["momentum_buffer"].fill_(math.nan)
+                elif where == "weight":
+                    list(job.model.parameters())[-1].fill_(math.inf)
+                else:
+                    next(job.model.buffers()).fill_(math.nan)
+
+    monkeypatch.setattr(job.schedule, "after_step", spoiling)
+    with pytest.raises(NonFiniteLoss, match="is not saved|in step 5"), StopRequest() as stop:
+        train_job(job, tmp_path / "runs", None, print, stop)
+    (folder,) = (tmp_path / "runs" / "small").iterdir()
+    states = [load_tensors(path / "state.pt") for path in checkpoints(folder)]
+    assert [state["counters"]["step"] for state in states] == [2, 3]
+    assert all(is_finite(state) for state in states)

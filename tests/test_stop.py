@@ -1,0 +1,261 @@
+"""Being asked to stop, in every phase: saved, exit 75, how to go on; the second time, at once."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trainer.job
+import trainer.saver
+import trainer.stop
+import trainer.training
+from datasets.files import ImageFiles
+from tests.test_training import assert_same_run
+from trainer.checkpoint import checkpoints, problem_of
+from trainer.disk import load_tensors, read_json
+from trainer.errors import Stopped
+from trainer.loader import Loader
+from trainer.stop import StopRequest
+from trainer.train import main
+
+
+def asking(monkeypatch, place, name, at=1, number=signal.SIGTERM):
+    """Ask to stop during the ``at``-th call of ``place.name``."""
+    original, calls = getattr(place, name), [0]
+
+    def called(*arguments, **keywords):
+        calls[0] += 1
+        if calls[0] == at:
+            os.kill(os.getpid(), number)
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(place, name, called)
+
+
+@pytest.fixture
+def start(config_file, tmp_path):
+    """Call the command with the small configuration; the exit code."""
+
+    def command(*more):
+        return main(["--config", str(config_file), "--runs", str(tmp_path / "runs"), *more])
+
+    return command
+
+
+def newest(tmp_path) -> Path:
+    runs: list[Path] = list((tmp_path / "runs" / "small").iterdir())
+    return max(runs, key=lambda run: run.stat().st_ctime_ns)
+
+
+def go_on(told: str) -> list[str]:
+    """The arguments of the command that the message gives."""
+    command = told.rstrip().splitlines()[-1]
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "trainer.train"], told
+    return words[3:]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("place", "name", "at"),
+    [
+        (trainer.job, "check_components", 1),
+        (trainer.job, "load_data", 1),
+        (ImageFiles, "digest", 7),
+        (ImageFiles, "image", 3),
+        (ImageFiles, "image", 40),
+        (trainer.job, "rehearse", 1),
+        (trainer.job, "build_optimizer", 1),
+        (trainer.training, "environment", 1),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_before_training_a_signal_ends_the_command_at_once_and_nothing_is_written(
+    start, monkeypatch, tmp_path, capfd, place, name, at, number
+):
+    if name == "environment":
+        place = sys.modules["trainer.record"]
+    with monkeypatch.context() as patch:
+        asking(patch, place, name, at, number)
+        assert start() == 75
+    told = capfd.readouterr().err
+    assert f"stopped by {signal.Signals(number).name}" in told
+    assert "nothing was written" in told
+    assert not list((tmp_path / "runs").rglob("config.yaml"))
+    assert not list((tmp_path / "runs").rglob("*.tmp"))
+    assert main(go_on(told)) == 0  # the same command again
+    assert read_json(newest(tmp_path) / "result.json")["status"] == "done"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("place", "name", "at", "step"),
+    [
+        (trainer.training, "show_inputs", 1, 0),
+        (trainer.training, "learning_rates", 1, 0),  # before the first step
+        (trainer.training, "learning_rates", 4, 3),
+        (trainer.training, "learning_rates", 6, 5),  # the step that ends the epoch
+        (Loader, "_here", 2, 5),  # validation of the first epoch
+        (trainer.training, "judge", 1, 5),
+        (trainer.training, "save", 1, 5),
+        (trainer.saver, "write_checkpoint", 1, None),  # in the thread that writes
+        (os, "fsync", 22, None),
+        (os, "replace", 10, None),
+        (trainer.training, "judge_best", 1, 10),
+        (Loader, "_here", 5, 10),  # the test split
+    ],
+)
+def test_a_signal_in_any_phase_of_a_run_saves_within_a_step_and_tells_how_to_go_on(
+    start, train, monkeypatch, tmp_path, capfd, place, name, at, step, number
+):
+    straight = train()
+    done = [0]
+    rates = trainer.training.learning_rates
+
+    def counting(job):
+        done[0] = job.schedule.steps
+        return rates(job)
+
+    monkeypatch.setattr(trainer.training, "learning_rates", counting)
+    with monkeypatch.context() as patch:
+        asking(patch, place, name, at, number)
+        assert start() == 75
+    run, told = newest(tmp_path), capfd.readouterr().err
+    assert f"stopped by {signal.Signals(number).name}" in told
+    saved = load_tensors(checkpoints(run)[-1] / "state.pt")["counters"]["step"]
+    assert f"saved after step {saved}" in told
+    assert saved == done[0]  # no step is lost
+    assert step in (None, saved)
+    assert read_json(run / "result.json")["status"] == "stopped"
+    assert all(problem_of(folder) is None for folder in checkpoints(run))
+    assert main(go_on(told)) == 0
+    assert_same_run(straight, run)
+    assert not [path for path in run.rglob("*") if ".tmp" in path.name]
+
+
+def test_a_stop_while_the_report_is_written_finds_the_run_done(start, monkeypatch, tmp_path):
+    asking(monkeypatch, trainer.training, "write_report")
+    assert start() == 0
+    assert read_json(newest(tmp_path) / "result.json")["status"] == "done"
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_second_signal_ends_the_process_at_once(first, second):
+    """What the first leaves behind is the system's own way; here it is not followed to the end."""
+    with StopRequest() as stop:
+        stop.training_begins(None)
+        os.kill(os.getpid(), first)
+        assert stop.reason == first.name
+        assert signal.getsignal(second) is signal.SIG_DFL
+    assert signal.getsignal(second) is not signal.SIG_DFL or second != signal.SIGINT
+
+
+def test_two_ctrl_c_through_a_save_leave_the_earlier_checkpoint_and_the_same_result(
+    train, config_file, tmp_path
+):
+    """A real process, whose second save takes long: the second signal does not wait for it."""
+    script = f"""
+import os, signal, sys, time
+import torch
+torch.set_num_threads(1)
+import trainer.saver
+write, calls = trainer.saver.write_checkpoint, []
+def slow(*arguments):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    return write(*arguments)
+trainer.saver.write_checkpoint = slow
+from trainer.train import main
+sys.exit(main(["--config", {str(config_file)!r}, "--runs", {str(tmp_path / "runs")!r},
+               "checkpoint.every=3st"]))
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert killed.returncode == -signal.SIGINT, killed.stderr.decode()
+    run = newest(tmp_path)
+    assert [path.name for path in checkpoints(run)] == ["step-000000003"]
+    train("checkpoint.every=3st", resume=run, file=run / "config.yaml")
+    assert_same_run(train("checkpoint.every=3st"), run)
+
+
+def test_a_wish_to_outlive_the_terminal_is_kept(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_handlers_of_others_come_back():
+    before = {number: signal.getsignal(number) for number in trainer.stop.SIGNALS}
+    with StopRequest():
+        pass
+    assert before == {number: signal.getsignal(number) for number in trainer.stop.SIGNALS}
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 8])
+def test_a_budget_that_is_used_up_stops_a_run_as_a_signal_does(
+    start, train, monkeypatch, tmp_path, capfd, step
+):
+    """The clock jumps by twenty minutes at ``step``; each resume has the whole budget again."""
+    straight = train()
+    rates, clock = trainer.training.learning_rates, [0.0]
+
+    class Clock:
+        @staticmethod
+        def monotonic():
+            return clock[0]
+
+    def jumping(job):
+        if job.schedule.steps == step and not clock[0]:
+            clock[0] += 20 * 60
+        return rates(job)
+
+    monkeypatch.setattr(trainer.stop, "time", Clock)
+    monkeypatch.setattr(trainer.training, "learning_rates", jumping)
+    assert start("train.budget=20m") == 75
+    told = capfd.readouterr().err
+    assert "stopped by train.budget (20m)" in told and f"saved after step {step};" in told
+    assert main(go_on(told)) == 0
+    # The budget is in the settings that a checkpoint holds; all else is the same.
+    assert (newest(tmp_path) / "metrics.jsonl").read_bytes() == (
+        straight / "metrics.jsonl"
+    ).read_bytes()
+    a, b = (load_tensors(checkpoints(r)[-1] / "state.pt") for r in (straight, newest(tmp_path)))
+    assert all((a["model"][name] == b["model"][name]).all() for name in a["model"])
+    result = read_json(newest(tmp_path) / "result.json")
+    assert result["status"] == "done" and "reason" not in result
+
+
+def test_a_budget_has_minutes(start, capfd):
+    assert start("train.budget=20st") == 2
+    assert "train.budget" in capfd.readouterr().err
+
+
+def test_no_handler_of_errors_takes_a_stop_for_one():
+    with pytest.raises(Stopped):
+        try:
+            raise Stopped
+        except Exception:
+            pytest.fail("a stop was swallowed")
+
+
+def test_a_stop_message_names_a_run_that_has_spaces_so_that_a_shell_takes_it(
+    config_file, monkeypatch, tmp_path, capfd
+):
+    asking(monkeypatch, trainer.training, "learning_rates", 3)
+    assert main(["--config", str(config_file), "--runs", str(tmp_path / "my runs")]) == 75
+    told = capfd.readouterr().err
+    assert re.search(r"--resume '.*my runs.*'", told)
+    assert main(go_on(told)) == 0
