@@ -25,7 +25,7 @@ from trainer import loader as loader_module
 from trainer import reading
 from trainer.config import load_config
 from trainer.data import load_data, train_loader
-from trainer.errors import ConfigError, WorkerDied
+from trainer.errors import ConfigError
 from trainer.guard import Guard
 from trainer.job import prepare
 from trainer.loader import Loader, Part, copied_ahead
@@ -229,18 +229,6 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_trainer(config_fi
         os.kill(process.pid, signal.SIGINT)
     again = [first, *batches]
     assert len(again) == len(loader)
-
-
-def test_a_killed_worker_is_told_in_one_sentence_with_the_way_to_go_on(train, monkeypatch):
-    from trainer import training
-
-    def dies(*arguments):
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-
-    monkeypatch.setattr(training, "train_one_epoch", dies)
-    with pytest.raises(WorkerDied, match=r"pid 7.*memory ran out") as told:
-        train()
-    assert "--resume" in "".join(told.value.__notes__)
 
 
 # --- where images are kept ----------------------------------------------------------------------

@@ -156,11 +156,6 @@ def in_plain_words(error: Exception) -> Exception:
             "Smaller images, a smaller loader.batch_size, train.accumulate=2 or loader.cache=off "
             "need less."
         )
-    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
-        return WorkerDied(
-            f"{text} Where memory ran out, fewer loader.workers or a smaller loader.batch_size "
-            "help."
-        )
     if isinstance(error, OSError) and error.strerror:  # the disk is full, or not ours to write
         return RunError(f"{error.filename or 'writing the run'}: {error.strerror}")
     return error

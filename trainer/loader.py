@@ -1,6 +1,7 @@
 """Batches of one split, as a pure function of (seed, epoch, batch number)."""
 
 import signal
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets import DataError, Dataset
+from trainer.errors import WorkerDied
 from transforms.batched import Images
 from transforms.keyed import permutation
 from transforms.pipeline import Pipeline
@@ -169,6 +171,11 @@ class Loader:
         """The part's rows that batch ``number`` of an epoch shows."""
         return self._order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
 
+    @property
+    def will_fork(self) -> bool:
+        """Whether the next epoch starts worker processes."""
+        return self.workers > 0 and self._worker_loader is None
+
     def close(self) -> None:
         """End the worker processes; the next epoch would start new ones."""
         self._worker_loader = None
@@ -211,7 +218,7 @@ class Loader:
             )
             self._end_workers = weakref.finalize(self, end_workers, self._worker_loader)
         self._requests.items = [(rows, epoch) for rows in pieces]
-        read = copied_ahead(self._worker_loader, self.device)
+        read = copied_ahead(from_workers(self._worker_loader), self.device)
         for rows, (images, labels) in zip(pieces, read, strict=True):
             yield self.part.finish(images, labels, rows, epoch)
 
@@ -264,8 +271,39 @@ def end_workers(worker_loader: DataLoader[Any]) -> None:
 
     Left to itself, Python ends them at its exit by the SIGTERM that they ignore, and waits forever.
     """
-    if (iterator := worker_loader._iterator) is not None:
-        iterator._shutdown_workers()  # type: ignore[attr-defined]
+    iterator: Any = worker_loader._iterator
+    if iterator is not None:
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            if worker.is_alive():
+                worker.kill()
+
+
+def from_workers(worker_loader: DataLoader[Any]) -> Iterator[Any]:
+    """What the workers made; raises WorkerDied where it is waited for, if one of them ended.
+
+    DataLoader would raise that from a signal handler too: in the middle of a step, which then is
+    neither done nor undone.
+    """
+    handler = None
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and hasattr(signal, "SIGCHLD"):
+        handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        batches = iter(worker_loader)
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
+        yield from batches
+    except (RuntimeError, OSError, EOFError) as error:
+        iterator: Any = worker_loader._iterator
+        workers = iterator._workers if iterator else []
+        dead = [str(worker.pid) for worker in workers if not worker.is_alive()]
+        if not dead:
+            raise
+        raise WorkerDied(
+            f"the worker process {', '.join(dead)} ended by itself. Where memory ran out, fewer "
+            "loader.workers or a smaller loader.batch_size help."
+        ) from error
 
 
 def leave_signals_to_the_trainer(worker: int) -> None:

@@ -132,12 +132,7 @@ def train_epochs(session: Session) -> None:
         if state.saved != state.moment:  # the last state, before testing loads the best weights
             save(job, state, log, saver)
         saver.wait()
-    except Exception as error:
-        # These come between two steps: this moment is one to go on from.
-        if isinstance(in_plain_words(error), DataError | WorkerDied):
-            save_here(session)
-        raise
-    except Stopped:
+    except (Stopped, DataError, WorkerDied):  # these come between two steps
         save_here(session)
         raise
     if state.early_stopped:
@@ -234,6 +229,8 @@ def end_epoch(session: Session, loss: float, speed: float) -> dict[str, Any] | N
     """Judge the epoch on the validation split and log it; its record if it is the best so far."""
     job, state = session.job, session.state
     config = job.config
+    if job.val_loader.will_fork:  # no other thread should be in the middle of something then
+        session.saver.wait()
     logits, labels = predict(job.model, session.stop.watch(job.val_loader.epoch()))
     values = scalars(judge(config, logits, labels, job.loss_fn))
     record = {

@@ -1,0 +1,390 @@
+"""Going on with a run: what comes back, what may differ and is said, and what a failure leaves."""
+
+import copy
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import trainer.loader
+import trainer.state
+import trainer.training
+from datasets.files import ImageFiles
+from tests.test_training import assert_same_run, last_state, same
+from trainer.checkpoint import checkpoints, problem_of
+from trainer.config import load_config
+from trainer.disk import read_json
+from trainer.errors import ConfigError
+from trainer.job import prepare
+from trainer.loader import Loader
+from trainer.resume import find_resumable, flatten, settings
+from trainer.run import lock_run, read_metrics
+from trainer.schedulers import forecast
+from trainer.state import CLOCKS, PLAIN, State, new_state, restore, snapshot, weights_of
+from trainer.train import main
+
+JITTER = "transforms.train.1={name: ColorJitter, brightness: 0.5}"
+
+# Every key of a configuration, and whether a run may go on with another value.
+MAY_CHANGE = {
+    "train.epochs": 5,
+    "train.budget": "30m",
+    "train.skip_non_finite": 2,
+    "early_stop.patience": 9,
+    "early_stop.min_delta": 0.5,
+    "log.every": "5st",
+    "log.images": 1,
+    "checkpoint.every": "5st",
+    "checkpoint.keep": 9,
+    "loader.workers": 1,
+    "loader.cache": "ram",
+    "loader.eval_batch_size": 3,
+}
+REFUSED = {
+    "seed": 1,
+    "dataset.on_broken": "skip",
+    "split.ratios": [6, 2, 2],
+    "split.seed": 1,
+    "split.pool": True,
+    "transforms.train.0.size": [36, 36],
+    "transforms.train.1.padding": 2,
+    "transforms.eval.0.size": [36, 36],
+    "loader.batch_size": 4,
+    "loader.drop_last": True,
+    "model.name": "MLP",
+    "loss.name": "FocalLoss",
+    "optimizer.lr": 0.5,
+    "optimizer.momentum": 0.8,
+    "scheduler.name": "OneCycleLR",
+    "metrics.1": "precision",
+    "train.device": "auto",
+    "train.threads": 1,
+    "train.channels_last": False,
+    "train.accumulate": 2,
+    "train.clip_grad_norm": 1.0,
+    "train.monitor": "val/loss",
+}
+
+
+def flow(value):
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@pytest.mark.parametrize(("key", "value"), [*MAY_CHANGE.items(), *REFUSED.items()])
+def test_each_key_may_change_or_is_refused_with_both_values(train, config_file, key, value):
+    begin = ["early_stop={patience: 3}", "scheduler={name: StepLR, step_size: 1}"]
+    run = train(*begin, "train.epochs=1")
+    old = flatten(settings(load_config(run / "config.yaml")))
+    old_value = old.get(key, old.get(f"{key}.0"))
+    change = [f"{key}={flow(value)}"]
+    if key == "early_stop.min_delta":
+        change.append("early_stop.patience=3")
+    if key in MAY_CHANGE:
+        config, folder = find_resumable(str(run), None, change, Path("nowhere"))
+        assert folder == run and flatten(settings(config)) != old
+        return
+    with pytest.raises(ConfigError) as told:
+        find_resumable(str(run), None, change, Path("nowhere"))
+    assert re.search(rf"{re.escape(key)}.* is .*, but the run began with ", str(told.value))
+    assert old_value is None or str(old_value).lower() in str(told.value).lower()
+
+
+def test_every_key_of_a_configuration_is_judged_above(config_file):
+    judged = [*MAY_CHANGE, *REFUSED]
+    config = load_config(config_file, ["early_stop={patience: 3}", "scheduler=OneCycleLR"])
+    # The name chooses the run; precision has one value yet; the data's place is judged by content.
+    others = ["name", "train.precision", "dataset.name", "dataset.root", "dataset.draw_if_absent"]
+    for key in flatten(settings(config)):
+        component = re.match(
+            r"(transforms\.\w+\.\d+|optimizer|model|loss|metrics|scheduler)\b", key
+        )
+        assert component or any(key.startswith(known) for known in [*judged, *others]), key
+
+
+def test_what_differs_is_said_when_a_run_goes_on(train, capsys, monkeypatch):
+    run = train()
+    monkeypatch.setattr(
+        trainer.state, "made_on", lambda job: {"torch": "9.9", "device": "cpu", "machine": "m"}
+    )
+    monkeypatch.setattr(
+        "trainer.record.made_on", lambda job: {"torch": "9.9", "device": "cpu", "machine": "m"}
+    )
+    train("train.epochs=3", "log.every=5st", resume=run, file=run / "config.yaml")
+    told = capsys.readouterr().out
+    assert "changed train.epochs is now 3, was 2" in told
+    assert 'changed log.every is now "5st", was "2st"' in told
+    assert f"torch is now 9.9, was {torch.__version__}: last bits may differ" in told
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        "{name: StepLR, step_size: 1}",
+        "{name: MultiStepLR, milestones: [1, 3]}",
+        "{name: ExponentialLR, gamma: 0.5}",
+        "CosineAnnealingLR",
+        "OneCycleLR",
+        "{name: LinearLR, total_iters: 3}",
+        "PolynomialLR",
+        "{name: StepLR, step_size: 1, warmup: 3st}",
+    ],
+)
+def test_a_run_with_more_epochs_says_which_rates_they_will_have(train, capsys, scheduler):
+    run = train(f"scheduler={scheduler}")
+    capsys.readouterr()
+    train("train.epochs=4", resume=run, file=run / "config.yaml")
+    told = re.search(
+        r"keeps the 2 epochs .* lr (\S+) in epoch 3 to (\S+) in epoch 4", capsys.readouterr().out
+    )
+    assert told
+    lines = read_metrics(run / "metrics.jsonl")
+    # The rate of an epoch's first logged step; OneCycleLR's moves within the epoch.
+    first = {line["epoch"]: line["lr/group0"] for line in reversed(lines) if "train/loss" in line}
+    assert float(told[1]) == pytest.approx(first[3], rel=0.01)
+    assert float(told[2]) == pytest.approx(first[4], rel=0.01)
+
+
+def test_a_forecast_leaves_schedule_and_rates_as_they_were(config_file):
+    for scheduler in ("OneCycleLR", "CosineAnnealingLR", "{name: StepLR, step_size: 1}"):
+        job = prepare(load_config(config_file, [f"scheduler={scheduler}"]), print)
+        before = copy.deepcopy((job.schedule.state_dict(), job.optimizer.state_dict()))
+        forecast(job.schedule, job.optimizer, 3, 5)
+        assert same(before, (job.schedule.state_dict(), job.optimizer.state_dict()))
+
+
+def test_plateau_goes_on_by_what_it_watches(train, capsys):
+    run = train("scheduler=ReduceLROnPlateau")
+    train("train.epochs=3", resume=run, file=run / "config.yaml")
+    assert "ReduceLROnPlateau goes on as before" in capsys.readouterr().out
+
+
+def test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoint(config_file):
+    """A new field of the state, or of the job's moving parts, has to be saved or named here."""
+    fields = {field.name for field in dataclasses.fields(State)}
+    assert fields == {*PLAIN, *CLOCKS, "loss", "saved_at", "saved"}
+    job = prepare(load_config(config_file, ["scheduler=ReduceLROnPlateau"]), print)
+    trained = prepare(load_config(config_file, ["scheduler=ReduceLROnPlateau"]), print)
+    state = new_state(trained)
+    for _ in range(2):  # so that nothing is as it was built
+        images, labels = next(trained.train_loader.epoch())
+        loss = trained.loss_fn(trained.model(images), labels)
+        loss.backward()
+        trained.optimizer.step()
+        trained.schedule.after_step()
+        trained.schedule.after_epoch(0.5)
+        state.loss.add(loss.detach(), len(images))
+    for number, name in enumerate(PLAIN):
+        kind = type(getattr(state, name))
+        value = {"best": {"epoch": 3}, "rates": [0.5], "reference": 0.25}.get(name, number + 1)
+        setattr(state, name, bool(value) if kind is bool else value)
+    state.speeds, state.train_seconds = [3.0], 4.0
+    content = {"model": weights_of(trained.model), **snapshot(trained, state, 0)}
+    back = restore(job, content)
+    for field in fields - {"loss", "saved_at", "saved"}:
+        assert getattr(back, field) == getattr(state, field), field
+    assert same(back.loss.totals, state.loss.totals)
+    assert same(job.model.state_dict(), trained.model.state_dict())
+    assert same(job.optimizer.state_dict(), trained.optimizer.state_dict())
+    assert same(job.schedule.state_dict(), trained.schedule.state_dict())
+    assert vars(job.schedule).keys() == {
+        "optimizer", "scheduler", "warmup_steps", "first_lrs", "steps"
+    }  # fmt: skip
+
+
+def stopped_at(train, monkeypatch, step, *overrides, resume=None, file=None):
+    """A run of the small configuration that is stopped after ``step``."""
+    from trainer.errors import Stopped
+
+    rates = trainer.training.learning_rates
+
+    def asking(job):
+        if job.schedule.steps == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rates(job)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(trainer.training, "learning_rates", asking)
+        train(*overrides, resume=resume, **({"file": file} if file else {}))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer=AdamW", "model={name: VGG, depth: 11, batch_norm: true, variant: cifar}"),
+        (
+            "model={name: AlexNet, variant: cifar}",
+            "scheduler=OneCycleLR",
+            "loader.workers=2",
+            JITTER,
+        ),
+        ("early_stop={patience: 2}", "optimizer.lr=1e-30", "train.epochs=4", "loader.cache=off"),
+    ],
+    ids=["batch norm", "dropout and workers", "early stopping"],
+)
+def test_stopped_three_times_within_two_epochs_a_run_is_still_the_same(
+    train, monkeypatch, tmp_path, overrides
+):
+    straight = train(*overrides)
+    stopped_at(train, monkeypatch, 3, *overrides)
+    runs = (tmp_path / "runs" / "small").iterdir()
+    run = max(runs, key=lambda path: path.stat().st_ctime_ns)
+    for step in (4, 7):
+        stopped_at(train, monkeypatch, step, resume=run, file=run / "config.yaml")
+    train(resume=run, file=run / "config.yaml")
+    assert_same_run(straight, run)
+
+
+def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended(
+    train, config_file, tmp_path, monkeypatch, capfd
+):
+    """With nothing kept in memory, an image that vanishes is met when its turn comes."""
+    straight = train("loader.cache=off")
+    broken, read = [], ImageFiles.image
+    monkeypatch.setattr(trainer.loader, "BLOCK", 1)  # batch by batch, as large images are
+
+    def vanishing(self, index):
+        if broken and self.ids[index] == broken[0]:
+            (self.root / broken[0]).rename(tmp_path / "away")
+        return read(self, index)
+
+    monkeypatch.setattr(ImageFiles, "image", vanishing)
+    job = prepare(load_config(config_file), print)
+    row = job.train_loader.rows(1, 2)[0]  # of the second epoch's third batch
+    image = job.data.dataset.ids[job.data.parts["train"].indices[row]]
+    rates = trainer.training.learning_rates
+
+    def arming(job):
+        if job.schedule.steps == 6:
+            broken[:] = [image]
+        return rates(job)
+
+    monkeypatch.setattr(trainer.training, "learning_rates", arming)
+    command = ["--config", str(config_file), "--runs", str(tmp_path / "runs"), "loader.cache=off"]
+    try:
+        assert main(command) == 3
+    finally:
+        (tmp_path / "away").rename(job.data.dataset.root / image)
+    told = capfd.readouterr().err
+    assert image in told and "--resume" in told
+    run = max((tmp_path / "runs" / "small").iterdir(), key=lambda path: path.stat().st_ctime_ns)
+    assert last_state(run)["counters"]["step"] == 7  # not a step is lost
+    broken.clear()
+    monkeypatch.setattr(trainer.training, "learning_rates", rates)
+    assert main(["--resume", str(run)]) == 0
+    assert_same_run(straight, run)
+
+
+def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(
+    train, config_file, tmp_path, monkeypatch, capfd
+):
+    straight = train(JITTER)
+    rates, killed = trainer.training.learning_rates, []
+
+    def killing(job):
+        if job.schedule.steps == 3 and not killed:
+            iterator = job.train_loader._worker_loader._iterator
+            killed.append(iterator._workers[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+        return rates(job)
+
+    monkeypatch.setattr(trainer.training, "learning_rates", killing)
+    more = ("loader.workers=2", JITTER)
+    assert main(["--config", str(config_file), "--runs", str(tmp_path / "runs"), *more]) == 8
+    told = capfd.readouterr().err
+    assert f"the worker process {killed[0]} ended by itself" in told
+    assert "Traceback" not in told and "--resume" in told
+    run = max((tmp_path / "runs" / "small").iterdir(), key=lambda path: path.stat().st_ctime_ns)
+    assert all(problem_of(folder) is None for folder in checkpoints(run))
+    assert last_state(run)["counters"]["step"] >= 3  # not a step is lost
+    assert main(["--resume", str(run), "loader.workers=0"]) == 0
+    assert same(last_state(run)["model"], last_state(straight)["model"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_that_runs_out_ends_in_one_message_its_exit_code_and_a_valid_checkpoint(
+    train, config_file, tmp_path, monkeypatch, capfd, error
+):
+    straight = train("checkpoint.every=1st")
+    norm, calls = torch.nn.utils.get_total_norm, []
+
+    def failing(gradients):
+        calls.append(1)
+        if len(calls) == 4:
+            raise error
+        return norm(gradients)
+
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", failing)
+    command = ["--config", str(config_file), "--runs", str(tmp_path / "runs")]
+    assert main([*command, "checkpoint.every=1st"]) == 7
+    told = capfd.readouterr().err
+    assert told.startswith("out of memory") and "loader.batch_size" in told and "--resume" in told
+    assert "Traceback" not in told
+    run = max((tmp_path / "runs" / "small").iterdir(), key=lambda path: path.stat().st_ctime_ns)
+    assert last_state(run)["counters"]["step"] == 3
+    assert read_json(run / "result.json")["status"] == "failed"
+    assert main(["--resume", str(run)]) == 0
+    assert_same_run(straight, run)
+
+
+def test_workers_that_outlive_a_killed_trainer_do_not_hold_its_run(tmp_path):
+    """The lock is the trainer's alone: a worker process gives its copy back when it begins."""
+    lock = lock_run(tmp_path)
+    (began, tell), (wait, end) = os.pipe(), os.pipe()
+    if (child := os.fork()) == 0:
+        os.write(tell, b"x")
+        os.read(wait, 1)  # lives on, as a worker of a killed trainer does for some seconds
+        os._exit(0)
+    os.read(began, 1)
+    try:
+        os.close(lock.fileno())  # the trainer is gone: the system closes its files
+        lock_run(tmp_path).close()
+    finally:
+        os.write(end, b"x")
+        os.waitpid(child, 0)
+        with pytest.raises(OSError, match="Bad file"):
+            lock.close()
+
+
+def test_a_run_with_workers_that_fails_ends(config_file, tmp_path, notes):
+    """Python ends worker processes by a signal that these ignore, and would wait for ever."""
+    script = f"""
+import sys, torch
+torch.set_num_threads(1)
+import trainer.training
+def failing(*_):
+    raise OSError(28, "No space left on device", "somewhere")
+trainer.training.end_epoch = failing
+from trainer.train import main
+kept = []
+def keep(kind, error, trace):  # as a debugger or a notebook does
+    kept.append(error)
+code = main(["--config", {str(config_file)!r}, "--runs", {str(tmp_path / "runs")!r},
+             "loader.workers=2", {JITTER!r}])
+sys.exit(code)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert ended.returncode == 5, ended.stderr.decode()
+    assert b"somewhere: No space left on device" in ended.stderr
+
+
+def test_a_batch_that_is_named_is_the_batch_that_was_shown(config_file):
+    job = prepare(load_config(config_file, ["transforms.train.1.name=CenterCrop",
+                                            "transforms.train.1.size=32"]), print)  # fmt: skip
+    part = job.data.parts["train"]
+    for number, (images, labels) in enumerate(job.train_loader.epoch(3)):
+        rows = Loader.rows(job.train_loader, 3, number)
+        assert same(part.batch(rows)[0], images) and same(part.labels[rows], labels)
