@@ -1,20 +1,26 @@
-"""CIFAR-10, read from its official python batches."""
+"""CIFAR-10, read from its official python batches without running what a pickle may hold."""
 
 import hashlib
+import io
 import os
 import pickle
-import warnings
+import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
+from torch import Tensor
 
 from datasets import DataError
+from datasets.archive import unpack
 from datasets.files import user_path
 from datasets.memory import ImagesInMemory, absent, fetch_into
 
 _OFFICIAL = torchvision.datasets.CIFAR10
+URL = _OFFICIAL.url
+ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 BATCHES = {name: md5 for name, md5 in (*_OFFICIAL.train_list, *_OFFICIAL.test_list)}
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -25,38 +31,60 @@ CLASSES = (
 class CIFAR10(ImagesInMemory):
     """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 32 x 32, 10 classes.
 
-    Reads ``root/cifar-10-batches-py``; if batches are missing and ``download`` is set, torchvision
-    fetches ``cifar-10-python.tar.gz``, or unpacks the one that lies in ``root``.
+    Reads ``root/cifar-10-batches-py``; batches that are missing come from the archive
+    ``cifar-10-python.tar.gz`` in ``root``, which is fetched if it is not there and ``download`` is
+    set, and must have the official SHA-256.
     Images: (3, 32, 32) uint8, RGB. Raises DataError for batches that are absent or not the official
-    ones: they are pickles, and unpickling a file of unknown content would run its code.
+    ones. They are pickles, of which only bytes and numbers are read; nothing in them is executed.
     """
 
     def __init__(self, root: str = "data", download: bool = True) -> None:
         folder = user_path(root, "dataset.root") / _OFFICIAL.base_folder
         if missing := [name for name in BATCHES if not os.path.isfile(folder / name)]:
-            _fetch(folder, missing, download)
-        batches = {name: _read_batch(folder / name, md5) for name, md5 in BATCHES.items()}
-        images = [torch.from_numpy(batch["data"]) for batch in batches.values()]
-        labels = [label for batch in batches.values() for label in batch["labels"]]
-        super().__init__(
-            torch.cat(images).view(-1, 3, 32, 32),
-            labels,
-            len(labels) - len(batches["test_batch"]["labels"]),
-            CLASSES,
-        )
+            _complete(folder, missing, download)
+        images: list[Tensor] = []
+        labels: list[int] = []
+        for name, md5 in BATCHES.items():
+            num_train = len(labels)  # the test batch is the last one
+            some_images, some_labels = _read_batch(folder / name, md5)
+            images.append(some_images)
+            labels += some_labels
+        super().__init__(torch.cat(images).view(-1, 3, 32, 32), labels, num_train, CLASSES)
 
 
-def _fetch(folder: Path, missing: list[str], download: bool) -> None:
-    if not download:
-        raise absent(folder, missing, [_OFFICIAL.url], "download is off")
+def _complete(folder: Path, missing: list[str], download: bool) -> None:
+    """Fill ``folder`` from the archive that lies beside it, or is fetched."""
+    archive = folder.parent / _OFFICIAL.filename
+    if not os.path.isfile(archive):
+        if not download:
+            raise absent(folder, missing, [URL], "download is off")
+        try:
+            fetch_into(folder.parent, lambda: _download(archive))
+        except Exception as error:  # no network, a full disk, a server's odd answer: one cure
+            reason = f"downloading failed: {error}"
+            raise absent(folder.parent, [archive.name], [URL], reason) from error
+    unpacked = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
     try:
-        fetch_into(folder, lambda: _OFFICIAL(str(folder.parent), download=True))
-    except Exception as error:  # no network, disk full, a server's odd answer: the cure is the same
-        reason = f"downloading failed: {error}"
-        raise absent(folder.parent, [_OFFICIAL.filename], [_OFFICIAL.url], reason) from error
+        unpack(archive, unpacked, ARCHIVE_SHA256)
+        folder.mkdir(exist_ok=True)
+        for name in missing:
+            (unpacked / folder.name / name).replace(folder / name)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: {archive.name} cannot be unpacked there: {error.strerror}."
+        ) from error
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
 
 
-def _read_batch(path: Path, md5: str) -> dict[str, Any]:
+def _download(archive: Path) -> None:
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    # Into a temporary file beside it, which is renamed once its SHA-256 is the right one.
+    torch.hub.download_url_to_file(URL, str(archive), hash_prefix=ARCHIVE_SHA256)
+
+
+def _read_batch(path: Path, md5: str) -> tuple[Tensor, list[int]]:
+    """Images (N, 3072) uint8 and labels of one batch."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -66,7 +94,44 @@ def _read_batch(path: Path, md5: str) -> dict[str, Any]:
             f"{path}: not the official CIFAR-10 batch (its MD5 is not {md5}); "
             f"delete it to have it downloaded again."
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy on the old way in which these files say `align`
-        batch: dict[str, Any] = pickle.loads(content, encoding="latin1")  # noqa: S301 - checked above
-    return batch
+    try:
+        batch = _Batch(io.BytesIO(content), encoding="bytes").load()
+        labels, (_, (count, length), dtype, fortran, pixels) = (
+            batch[b"labels"],
+            batch[b"data"].state,
+        )
+        plain = dtype.state[0] == b"u1" and not fortran and len(pixels) == count * length
+        known = len(labels) == count and all(type(k) is int and 0 <= k < 10 for k in labels)
+        if not plain or not known or length != 3072:
+            raise ValueError("not 3072 bytes and a label from 0 to 9 for each image")
+        return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(count, length), labels
+    except Exception as error:  # a pickle of others can fail in any way
+        raise DataError(f"{path}: not a batch of CIFAR-10: {error}.") from error
+
+
+class _Inert:
+    """Stands for an object of NumPy's, and keeps what it was to be made of."""
+
+    def __init__(self, *state: Any) -> None:
+        self.state = state
+
+    def __setstate__(self, state: Any) -> None:
+        if not self.state or isinstance(self.state[0], type):  # an array: what is in it comes now
+            self.state = state
+
+
+class _Batch(pickle.Unpickler):
+    """Reads a batch with stand-ins for the three names in it; there is nothing else to be called.
+
+    Pickles run code through the functions that they name, and these come from here alone.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for a name of NumPy's; raises UnpicklingError for any other."""
+        if (module, name) in {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        }:
+            return _Inert
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no image or label needs")

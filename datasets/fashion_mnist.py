@@ -19,6 +19,8 @@ from datasets import DataError
 from datasets.files import user_path
 from datasets.memory import ImagesInMemory, absent, fetch_into
 
+MAX_BYTES = 1 << 28  # of a file, unpacked: five times the largest official one
+
 _OFFICIAL = torchvision.datasets.FashionMNIST
 _FILES = (
     "train-images-idx3-ubyte",
@@ -91,8 +93,13 @@ def _read_idx(paths: Sequence[Path]) -> tuple[NDArray[np.uint8], list[list[int]]
                 if len(magic) < 4 or magic[:3] != b"\0\0\x08":
                     raise DataError(f"{path}: not an IDX file of bytes.")
                 shapes.append([int.from_bytes(file.read(4), "big") for _ in range(magic[3])])
+                size = math.prod(shapes[-1])
+                if size > MAX_BYTES:
+                    raise DataError(
+                        f"{path}: its header says {size:,} bytes; {MAX_BYTES:,} are allowed."
+                    )
                 # Nothing is packed to less than a thousandth: a header that says so is wrong.
-                if math.prod(shapes[-1]) > 1100 * path.stat().st_size:
+                if size > 1100 * path.stat().st_size:
                     raise DataError(f"{path}: too short; its header says {tuple(shapes[-1])}.")
         sizes = [math.prod(shape) for shape in shapes]
         pixels = np.empty(sum(sizes), np.uint8)

@@ -4,7 +4,6 @@ import io
 import os
 import stat
 import warnings
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -19,6 +18,7 @@ SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+MAX_BYTES = 1 << 30  # a file; of MAX_PIXELS, the largest form is 16-bit colour
 MAX_PIXELS = 120_000_000  # 12,000 x 10,000; a small file can claim far more
 
 # Plain JPEGs of up to so many pixels are left to torchvision, which takes a third of Pillow's time
@@ -48,10 +48,13 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file. Raises BrokenImage for what is missing or not a regular file."""
+    """The bytes of a file. Raises BrokenImage for what is missing, no regular file, or enormous."""
     try:
         check_file(path)
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise ValueError(f"larger than {MAX_BYTES >> 30} GiB")
+            return file.read()
     except (OSError, ValueError) as error:
         raise BrokenImage(str(path), reason(error)) from error
 

@@ -5,10 +5,13 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
 from datasets import DataError
+
+Result = TypeVar("Result")
 
 
 class ImagesInMemory:
@@ -44,14 +47,14 @@ class ImagesInMemory:
         return [sha256(rows[index]).hexdigest() for index in indices]
 
 
-def fetch_into(folder: Path, fetch: Callable[[], object]) -> None:
-    """Call ``fetch``; if it fails, remove those folders down to ``folder`` that it left empty.
+def fetch_into(folder: Path, fetch: Callable[[], Result]) -> Result:
+    """What ``fetch`` returns; where it fails, folders down to ``folder`` that it made are removed.
 
-    Folders that were there before stay. Raises what ``fetch`` raises.
+    Those that were there before or hold something stay. Raises what ``fetch`` raises.
     """
     new = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
     try:
-        fetch()
+        return fetch()
     except BaseException:  # an interrupt as well
         for place in new:  # the deepest first
             with contextlib.suppress(OSError):  # never made, or it holds something

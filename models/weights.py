@@ -2,33 +2,23 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
+
+from models.tensor_file import read_tensors
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
     """Read a state_dict file, such as a run's ``model.pt``, onto the CPU.
 
-    Only tensors are read (``weights_only=True``); nothing in the file is executed. Raises
-    ValueError for a missing, unreadable or damaged file and for one with anything but names and
-    dense real tensors.
+    Nothing in the file is executed. Raises ValueError for a missing, unreadable or damaged file,
+    and for one with anything but names and dense real tensors.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
     except FileNotFoundError:
         raise ValueError(f"weights: there is no file {path!r}") from None
-    except OSError as error:
-        raise ValueError(
-            f"weights: {path} cannot be read as a state_dict: {error.strerror or error}"
-        ) from error
-    except MemoryError:
-        raise  # says something about this machine, not about the file
-    except Exception as error:  # damaged files raise almost any type
-        # Not torch's own text: it advises weights_only=False, which would run the file's code.
-        raise ValueError(
-            f"weights: {path} cannot be read as a state_dict: it is damaged, or holds more than"
-            " names and tensors; save it with torch.save(model.state_dict(), path)"
-        ) from error
+    except ValueError as error:
+        raise ValueError(f"weights: {error}") from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
@@ -37,12 +27,8 @@ def read_weights(path: str) -> dict[str, Tensor]:
             " save it with torch.save(model.state_dict(), path)"
         )
     for name, tensor in state.items():
-        dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
-        if not dense or tensor.is_complex():
-            raise ValueError(
-                f"weights: {path}: {name} is {tensor.layout} of {tensor.dtype} on {tensor.device};"
-                " expected dense tensors of real numbers with their values"
-            )
+        if tensor.is_complex():
+            raise ValueError(f"weights: {path}: {name} is of {tensor.dtype}; expected real numbers")
     return state
 
 

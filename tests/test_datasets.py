@@ -5,10 +5,12 @@ import hashlib
 import importlib
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
 import tarfile
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -444,6 +446,16 @@ def test_damaged_idx_files_are_named(fashion, damage):
         FashionMNIST(str(fashion), download=False)
 
 
+def test_an_idx_file_that_claims_gigabytes_is_refused_before_they_are_taken(fashion):
+    path = fashion / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    path.unlink(missing_ok=True)
+    head = struct.pack(">4i", 2051, 2**31 - 1, 28, 28)
+    for content in (head + bytes(1000), head[:4] + b"\xff" * 12, b"\0\0\x08\xff" + b"\xff" * 1020):
+        Path(f"{path}.gz").write_bytes(gzip.compress(content))
+        with pytest.raises(DataError, match=r"images-idx3-ubyte\.gz: its header says [\d,]+ bytes"):
+            FashionMNIST(str(fashion), download=False)
+
+
 def test_a_truncated_gzip_file_is_named(fashion):
     path = fashion / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     write_idx(path, torch.zeros(30, 28, 28, dtype=torch.uint8), packed=True)
@@ -460,7 +472,7 @@ def no_network(*_, **__):
 
 def test_without_network_the_error_says_which_file_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", no_network)
-    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", no_network)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     with pytest.raises(DataError) as caught:
         FashionMNIST(str(tmp_path))
     told = str(caught.value)
@@ -479,7 +491,7 @@ def test_a_failed_download_leaves_no_new_empty_folder(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", lost)
-    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", lost)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     old = tmp_path / "old"
     old.mkdir()
     for dataset in (FashionMNIST, CIFAR10):
@@ -523,6 +535,24 @@ def test_the_real_fashion_mnist_files_are_read_as_they_are():
 # --- CIFAR-10 ------------------------------------------------------------------------------------
 
 
+def batch(pixels: bytes, labels: list[int]) -> bytes:
+    """A batch as Python 2 pickled those of Toronto: the opcodes of cPickle, one after another."""
+    shape = struct.pack("<2H", len(pixels) // 3072, 3072)
+    dtype = (
+        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN"
+        + b"J\xff\xff\xff\xff" * 2
+        + b"K\x00tb"
+    )
+    return (
+        b"\x80\x02}(U\x0bbatch_labelU\x04someU\x06labels]("
+        + b"".join(b"K%c" % label for label in labels)
+        + b"eU\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        + b"(K\x01M%bM%b\x86" % (shape[:2], shape[2:])
+        + dtype
+        + b"\x89T%btbU\tfilenames](U\x05a.pngeu." % (struct.pack("<I", len(pixels)) + pixels)
+    )
+
+
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
     """Small batches of the official form; the table of MD5 sums is made to fit."""
@@ -530,13 +560,20 @@ def cifar(tmp_path, monkeypatch):
     folder.mkdir()
     sums = {}
     for k, name in enumerate(cifar10.BATCHES):
-        data = torch.arange(20 * 3072).mul(k + 7).remainder(251).to(torch.uint8).view(20, 3072)
-        labels = [(index + k) % 10 for index in range(20)]
-        pickled = pickle.dumps({"data": data.numpy(), "labels": labels}, protocol=2)
-        (folder / name).write_bytes(pickled)
-        sums[name] = hashlib.md5(pickled).hexdigest()
+        data = torch.arange(20 * 3072).mul(k + 7).remainder(251).to(torch.uint8)
+        content = batch(bytes(data.tolist()), [(index + k) % 10 for index in range(20)])
+        (folder / name).write_bytes(content)
+        sums[name] = hashlib.md5(content).hexdigest()
     monkeypatch.setattr(cifar10, "BATCHES", sums)
     return tmp_path
+
+
+def test_the_batches_of_these_tests_are_what_numpy_would_read():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy on the old names in them
+        read = pickle.loads(batch(bytes(range(256)) * 24, [1, 2]), encoding="latin1")  # noqa: S301
+    assert read["data"].shape == (2, 3072) and read["data"].dtype == "uint8"
+    assert read["data"].tobytes() == bytes(range(256)) * 24 and read["labels"] == [1, 2]
 
 
 def test_cifar_batches_give_images_labels_and_the_official_test_part(cifar):
@@ -553,10 +590,103 @@ def test_cifar_batches_give_images_labels_and_the_official_test_part(cifar):
 def test_a_batch_that_is_not_the_official_one_is_refused_before_it_is_unpickled(cifar, monkeypatch):
     path = cifar / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(path.read_bytes() + b"\0")
-    monkeypatch.setattr(pickle, "loads", lambda *_, **__: pytest.fail("it was unpickled"))
+    monkeypatch.setattr(cifar10, "_Batch", lambda *_, **__: pytest.fail("it was unpickled"))
     monkeypatch.setattr(cifar10, "BATCHES", {path.name: "0" * 32})
     with pytest.raises(DataError, match=r"data_batch_3: not the official CIFAR-10 batch"):
         CIFAR10(str(cifar))
+
+
+class Call:
+    """Pickled, it is a call."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+PIXELS = bytes(2 * 3072)
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (pickle.dumps(Call(os.system, "touch marker"), 2), "posix.system"),
+    (pickle.dumps(Call(eval, "open('marker', 'w')"), 4), "builtins.eval"),
+    (pickle.dumps(Call(os.system, "touch marker"), 0), "posix.system"),
+    (b"cos\nsystem\n(S'touch marker'\ntR.", "os.system"),
+    (b"(ios\nsystem\n.", "os.system"),
+    (b"\x80\x04\x8c\x05numpy\x8c\x07fromstr\x93.", "numpy.fromstr"),
+    (b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.", "numpy.ndarray.tofile"),
+    (b"cnumpy\nndarray\n.", "not a batch"),
+    (b"cnumpy\nndarray\n)R}U\x08__init__Nsb.", "not a batch"),
+    (b"\x82\x01.", "not a batch"),
+    (b"", "not a batch"),
+    (b"not a pickle", "not a batch"),
+    (batch(PIXELS, [1, 2])[:-9], "not a batch"),
+    (batch(PIXELS, [1, 10]), "3072 bytes and a label from 0 to 9"),
+    (batch(PIXELS, [1]), "3072 bytes and a label from 0 to 9"),
+    (batch(PIXELS, [1, 2]).replace(b"u1", b"f4"), "3072 bytes and a label from 0 to 9"),
+    (batch(PIXELS, [1, 2]).replace(b"\x00\x0c\x86", b"\x00\x06\x86"), "3072 bytes"),
+    (batch(PIXELS, [1, 2]).replace(b"M\x02\x00", b"M\x02\x10"), "3072 bytes"),
+    (batch(PIXELS, [1, 2]).replace(b"\x89T", b"\x88T"), "3072 bytes"),
+])  # fmt: skip
+def test_a_pickle_of_anything_but_bytes_and_numbers_is_refused_even_if_its_md5_is_right(
+    cifar, tmp_path, monkeypatch, content, told
+):
+    monkeypatch.chdir(tmp_path)
+    (cifar / "cifar-10-batches-py" / "data_batch_2").write_bytes(content)
+    digest = hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(cifar10, "BATCHES", cifar10.BATCHES | {"data_batch_2": digest})
+    with pytest.raises(DataError, match="data_batch_2: not a batch of CIFAR-10: ") as caught:
+        CIFAR10(str(cifar))
+    assert told in str(caught.value)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.fixture
+def cifar_archive(cifar, monkeypatch):
+    """The batches in an archive like the official one, and none beside it."""
+    path = cifar / "cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(cifar / "cifar-10-batches-py", "cifar-10-batches-py")
+    shutil.rmtree(cifar / "cifar-10-batches-py")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(cifar10, "ARCHIVE_SHA256", digest)
+    return path
+
+
+def test_an_archive_that_lies_there_is_unpacked_and_missing_batches_come_from_it(cifar_archive):
+    root = cifar_archive.parent
+    whole = CIFAR10(str(root), download=False)
+    check_contract(whole)
+    batches = root / "cifar-10-batches-py"
+    (batches / "data_batch_4").unlink()
+    (batches / "mine").write_text("kept")
+    assert torch.equal(CIFAR10(str(root), download=False).images, whole.images)
+    assert (batches / "mine").read_text() == "kept"
+    assert {path.name for path in root.iterdir()} == {cifar_archive.name, batches.name}
+
+
+def test_an_archive_that_is_not_the_official_one_is_refused_and_not_unpacked(cifar_archive):
+    cifar_archive.write_bytes(cifar_archive.read_bytes() + b"\0")
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz: its SHA-256 is .* not "):
+        CIFAR10(str(cifar_archive.parent))
+    assert [path.name for path in cifar_archive.parent.iterdir()] == [cifar_archive.name]
+
+
+def test_what_is_downloaded_must_have_the_official_sha256(cifar_archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "URL", cifar_archive.as_uri())
+    root = tmp_path / "elsewhere"
+    check_contract(CIFAR10(str(root)))
+    monkeypatch.setattr(cifar10, "ARCHIVE_SHA256", "0" * 64)
+    with pytest.raises(DataError, match="downloading failed: invalid hash value"):
+        CIFAR10(str(tmp_path / "third"))
+    assert not (tmp_path / "third").exists()
+
+
+def test_the_sha256_of_the_archive_is_the_one_that_keras_pins():
+    digest = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+    assert cifar10.ARCHIVE_SHA256 == digest
 
 
 def test_the_md5_sums_are_the_official_ones():

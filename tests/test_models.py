@@ -501,20 +501,19 @@ def test_files_that_are_no_state_dict_are_refused(tmp_path):
         read_weights(str(path))
     for content in (b"", b"not weights"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="cannot be read as a state_dict"):
+        with pytest.raises(ValueError, match="cannot be read: "):
             read_weights(str(path))
     torch.save(LeNet(2, 1), path)  # a pickled object: reading it would run code
-    with pytest.raises(ValueError, match="cannot be read as a state_dict"):
+    with pytest.raises(ValueError, match="cannot be read: "):
         read_weights(str(path))
     torch.save({"state_dict": LeNet(2, 1).state_dict()}, path)
     with pytest.raises(ValueError, match="not a plain state_dict"):
         read_weights(str(path))
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_damaged_weights_file_is_a_value_error_without_torchs_advice(tmp_path, zipped):
+def test_a_damaged_weights_file_is_a_value_error_without_torchs_advice(tmp_path):
     path = tmp_path / "weights.pt"
-    torch.save({"a": torch.ones(4, 3)}, path, _use_new_zipfile_serialization=zipped)
+    torch.save({"a": torch.ones(4, 3)}, path)
     good = path.read_bytes()
     dice = random.Random(0)
     refused = 0
@@ -531,15 +530,13 @@ def test_a_damaged_weights_file_is_a_value_error_without_torchs_advice(tmp_path,
     assert refused > 100
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # torch says that it checks sparse tensors
-@pytest.mark.parametrize("state", [
-    {"a": torch.eye(2).to_sparse()},
-    {"a": torch.ones(2, dtype=torch.complex64)},
-    {"a": torch.ones(2, device="meta")},
+@pytest.mark.parametrize(("tensor", "told"), [
+    (torch.ones(2, dtype=torch.complex64), ": a is of torch.complex64; expected real numbers"),
+    (torch.ones(2, device="meta"), "_rebuild_meta_tensor_no_storage', which is neither"),
 ])  # fmt: skip
-def test_weights_that_are_not_dense_real_numbers_are_refused_by_name(tmp_path, state):
-    torch.save(state, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r": a is torch\.\w+ of .*; expected dense tensors"):
+def test_weights_that_are_not_dense_real_numbers_are_refused(tmp_path, tensor, told):
+    torch.save({"a": tensor}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=told):
         read_weights(str(tmp_path / "weights.pt"))
 
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,15 +17,16 @@ import trainer.loader
 import trainer.state
 import trainer.training
 from datasets.files import ImageFiles
-from tests.test_training import assert_same_run, last_state, same
+from tests.test_training import assert_same_run, last_state, same, tags_of
 from trainer.checkpoint import checkpoints, problem_of
 from trainer.config import load_config
 from trainer.disk import read_json
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, RunError
 from trainer.job import prepare
 from trainer.loader import Loader
 from trainer.resume import find_resumable, flatten, settings
 from trainer.run import lock_run, read_metrics
+from trainer.run_log import Lengths
 from trainer.schedulers import forecast
 from trainer.state import CLOCKS, PLAIN, State, new_state, restore, snapshot, weights_of
 from trainer.train import main
@@ -184,7 +186,7 @@ def test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoint(config_file)
         value = {"best": {"epoch": 3}, "rates": [0.5], "reference": 0.25}.get(name, number + 1)
         setattr(state, name, bool(value) if kind is bool else value)
     state.speeds, state.train_seconds = [3.0], 4.0
-    content = {"model": weights_of(trained.model), **snapshot(trained, state, 0)}
+    content = {"model": weights_of(trained.model), **snapshot(trained, state, Lengths())}
     back = restore(job, content)
     for field in fields - {"loss", "saved_at", "saved"}:
         assert getattr(back, field) == getattr(state, field), field
@@ -240,12 +242,53 @@ def test_stopped_three_times_within_two_epochs_a_run_is_still_the_same(
     assert_same_run(straight, run)
 
 
+@pytest.mark.parametrize("change", ["removed", "added", "changed"])
+def test_a_run_whose_images_are_no_longer_the_same_is_refused_and_left_as_it_is(
+    train, notes, tmp_path, change
+):
+    root = tmp_path / "copy"
+    shutil.copytree(notes, root)
+    run = train(f"dataset.root={root}")
+    if change == "removed":
+        (root / "1" / "000.jpg").unlink()
+    else:
+        name = {"added": "more.jpg", "changed": "000.jpg"}[change]
+        shutil.copy(root / "1" / "001.jpg", root / "1" / name)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="another split"):
+        train("train.epochs=3", resume=run, file=run / "config.yaml")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_killed_between_its_test_and_its_end_a_run_shows_the_test_once(train, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            trainer.training, "write_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        train()
+    run = next(train().parent.glob("*"))
+    for path in run.parent.glob("*"):
+        if read_json(path / "result.json")["status"] != "done":
+            train(resume=path, file=path / "config.yaml")
+        assert tags_of(path)["test/accuracy"] == [10]
+        assert tags_of(path)["val/accuracy"] == [5, 10]
+
+
+def test_a_run_whose_event_file_is_gone_goes_on_with_a_new_one(train):
+    run = train()
+    for path in run.glob("events*"):
+        path.unlink()
+    train("train.epochs=3", resume=run, file=run / "config.yaml")
+    assert tags_of(run)["val/accuracy"] == [15]
+
+
 def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended(
-    train, config_file, tmp_path, monkeypatch, capfd
+    train, config_file, notes, tmp_path, monkeypatch, capfd
 ):
     """With nothing kept in memory, an image that vanishes is met when its turn comes."""
     straight = train("loader.cache=off")
-    broken, read = [], ImageFiles.image
+    broken: list[str] = []
+    read = ImageFiles.image
     monkeypatch.setattr(trainer.loader, "BLOCK", 1)  # batch by batch, as large images are
 
     def vanishing(self, index):
@@ -269,7 +312,7 @@ def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended
     try:
         assert main(command) == 3
     finally:
-        (tmp_path / "away").rename(job.data.dataset.root / image)
+        (tmp_path / "away").rename(notes / image)
     told = capfd.readouterr().err
     assert image in told and "--resume" in told
     run = max((tmp_path / "runs" / "small").iterdir(), key=lambda path: path.stat().st_ctime_ns)
@@ -284,7 +327,8 @@ def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(
     train, config_file, tmp_path, monkeypatch, capfd
 ):
     straight = train(JITTER)
-    rates, killed = trainer.training.learning_rates, []
+    rates = trainer.training.learning_rates
+    killed: list[int] = []
 
     def killing(job):
         if job.schedule.steps == 3 and not killed:

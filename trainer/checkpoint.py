@@ -66,19 +66,15 @@ def write_checkpoint(
 
 
 def take_along(run: Path, best: Entry, target: Path) -> None:
-    """Put the best weights into a checkpoint: those of an earlier one, or a copy of model.pt.
+    """Copy the best weights into a checkpoint: from model.pt, or an earlier one where that differs.
 
-    Never a link to model.pt itself, which a user may write into.
+    No link: one damage would be in all checkpoints, and a user may write into model.pt.
     """
-    for older in reversed(checkpoints(run)):
-        if manifest_of(older).get("files", {}).get(BEST) == best:
-            try:
-                disk.link(older / BEST, target)
-                return
-            except OSError:  # a file system without links
-                break
-    if disk.copy_file(run / "model.pt", target) != best:
-        raise RunError(f"{run / 'model.pt'} was changed while the run went on.")
+    earlier = [folder / BEST for folder in reversed(checkpoints(run))]
+    for source in [run / "model.pt", *earlier]:
+        if source.is_file() and disk.copy_file(source, target) == best:
+            return
+    raise RunError(f"{run / 'model.pt'} was changed or removed while the run went on.")
 
 
 def remove(checkpoint: Path) -> None:
@@ -174,6 +170,8 @@ def problem_of(folder: Path) -> str | None:
         return f"{MANIFEST} is no manifest of ours"
     for name, entry in files.items():
         try:
+            if not (folder / name).is_file():  # a pipe would be waited for
+                return f"{name} is missing"
             size = (folder / name).stat().st_size
             if size != entry["size"]:
                 return f"{name} has {size:,} bytes, not {entry['size']:,}"

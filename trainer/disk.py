@@ -142,9 +142,8 @@ def load_tensors(path: Path) -> Any:
         raise RunError(
             f"{path} is missing: the run has not saved it yet, or it was removed."
         ) from None
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise RunError(f"{path} cannot be read: {reason}") from None
+    except ValueError as error:
+        raise RunError(f"{error}.") from None
 
 
 def make_folder(path: Path) -> None:
@@ -156,11 +155,6 @@ def make_folder(path: Path) -> None:
 def rename(old: Path, new: Path) -> None:
     """Give a file or folder another name, replacing a file that has it."""
     os.replace(old, new)
-
-
-def link(old: Path, new: Path) -> None:
-    """Give a file a second name."""
-    os.link(old, new)
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
@@ -22,19 +22,24 @@ class Events:
     SummaryWriter writes from a thread, where a full disk ends in a traceback and not in an error.
     """
 
-    def __init__(self, run: Path, first_step: int | None) -> None:
-        """Open it; points at ``first_step`` and later, of a run that was cut off, are purged."""
+    def __init__(self, run: Path, length: int = 0) -> None:
+        """Go on in the run's file after its first ``length`` bytes; a new one where that is gone.
+
+        What was written after the state that is resumed is written again, in the same places: a
+        TensorBoard that is open reads on.
+        """
+        files = sorted(run.glob("events.out.tfevents.*"))
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = AppendedFile(run / name)
+        is_there = bool(files) and files[0].stat().st_size >= length
+        self._file = AppendedFile(files[0] if is_there else run / name, length if is_there else 0)
         self._records, self._waiting = RecordWriter(self), bytearray()
         self._flushed = time.monotonic()
-        self._add(0, file_version="brain.Event:2")
-        if first_step is not None:
-            self._add(first_step, session_log=SessionLog(status=SessionLog.START))
-        self.flush()
+        if not self._file.length:
+            self._add(0, file_version="brain.Event:2")
+            self.flush()
 
-    def _add(self, step: int, at: float | None = None, **content: Any) -> None:
-        event = Event(wall_time=time.time() if at is None else at, step=step, **content)
+    def _add(self, step: int, **content: Any) -> None:
+        event = Event(wall_time=time.time(), step=step, **content)
         self._records.write(event.SerializeToString())
 
     def write(self, record: bytes) -> None:
@@ -59,11 +64,12 @@ class Events:
         picture = summary.image("images/train", grid, dataformats="CHW")  # type: ignore[no-untyped-call]
         self._add(0, summary=picture)
 
-    def flush(self) -> None:
-        """Let a TensorBoard that is open show what was added."""
+    def flush(self) -> int:
+        """Let a TensorBoard that is open show what was added; the file's length."""
         waiting, self._waiting = bytes(self._waiting), bytearray()
         self._file.write(waiting)
         self._flushed = time.monotonic()
+        return self._file.length
 
     def sync(self) -> None:
         """Bring what was flushed to the disk."""

@@ -118,7 +118,9 @@ def device_name(device: torch.device) -> str:
 
 
 def _without_password(argument: str) -> str:
-    return re.sub(r"://[^/@\s]+@", "://", argument)
+    argument = re.sub(r"://\S*@", "://", argument)
+    secret = r"([?&][^=&\s]*(?:token|key|secret|password|signature|sig)[^=&\s]*=)[^&\s]+"
+    return re.sub(secret, r"\1...", argument, flags=re.IGNORECASE)
 
 
 def _git(*arguments: str) -> str:

@@ -3,12 +3,19 @@
 import json
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from trainer.config import Config
 from trainer.console import Table, duration
 from trainer.disk import AppendedFile
 from trainer.events import Events
+
+
+class Lengths(NamedTuple):
+    """Bytes of metrics.jsonl and of the event file that belong to a state of the run."""
+
+    metrics: int = 0
+    events: int = 0
 
 
 class RunLog:
@@ -17,32 +24,31 @@ class RunLog:
     metrics.jsonl holds none, so that it is equal to the byte for two runs of one seed.
     """
 
-    def __init__(
-        self, run: Path, config: Config, first_step: int | None = None, metrics_length: int = 0
-    ) -> None:
-        """Open all three. Of a resumed run ``first_step`` is the first to be logged (again)."""
-        self.events = Events(run, first_step)
-        self.metrics = AppendedFile(run / "metrics.jsonl", metrics_length)
+    def __init__(self, run: Path, config: Config, lengths: Lengths) -> None:
+        """Open all three; of a resumed run, ``lengths`` are those that its state was saved with."""
+        self.events = Events(run, lengths.events)
+        self.metrics = AppendedFile(run / "metrics.jsonl", lengths.metrics)
         self.epochs, self.epochs_logged = config.train.epochs, 0
+        self.every = config.log.every.value
         self.began = time.monotonic()
-        self.last_step = (first_step or 0) - 1  # the last one of which the rates are drawn
         self.table: Table | None = None
 
     def step(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """Log a step of the epoch that is under way (counted from 1)."""
         self._line({"step": step, "epoch": epoch, **values})
         self.events.scalars(values, step)
-        self.last_step = step
 
-    def epoch(self, record: dict[str, Any], speed: float, is_best: bool) -> None:
+    def epoch(self, record: dict[str, Any], speed: float | None, is_best: bool) -> None:
         """Log a finished epoch: its line of metrics, its images/s, and whether it is the best."""
         self._line(record)
         values = {name: record[name] for name in record if name not in ("step", "epoch")}
-        new = {n: v for n, v in values.items() if self.last_step < record["step"] or n[:3] != "lr/"}
-        self.events.scalars(new | {"perf/images_per_second": speed}, record["step"])
+        if record["step"] % self.every == 0:  # the step's own line has its rates
+            values = {n: v for n, v in values.items() if not n.startswith("lr/")}
+        perf = {} if speed is None else {"perf/images_per_second": speed}
+        self.events.scalars(values | perf, record["step"])
         self.events.flush()
         cells = {"epoch": f"{record['epoch']}/{self.epochs}"}
-        for name, value in values.items():
+        for name, value in record.items():
             if name == "train/loss_epoch":
                 cells["train/loss"] = f"{value:.4f}"
             elif name == "lr/group0":
@@ -52,7 +58,7 @@ class RunLog:
         self.epochs_logged += 1
         an_epoch = (time.monotonic() - self.began) / self.epochs_logged
         left = duration(an_epoch * (self.epochs - record["epoch"]))
-        cells |= {"images/s": f"{speed:,.0f}", "left": left}
+        cells |= {"images/s": "" if speed is None else f"{speed:,.0f}", "left": left}
         if self.table is None:
             self.table = Table(list(cells))
         self.table.row(list(cells.values()), "* best" if is_best else "")
@@ -60,10 +66,9 @@ class RunLog:
     def _line(self, values: dict[str, Any]) -> None:
         self.metrics.write((json.dumps(values) + "\n").encode())
 
-    def flush(self) -> int:
-        """Let others see what was logged; the length of metrics.jsonl in bytes."""
-        self.events.flush()
-        return self.metrics.length
+    def flush(self) -> Lengths:
+        """Let others see what was logged; how long the files are now."""
+        return Lengths(self.metrics.length, self.events.flush())
 
     def sync(self) -> None:
         """Bring what was flushed to the disk; may be called from another thread."""

@@ -13,6 +13,7 @@ from trainer.errors import RunError
 from trainer.job import Job
 from trainer.resume import settings
 from trainer.run import device_name
+from trainer.run_log import Lengths
 
 SCHEMA = 3
 
@@ -91,7 +92,7 @@ def new_state(job: Job) -> State:
     return State(MeanLoss(torch.zeros(2, 2, device=job.device)))
 
 
-def snapshot(job: Job, state: State, metrics_length: int) -> dict[str, Any]:
+def snapshot(job: Job, state: State, lengths: Lengths) -> dict[str, Any]:
     """Everything that a checkpoint holds beside the weights: tensors and plain values only.
 
     Copies, which training leaves as they are.
@@ -101,12 +102,15 @@ def snapshot(job: Job, state: State, metrics_length: int) -> dict[str, Any]:
         "optimizer": copied(job.optimizer.state_dict()),
         "schedule": copied(job.schedule.state_dict()),
         "counters": copied({name: getattr(state, name) for name in PLAIN}),
-        "clocks": copied({name: getattr(state, name) for name in CLOCKS}),
+        "clocks": {
+            **copied({name: getattr(state, name) for name in CLOCKS}),
+            "events_length": lengths.events,  # of equal runs, only one may know an epoch's speed
+        },
         "loss": copied(state.loss.totals),
         "settings": settings(job.config),
         "classes": list(job.data.classes),
         "split": job.data.split_digest,
-        "metrics_length": metrics_length,
+        "metrics_length": lengths.metrics,
         "made_on": made_on(job),
     }
 

@@ -28,7 +28,7 @@ from trainer.losses import probabilities
 from trainer.record import card, compare, describe, load_best, save, update_result
 from trainer.report import write_report
 from trainer.run import create_run, lock_run, read_metrics
-from trainer.run_log import RunLog
+from trainer.run_log import Lengths, RunLog
 from trainer.saver import Saver
 from trainer.schedulers import forecast
 from trainer.settings import Duration
@@ -70,9 +70,9 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
             except BaseException:
                 shutil.rmtree(run, ignore_errors=True)  # a failed start leaves no litter
                 raise
-            state, metrics_length, best = new_state(job), 0, None
+            state, lengths, best = new_state(job), Lengths(), None
         else:
-            state, metrics_length, best = continued(job, run, say)
+            state, lengths, best = continued(job, run, say)
             if is_finished(job, run, state):
                 more = "early_stop.patience" if state.early_stopped else "train.epochs"
                 say(f"{run} is finished; to go on from its end: {more}=...")
@@ -87,11 +87,10 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
         stop.training_begins(config.train.budget.value if config.train.budget else None)
         go_on = f"python -m trainer.train --resume {shlex.quote(str(run))}"
         try:
-            first_step = None if resume is None else state.step + (state.step > 0)
             restore_buffers = config.train.skip_non_finite > 0
             guard = Guard(job.model, job.optimizer, job.device, restore=restore_buffers)
             with (
-                RunLog(run, config, first_step, metrics_length) as log,
+                RunLog(run, config, lengths) as log,
                 Saver(run, config.checkpoint.keep, log.sync, best) as saver,
             ):
                 session = Session(job, run, state, log, saver, guard, stop, say)
@@ -148,8 +147,8 @@ def save_here(session: Session) -> None:
     session.saver.wait()
 
 
-def train_one_epoch(session: Session) -> tuple[float, float]:
-    """Do the epoch's steps that are left; returns the epoch's mean loss, and images/s."""
+def train_one_epoch(session: Session) -> tuple[float, float | None]:
+    """Do the epoch's steps that are left; returns the epoch's mean loss, and images/s if any."""
     job, state, log, stop = session.job, session.state, session.log, session.stop
     config, rates = job.config, learning_rates(job)
     log_every, save_every = config.log.every, config.checkpoint.every
@@ -191,8 +190,8 @@ def train_one_epoch(session: Session) -> tuple[float, float]:
     mean = state.loss.of_epoch()  # waits for the last step: the time is true
     seconds = time.perf_counter() - started
     state.train_seconds += seconds
-    speed = images_done / seconds
-    if whole:
+    speed = images_done / seconds if images_done else None
+    if whole and speed:
         state.speeds.append(speed)
     return mean, speed
 
@@ -225,7 +224,7 @@ def heed(session: Session, wait: bool = True) -> None:
         session.say(f"note    {what}; it is left out")
 
 
-def end_epoch(session: Session, loss: float, speed: float) -> dict[str, Any] | None:
+def end_epoch(session: Session, loss: float, speed: float | None) -> dict[str, Any] | None:
     """Judge the epoch on the validation split and log it; its record if it is the best so far."""
     job, state = session.job, session.state
     config = job.config
@@ -298,13 +297,13 @@ def judge_best(session: Session) -> dict[str, Any]:
     return update_result(run, status="done", **result)  # last: a run that is done has all its files
 
 
-def continued(job: Job, run: Path, say: Say) -> tuple[State, int, Entry | None]:
-    """The state to go on from, the length of metrics.jsonl that belongs to it, and model.pt's."""
+def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | None]:
+    """The state to go on from, how long the logs were then, and what model.pt held."""
     found = load_checkpoint(run, say)
     if found is None:
         say(f"note    {run} was stopped before its first checkpoint: it begins anew")
         describe(job, run)
-        return new_state(job), 0, None
+        return new_state(job), Lengths(), None
     folder, content = found
     compare(job, content, run, say)
     state = restore(job, content)
@@ -325,7 +324,8 @@ def continued(job: Job, run: Path, say: Say) -> tuple[State, int, Entry | None]:
             if len(rates) > 1:
                 shown += f" to {rates[-1]:.3g} in epoch {epochs}, at most {max(rates):.3g}"
             say(f"note    {name} keeps the {began} epochs that it was planned for: lr {shown}")
-    return state, int(content["metrics_length"]), best
+    lengths = Lengths(content["metrics_length"], content["clocks"]["events_length"])
+    return state, lengths, best
 
 
 def is_finished(job: Job, run: Path, state: State) -> bool:

@@ -1,0 +1,56 @@
+"""Unpack an archive that somebody else made, safely: plain files only, all or nothing.
+
+python -m scripts.unpack --archive data.tar.gz --target data/images --sha256 HEX
+"""
+
+import argparse
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Unpack. Returns the exit code: 0, 2, 3 (a bad archive), 5 (target not written) or 130."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.unpack",
+        description="Unpack a tar (also .gz, .bz2, .xz) or zip file into a new folder. Links, paths"
+        " that lead elsewhere, damage and sizes out of proportion are refused.",
+    )
+    add = parser.add_argument
+    add("--archive", type=Path, required=True, help="a tar or zip file")
+    add("--target", type=Path, required=True, help="a folder that is new")
+    add("--sha256", type=_digest, help="what the archive's SHA-256 must be")
+    arguments = parser.parse_args(argv)
+    archive, target = arguments.archive, arguments.target.absolute()
+
+    from datasets import DataError
+    from datasets.archive import unpack
+    from trainer.console import say
+
+    try:
+        say(f"unpacking {archive} ...")
+        count = unpack(archive, target, arguments.sha256)
+        say(f"{target}: {count:,} files")
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except OSError as error:
+        print(f"error: {target}: cannot be written: {error.strerror}.", file=sys.stderr)
+        return 5
+    except KeyboardInterrupt:
+        print("interrupted: nothing was unpacked.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _digest(text: str) -> str:
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected 64 hexadecimal digits")
+    return text.lower()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half-written stays
+    sys.exit(main())
