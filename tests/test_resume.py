@@ -18,9 +18,9 @@ import trainer.state
 import trainer.training
 from datasets.files import ImageFiles
 from tests.test_training import assert_same_run, last_state, same, tags_of
-from trainer.checkpoint import checkpoints, problem_of
+from trainer.checkpoint import checkpoints, digest_of, problem_of
 from trainer.config import load_config
-from trainer.disk import read_json
+from trainer.disk import load_tensors, read_json, save_tensors, write_json
 from trainer.errors import ConfigError, RunError
 from trainer.job import prepare
 from trainer.loader import Loader
@@ -72,6 +72,9 @@ REFUSED = {
     "train.clip_grad_norm": 1.0,
     "train.monitor": "val/loss",
 }
+
+
+BEST = {"step": 3, "epoch": 1, "val/loss": 0.5, "val/accuracy": 0.5}
 
 
 def flow(value):
@@ -152,6 +155,71 @@ def test_a_run_with_more_epochs_says_which_rates_they_will_have(train, capsys, s
     assert float(told[2]) == pytest.approx(first[4], rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("schema",), 99),
+        (("counters",), [1, 2]),
+        (("counters", "step"), "5"),
+        (("counters", "step"), 7),
+        (("counters", "batch"), -1),
+        (("counters", "epoch"), 10**9),
+        (("counters", "best"), {"epoch": 1}),
+        (("counters", "best"), "none"),
+        (("counters", "rates"), 3),
+        (("counters", "more"), 3),
+        (("clocks", "train_seconds"), "long"),
+        (("clocks", "events_length"), "x"),
+        (("metrics_length",), -5),
+        (("metrics_length",), 10**15),
+        (("metrics_length",), "0"),
+        (("loss",), torch.zeros(7)),
+        (("loss",), "nothing"),
+        (("schedule", "scheduler", "step"), "not a method any more"),
+        (("schedule", "scheduler", "last_epoch"), [1]),
+        (("schedule", "steps"), "1"),
+        (("schedule", "scheduler"), None),
+        (("optimizer", "param_groups", 0, "lr"), "fast"),
+        (("optimizer", "param_groups", 0, "params"), [0]),
+        (("optimizer", "param_groups", 0, "more"), 1),
+        (("optimizer", "param_groups"), []),
+        (("optimizer", "state"), {77: {"momentum_buffer": torch.zeros(3)}}),
+        (("optimizer", "state", 0, "momentum_buffer"), torch.zeros(3)),
+        (("model", "more"), torch.zeros(3)),
+        (("model",), {}),
+        (("model",), [1]),
+        (("settings",), "none"),
+        (("settings", "train"), 3),
+        (("settings", "train", "epochs"), "many"),
+        (("settings", "optimizer", "lr"), 5),
+        (("split",), "0" * 64),
+        (("made_on",), "elsewhere"),
+    ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_a_checkpoint_that_others_made_is_refused_in_one_message_or_is_plain_data(
+    train, capfd, place, value
+):
+    """Its manifest certifies it: whoever can write the one can write the other."""
+    run = train("scheduler={name: StepLR, step_size: 1}")
+    folder = checkpoints(run)[-1]
+    content = load_tensors(folder / "state.pt")
+    holder = content
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    manifest = read_json(folder / "MANIFEST.json")
+    manifest["files"]["state.pt"] = save_tensors(folder / "state.pt", content)
+    write_json(folder / "MANIFEST.json", manifest | {"sha256": digest_of(manifest)})
+    assert problem_of(folder) is None
+    capfd.readouterr()
+    code = main(["--resume", str(run), "train.epochs=3"])
+    told = capfd.readouterr().err
+    assert "Traceback" not in told
+    only_said = place in (("settings", "train", "epochs"), ("made_on",))
+    assert code == (0 if only_said else 5), told
+
+
 def test_a_forecast_leaves_schedule_and_rates_as_they_were(config_file):
     for scheduler in ("OneCycleLR", "CosineAnnealingLR", "{name: StepLR, step_size: 1}"):
         job = prepare(load_config(config_file, [f"scheduler={scheduler}"]), print)
@@ -183,11 +251,13 @@ def test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoint(config_file)
         state.loss.add(loss.detach(), len(images))
     for number, name in enumerate(PLAIN):
         kind = type(getattr(state, name))
-        value = {"best": {"epoch": 3}, "rates": [0.5], "reference": 0.25}.get(name, number + 1)
+        value = {"best": BEST, "rates": [0.5], "reference": 0.25}.get(name, number + 1)
         setattr(state, name, bool(value) if kind is bool else value)
     state.speeds, state.train_seconds = [3.0], 4.0
-    content = {"model": weights_of(trained.model), **snapshot(trained, state, Lengths())}
-    back = restore(job, content)
+    state.step = state.epoch * len(job.train_loader) + state.batch
+    content = {"model": weights_of(trained.model), **snapshot(trained, state, Lengths(70, 80))}
+    back, lengths = restore(job, content)
+    assert lengths == Lengths(70, 80)
     for field in fields - {"loss", "saved_at", "saved"}:
         assert getattr(back, field) == getattr(state, field), field
     assert same(back.loss.totals, state.loss.totals)

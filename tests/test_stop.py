@@ -20,6 +20,7 @@ from trainer.checkpoint import checkpoints, problem_of
 from trainer.disk import load_tensors, read_json
 from trainer.errors import Stopped
 from trainer.loader import Loader
+from trainer.schedulers import Schedule
 from trainer.stop import StopRequest
 from trainer.train import main
 
@@ -100,6 +101,7 @@ def test_before_training_a_signal_ends_the_command_at_once_and_nothing_is_writte
         (trainer.training, "learning_rates", 1, 0),  # before the first step
         (trainer.training, "learning_rates", 4, 3),
         (trainer.training, "learning_rates", 6, 5),  # the step that ends the epoch
+        (Schedule, "after_step", 3, 3),  # the weights are changed, the step is not yet counted
         (Loader, "_here", 2, 5),  # validation of the first epoch
         (trainer.training, "judge", 1, 5),
         (trainer.training, "save", 1, 5),

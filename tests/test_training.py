@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -656,3 +657,42 @@ def test_a_reader_that_has_seen_enough_does_not_end_a_run(train, monkeypatch):
     say("first")
     say("second")
     sys.stdout.close()
+
+
+def test_a_checkpoint_is_due_after_minutes_steps_or_epochs(train, config_file, monkeypatch):
+    """Minutes count from the last save, on a clock that nobody sets."""
+    clock = [1000.0]
+
+    class Clock:
+        perf_counter = staticmethod(time.perf_counter)
+
+        @staticmethod
+        def monotonic():
+            return clock[0]
+
+    rates = trainer.training.learning_rates
+
+    def passing(job):
+        clock[0] += 4 * 60 if job.schedule.steps else 0
+        return rates(job)
+
+    monkeypatch.setattr("trainer.training.time", Clock)
+    monkeypatch.setattr("trainer.record.time", Clock)
+
+    def begun(job):
+        state = new_state(job)
+        state.saved_at = clock[0]
+        return state
+
+    monkeypatch.setattr(trainer.training, "new_state", begun)
+    monkeypatch.setattr(trainer.training, "learning_rates", passing)
+
+    def saved(every):
+        run = train(f"checkpoint.every={every}", "checkpoint.keep=99")
+        return [load_tensors(path / "state.pt")["counters"]["step"] for path in checkpoints(run)]
+
+    assert saved("10m") == [3, 6, 9, 10]
+    assert saved("4st") == [4, 8, 10]
+    assert saved("5st") == [5, 10]
+    assert saved("1ep") == [5, 10]
+    assert saved("2ep") == [10]

@@ -28,6 +28,7 @@ def create_run(runs: Path, name: str) -> Path:
     """Make ``runs/name/YYYYmmdd-HHMMSS-xxxx`` and return it; never one that existed before."""
     try:
         (runs / name).mkdir(parents=True, exist_ok=True)
+        disk.sync_folder(runs)
         while True:
             stamp = time.strftime("%Y%m%d-%H%M%S")
             run = runs / name / f"{stamp}-{secrets.token_hex(2)}"

@@ -18,13 +18,16 @@ class Lengths(NamedTuple):
     events: int = 0
 
 
+NOTHING = Lengths()
+
+
 class RunLog:
     """The three places, kept in step. Times go to TensorBoard and the terminal only.
 
     metrics.jsonl holds none, so that it is equal to the byte for two runs of one seed.
     """
 
-    def __init__(self, run: Path, config: Config, lengths: Lengths) -> None:
+    def __init__(self, run: Path, config: Config, lengths: Lengths = NOTHING) -> None:
         """Open all three; of a resumed run, ``lengths`` are those that its state was saved with."""
         self.events = Events(run, lengths.events)
         self.metrics = AppendedFile(run / "metrics.jsonl", lengths.metrics)

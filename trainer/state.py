@@ -143,27 +143,77 @@ def made_on(job: Job) -> dict[str, Any]:
     }
 
 
-def restore(job: Job, content: dict[str, Any]) -> State:
-    """Put a snapshot's content back into ``job``; the state to go on from.
+def restore(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
+    """Put a snapshot's content back into ``job``; the state to go on from, how long the logs were.
 
-    Raises RunError for a content that is no snapshot of such a job.
+    Raises RunError for a content that is no snapshot of such a job, whoever made it.
     """
     try:
         return _restored(job, content)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise RunError(f"the checkpoint does not fit this run: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(f"the checkpoint does not fit this run: {reason}") from error
 
 
-def _restored(job: Job, content: dict[str, Any]) -> State:
+def _restored(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
     if content["schema"] != SCHEMA:
         raise ValueError(f"its schema is {content['schema']}, and this version reads {SCHEMA}")
+    state = new_state(job)
+    counters, clocks = content["counters"], dict(content["clocks"])
+    lengths = Lengths(content["metrics_length"], clocks.pop("events_length"))
+    require_like("counters", counters, {name: getattr(state, name) for name in PLAIN})
+    require_like("clocks", clocks, {name: getattr(state, name) for name in CLOCKS})
+    require_like("lengths", list(lengths), [0, 0])
+    require_like("schedule", content["schedule"], job.schedule.state_dict())
+    own = job.optimizer.state_dict()
+    require_like("optimizer", content["optimizer"]["param_groups"], own["param_groups"])
+    for name, value in (counters | clocks).items():
+        setattr(state, name, value)
+    steps = len(job.train_loader)
+    if state.step != state.epoch * steps + state.batch or not 0 <= state.batch <= steps:
+        raise ValueError(f"step {state.step} is not batch {state.batch} after {state.epoch} epochs")
+    needed = {"step", "epoch", "val/loss", job.config.train.monitor}
+    if state.best and not all(isinstance(state.best[name], int | float) for name in needed):
+        raise TypeError("its best epoch has no numbers")
     job.model.load_state_dict(content["model"])
     job.optimizer.load_state_dict(content["optimizer"])
     job.schedule.load_state_dict(content["schedule"])
-    for parameter, kept in job.optimizer.state.items():  # fused steps take one layout for granted
+    fused = bool(job.optimizer.defaults.get("fused"))
+    for parameter, kept in job.optimizer.state.items():
         for name, value in kept.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if not isinstance(value, Tensor) or value.numel() == 1:
+                continue
+            # A fused step takes shape and layout for granted; others may keep rows and columns.
+            if value.shape == parameter.shape:
                 kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()
-    counters = {name: content["counters"][name] for name in PLAIN}
-    clocks = {name: content["clocks"][name] for name in CLOCKS}
-    return State(MeanLoss(content["loss"].reshape(2, 2).to(job.device)), **counters, **clocks)
+            elif fused or not fits(value.shape, parameter.shape):
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, not that of its weight")
+    state.loss.totals.copy_(content["loss"])
+    return state, lengths
+
+
+def fits(shape: torch.Size, whole: torch.Size) -> bool:
+    """Whether ``shape`` is that of the ``whole``, or of its rows or columns."""
+    return len(shape) == len(whole) and all(
+        n in (1, size) for n, size in zip(shape, whole, strict=True)
+    )
+
+
+def require_like(name: str, value: Any, own: Any) -> None:
+    """Raise TypeError where ``value`` is not of the form of ``own``: names, lengths, kinds.
+
+    A scheduler takes whatever names it is given for its own.
+    """
+    numbers = (int, float, type(None))
+    if isinstance(own, dict) and own:
+        if not isinstance(value, dict) or value.keys() != own.keys():
+            raise TypeError(f"its {name} is of another form")
+        for key in own:
+            require_like(f"{name}.{key}", value[key], own[key])
+    elif isinstance(own, list | tuple) and own:
+        if not isinstance(value, list | tuple) or len(value) != len(own):
+            raise TypeError(f"its {name} is of another form")
+        for number, item in enumerate(own):
+            require_like(f"{name}.{number}", value[number], item)
+    elif not isinstance(value, numbers if isinstance(own, numbers) else type(own)):
+        raise TypeError(f"its {name} is a {type(value).__name__}")

@@ -306,7 +306,7 @@ def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | No
         return new_state(job), Lengths(), None
     folder, content = found
     compare(job, content, run, say)
-    state = restore(job, content)
+    state, lengths = restore(job, content)
     state.saved = state.moment
     best = bring_back_best(run, folder, content)
     if best:
@@ -324,7 +324,6 @@ def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | No
             if len(rates) > 1:
                 shown += f" to {rates[-1]:.3g} in epoch {epochs}, at most {max(rates):.3g}"
             say(f"note    {name} keeps the {began} epochs that it was planned for: lr {shown}")
-    lengths = Lengths(content["metrics_length"], content["clocks"]["events_length"])
     return state, lengths, best
 
 
