@@ -94,6 +94,7 @@ def measure(
     quick_start.spin_briefly()
     quick_start.keep_freed_memory()
     quick_start.defer_compiler()
+    import trainer.epochs
     from trainer import training
     from trainer.config import load_config
     from trainer.job import prepare
@@ -101,7 +102,7 @@ def measure(
 
     epochs: dict[bool, list[float]] = {False: [], True: []}
     waits: list[float] = []
-    hook: Any = training
+    hook: Any = trainer.epochs
     save, end_epoch = hook.save, hook.end_epoch
     began, was_saved = time.perf_counter(), False
 

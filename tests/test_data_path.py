@@ -377,10 +377,10 @@ class ReadBacks(TorchDispatchMode):
 def test_training_reads_back_once_a_log_interval_and_once_an_epoch(
     train, monkeypatch, every, logged
 ):
-    from trainer import training
+    from trainer import epochs, training
 
     counted: list[int] = []
-    one_epoch, tolist = training.train_one_epoch, torch.Tensor.tolist
+    one_epoch, tolist = epochs.train_one_epoch, torch.Tensor.tolist
 
     def counting(*arguments):
         with ReadBacks() as read_backs, monkeypatch.context() as patch:
@@ -394,7 +394,7 @@ def test_training_reads_back_once_a_log_interval_and_once_an_epoch(
         counted.append(read_backs.count)
         return result
 
-    monkeypatch.setattr(training, "train_one_epoch", counting)
+    monkeypatch.setattr(epochs, "train_one_epoch", counting)
     monkeypatch.setattr(training, "Guard", functools.partial(Guard, lag=64))  # as on a GPU
     train(f"log.every={every}", "train.epochs=1", "train.clip_grad_norm=1.0")
     unread = logged < 5  # steps that the guard has not told of when the epoch ends

@@ -273,7 +273,7 @@ def stopped_at(train, monkeypatch, step, *overrides, resume=None, file=None):
     """A run of the small configuration that is stopped after ``step``."""
     from trainer.errors import Stopped
 
-    rates = trainer.training.learning_rates
+    rates = trainer.epochs.learning_rates
 
     def asking(job):
         if job.schedule.steps == step:
@@ -281,7 +281,7 @@ def stopped_at(train, monkeypatch, step, *overrides, resume=None, file=None):
         return rates(job)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(trainer.training, "learning_rates", asking)
+        patch.setattr(trainer.epochs, "learning_rates", asking)
         train(*overrides, resume=resume, **({"file": file} if file else {}))
 
 
@@ -370,14 +370,14 @@ def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended
     job = prepare(load_config(config_file), print)
     row = job.train_loader.rows(1, 2)[0]  # of the second epoch's third batch
     image = job.data.dataset.ids[job.data.parts["train"].indices[row]]
-    rates = trainer.training.learning_rates
+    rates = trainer.epochs.learning_rates
 
     def arming(job):
         if job.schedule.steps == 6:
             broken[:] = [image]
         return rates(job)
 
-    monkeypatch.setattr(trainer.training, "learning_rates", arming)
+    monkeypatch.setattr(trainer.epochs, "learning_rates", arming)
     command = ["--config", str(config_file), "--runs", str(tmp_path / "runs"), "loader.cache=off"]
     try:
         assert main(command) == 3
@@ -388,7 +388,7 @@ def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended
     run = max((tmp_path / "runs" / "small").iterdir(), key=lambda path: path.stat().st_ctime_ns)
     assert last_state(run)["counters"]["step"] == 7  # not a step is lost
     broken.clear()
-    monkeypatch.setattr(trainer.training, "learning_rates", rates)
+    monkeypatch.setattr(trainer.epochs, "learning_rates", rates)
     assert main(["--resume", str(run)]) == 0
     assert_same_run(straight, run)
 
@@ -397,7 +397,7 @@ def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(
     train, config_file, tmp_path, monkeypatch, capfd
 ):
     straight = train(JITTER)
-    rates = trainer.training.learning_rates
+    rates = trainer.epochs.learning_rates
     killed: list[int] = []
 
     def killing(job):
@@ -407,7 +407,7 @@ def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(
             os.kill(killed[0], signal.SIGKILL)
         return rates(job)
 
-    monkeypatch.setattr(trainer.training, "learning_rates", killing)
+    monkeypatch.setattr(trainer.epochs, "learning_rates", killing)
     more = ("loader.workers=2", JITTER)
     assert main(["--config", str(config_file), "--runs", str(tmp_path / "runs"), *more]) == 8
     told = capfd.readouterr().err
@@ -478,10 +478,10 @@ def test_a_run_with_workers_that_fails_ends(config_file, tmp_path, notes):
     script = f"""
 import sys, torch
 torch.set_num_threads(1)
-import trainer.training
+import trainer.epochs
 def failing(*_):
     raise OSError(28, "No space left on device", "somewhere")
-trainer.training.end_epoch = failing
+trainer.epochs.end_epoch = failing
 from trainer.train import main
 kept = []
 def keep(kind, error, trace):  # as a debugger or a notebook does

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import trainer.epochs
 import trainer.job
+import trainer.record
 import trainer.saver
 import trainer.stop
 import trainer.training
@@ -72,15 +74,12 @@ def go_on(told: str) -> list[str]:
         (ImageFiles, "image", 40),
         (trainer.job, "rehearse", 1),
         (trainer.job, "build_optimizer", 1),
-        (trainer.training, "environment", 1),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_before_training_a_signal_ends_the_command_at_once_and_nothing_is_written(
     start, monkeypatch, tmp_path, capfd, place, name, at, number
 ):
-    if name == "environment":
-        place = sys.modules["trainer.record"]
     with monkeypatch.context() as patch:
         asking(patch, place, name, at, number)
         assert start() == 75
@@ -97,14 +96,17 @@ def test_before_training_a_signal_ends_the_command_at_once_and_nothing_is_writte
 @pytest.mark.parametrize(
     ("place", "name", "at", "step"),
     [
+        (trainer.training, "create_run", 1, 0),
+        (trainer.record, "environment", 1, 0),
+        (trainer.training, "introduce", 1, 0),
         (trainer.training, "show_inputs", 1, 0),
-        (trainer.training, "learning_rates", 1, 0),  # before the first step
-        (trainer.training, "learning_rates", 4, 3),
-        (trainer.training, "learning_rates", 6, 5),  # the step that ends the epoch
+        (trainer.epochs, "learning_rates", 1, 0),  # before the first step
+        (trainer.epochs, "learning_rates", 4, 3),
+        (trainer.epochs, "learning_rates", 6, 5),  # the step that ends the epoch
         (Schedule, "after_step", 3, 3),  # the weights are changed, the step is not yet counted
         (Loader, "_here", 2, 5),  # validation of the first epoch
-        (trainer.training, "judge", 1, 5),
-        (trainer.training, "save", 1, 5),
+        (trainer.epochs, "judge", 1, 5),
+        (trainer.epochs, "save", 1, 5),
         (trainer.saver, "write_checkpoint", 1, None),  # in the thread that writes
         (os, "fsync", 22, None),
         (os, "replace", 10, None),
@@ -117,13 +119,13 @@ def test_a_signal_in_any_phase_of_a_run_saves_within_a_step_and_tells_how_to_go_
 ):
     straight = train()
     done = [0]
-    rates = trainer.training.learning_rates
+    rates = trainer.epochs.learning_rates
 
     def counting(job):
         done[0] = job.schedule.steps
         return rates(job)
 
-    monkeypatch.setattr(trainer.training, "learning_rates", counting)
+    monkeypatch.setattr(trainer.epochs, "learning_rates", counting)
     with monkeypatch.context() as patch:
         asking(patch, place, name, at, number)
         assert start() == 75
@@ -212,7 +214,7 @@ def test_a_budget_that_is_used_up_stops_a_run_as_a_signal_does(
 ):
     """The clock jumps by twenty minutes at ``step``; each resume has the whole budget again."""
     straight = train()
-    rates, clock = trainer.training.learning_rates, [0.0]
+    rates, clock = trainer.epochs.learning_rates, [0.0]
 
     class Clock:
         @staticmethod
@@ -225,7 +227,7 @@ def test_a_budget_that_is_used_up_stops_a_run_as_a_signal_does(
         return rates(job)
 
     monkeypatch.setattr(trainer.stop, "time", Clock)
-    monkeypatch.setattr(trainer.training, "learning_rates", jumping)
+    monkeypatch.setattr(trainer.epochs, "learning_rates", jumping)
     assert start("train.budget=20m") == 75
     told = capfd.readouterr().err
     assert "stopped by train.budget (20m)" in told and f"saved after step {step};" in told
@@ -256,7 +258,7 @@ def test_no_handler_of_errors_takes_a_stop_for_one():
 def test_a_stop_message_names_a_run_that_has_spaces_so_that_a_shell_takes_it(
     config_file, monkeypatch, tmp_path, capfd
 ):
-    asking(monkeypatch, trainer.training, "learning_rates", 3)
+    asking(monkeypatch, trainer.epochs, "learning_rates", 3)
     assert main(["--config", str(config_file), "--runs", str(tmp_path / "my runs")]) == 75
     told = capfd.readouterr().err
     assert re.search(r"--resume '.*my runs.*'", told)

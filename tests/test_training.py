@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import trainer.epochs
 import trainer.training
 from models.lenet import LeNet
 from trainer.checkpoint import checkpoints, write_checkpoint
@@ -142,7 +143,7 @@ def test_a_run_stopped_by_sigterm_and_resumed_equals_one_that_never_stopped(
 ):
     """40 training images in batches of 8: step 5 ends an epoch, the others are amid one."""
     straight = train(*overrides)
-    seen, rates = [0], trainer.training.learning_rates
+    seen, rates = [0], trainer.epochs.learning_rates
 
     def interrupting(job):
         seen[0] += 1  # called once before the first step, and after each
@@ -151,7 +152,7 @@ def test_a_run_stopped_by_sigterm_and_resumed_equals_one_that_never_stopped(
         return rates(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.training, "learning_rates", interrupting)
+        patch.setattr(trainer.epochs, "learning_rates", interrupting)
         with pytest.raises(Stopped) as told:
             train(*overrides)
     assert "--resume" in told.value.__notes__[0]
@@ -670,13 +671,13 @@ def test_a_checkpoint_is_due_after_minutes_steps_or_epochs(train, config_file, m
         def monotonic():
             return clock[0]
 
-    rates = trainer.training.learning_rates
+    rates = trainer.epochs.learning_rates
 
     def passing(job):
         clock[0] += 4 * 60 if job.schedule.steps else 0
         return rates(job)
 
-    monkeypatch.setattr("trainer.training.time", Clock)
+    monkeypatch.setattr("trainer.epochs.time", Clock)
     monkeypatch.setattr("trainer.record.time", Clock)
 
     def begun(job):
@@ -685,7 +686,7 @@ def test_a_checkpoint_is_due_after_minutes_steps_or_epochs(train, config_file, m
         return state
 
     monkeypatch.setattr(trainer.training, "new_state", begun)
-    monkeypatch.setattr(trainer.training, "learning_rates", passing)
+    monkeypatch.setattr(trainer.epochs, "learning_rates", passing)
 
     def saved(every):
         run = train(f"checkpoint.every={every}", "checkpoint.keep=99")

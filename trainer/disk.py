@@ -25,7 +25,7 @@ NEW = (
     | getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_BINARY", 0)
 )
-PIECE = 2**24  # bytes written and hashed in one go
+PIECE = 2**22  # bytes written and hashed in one go
 
 
 class Digest:
@@ -36,31 +36,42 @@ class Digest:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._sha256, self.size = descriptor, hashlib.sha256(), 0
+        self._waiting = bytearray()  # torch.save writes a thousand small pieces
         self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         """Write all of ``data``, any buffer of bytes."""
         view = memoryview(data).cast("B")
-        for begin in range(0, len(view), PIECE):
-            piece = view[begin : begin + PIECE]
-            self._sha256.update(piece)
-            try:
-                write_all(self._descriptor, piece)
-            except OSError as error:
-                self.failure = error  # torch.save makes a RuntimeError without its reason of it
-                raise
+        if len(self._waiting) + len(view) > PIECE:
+            self.flush()
+        if len(view) > PIECE:
+            for begin in range(0, len(view), PIECE):
+                self._put(view[begin : begin + PIECE])
+        else:
+            self._waiting += view
         self.size += len(view)
         return len(view)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Write what waits."""
+        waiting, self._waiting = self._waiting, bytearray()
+        if waiting:
+            self._put(waiting)
+
+    def _put(self, piece: bytearray | memoryview) -> None:
+        self._sha256.update(piece)
+        try:
+            write_all(self._descriptor, piece)
+        except OSError as error:
+            self.failure = error  # torch.save makes a RuntimeError without its reason of it
+            raise
 
     def entry(self) -> dict[str, Any]:
         """Size and digest, as a manifest names them."""
         return {"size": self.size, "sha256": self._sha256.hexdigest()}
 
 
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     """Write all of ``data``: the system may take it in parts."""
     view = memoryview(data)
     while view:
@@ -79,6 +90,7 @@ def write_with(path: Path, fill: Callable[[Digest], object]) -> dict[str, Any]:
             digest = Digest(descriptor)
             try:
                 fill(digest)
+                digest.flush()
             except RuntimeError as error:
                 raise digest.failure or error from None
             os.fsync(descriptor)

@@ -127,7 +127,8 @@ def _without_password(argument: str) -> str:
 def _git(*arguments: str) -> str:
     try:
         result = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments],
+            # A killed `git status` must not leave a lock in somebody's checkout.
+            ["git", "--no-optional-locks", "-C", str(ROOT), *arguments],
             capture_output=True,
             text=True,
             errors="replace",

@@ -54,7 +54,7 @@ class StopRequest:
             pass  # the terminal is gone
 
     def training_begins(self, budget: int | None) -> None:
-        """From now on a stop waits for the step's end; ``budget`` is in minutes, from the start."""
+        """From now on a stop waits for the next check; ``budget`` is in minutes, from the start."""
         self._nothing_to_save = False
         if budget is not None:
             self._deadline, self._budget = self._began + budget * 60, f"train.budget ({budget}m)"

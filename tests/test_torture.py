@@ -1,0 +1,175 @@
+"""The harness can fail: cores that are broken on purpose do not survive its trials."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.torture import Outcome, main, survived, table
+from scripts.torture_run import digest, is_whole
+from scripts.torture_trials import DAMAGES, spread
+
+EMPTIED = str(DAMAGES.index("empty folder"))  # the newest checkpoint: the one before it is taken
+SABOTAGES = {  # what is broken -> (the patch, the trial that must notice, its words)
+    "nothing": ("", ["damage", EMPTIED], "1 of 1 survived"),
+    "the schedule begins anew": (
+        "trainer.schedulers.Schedule.load_state_dict = lambda *_: None",
+        ["resume", "6"],
+        "differ",
+    ),
+    "lines of metrics stay": (
+        "cut = trainer.disk.AppendedFile.__init__\n"
+        "def keep(self, path, length=0):\n"
+        "    cut(self, path, path.stat().st_size if path.exists() else 0)\n"
+        "trainer.disk.AppendedFile.__init__ = keep",
+        ["damage", EMPTIED],
+        "differ",
+    ),
+    "older checkpoints go first": (
+        "write = trainer.saver.write_checkpoint\n"
+        "def prune_first(run, *rest):\n"
+        "    for old in trainer.checkpoint.checkpoints(run): trainer.checkpoint.remove(old)\n"
+        "    return write(run, *rest)\n"
+        "trainer.saver.write_checkpoint = prune_first",
+        ["damage", EMPTIED],
+        "not two",
+    ),
+    "a stop does not save": (
+        "trainer.epochs.save_here = lambda session: session.saver.wait()",
+        ["resume", "7"],
+        "stopped at step 8, saved step",
+    ),
+    "a damaged checkpoint is taken for whole": (
+        "trainer.checkpoint.problem_of = lambda *_: None",
+        ["damage", str(DAMAGES.index("forged digest"))],
+        "without a word",
+    ),
+}
+# PyTorch is imported once, as the harness does, and each sabotage happens in a fork.
+SCRIPT = """
+import json, multiprocessing, sys
+import scripts.torture
+scripts.torture.import_once()
+import trainer.checkpoint, trainer.disk, trainer.saver, trainer.schedulers, trainer.epochs
+
+def attempt(patch, kind, seed, images):
+    sys.stdout = sys.stderr = open(sys.argv[2], "w")
+    exec(patch, globals())
+    more = ["--only", kind, "--seed", seed, "--trials", "1", "--rmb", images]
+    sys.exit(scripts.torture.main(more))
+
+codes = {}
+for name, (patch, (kind, seed), _) in json.loads(sys.argv[1]).items():
+    sys.argv[2] = f"{sys.argv[3]}/{name}.txt"
+    process = multiprocessing.get_context("fork").Process(
+        target=attempt, args=(patch, kind, seed, sys.argv[4])
+    )
+    process.start()
+    process.join()
+    codes[name] = process.exitcode
+print(json.dumps(codes))
+"""
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory, notes):
+    """Exit code and report of the harness for each sabotage."""
+    folder = tmp_path_factory.mktemp("reports")
+    temporary = tmp_path_factory.mktemp("kept")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(SABOTAGES), "", str(folder), str(notes)],
+        cwd=Path(__file__).resolve().parent.parent,
+        env=os.environ | {"TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout.splitlines()[-1])
+    return {name: (codes[name], (folder / f"{name}.txt").read_text()) for name in SABOTAGES}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the harness is Linux's")
+@pytest.mark.parametrize("name", SABOTAGES)
+def test_a_sabotaged_core_does_not_survive_and_a_sound_one_does(reports, name):
+    code, report = reports[name]
+    _, (kind, seed), words = SABOTAGES[name]
+    assert words in report, report
+    assert code == (name != "nothing"), report
+    assert (f"--only {kind} --seed {seed} --trials 1" in report) == (name != "nothing")
+
+
+def write_run(folder: Path, *, change: str = "") -> Path:
+    """A run's results by hand, with one of its values changed by one bit."""
+    run = folder / (change or "as it was")
+    checkpoint = run / "checkpoints" / "step-000000010"
+    checkpoint.mkdir(parents=True)
+
+    def tensor(name: str) -> torch.Tensor:
+        bits = torch.tensor([1065353216, 7], dtype=torch.int32)  # 1.0, and next to nothing
+        return (bits ^ torch.tensor([0, name == change], dtype=torch.int32)).view(torch.float32)
+
+    state = {
+        "model": {"weight": tensor("a weight")},
+        "optimizer": {"state": {0: {"momentum_buffer": tensor("an optimizer's state")}}},
+        "counters": {"step": 10 + (change == "a counter")},
+        "clocks": {"train_seconds": 1.0 + (change == "clocks")},
+    }
+    torch.save(state, checkpoint / "state.pt")
+    torch.save({"weight": tensor("the best weights")}, run / "model.pt")
+    (run / "metrics.jsonl").write_text('{"step": 10}\n' * (1 + (change == "metrics")))
+    result = {"test": {"loss": 0.5 + (change == "a result")}, "images_per_second": len(change)}
+    (run / "result.json").write_text(json.dumps(result))
+    data = (checkpoint / "state.pt").read_bytes()
+    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (checkpoint / "MANIFEST.json").write_text(json.dumps({"files": {"state.pt": entry}}))
+    assert is_whole(checkpoint)
+    return run
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["a weight", "an optimizer's state", "a counter", "the best weights", "metrics", "a result"],
+)
+def test_one_bit_changes_the_digest(tmp_path, change):
+    as_it_was = digest(write_run(tmp_path), tmp_path)
+    assert digest(write_run(tmp_path, change=change), tmp_path) != as_it_was
+
+
+def test_clocks_do_not_change_the_digest(tmp_path):
+    assert digest(write_run(tmp_path), tmp_path) == digest(
+        write_run(tmp_path, change="clocks"), tmp_path
+    )
+
+
+def test_a_checkpoint_with_another_byte_is_not_whole(tmp_path):
+    checkpoint = write_run(tmp_path) / "checkpoints" / "step-000000010"
+    data = bytearray((checkpoint / "state.pt").read_bytes())
+    data[-1] ^= 1
+    (checkpoint / "state.pt").write_bytes(data)
+    assert not is_whole(checkpoint)
+
+
+def test_what_was_lost_or_never_tried_did_not_survive():
+    fine, lost = Outcome(3, "survived", ""), Outcome(4, "lost", "it differs")
+    never = Outcome(5, "not reached", "")
+    assert survived([fine, never], "")
+    assert not survived([fine, lost], "")
+    assert not survived([never], "") and not survived([], "")
+    assert survived([], "no strace here")
+    assert table([("kill", [fine, lost, never], "")]).endswith("| 2 | 1 | 4 |")
+
+
+def test_a_slice_of_the_cases_holds_the_first_and_the_last():
+    assert spread(3, 10) == [1, 2, 3]
+    assert spread(100, 4) == [1, 34, 67, 100]
+
+
+def test_a_kind_that_is_not_there_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--only", "kill,kil"])
+    assert "--only kil: expected some of kill" in capsys.readouterr().err

@@ -1,0 +1,217 @@
+"""The epochs of a run: steps, what is logged and saved between them, and each epoch's judgement."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import DataError
+from trainer.config import Config
+from trainer.console import bar
+from trainer.errors import NonFiniteLoss, Stopped, WorkerDied
+from trainer.guard import Guard
+from trainer.job import Job
+from trainer.judge import judge, scalars
+from trainer.loop import predict, train_steps
+from trainer.record import save
+from trainer.run_log import RunLog
+from trainer.saver import Saver
+from trainer.settings import Duration
+from trainer.state import State
+from trainer.stop import StopRequest
+from trainer.tables import HIGHER_IS_BETTER
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Session:
+    """A run that is going on in this process: what the functions below all work with."""
+
+    job: Job
+    run: Path
+    state: State
+    log: RunLog
+    saver: Saver
+    guard: Guard
+    stop: StopRequest
+    say: Say
+
+
+def train_epochs(session: Session) -> None:
+    """Train and judge the epochs that are left, saving as often as ``checkpoint.every`` says."""
+    job, state, log, saver = session.job, session.state, session.log, session.saver
+    config = job.config
+    try:
+        while state.epoch < config.train.epochs and not state.early_stopped:
+            loss, speed = train_one_epoch(session)
+            best = end_epoch(session, loss, speed)
+            due = is_due(config.checkpoint.every, state, epoch_ended=True)
+            if best or due:
+                save(job, state, log, saver, best, checkpoint=due)
+        if state.saved != state.moment:  # the last state, before testing loads the best weights
+            save(job, state, log, saver)
+        saver.wait()
+    except (Stopped, DataError, WorkerDied):  # these come between two steps
+        save_here(session)
+        raise
+    if state.early_stopped:
+        since = state.epoch - state.stale_epochs
+        session.say(f"early stop: {config.train.monitor} has been no better since epoch {since}")
+
+
+def save_here(session: Session) -> None:
+    """Save this moment, unless it is saved already, and wait until that is done."""
+    heed(session)
+    if session.state.saved != session.state.moment:
+        save(session.job, session.state, session.log, session.saver)
+    session.saver.wait()
+
+
+def train_one_epoch(session: Session) -> tuple[float, float | None]:
+    """Do the epoch's steps that are left; returns the epoch's mean loss, and images/s if any."""
+    job, state, log, stop = session.job, session.state, session.log, session.stop
+    config, rates = job.config, learning_rates(job)
+    log_every, save_every = config.log.every, config.checkpoint.every
+    started, images_done, whole = time.perf_counter(), 0, state.batch == 0
+    steps = train_steps(
+        job.model,
+        job.train_loader.epoch(state.epoch, start=state.batch),
+        job.loss_fn,
+        job.optimizer,
+        job.schedule,
+        session.guard,
+        job.device,
+        seed=config.seed,
+        step=state.step,
+        accumulate=config.train.accumulate,
+        clip_grad_norm=config.train.clip_grad_norm,
+    )
+    title = f"epoch {state.epoch + 1}/{config.train.epochs}"
+    stop.check()
+    for loss, images in bar(steps, title, len(job.train_loader), state.batch, "batch"):
+        state.step += 1
+        state.batch += 1
+        images_done += images
+        state.loss.add(loss, images)
+        state.rates, rates = rates, learning_rates(job)  # of this step, and of the next
+        heed(session, wait=False)
+        if is_due(log_every, state):
+            heed(session)
+            values = {"train/loss": state.loss.take_logged(), **tagged(state.rates)}
+            skipped = {"train/skipped": float(state.skipped)} if state.skipped else {}
+            log.step(state.step, state.epoch + 1, values | skipped)
+        # The last step's state is saved once the epoch is judged: then it is one to go on from.
+        if is_due(save_every, state) and state.batch < len(job.train_loader):
+            heed(session)
+            save(job, state, log, session.saver)
+        session.saver.check()
+        stop.check()
+    heed(session)
+    mean = state.loss.of_epoch()  # waits for the last step: the time is true
+    seconds = time.perf_counter() - started
+    state.train_seconds += seconds
+    speed = images_done / seconds if images_done else None
+    if whole and speed:
+        state.speeds.append(speed)
+    return mean, speed
+
+
+def heed(session: Session, wait: bool = True) -> None:
+    """Leave out steps whose loss or gradient was no number, as many as may be; else end the run.
+
+    Without ``wait`` only those that can be known without waiting for the device.
+    """
+    state, loader = session.state, session.job.train_loader
+    for step, loss, norm in session.guard.noticed(wait):
+        batch = state.batch - (state.step - step)
+        rows = loader.rows(state.epoch, batch)
+        ids = [session.job.data.dataset.ids[i] for i in loader.part.indices[rows[:8]].tolist()]
+        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+        became = (
+            f"gradient's length became {norm}" if math.isfinite(loss) else f"loss became {loss}"
+        )
+        what = (
+            f"the {became} in step {step + 1} (epoch {state.epoch + 1}, batch {batch + 1}), "
+            f"of these images: {', '.join(ids)}{more}"
+        )
+        if state.skipped >= session.job.config.train.skip_non_finite:
+            raise NonFiniteLoss(
+                f"{what}. The step was not taken, the checkpoints before it stay. "
+                "Try a lower optimizer.lr, train.clip_grad_norm=1, a warmup in the scheduler, or "
+                f"train.skip_non_finite={state.skipped + 10} to leave such steps out."
+            )
+        state.skipped += 1
+        session.say(f"note    {what}; it is left out")
+
+
+def end_epoch(session: Session, loss: float, speed: float | None) -> dict[str, Any] | None:
+    """Judge the epoch on the validation split and log it; its record if it is the best so far."""
+    job, state = session.job, session.state
+    config = job.config
+    if job.val_loader.will_fork:  # no other thread should be in the middle of something then
+        session.saver.wait()
+    logits, labels = predict(job.model, session.stop.watch(job.val_loader.epoch()))
+    values = scalars(judge(config, logits, labels, job.loss_fn))
+    record = {
+        "step": state.step,
+        "epoch": state.epoch + 1,
+        "train/loss_epoch": loss,
+        **{f"val/{name}": value for name, value in values.items()},
+        **tagged(state.rates),
+    }
+    monitored = record[config.train.monitor]
+    if early_stop := config.early_stop:
+        state.stale_epochs += 1
+        if improves(config, monitored, state.reference, by=early_stop.min_delta):
+            state.reference, state.stale_epochs = monitored, 0
+        state.early_stopped = state.stale_epochs >= early_stop.patience
+    is_best = is_better(config, record, state.best)
+    if is_best:
+        state.best = record
+    job.schedule.after_epoch(monitored)
+    state.epoch += 1
+    state.batch = 0
+    state.loss.begin_epoch()
+    session.log.epoch(record, speed, is_best)
+    return record if is_best else None
+
+
+def improves(config: Config, value: float, than: float | None, by: float = 0.0) -> bool:
+    """Whether a monitored ``value`` beats ``than`` by more than ``by``; NaN never does."""
+    if math.isnan(value) or than is None:
+        return not math.isnan(value)
+    higher_is_better = config.train.monitor.removeprefix("val/") in HIGHER_IS_BETTER
+    return (value - than if higher_is_better else than - value) > by
+
+
+def is_due(every: Duration, state: State, epoch_ended: bool = False) -> bool:
+    """Whether something that happens once in ``every`` is to happen now."""
+    if every.unit == "st":
+        return state.step % every.value == 0
+    if every.unit == "ep":
+        return epoch_ended and state.epoch % every.value == 0
+    return time.monotonic() - state.saved_at >= every.value * 60
+
+
+def learning_rates(job: Job) -> list[float]:
+    """The rate of each parameter group."""
+    return [float(group["lr"]) for group in job.optimizer.param_groups]
+
+
+def tagged(rates: list[float]) -> dict[str, float]:
+    """Rates by their tags in TensorBoard."""
+    return {f"lr/group{group}": rate for group, rate in enumerate(rates)}
+
+
+def is_better(config: Config, record: dict[str, Any], best: dict[str, Any]) -> bool:
+    """Whether an epoch is the best so far; of two equals, the one of lower validation loss.
+
+    Small validation splits reach an accuracy of 1 in an early epoch, which is not the best.
+    """
+    value, than = record[config.train.monitor], best.get(config.train.monitor)
+    if value == than:
+        return bool(record["val/loss"] < best["val/loss"])
+    return improves(config, value, than)
