@@ -25,13 +25,13 @@ quick_start.spin_briefly()
 import torch
 began = time.perf_counter()
 import trainer.train
-def first_step(*arguments, **keywords):
-    for item in steps(*arguments, **keywords):
+def first_batch(model, batches, *arguments, **keywords):
+    for batch in batches:
         print("seconds", time.perf_counter() - began, flush=True)
         raise KeyboardInterrupt
         yield
 import trainer.loop
-steps, trainer.loop.train_steps = trainer.loop.train_steps, first_step
+trainer.loop.train_steps = first_batch
 sys.exit(trainer.train.main(sys.argv[1:]))
 """
 
@@ -134,7 +134,7 @@ def measure(
 
 
 def resume(run_folder: Path, epochs: int) -> float:
-    """Seconds from the end of ``import torch`` until a resumed run has done a step."""
+    """Seconds from the end of ``import torch`` until a resumed run begins a step."""
     from trainer.errors import RunError
 
     command = [sys.executable, "-c", RESUME, "--resume", str(run_folder)]

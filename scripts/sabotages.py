@@ -167,8 +167,8 @@ SABOTAGES = [
         "damaged checkpoint accepted",
         "a run goes on from flipped bits",
         "trainer/checkpoint.py",
-        '            if disk.sha256_of(folder / name) != entry["sha256"]:',
-        "            if False:",
+        '        if disk.sha256_of(path) != entry["sha256"]:',
+        "        if False:",
         CHECKPOINT,
     ),
     Sabotage(
@@ -211,6 +211,14 @@ SABOTAGES = [
         "    if False:",
         CHECKPOINT,
     ),
+    Sabotage(
+        "the last bytes of a file not written",
+        "no checkpoint can be read again",
+        "trainer/disk.py",
+        "                digest.flush()\n",
+        "",
+        CHECKPOINT,
+    ),
     # --- the best weights -------------------------------------------------------------------------
     Sabotage(
         "best.pt forgotten",
@@ -224,16 +232,16 @@ SABOTAGES = [
         "best.pt is model.pt by a second name",
         "whoever writes into model.pt damages every checkpoint",
         "trainer/checkpoint.py",
-        "        if source.is_file() and disk.copy_file(source, target) == best:\n",
-        "        if source.is_file():\n            os.link(source, target)\n",
+        '    if disk.copy_file(run / "model.pt", target) != best:\n',
+        '    os.link(run / "model.pt", target)\n    if False:\n',
         CHECKPOINT,
     ),
     Sabotage(
         "model.pt not brought back",
         "a resumed run judges weights that are ahead of its state",
         "trainer/checkpoint.py",
-        "    if (folder / BEST).exists():",
-        "    if weights.exists():\n        return best\n    if (folder / BEST).exists():",
+        "    if damage_of(weights, best):",
+        "    if not weights.exists():",
         CHECKPOINT,
     ),
     Sabotage(
@@ -384,8 +392,8 @@ SABOTAGES = [
         "weights not copied",
         "a checkpoint holds weights of two steps",
         "trainer/state.py",
-        'tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)',
-        'tensor.detach().to("cpu", memory_format=torch.contiguous_format)',
+        "copied(weight, kept) if memory else copied(weight).contiguous()",
+        "weight.detach()",
         CHECKPOINT,
     ),
     Sabotage(
@@ -394,6 +402,14 @@ SABOTAGES = [
         "trainer/state.py",
         'value.detach().to("cpu", copy=True)',
         'value.detach().to("cpu")',
+        CHECKPOINT,
+    ),
+    Sabotage(
+        "a copy that is still being written is filled anew",
+        "a checkpoint holds weights of two steps",
+        "trainer/record.py",
+        "    saver.wait()  # one copy at a time, always in the same memory\n",
+        "",
         CHECKPOINT,
     ),
     Sabotage(
@@ -408,16 +424,16 @@ SABOTAGES = [
         "non-finite weights saved",
         "NaN rotates the last good checkpoint away",
         "trainer/saver.py",
-        "        if not is_finite(weights) or",
-        "        if",
+        'if not is_finite(state["model"]) or not is_finite(state["optimizer"]):',
+        'if not is_finite(state["optimizer"]):',
         CHECKPOINT,
     ),
     Sabotage(
         "non-finite optimizer saved",
         "a run can be resumed only into NaN",
         "trainer/saver.py",
-        ' or (state and not is_finite(state["optimizer"]))',
-        "",
+        ' or not is_finite(state["optimizer"]):',
+        ":",
         CHECKPOINT,
     ),
     # --- the guard --------------------------------------------------------------------------------
@@ -501,6 +517,14 @@ SABOTAGES = [
         "                worker_init_fn=leave_signals_to_the_trainer,\n",
         "",
         (f"{WORKERS}_to_the_trainer",),
+    ),
+    Sabotage(
+        "workers not ended",
+        "a run with workers that fails never ends",
+        "trainer/loader.py",
+        "    if iterator is not None:\n        iterator._shutdown_workers()",
+        "    if False:\n        iterator._shutdown_workers()",
+        (f"{RESUME}test_a_run_with_workers_that_fails_ends",),
     ),
     # --- one folder, one writer -------------------------------------------------------------------
     Sabotage(

@@ -37,7 +37,7 @@ from trainer.record import compare, save
 from trainer.run import create_run
 from trainer.run_log import Lengths, RunLog
 from trainer.saver import Saver
-from trainer.state import new_state, restore, snapshot, weights_of
+from trainer.state import new_state, restore, snapshot
 
 KINDS = ("open", "write", "fsync", "close", "replace", "mkdir")
 
@@ -443,6 +443,9 @@ def test_whatever_is_damaged_the_one_before_is_taken(whole, tmp_path, name, kind
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(whole, run)
     damage(checkpoints(run)[-1], name, kind, place, bit)
+    if name == "best.pt":  # which model.pt holds too, unless that was damaged as well
+        assert load(run) == (3, [])
+        (run / "model.pt").unlink()
     step, said = load(run)
     assert step == 2 and len(said) == 1 and "is damaged" in said[0]
 
@@ -534,20 +537,27 @@ def test_the_best_weights_of_a_state_come_back_whatever_became_of_model_pt(
     happened(run)
     found = load_checkpoint(run, print)
     assert found is not None and found[0] == folder
-    entry = bring_back_best(run, *found)
+    entry = bring_back_best(*found)
     weights = torch.load(run / "model.pt", weights_only=True)
     assert weights["weight"].eq(best_step).all()
     assert entry is not None and entry["sha256"] == disk.sha256_of(run / "model.pt")
 
 
-def test_each_checkpoint_has_best_weights_of_its_own_that_no_other_damage_reaches(run):
+def test_the_best_weights_lie_in_two_places_of_which_one_may_be_damaged(run):
     best = save_best(run, 1)
     first, second = (write(run, step, best=best, best_step=1) for step in (2, 3))
+    assert (first / "best.pt").samefile(second / "best.pt")  # written once
     overwritten(run)  # a user writes into model.pt
     assert problem_of(first) is None and problem_of(second) is None
-    (second / "best.pt").write_bytes(b"")
-    assert problem_of(first) is None
-    assert load(run)[0] == 2
+    found = load_checkpoint(run, print)
+    assert found is not None and bring_back_best(*found) == best
+    (second / "best.pt").write_bytes(b"")  # of both checkpoints
+    found = load_checkpoint(run, print)
+    assert found is not None and found[0] == second
+    assert bring_back_best(*found) == best
+    assert disk.sha256_of(second / "best.pt") == best["sha256"]  # mended, for those to come
+    overwritten(run)
+    assert problem_of(second) is None and problem_of(first) is not None
 
 
 def test_where_model_pt_was_changed_the_best_weights_come_from_an_earlier_checkpoint(run):
@@ -562,7 +572,7 @@ def test_where_model_pt_was_changed_the_best_weights_come_from_an_earlier_checkp
 def test_weights_that_changed_while_the_run_went_on_are_not_taken_for_the_best(run):
     best = save_best(run, 1)
     overwritten(run)
-    with pytest.raises(RunError, match=r"model\.pt was changed or removed"):
+    with pytest.raises(RunError, match=r"model\.pt was changed"):
         write(run, 2, best=best, best_step=1)
     sweep(run)
     assert tree(run).keys() == {"model.pt", "checkpoints"}
@@ -570,7 +580,7 @@ def test_weights_that_changed_while_the_run_went_on_are_not_taken_for_the_best(r
 
 def test_a_run_without_a_best_epoch_goes_on_without_one(run):
     folder = write(run, 1)
-    assert bring_back_best(run, folder, state_of(1)) is None
+    assert bring_back_best(folder, state_of(1)) is None
     assert not (run / "model.pt").exists()
 
 
@@ -634,7 +644,7 @@ def trained() -> tuple[dict, dict]:
     optimizer = torch.optim.AdamW(model.parameters(), amsgrad=True)
     model(torch.ones(4, 1, 4, 4)).sum().backward()
     optimizer.step()
-    return weights_of(model), copy.deepcopy(optimizer.state_dict())
+    return copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
 
 
 def places(value, path=()):
@@ -667,7 +677,7 @@ def test_a_state_that_is_no_number_is_never_written_and_displaces_none(run, valu
             tensor = tensor[key]
         tensor.view(-1)[-1] = value
         with Saver(run, 1, lambda: None, best) as saver:
-            saver.save(2, weights, {"classes": []}, state)
+            saver.save(2, state, {"classes": []}, True)
             with pytest.raises(NonFiniteLoss, match="after step 2; that state is not saved"):
                 saver.wait()
         assert tree(run) == before, place
@@ -722,8 +732,7 @@ def test_training_may_go_on_at_once_and_the_file_still_holds_the_moment(run, con
     state.loss.totals.fill_(3.0)
     disk_is_slow = Held()
     with RunLog(run, job.config) as log, Saver(run, 9, disk_is_slow) as saver:
-        moment = {"model": job.model.state_dict(), **snapshot(job, state, log.flush())}
-        expected = copy.deepcopy(moment)
+        expected = copy.deepcopy(snapshot(job, state, log.flush()))
         save(job, state, log, saver, best={"step": 1})
         step()
         for tensor in [*job.model.state_dict().values(), state.loss.totals]:
@@ -745,7 +754,7 @@ def test_training_may_go_on_at_once_and_the_file_still_holds_the_moment(run, con
 @pytest.mark.parametrize("change", ["a tensor less", "a tensor more", "a shape", "a part less"])
 def test_a_state_of_another_model_is_refused(config_file, change):
     job = prepare(load_config(config_file), print)
-    content = {"model": weights_of(job.model), **snapshot(job, new_state(job), Lengths())}
+    content = snapshot(job, new_state(job), Lengths())
     restore(job, content)
     name = next(iter(content["model"]))
     if change == "a tensor less":
@@ -783,22 +792,41 @@ def assert_equal(a, b):
         assert a == b
 
 
+def test_a_second_save_waits_for_the_first_whose_memory_it_fills_anew(run, config_file):
+    job = prepare(load_config(config_file), print)
+    state, disk_is_slow = new_state(job), Held()
+    with RunLog(run, job.config) as log, Saver(run, 9, disk_is_slow) as saver:
+        save(job, state, log, saver)
+        first = saver.memory
+        threading.Timer(0.2, disk_is_slow.let_go).start()
+        with torch.no_grad():
+            for weight in job.model.parameters():
+                weight.fill_(7.0)
+        state.step = 1
+        save(job, state, log, saver)
+        assert first is not None and saver.memory is not None
+        name = next(iter(first["model"]))
+        assert first["model"][name] is saver.memory["model"][name]  # no new memory
+    files = [disk.load_tensors(folder / "state.pt")["model"][name] for folder in checkpoints(run)]
+    assert not files[0].eq(7.0).any() and files[1].eq(7.0).all()
+
+
 def test_what_was_logged_is_on_the_disk_before_the_state_that_counts_it_is_seen(run):
     seen = []
     with Saver(run, 9, lambda: seen.append(steps(run))) as saver:
-        saver.save(1, {}, None, state_of(1))
-        saver.save(2, {}, None, state_of(2))
+        saver.save(1, state_of(1), None, True)
+        saver.save(2, state_of(2), None, True)
     assert seen == [[], ["1"]]
     assert steps(run) == ["1", "2"]
 
 
 def test_the_best_weights_are_written_before_the_state_that_counts_on_them(run):
     with Saver(run, 9, lambda: None) as saver:
-        saver.save(1, state_of(1)["model"], {"classes": ["a"]}, state_of(1, best_step=1))
-        saver.save(2, state_of(2)["model"], None, state_of(2, best_step=1))
+        saver.save(1, state_of(1, best_step=1), {"classes": ["a"]}, True)
+        saver.save(2, state_of(2, best_step=1), None, True)
     assert json.loads((run / "model.json").read_text())["weights"] == saver.best
     newest = load_checkpoint(run, print)
-    assert newest is not None and bring_back_best(run, *newest) == saver.best
+    assert newest is not None and bring_back_best(*newest) == saver.best
     assert disk.load_tensors(newest[0] / "best.pt")["weight"].eq(1).all()
 
 
@@ -807,13 +835,13 @@ def test_what_fails_beside_training_is_raised_at_the_next_look(run):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with Saver(run, 9, full) as saver:
-        saver.save(1, {}, None, state_of(1))
+        saver.save(1, state_of(1), None, True)
         assert saver._pending is not None
         concurrent.futures.wait([saver._pending])
         with pytest.raises(RunError, match="No space left"):
             saver.check()
         saver.check()  # told once
-        saver.save(2, {}, None, state_of(2))
+        saver.save(2, state_of(2), None, True)
         with pytest.raises(RunError, match="No space left"):
             saver.wait()
     assert checkpoints(run) == []
@@ -822,7 +850,7 @@ def test_what_fails_beside_training_is_raised_at_the_next_look(run):
 def test_a_look_does_not_wait_and_leaving_does(run):
     disk_is_slow = Held()
     with Saver(run, 9, disk_is_slow) as saver:
-        saver.save(1, {}, None, state_of(1))
+        saver.save(1, state_of(1), None, True)
         saver.check()
         assert steps(run) == []
         threading.Timer(0.2, disk_is_slow.let_go).start()

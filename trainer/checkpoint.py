@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,19 @@ def write_checkpoint(
 
 
 def take_along(run: Path, best: Entry, target: Path) -> None:
-    """Copy the best weights into a checkpoint: from model.pt, or an earlier one where that differs.
+    """Put the best weights into a checkpoint: a link to an earlier one's, or a copy of model.pt.
 
-    No link: one damage would be in all checkpoints, and a user may write into model.pt.
+    With model.pt they lie there twice. It is no link to that: a user may write into it.
     """
-    earlier = [folder / BEST for folder in reversed(checkpoints(run))]
-    for source in [run / "model.pt", *earlier]:
-        if source.is_file() and disk.copy_file(source, target) == best:
-            return
-    raise RunError(f"{run / 'model.pt'} was changed or removed while the run went on.")
+    for earlier in reversed(checkpoints(run)):
+        if manifest_of(earlier).get("files", {}).get(BEST) == best:
+            try:
+                disk.link(earlier / BEST, target)
+                return
+            except OSError:  # a file system without links
+                break
+    if disk.copy_file(run / "model.pt", target) != best:
+        raise RunError(f"{run / 'model.pt'} was changed while the run went on.")
 
 
 def remove(checkpoint: Path) -> None:
@@ -169,33 +174,52 @@ def problem_of(folder: Path) -> str | None:
     if not isinstance(files, dict) or STATE not in files or not {STATE, BEST} >= files.keys():
         return f"{MANIFEST} is no manifest of ours"
     for name, entry in files.items():
-        try:
-            if not (folder / name).is_file():  # a pipe would be waited for
-                return f"{name} is missing"
-            size = (folder / name).stat().st_size
-            if size != entry["size"]:
-                return f"{name} has {size:,} bytes, not {entry['size']:,}"
-            if disk.sha256_of(folder / name) != entry["sha256"]:
-                return f"{name} does not hold what was written"
-        except OSError as error:
-            return f"{name}: {error.strerror}"
-        except (KeyError, TypeError, ValueError):
-            return f"{MANIFEST} is no manifest"
+        problem = damage_of(folder / name, entry)
+        if problem and not (name == BEST and damage_of(model_of(folder), entry) is None):
+            return problem
     return None
 
 
-def bring_back_best(run: Path, folder: Path, state: dict[str, Any]) -> Entry | None:
+def damage_of(path: Path, entry: Entry) -> str | None:
+    """What is wrong with a file that should be as ``entry`` says."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return f"{path.name} is missing"
+        size = path.stat().st_size
+        if size != entry["size"]:
+            return f"{path.name} has {size:,} bytes, not {entry['size']:,}"
+        if disk.sha256_of(path) != entry["sha256"]:
+            return f"{path.name} does not hold what was written"
+    except OSError as error:
+        return f"{path.name}: {error.strerror}"
+    except (KeyError, TypeError, ValueError):
+        return f"{MANIFEST} is no manifest"
+    return None
+
+
+def model_of(folder: Path) -> Path:
+    """The model.pt of the run to which a checkpoint belongs."""
+    return folder.parent.parent / "model.pt"
+
+
+def bring_back_best(folder: Path, state: dict[str, Any]) -> Entry | None:
     """Make model.pt what it was when the checkpoint ``folder`` was written; its manifest entry.
 
     A run that was killed later may have found better weights since, which do not belong to it yet.
+    Where the checkpoint's own copy is what was damaged, it is mended.
     """
-    best: Entry | None = manifest_of(folder).get("best")
-    weights = run / "model.pt"
-    if best is None or (weights.is_file() and disk.sha256_of(weights) == best["sha256"]):
-        return best
-    if (folder / BEST).exists():
-        return disk.copy_file(folder / BEST, weights)
-    return disk.save_tensors(weights, state["model"])
+    manifest, weights = manifest_of(folder), model_of(folder)
+    best: Entry | None = manifest["best"]
+    if best is None:
+        return None
+    if damage_of(weights, best):
+        if BEST in manifest["files"]:
+            return disk.copy_file(folder / BEST, weights)
+        return disk.save_tensors(weights, state["model"])
+    if BEST in manifest["files"] and damage_of(folder / BEST, best):
+        with suppress(OSError):
+            disk.copy_file(weights, folder / BEST)
+    return best
 
 
 def is_finite(state: object) -> bool:

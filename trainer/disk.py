@@ -26,6 +26,9 @@ NEW = (
     | getattr(os, "O_BINARY", 0)
 )
 PIECE = 2**22  # bytes written and hashed in one go
+# What the system may keep of a file in memory before it must be on the disk: new pages for a
+# gigabyte take longer than all the rest, and images that are read again lose theirs.
+CACHED = 2**26
 
 
 class Digest:
@@ -37,6 +40,7 @@ class Digest:
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._sha256, self.size = descriptor, hashlib.sha256(), 0
         self._waiting = bytearray()  # torch.save writes a thousand small pieces
+        self._cached = 0
         self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
@@ -62,6 +66,12 @@ class Digest:
         self._sha256.update(piece)
         try:
             write_all(self._descriptor, piece)
+            self._cached += len(piece)
+            if self._cached >= CACHED:
+                os.fsync(self._descriptor)
+                self._cached = 0
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             self.failure = error  # torch.save makes a RuntimeError without its reason of it
             raise
@@ -167,6 +177,11 @@ def make_folder(path: Path) -> None:
 def rename(old: Path, new: Path) -> None:
     """Give a file or folder another name, replacing a file that has it."""
     os.replace(old, new)
+
+
+def link(old: Path, new: Path) -> None:
+    """Give a file a second name."""
+    os.link(old, new)
 
 
 def sync_folder(folder: Path) -> None:

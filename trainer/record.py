@@ -15,7 +15,7 @@ from trainer.resume import MAY_CHANGE, differences, settings, shown
 from trainer.run import device_name, environment, uncommitted_patch
 from trainer.run_log import RunLog
 from trainer.saver import Saver
-from trainer.state import State, made_on, snapshot, weights_of
+from trainer.state import State, made_on, snapshot
 from trainer.summary import data_path
 
 
@@ -75,13 +75,11 @@ def save(
     checkpoint: bool = True,
 ) -> None:
     """Hand a copy of this moment to the saver: a checkpoint, the weights of a ``best`` epoch."""
-    saver.wait()  # one copy at a time
-    weights = weights_of(job.model)
-    content = None
+    saver.wait()  # one copy at a time, always in the same memory
+    content = saver.memory = snapshot(job, state, log.flush(), saver.memory)
     if checkpoint:
-        content = {"model": weights, **snapshot(job, state, log.flush())}
         state.saved_at, state.saved = time.monotonic(), state.moment
-    saver.save(state.step, weights, best and card(job, best), content)
+    saver.save(state.step, content, best and card(job, best), checkpoint)
 
 
 def load_best(model: nn.Module, run: Path) -> None:

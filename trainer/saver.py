@@ -23,29 +23,22 @@ class Saver:
         self.run, self.keep, self.sync_log, self.best = run, keep, sync_log, best
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[None] | None = None
+        self.memory: dict[str, Any] | None = None  # the last copy, for the next one
 
     def save(
-        self,
-        step: int,
-        weights: dict[str, Any],
-        card: dict[str, Any] | None,
-        state: dict[str, Any] | None,
+        self, step: int, state: dict[str, Any], card: dict[str, Any] | None, checkpoint: bool
     ) -> None:
-        """Write ``weights`` as the best, described by ``card``, and ``state`` as a checkpoint.
+        """Write ``state`` as a checkpoint, its weights as the best ones that ``card`` describes.
 
-        Each may be None. All are copies that nobody changes any more.
+        Either may be left out. Nobody may change ``state`` before ``wait``.
         """
         self.wait()
-        self._pending = self._thread.submit(self._write, step, weights, card, state)
+        self._pending = self._thread.submit(self._write, step, state, card, checkpoint)
 
     def _write(
-        self,
-        step: int,
-        weights: dict[str, Any],
-        card: dict[str, Any] | None,
-        state: dict[str, Any] | None,
+        self, step: int, state: dict[str, Any], card: dict[str, Any] | None, checkpoint: bool
     ) -> None:
-        if not is_finite(weights) or (state and not is_finite(state["optimizer"])):
+        if not is_finite(state["model"]) or not is_finite(state["optimizer"]):
             raise NonFiniteLoss(
                 f"a weight is infinite or NaN after step {step}; that state is not saved. "
                 "Try a lower optimizer.lr, or train.clip_grad_norm=1."
@@ -53,14 +46,14 @@ class Saver:
         try:
             self.sync_log()
             if card is not None:
-                self.best = disk.save_tensors(self.run / "model.pt", weights)
+                self.best = disk.save_tensors(self.run / "model.pt", state["model"])
                 disk.write_json(self.run / "model.json", card | {"weights": self.best})
         except OSError as error:
             raise RunError(
                 f"{self.run}: the best weights could not be written ({error.strerror or error}). "
                 "Earlier checkpoints are as they were; free some space and resume."
             ) from None
-        if state is not None:
+        if checkpoint:
             write_checkpoint(self.run, step, state, self.best, self.keep)
 
     def check(self) -> None:

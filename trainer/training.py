@@ -148,7 +148,7 @@ def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | No
     compare(job, content, run, say)
     state, lengths = restore(job, content)
     state.saved = state.moment
-    best = bring_back_best(run, folder, content)
+    best = bring_back_best(folder, content)
     if best:
         write_json(run / "model.json", card(job, state.best) | {"weights": best})
     early_stop = job.config.early_stop
