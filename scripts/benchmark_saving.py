@@ -46,11 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config", default="configs/vgg16_rmb.yaml", metavar="FILE", help="what is trained (VGG16)"
     )
     parser.add_argument("--rmb", metavar="DIR", help="photographs, for a configuration of RMB")
-    parser.add_argument("--epochs", type=int, default=9, metavar="N", help="odd, 5 or more (9)")
+    parser.add_argument("--epochs", type=int, default=9, metavar="N", help="odd, 7 or more (9)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.threads=1")
     arguments = parser.parse_intermixed_args(argv)
-    if arguments.epochs < 5:
-        parser.error(f"--epochs {arguments.epochs}: expected 5 or more")
+    if arguments.epochs < 7:
+        parser.error(f"--epochs {arguments.epochs}: expected 7 or more")
 
     from trainer.errors import exit_code_of
 
@@ -118,7 +118,7 @@ def measure(
         nonlocal began, was_saved
         result = end_epoch(session, *arguments)
         now = time.perf_counter()
-        if session.state.epoch > 2:  # the first ones warm up
+        if session.state.epoch > 3:  # the first of each kind warm up, and take their memory
             epochs[was_saved].append(now - began)
         began, was_saved = now, False
         return result

@@ -23,6 +23,7 @@ from scripts.benchmark_arms import (
 from scripts.benchmark_cases import fashion_task, measure_rmb, measure_step
 from scripts.benchmark_report import fashion_ratios, own_cost, picture, report, rmb_ratio
 from trainer.errors import RunError
+from trainer.run import read_metrics
 
 CPU = torch.device("cpu")
 MACHINE = {"processor": "a & b", "torch": "2", "commit": "abc1234"}
@@ -209,3 +210,34 @@ def test_missing_data_is_one_clear_line_and_exit_code_3(case, tmp_path, capsys):
 def test_an_unknown_arm_is_told_with_the_known_ones(capsys):
     assert main(["--arms", "keras"]) == 2
     assert "keras" in (told := capsys.readouterr().err) and "by hand" in told
+
+
+def test_the_cost_of_saving_is_measured_in_one_run_saved_in_every_second_epoch(
+    config_file, tmp_path, monkeypatch, capsys
+):
+    from scripts import benchmark_saving
+
+    resumed: list[tuple[str, int]] = []
+
+    def resume(run, epochs):
+        resumed.append((run.name, epochs))
+        return 0.5
+
+    monkeypatch.setattr(benchmark_saving, "resume", resume)
+    assert benchmark_saving.main(["--config", str(config_file), "--epochs", "9"]) == 0
+    told = capsys.readouterr().out
+    assert "9 epochs, every second one saved" in told
+    assert "saving costs " in told and "MiB a checkpoint" in told
+    assert len(resumed) == 3 and resumed[0][1] == 9
+    plain, saved, waits = benchmark_saving.measure(str(config_file), ["train.epochs=9"], tmp_path)
+    assert (len(plain), len(saved)) == (3, 3)  # epochs 4, 6, 8 and 5, 7, 9
+    assert len(waits) >= 4
+    (run,) = [path for path in (tmp_path / "small").iterdir() if path.is_dir()]
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert len(names) == 2 and len(read_metrics(run / "metrics.jsonl")) > 9
+
+
+def test_the_time_to_resume_is_that_of_a_real_run(train, monkeypatch):
+    from scripts.benchmark_saving import resume
+
+    assert 0 < resume(train(), 2) < 60
