@@ -92,6 +92,21 @@ def test_before_training_a_signal_ends_the_command_at_once_and_nothing_is_writte
     assert read_json(newest(tmp_path) / "result.json")["status"] == "done"
 
 
+def test_a_stop_that_breaks_into_somebodys_finally_is_still_a_stop(start, monkeypatch, capfd):
+    """argparse, for one, puts things back that it has not yet put aside."""
+
+    def broken(*_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            raise AttributeError("nothing was put aside")
+
+    monkeypatch.setattr(trainer.job, "check_components", broken)
+    assert start() == 75
+    told = capfd.readouterr().err
+    assert "stopped by SIGTERM" in told and "Traceback" not in told
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     ("place", "name", "at", "step"),

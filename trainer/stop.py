@@ -53,6 +53,11 @@ class StopRequest:
         except OSError:
             pass  # the terminal is gone
 
+    @property
+    def came_early(self) -> bool:
+        """Whether the process was asked to stop while there was nothing to save."""
+        return bool(self.reason) and self._nothing_to_save
+
     def training_begins(self, budget: int | None) -> None:
         """From now on a stop waits for the next check; ``budget`` is in minutes, from the start."""
         self._nothing_to_save = False

@@ -35,6 +35,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(argv: Sequence[str], stop: "StopRequest") -> None:
     """Parse the command line and run it."""
+    from trainer.errors import Stopped
+
+    try:
+        run(*parse(argv), stop)
+    except (Stopped, Exception):
+        if not stop.came_early:
+            raise
+        # Whatever it is: a Stopped that found someone between `try` and `finally` may be another.
+        again = shlex.join(["python", "-m", "trainer.train", *argv])
+        stopped = Stopped(f"stopped by {stop.reason}")
+        stopped.add_note(f"before training began, nothing was written; to start again:\n  {again}")
+        raise stopped from None
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command line's arguments, and its overrides."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.train",
         description="Train, validate and test what a YAML file describes.",
@@ -61,18 +77,7 @@ def command(argv: Sequence[str], stop: "StopRequest") -> None:
     if not arguments.config and not arguments.resume:
         file = next((word for word in overrides if "=" not in word), "configs/lenet_rmb.yaml")
         parser.error(f"name a file: --config {file}")
-
-    from trainer.errors import Stopped
-
-    try:
-        run(arguments, overrides, stop)
-    except Stopped as stopped:
-        if not getattr(stopped, "__notes__", None):  # the run itself knows how to go on
-            again = shlex.join(["python", "-m", "trainer.train", *argv])
-            stopped.add_note(
-                f"before training began, nothing was written; to start again:\n  {again}"
-            )
-        raise
+    return arguments, overrides
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequest") -> None:
