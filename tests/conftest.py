@@ -89,3 +89,31 @@ def train(config_file, tmp_path) -> Callable[..., Path]:
             return train_job(job, tmp_path / "runs", resume, print, stop)
 
     return run
+
+
+@pytest.fixture
+def start(config_file, tmp_path):
+    """Call the command with the small configuration; the exit code."""
+    from trainer.train import main
+
+    def command(*more):
+        return main(["--config", str(config_file), "--runs", str(tmp_path / "runs"), *more])
+
+    return command
+
+
+@pytest.fixture
+def spoiled(config_file, tmp_path):
+    """Train the small configuration with another loss; the run's folder."""
+    from trainer.config import load_config
+    from trainer.job import prepare
+    from trainer.stop import StopRequest
+    from trainer.training import train as train_job
+
+    def run(loss, *overrides, resume=None):
+        job = prepare(load_config(config_file, overrides), print)
+        job.loss_fn = loss
+        with StopRequest() as stop:
+            return train_job(job, tmp_path / "runs", resume, print, stop)
+
+    return run

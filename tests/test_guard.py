@@ -1,5 +1,6 @@
 """What happens when a loss or a gradient is no number: nothing of it is kept, and it is named."""
 
+import functools
 import math
 
 import pytest
@@ -39,19 +40,6 @@ class Spoiled(nn.Module):
             else:
                 return F.cross_entropy(logits, labels) * self.value
         return F.cross_entropy(logits, labels)
-
-
-@pytest.fixture
-def spoiled(config_file, tmp_path):
-    """Train the small configuration with a spoiled loss; the run's folder."""
-
-    def run(loss, *overrides, resume=None):
-        job = prepare(load_config(config_file, overrides), print)
-        job.loss_fn = loss
-        with StopRequest() as stop:
-            return train_job(job, tmp_path / "runs", resume, print, stop)
-
-    return run
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -173,3 +161,22 @@ def test_a_state_that_is_no_number_is_never_saved_and_displaces_none(
     states = [load_tensors(path / "state.pt") for path in checkpoints(folder)]
     assert [state["counters"]["step"] for state in states] == [2, 3]
     assert all(is_finite(state) for state in states)
+
+
+@pytest.mark.parametrize("every", ["checkpoint.every=3st", "log.every=3st"])
+@pytest.mark.parametrize("bad", [1, 3, 5])
+def test_on_a_gpu_too_what_is_saved_and_logged_knows_of_each_step_left_out(
+    spoiled, monkeypatch, every, bad
+):
+    """As on a GPU, where a step is looked at up to 64 steps later."""
+    at_once = spoiled(Spoiled({bad}), "train.skip_non_finite=1", every, "checkpoint.keep=9")
+    monkeypatch.setattr("trainer.training.Guard", functools.partial(Guard, lag=64))
+    run = spoiled(Spoiled({bad}), "train.skip_non_finite=1", every, "checkpoint.keep=9")
+    for folder in checkpoints(run):
+        counters = load_tensors(folder / "state.pt")["counters"]
+        assert counters["skipped"] == (counters["step"] >= bad), folder
+    for line in read_metrics(run / "metrics.jsonl"):
+        if "train/loss" in line:
+            assert line.get("train/skipped") == (1.0 if line["step"] >= bad else None)
+    last, other = (load_tensors(checkpoints(path)[-1] / "state.pt") for path in (run, at_once))
+    assert all(torch.equal(last["model"][name], other["model"][name]) for name in last["model"])

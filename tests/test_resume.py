@@ -145,7 +145,7 @@ def test_a_run_with_more_epochs_says_which_rates_they_will_have(train, capsys, s
     capsys.readouterr()
     train("train.epochs=4", resume=run, file=run / "config.yaml")
     told = re.search(
-        r"keeps the 2 epochs .* lr (\S+) in epoch 3 to (\S+) in epoch 4", capsys.readouterr().out
+        r"as it was planned .* lr (\S+) in epoch 3 to (\S+) in epoch 4", capsys.readouterr().out
     )
     assert told
     lines = read_metrics(run / "metrics.jsonl")

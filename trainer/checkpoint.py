@@ -36,7 +36,7 @@ def write_checkpoint(
     folder = folder_of(run)
     final = folder / f"step-{step:09d}"
     for number in range(2, 1000):
-        if not final.exists():
+        if not os.path.lexists(final):
             break
         final = folder / f"step-{step:09d}.{number}"
     temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
@@ -118,7 +118,8 @@ def load_checkpoint(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
                 problem = str(error)
             else:
                 for other in damaged:  # so that it does not count among those to keep
-                    other.rename(free_name(other.with_name(f"{other.name}.damaged")))
+                    with suppress(OSError):
+                        other.rename(free_name(other.with_name(f"{other.name}.damaged")))
                 return folder, state
         say(f"note    {folder} is damaged and passed over: {problem}")
         damaged.append(folder)
@@ -130,7 +131,7 @@ def load_checkpoint(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
 def free_name(path: Path) -> Path:
     """``path``, or with a number behind it the first one that is not there."""
     names = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in range(1, 10**6))
-    return next(name for name in names if not name.exists())
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def folder_of(run: Path) -> Path:
@@ -143,7 +144,7 @@ def folder_of(run: Path) -> Path:
 
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoint folders, oldest first."""
-    named = re.compile(r"step-(\d{9,})(?:\.(\d+))?")
+    named = re.compile(r"step-(\d{9,15})(?:\.(\d{1,3}))?")
     found = []
     for path in folder_of(run).glob("step-*"):
         if (match := named.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
@@ -172,6 +173,8 @@ def problem_of(folder: Path) -> str | None:
     if manifest.get("sha256") != digest_of(manifest):
         return f"{MANIFEST} is missing or damaged"
     if not isinstance(files, dict) or STATE not in files or not {STATE, BEST} >= files.keys():
+        return f"{MANIFEST} is no manifest of ours"
+    if "best" not in manifest:
         return f"{MANIFEST} is no manifest of ours"
     for name, entry in files.items():
         problem = damage_of(folder / name, entry)

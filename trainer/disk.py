@@ -17,7 +17,8 @@ import torch
 from models.tensor_file import read_tensors
 from trainer.errors import RunError
 
-# A write goes into a file of its own; never through a link that somebody put in its place.
+# Never through a link that somebody put in a file's place, and never waiting for a pipe.
+PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 NEW = (
     os.O_WRONLY
     | os.O_CREAT
@@ -29,6 +30,7 @@ PIECE = 2**22  # bytes written and hashed in one go
 # What the system may keep of a file in memory before it must be on the disk: new pages for a
 # gigabyte take longer than all the rest, and images that are read again lose theirs.
 CACHED = 2**26
+MAX_JSON = 2**28  # a split of a million images takes half of it
 
 
 class Digest:
@@ -140,6 +142,8 @@ def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -
 def read_json(path: Path) -> dict[str, Any]:
     """Read what ``write_json`` wrote."""
     try:
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_JSON):
+            raise ValueError("it is no file of ours")
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}): the run folder is damaged.") from None
@@ -206,7 +210,7 @@ class AppendedFile:
 
     def __init__(self, path: Path, length: int = 0) -> None:
         """Raises RunError where the file is shorter than that."""
-        self._descriptor = os.open(path, NEW & ~os.O_TRUNC, 0o666)
+        self._descriptor = os.open(path, (NEW & ~os.O_TRUNC) | PLAIN, 0o666)
         if os.fstat(self._descriptor).st_size < length:
             os.close(self._descriptor)
             raise RunError(f"{path} is shorter than when the run was saved: lines of it are lost.")

@@ -89,6 +89,7 @@ def train_one_epoch(session: Session) -> tuple[float, float | None]:
         accumulate=config.train.accumulate,
         clip_grad_norm=config.train.clip_grad_norm,
     )
+    seconds_before = state.train_seconds
     title = f"epoch {state.epoch + 1}/{config.train.epochs}"
     stop.check()
     for loss, images in bar(steps, title, len(job.train_loader), state.batch, "batch"):
@@ -97,6 +98,7 @@ def train_one_epoch(session: Session) -> tuple[float, float | None]:
         images_done += images
         state.loss.add(loss, images)
         state.rates, rates = rates, learning_rates(job)  # of this step, and of the next
+        state.train_seconds = seconds_before + time.perf_counter() - started
         heed(session, wait=False)
         if is_due(log_every, state):
             heed(session)
@@ -112,7 +114,7 @@ def train_one_epoch(session: Session) -> tuple[float, float | None]:
     heed(session)
     mean = state.loss.of_epoch()  # waits for the last step: the time is true
     seconds = time.perf_counter() - started
-    state.train_seconds += seconds
+    state.train_seconds = seconds_before + seconds
     speed = images_done / seconds if images_done else None
     if whole and speed:
         state.speeds.append(speed)
@@ -139,9 +141,8 @@ def heed(session: Session, wait: bool = True) -> None:
         )
         if state.skipped >= session.job.config.train.skip_non_finite:
             raise NonFiniteLoss(
-                f"{what}. The step was not taken, the checkpoints before it stay. "
-                "Try a lower optimizer.lr, train.clip_grad_norm=1, a warmup in the scheduler, or "
-                f"train.skip_non_finite={state.skipped + 10} to leave such steps out."
+                f"{what}. The step was not taken, what was saved before it stays. In a new run, a "
+                "lower optimizer.lr, train.clip_grad_norm=1 or a warmup in the scheduler may help."
             )
         state.skipped += 1
         session.say(f"note    {what}; it is left out")

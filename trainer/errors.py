@@ -105,6 +105,7 @@ class Stopped(BaseException):
 
 def exit_code_of(action: Callable[[], None]) -> int:
     """Run ``action`` and return its exit code; what went wrong is told on stderr."""
+    open_missing_streams()
     from datasets import DataError
 
     codes: list[tuple[type[Exception], Exit]] = [
@@ -142,8 +143,27 @@ def exit_code_of(action: Callable[[], None]) -> int:
 
 
 def told(error: BaseException) -> None:
-    """Print an error's message and its notes."""
-    print("\n".join([str(error), *getattr(error, "__notes__", [])]), file=sys.stderr)
+    """Print an error's message and its notes; where nobody listens, the exit code has to do."""
+    try:
+        print(
+            "\n".join([str(error), *getattr(error, "__notes__", [])]), file=sys.stderr, flush=True
+        )
+    except OSError:
+        sys.stderr = open(os.devnull, "w")
+
+
+def open_missing_streams() -> None:
+    """Give a process that was started with closed ones a standard input, output and error.
+
+    Else the next file that is opened gets their numbers, and our messages.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))
 
 
 def in_plain_words(error: Exception) -> Exception:

@@ -28,10 +28,12 @@ class Events:
         What was written after the state that is resumed is written again, in the same places: a
         TensorBoard that is open reads on.
         """
-        files = sorted(run.glob("events.out.tfevents.*"))
+        files = [path for path in sorted(run.glob("events.out.tfevents.*")) if path.is_file()]
+        whole = [path for path in files if path.stat().st_size >= length]
+        for short in set(files) - set(whole):  # what it still holds would be there twice
+            short.rename(short.with_name(f"damaged.{short.name.replace('tfevents', 'events')}"))
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        is_there = bool(files) and files[0].stat().st_size >= length
-        self._file = AppendedFile(files[0] if is_there else run / name, length if is_there else 0)
+        self._file = AppendedFile(whole[0] if whole else run / name, length if whole else 0)
         self._records, self._waiting = RecordWriter(self), bytearray()
         self._flushed = time.monotonic()
         if not self._file.length:

@@ -35,6 +35,8 @@ class Guard:
         self._noticed: list[tuple[int, float, float]] = []
         self._buffers = list(model.buffers()) if restore else []
         self._before: list[Tensor] = []
+        # Of a first step that is left out, fused SGD would keep a momentum that nothing was put in.
+        self._begun = not restore
 
     def begin(self) -> None:
         """Remember the buffers of the step that begins."""
@@ -45,9 +47,10 @@ class Guard:
 
         Where the answer is on the device, it is yes, and the optimizer is told there.
         """
-        if self.lag == 1:
+        if self.lag == 1 or not self._begun:
             values = (loss.item(), norm.item())
             if all(map(math.isfinite, values)):
+                self._begun = True
                 return True
             self._noticed.append((step, *values))
             for buffer, before in zip(self._buffers, self._before, strict=True):

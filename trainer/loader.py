@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from datasets import DataError, Dataset
 from trainer.errors import WorkerDied
+from trainer.stop import SIGNALS
 from transforms.batched import Images
 from transforms.keyed import permutation
 from transforms.pipeline import Pipeline
@@ -308,7 +309,7 @@ def from_workers(worker_loader: DataLoader[Any]) -> Iterator[Any]:
 
 def leave_signals_to_the_trainer(worker: int) -> None:
     """Ignore what asks a whole group of processes to stop: the trainer stops its workers itself."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -24,25 +24,32 @@ def describe(job: Job, run: Path) -> None:
     write_json(run / "environment.json", environment(job.device))
     write_json(run / "data_path.json", data_path(job))
     write_file(run / "uncommitted.patch", uncommitted_patch())
-    dataset = job.data.dataset
-    write_json(run / "split.json", job.data.split, indent=2 if len(dataset) < 5000 else None)
-    write_json(
-        run / "result.json",
-        {
-            "status": "running",
-            "name": job.config.name,
-            "seed": job.config.seed,
-            "device": device_name(job.device),
-            "dataset": {
-                "name": job.config.dataset.name,
-                "note": dataset.note,
-                "images": {name: len(part) for name, part in job.data.parts.items()},
-                "left_out": [{"path": p, "reason": r} for p, r in job.data.skipped],
-            },
-            "split": job.data.split_digest,
-        },
-    )
+    write_split(job, run)
+    write_json(run / "result.json", first_result(job))
     write_file(run / "config.yaml", job.config.dump())
+
+
+def write_split(job: Job, run: Path) -> None:
+    """Write which image is in which part."""
+    indent = 2 if len(job.data.dataset) < 5000 else None
+    write_json(run / "split.json", job.data.split, indent)
+
+
+def first_result(job: Job) -> dict[str, Any]:
+    """What result.json says of a run that has begun."""
+    return {
+        "status": "running",
+        "name": job.config.name,
+        "seed": job.config.seed,
+        "device": device_name(job.device),
+        "dataset": {
+            "name": job.config.dataset.name,
+            "note": job.data.dataset.note,
+            "images": {name: len(part) for name, part in job.data.parts.items()},
+            "left_out": [{"path": p, "reason": r} for p, r in job.data.skipped],
+        },
+        "split": job.data.split_digest,
+    }
 
 
 def update_result(run: Path, **values: Any) -> dict[str, Any]:
@@ -84,11 +91,11 @@ def save(
 
 def load_best(model: nn.Module, run: Path) -> None:
     """Load the run's best weights; raises RunError where the file holds no such weights."""
-    expected = read_json(run / "model.json").get("weights")
     if not (run / "model.pt").is_file():
         raise RunError(
             f"{run / 'model.pt'} is missing: no epoch was the best yet, or it was removed."
         )
+    expected = read_json(run / "model.json").get("weights")
     if not isinstance(expected, dict) or sha256_of(run / "model.pt") != expected.get("sha256"):
         raise RunError(f"{run / 'model.pt'} is not the file that model.json describes.")
     content = load_tensors(run / "model.pt")

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.disk import write_file
+from trainer.errors import RunError
 from trainer.metrics import confusion_matrix, per_class
 from trainer.pictures import draw_confusion, draw_curves, numbers
 
@@ -32,6 +33,8 @@ def write_report(
     are no numbers are passed over. probabilities (N, K), labels (N,) and ids (N) are the test
     split's on the CPU. Of ``result``, "best" (with its "epoch") and "test" are shown.
     """
+    if folder.is_symlink():
+        raise RunError(f"{folder} is a link; nothing is written behind it.")
     folder.mkdir(parents=True, exist_ok=True)
     best_epoch = result["best"]["epoch"]
     confusion = confusion_matrix(probabilities, labels)

@@ -4,6 +4,7 @@ config.yaml  environment.json  uncommitted.patch  split.json  metrics.jsonl  eve
 checkpoints/step-000000123/  model.pt  model.json  result.json  report/
 """
 
+import errno
 import json
 import os
 import platform
@@ -37,9 +38,10 @@ def create_run(runs: Path, name: str) -> Path:
             except FileExistsError:  # another start in this second drew the same four digits
                 continue
             return run
-    except OSError as error:
+    except (OSError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "its path is too deep"
         raise RunError(
-            f"--runs {runs}: no run folder can be made there ({error.strerror}). "
+            f"--runs {runs}: no run folder can be made there ({reason}). "
             "Name a folder that can be written to."
         ) from None
 
@@ -62,7 +64,8 @@ def find_run(text: str) -> Path:
 def lock_run(run: Path) -> IO[str]:
     """Hold the run until the returned file is closed; raises RunError where another does."""
     try:
-        lock = (run / "run.lock").open("a")
+        flags = os.O_RDWR | os.O_CREAT | disk.PLAIN
+        lock = open(os.open(run / "run.lock", flags, 0o666), "a")
     except OSError as error:
         raise RunError(f"{run} cannot be written to: {error.strerror}.") from None
     try:
@@ -76,17 +79,26 @@ def lock_run(run: Path) -> IO[str]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A worker process that outlives a killed trainer must not hold the run for it.
             os.register_at_fork(after_in_child=lock.close)
-    except OSError:
+    except OSError as error:
         lock.close()
+        if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):  # a disk without locks
+            raise RunError(f"{run} cannot be locked: {error.strerror}.") from None
         raise RunError(
             f"{run} is being written by another process; wait for it or stop it."
         ) from None
     return lock
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def read_metrics(path: Path, length: int | None = None) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, or of its first ``length`` bytes. Raises RunError."""
+    try:
+        with path.open("rb") as file:
+            lines = [json.loads(line) for line in file.read()[:length].decode().splitlines()]
+        if not all(isinstance(line, dict) and "step" in line for line in lines):
+            raise ValueError("not every line is one of ours")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read ({error}): the run folder is damaged.") from None
+    return lines
 
 
 def environment(device: torch.device) -> dict[str, Any]:

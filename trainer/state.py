@@ -168,7 +168,10 @@ def _restored(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
     lengths = Lengths(content["metrics_length"], clocks.pop("events_length"))
     require_like("counters", counters, {name: getattr(state, name) for name in PLAIN})
     require_like("clocks", clocks, {name: getattr(state, name) for name in CLOCKS})
-    require_like("lengths", list(lengths), [0, 0])
+    if not all(type(length) is int and length >= 0 for length in lengths):
+        raise TypeError("the lengths of its logs are none")
+    require_like("speeds", clocks["speeds"], [0.0] * len(clocks["speeds"]))
+    require_like("rates", counters["rates"], [0.0] * len(counters["rates"]))
     require_like("schedule", content["schedule"], job.schedule.state_dict())
     own = job.optimizer.state_dict()
     require_like("optimizer", content["optimizer"]["param_groups"], own["param_groups"])
@@ -209,7 +212,7 @@ def require_like(name: str, value: Any, own: Any) -> None:
 
     A scheduler takes whatever names it is given for its own.
     """
-    numbers = (int, float, type(None))
+    numbers = (int, float)
     if isinstance(own, dict) and own:
         if not isinstance(value, dict) or value.keys() != own.keys():
             raise TypeError(f"its {name} is of another form")
@@ -220,5 +223,8 @@ def require_like(name: str, value: Any, own: Any) -> None:
             raise TypeError(f"its {name} is of another form")
         for number, item in enumerate(own):
             require_like(f"{name}.{number}", value[number], item)
-    elif not isinstance(value, numbers if isinstance(own, numbers) else type(own)):
+    elif isinstance(own, numbers) and not isinstance(own, bool):
+        if not isinstance(value, numbers) or not (math.isfinite(value) or math.isinf(own)):
+            raise TypeError(f"its {name} is no number")
+    elif own is not None and not isinstance(value, type(own)):
         raise TypeError(f"its {name} is a {type(value).__name__}")

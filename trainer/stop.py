@@ -29,7 +29,7 @@ class StopRequest:
         self.reason = ""  # "SIGTERM", or "train.budget (30m)"; empty while nothing came
         self._nothing_to_save = True
         self._deadline, self._budget = math.inf, ""
-        self._began = time.monotonic()
+        self._began = self._asked = time.monotonic()
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -43,9 +43,18 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
+        if self.reason:
+            # `timeout` sends its signal to the process and to its group; a person takes longer.
+            if time.monotonic() - self._asked > 0.5:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.reason, self._asked = signal.Signals(number).name, time.monotonic()
         for again in self._previous:
-            signal.signal(again, signal.SIG_DFL)
+            if again == signal.SIGINT:
+                signal.signal(again, signal.SIG_DFL)
+            elif again != signal.SIGTERM:  # a shell that ends sends SIGHUP, and then the system
+                signal.signal(again, signal.SIG_IGN)
         if self._nothing_to_save:
             raise Stopped(f"stopped by {self.reason}")
         try:

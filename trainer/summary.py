@@ -1,5 +1,6 @@
 """What is said of a job before it runs and after: the first and the last lines of a run."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,8 @@ def conclude(run: Path, result: dict[str, Any], say: Say) -> None:
         say(f"note    {note}")
     say(f"time    {duration(result['train_seconds'])} of training{per_second}")
     say(f"report  {run / 'report' / 'report.md'}")
-    say(f"next    python -m trainer.evaluate {run}")
-    say(f"        tensorboard --logdir {run.parent.parent}")
+    say(f"next    python -m trainer.evaluate {shlex.quote(str(run))}")
+    say(f"        tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
 
 
 def dry_run(job: Job, say: Say) -> None:

@@ -9,6 +9,7 @@ PyTorch is imported only once the file's keys, types and names are known to be r
 """
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -72,7 +73,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     arguments = parser.parse_intermixed_args(argv)
     overrides: list[str] = arguments.overrides
-    if arguments.resume and "=" in arguments.resume:  # --resume key=value: RUN was left out
+    if re.match(r"[\w.]+=", arguments.resume or "") and not Path(arguments.resume).exists():
+        # --resume key=value: RUN was left out
         arguments.resume, overrides = "", [arguments.resume, *overrides]
     if not arguments.config and not arguments.resume:
         file = next((word for word in overrides if "=" not in word), "configs/lenet_rmb.yaml")

@@ -20,7 +20,15 @@ from trainer.job import Job
 from trainer.judge import judge, scalars
 from trainer.loop import predict
 from trainer.losses import probabilities
-from trainer.record import card, compare, describe, load_best, update_result
+from trainer.record import (
+    card,
+    compare,
+    describe,
+    first_result,
+    load_best,
+    update_result,
+    write_split,
+)
 from trainer.report import write_report
 from trainer.run import create_run, lock_run, read_metrics
 from trainer.run_log import Lengths, RunLog
@@ -31,6 +39,7 @@ from trainer.stop import StopRequest
 from trainer.summary import conclude, data_path, introduce
 
 Say = Callable[[str], None]
+RUNNING = {"status": "running"}
 
 
 def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest) -> Path:
@@ -60,12 +69,12 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
             sweep(run)
             write_file(run / "config.yaml", config.dump())
             write_json(run / "data_path.json", data_path(job))
-            update_result(run, status="running")
-        introduce(job, say)
-        say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
-        say(f"look    tensorboard --logdir {run.parent.parent}")
+            write_json(run / "result.json", first_result(job) | old_result(run) | RUNNING)
         go_on = f"python -m trainer.train --resume {shlex.quote(str(run))}"
         try:
+            introduce(job, say)
+            say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
+            say(f"look    tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
             restore_buffers = config.train.skip_non_finite > 0
             guard = Guard(job.model, job.optimizer, job.device, restore=restore_buffers)
             with (
@@ -73,19 +82,25 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
                 Saver(run, config.checkpoint.keep, log.sync, best) as saver,
             ):
                 session = Session(job, run, state, log, saver, guard, stop, say)
-                if not state.step:
+                if not lengths.events:
                     show_inputs(job, log)
                 train_epochs(session)
                 result = judge_best(session)
         except Stopped as stopped:
-            update_result(run, status="stopped", reason=str(stopped))
+            with suppress(OSError, RunError):
+                update_result(run, status="stopped", reason=str(stopped))
             stopped.add_note(f"saved after step {state.step:,}; to go on:\n  {go_on}")
             raise
         except Exception as error:
             told = in_plain_words(error)
             with suppress(OSError, RunError):  # the disk may be what failed
                 update_result(run, status="failed", reason=str(told) or type(told).__name__)
-            told.add_note(f"once that is mended, to go on:\n  {go_on}")
+            skip = f" train.skip_non_finite={state.skipped + 10}"
+            how = (
+                "leaving such steps out" if isinstance(told, NonFiniteLoss) else "once it is mended"
+            )
+            extra = skip if isinstance(told, NonFiniteLoss) else ""
+            told.add_note(f"to go on, {how}:\n  {go_on}{extra}")
             if told is error:
                 raise
             raise told from error
@@ -140,6 +155,8 @@ def judge_best(session: Session) -> dict[str, Any]:
 def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | None]:
     """The state to go on from, how long the logs were then, and what model.pt held."""
     found = load_checkpoint(run, say)
+    if found is None and old_result(run).get("status") == "done":
+        raise RunError(f"{run} is finished, and its checkpoints are gone: begin a new run.")
     if found is None:
         say(f"note    {run} was stopped before its first checkpoint: it begins anew")
         describe(job, run)
@@ -147,6 +164,8 @@ def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | No
     folder, content = found
     compare(job, content, run, say)
     state, lengths = restore(job, content)
+    read_metrics(run / "metrics.jsonl", lengths.metrics)  # the report would stumble over damage
+    write_split(job, run)  # the same; it may have been lost
     state.saved = state.moment
     best = bring_back_best(folder, content)
     if best:
@@ -154,23 +173,34 @@ def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | No
     early_stop = job.config.early_stop
     state.early_stopped = early_stop is not None and state.stale_epochs >= early_stop.patience
     began, epochs = content["settings"]["train"]["epochs"], job.config.train.epochs
-    if job.config.scheduler and began != epochs:
+    if epochs <= state.epoch and not is_finished(job, run, state):
+        say(f"note    {state.epoch} epochs are done already: no more is trained")
+    elif job.config.scheduler and began != epochs and epochs > state.epoch:
         name, steps = job.config.scheduler.name, len(job.train_loader)
         rates = forecast(job.schedule, job.optimizer, epochs - state.epoch, steps)
         if rates is None:
             say(f"note    {name} goes on as before, by what it watches")
         else:
-            shown = f"{rates[0]:.3g} in epoch {state.epoch + 1}" if rates else ""
+            shown = f"{rates[0]:.3g} in epoch {state.epoch + 1}"
             if len(rates) > 1:
                 shown += f" to {rates[-1]:.3g} in epoch {epochs}, at most {max(rates):.3g}"
-            say(f"note    {name} keeps the {began} epochs that it was planned for: lr {shown}")
+            say(f"note    {name} goes on as it was planned when the run began: lr {shown}")
+            if max(rates) < 1e-3 * job.schedule.first_lrs[0]:
+                say("note    at such rates next to nothing is learned; a new run plans anew")
     return state, lengths, best
 
 
 def is_finished(job: Job, run: Path, state: State) -> bool:
     """Whether a resumed run has nothing left to do; its test split is not read again."""
     over = state.early_stopped or state.epoch >= job.config.train.epochs
-    return over and read_json(run / "result.json")["status"] == "done"
+    return over and old_result(run).get("status") == "done"
+
+
+def old_result(run: Path) -> dict[str, Any]:
+    """What result.json said, without why the run stopped; empty where it was lost."""
+    with suppress(RunError):
+        return {k: v for k, v in read_json(run / "result.json").items() if k != "reason"}
+    return {}
 
 
 def show_inputs(job: Job, log: RunLog) -> None:
