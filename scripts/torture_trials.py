@@ -404,7 +404,9 @@ def damage(trial: Trial) -> None:
         return
     spoil(folders[-1], how, trial.rng)
     trial.expect(trial.launch(), DONE)
-    if how not in BESIDE and f"{folders[-1].name} is damaged" not in trial.log:
+    # The best weights lie in model.pt too, which mends the checkpoint's.
+    named = f"{folders[-1].name}{'/best.pt' if 'best' in how else ''} is damaged"
+    if how not in BESIDE and named not in trial.log:
         raise Lost(f"{folders[-1].name} was passed over without a word")
     trial.compare()
 

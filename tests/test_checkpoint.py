@@ -537,7 +537,7 @@ def test_the_best_weights_of_a_state_come_back_whatever_became_of_model_pt(
     happened(run)
     found = load_checkpoint(run, print)
     assert found is not None and found[0] == folder
-    entry = bring_back_best(*found)
+    entry = bring_back_best(*found, print)
     weights = torch.load(run / "model.pt", weights_only=True)
     assert weights["weight"].eq(best_step).all()
     assert entry is not None and entry["sha256"] == disk.sha256_of(run / "model.pt")
@@ -550,11 +550,13 @@ def test_the_best_weights_lie_in_two_places_of_which_one_may_be_damaged(run):
     overwritten(run)  # a user writes into model.pt
     assert problem_of(first) is None and problem_of(second) is None
     found = load_checkpoint(run, print)
-    assert found is not None and bring_back_best(*found) == best
+    assert found is not None and bring_back_best(*found, print) == best
     (second / "best.pt").write_bytes(b"")  # of both checkpoints
     found = load_checkpoint(run, print)
     assert found is not None and found[0] == second
-    assert bring_back_best(*found) == best
+    said: list[str] = []
+    assert bring_back_best(*found, said.append) == best
+    assert len(said) == 1 and "best.pt is damaged" in said[0]
     assert disk.sha256_of(second / "best.pt") == best["sha256"]  # mended, for those to come
     overwritten(run)
     assert problem_of(second) is None and problem_of(first) is not None
@@ -580,7 +582,7 @@ def test_weights_that_changed_while_the_run_went_on_are_not_taken_for_the_best(r
 
 def test_a_run_without_a_best_epoch_goes_on_without_one(run):
     folder = write(run, 1)
-    assert bring_back_best(folder, state_of(1)) is None
+    assert bring_back_best(folder, state_of(1), print) is None
     assert not (run / "model.pt").exists()
 
 
@@ -826,7 +828,7 @@ def test_the_best_weights_are_written_before_the_state_that_counts_on_them(run):
         saver.save(2, state_of(2, best_step=1), None, True)
     assert json.loads((run / "model.json").read_text())["weights"] == saver.best
     newest = load_checkpoint(run, print)
-    assert newest is not None and bring_back_best(*newest) == saver.best
+    assert newest is not None and bring_back_best(*newest, print) == saver.best
     assert disk.load_tensors(newest[0] / "best.pt")["weight"].eq(1).all()
 
 

@@ -205,7 +205,9 @@ def model_of(folder: Path) -> Path:
     return folder.parent.parent / "model.pt"
 
 
-def bring_back_best(folder: Path, state: dict[str, Any]) -> Entry | None:
+def bring_back_best(
+    folder: Path, state: dict[str, Any], say: Callable[[str], None]
+) -> Entry | None:
     """Make model.pt what it was when the checkpoint ``folder`` was written; its manifest entry.
 
     A run that was killed later may have found better weights since, which do not belong to it yet.
@@ -220,6 +222,7 @@ def bring_back_best(folder: Path, state: dict[str, Any]) -> Entry | None:
             return disk.copy_file(folder / BEST, weights)
         return disk.save_tensors(weights, state["model"])
     if BEST in manifest["files"] and damage_of(folder / BEST, best):
+        say(f"note    {folder / BEST} is damaged; model.pt holds the same and mends it")
         with suppress(OSError):
             disk.copy_file(weights, folder / BEST)
     return best
