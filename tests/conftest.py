@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import signal
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,14 @@ metrics: [accuracy, macro_f1]
 train: {{epochs: 2, device: cpu}}
 log: {{every: 2st, images: 4}}
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible():
+    """A shell's background job ignores Ctrl-C, one under nohup SIGHUP; a run would keep to that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
