@@ -19,13 +19,7 @@ from trainer.errors import RunError
 
 # Never through a link that somebody put in a file's place, and never waiting for a pipe.
 PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-NEW = (
-    os.O_WRONLY
-    | os.O_CREAT
-    | os.O_TRUNC
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_BINARY", 0)
-)
+NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | PLAIN
 PIECE = 2**22  # bytes written and hashed in one go
 # What the system may keep of a file in memory before it must be on the disk: new pages for a
 # gigabyte take longer than all the rest, and images that are read again lose theirs.
@@ -210,7 +204,7 @@ class AppendedFile:
 
     def __init__(self, path: Path, length: int = 0) -> None:
         """Raises RunError where the file is shorter than that."""
-        self._descriptor = os.open(path, (NEW & ~os.O_TRUNC) | PLAIN, 0o666)
+        self._descriptor = os.open(path, NEW & ~os.O_TRUNC, 0o666)
         if os.fstat(self._descriptor).st_size < length:
             os.close(self._descriptor)
             raise RunError(f"{path} is shorter than when the run was saved: lines of it are lost.")
