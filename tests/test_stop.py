@@ -167,7 +167,7 @@ def test_the_second_signal_ends_the_process_at_once(first, second):
             os.kill(os.getpid(), signal.SIGHUP)
             if stop.reason != first.name:
                 os._exit(1)
-            stop._asked -= 1
+            stop._asked = (stop._asked or 0) - 1
             os.kill(os.getpid(), second)
         os._exit(2)
     _, status = os.waitpid(child, 0)
@@ -254,6 +254,25 @@ def test_a_budget_that_is_used_up_stops_a_run_as_a_signal_does(
     assert all((a["model"][name] == b["model"][name]).all() for name in a["model"])
     result = read_json(newest(tmp_path) / "result.json")
     assert result["status"] == "done" and "reason" not in result
+
+
+def test_the_first_signal_during_the_save_of_a_used_up_budget_does_not_end_it():
+    """It is the first request of a person or a scheduler, whatever the budget asked before."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with StopRequest() as stop:
+                stop._began -= 3600
+                stop.training_begins(20)
+                with pytest.raises(Stopped, match="train.budget"):
+                    stop.check()
+                os.kill(os.getpid(), signal.SIGTERM)
+                code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
 
 
 def test_a_budget_has_minutes(start, capfd):

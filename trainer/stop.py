@@ -29,7 +29,8 @@ class StopRequest:
         self.reason = ""  # "SIGTERM", or "train.budget (30m)"; empty while nothing came
         self._nothing_to_save = True
         self._deadline, self._budget = math.inf, ""
-        self._began = self._asked = time.monotonic()
+        self._began = time.monotonic()
+        self._asked: float | None = None  # when the first signal came; a budget is none
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -43,7 +44,7 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.reason:
+        if self._asked is not None:
             # `timeout` sends its signal to the process and to its group; a person takes longer.
             if time.monotonic() - self._asked > 0.5:
                 signal.signal(number, signal.SIG_DFL)

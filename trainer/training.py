@@ -95,12 +95,11 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
             told = in_plain_words(error)
             with suppress(OSError, RunError):  # the disk may be what failed
                 update_result(run, status="failed", reason=str(told) or type(told).__name__)
-            skip = f" train.skip_non_finite={state.skipped + 10}"
-            how = (
-                "leaving such steps out" if isinstance(told, NonFiniteLoss) else "once it is mended"
-            )
-            extra = skip if isinstance(told, NonFiniteLoss) else ""
-            told.add_note(f"to go on, {how}:\n  {go_on}{extra}")
+            how = "once it is mended"
+            if isinstance(told, NonFiniteLoss):
+                how = "leaving such steps out"
+                go_on += f" train.skip_non_finite={state.skipped + 10}"
+            told.add_note(f"to go on, {how}:\n  {go_on}")
             if told is error:
                 raise
             raise told from error
