@@ -71,9 +71,10 @@ def run(arguments: argparse.Namespace) -> None:
         say(f"epochs  without a save {shown(plain)} s; with one {shown(saved)} s")
         say(f"waits   {shown(waits)} s for the copy, of the step after which was saved")
         say(f"saving costs {ratio:+.1%} of the training time, at one save an epoch")
-        state = next(Path(folder).glob("*/*/checkpoints/step-*[0-9]/state.pt"))
-        say(f"size    {state.stat().st_size / 2**20:,.0f} MiB a checkpoint")
-        resumed = [resume(state.parents[2], arguments.epochs) for _ in range(3)]
+        checkpoint = next(Path(folder).glob("*/*/checkpoints/step-*[0-9]"))
+        size = sum(path.stat().st_size for path in checkpoint.iterdir())
+        say(f"size    {size / 2**20:,.0f} MiB a checkpoint")
+        resumed = [resume(checkpoint.parents[1], arguments.epochs) for _ in range(3)]
         say(f"resume  {shown(resumed)} s from the end of `import torch` to the next step")
 
 

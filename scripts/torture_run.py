@@ -62,7 +62,7 @@ class NotReached(Exception):
 
 @dataclass
 class Reference:
-    """An uninterrupted run: its digest, its seconds, and the bytes of its state.pt."""
+    """An uninterrupted run: its digest, its seconds, and the bytes of a checkpoint."""
 
     digest: str
     seconds: float
@@ -122,7 +122,8 @@ class Bench:
         trial.expect(trial.launch(), DONE)
         seconds = time.monotonic() - started
         run = trial.the_run()
-        size = max(path.stat().st_size for path in run.glob("checkpoints/*/state.pt"))
+        newest = max(run.glob("checkpoints/step-*"))
+        size = sum(path.stat().st_size for path in newest.iterdir())
         return {"digest": digest(run, self.images), "seconds": seconds, "checkpoint_size": size}
 
     def counts(self, *overrides: str) -> Counts:
@@ -370,7 +371,7 @@ def is_whole(folder: Path) -> bool:
     """Whether a checkpoint's files have the sizes and SHA-256 that its manifest names."""
     try:
         files = json.loads((folder / "MANIFEST.json").read_text())["files"]
-        return "state.pt" in files and all(
+        return {"weights.pt", "state.pt"} <= files.keys() and all(
             hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"]
             and (folder / name).stat().st_size == entry["size"]
             for name, entry in files.items()
@@ -397,11 +398,13 @@ def digest(run: Path, images: Path) -> str:
         (path for path in run.glob("checkpoints/step-*") if is_whole(path)),
         key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)],
     )
+    weights = torch.load(newest / "weights.pt", weights_only=True, map_location="cpu")
     state = torch.load(newest / "state.pt", weights_only=True, map_location="cpu")
     best = torch.load(run / "model.pt", weights_only=True, map_location="cpu")
     result = json.loads((run / "result.json").read_text())
     sha = hashlib.sha256((run / "metrics.jsonl").read_bytes())
     for name, value in [
+        *flat(weights, "weights"),
         *flat({key: value for key, value in state.items() if key != "clocks"}, "state"),
         *flat(best, "model"),
         *flat({key: value for key, value in result.items() if key not in CLOCKS}, "result"),

@@ -382,7 +382,7 @@ def full_disk(trial: Trial, runs: Path, size: int) -> int:
 DAMAGES = (
     *(f"cut {k}/16" for k in range(16)),
     *(f"flip {k}" for k in range(16)),
-    *("no state.pt", "no manifest", "empty manifest", "{} manifest", "no files", "forged digest"),
+    *("no tensors", "no manifest", "empty manifest", "{} manifest", "no files", "forged digest"),
     *("forged garbage", "cut manifest", "list manifest", "empty folder"),
     *("best cut", "shared best cut", "best missing", "model.pt", "metrics.jsonl", "all"),
 )
@@ -413,7 +413,8 @@ def damage(trial: Trial) -> None:
 
 def spoil(folder: Path, how: str, rng: random.Random) -> None:
     """Damage a checkpoint."""
-    state, manifest = folder / "state.pt", folder / "MANIFEST.json"
+    manifest = folder / "MANIFEST.json"
+    state = folder / rng.choice(["state.pt", "weights.pt"])
     data, said = state.read_bytes(), json.loads(manifest.read_text())
     word, _, rest = how.partition(" ")
     if how == "cut manifest":
@@ -440,7 +441,7 @@ def spoil(folder: Path, how: str, rng: random.Random) -> None:
         state.unlink()
         manifest.unlink()
     elif word == "no":
-        {"state.pt": state, "manifest": manifest}.get(rest, state).unlink()
+        (manifest if rest == "manifest" else state).unlink()
         if rest == "files":
             manifest.write_text(json.dumps(said | {"files": {}}))
     elif word == "forged":  # a digest of what is not there; a true one of what is no state
@@ -448,7 +449,7 @@ def spoil(folder: Path, how: str, rng: random.Random) -> None:
         entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         if rest == "garbage":
             state.write_bytes(content)
-        manifest.write_text(json.dumps(said | {"files": said["files"] | {"state.pt": entry}}))
+        manifest.write_text(json.dumps(said | {"files": said["files"] | {state.name: entry}}))
     else:
         manifest.write_text({"empty": "", "{}": "{}", "list": "[1]"}[word])
 

@@ -27,6 +27,7 @@ from trainer.checkpoint import (
     is_finite,
     load_checkpoint,
     problem_of,
+    read_state,
     sweep,
     write_checkpoint,
 )
@@ -42,20 +43,20 @@ from trainer.state import new_state, restore, snapshot
 KINDS = ("open", "write", "fsync", "close", "replace", "mkdir")
 
 
-def state_of(step: int, best_step: int | None = None) -> dict:
+def state_of(step: int) -> dict:
     """A small state that tells which step it is of."""
-    best = {} if best_step is None else {"step": best_step}
     return {
         "model": {"weight": torch.full((3, 5), float(step))},
         "optimizer": {"state": {0: {"momentum_buffer": torch.full((3, 5), -float(step))}}},
-        "counters": {"step": step, "best": best},
+        "counters": {"step": step},
     }
 
 
-def write(
-    run: Path, step: int, keep: int = 9, best: dict | None = None, best_step: int = 0
-) -> Path:
-    return write_checkpoint(run, step, state_of(step, best_step if best else None), best, keep)
+def write(run: Path, step: int, keep: int = 9, best: dict | None = None) -> Path:
+    before = checkpoints(run)
+    write_checkpoint(run, step, state_of(step), keep, best)
+    (new,) = set(checkpoints(run)) - set(before)
+    return new
 
 
 def save_best(run: Path, step: int) -> dict:
@@ -150,17 +151,17 @@ def test_a_file_is_on_the_disk_before_its_name_and_its_name_before_the_call_retu
 
 
 def test_each_file_of_a_checkpoint_is_on_the_disk_before_the_checkpoint_has_its_name(run, calls):
-    """state.pt and best.pt before the manifest, all before the name; folders after what is new."""
+    """All tensors before the manifest, all before the name; folders after what is new."""
     best = save_best(run, 1)
     calls.clear()
-    final = write(run, 2, best=best, best_step=1)
+    final = write(run, 2, best=best)
     folder = str(final.parent)
     made = {path: place for place, (kind, path, _) in enumerate(calls) if kind == "mkdir"}
     (temporary,) = set(made) - {folder}
     synced = [(path, place) for place, (kind, path, _) in enumerate(calls) if kind == "fsync"]
     commit = calls.index(("replace", temporary, str(final)))
     named = {}
-    for name in ("state.pt", "best.pt", "MANIFEST.json"):
+    for name in ("weights.pt", "state.pt", "best.pt", "MANIFEST.json"):
         (named[name],) = (
             place
             for place, (kind, _, target) in enumerate(calls)
@@ -272,12 +273,12 @@ def test_whatever_call_fails_the_earlier_checkpoint_stays_and_no_litter(run, mon
         shutil.rmtree(run)
         run.mkdir()
         best = save_best(run, 1)
-        write(run, 2, best=best, best_step=1)
+        write(run, 2, best=best)
         before = tree(run)
         faulty = FaultyOs(kind, n)
         monkeypatch.setattr(disk, "os", faulty)
         try:
-            final = write(run, 3, keep=1, best=best, best_step=1)
+            final = write(run, 3, keep=1, best=best)
         except RunError as error:
             assert "checkpoint" in str(error)
             assert before.items() <= tree(run).items()
@@ -348,7 +349,7 @@ def test_a_second_state_of_a_step_stands_beside_the_first_and_is_the_newer(run):
     for number in range(2, 12):
         state = state_of(7)
         state["counters"]["number"] = number
-        write_checkpoint(run, 7, state, None, 99)
+        write_checkpoint(run, 7, state, 99, None)
     assert tree(first) == before
     newest = load_checkpoint(run, print)
     assert newest is not None and newest[1]["counters"]["number"] == 11
@@ -396,7 +397,7 @@ def whole(tmp_path_factory):
     run = tmp_path_factory.mktemp("whole")
     best = save_best(run, 1)
     for step in (2, 3):
-        write(run, step, best=best, best_step=1)
+        write(run, step, best=best)
     return run
 
 
@@ -433,7 +434,7 @@ def damage(folder: Path, name: str, kind: str, place: float, bit: int) -> None:
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    name=st.sampled_from(["state.pt", "best.pt", "MANIFEST.json"]),
+    name=st.sampled_from(["state.pt", "weights.pt", "best.pt", "MANIFEST.json"]),
     kind=st.sampled_from(["flip", "flip", "flip", "cut", "longer", "zeros", "missing", "folder"]),
     place=st.floats(0, 1, exclude_max=True),
     bit=st.integers(0, 7),
@@ -465,8 +466,8 @@ def test_a_forged_manifest_that_is_right_is_taken(whole, tmp_path):
 
 
 NO_ENTRIES: list[Any] = [None, 1, "x", [], {}, {"size": 1}]
-NO_FILES: list[Any] = [None, [], "state.pt", {}, {"best.pt": {}}]
-NO_FILES += [{"state.pt": entry} for entry in NO_ENTRIES]
+NO_FILES: list[Any] = [None, [], "state.pt", {}, {"best.pt": {}}, {"state.pt": {}}]
+NO_FILES += [{"state.pt": entry, "weights.pt": entry} for entry in NO_ENTRIES]
 
 
 @pytest.mark.parametrize("files", NO_FILES, ids=str)
@@ -532,12 +533,12 @@ def test_the_best_weights_of_a_state_come_back_whatever_became_of_model_pt(
     """Best in an earlier epoch, in that of the checkpoint before, and in the state's own."""
     for step in (1, 2, 3):
         if step <= best_step:
-            best, of = save_best(run, step), step
-        folder = write(run, step, keep=1, best=best, best_step=of)
+            best = save_best(run, step)
+        folder = write(run, step, keep=1, best=best)
     happened(run)
     found = load_checkpoint(run, print)
     assert found is not None and found[0] == folder
-    entry = bring_back_best(*found, print)
+    entry = bring_back_best(found[0], print)
     weights = torch.load(run / "model.pt", weights_only=True)
     assert weights["weight"].eq(best_step).all()
     assert entry is not None and entry["sha256"] == disk.sha256_of(run / "model.pt")
@@ -545,29 +546,41 @@ def test_the_best_weights_of_a_state_come_back_whatever_became_of_model_pt(
 
 def test_the_best_weights_lie_in_two_places_of_which_one_may_be_damaged(run):
     best = save_best(run, 1)
-    first, second = (write(run, step, best=best, best_step=1) for step in (2, 3))
+    first, second = (write(run, step, best=best) for step in (2, 3))
     assert (first / "best.pt").samefile(second / "best.pt")  # written once
     overwritten(run)  # a user writes into model.pt
     assert problem_of(first) is None and problem_of(second) is None
     found = load_checkpoint(run, print)
-    assert found is not None and bring_back_best(*found, print) == best
+    assert found is not None and bring_back_best(found[0], print) == best
     (second / "best.pt").write_bytes(b"")  # of both checkpoints
     found = load_checkpoint(run, print)
     assert found is not None and found[0] == second
     said: list[str] = []
-    assert bring_back_best(*found, said.append) == best
+    assert bring_back_best(found[0], said.append) == best
     assert len(said) == 1 and "best.pt is damaged" in said[0]
     assert disk.sha256_of(second / "best.pt") == best["sha256"]  # mended, for those to come
     overwritten(run)
     assert problem_of(second) is None and problem_of(first) is not None
 
 
+def test_the_best_weights_are_written_once_and_are_two_files_of_which_one_is_the_users(run):
+    with Saver(run, 9, lambda: None) as saver:
+        for step in (1, 2, 3):
+            card = {"classes": ["a"]} if step == 1 else None
+            saver.save(step, state_of(step), card, True)
+    first, *later = checkpoints(run)
+    assert disk.sha256_of(run / "model.pt") == disk.sha256_of(first / "weights.pt")
+    assert not (run / "model.pt").samefile(first / "weights.pt")
+    assert not (first / "best.pt").exists()
+    assert all((folder / "best.pt").samefile(first / "weights.pt") for folder in later)
+
+
 def test_where_model_pt_was_changed_the_best_weights_come_from_an_earlier_checkpoint(run):
     best = save_best(run, 1)
-    write(run, 2, best=best, best_step=1)
+    write(run, 2, best=best)
     for happened in (overwritten, removed):
         happened(run)
-        folder = write(run, 3, best=best, best_step=1)
+        folder = write(run, 3, best=best)
         assert disk.sha256_of(folder / "best.pt") == best["sha256"]
 
 
@@ -575,14 +588,14 @@ def test_weights_that_changed_while_the_run_went_on_are_not_taken_for_the_best(r
     best = save_best(run, 1)
     overwritten(run)
     with pytest.raises(RunError, match=r"model\.pt was changed"):
-        write(run, 2, best=best, best_step=1)
+        write(run, 2, best=best)
     sweep(run)
     assert tree(run).keys() == {"model.pt", "checkpoints"}
 
 
 def test_a_run_without_a_best_epoch_goes_on_without_one(run):
     folder = write(run, 1)
-    assert bring_back_best(folder, state_of(1), print) is None
+    assert bring_back_best(folder, print) is None
     assert not (run / "model.pt").exists()
 
 
@@ -669,7 +682,7 @@ def test_a_state_that_is_no_number_is_never_written_and_displaces_none(run, valu
     """Each tensor in turn: weights, batch norm's statistics, the optimizer's averages."""
     assert len(PLACES) > 20
     best = save_best(run, 1)
-    write(run, 1, best=best, best_step=1)
+    write(run, 1, best=best)
     before = tree(run)
     for part, place in PLACES:
         weights, optimizer = trained()
@@ -747,7 +760,7 @@ def test_training_may_go_on_at_once_and_the_file_still_holds_the_moment(run, con
         state.rates.append(1.0)
         state.speeds.append(1.0)
         disk_is_slow.let_go()
-    saved = disk.load_tensors(checkpoints(run)[-1] / "state.pt")
+    saved = read_state(checkpoints(run)[-1])
     assert saved.keys() == expected.keys()
     assert_equal(saved, expected)
     assert_equal(disk.load_tensors(run / "model.pt"), expected["model"])
@@ -809,7 +822,7 @@ def test_a_second_save_waits_for_the_first_whose_memory_it_fills_anew(run, confi
         assert first is not None and saver.memory is not None
         name = next(iter(first["model"]))
         assert first["model"][name] is saver.memory["model"][name]  # no new memory
-    files = [disk.load_tensors(folder / "state.pt")["model"][name] for folder in checkpoints(run)]
+    files = [read_state(folder)["model"][name] for folder in checkpoints(run)]
     assert not files[0].eq(7.0).any() and files[1].eq(7.0).all()
 
 
@@ -824,11 +837,11 @@ def test_what_was_logged_is_on_the_disk_before_the_state_that_counts_it_is_seen(
 
 def test_the_best_weights_are_written_before_the_state_that_counts_on_them(run):
     with Saver(run, 9, lambda: None) as saver:
-        saver.save(1, state_of(1, best_step=1), {"classes": ["a"]}, True)
-        saver.save(2, state_of(2, best_step=1), None, True)
+        saver.save(1, state_of(1), {"classes": ["a"]}, True)
+        saver.save(2, state_of(2), None, True)
     assert json.loads((run / "model.json").read_text())["weights"] == saver.best
     newest = load_checkpoint(run, print)
-    assert newest is not None and bring_back_best(*newest, print) == saver.best
+    assert newest is not None and bring_back_best(newest[0], print) == saver.best
     assert disk.load_tensors(newest[0] / "best.pt")["weight"].eq(1).all()
 
 

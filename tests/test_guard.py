@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.checkpoint import checkpoints, is_finite
+from trainer.checkpoint import checkpoints, is_finite, read_state
 from trainer.config import load_config
-from trainer.disk import load_tensors
 from trainer.errors import NonFiniteLoss
 from trainer.guard import Guard
 from trainer.job import prepare
@@ -59,7 +58,7 @@ def test_a_step_that_is_no_number_is_not_taken_and_is_named_with_its_images(
     ids = [job.data.dataset.ids[i] for i in job.data.parts["train"].indices[rows].tolist()]
     assert f"of these images: {', '.join(ids)}." in message
     (run,) = (tmp_path / "runs" / "small").iterdir()
-    saved = [load_tensors(folder / "state.pt") for folder in checkpoints(run)]
+    saved = [read_state(folder) for folder in checkpoints(run)]
     # A step that ends an epoch is saved once that is judged; all before the bad one are there.
     assert [state["counters"]["step"] for state in saved] == list(range(1, bad))
     assert all(is_finite(state) for state in saved)
@@ -128,7 +127,7 @@ def test_steps_are_left_out_as_often_as_allowed_and_counted_over_resumes(spoiled
     with pytest.raises(NonFiniteLoss, match="in step 7 "):  # its calls count from the resume: 1
         spoiled(Spoiled({1}), "train.skip_non_finite=2", *every, resume=stopped)
     again = spoiled(Spoiled({1}), "train.skip_non_finite=3", *every, resume=stopped)
-    last, other = (load_tensors(checkpoints(path)[-1] / "state.pt") for path in (run, again))
+    last, other = (read_state(checkpoints(path)[-1]) for path in (run, again))
     assert all(torch.equal(last["model"][name], other["model"][name]) for name in last["model"])
     assert (run / "metrics.jsonl").read_bytes() == (again / "metrics.jsonl").read_bytes()
 
@@ -158,7 +157,7 @@ def test_a_state_that_is_no_number_is_never_saved_and_displaces_none(
     with pytest.raises(NonFiniteLoss, match="is not saved|in step 5"), StopRequest() as stop:
         train_job(job, tmp_path / "runs", None, print, stop)
     (folder,) = (tmp_path / "runs" / "small").iterdir()
-    states = [load_tensors(path / "state.pt") for path in checkpoints(folder)]
+    states = [read_state(path) for path in checkpoints(folder)]
     assert [state["counters"]["step"] for state in states] == [2, 3]
     assert all(is_finite(state) for state in states)
 
@@ -173,10 +172,10 @@ def test_on_a_gpu_too_what_is_saved_and_logged_knows_of_each_step_left_out(
     monkeypatch.setattr("trainer.training.Guard", functools.partial(Guard, lag=64))
     run = spoiled(Spoiled({bad}), "train.skip_non_finite=1", every, "checkpoint.keep=9")
     for folder in checkpoints(run):
-        counters = load_tensors(folder / "state.pt")["counters"]
+        counters = read_state(folder)["counters"]
         assert counters["skipped"] == (counters["step"] >= bad), folder
     for line in read_metrics(run / "metrics.jsonl"):
         if "train/loss" in line:
             assert line.get("train/skipped") == (1.0 if line["step"] >= bad else None)
-    last, other = (load_tensors(checkpoints(path)[-1] / "state.pt") for path in (run, at_once))
+    last, other = (read_state(checkpoints(path)[-1]) for path in (run, at_once))
     assert all(torch.equal(last["model"][name], other["model"][name]) for name in last["model"])

@@ -18,9 +18,9 @@ import trainer.state
 import trainer.training
 from datasets.files import ImageFiles
 from tests.test_training import assert_same_run, last_state, same, tags_of
-from trainer.checkpoint import checkpoints, digest_of, problem_of
+from trainer.checkpoint import checkpoints, digest_of, problem_of, read_state
 from trainer.config import load_config
-from trainer.disk import load_tensors, read_json, save_tensors, write_json
+from trainer.disk import read_json, save_tensors, write_json
 from trainer.errors import ConfigError, RunError
 from trainer.job import prepare
 from trainer.loader import Loader
@@ -203,12 +203,13 @@ def test_a_checkpoint_that_others_made_is_refused_in_one_message_or_is_plain_dat
     """Its manifest certifies it: whoever can write the one can write the other."""
     run = train("scheduler={name: StepLR, step_size: 1}")
     folder = checkpoints(run)[-1]
-    content = load_tensors(folder / "state.pt")
+    content = read_state(folder)
     holder = content
     for key in place[:-1]:
         holder = holder[key]
     holder[place[-1]] = value
     manifest = read_json(folder / "MANIFEST.json")
+    manifest["files"]["weights.pt"] = save_tensors(folder / "weights.pt", content.pop("model"))
     manifest["files"]["state.pt"] = save_tensors(folder / "state.pt", content)
     write_json(folder / "MANIFEST.json", manifest | {"sha256": digest_of(manifest)})
     assert problem_of(folder) is None

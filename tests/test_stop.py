@@ -18,8 +18,8 @@ import trainer.stop
 import trainer.training
 from datasets.files import ImageFiles
 from tests.test_training import assert_same_run
-from trainer.checkpoint import checkpoints, problem_of
-from trainer.disk import load_tensors, read_json
+from trainer.checkpoint import checkpoints, problem_of, read_state
+from trainer.disk import read_json
 from trainer.errors import Stopped
 from trainer.loader import Loader
 from trainer.schedulers import Schedule
@@ -136,7 +136,7 @@ def test_a_signal_in_any_phase_of_a_run_saves_within_a_step_and_tells_how_to_go_
         assert start() == 75
     run, told = newest(tmp_path), capfd.readouterr().err
     assert f"stopped by {signal.Signals(number).name}" in told
-    saved = load_tensors(checkpoints(run)[-1] / "state.pt")["counters"]["step"]
+    saved = read_state(checkpoints(run)[-1])["counters"]["step"]
     assert f"saved after step {saved}" in told
     assert saved == done[0]  # no step is lost
     assert step in (None, saved)
@@ -250,7 +250,7 @@ def test_a_budget_that_is_used_up_stops_a_run_as_a_signal_does(
     assert (newest(tmp_path) / "metrics.jsonl").read_bytes() == (
         straight / "metrics.jsonl"
     ).read_bytes()
-    a, b = (load_tensors(checkpoints(r)[-1] / "state.pt") for r in (straight, newest(tmp_path)))
+    a, b = (read_state(checkpoints(r)[-1]) for r in (straight, newest(tmp_path)))
     assert all((a["model"][name] == b["model"][name]).all() for name in a["model"])
     result = read_json(newest(tmp_path) / "result.json")
     assert result["status"] == "done" and "reason" not in result

@@ -119,14 +119,17 @@ def write_run(folder: Path, *, change: str = "") -> Path:
         "counters": {"step": 10 + (change == "a counter")},
         "clocks": {"train_seconds": 1.0 + (change == "clocks")},
     }
+    torch.save(state.pop("model"), checkpoint / "weights.pt")
     torch.save(state, checkpoint / "state.pt")
     torch.save({"weight": tensor("the best weights")}, run / "model.pt")
     (run / "metrics.jsonl").write_text('{"step": 10}\n' * (1 + (change == "metrics")))
     result = {"test": {"loss": 0.5 + (change == "a result")}, "images_per_second": len(change)}
     (run / "result.json").write_text(json.dumps(result))
-    data = (checkpoint / "state.pt").read_bytes()
-    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (checkpoint / "MANIFEST.json").write_text(json.dumps({"files": {"state.pt": entry}}))
+    files = {}
+    for name in ("weights.pt", "state.pt"):
+        data = (checkpoint / name).read_bytes()
+        files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (checkpoint / "MANIFEST.json").write_text(json.dumps({"files": files}))
     assert is_whole(checkpoint)
     return run
 
@@ -146,11 +149,12 @@ def test_clocks_do_not_change_the_digest(tmp_path):
     )
 
 
-def test_a_checkpoint_with_another_byte_is_not_whole(tmp_path):
+@pytest.mark.parametrize("name", ["weights.pt", "state.pt"])
+def test_a_checkpoint_with_another_byte_is_not_whole(tmp_path, name):
     checkpoint = write_run(tmp_path) / "checkpoints" / "step-000000010"
-    data = bytearray((checkpoint / "state.pt").read_bytes())
+    data = bytearray((checkpoint / name).read_bytes())
     data[-1] ^= 1
-    (checkpoint / "state.pt").write_bytes(data)
+    (checkpoint / name).write_bytes(data)
     assert not is_whole(checkpoint)
 
 

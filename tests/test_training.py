@@ -14,10 +14,10 @@ import torch.nn.functional as F
 import trainer.epochs
 import trainer.training
 from models.lenet import LeNet
-from trainer.checkpoint import checkpoints, write_checkpoint
+from trainer.checkpoint import checkpoints, read_state, write_checkpoint
 from trainer.config import load_config
 from trainer.data import load_data
-from trainer.disk import load_tensors, sha256_of
+from trainer.disk import sha256_of
 from trainer.errors import ConfigError, NonFiniteLoss, RunError, Stopped
 from trainer.evaluation import evaluate_run
 from trainer.guard import Guard
@@ -37,7 +37,7 @@ def weights(run: Path):
 
 
 def last_state(run: Path):
-    return load_tensors(checkpoints(run)[-1] / "state.pt")
+    return read_state(checkpoints(run)[-1])
 
 
 def same(a, b):
@@ -329,7 +329,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_last_good_checkpoi
     result = json.loads((run / "result.json").read_text())
     assert result["status"] == "failed" and "optimizer.lr" in result["reason"]
     for folder in checkpoints(run):
-        state = load_tensors(folder / "state.pt")
+        state = read_state(folder)
         assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
 
 
@@ -351,9 +351,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(train, capsys):
     run = train("checkpoint.every=1st", "checkpoint.keep=9")
     straight = last_state(run)
     newest = checkpoints(run)[-1]
-    data = bytearray((newest / "state.pt").read_bytes())
+    data = bytearray((newest / "weights.pt").read_bytes())
     data[len(data) // 2] ^= 1
-    (newest / "state.pt").write_bytes(data)
+    (newest / "weights.pt").write_bytes(data)
     train(resume=run, file=run / "config.yaml")
     assert f"{newest} is damaged" in capsys.readouterr().out
     again = last_state(run)
@@ -688,7 +688,7 @@ def test_a_checkpoint_is_due_after_minutes_steps_or_epochs(train, config_file, m
 
     def saved(every):
         run = train(f"checkpoint.every={every}", "checkpoint.keep=99")
-        return [load_tensors(path / "state.pt")["counters"]["step"] for path in checkpoints(run)]
+        return [read_state(path)["counters"]["step"] for path in checkpoints(run)]
 
     assert saved("10m") == [3, 6, 9, 10]
     assert saved("4st") == [4, 8, 10]

@@ -1,4 +1,6 @@
-"""Full states of a run: ``checkpoints/step-000000123/`` with state.pt, best.pt and MANIFEST.json.
+"""Full states of a run: ``checkpoints/step-000000123/`` with its files and their MANIFEST.json.
+
+weights.pt holds the model's weights, state.pt all else, best.pt an earlier step's better weights.
 
 A checkpoint is written beside its final name, brought to the disk, and renamed: one that can be
 seen is whole. The manifest is written last and names each file with its size and SHA-256. What is
@@ -21,17 +23,33 @@ import torch
 from trainer import disk
 from trainer.errors import RunError
 
-MANIFEST, STATE, BEST = "MANIFEST.json", "state.pt", "best.pt"
+MANIFEST, STATE, WEIGHTS, BEST = "MANIFEST.json", "state.pt", "weights.pt", "best.pt"
 Entry = dict[str, Any]  # a file's size and sha256
 
 
+def write_best(run: Path, weights: object, card: dict[str, Any], *copies: Path) -> Entry:
+    """Make ``weights`` the run's best ones: model.pt, and model.json, which describes them.
+
+    ``copies`` become the same file as model.pt: all are written in one go. Returns their entry.
+    """
+    entry = disk.save_tensors(run / "model.pt", weights, *copies)
+    disk.write_json(run / "model.json", card | {"weights": entry})
+    return entry
+
+
 def write_checkpoint(
-    run: Path, step: int, state: dict[str, Any], best: Entry | None, keep: int
-) -> Path:
+    run: Path,
+    step: int,
+    state: dict[str, Any],
+    keep: int,
+    best: Entry | None,
+    card: dict[str, Any] | None = None,
+) -> Entry | None:
     """Write ``state`` (tensors and plain values) as a checkpoint of ``step``; keep the last few.
 
-    ``best`` is what model.pt is to hold, which goes with the state. Older checkpoints go only after
-    the new one is whole. Raises RunError where the disk refuses; what was there before then stays.
+    With a ``card``, its weights are the best ones. ``best`` are the best before, which go along
+    else. Returns the entry of those that are the best now. Older checkpoints go only after the new
+    one is whole. Raises RunError where the disk refuses; earlier checkpoints then stay.
     """
     folder = folder_of(run)
     final = folder / f"step-{step:09d}"
@@ -44,12 +62,16 @@ def write_checkpoint(
         if not folder.exists():
             disk.make_folder(folder)
         disk.make_folder(temporary)
-        files = {STATE: disk.save_tensors(temporary / STATE, state)}
-        # The best weights are the state's own, or go along: model.pt may be ahead of the state.
-        if best and state["counters"]["best"]["step"] != step:
+        if card:
+            weights = best = write_best(run, state["model"], card, temporary / WEIGHTS)
+        else:
+            weights = disk.save_tensors(temporary / WEIGHTS, state["model"])
+        rest = {name: value for name, value in state.items() if name != "model"}
+        files = {WEIGHTS: weights, STATE: disk.save_tensors(temporary / STATE, rest)}
+        if best and best != weights:
             files[BEST] = best
             take_along(run, best, temporary / BEST)
-        manifest = {"schema": 2, "step": step, "files": files, "best": best}
+        manifest = {"schema": 3, "step": step, "files": files, "best": best}
         manifest["sha256"] = digest_of(manifest)
         disk.write_json(temporary / MANIFEST, manifest)
         disk.rename(temporary, final)
@@ -63,7 +85,7 @@ def write_checkpoint(
     for old in checkpoints(run)[:-keep]:
         if old != final:  # a copy of a later step may lie there
             remove(old)
-    return final
+    return best
 
 
 def take_along(run: Path, best: Entry, target: Path) -> None:
@@ -72,9 +94,10 @@ def take_along(run: Path, best: Entry, target: Path) -> None:
     With model.pt they lie there twice. It is no link to that: a user may write into it.
     """
     for earlier in reversed(checkpoints(run)):
-        if manifest_of(earlier).get("files", {}).get(BEST) == best:
+        files = manifest_of(earlier).get("files", {})
+        if name := next((name for name in (BEST, WEIGHTS) if files.get(name) == best), None):
             try:
-                disk.link(earlier / BEST, target)
+                disk.link(earlier / name, target)
                 return
             except OSError:  # a file system without links
                 break
@@ -113,7 +136,7 @@ def load_checkpoint(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
         problem = problem_of(folder)
         if problem is None:
             try:
-                state: dict[str, Any] = disk.load_tensors(folder / STATE)
+                state = read_state(folder)
             except RunError as error:
                 problem = str(error)
             else:
@@ -126,6 +149,14 @@ def load_checkpoint(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
     if folders:
         raise RunError(f"{run} cannot be resumed: no checkpoint of it is whole. Start a new run.")
     return None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state that a checkpoint holds; raises RunError where its files are none of ours."""
+    state = disk.load_tensors(folder / STATE)
+    if not isinstance(state, dict):
+        raise RunError(f"{folder / STATE} holds no state.")
+    return {"model": disk.load_tensors(folder / WEIGHTS)} | state
 
 
 def free_name(path: Path) -> Path:
@@ -172,7 +203,8 @@ def problem_of(folder: Path) -> str | None:
     files = manifest.get("files")
     if manifest.get("sha256") != digest_of(manifest):
         return f"{MANIFEST} is missing or damaged"
-    if not isinstance(files, dict) or STATE not in files or not {STATE, BEST} >= files.keys():
+    names = {STATE, WEIGHTS}
+    if not isinstance(files, dict) or not names <= files.keys() <= names | {BEST}:
         return f"{MANIFEST} is no manifest of ours"
     if "best" not in manifest:
         return f"{MANIFEST} is no manifest of ours"
@@ -205,9 +237,7 @@ def model_of(folder: Path) -> Path:
     return folder.parent.parent / "model.pt"
 
 
-def bring_back_best(
-    folder: Path, state: dict[str, Any], say: Callable[[str], None]
-) -> Entry | None:
+def bring_back_best(folder: Path, say: Callable[[str], None]) -> Entry | None:
     """Make model.pt what it was when the checkpoint ``folder`` was written; its manifest entry.
 
     A run that was killed later may have found better weights since, which do not belong to it yet.
@@ -218,9 +248,7 @@ def bring_back_best(
     if best is None:
         return None
     if damage_of(weights, best):
-        if BEST in manifest["files"]:
-            return disk.copy_file(folder / BEST, weights)
-        return disk.save_tensors(weights, state["model"])
+        return disk.copy_file(folder / (BEST if BEST in manifest["files"] else WEIGHTS), weights)
     if BEST in manifest["files"] and damage_of(folder / BEST, best):
         say(f"note    {folder / BEST} is damaged; model.pt holds the same and mends it")
         with suppress(OSError):

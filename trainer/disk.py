@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ class Digest:
     A digest of what the file then holds would certify a bad write.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._sha256, self.size = descriptor, hashlib.sha256(), 0
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        """Each of the open files gets the same."""
+        self._descriptors, self._sha256, self.size = descriptors, hashlib.sha256(), 0
         self._waiting = bytearray()  # torch.save writes a thousand small pieces
         self._cached = 0
         self.failure: OSError | None = None
@@ -61,13 +62,15 @@ class Digest:
     def _put(self, piece: bytearray | memoryview) -> None:
         self._sha256.update(piece)
         try:
-            write_all(self._descriptor, piece)
+            for descriptor in self._descriptors:
+                write_all(descriptor, piece)
             self._cached += len(piece)
             if self._cached >= CACHED:
-                os.fsync(self._descriptor)
                 self._cached = 0
-                if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                for descriptor in self._descriptors:
+                    os.fsync(descriptor)
+                    if hasattr(os, "posix_fadvise"):
+                        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             self.failure = error  # torch.save makes a RuntimeError without its reason of it
             raise
@@ -84,29 +87,38 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def write_with(path: Path, fill: Callable[[Digest], object]) -> dict[str, Any]:
+def write_with(path: Path, fill: Callable[[Digest], object], *copies: Path) -> dict[str, Any]:
     """Replace ``path`` by what ``fill`` writes, at once: whoever looks sees the old or the new.
 
-    Returns its size and SHA-256. Where writing fails, ``path`` stays as it was.
+    ``copies`` become the same. Returns size and SHA-256. Where writing fails, all stay as they
+    were.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    paths = [*copies, path]
+    temporaries = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
+    descriptors: list[int] = []
     try:
-        descriptor = os.open(temporary, NEW, 0o666)
         try:
-            digest = Digest(descriptor)
+            for temporary in temporaries:
+                descriptors.append(os.open(temporary, NEW, 0o666))
+            digest = Digest(descriptors)
             try:
                 fill(digest)
                 digest.flush()
             except RuntimeError as error:
                 raise digest.failure or error from None
-            os.fsync(descriptor)
+            for descriptor in descriptors:
+                os.fsync(descriptor)
         finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        for temporary, final in zip(temporaries, paths, strict=True):
+            os.replace(temporary, final)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    for final in paths:
+        sync_folder(final.parent)
     return digest.entry()
 
 
@@ -146,12 +158,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def save_tensors(path: Path, content: object) -> dict[str, Any]:
+def save_tensors(path: Path, content: object, *copies: Path) -> dict[str, Any]:
     """Write tensors and plain values, readable with ``torch.load(path, weights_only=True)``.
 
-    Returns the file's size and SHA-256.
+    ``copies`` become the same file again. Returns its size and SHA-256.
     """
-    return write_with(path, lambda file: torch.save(content, file))  # type: ignore[arg-type]
+    return write_with(path, lambda file: torch.save(content, file), *copies)  # type: ignore[arg-type]
 
 
 def load_tensors(path: Path) -> Any:

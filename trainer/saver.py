@@ -5,8 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-from trainer import disk
-from trainer.checkpoint import Entry, is_finite, write_checkpoint
+from trainer.checkpoint import Entry, is_finite, write_best, write_checkpoint
 from trainer.errors import NonFiniteLoss, RunError
 
 
@@ -45,16 +44,15 @@ class Saver:
             )
         try:
             self.sync_log()
-            if card is not None:
-                self.best = disk.save_tensors(self.run / "model.pt", state["model"])
-                disk.write_json(self.run / "model.json", card | {"weights": self.best})
+            if card and not checkpoint:
+                self.best = write_best(self.run, state["model"], card)
         except OSError as error:
             raise RunError(
                 f"{self.run}: the best weights could not be written ({error.strerror or error}). "
                 "Earlier checkpoints are as they were; free some space and resume."
             ) from None
         if checkpoint:
-            write_checkpoint(self.run, step, state, self.best, self.keep)
+            self.best = write_checkpoint(self.run, step, state, self.keep, self.best, card)
 
     def check(self) -> None:
         """Raise what writing has failed with, without waiting for it."""

@@ -15,7 +15,7 @@ from trainer.resume import settings
 from trainer.run import device_name
 from trainer.run_log import Lengths
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass

@@ -166,7 +166,7 @@ def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | No
     read_metrics(run / "metrics.jsonl", lengths.metrics)  # the report would stumble over damage
     write_split(job, run)  # the same; it may have been lost
     state.saved = state.moment
-    best = bring_back_best(folder, content, say)
+    best = bring_back_best(folder, say)
     if best:
         write_json(run / "model.json", card(job, state.best) | {"weights": best})
     early_stop = job.config.early_stop
