@@ -285,6 +285,8 @@ class Trial:
             if not (match := re.fullmatch(r"step-(\d+)(\.\d+)?", folder.name)):
                 continue
             if not is_whole(folder):
+                if not folder.exists():  # pruned meanwhile: the saver's thread goes on as we look
+                    continue
                 raise Lost(f"{folder.name} can be seen, and is not whole")
             found.append(int(match[1]))
         return sorted(found)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts import torture_run
 from scripts.torture import Outcome, main, survived, table
 from scripts.torture_run import digest, is_whole
 from scripts.torture_trials import DAMAGES, spread
@@ -156,6 +158,29 @@ def test_a_checkpoint_with_another_byte_is_not_whole(tmp_path, name):
     data[-1] ^= 1
     (checkpoint / name).write_bytes(data)
     assert not is_whole(checkpoint)
+
+
+def test_a_checkpoint_pruned_while_it_is_looked_at_is_not_lost_and_one_that_stays_is(
+    tmp_path, monkeypatch
+):
+    """A fault that strikes in one thread looks while the saver's thread goes on."""
+    trial = torture_run.Trial(torture_run.Bench(tmp_path), 0, tmp_path)
+    run = write_run(tmp_path / "runs" / "torture")
+    (run / "config.yaml").write_text("")
+    checkpoints = run / "checkpoints"
+    newer = shutil.copytree(checkpoints / "step-000000010", checkpoints / "step-000000020")
+    assert trial.steps() == [10, 20]
+
+    def prune_first(folder: Path) -> bool:
+        if folder != newer and folder.exists():
+            folder.rename(folder.with_name(f"{folder.name}.tmp-1"))
+        return is_whole(folder)
+
+    monkeypatch.setattr(torture_run, "is_whole", prune_first)
+    assert trial.steps() == [20]
+    (newer / "weights.pt").unlink()
+    with pytest.raises(torture_run.Lost, match="step-000000020 can be seen, and is not whole"):
+        trial.steps()
 
 
 def test_what_was_lost_or_never_tried_did_not_survive():
