@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,10 @@ from tests.test_training import assert_same_run, last_state, same, tags_of
 from trainer.checkpoint import checkpoints, digest_of, problem_of, read_state
 from trainer.config import load_config
 from trainer.disk import read_json, save_tensors, write_json
-from trainer.errors import ConfigError, RunError
+from trainer.errors import ConfigError, RunError, WorkerDied
+from trainer.guard import Guard
 from trainer.job import prepare
-from trainer.loader import Loader
+from trainer.loader import Loader, from_workers
 from trainer.resume import find_resumable, flatten, settings
 from trainer.run import lock_run, read_metrics
 from trainer.run_log import Lengths
@@ -249,7 +251,7 @@ def test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoint(config_file)
         trained.optimizer.step()
         trained.schedule.after_step()
         trained.schedule.after_epoch(0.5)
-        state.loss.add(loss.detach(), len(images))
+        state.loss.add(loss.item(), len(images))
     for number, name in enumerate(PLAIN):
         kind = type(getattr(state, name))
         value = {"best": BEST, "rates": [0.5], "reference": 0.25}.get(name, number + 1)
@@ -261,7 +263,7 @@ def test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoint(config_file)
     assert lengths == Lengths(70, 80)
     for field in fields - {"loss", "saved_at", "saved"}:
         assert getattr(back, field) == getattr(state, field), field
-    assert same(back.loss.totals, state.loss.totals)
+    assert back.loss == state.loss
     assert same(job.model.state_dict(), trained.model.state_dict())
     assert same(job.optimizer.state_dict(), trained.optimizer.state_dict())
     assert same(job.schedule.state_dict(), trained.schedule.state_dict())
@@ -410,8 +412,9 @@ def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(
 
     monkeypatch.setattr(trainer.epochs, "learning_rates", killing)
     more = ("loader.workers=2", JITTER)
-    assert main(["--config", str(config_file), "--runs", str(tmp_path / "runs"), *more]) == 8
+    code = main(["--config", str(config_file), "--runs", str(tmp_path / "runs"), *more])
     told = capfd.readouterr().err
+    assert code == 8, told
     assert f"the worker process {killed[0]} ended by itself" in told
     assert "Traceback" not in told and "--resume" in told
     run = max((tmp_path / "runs" / "small").iterdir(), key=lambda path: path.stat().st_ctime_ns)
@@ -419,6 +422,28 @@ def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(
     assert last_state(run)["counters"]["step"] >= 3  # not a step is lost
     assert main(["--resume", str(run), "loader.workers=0"]) == 0
     assert same(last_state(run)["model"], last_state(straight)["model"])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(ConnectionResetError("reset"), WorkerDied), (EOFError(), WorkerDied), (OSError(5), OSError)],
+)
+def test_a_worker_that_closes_its_connection_before_it_is_gone_is_told_as_dead(error, told):
+    class Dying:
+        pid, asked = 7, 0
+
+        def is_alive(self):
+            self.asked += 1
+            return self.asked < 5
+
+    class Loader:
+        _iterator = types.SimpleNamespace(_workers=[Dying()])
+
+        def __iter__(self):
+            raise error
+
+    with pytest.raises(told):
+        next(from_workers(Loader()))
 
 
 @pytest.mark.parametrize(
@@ -434,15 +459,15 @@ def test_memory_that_runs_out_ends_in_one_message_its_exit_code_and_a_valid_chec
     train, config_file, tmp_path, monkeypatch, capfd, error
 ):
     straight = train("checkpoint.every=1st")
-    norm, calls = torch.nn.utils.get_total_norm, []
+    norm, calls = Guard.norm, []
 
-    def failing(gradients):
+    def failing(*arguments):
         calls.append(1)
         if len(calls) == 4:
             raise error
-        return norm(gradients)
+        return norm(*arguments)
 
-    monkeypatch.setattr(torch.nn.utils, "get_total_norm", failing)
+    monkeypatch.setattr(Guard, "norm", failing)
     command = ["--config", str(config_file), "--runs", str(tmp_path / "runs")]
     assert main([*command, "checkpoint.every=1st"]) == 7
     told = capfd.readouterr().err

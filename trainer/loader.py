@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -298,7 +299,11 @@ def from_workers(worker_loader: DataLoader[Any]) -> Iterator[Any]:
     except (RuntimeError, OSError, EOFError) as error:
         iterator: Any = worker_loader._iterator
         workers = iterator._workers if iterator else []
-        dead = [str(worker.pid) for worker in workers if not worker.is_alive()]
+        patience = time.monotonic() + isinstance(error, EOFError | ConnectionError)
+        while not (dead := [str(worker.pid) for worker in workers if not worker.is_alive()]):
+            if time.monotonic() >= patience:
+                break
+            time.sleep(0.001)  # a process that ends closes its connections before it is gone
         if not dead:
             raise
         raise WorkerDied(
