@@ -257,12 +257,8 @@ SABOTAGES = [
         "saved before the scheduler's step",
         "each resume delays the learning rate by a step",
         "trainer/loop.py",
-        "        schedule.after_step()\n"
-        "        step += 1\n"
-        "        yield loss.detach(), len(images)\n",
-        "        step += 1\n"
-        "        yield loss.detach(), len(images)\n"
-        "        schedule.after_step()\n",
+        "        schedule.after_step()\n        step += 1\n        yield len(images)\n",
+        "        step += 1\n        yield len(images)\n        schedule.after_step()\n",
         (f"{EXACT}[1-OneCycleLR]",),
     ),
     Sabotage(
@@ -285,8 +281,8 @@ SABOTAGES = [
         "relative cursor",
         "the second resume within an epoch shows images again",
         "trainer/epochs.py",
-        "    stop.check()\n    for loss, images in bar(",
-        "    state.batch = 0\n    stop.check()\n    for loss, images in bar(",
+        "    stop.check()\n    for images in bar(",
+        "    state.batch = 0\n    stop.check()\n    for images in bar(",
         (f"{THRICE}[batch norm]",),
     ),
     Sabotage(
@@ -441,24 +437,24 @@ SABOTAGES = [
         "guard looks after the step",
         "NaN is noticed when it is in the weights",
         "trainer/loop.py",
-        "        if guard.passes(step, loss, norm):\n            optimizer.step()\n",
-        "        optimizer.step()\n        guard.passes(step, loss, norm)\n",
+        "        if guard.passes(step, len(images), loss, norm):\n            optimizer.step()\n",
+        "        optimizer.step()\n        guard.passes(step, len(images), loss, norm)\n",
         (f"{NO_TRACE}[AdamW-gradient-1]",),
     ),
     Sabotage(
         "guard ignores the gradient",
         "an infinite gradient of a finite loss ruins the weights",
         "trainer/guard.py",
-        "            values = (loss.item(), norm.item())",
-        "            values = (loss.item(), 0.0)",
+        "            seen = Seen(step, images, loss.item(), float(norm))",
+        "            seen = Seen(step, images, loss.item(), 0.0)",
         (f"{NOT_TAKEN}[3-inf-gradient]",),
     ),
     Sabotage(
         "guard on a GPU ignores the gradient",
         "an infinite gradient of a finite loss ruins the weights",
         "trainer/guard.py",
-        "        bad = ~torch.isfinite(self._seen[self._count]).all()",
-        "        bad = ~torch.isfinite(self._seen[self._count][0])",
+        "        bad = ~torch.isfinite(row).all()",
+        "        bad = ~torch.isfinite(row[0])",
         (f"{NO_TRACE}[AdamW-gradient-64]",),
     ),
     Sabotage(

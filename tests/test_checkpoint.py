@@ -744,13 +744,13 @@ def test_training_may_go_on_at_once_and_the_file_still_holds_the_moment(run, con
     step()
     state = new_state(job)
     state.step, state.best, state.rates, state.speeds = 1, {"step": 1}, [0.5], [7.0]
-    state.loss.totals.fill_(3.0)
+    state.loss.add(3.0, 2)
     disk_is_slow = Held()
     with RunLog(run, job.config) as log, Saver(run, 9, disk_is_slow) as saver:
         expected = copy.deepcopy(snapshot(job, state, log.flush()))
         save(job, state, log, saver, best={"step": 1})
         step()
-        for tensor in [*job.model.state_dict().values(), state.loss.totals]:
+        for tensor in job.model.state_dict().values():
             tensor.zero_()
         for kept in job.optimizer.state.values():
             for tensor in kept.values():

@@ -83,7 +83,10 @@ def test_a_step_left_out_leaves_no_trace_in_weights_optimizer_or_batch_norm(
         job.model, batches, loss_fn, job.optimizer, job.schedule, guard, CPU, seed=0, step=0
     )
     list(steps)
-    assert [step for step, _, _ in guard.noticed(wait=True)] == [1, 3]
+    seen = guard.seen(wait=True)
+    assert [(step, images) for step, images, _, _ in seen] == [(n, 4) for n in range(5)]
+    unfit = [step for step, _, *values in seen if not all(map(math.isfinite, values))]
+    assert unfit == [1, 3]
     fit = Guard(by_hand.model, by_hand.optimizer, CPU)
     for step in (0, 2, 4):  # dropout is drawn by the step's number
         (_,) = train_steps(

@@ -46,8 +46,8 @@ def train_epochs(session: Session) -> None:
     config = job.config
     try:
         while state.epoch < config.train.epochs and not state.early_stopped:
-            loss, speed = train_one_epoch(session)
-            best = end_epoch(session, loss, speed)
+            speed = train_one_epoch(session)
+            best = end_epoch(session, speed)
             due = is_due(config.checkpoint.every, state, epoch_ended=True)
             if best or due:
                 save(job, state, log, saver, best, checkpoint=due)
@@ -70,8 +70,8 @@ def save_here(session: Session) -> None:
     session.saver.wait()
 
 
-def train_one_epoch(session: Session) -> tuple[float, float | None]:
-    """Do the epoch's steps that are left; returns the epoch's mean loss, and images/s if any."""
+def train_one_epoch(session: Session) -> float | None:
+    """Do the epoch's steps that are left; returns images/s, of none if none were."""
     job, state, log, stop = session.job, session.state, session.log, session.stop
     config, rates = job.config, learning_rates(job)
     log_every, save_every = config.log.every, config.checkpoint.every
@@ -92,11 +92,10 @@ def train_one_epoch(session: Session) -> tuple[float, float | None]:
     seconds_before = state.train_seconds
     title = f"epoch {state.epoch + 1}/{config.train.epochs}"
     stop.check()
-    for loss, images in bar(steps, title, len(job.train_loader), state.batch, "batch"):
+    for images in bar(steps, title, len(job.train_loader), state.batch, "batch"):
         state.step += 1
         state.batch += 1
         images_done += images
-        state.loss.add(loss, images)
         state.rates, rates = rates, learning_rates(job)  # of this step, and of the next
         state.train_seconds = seconds_before + time.perf_counter() - started
         heed(session, wait=False)
@@ -111,23 +110,26 @@ def train_one_epoch(session: Session) -> tuple[float, float | None]:
             save(job, state, log, session.saver)
         session.saver.check()
         stop.check()
-    heed(session)
-    mean = state.loss.of_epoch()  # waits for the last step: the time is true
+    heed(session)  # waits for the last step: the time is true
     seconds = time.perf_counter() - started
     state.train_seconds = seconds_before + seconds
     speed = images_done / seconds if images_done else None
     if whole and speed:
         state.speeds.append(speed)
-    return mean, speed
+    return speed
 
 
 def heed(session: Session, wait: bool = True) -> None:
-    """Leave out steps whose loss or gradient was no number, as many as may be; else end the run.
+    """Count the losses of the steps done; leave out those that were no number, or end the run.
 
-    Without ``wait`` only those that can be known without waiting for the device.
+    Without ``wait`` only of steps that can be known without waiting for the device.
     """
     state, loader = session.state, session.job.train_loader
-    for step, loss, norm in session.guard.noticed(wait):
+    for step, images, loss, norm in session.guard.seen(wait):
+        if math.isfinite(loss):
+            state.loss.add(loss, images)
+            if math.isfinite(norm):
+                continue
         batch = state.batch - (state.step - step)
         rows = loader.rows(state.epoch, batch)
         ids = [session.job.data.dataset.ids[i] for i in loader.part.indices[rows[:8]].tolist()]
@@ -148,7 +150,7 @@ def heed(session: Session, wait: bool = True) -> None:
         session.say(f"note    {what}; it is left out")
 
 
-def end_epoch(session: Session, loss: float, speed: float | None) -> dict[str, Any] | None:
+def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
     """Judge the epoch on the validation split and log it; its record if it is the best so far."""
     job, state = session.job, session.state
     config = job.config
@@ -159,7 +161,7 @@ def end_epoch(session: Session, loss: float, speed: float | None) -> dict[str, A
     record = {
         "step": state.step,
         "epoch": state.epoch + 1,
-        "train/loss_epoch": loss,
+        "train/loss_epoch": state.loss.take_epoch(),
         **{f"val/{name}": value for name, value in values.items()},
         **tagged(state.rates),
     }
@@ -175,7 +177,6 @@ def end_epoch(session: Session, loss: float, speed: float | None) -> dict[str, A
     job.schedule.after_epoch(monitored)
     state.epoch += 1
     state.batch = 0
-    state.loss.begin_epoch()
     session.log.epoch(record, speed, is_best)
     return record if is_best else None
 

@@ -1,6 +1,8 @@
 """Steps whose loss or gradient is no number: noticed before they change a weight."""
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +10,20 @@ from torch import Tensor, nn
 WINDOW = 64  # steps after which a GPU is asked at the latest
 
 
+class Seen(NamedTuple):
+    """What a step, counted from 0, came to: images, their mean loss, the gradient's length."""
+
+    step: int
+    images: int
+    loss: float
+    norm: float
+
+
 class Guard:
     """Looks at each step's loss and gradient, and keeps the optimizer from a step that is not fit.
 
     On a CPU a value is there when it is asked for. A GPU would have to be waited for: there a fused
-    optimizer is told by a flag on the device, and what was noticed is read with the next log line.
+    optimizer is told by a flag on the device, and what was seen is read with the next log line.
     An optimizer without fused steps is waited for.
 
     ``restore``: bring back what such a step's forward left in buffers (batch norm's statistics),
@@ -30,9 +41,10 @@ class Guard:
     ) -> None:
         at_once = device.type == "cpu" or not optimizer.defaults.get("fused")
         self.optimizer, self.lag = optimizer, lag or (1 if at_once else WINDOW)
-        self._seen = torch.zeros(self.lag, 2, device=device)
-        self._first = self._count = 0
-        self._noticed: list[tuple[int, float, float]] = []
+        self._sums_here = device.type == "cpu" and self.lag == 1
+        self._waiting = torch.zeros(self.lag, 2, device=device)
+        self._steps: list[tuple[int, int]] = []  # number and images of those that wait there
+        self._seen: list[Seen] = []
         self._buffers = list(model.buffers()) if restore else []
         self._before: list[Tensor] = []
         # Of a first step that is left out, fused SGD would keep a momentum that nothing was put in.
@@ -40,46 +52,51 @@ class Guard:
 
     def begin(self) -> None:
         """Remember the buffers of the step that begins."""
-        self._before = [buffer.clone() for buffer in self._buffers]
+        if self._buffers:
+            self._before = [buffer.clone() for buffer in self._buffers]
 
-    def passes(self, step: int, loss: Tensor, norm: Tensor) -> bool:
+    def norm(self, parameters: Sequence[nn.Parameter]) -> Tensor | float:
+        """The length of all gradients together."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self._sums_here:  # a third of the time of torch's own, which a small model feels
+            return math.hypot(*(torch.linalg.vector_norm(g).item() for g in gradients))
+        return nn.utils.get_total_norm(gradients)
+
+    def passes(self, step: int, images: int, loss: Tensor, norm: Tensor | float) -> bool:
         """Whether the optimizer may do ``step`` (from 0), of this loss and length of the gradient.
 
         Where the answer is on the device, it is yes, and the optimizer is told there.
         """
         if self.lag == 1 or not self._begun:
-            values = (loss.item(), norm.item())
-            if all(map(math.isfinite, values)):
+            seen = Seen(step, images, loss.item(), float(norm))
+            self._seen.append(seen)
+            if math.isfinite(seen.loss) and math.isfinite(seen.norm):
                 self._begun = True
                 return True
-            self._noticed.append((step, *values))
             for buffer, before in zip(self._buffers, self._before, strict=True):
                 buffer.copy_(before)
             return False
-        self._first = step - self._count
-        torch.stack((loss.detach(), norm), out=self._seen[self._count])
-        bad = ~torch.isfinite(self._seen[self._count]).all()
+        row = self._waiting[len(self._steps)]
+        torch.stack((loss.detach(), torch.as_tensor(norm, device=row.device)), out=row)
+        self._steps.append((step, images))
+        bad = ~torch.isfinite(row).all()
         self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         for buffer, before in zip(self._buffers, self._before, strict=True):
             buffer.copy_(torch.where(bad, before, buffer))
-        self._count += 1
-        if self._count == self.lag:
+        if len(self._steps) == self.lag:
             self._read()
         return True
 
-    def noticed(self, wait: bool) -> list[tuple[int, float, float]]:
-        """(step from 0, loss, length of the gradient) of unfit steps not yet told.
-
-        Without ``wait`` only those that are known already.
-        """
-        if wait and self._count:
+    def seen(self, wait: bool) -> list[Seen]:
+        """The steps since the last call, in their order; without ``wait`` those known already."""
+        if wait and self._steps:
             self._read()
-        noticed, self._noticed = self._noticed, []
-        return noticed
+        seen, self._seen = self._seen, []
+        return seen
 
     def _read(self) -> None:
-        for offset, (loss, norm) in enumerate(self._seen[: self._count].tolist()):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                self._noticed.append((self._first + offset, loss, norm))
-        self._count = 0
+        values = self._waiting[: len(self._steps)].tolist()
+        for (step, images), (loss, norm) in zip(self._steps, values, strict=True):
+            self._seen.append(Seen(step, images, loss, norm))
+        self._steps = []

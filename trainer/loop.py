@@ -26,14 +26,14 @@ def train_steps(
     step: int,
     accumulate: int = 1,
     clip_grad_norm: float | None = None,
-) -> Iterator[tuple[Tensor, int]]:
-    """Update ``model`` once a batch, yielding (mean loss on the device, number of images).
+) -> Iterator[int]:
+    """Update ``model`` once a batch, yielding its number of images.
 
-    The caller logs, saves and stops between two steps by what it does with each pair; nothing here
-    waits for the device. ``accumulate`` cuts a batch into that many parts to save memory: the
-    gradient stays the batch's mean. Dropout is drawn anew from (seed, step), so that a resumed run
-    draws what an uninterrupted one does. ``guard`` keeps the optimizer from a step whose loss or
-    gradient is no number.
+    The caller logs, saves and stops between two steps; nothing here waits for the device.
+    ``accumulate`` cuts a batch into that many parts to save memory: the gradient stays the batch's
+    mean. Dropout is drawn anew from (seed, step), so that a resumed run draws what an uninterrupted
+    one does. ``guard`` keeps the optimizer from a step whose loss or gradient is no number, and
+    remembers both of each step.
     """
     train_mode(model)
     draws = seed_of(seed, "step")
@@ -53,16 +53,16 @@ def train_steps(
                 share = loss_fn(model(some), targets) * (len(some) / len(images))
                 share.backward()
                 loss += share.detach()
-        if clip_grad_norm is None:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
-        else:
-            norm = nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
-        if guard.passes(step, loss, norm):
+        norm = (
+            guard.norm(parameters)
+            if clip_grad_norm is None
+            else nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+        )
+        if guard.passes(step, len(images), loss, norm):
             optimizer.step()
         schedule.after_step()
         step += 1
-        yield loss.detach(), len(images)
+        yield len(images)
 
 
 @torch.inference_mode()

@@ -20,36 +20,30 @@ SCHEMA = 4
 
 @dataclass
 class MeanLoss:
-    """Two means over images, since the last logged step and of the epoch, summed on the device.
+    """Two means over images: since the last logged step, and of the epoch.
 
-    A loss that is no number does not count. Reading a mean is the only wait for the device.
-    totals: (2, 2) float32, for each of the two the sum and its images.
+    totals: for each of the two the sum of losses, and of how many images.
     """
 
-    totals: Tensor
+    totals: list[float] = field(default_factory=lambda: [0.0] * 4)
 
-    def add(self, mean: Tensor, images: int) -> None:
+    def add(self, mean: float, images: int) -> None:
         """Count a batch's mean once for each of its images."""
-        counts = torch.isfinite(mean)
-        self.totals.add_(torch.stack((torch.where(counts, mean, 0.0), counts)), alpha=images)
+        for first in (0, 2):
+            self.totals[first] += mean * images
+            self.totals[first + 1] += images
 
     def take_logged(self) -> float:
         """The mean since it was last taken, for it begins anew."""
-        mean = self._mean(0)
-        self.totals[0].zero_()
-        return mean
+        total, images, *epoch = self.totals
+        self.totals = [0.0, 0.0, *epoch]
+        return total / images if images else math.nan
 
-    def of_epoch(self) -> float:
-        """The mean of the epoch so far."""
-        return self._mean(1)
-
-    def begin_epoch(self) -> None:
-        """Begin the epoch's mean anew."""
-        self.totals[1].zero_()
-
-    def _mean(self, row: int) -> float:
-        total, images = self.totals[row].tolist()
-        return float(total / images) if images else math.nan
+    def take_epoch(self) -> float:
+        """The mean of the epoch, for the next one begins."""
+        *logged, total, images = self.totals
+        self.totals = [*logged, 0.0, 0.0]
+        return total / images if images else math.nan
 
 
 @dataclass
@@ -59,7 +53,7 @@ class State:
     epoch counts finished epochs, batch the steps done of the one under way, step all steps.
     """
 
-    loss: MeanLoss
+    loss: MeanLoss = field(default_factory=MeanLoss)
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -89,7 +83,7 @@ CLOCKS = ("train_seconds", "speeds")
 
 def new_state(job: Job) -> State:
     """The state of a run that has not begun."""
-    return State(MeanLoss(torch.zeros(2, 2, device=job.device)))
+    return State()
 
 
 def snapshot(job: Job, state: State, lengths: Lengths, memory: Any = None) -> dict[str, Any]:
@@ -171,10 +165,12 @@ def _restored(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
     if not all(type(length) is int and length >= 0 for length in lengths):
         raise TypeError("the lengths of its logs are none")
     require_like("speeds", clocks["speeds"], [0.0] * len(clocks["speeds"]))
+    require_like("loss", content["loss"], state.loss.totals)
     require_like("rates", counters["rates"], [0.0] * len(counters["rates"]))
     require_like("schedule", content["schedule"], job.schedule.state_dict())
     own = job.optimizer.state_dict()
     require_like("optimizer", content["optimizer"]["param_groups"], own["param_groups"])
+    state.loss.totals = [float(total) for total in content["loss"]]
     for name, value in (counters | clocks).items():
         setattr(state, name, value)
     steps = len(job.train_loader)
@@ -196,7 +192,6 @@ def _restored(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
                 kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()
             elif fused or not fits(value.shape, parameter.shape):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, not that of its weight")
-    state.loss.totals.copy_(content["loss"])
     return state, lengths
 
 
