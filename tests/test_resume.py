@@ -443,7 +443,7 @@ def test_a_worker_that_closes_its_connection_before_it_is_gone_is_told_as_dead(e
             raise error
 
     with pytest.raises(told):
-        next(from_workers(Loader()))
+        next(from_workers(Loader()))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
