@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import multiprocessing
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import torch
 import trainer.loader
 import trainer.state
 import trainer.training
+from datasets import DataError
 from datasets.files import ImageFiles
 from tests.test_training import assert_same_run, last_state, same, tags_of
 from trainer.checkpoint import checkpoints, digest_of, problem_of, read_state
@@ -394,6 +396,22 @@ def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended
     monkeypatch.setattr(trainer.epochs, "learning_rates", rates)
     assert main(["--resume", str(run)]) == 0
     assert_same_run(straight, run)
+
+
+def test_workers_end_with_a_run_whose_test_images_cannot_be_read(train, config_file, monkeypatch):
+    """They ignore the signal by which Python would end them at its exit: that would hang."""
+    job, read = prepare(load_config(config_file), print), ImageFiles.image
+    image = job.data.dataset.ids[job.data.parts["test"].indices[0]]
+
+    def vanished(self, index):
+        if multiprocessing.parent_process() and self.ids[index] == image:  # once a worker reads it
+            raise DataError(f"{image} cannot be read")
+        return read(self, index)
+
+    monkeypatch.setattr(ImageFiles, "image", vanished)
+    with pytest.raises(DataError) as error:
+        train("loader.workers=2", "loader.cache=off")
+    assert multiprocessing.active_children() == [] and error.traceback  # which holds the loader
 
 
 def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(

@@ -1,5 +1,6 @@
 """A finished run judged again, on the very images that its split.json names."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     channels_last = bool(read_json(run / "data_path.json").get("channels_last"))
     if channels_last:  # the same arithmetic as in the run
         model.to(memory_format=torch.channels_last)
-    logits, labels = predict(model, eval_loader(config, part, device, channels_last).epoch())
+    with closing(eval_loader(config, part, device, channels_last)) as loader:
+        logits, labels = predict(model, loader.epoch())
     label_of = dict(zip(dataset.ids, dataset.labels, strict=True))
     train_labels = [label_of[name] for name in saved["train"] if name in label_of]
     loss_fn = build_loss(config, torch.tensor(train_labels), len(dataset.classes)).to(device)

@@ -4,7 +4,7 @@ import shlex
 import shutil
 import statistics
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +118,8 @@ def judge_best(session: Session) -> dict[str, Any]:
     load_best(job.model, run)
     part = job.data.parts["test"]
     layout = job.train_loader.channels_last
-    loader = eval_loader(job.config, part, job.device, layout)
-    logits, labels = predict(job.model, session.stop.watch(loader.epoch()))
-    loader.close()
+    with closing(eval_loader(job.config, part, job.device, layout)) as loader:
+        logits, labels = predict(job.model, session.stop.watch(loader.epoch()))
     test = judge(job.config, logits, labels, job.loss_fn)
     log.events.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
     # The first epoch warms caches up; of a run of one epoch there is no other.
