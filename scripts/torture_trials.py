@@ -325,15 +325,17 @@ def no_mounts() -> str:
     return "" if process.exitcode == 0 else "no mounts here, files limited instead"
 
 
-FULL = tuple(0.25 * quarter for quarter in range(1, 19))  # of a checkpoint
+FULL = tuple(0.25 * quarter for quarter in range(1, 19))  # of a checkpoint, or of one of its files
 
 
 def full(trial: Trial) -> None:
     """A disk of a quarter to four and a half checkpoints, files cut off, a read-only folder."""
     how = ("disk", "disk", "limit", "read-only")[trial.number % 4]
-    size = int(FULL[trial.number // 2 % len(FULL)] * trial.reference.checkpoint_size)
     if how != "limit" and no_mounts():
         how = "limit"
+    # A checkpoint is two such files, or three.
+    parts = 0.5 if how == "limit" else 2
+    size = int(FULL[trial.number // 2 % len(FULL)] * parts * trial.reference.largest_file)
     runs = trial.folder / "runs"
     if how == "read-only" or trial.number % 8 > 3:  # a run that has checkpoints already
         stop = faults.at(trial.rng.randint(2, 9), faults.send(signal.SIGTERM))
@@ -343,7 +345,7 @@ def full(trial: Trial) -> None:
         )
     had = max(trial.steps(), default=0)
     if how == "limit":
-        limit = (size // 2, resource.RLIM_INFINITY)
+        limit = (size, resource.RLIM_INFINITY)
         code = trial.launch(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     elif how == "read-only":
         code = trial.launch(lambda: faults.read_only(runs))

@@ -124,7 +124,10 @@ def test_beside_other_faults_arguments_are_judged_the_same_without_torch(check):
         ("loss.weight=balansed", "did you mean 'balanced'?"),
         ("loss.weight=[1, -1]", "expected a number of at least 0, got -1"),
         ("optimizer.no_decay=yes", "expected true or false, got the text 'yes'; write true"),
-        ("scheduler.warmup=3m", "expected text (such as 20st, 1ep) or null"),
+        (
+            "scheduler.warmup=3m",
+            "expected a whole number of steps or epochs (such as 20st, 1ep) or null",
+        ),
     ],
 )
 def test_the_trainers_own_arguments_are_judged_for_every_component(check, override, message):

@@ -199,7 +199,7 @@ def test_ten_different_faults_are_told_in_one_go(faults):
         (11, 9, "train.epoch", "unknown key 'epoch'; did you mean 'epochs'?"),
         (11, 8, "train.epochs", "'epochs' is missing; expected a whole number of at least 1"),
         (11, 28, "train.monitor", "'val/f1' is not measured"),
-        (12, 21, "checkpoint.every", "expected text (such as 20st, 1ep, 10m), got the text '1 ep"),
+        (12, 21, "checkpoint.every", "expected a whole number of steps, epochs or minutes ("),
         (13, 1, "lr", "unknown key 'lr'; it belongs in 'optimizer'"),
         (None, None, "train.clip_grad_norm", "expected a number above 0 or null, got -1"),
     ]
@@ -261,7 +261,11 @@ def test_one_typo_at_every_level_is_located(faults):
         ("seed: 0", "split: {ratios: [0, 1, 1]}", "expected a number above 0, got 0"),
         ("seed: 0", "name: a/b", "expected text (such as lenet_rmb), got the text 'a/b'"),
         ("seed: 0", "metrics: [accuracy, accuracy]", "accuracy is listed twice"),
-        ("seed: 0", "log: {every: 1ep}", "expected text (such as 20st), got the text '1ep'"),
+        (
+            "seed: 0",
+            "log: {every: 1ep}",
+            "expected a whole number of steps (such as 20st), got the text '1ep'",
+        ),
         ("warmup: 20st", "warmup: 10m", "got the text '10m'"),
         (
             "name: RandomCrop, size: 32, padding: 4",
@@ -275,7 +279,11 @@ def test_one_typo_at_every_level_is_located(faults):
         ),
         ("seed: 0", "seed: 99999999999999999999", "this number is too large"),
         ("seed: 0", 'name: "a\\n"', r"expected text (such as lenet_rmb), got the text 'a\n'"),
-        ("seed: 0", 'log: {every: "20st\\n"}', "expected text (such as 20st), got the text '20st"),
+        (
+            "seed: 0",
+            'log: {every: "20st\\n"}',
+            "expected a whole number of steps (such as 20st), got the text '20st",
+        ),
         ("epochs: 10", 'epochs: 10, device: "cuda:0\\n"', "mps or text (such as cuda:1), got the"),
         ("seed: 0", "seed: .nan", "'.nan' is no setting"),
         ("seed: 0", "seed: 1e999", "this number is too large"),

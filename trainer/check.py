@@ -136,7 +136,8 @@ class Judge:
         if words := _words(schema):
             return listed(words, "or")
         if "pattern" in schema and "examples" in schema:
-            return f"text (such as {', '.join(schema['examples'])})"
+            kind = schema.get("$comment", "text")
+            return f"{kind} (such as {', '.join(schema['examples'])})"
         if schema.get("type") == "array":
             return self._expected_list(schema)
         if "type" not in schema:

@@ -7,6 +7,7 @@ seen is whole. The manifest is written last and names each file with its size an
 there is never replaced: a second state of one step becomes ``step-000000123.2``.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from trainer import disk
 from trainer.errors import RunError
 
 MANIFEST, STATE, WEIGHTS, BEST = "MANIFEST.json", "state.pt", "weights.pt", "best.pt"
+SCHEMA = 3  # of the manifest, and which files there are
 Entry = dict[str, Any]  # a file's size and sha256
 
 
@@ -71,33 +73,40 @@ def write_checkpoint(
         if best and best != weights:
             files[BEST] = best
             take_along(run, best, temporary / BEST)
-        manifest = {"schema": 3, "step": step, "files": files, "best": best}
+        manifest = {"schema": SCHEMA, "step": step, "files": files, "best": best}
         manifest["sha256"] = digest_of(manifest)
         disk.write_json(temporary / MANIFEST, manifest)
         disk.rename(temporary, final)
         disk.sync_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(
-            f"{final}: the checkpoint could not be written ({error.strerror or error}). "
-            "Earlier checkpoints are as they were; free some space and resume."
-        ) from None
+        raise refused(f"{final}: the checkpoint", error) from None
     for old in checkpoints(run)[:-keep]:
         if old != final:  # a copy of a later step may lie there
             remove(old)
     return best
 
 
+def refused(what: str, error: OSError) -> RunError:
+    """What to say of a disk that did not take something."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return RunError(
+        f"{what} could not be written ({error.strerror or error}). Earlier checkpoints are as they "
+        f"were; {'free some space' if full else 'see to it that the folder is there, and yours,'} "
+        "and resume."
+    )
+
+
 def take_along(run: Path, best: Entry, target: Path) -> None:
     """Put the best weights into a checkpoint: a link to an earlier one's, or a copy of model.pt.
 
-    With model.pt they lie there twice. It is no link to that: a user may write into it.
+    With model.pt they lie there twice. It is no link to that, for a user may write into it; nor to
+    an earlier checkpoint's own weights, for one bad sector would then cost both checkpoints.
     """
     for earlier in reversed(checkpoints(run)):
-        files = manifest_of(earlier).get("files", {})
-        if name := next((name for name in (BEST, WEIGHTS) if files.get(name) == best), None):
+        if manifest_of(earlier).get("files", {}).get(BEST) == best:
             try:
-                disk.link(earlier / name, target)
+                disk.link(earlier / BEST, target)
                 return
             except OSError:  # a file system without links
                 break
@@ -133,6 +142,7 @@ def load_checkpoint(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
     folders = checkpoints(run)
     damaged: list[Path] = []
     for folder in reversed(folders):
+        require_rights(folder)
         problem = problem_of(folder)
         if problem is None:
             try:
@@ -151,6 +161,14 @@ def load_checkpoint(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
     return None
 
 
+def require_rights(folder: Path) -> None:
+    """Raise RunError where a checkpoint may well be whole, but is not ours to read."""
+    for path in (folder, *(folder / name for name in (MANIFEST, WEIGHTS, STATE, BEST))):
+        wanted = os.R_OK | os.X_OK if path == folder else os.R_OK
+        if os.access(path, os.F_OK) and not os.access(path, wanted):
+            raise RunError(f"{path}: you have no permission to read it.")
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """The state that a checkpoint holds; raises RunError where its files are none of ours."""
     state = disk.load_tensors(folder / STATE)
@@ -166,7 +184,10 @@ def free_name(path: Path) -> Path:
 
 
 def folder_of(run: Path) -> Path:
-    """The folder of the run's checkpoints; raises RunError for a link, which may lead anywhere."""
+    """The folder of the run's checkpoints, made when the run began.
+
+    Raises RunError for a link, which may lead anywhere.
+    """
     folder = run / "checkpoints"
     if folder.is_symlink():
         raise RunError(f"{folder} is a link; nothing is written or removed behind it.")
@@ -176,8 +197,14 @@ def folder_of(run: Path) -> Path:
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoint folders, oldest first."""
     named = re.compile(r"step-(\d{9,15})(?:\.(\d{1,3}))?")
-    found = []
-    for path in folder_of(run).glob("step-*"):
+    found, folder = [], folder_of(run)
+    try:
+        paths = list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:  # a glob would find nothing, and the run would begin anew
+        raise RunError(f"{folder} cannot be read: {error.strerror}.") from None
+    for path in paths:
         if (match := named.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
             found.append((int(match[1]), int(match[2] or 1), path))
     return [path for _, _, path in sorted(found)]
@@ -203,6 +230,8 @@ def problem_of(folder: Path) -> str | None:
     files = manifest.get("files")
     if manifest.get("sha256") != digest_of(manifest):
         return f"{MANIFEST} is missing or damaged"
+    if manifest.get("schema") != SCHEMA:
+        return f"its form is {manifest.get('schema')}, and this version reads {SCHEMA}"
     names = {STATE, WEIGHTS}
     if not isinstance(files, dict) or not names <= files.keys() <= names | {BEST}:
         return f"{MANIFEST} is no manifest of ours"

@@ -44,12 +44,17 @@ class Data:
 
     @cached_property
     def split_digest(self) -> str:
-        """SHA-256 of the split: equal for equal samples, in equal order, in equal parts."""
-        digest = hashlib.sha256()
-        for name, value in self.split.items():
-            samples = "\n".join(map(" ".join, value.items())) if isinstance(value, dict) else value
-            digest.update(f"{name}\n{samples}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        """That of ``digest_of_split``."""
+        return digest_of_split(self.split)
+
+
+def digest_of_split(split: dict[str, Any]) -> str:
+    """SHA-256 of a split: equal for equal samples, in equal order, in equal parts."""
+    digest = hashlib.sha256()
+    for name, value in split.items():
+        samples = "\n".join(map(" ".join, value.items())) if isinstance(value, dict) else value
+        digest.update(f"{name}\n{samples}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def load_data(config: Config, device: torch.device) -> Data:

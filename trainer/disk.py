@@ -90,8 +90,8 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
 def write_with(path: Path, fill: Callable[[Digest], object], *copies: Path) -> dict[str, Any]:
     """Replace ``path`` by what ``fill`` writes, at once: whoever looks sees the old or the new.
 
-    ``copies`` become the same. Returns size and SHA-256. Where writing fails, all stay as they
-    were.
+    ``copies``, which are not there yet, become the same before it. Returns size and SHA-256. Where
+    writing fails, ``path`` stays as it was.
     """
     paths = [*copies, path]
     temporaries = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]

@@ -110,7 +110,7 @@ def train_one_epoch(session: Session) -> float | None:
             save(job, state, log, session.saver)
         session.saver.check()
         stop.check()
-    heed(session)  # waits for the last step: the time is true
+    heed(session)  # waits for the last loss: the time is true
     seconds = time.perf_counter() - started
     state.train_seconds = seconds_before + seconds
     speed = images_done / seconds if images_done else None

@@ -1,5 +1,6 @@
 """A finished run judged again, on the very images that its split.json names."""
 
+import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from trainer.components import check_components
 from trainer.config import Config, load_config
-from trainer.data import check_shape, eval_loader, load_part
+from trainer.data import check_shape, digest_of_split, eval_loader, load_part
 from trainer.disk import read_json
 from trainer.errors import ConfigError, RunError
 from trainer.job import build_loss, build_model, check_size, choose_device
@@ -35,6 +36,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     saved = read_json(run / "split.json")
     if not isinstance(saved.get(split), dict) or not isinstance(saved.get("train"), dict):
         raise RunError(f"{run / 'split.json'} names no {split} split: the run folder is damaged.")
+    require_unchanged(run, config, saved)
     dataset, part = load_part(config, saved[split], device)
     # The weights are the run's own: none are drawn, or fetched, only to be replaced.
     arguments = {k: v for k, v in config.model.arguments.items() if k not in ("weights", "init")}
@@ -54,3 +56,21 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     train_labels = [label_of[name] for name in saved["train"] if name in label_of]
     loss_fn = build_loss(config, torch.tensor(train_labels), len(dataset.classes)).to(device)
     return judge(config, logits, labels, loss_fn)
+
+
+def require_unchanged(run: Path, config: Config, split: dict[str, Any]) -> None:
+    """Raise RunError where split.json or config.yaml is no longer what the run left."""
+    try:
+        digest = digest_of_split(split)
+    except TypeError:
+        digest = ""
+    if read_json(run / "result.json").get("split") != digest:
+        raise RunError(f"{run / 'split.json'} is not the split that result.json names.")
+    card = read_json(run / "model.json")
+    settings = json.loads(json.dumps(config.model_dump(mode="json")))
+    for name, value in (
+        ("model", settings["model"]),
+        ("transforms", settings["transforms"]["eval"]),
+    ):
+        if card.get(name) != value:
+            raise RunError(f"{run / 'config.yaml'}: its {name} is not that of model.json.")

@@ -1,5 +1,6 @@
 """What a job leaves in its run folder: what it is, its best weights, its state, its result."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from trainer.checkpoint import is_finite
-from trainer.disk import load_tensors, read_json, sha256_of, write_file, write_json
+from trainer.disk import load_tensors, make_folder, read_json, sha256_of, write_file, write_json
 from trainer.errors import RunError
 from trainer.job import Job
 from trainer.resume import MAY_CHANGE, differences, settings, shown
@@ -25,6 +26,8 @@ def describe(job: Job, run: Path) -> None:
     write_json(run / "data_path.json", data_path(job))
     write_file(run / "uncommitted.patch", uncommitted_patch())
     write_split(job, run)
+    if not (run / "checkpoints").exists():
+        make_folder(run / "checkpoints")
     write_json(run / "result.json", first_result(job))
     write_file(run / "config.yaml", job.config.dump())
 
@@ -110,8 +113,11 @@ def load_best(model: nn.Module, run: Path) -> None:
 
 def compare(job: Job, content: dict[str, Any], run: Path, say: Callable[[str], None]) -> None:
     """Say what differs from the state that is to be continued; raise where it must not."""
-    if not isinstance(content, dict) or not {"settings", "split", "made_on"} <= content.keys():
-        raise RunError(f"{run}: its checkpoint is none of ours.")
+    try:
+        json.dumps([content["settings"], content["split"], content["made_on"]])
+        content["settings"]["train"]["epochs"] + 0
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise RunError(f"{run}: its checkpoint is none of ours.") from None
     refused = []
     for path, old, new in differences(content["settings"], settings(job.config)):
         if path.startswith(MAY_CHANGE):

@@ -92,8 +92,12 @@ def lock_run(run: Path) -> IO[str]:
 def read_metrics(path: Path, length: int | None = None) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, or of its first ``length`` bytes. Raises RunError."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
         with path.open("rb") as file:
-            lines = [json.loads(line) for line in file.read()[:length].decode().splitlines()]
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(size if length is None else min(length, size)).decode()
+        lines = [json.loads(line) for line in content.splitlines()]
         if not all(isinstance(line, dict) and "step" in line for line in lines):
             raise ValueError("not every line is one of ours")
     except (OSError, ValueError, RecursionError) as error:

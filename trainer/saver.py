@@ -5,8 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-from trainer.checkpoint import Entry, is_finite, write_best, write_checkpoint
-from trainer.errors import NonFiniteLoss, RunError
+from trainer.checkpoint import Entry, is_finite, refused, write_best, write_checkpoint
+from trainer.errors import NonFiniteLoss
 
 
 class Saver:
@@ -47,10 +47,7 @@ class Saver:
             if card and not checkpoint:
                 self.best = write_best(self.run, state["model"], card)
         except OSError as error:
-            raise RunError(
-                f"{self.run}: the best weights could not be written ({error.strerror or error}). "
-                "Earlier checkpoints are as they were; free some space and resume."
-            ) from None
+            raise refused(f"{self.run}: the best weights", error) from None
         if checkpoint:
             self.best = write_checkpoint(self.run, step, state, self.keep, self.best, card)
 

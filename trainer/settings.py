@@ -15,6 +15,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from trainer.words import listed
+
 NESTING = ("RandomApply", "RandomChoice", "RandomOrder")  # their `transforms:` are components too
 
 
@@ -39,8 +41,10 @@ class Duration(NamedTuple):
     def schema(cls, *units: str) -> dict[str, Any]:
         """The JSON Schema of a duration in some of the units."""
         examples = {"st": "20st", "ep": "1ep", "m": "10m"}
+        names = {"st": "steps", "ep": "epochs", "m": "minutes"}
         return {
             "type": "string",
+            "$comment": f"a whole number of {listed([names[unit] for unit in units], 'or')}",
             "pattern": f"^[1-9][0-9]{{0,8}}({'|'.join(units)})$",
             "examples": [examples[unit] for unit in units],
         }

@@ -16,6 +16,8 @@ from trainer.run import device_name
 from trainer.run_log import Lengths
 
 SCHEMA = 4
+# What reading a state of another form may raise.
+FORGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
 
 
 @dataclass
@@ -149,9 +151,9 @@ def restore(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
     """
     try:
         return _restored(job, content)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+    except FORGED as error:
         reason = " ".join(str(error).split())[:300]
-        raise RunError(f"the checkpoint does not fit this run: {reason}") from error
+        raise RunError(f"the checkpoint does not fit this run: {reason}.") from error
 
 
 def _restored(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
@@ -174,7 +176,10 @@ def _restored(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
     for name, value in (counters | clocks).items():
         setattr(state, name, value)
     steps = len(job.train_loader)
-    if state.step != state.epoch * steps + state.batch or not 0 <= state.batch <= steps:
+    counts = state.step, state.epoch, state.batch
+    if any(type(count) is not int or count < 0 for count in counts):
+        raise TypeError("its counters are none")
+    if state.step != state.epoch * steps + state.batch or state.batch > steps:
         raise ValueError(f"step {state.step} is not batch {state.batch} after {state.epoch} epochs")
     needed = {"step", "epoch", "val/loss", job.config.train.monitor}
     if state.best and not all(isinstance(state.best[name], int | float) for name in needed):
@@ -185,11 +190,14 @@ def _restored(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
     fused = bool(job.optimizer.defaults.get("fused"))
     for parameter, kept in job.optimizer.state.items():
         for name, value in kept.items():
-            if not isinstance(value, Tensor) or value.numel() == 1:
-                continue
-            # A fused step takes shape and layout for granted; others may keep rows and columns.
-            if value.shape == parameter.shape:
+            # A fused step takes kind, shape and layout for granted; others may keep rows, columns.
+            if not isinstance(value, Tensor):
+                if fused and value is not None:
+                    raise TypeError(f"{name} is a {type(value).__name__}")
+            elif value.shape == parameter.shape:
                 kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()
+            elif value.numel() == 1 and (name == "step" or not fused):
+                continue
             elif fused or not fits(value.shape, parameter.shape):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, not that of its weight")
     return state, lengths

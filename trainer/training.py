@@ -39,7 +39,6 @@ from trainer.stop import StopRequest
 from trainer.summary import conclude, data_path, introduce
 
 Say = Callable[[str], None]
-RUNNING = {"status": "running"}
 
 
 def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest) -> Path:
@@ -66,10 +65,9 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
                 more = "early_stop.patience" if state.early_stopped else "train.epochs"
                 say(f"{run} is finished; to go on from its end: {more}=...")
                 return run
-            sweep(run)
             write_file(run / "config.yaml", config.dump())
             write_json(run / "data_path.json", data_path(job))
-            write_json(run / "result.json", first_result(job) | old_result(run) | RUNNING)
+            write_json(run / "result.json", old_result(run) | first_result(job))
         go_on = f"python -m trainer.train --resume {shlex.quote(str(run))}"
         try:
             introduce(job, say)
@@ -153,15 +151,24 @@ def judge_best(session: Session) -> dict[str, Any]:
 def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | None]:
     """The state to go on from, how long the logs were then, and what model.pt held."""
     found = load_checkpoint(run, say)
+    sweep(run)  # before anything is written: the disk may be full of what killed processes left
     if found is None and old_result(run).get("status") == "done":
         raise RunError(f"{run} is finished, and its checkpoints are gone: begin a new run.")
+    if found is None and not (run / "checkpoints").is_dir():
+        raise RunError(
+            f"{run / 'checkpoints'} is missing, which was there when the run began: bring it back, "
+            "or begin a new run."
+        )
     if found is None:
         say(f"note    {run} was stopped before its first checkpoint: it begins anew")
         describe(job, run)
         return new_state(job), Lengths(), None
     folder, content = found
     compare(job, content, run, say)
-    state, lengths = restore(job, content)
+    try:
+        state, lengths = restore(job, content)
+    except RunError as error:
+        raise RunError(f"{folder}: {error} Moved away, the one before it is taken.") from error
     read_metrics(run / "metrics.jsonl", lengths.metrics)  # the report would stumble over damage
     write_split(job, run)  # the same; it may have been lost
     state.saved = state.moment
