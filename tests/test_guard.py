@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import trainer.epochs
 from trainer.checkpoint import checkpoints, is_finite, read_state
 from trainer.config import load_config
-from trainer.errors import NonFiniteLoss
+from trainer.errors import NonFiniteLoss, Stopped
 from trainer.guard import Guard
 from trainer.job import prepare
 from trainer.loop import train_steps
@@ -105,6 +106,79 @@ def test_a_step_left_out_leaves_no_trace_in_weights_optimizer_or_batch_norm(
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
+
+
+def test_the_length_of_the_gradient_is_torchs_own(config_file):
+    job = prepare(load_config(config_file), print)
+    images, labels = next(job.train_loader.epoch())
+    job.loss_fn(job.model(images), labels).backward()
+    parameters = list(job.model.parameters())
+    expected = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    for lag in (1, 64):
+        norm = Guard(job.model, job.optimizer, CPU, lag=lag).norm(parameters)
+        assert float(norm) == pytest.approx(expected)
+
+
+class SpoiledAt(nn.Module):
+    """Cross entropy, spoiled in the steps ``bad`` (from 0), also of a resumed run."""
+
+    def __init__(self, job, what, bad):
+        super().__init__()
+        self.schedule, self.what, self.bad = job.schedule, what, bad
+
+    def forward(self, logits, labels):
+        bad = logits.requires_grad and self.schedule.steps in self.bad
+        if bad and self.what == "gradient":
+            logits.register_hook(lambda gradient: gradient * math.inf)
+        return F.cross_entropy(logits, labels) * (math.nan if bad and self.what == "loss" else 1)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("every", ["3st", "2ep"])
+def test_when_the_guard_looks_and_the_run_stops_changes_no_number(
+    config_file, tmp_path, monkeypatch, what, every
+):
+    """A stop or a save between two looks counts every loss and every step left out."""
+    overrides = ["train.skip_non_finite=9", f"checkpoint.every={every}", "log.every=2st"]
+    learning_rates = trainer.epochs.learning_rates
+
+    def run_of(lag, stops, name):
+        monkeypatch.setattr("trainer.training.Guard", functools.partial(Guard, lag=lag))
+        run, stops = None, list(stops)
+        while True:
+            job = prepare(load_config(config_file, overrides), lambda _: None)
+            job.loss_fn = SpoiledAt(job, what, {1, 4, 7})
+            with StopRequest() as stop:
+
+                def stopping(job, stop=stop):
+                    if stops and job.schedule.steps == stops[0]:
+                        stop.reason = f"step {stops.pop(0)}"
+                    return learning_rates(job)
+
+                monkeypatch.setattr(trainer.epochs, "learning_rates", stopping)
+                try:
+                    return train_job(job, tmp_path / name, run, lambda _: None, stop)
+                except Stopped:
+                    (run,) = (tmp_path / name / "small").iterdir()
+
+    straight = run_of(1, [], "straight")
+    for lag, stops in ((64, []), (64, [1, 2, 5, 8]), (1, [3, 5]), (4, [4, 6, 7])):
+        other = run_of(lag, stops, f"{lag} {stops}")
+        logs = [(run / "metrics.jsonl").read_bytes() for run in (straight, other)]
+        assert logs[0] == logs[1]
+        a, b = (read_state(checkpoints(run)[-1]) for run in (straight, other))
+        assert a["loss"] == b["loss"] and a["counters"] == b["counters"]
+        assert a["counters"]["skipped"] == 3
+        assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    counted = [line for line in read_metrics(straight / "metrics.jsonl") if "train/loss" in line]
+    assert all(math.isfinite(line["train/loss"]) for line in counted)
+
+
+def test_a_finite_loss_counts_though_its_gradient_is_infinite(spoiled):
+    overrides = ("train.skip_non_finite=1", "train.epochs=1", "log.every=1st")
+    straight, run = (spoiled(Spoiled(bad, "gradient", math.inf), *overrides) for bad in ([], [5]))
+    lines = [read_metrics(path / "metrics.jsonl") for path in (straight, run)]
+    assert [a["train/loss"] for a in lines[0][:5]] == [b["train/loss"] for b in lines[1][:5]]
 
 
 def flat(optimizer):

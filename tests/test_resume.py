@@ -356,6 +356,41 @@ def test_killed_between_its_test_and_its_end_a_run_shows_the_test_once(train, mo
         assert tags_of(path)["val/accuracy"] == [5, 10]
 
 
+def test_a_run_whose_checkpoints_are_away_is_not_begun_anew_over_its_logs(train):
+    run = train("train.epochs=1")
+    for path in [run / "result.json", run / "config.yaml"]:
+        path.write_text(path.read_text().replace('"done"', '"stopped"'))
+    before = {path: path.read_bytes() for path in run.glob("*") if path.is_file()}
+    (run / "checkpoints").rename(run / "away")
+    with pytest.raises(RunError, match="checkpoints is missing.*bring it back"):
+        train("train.epochs=2", resume=run, file=run / "config.yaml")
+    (run / "checkpoints").write_text("no folder")
+    with pytest.raises(RunError, match="checkpoints cannot be read: Not a directory"):
+        train("train.epochs=2", resume=run, file=run / "config.yaml")
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(train, monkeypatch):
+    run = train()
+    forbidden, access = checkpoints(run)[-1] / "weights.pt", os.access
+    monkeypatch.setattr(
+        os,
+        "access",
+        lambda path, mode: access(path, mode) and (path != forbidden or mode == os.F_OK),
+    )
+    with pytest.raises(RunError, match=r"weights\.pt: you have no permission to read it"):
+        train("train.epochs=3", resume=run, file=run / "config.yaml")
+    assert forbidden.exists()
+
+
+def test_a_log_that_is_a_pipe_is_not_waited_for(train):
+    run = train("train.epochs=1")
+    (run / "metrics.jsonl").unlink()
+    os.mkfifo(run / "metrics.jsonl")
+    with pytest.raises(RunError, match="it is no file"):
+        train("train.epochs=2", resume=run, file=run / "config.yaml")
+
+
 def test_a_run_whose_event_file_is_gone_goes_on_with_a_new_one(train):
     run = train()
     for path in run.glob("events*"):

@@ -115,15 +115,27 @@ def test_training_equals_a_hand_written_loop(train, config_file):
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
     model.train()
+    losses: list[tuple[float, int]] = []
     for epoch in range(2):
         for rows in permutation(len(part), 0, epoch).split(8):
             images, labels = part.batch(rows, epoch)
             images = images.contiguous(memory_format=torch.channels_last)
             optimizer.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
             optimizer.step()
-    run = train()
+            losses.append((loss.item(), len(rows)))
+    run = train("log.every=3st")
     assert same(last_state(run)["model"], model.state_dict())
+    lines = read_metrics(run / "metrics.jsonl")
+
+    def mean(part):
+        return pytest.approx(sum(loss * n for loss, n in part) / sum(n for _, n in part))
+
+    logged = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+    assert logged == {step: mean(losses[step - 3 : step]) for step in (3, 6, 9)}
+    epochs = [line["train/loss_epoch"] for line in lines if "train/loss_epoch" in line]
+    assert epochs == [mean(losses[:5]), mean(losses[5:])]
 
 
 @pytest.mark.parametrize(
@@ -626,6 +638,24 @@ def test_a_run_goes_on_where_its_data_was_moved_but_not_changed(train, notes, tm
     config, folder = find_resumable(str(run), None, moved, run.parent)
     train(*moved, resume=folder, file=run / "config.yaml")
     assert same(last_state(run)["model"], last_state(longer)["model"])
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("split.json", '"test"', '"tset"'),
+        ("result.json", '"split": "', '"split": "0'),
+        ("config.yaml", "[0.5, 0.5, 0.5]", "[0.4, 0.5, 0.5]"),
+        ("model.json", '"mean"', '"std"'),
+    ],
+)
+def test_evaluate_refuses_a_run_whose_files_do_not_belong_together(train, file, old, new):
+    run = train()
+    content = (run / file).read_text()
+    assert old in content
+    (run / file).write_text(content.replace(old, new))
+    with pytest.raises(RunError, match="is not the split that|is not that of model.json"):
+        evaluate_run(run, load_config(run / "config.yaml"), "val")
 
 
 def test_evaluate_refuses_what_would_not_be_the_run(train):
