@@ -27,7 +27,7 @@ from trainer.disk import read_json, save_tensors, write_json
 from trainer.errors import ConfigError, RunError, WorkerDied
 from trainer.guard import Guard
 from trainer.job import prepare
-from trainer.loader import Loader, from_workers
+from trainer.loader import Loader, from_workers, quiet_where_the_trainer_hangs_up
 from trainer.resume import find_resumable, flatten, settings
 from trainer.run import lock_run, read_metrics
 from trainer.run_log import Lengths
@@ -482,6 +482,12 @@ def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(
     assert last_state(run)["counters"]["step"] >= 3  # not a step is lost
     assert main(["--resume", str(run), "loader.workers=0"]) == 0
     assert same(last_state(run)["model"], last_state(straight)["model"])
+
+
+def test_a_worker_whose_trainer_hangs_up_prints_no_traceback_and_tells_all_else(capsys):
+    for error in (EOFError(), ConnectionResetError("reset"), ValueError("a fault")):
+        quiet_where_the_trainer_hangs_up(type(error), error, None)
+    assert capsys.readouterr().err == "ValueError: a fault\n"
 
 
 @pytest.mark.parametrize(

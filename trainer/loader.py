@@ -1,6 +1,7 @@
 """Batches of one split, as a pure function of (seed, epoch, batch number)."""
 
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -316,6 +318,18 @@ def leave_signals_to_the_trainer(worker: int) -> None:
     """Ignore what asks a whole group of processes to stop: the trainer stops its workers itself."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = quiet_where_the_trainer_hangs_up
+
+
+def quiet_where_the_trainer_hangs_up(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Tell of an error in a worker's own threads; what reading raises goes another way.
+
+    Where another worker died, the trainer may leave a connection while it is greeted: no news.
+    """
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 class _Requests(torch.utils.data.Sampler[tuple[Tensor, int]]):
