@@ -658,6 +658,14 @@ def test_evaluate_refuses_a_run_whose_files_do_not_belong_together(train, file, 
         evaluate_run(run, load_config(run / "config.yaml"), "val")
 
 
+def test_evaluate_says_of_a_run_without_a_best_epoch_that_it_has_none(train):
+    run = train()
+    for name in ("model.pt", "model.json"):
+        (run / name).unlink()
+    with pytest.raises(RunError, match="no epoch was the best yet"):
+        evaluate_run(run, load_config(run / "config.yaml"), "test")
+
+
 def test_evaluate_refuses_what_would_not_be_the_run(train):
     run = train()
     for override in ("model.name=MLP", "optimizer.lr=3", "transforms.eval.0.size=16"):

@@ -66,6 +66,8 @@ def require_unchanged(run: Path, config: Config, split: dict[str, Any]) -> None:
         digest = ""
     if read_json(run / "result.json").get("split") != digest:
         raise RunError(f"{run / 'split.json'} is not the split that result.json names.")
+    if not (run / "model.json").exists():  # no epoch was the best yet, which `load_best` tells
+        return
     card = read_json(run / "model.json")
     settings = json.loads(json.dumps(config.model_dump(mode="json")))
     for name, value in (

@@ -114,10 +114,12 @@ def load_best(model: nn.Module, run: Path) -> None:
 def compare(job: Job, content: dict[str, Any], run: Path, say: Callable[[str], None]) -> None:
     """Say what differs from the state that is to be continued; raise where it must not."""
     try:
-        json.dumps([content["settings"], content["split"], content["made_on"]])
-        content["settings"]["train"]["epochs"] + 0
+        json.dumps([content["settings"], content["split"], content["made_on"]])  # plain values
+        is_ours = isinstance(content["settings"]["train"]["epochs"], int)
     except (KeyError, TypeError, ValueError, RecursionError):
-        raise RunError(f"{run}: its checkpoint is none of ours.") from None
+        is_ours = False
+    if not is_ours:
+        raise RunError(f"{run}: its checkpoint is none of ours.")
     refused = []
     for path, old, new in differences(content["settings"], settings(job.config)):
         if path.startswith(MAY_CHANGE):
