@@ -38,7 +38,7 @@ from trainer.record import compare, save
 from trainer.run import create_run
 from trainer.run_log import Lengths, RunLog
 from trainer.saver import Saver
-from trainer.state import new_state, restore, snapshot
+from trainer.state import State, restore, snapshot
 
 KINDS = ("open", "write", "fsync", "close", "replace", "mkdir")
 
@@ -839,7 +839,7 @@ def test_training_may_go_on_at_once_and_the_file_still_holds_the_moment(run, con
         job.schedule.after_step()
 
     step()
-    state = new_state(job)
+    state = State()
     state.step, state.best, state.rates, state.speeds = 1, {"step": 1}, [0.5], [7.0]
     state.loss.add(3.0, 2)
     disk_is_slow = Held()
@@ -867,7 +867,7 @@ def test_training_may_go_on_at_once_and_the_file_still_holds_the_moment(run, con
 @pytest.mark.parametrize("change", ["a tensor less", "a tensor more", "a shape", "a part less"])
 def test_a_state_of_another_model_is_refused(config_file, change):
     job = prepare(load_config(config_file), print)
-    content = snapshot(job, new_state(job), Lengths())
+    content = snapshot(job, State(), Lengths())
     restore(job, content)
     name = next(iter(content["model"]))
     if change == "a tensor less":
@@ -884,7 +884,7 @@ def test_a_state_of_another_model_is_refused(config_file, change):
 
 def test_a_state_of_another_split_is_refused(config_file, run):
     job = prepare(load_config(config_file), print)
-    content = snapshot(job, new_state(job), Lengths())
+    content = snapshot(job, State(), Lengths())
     compare(job, content, run, print)
     with pytest.raises(RunError, match="another split.*Bring them back, or start a new run"):
         compare(job, content | {"split": "0" * 64}, run, print)
@@ -907,7 +907,7 @@ def assert_equal(a, b):
 
 def test_a_second_save_waits_for_the_first_whose_memory_it_fills_anew(run, config_file):
     job = prepare(load_config(config_file), print)
-    state, disk_is_slow = new_state(job), Held()
+    state, disk_is_slow = State(), Held()
     with RunLog(run, job.config) as log, Saver(run, 9, disk_is_slow) as saver:
         save(job, state, log, saver)
         first = saver.memory

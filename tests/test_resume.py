@@ -32,7 +32,7 @@ from trainer.resume import find_resumable, flatten, settings
 from trainer.run import lock_run, read_metrics
 from trainer.run_log import Lengths
 from trainer.schedulers import forecast
-from trainer.state import CLOCKS, PLAIN, State, new_state, restore, snapshot
+from trainer.state import CLOCKS, PLAIN, State, restore, snapshot
 from trainer.train import main
 
 JITTER = "transforms.train.1={name: ColorJitter, brightness: 0.5}"
@@ -252,7 +252,7 @@ def test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoint(config_file)
     assert fields == {*PLAIN, *CLOCKS, "loss", "saved_at", "saved"}
     job = prepare(load_config(config_file, ["scheduler=ReduceLROnPlateau"]), print)
     trained = prepare(load_config(config_file, ["scheduler=ReduceLROnPlateau"]), print)
-    state = new_state(trained)
+    state = State()
     for _ in range(2):  # so that nothing is as it was built
         images, labels = next(trained.train_loader.epoch())
         loss = trained.loss_fn(trained.model(images), labels)

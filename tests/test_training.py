@@ -26,7 +26,7 @@ from trainer.loop import predict
 from trainer.resume import find_resumable
 from trainer.run import create_run, lock_run, read_metrics
 from trainer.run_log import Lengths
-from trainer.state import new_state, restore, snapshot
+from trainer.state import State, restore, snapshot
 from transforms.keyed import permutation, seed_of
 
 CPU = torch.device("cpu")
@@ -225,7 +225,7 @@ def test_a_state_saved_in_another_memory_layout_goes_on_alike(config_file, tmp_p
         other = [*overrides, f"train.channels_last={layout}"]
         saved = prepare(load_config(config_file, other), print)
         step(saved)
-        restore(job, snapshot(saved, new_state(saved), Lengths()))
+        restore(job, snapshot(saved, State(), Lengths()))
         step(job)
         states.append(job.model.state_dict())
     for key, value in states[0].items():
@@ -717,12 +717,12 @@ def test_a_checkpoint_is_due_after_minutes_steps_or_epochs(train, config_file, m
     monkeypatch.setattr("trainer.epochs.time", Clock)
     monkeypatch.setattr("trainer.record.time", Clock)
 
-    def begun(job):
-        state = new_state(job)
+    def begun():
+        state = State()
         state.saved_at = clock[0]
         return state
 
-    monkeypatch.setattr(trainer.training, "new_state", begun)
+    monkeypatch.setattr(trainer.training, "State", begun)
     monkeypatch.setattr(trainer.epochs, "learning_rates", passing)
 
     def saved(every):

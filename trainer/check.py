@@ -129,7 +129,8 @@ class Judge:
         """What a schema allows, in words: "a whole number of at least 1"."""
         schema = self.resolved(schema)
         if "discriminator" in schema:
-            return f"a {schema['title']} as {{name: ..., ...}}"
+            article = "an" if schema["title"][0] in "aeiou" else "a"
+            return f"{article} {schema['title']} as {{name: ..., ...}}"
         if "anyOf" in schema:
             words = [w for part in schema["anyOf"] for w in _words(part) or [self.expected(part)]]
             return listed(dict.fromkeys(words), "or")

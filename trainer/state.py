@@ -83,11 +83,6 @@ PLAIN = (
 CLOCKS = ("train_seconds", "speeds")
 
 
-def new_state(job: Job) -> State:
-    """The state of a run that has not begun."""
-    return State()
-
-
 def snapshot(job: Job, state: State, lengths: Lengths, memory: Any = None) -> dict[str, Any]:
     """Everything that a checkpoint holds: copies of tensors, and plain values.
 
@@ -159,7 +154,7 @@ def restore(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
 def _restored(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
     if content["schema"] != SCHEMA:
         raise ValueError(f"its schema is {content['schema']}, and this version reads {SCHEMA}")
-    state = new_state(job)
+    state = State()
     counters, clocks = content["counters"], dict(content["clocks"])
     lengths = Lengths(content["metrics_length"], clocks.pop("events_length"))
     require_like("counters", counters, {name: getattr(state, name) for name in PLAIN})

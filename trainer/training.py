@@ -34,7 +34,7 @@ from trainer.run import create_run, lock_run, read_metrics
 from trainer.run_log import Lengths, RunLog
 from trainer.saver import Saver
 from trainer.schedulers import forecast
-from trainer.state import State, new_state, restore
+from trainer.state import State, restore
 from trainer.stop import StopRequest
 from trainer.summary import conclude, data_path, introduce
 
@@ -58,7 +58,7 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
             except BaseException:
                 shutil.rmtree(run, ignore_errors=True)  # a failed start leaves no litter
                 raise
-            state, lengths, best = new_state(job), Lengths(), None
+            state, lengths, best = State(), Lengths(), None
         else:
             state, lengths, best = continued(job, run, say)
             if is_finished(job, run, state):
@@ -153,7 +153,9 @@ def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | No
     found = load_checkpoint(run, say)
     sweep(run)  # before anything is written: the disk may be full of what killed processes left
     if found is None and old_result(run).get("status") == "done":
-        raise RunError(f"{run} is finished, and its checkpoints are gone: begin a new run.")
+        raise RunError(
+            f"{run} is finished, and its checkpoints are gone: bring them back, or begin a new run."
+        )
     if found is None and not (run / "checkpoints").is_dir():
         raise RunError(
             f"{run / 'checkpoints'} is missing, which was there when the run began: bring it back, "
@@ -162,7 +164,7 @@ def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | No
     if found is None:
         say(f"note    {run} was stopped before its first checkpoint: it begins anew")
         describe(job, run)
-        return new_state(job), Lengths(), None
+        return State(), Lengths(), None
     folder, content = found
     compare(job, content, run, say)
     try:
