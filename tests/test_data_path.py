@@ -24,11 +24,11 @@ from models.lenet import LeNet
 from trainer import loader as loader_module
 from trainer import reading
 from trainer.config import load_config
-from trainer.data import load_data, train_loader
 from trainer.errors import ConfigError
 from trainer.guard import Guard
 from trainer.job import prepare
 from trainer.loader import Loader, Part, copied_ahead
+from trainer.parts import load_data, train_loader
 from trainer.quick_start import keep_freed_memory, spin_briefly
 from trainer.summary import dry_run
 from transforms.batched import KERNELS
@@ -322,7 +322,7 @@ def test_auto_keeps_a_split_on_a_gpu_where_a_quarter_of_its_memory_holds_it(
 
 
 def reading_pipeline(config) -> Pipeline:
-    from trainer.data import build_pipelines
+    from trainer.parts import build_pipelines
 
     return build_pipelines(config, num_classes=2)["train"]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.pictures import draw_confusion, draw_curves
-from trainer.report import write_report
+from trainer.insight.pictures import draw_confusion, draw_curves
+from trainer.insight.report import write_report
 
 CLASSES = ["1", "5", "100"]
 PROBABILITIES = torch.tensor(

@@ -16,13 +16,13 @@ import trainer.training
 from models.lenet import LeNet
 from trainer.checkpoint import checkpoints, read_state, write_checkpoint
 from trainer.config import load_config
-from trainer.data import load_data
 from trainer.disk import sha256_of
 from trainer.errors import ConfigError, NonFiniteLoss, RunError, Stopped
 from trainer.evaluation import evaluate_run
 from trainer.guard import Guard
 from trainer.job import prepare
 from trainer.loop import predict
+from trainer.parts import load_data
 from trainer.resume import find_resumable
 from trainer.run import create_run, lock_run, read_metrics
 from trainer.run_log import Lengths

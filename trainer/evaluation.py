@@ -1,6 +1,5 @@
 """A finished run judged again, on the very images that its split.json names."""
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,15 @@ import torch
 
 from trainer.components import check_components
 from trainer.config import Config, load_config
-from trainer.data import check_shape, digest_of_split, eval_loader, load_part
 from trainer.disk import read_json
 from trainer.errors import ConfigError, RunError
 from trainer.job import build_loss, build_model, check_size, choose_device
 from trainer.judge import judge
 from trainer.loop import predict
-from trainer.record import load_best
+from trainer.parts import check_shape, digest_of_split, eval_loader, load_part
+from trainer.record import load_best, require_same_model
 from trainer.resume import refuse_changes
+from trainer.trained import without_weights
 
 # What may differ from the run when it is judged again: where, not what.
 MAY_DIFFER = (
@@ -38,10 +38,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
         raise RunError(f"{run / 'split.json'} names no {split} split: the run folder is damaged.")
     require_unchanged(run, config, saved)
     dataset, part = load_part(config, saved[split], device)
-    # The weights are the run's own: none are drawn, or fetched, only to be replaced.
-    arguments = {k: v for k, v in config.model.arguments.items() if k not in ("weights", "init")}
-    bare = config.model.model_copy(update={"arguments": arguments})
-    config = config.model_copy(update={"model": bare})
+    config = without_weights(config)
     shape = check_shape(config, part, "eval")
     model = build_model(config, dataset.classes, shape)
     check_size(config, model, shape)
@@ -66,13 +63,5 @@ def require_unchanged(run: Path, config: Config, split: dict[str, Any]) -> None:
         digest = ""
     if read_json(run / "result.json").get("split") != digest:
         raise RunError(f"{run / 'split.json'} is not the split that result.json names.")
-    if not (run / "model.json").exists():  # no epoch was the best yet, which `load_best` tells
-        return
-    card = read_json(run / "model.json")
-    settings = json.loads(json.dumps(config.model_dump(mode="json")))
-    for name, value in (
-        ("model", settings["model"]),
-        ("transforms", settings["transforms"]["eval"]),
-    ):
-        if card.get(name) != value:
-            raise RunError(f"{run / 'config.yaml'}: its {name} is not that of model.json.")
+    if (run / "model.json").exists():  # else no epoch was the best yet, which `load_best` tells
+        require_same_model(run, config)

@@ -15,11 +15,11 @@ from models.probe import check_input
 from models.weights import load_weights, read_weights
 from trainer.components import build, check_components
 from trainer.config import Config
-from trainer.data import Data, check_shape, eval_loader, load_data, train_loader
 from trainer.errors import ConfigError
 from trainer.loader import Loader, Part
 from trainer.losses import balanced_weight
 from trainer.optimizers import parameter_groups
+from trainer.parts import Data, check_shape, eval_loader, load_data, train_loader
 from trainer.schedulers import Schedule, build_schedule
 from trainer.signatures import parameters_of, resolve
 from trainer.tables import HIGHER_IS_BETTER, LOSSES, OPTIMIZERS

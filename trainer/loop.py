@@ -67,20 +67,19 @@ def train_steps(
 
 @torch.inference_mode()
 def predict(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
-    """Logits (N, num_classes) and labels (N,) of a whole split, on the CPU.
-
-    Of an image that the pipeline cut into crops, (B, crops, C, H, W), the logits are averaged.
-    """
+    """Logits (N, num_classes) and labels (N,) of a whole split, on the CPU."""
     model.eval()
     all_logits, all_labels = [], []
     for images, labels in batches:
-        if images.ndim == 5:
-            logits = model(images.flatten(0, 1)).unflatten(0, images.shape[:2]).mean(dim=1)
-        else:
-            logits = model(images)
-        all_logits.append(logits)
+        all_logits.append(logits_of(model, images))
         all_labels.append(labels)
     return torch.cat(all_logits).float().cpu(), torch.cat(all_labels).cpu()
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B, num_classes) of a batch (B, C, H, W); the mean over crops, (B, crops, C, H, W)."""
+    logits: Tensor = model(images.flatten(0, -4))
+    return logits if images.ndim < 5 else logits.view(*images.shape[:2], -1).mean(dim=1)
 
 
 def reseed(device: torch.device, seed: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from trainer.checkpoint import is_finite
+from trainer.config import Config
 from trainer.disk import load_tensors, make_folder, read_json, sha256_of, write_file, write_json
 from trainer.errors import RunError
 from trainer.job import Job
@@ -71,6 +72,7 @@ def card(job: Job, record: dict[str, Any]) -> dict[str, Any]:
         "num_classes": len(job.data.classes),
         "in_channels": job.input_shape[0],
         "input_size": list(job.input_shape[1:]),
+        "image_channels": job.data.image_channels,
         "transforms": config["transforms"]["eval"],
         "metrics": record,
     }
@@ -109,6 +111,18 @@ def load_best(model: nn.Module, run: Path) -> None:
         raise RunError(f"{run / 'model.pt'} does not fit the run's model: {reason}") from None
     if not is_finite(content):
         raise RunError(f"{run / 'model.pt'} holds weights that are no numbers.")
+
+
+def require_same_model(run: Path, config: Config) -> None:
+    """Raise RunError where config.yaml's model or eval transforms are not those of model.json."""
+    card = read_json(run / "model.json")
+    settings = json.loads(json.dumps(config.model_dump(mode="json")))
+    for name, value in (
+        ("model", settings["model"]),
+        ("transforms", settings["transforms"]["eval"]),
+    ):
+        if card.get(name) != value:
+            raise RunError(f"{run / 'config.yaml'}: its {name} is not that of model.json.")
 
 
 def compare(job: Job, content: dict[str, Any], run: Path, say: Callable[[str], None]) -> None:

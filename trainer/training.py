@@ -11,15 +11,16 @@ from typing import Any
 import torch
 
 from trainer.checkpoint import Entry, bring_back_best, load_checkpoint, sweep
-from trainer.data import eval_loader
 from trainer.disk import read_json, write_file, write_json
 from trainer.epochs import Session, train_epochs
 from trainer.errors import NonFiniteLoss, RunError, Stopped, in_plain_words
 from trainer.guard import Guard
+from trainer.insight.report import write_report
 from trainer.job import Job
 from trainer.judge import judge, scalars
 from trainer.loop import predict
 from trainer.losses import probabilities
+from trainer.parts import eval_loader
 from trainer.record import (
     card,
     compare,
@@ -29,7 +30,6 @@ from trainer.record import (
     update_result,
     write_split,
 )
-from trainer.report import write_report
 from trainer.run import create_run, lock_run, read_metrics
 from trainer.run_log import Lengths, RunLog
 from trainer.saver import Saver

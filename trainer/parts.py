@@ -43,6 +43,13 @@ class Data:
         return self.dataset.classes
 
     @cached_property
+    def image_channels(self) -> int:
+        """Channels of the images before any transform."""
+        first = int(self.parts["train"].indices[0])
+        images = self.dataset.images
+        return len(self.dataset.image(first) if images is None else images[first])
+
+    @cached_property
     def split_digest(self) -> str:
         """That of ``digest_of_split``."""
         return digest_of_split(self.split)

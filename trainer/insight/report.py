@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trainer.disk import write_file
 from trainer.errors import RunError
+from trainer.insight.pictures import draw_confusion, draw_curves, numbers
 from trainer.metrics import confusion_matrix, per_class
-from trainer.pictures import draw_confusion, draw_curves, numbers
 
 NUM_WORST = 16  # mistakes listed
 MAX_TABLE_CLASSES = 20  # beyond, the confusion matrix is a picture only

@@ -1,0 +1,113 @@
+"""A run's best model, ready to be used: from the run's folder alone, without its dataset."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from datasets.images import read_image
+from trainer.components import check_components
+from trainer.config import Config, load_config
+from trainer.disk import read_json
+from trainer.errors import ConfigError, RunError
+from trainer.job import build_model, check_size, choose_device
+from trainer.loop import logits_of
+from trainer.losses import probabilities
+from trainer.parts import build_pipelines
+from trainer.record import load_best, require_same_model
+from transforms.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is needed to use a run: label k is ``classes[k]``; input_shape is the model's (C, H, W).
+
+    image_channels: those of the dataset's own images, 1 or 3, before any transform.
+    """
+
+    run: Path
+    config: Config
+    classes: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+    model: nn.Module
+    image_channels: int
+    pipeline: Pipeline
+    device: torch.device
+
+    def read(self, path: Path) -> Tensor:
+        """An image file as the run's dataset would give it: (C, H, W) uint8, upright.
+
+        Raises BrokenImage, which says why, for what is no image.
+        """
+        image = read_image(path)
+        if self.image_channels == 1:  # Pillow's "L", exact for grey pictures kept as RGB
+            red, green, blue = image.int()
+            image = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).byte()[None]
+        return image
+
+    def inputs(self, images: Sequence[Tensor]) -> Tensor:
+        """Images as the model sees them, of what ``read`` gave: (B, C, H, W) float32 on the device;
+
+        (B, crops, C, H, W) where the eval transforms cut crops. Raises ValueError where a transform
+        refuses an image, or leaves another size than the model was trained with.
+        """
+        prepared = [self.pipeline.prepare(image) for image in images]
+        zeros = torch.zeros(len(prepared), dtype=torch.int64)  # labels and numbers play no part
+        inputs = self.pipeline(prepared, zeros, zeros, 0)[0]
+        if inputs.shape[-3:] != self.input_shape:
+            became, wanted = (
+                " x ".join(map(str, s)) for s in (inputs.shape[-2:], self.input_shape[1:])
+            )
+            raise ValueError(
+                f"the run's transforms make it {became}, and its model was trained on {wanted}; "
+                "it needs the size of the training images, or a run whose transforms resize"
+            )
+        return inputs.to(self.device)
+
+    @torch.inference_mode()
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Logits (B, num_classes) of a batch of ``inputs``; of crops, their mean."""
+        return logits_of(self.model, inputs).float()
+
+    def probabilities(self, inputs: Tensor) -> Tensor:
+        """Probabilities (B, num_classes) on the CPU, as the run's loss reads its logits."""
+        return probabilities(self.config.loss.name, self.logits(inputs).cpu())
+
+
+def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
+    """The best weights of a run, in eval mode, with its classes and eval transforms.
+
+    overrides may set ``train.device`` and ``train.threads``. Raises RunError for a folder that is
+    damaged or has no weights yet, ConfigError for settings that cannot be used.
+    """
+    config = load_config(run / "config.yaml", overrides)
+    if faults := check_components(config):
+        raise ConfigError(faults)
+    device = choose_device(config)
+    require_same_model(run, config)
+    card = read_json(run / "model.json")
+    try:
+        classes = tuple(map(str, card["classes"]))
+        channels, height, width = (int(n) for n in (card["in_channels"], *card["input_size"]))
+        image_channels = int(card["image_channels"])
+    except (KeyError, TypeError, ValueError):
+        raise RunError(f"{run / 'model.json'} is damaged: it lacks classes or sizes.") from None
+    shape = (channels, height, width)
+    pipeline = build_pipelines(config, num_classes=len(classes))["eval"]
+    config = without_weights(config)
+    model = build_model(config, classes, shape)
+    check_size(config, model, shape)
+    load_best(model, run)
+    model.to(device).eval()
+    if read_json(run / "data_path.json").get("channels_last"):  # the same arithmetic as in the run
+        model.to(memory_format=torch.channels_last)
+    return Trained(run, config, classes, shape, model, image_channels, pipeline, device)
+
+
+def without_weights(config: Config) -> Config:
+    """The configuration of a model that gets the run's own weights: none are drawn or fetched."""
+    arguments = {k: v for k, v in config.model.arguments.items() if k not in ("weights", "init")}
+    bare = config.model.model_copy(update={"arguments": arguments})
+    return config.model_copy(update={"model": bare})
