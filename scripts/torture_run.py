@@ -386,7 +386,7 @@ def last_lines(text: str) -> str:
     return " / ".join(text.strip().splitlines()[-4:])[-600:] or "(nothing printed)"
 
 
-CLOCKS = ("images_per_second", "train_seconds")
+CLOCKS = ("images_per_second", "train_seconds", "seconds")
 
 
 def digest(run: Path, images: Path) -> str:

@@ -841,7 +841,7 @@ def test_training_may_go_on_at_once_and_the_file_still_holds_the_moment(run, con
     step()
     state = State()
     state.step, state.best, state.rates, state.speeds = 1, {"step": 1}, [0.5], [7.0]
-    state.loss.add(3.0, 2)
+    state.means.add(3.0, 1.0, 2)
     disk_is_slow = Held()
     with RunLog(run, job.config) as log, Saver(run, 9, disk_is_slow) as saver:
         expected = copy.deepcopy(snapshot(job, state, log.flush()))
@@ -853,7 +853,7 @@ def test_training_may_go_on_at_once_and_the_file_still_holds_the_moment(run, con
             for tensor in kept.values():
                 tensor.zero_()
         state.step, state.epoch = 5, 5
-        state.loss.add(9.0, 7)
+        state.means.add(9.0, 4.0, 7)
         state.best["step"] = 5
         state.rates.append(1.0)
         state.speeds.append(1.0)

@@ -14,7 +14,7 @@ from trainer.config import load_config
 from trainer.errors import NonFiniteLoss, Stopped
 from trainer.guard import Guard
 from trainer.job import prepare
-from trainer.loop import train_steps
+from trainer.loop import number_right, train_steps
 from trainer.run import read_metrics
 from trainer.stop import StopRequest
 from trainer.training import train as train_job
@@ -85,7 +85,7 @@ def test_a_step_left_out_leaves_no_trace_in_weights_optimizer_or_batch_norm(
     )
     list(steps)
     seen = guard.seen(wait=True)
-    assert [(step, images) for step, images, _, _ in seen] == [(n, 4) for n in range(5)]
+    assert [(one.step, one.images) for one in seen] == [(n, 4) for n in range(5)]
     unfit = [step for step, _, *values in seen if not all(map(math.isfinite, values))]
     assert unfit == [1, 3]
     fit = Guard(by_hand.model, by_hand.optimizer, CPU)
@@ -164,14 +164,56 @@ def test_when_the_guard_looks_and_the_run_stops_changes_no_number(
     straight = run_of(1, [], "straight")
     for lag, stops in ((64, []), (64, [1, 2, 5, 8]), (1, [3, 5]), (4, [4, 6, 7])):
         other = run_of(lag, stops, f"{lag} {stops}")
-        logs = [(run / "metrics.jsonl").read_bytes() for run in (straight, other)]
+        logs = [read_metrics(run / "metrics.jsonl") for run in (straight, other)]
+        lengths = [[line.pop("train/gradient_norm", 0.0) for line in log] for log in logs]
         assert logs[0] == logs[1]
+        assert lengths[0] == pytest.approx(lengths[1], rel=1e-6)  # each way adds in its own order
+        assert any(lengths[0])
         a, b = (read_state(checkpoints(run)[-1]) for run in (straight, other))
-        assert a["loss"] == b["loss"] and a["counters"] == b["counters"]
+        assert a["means"] == b["means"] and a["counters"] == b["counters"]
         assert a["counters"]["skipped"] == 3
         assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
     counted = [line for line in read_metrics(straight / "metrics.jsonl") if "train/loss" in line]
     assert all(math.isfinite(line["train/loss"]) for line in counted)
+
+
+@pytest.mark.parametrize("clip", ["null", "0.05"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_accuracy_and_gradient_length_of_training_are_those_of_a_loop_by_hand(
+    train, config_file, accumulate, clip
+):
+    overrides = ["log.every=2st", f"train.accumulate={accumulate}", f"train.clip_grad_norm={clip}"]
+    overrides += ["loader.batch_size=9", "train.channels_last=false", "train.epochs=1"]
+    lines = read_metrics(train(*overrides) / "metrics.jsonl")
+    job = prepare(load_config(config_file, overrides), print)
+    job.model.train()
+    lengths, right = [], []
+    for images, labels in job.train_loader.epoch():
+        job.optimizer.zero_grad()
+        logits = job.model(images)
+        F.cross_entropy(logits, labels).backward()
+        right += (logits.argmax(1) == labels).tolist()
+        gradients = [p.grad for p in job.model.parameters() if p.grad is not None]
+        squares = [(gradient.double() ** 2).sum().item() for gradient in gradients]
+        lengths.append(math.sqrt(sum(squares)))
+        if clip != "null":
+            nn.utils.clip_grad_norm_(job.model.parameters(), float(clip))
+        job.optimizer.step()
+        job.schedule.after_step()
+    logged = [line for line in lines if "train/loss" in line]
+    assert [line["train/gradient_norm"] for line in logged] == pytest.approx(
+        lengths[1::2], rel=1e-4
+    )
+    accuracies = [sum(right[n : n + 18]) / 18 for n in range(0, 18 * len(logged), 18)]
+    assert [line["train/accuracy"] for line in logged] == accuracies
+    assert lines[-1]["train/accuracy_epoch"] == sum(right) / len(right)
+
+
+def test_of_mixed_labels_the_greater_share_counts_as_right():
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]], requires_grad=True)
+    mixed = torch.tensor([[0.6, 0.0, 0.4], [0.6, 0.0, 0.4]])
+    assert number_right(logits, mixed).item() == 1
+    assert number_right(logits, torch.tensor([0, 2])).item() == 2
 
 
 def test_a_finite_loss_counts_though_its_gradient_is_infinite(spoiled):

@@ -1,11 +1,19 @@
+"""The report: what it says is so, in Markdown and in HTML, whatever the names in it."""
+
+import json
 import re
+from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.insight.pictures import draw_confusion, draw_curves
+from trainer.insight.findings import calibration_bins
 from trainer.insight.report import write_report
+from trainer.metrics import calibration_error
 
 CLASSES = ["1", "5", "100"]
 PROBABILITIES = torch.tensor(
@@ -27,9 +35,81 @@ HISTORY = [
 RESULT = {"best": {"epoch": 3}, "test": {"accuracy": 0.6, "loss": 1.25, "confusion_matrix": [[1]]}}
 
 
-def report(folder, classes=CLASSES, ids=IDS, history=HISTORY, config="name: x\nseed: 0\n"):
-    write_report(folder, history, classes, PROBABILITIES, LABELS, ids, config, RESULT)
+ARGUMENTS: dict[str, Any] = {
+    "history": HISTORY,
+    "classes": CLASSES,
+    "probabilities": PROBABILITIES,
+    "labels": LABELS,
+    "ids": IDS,
+    "config_text": "name: x\nseed: 0\n",
+    "result": RESULT,
+}
+FAULTLESS: dict[str, Any] = {
+    "classes": ["a", "b"],
+    "probabilities": torch.tensor([[0.9, 0.1], [0.4, 0.6]]),
+    "labels": torch.arange(2),
+    "ids": ["x", "y"],
+}
+# What a stranger may have called his folders and files.
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"onload='x()' \"><img src=http://x.example/y.png>",
+    "</style></pre></title><b>",
+    "\x1b[31m\x00\u202egnp\udcff",
+    "一百元",
+    "a\n# b\n\n    c | d & `e` [f](http://x.example) *g*",
+]
+
+
+def report(folder, **changed):
+    write_report(folder, **(ARGUMENTS | changed))
     return (folder / "report.md").read_text(encoding="utf-8")
+
+
+def page_of(folder, **changed):
+    """The report's HTML, read by a parser."""
+    report(folder, **changed)
+    page = Page()
+    page.feed((folder / "report.html").read_text(encoding="utf-8"))
+    page.close()
+    return page
+
+
+class Page(HTMLParser):
+    """Elements and text of a page of which every element is closed in its turn."""
+
+    VOID = ("meta", "link", "img")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], ""
+        self.title = ""  # the nearest heading
+        self.sections = {}
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "h2":
+            self.title = data
+        if "style" not in self.open:
+            self.text += data
+            self.sections[self.title] = self.sections.get(self.title, "") + data + " "
+
+    def close(self):
+        super().close()
+        assert not self.open
+
+    def images(self):
+        return [attributes for tag, attributes in self.elements if tag == "img"]
 
 
 def table_after(text, heading):
@@ -39,20 +119,17 @@ def table_after(text, heading):
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows][2:]
 
 
-def colours(picture):
-    return {colour for _, colour in picture.getcolors(1 << 24)}
-
-
-def test_the_folder_is_made_and_holds_the_report_and_its_two_pictures(tmp_path):
+def test_the_folder_is_made_and_holds_the_report_and_its_pictures(tmp_path):
     folder = tmp_path / "run" / "report"
-    text = report(folder)
+    text = report(folder, picture_of=lambda i: torch.zeros(3, 9, 9, dtype=torch.uint8))
     assert {f.name for f in folder.iterdir()} == {
-        *("report.md", "confusion_matrix.png", "curves.png")
+        *("report.md", "report.html", "confusion_matrix.png", "curves.png"),
+        *("calibration.png", "mistakes.png"),
     }
     for name in re.findall(r"!\[.*\]\((.*)\)", text):
         with Image.open(folder / name) as picture:
             picture.verify()
-    assert text.count("![") == 2
+    assert text.count("![") == 4
 
 
 def test_the_numbers_of_the_test_split_are_shown(tmp_path):
@@ -81,16 +158,22 @@ def test_the_most_certain_mistake_stands_first_with_both_probabilities(tmp_path)
 def test_at_most_16_mistakes_are_listed_and_all_are_counted(tmp_path):
     probabilities = torch.tensor([[0.9, 0.1]]).repeat(40, 1)
     labels, ids = torch.ones(40, dtype=torch.int64), [str(i) for i in range(40)]
-    write_report(tmp_path, HISTORY, ["a", "b"], probabilities, labels, ids, "", RESULT)
-    text = (tmp_path / "report.md").read_text()
+    text = report(tmp_path, classes=["a", "b"], probabilities=probabilities, labels=labels, ids=ids)
     assert "16 of 40 wrong" in text
     assert [row[0] for row in table_after(text, "Worst mistakes")] == ids[:16]
 
 
 def test_a_model_without_mistakes_is_said_to_have_none(tmp_path):
-    probabilities, labels = torch.eye(2), torch.arange(2)
-    write_report(tmp_path, HISTORY, ["a", "b"], probabilities, labels, ["x", "y"], "", RESULT)
-    assert "every image is predicted right" in (tmp_path / "report.md").read_text()
+    text = report(tmp_path, **FAULTLESS)
+    assert "every image is predicted right" in text
+
+
+def test_of_a_model_without_mistakes_the_least_certain_images_are_shown(tmp_path):
+    rows = table_after(report(tmp_path, **FAULTLESS), "Worst mistakes")
+    assert [row[:3] for row in rows] == [["y", "b", "b"], ["x", "a", "a"]]
+    section = page_of(tmp_path, **FAULTLESS).sections["Worst mistakes"]
+    assert "every image is predicted right" in section
+    assert section.index("60.0%") < section.index("90.0%")
 
 
 def test_the_curves_table_has_a_row_an_epoch_and_numbers_only(tmp_path):
@@ -105,6 +188,14 @@ def test_values_that_are_missing_or_no_numbers_leave_gaps(tmp_path):
     assert rows[1] == ["2", "", "", "", "0.5000"]
 
 
+def test_an_epochs_means_of_training_are_shown_once_under_their_short_name(tmp_path):
+    history = [{"epoch": 1, "train/loss_epoch": 2.0, "train/accuracy_epoch": 0.5, "val/loss": 1.0}]
+    text = report(tmp_path, history=history)
+    assert "| epoch | train/loss | train/accuracy | val/loss |" in text
+    charts = [a["aria-label"] for t, a in page_of(tmp_path, history=history).elements if t == "svg"]
+    assert "train/loss from 2.0000" in charts[0] and "train/accuracy from 0.5000" in charts[1]
+
+
 def test_odd_names_cannot_break_a_table_or_become_markup(tmp_path):
     classes = ["a|b", "<b>x</b>\n# heading", "一百元"]
     ids = [f"{name}/`[link](http://x)`\\|.jpg" for name in "abcde"]
@@ -116,7 +207,7 @@ def test_odd_names_cannot_break_a_table_or_become_markup(tmp_path):
 
 
 def test_the_config_is_shown_as_it_is_even_with_code_fences_in_it(tmp_path):
-    text = report(tmp_path, config="name: x\n\n# ```\n## Worst\nseed: 0\n")
+    text = report(tmp_path, config_text="name: x\n\n# ```\n## Worst\nseed: 0\n")
     assert text.endswith("## Config\n\n    name: x\n\n    # ```\n    ## Worst\n    seed: 0\n")
 
 
@@ -127,54 +218,204 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
-def test_a_confusion_cell_is_darker_the_larger_its_share_of_the_row():
-    picture = draw_confusion([[90, 10, 0], [0, 100, 0], [1, 0, 1]], ["a", "b", "c"]).convert("L")
-    cell, end = 72, picture.height - 20
-    start = end - 3 * cell
-
-    def grey(row, column):  # near the cell's corner, beside its number
-        return picture.getpixel((start + column * cell + 6, start + row * cell + 6))
-
-    assert grey(1, 1) < grey(0, 0) < grey(2, 0) < grey(0, 1) < grey(0, 2) == 255
-    assert grey(2, 0) == grey(2, 2)
+# What was measured
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 48, 49, 1000])
-def test_a_confusion_picture_of_any_number_of_classes_is_of_a_size_to_look_at(num_classes):
-    confusion = [[int(i == j) for j in range(num_classes)] for i in range(num_classes)]
-    picture = draw_confusion(confusion, ["a rather long name of a class " * 3] * num_classes)
-    assert 200 <= picture.width <= 1300 and 100 <= picture.height <= 1300
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 2**32), st.booleans())
+def test_the_bins_add_up_to_the_calibration_error_of_the_metric(images, classes, seed, edges):
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = torch.rand(images, classes, generator=generator).softmax(dim=1)
+    if edges:  # confidences on the borders of the intervals, and both ends
+        probabilities = torch.randint(0, 16, (images, classes), generator=generator) / 15
+    labels = torch.randint(0, classes, (images,), generator=generator)
+    bins = calibration_bins(probabilities, labels)
+    assert len(bins) == 15 and sum(count for count, _, _ in bins) == images
+    error = sum(count * abs(accuracy - sure) for count, sure, accuracy in bins) / images
+    assert error == pytest.approx(calibration_error(probabilities, labels), abs=1e-12)
 
 
-def test_a_name_that_the_font_lacks_is_drawn_as_the_classes_number():
-    confusion = [[1, 0], [0, 1]]
-    by_name, by_number = (draw_confusion(confusion, names) for names in (["一", "b"], ["#0", "b"]))
-    assert by_name.tobytes() == by_number.tobytes()
+def test_both_reports_name_the_calibration_error(tmp_path):
+    shown = f"{calibration_error(PROBABILITIES, LABELS):.4f}"
+    assert f"Expected calibration error: {shown}" in report(tmp_path)
+    assert f"Expected calibration error {shown}" in page_of(tmp_path).sections["Calibration"]
 
 
-def test_curves_have_a_panel_for_losses_metrics_and_learning_rate():
-    full = draw_curves(HISTORY, best_epoch=2)
-    only_loss = draw_curves([{"epoch": 1, "val/loss": 2.0}], best_epoch=None)
-    assert full.height == 3 * only_loss.height
-    assert {(31, 119, 180), (255, 127, 14)} <= colours(full)  # two losses
-    assert (255, 127, 14) not in colours(only_loss)
+def test_both_reports_tell_what_the_time_went_to_and_its_shares(tmp_path):
+    result = RESULT | {"seconds": {"data": 1.0, "compute": 6.0, "eval": 2.0, "save": 1.0}}
+    rows = table_after(report(tmp_path, result=result), "What the time went to")
+    assert [(row[0], *row[2:]) for row in rows] == [
+        *(("data", "1.00", "10.0%"), ("compute", "6.00", "60.0%")),
+        *(("eval", "2.00", "20.0%"), ("save", "1.00", "10.0%")),
+    ]
+    section = page_of(tmp_path, result=result).sections["What the time went to"]
+    assert all(cell in section for row in rows for cell in row)
 
 
-def test_a_curve_runs_through_its_points():
-    picture = draw_curves([{"epoch": 1, "val/loss": 0.0}, {"epoch": 3, "val/loss": 1.0}], None)
-    curve = (31, 119, 180)
-    left, right, top, bottom = 90, 730, 44, 276
-    assert picture.getpixel((left, bottom)) == picture.getpixel((right, top)) == curve
-    assert picture.getpixel(((left + right) // 2, (top + bottom) // 2)) == curve
-    assert picture.getpixel((right - 20, bottom - 20)) == (255, 255, 255)
+@pytest.mark.parametrize("seconds", [None, {}, {"data": 0.0}, {"data": None, "odd": "x"}])
+def test_without_measured_times_the_report_is_written_all_the_same(tmp_path, seconds):
+    assert "compute" not in page_of(tmp_path, result=RESULT | {"seconds": seconds}).text
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 1e-12, 1e9])
-def test_a_constant_curve_and_a_single_epoch_can_be_drawn(value):
-    for epochs in (1, 4):
-        history = [{"epoch": epoch + 1, "val/loss": value} for epoch in range(epochs)]
-        assert (31, 119, 180) in colours(draw_curves(history, best_epoch=1))
+def test_the_class_balance_is_counted_by_part_and_an_absent_class_is_warned_of(tmp_path):
+    balance = {"train": [8, 16, 16], "val": [1, 0, 2], "test": [1, 2, 2]}
+    text = report(tmp_path, class_balance=balance)
+    assert table_after(text, "Class balance") == [
+        *(["1", "8", "1", "1"], ["5", "16", "0", "2"], ["100", "16", "2", "2"])
+    ]
+    warning = "No val image is of class 5."
+    assert warning in text and "No train image" not in text
+    assert warning in page_of(tmp_path, class_balance=balance).text
 
 
-def test_an_empty_history_gives_an_empty_picture():
-    assert colours(draw_curves([], best_epoch=None)) == {(255, 255, 255)}
+def test_what_was_skipped_and_left_out_is_told(tmp_path):
+    left_out = [{"path": f"1/{i}.jpg", "reason": "truncated"} for i in range(130)]
+    dataset = {"note": "drawn, no photographs", "left_out": left_out}
+    result = RESULT | {"dataset": dataset, "skipped_steps": 3}
+    for text in (report(tmp_path, result=result), page_of(tmp_path, result=result).text):
+        assert "drawn, no photographs" in text and "3 steps" in text
+        assert "130 images could not be read" in text and "1/99.jpg: truncated" in text
+        assert "and 30 more" in text
+
+
+def test_the_run_is_named_with_its_date_device_and_code(tmp_path):
+    run = tmp_path / "lenet" / "20260131-120059-ab12"
+    run.mkdir(parents=True)
+    environment = {"git_commit": "0123456789abcdef", "git_changed_files": [" M a.py"]}
+    (run / "environment.json").write_text(
+        json.dumps(environment | {"device": "cpu (2 threads)", "packages": {"torch": "2.11.0"}})
+    )
+    result = RESULT | {"name": "lenet", "epochs": 5, "early_stopped": True}
+    for text in (
+        report(run / "report", result=result),
+        page_of(run / "report", result=result).text,
+    ):
+        assert "2026-01-31 12:00:59" in text and "cpu (2 threads), torch 2.11.0" in text
+        assert "commit 0123456789ab, 1 file changed since" in text
+        assert "3 of 5, stopped early" in text and "lenet" in text
+
+
+def test_the_commands_to_go_on_name_the_run_and_can_be_pasted(tmp_path):
+    run = tmp_path / "my runs" / "lenet" / "20260131-120059-ab12"
+    text = report(run / "report", result=RESULT | {"epochs": 5})
+    page = page_of(run / "report", result=RESULT | {"epochs": 5})
+    quoted = f"'{run}'"
+    for command in (
+        f"python -m trainer.evaluate {quoted}",
+        f"python -m trainer.predict {quoted} path/to/pictures",
+        f"python -m trainer.explain {quoted} path/to/picture.jpg",
+        f"python -m trainer.export {quoted} --format onnx",
+        f"python -m trainer.compare '{run.parent}'/*",
+        f"python -m trainer.train --resume {quoted} train.epochs=10",
+        f"tensorboard --logdir '{run.parent.parent}'",
+    ):
+        assert f"\n    {command}\n" in text and command in page.sections["To go on"]
+
+
+# The page
+
+
+def test_the_page_needs_no_script_and_asks_nothing_of_any_host(tmp_path):
+    page = page_of(tmp_path, picture_of=lambda i: torch.zeros(1, 28, 28, dtype=torch.uint8))
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "iframe", "object", "base", "form")
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "srcset", "action", "data"):
+                assert value.startswith(("data:", "#"))
+    style = (tmp_path / "report.html").read_text().split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    policy = [a["content"] for t, a in page.elements if a.get("http-equiv")]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_every_picture_and_chart_says_in_words_what_it_shows(tmp_path):
+    page = page_of(tmp_path, picture_of=lambda i: torch.zeros(1, 28, 28, dtype=torch.uint8))
+    assert [image["alt"] for image in page.images()] == [
+        *("100/e.jpg: true 100, predicted 1", "5/b.jpg: true 5, predicted 1")
+    ]
+    charts = [attributes["aria-label"] for tag, attributes in page.elements if tag == "svg"]
+    assert len(charts) == 4
+    assert "val/loss from 2.0000 to 0.6667" in charts[0]
+
+
+def test_a_points_number_is_told_where_it_lies(tmp_path):
+    page = page_of(tmp_path)
+    assert "epoch 2: val/accuracy 0.7500" in page.sections["Curves"]
+
+
+def test_names_cannot_become_markup_in_the_page(tmp_path):
+    balance = {part: [0, 1, 2, 3, 4, 5] for part in ("train", "val", "test")}
+    probabilities = torch.eye(6).roll(1, dims=0)
+
+    def page(names, folder):
+        return page_of(
+            tmp_path / folder,
+            classes=names,
+            ids=[f"{name}/1.jpg" for name in names],
+            probabilities=probabilities,
+            labels=torch.arange(6),
+            class_balance=balance,
+            config_text="\n".join(names),
+            result=RESULT
+            | {"name": names[0], "dataset": {"note": names[1], "images": {"train": 1}}}
+            | {"dataset": {"left_out": [{"path": names[2], "reason": names[3]}]}},
+            picture_of=lambda i: 1 / 0,
+        )
+
+    plain, hostile = page(list("abcdef"), "plain"), page(HOSTILE, "hostile")
+    assert [tag for tag, _ in plain.elements] == [tag for tag, _ in hostile.elements]
+    assert [list(a) for _, a in plain.elements] == [list(a) for _, a in hostile.elements]
+    assert HOSTILE[0] in hostile.text and "一百元" in hostile.text
+    assert not set(hostile.text) & set("\x00\x1b\u202e\udcff")
+    (tmp_path / "hostile" / "report.html").read_bytes().decode()
+
+
+def test_a_picture_that_cannot_be_had_is_said_so_and_the_others_are_shown(tmp_path):
+    def picture_of(i):
+        if i == 4:
+            raise OSError("e.jpg is <gone>")
+        return torch.full((3, 400, 800), 7, dtype=torch.uint8)
+
+    page = page_of(tmp_path, picture_of=picture_of)
+    assert "e.jpg is <gone>" in page.sections["Worst mistakes"]
+    (image,) = page.images()
+    assert image["alt"].startswith("5/b.jpg") and image["src"].startswith("data:image/jpeg;")
+    assert (image["width"], image["height"]) == ("320", "160")
+    assert (tmp_path / "mistakes.png").is_file()
+
+
+def test_pictures_of_an_older_report_do_not_stay(tmp_path):
+    report(tmp_path, picture_of=lambda i: torch.zeros(1, 9, 9, dtype=torch.uint8))
+    assert "mistakes.png" not in report(tmp_path)
+    assert not (tmp_path / "mistakes.png").exists()
+
+
+def test_of_very_many_classes_the_worst_stand_first_and_the_page_stays_small(tmp_path):
+    count = 1000
+    labels = torch.arange(count).repeat_interleave(3)
+    probabilities = torch.eye(count)[labels]
+    wrong = labels == 500  # all three images of one class, taken for another
+    probabilities[wrong] = torch.eye(count)[501]
+    many = {
+        "classes": [f"class {i}" for i in range(count)],
+        "ids": [f"{i}.jpg" for i in range(len(labels))],
+        "class_balance": {"train": [9] * count, "val": [1] * count, "test": [3] * count},
+        "probabilities": probabilities,
+        "labels": labels,
+    }
+    text, page = report(tmp_path, **many), page_of(tmp_path, **many)
+    rows = table_after(text, "Classes")
+    assert len(rows) == 20 and [row[0] for row in rows[:2]] == ["class 500", "class 501"]
+    assert table_after(text, "Confusion matrix") == [["class 500", "class 501", "3", "1.0000"]]
+    assert len(table_after(text, "All classes")) == count
+    assert max(map(len, text.splitlines())) < 300
+    section = page.sections["Classes"]
+    assert section.index("class 500 ") < section.index("class 501 ") < section.index("class 7 ")
+    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+
+
+def test_probabilities_that_are_no_numbers_still_give_a_report(tmp_path):
+    probabilities = PROBABILITIES.clone()
+    probabilities[0] = torch.nan
+    assert "Calibration" in page_of(tmp_path, probabilities=probabilities).sections

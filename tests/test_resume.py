@@ -46,6 +46,7 @@ MAY_CHANGE = {
     "early_stop.min_delta": 0.5,
     "log.every": "5st",
     "log.images": 1,
+    "log.show": ["scalars"],
     "checkpoint.every": "5st",
     "checkpoint.keep": 9,
     "loader.workers": 1,
@@ -169,7 +170,7 @@ def test_a_run_with_more_epochs_says_which_rates_they_will_have(train, capsys, s
         (("counters", "step"), 10**400),
         (("counters", "best"), {5: 1}),
         (("clocks", "train_seconds"), 10**400),
-        (("loss",), [10**400, 1, 0, 0]),
+        (("means",), [10**400, 1, 0, 0, 0, 0]),
         (("counters", "batch"), -1),
         (("counters", "epoch"), 10**9),
         (("counters", "best"), {"epoch": 1}),
@@ -177,12 +178,14 @@ def test_a_run_with_more_epochs_says_which_rates_they_will_have(train, capsys, s
         (("counters", "rates"), 3),
         (("counters", "more"), 3),
         (("clocks", "train_seconds"), "long"),
+        (("clocks", "seconds"), {"data": 1.0}),
+        (("clocks", "seconds", "data"), "long"),
         (("clocks", "events_length"), "x"),
         (("metrics_length",), -5),
         (("metrics_length",), 10**15),
         (("metrics_length",), "0"),
-        (("loss",), torch.zeros(7)),
-        (("loss",), "nothing"),
+        (("means",), torch.zeros(7)),
+        (("means",), "nothing"),
         (("schedule", "scheduler", "step"), "not a method any more"),
         (("schedule", "scheduler", "last_epoch"), [1]),
         (("schedule", "steps"), "1"),
@@ -249,7 +252,7 @@ def test_plateau_goes_on_by_what_it_watches(train, capsys):
 def test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoint(config_file):
     """A new field of the state, or of the job's moving parts, has to be saved or named here."""
     fields = {field.name for field in dataclasses.fields(State)}
-    assert fields == {*PLAIN, *CLOCKS, "loss", "saved_at", "saved"}
+    assert fields == {*PLAIN, *CLOCKS, "means", "saved_at", "saved", "norm"}
     job = prepare(load_config(config_file, ["scheduler=ReduceLROnPlateau"]), print)
     trained = prepare(load_config(config_file, ["scheduler=ReduceLROnPlateau"]), print)
     state = State()
@@ -260,19 +263,20 @@ def test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoint(config_file)
         trained.optimizer.step()
         trained.schedule.after_step()
         trained.schedule.after_epoch(0.5)
-        state.loss.add(loss.item(), len(images))
+        state.means.add(loss.item(), 1.0, len(images))
     for number, name in enumerate(PLAIN):
         kind = type(getattr(state, name))
         value = {"best": BEST, "rates": [0.5], "reference": 0.25}.get(name, number + 1)
         setattr(state, name, bool(value) if kind is bool else value)
-    state.speeds, state.train_seconds = [3.0], 4.0
+    state.speeds, state.train_seconds, state.aside = [3.0], 4.0, 0.5
+    state.seconds["eval"] = 2.0
     state.step = state.epoch * len(job.train_loader) + state.batch
     content = snapshot(trained, state, Lengths(70, 80))
     back, lengths = restore(job, content)
     assert lengths == Lengths(70, 80)
-    for field in fields - {"loss", "saved_at", "saved"}:
+    for field in fields - {"means", "saved_at", "saved", "norm"}:
         assert getattr(back, field) == getattr(state, field), field
-    assert back.loss == state.loss
+    assert back.means == state.means
     assert same(job.model.state_dict(), trained.model.state_dict())
     assert same(job.optimizer.state_dict(), trained.optimizer.state_dict())
     assert same(job.schedule.state_dict(), trained.schedule.state_dict())
@@ -344,9 +348,11 @@ def test_a_run_whose_images_are_no_longer_the_same_is_refused_and_left_as_it_is(
 
 def test_killed_between_its_test_and_its_end_a_run_shows_the_test_once(train, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(
-            trainer.training, "write_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+
+        def killed(*_, **__):
+            raise KeyboardInterrupt
+
+        patch.setattr(trainer.training, "write_report", killed)
         train()
     run = next(train().parent.glob("*"))
     for path in run.parent.glob("*"):

@@ -104,7 +104,7 @@ def test_a_stop_that_breaks_into_somebodys_finally_is_still_a_stop(start, monkey
         (trainer.training, "create_run", 1, 0),
         (trainer.record, "environment", 1, 0),
         (trainer.training, "introduce", 1, 0),
-        (trainer.training, "show_inputs", 1, 0),
+        (trainer.training, "show_start", 1, 0),
         (trainer.epochs, "learning_rates", 1, 0),  # before the first step
         (trainer.epochs, "learning_rates", 4, 3),
         (trainer.epochs, "learning_rates", 6, 5),  # the step that ends the epoch

@@ -12,9 +12,10 @@ from trainer.config import Config
 from trainer.console import bar
 from trainer.errors import NonFiniteLoss, Stopped, WorkerDied
 from trainer.guard import Guard
+from trainer.insight.board import show_epoch
 from trainer.job import Job
 from trainer.judge import judge, scalars
-from trainer.loop import predict, train_steps
+from trainer.loop import Batches, predict, train_steps
 from trainer.record import save
 from trainer.run_log import RunLog
 from trainer.saver import Saver
@@ -50,10 +51,12 @@ def train_epochs(session: Session) -> None:
             best = end_epoch(session, speed)
             due = is_due(config.checkpoint.every, state, epoch_ended=True)
             if best or due:
-                save(job, state, log, saver, best, checkpoint=due)
+                with state.spending("save"):
+                    save(job, state, log, saver, best, checkpoint=due)
         if state.saved != state.moment:  # the last state, before testing loads the best weights
             save(job, state, log, saver)
-        saver.wait()
+        with state.spending("save"):
+            saver.wait()
     except (Stopped, DataError, WorkerDied):  # these come between two steps
         save_here(session)
         raise
@@ -76,9 +79,10 @@ def train_one_epoch(session: Session) -> float | None:
     config, rates = job.config, learning_rates(job)
     log_every, save_every = config.log.every, config.checkpoint.every
     started, images_done, whole = time.perf_counter(), 0, state.batch == 0
+    batches = job.train_loader.epoch(state.epoch, start=state.batch)
     steps = train_steps(
         job.model,
-        job.train_loader.epoch(state.epoch, start=state.batch),
+        waited_for(batches, state),
         job.loss_fn,
         job.optimizer,
         job.schedule,
@@ -101,13 +105,18 @@ def train_one_epoch(session: Session) -> float | None:
         heed(session, wait=False)
         if is_due(log_every, state):
             heed(session)
-            values = {"train/loss": state.loss.take_logged(), **tagged(state.rates)}
-            skipped = {"train/skipped": float(state.skipped)} if state.skipped else {}
-            log.step(state.step, state.epoch + 1, values | skipped)
+            values = state.means.take_logged() | tagged(state.rates)
+            if math.isfinite(state.norm):
+                values["train/gradient_norm"] = state.norm
+            if state.skipped:
+                values["train/skipped"] = float(state.skipped)
+            with state.spending("log", in_training=True):
+                log.step(state.step, state.epoch + 1, values)
         # The last step's state is saved once the epoch is judged: then it is one to go on from.
         if is_due(save_every, state) and state.batch < len(job.train_loader):
             heed(session)
-            save(job, state, log, session.saver)
+            with state.spending("save", in_training=True):
+                save(job, state, log, session.saver)
         session.saver.check()
         stop.check()
     heed(session)  # waits for the last loss: the time is true
@@ -119,15 +128,25 @@ def train_one_epoch(session: Session) -> float | None:
     return speed
 
 
+def waited_for(batches: Batches, state: State) -> Batches:
+    """Yield the batches; the time until each is there counts as the data's."""
+    began = time.perf_counter()
+    for batch in batches:
+        state.seconds["data"] += time.perf_counter() - began
+        yield batch
+        began = time.perf_counter()
+
+
 def heed(session: Session, wait: bool = True) -> None:
     """Count the losses of the steps done; leave out those that were no number, or end the run.
 
     Without ``wait`` only of steps that can be known without waiting for the device.
     """
     state, loader = session.state, session.job.train_loader
-    for step, images, loss, norm in session.guard.seen(wait):
+    for step, images, loss, norm, correct in session.guard.seen(wait):
+        state.norm = norm
         if math.isfinite(loss):
-            state.loss.add(loss, images)
+            state.means.add(loss, correct, images)
             if math.isfinite(norm):
                 continue
         batch = state.batch - (state.step - step)
@@ -155,13 +174,15 @@ def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
     job, state = session.job, session.state
     config = job.config
     if job.val_loader.will_fork:  # no other thread should be in the middle of something then
-        session.saver.wait()
-    logits, labels = predict(job.model, session.stop.watch(job.val_loader.epoch()))
-    values = scalars(judge(config, logits, labels, job.loss_fn))
+        with state.spending("save"):
+            session.saver.wait()
+    with state.spending("eval"):
+        logits, labels = predict(job.model, session.stop.watch(job.val_loader.epoch()))
+        values = scalars(judge(config, logits, labels, job.loss_fn))
     record = {
         "step": state.step,
         "epoch": state.epoch + 1,
-        "train/loss_epoch": state.loss.take_epoch(),
+        **state.means.take_epoch(),
         **{f"val/{name}": value for name, value in values.items()},
         **tagged(state.rates),
     }
@@ -177,7 +198,9 @@ def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
     job.schedule.after_epoch(monitored)
     state.epoch += 1
     state.batch = 0
-    session.log.epoch(record, speed, is_best)
+    with state.spending("log"):
+        show_epoch(session.log.events, job, state.epoch, state.step, logits, labels, session.say)
+        session.log.epoch(record, speed, is_best)
     return record if is_best else None
 
 

@@ -1,17 +1,16 @@
-"""What TensorBoard shows of a run: scalars on one step axis, the config, the training images."""
+"""The file that TensorBoard reads: one a run, on one step axis."""
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.summary.writer.record_writer import RecordWriter
-from torch import Tensor
 from torch.utils.tensorboard import summary
-from torchvision.utils import make_grid
 
 from trainer.disk import AppendedFile
 
@@ -34,37 +33,25 @@ class Events:
             short.rename(short.with_name(f"damaged.{short.name.replace('tfevents', 'events')}"))
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._file = AppendedFile(whole[0] if whole else run / name, length if whole else 0)
-        self._records, self._waiting = RecordWriter(self), bytearray()
+        self._waiting = bytearray()
         self._flushed = time.monotonic()
+        self.given_up: set[str] = set()  # what could not be drawn: said once, and not tried again
         if not self._file.length:
-            self._add(0, file_version="brain.Event:2")
+            self.add(0, file_version="brain.Event:2")
             self.flush()
 
-    def _add(self, step: int, **content: Any) -> None:
-        event = Event(wall_time=time.time(), step=step, **content)
-        self._records.write(event.SerializeToString())
-
-    def write(self, record: bytes) -> None:
-        """Keep a record until ``flush``: RecordWriter's file is this object."""
-        self._waiting += record
+    def add(self, step: int, **content: Any) -> None:
+        """Add an event: a ``summary``, or another field of TensorBoard's Event."""
+        event = Event(wall_time=time.time(), step=step, **content).SerializeToString()
+        length = struct.pack("<Q", len(event))
+        self._waiting += length + _masked(length) + event + _masked(event)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add one point for each tag."""
         for tag, value in values.items():
-            self._add(step, summary=summary.scalar(tag, value))  # type: ignore[no-untyped-call]
+            self.add(step, summary=summary.scalar(tag, value))  # type: ignore[no-untyped-call]
         if time.monotonic() - self._flushed > 10:
             self.flush()
-
-    def config(self, text: str) -> None:
-        """Show the effective configuration; TensorBoard's Markdown shows indented text as code."""
-        lines = "\n".join(f"    {line}" for line in text.splitlines())
-        self._add(0, summary=summary.text("config", lines))  # type: ignore[no-untyped-call]
-
-    def images(self, images: Tensor) -> None:
-        """Show a grid of (B, [crops,] C, H, W) images as the model sees them, stretched to 0-1."""
-        grid = make_grid(images.flatten(0, -4), nrow=8, normalize=True)
-        picture = summary.image("images/train", grid, dataformats="CHW")  # type: ignore[no-untyped-call]
-        self._add(0, summary=picture)
 
     def flush(self) -> int:
         """Let a TensorBoard that is open show what was added; the file's length."""
@@ -83,3 +70,10 @@ class Events:
             self.flush()
         finally:
             self._file.close()
+
+
+def _masked(data: bytes) -> bytes:
+    """The checksum of a TFRecord's part, turned as its format wants it."""
+    checksum = google_crc32c.value(data)
+    turned = (checksum >> 15 | checksum << 17) + 0xA282EAD8
+    return struct.pack("<I", turned & 0xFFFFFFFF)

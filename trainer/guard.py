@@ -11,12 +11,16 @@ WINDOW = 64  # steps after which a GPU is asked at the latest
 
 
 class Seen(NamedTuple):
-    """What a step, counted from 0, came to: images, their mean loss, the gradient's length."""
+    """What a step, counted from 0, came to: images, their mean loss, the gradient's length, and how
+
+    many of the images were predicted right.
+    """
 
     step: int
     images: int
     loss: float
     norm: float
+    correct: float
 
 
 class Guard:
@@ -42,7 +46,7 @@ class Guard:
         at_once = device.type == "cpu" or not optimizer.defaults.get("fused")
         self.optimizer, self.lag = optimizer, lag or (1 if at_once else WINDOW)
         self._sums_here = device.type == "cpu" and self.lag == 1
-        self._waiting = torch.zeros(self.lag, 2, device=device)
+        self._waiting = torch.zeros(self.lag, 3, device=device)
         self._steps: list[tuple[int, int]] = []  # number and images of those that wait there
         self._seen: list[Seen] = []
         self._buffers = list(model.buffers()) if restore else []
@@ -62,13 +66,15 @@ class Guard:
             return math.hypot(*(torch.linalg.vector_norm(g).item() for g in gradients))
         return nn.utils.get_total_norm(gradients)
 
-    def passes(self, step: int, images: int, loss: Tensor, norm: Tensor | float) -> bool:
+    def passes(
+        self, step: int, images: int, loss: Tensor, norm: Tensor | float, correct: Tensor
+    ) -> bool:
         """Whether the optimizer may do ``step`` (from 0), of this loss and length of the gradient.
 
         Where the answer is on the device, it is yes, and the optimizer is told there.
         """
         if self.lag == 1 or not self._begun:
-            seen = Seen(step, images, loss.item(), float(norm))
+            seen = Seen(step, images, loss.item(), float(norm), float(correct))
             self._seen.append(seen)
             if math.isfinite(seen.loss) and math.isfinite(seen.norm):
                 self._begun = True
@@ -77,9 +83,10 @@ class Guard:
                 buffer.copy_(before)
             return False
         row = self._waiting[len(self._steps)]
-        torch.stack((loss.detach(), torch.as_tensor(norm, device=row.device)), out=row)
+        length = torch.as_tensor(norm, device=row.device)
+        torch.stack((loss.detach(), length, correct.to(row.dtype)), out=row)
         self._steps.append((step, images))
-        bad = ~torch.isfinite(row).all()
+        bad = ~torch.isfinite(row[:2]).all()
         self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         for buffer, before in zip(self._buffers, self._before, strict=True):
@@ -97,6 +104,6 @@ class Guard:
 
     def _read(self) -> None:
         values = self._waiting[: len(self._steps)].tolist()
-        for (step, images), (loss, norm) in zip(self._steps, values, strict=True):
-            self._seen.append(Seen(step, images, loss, norm))
+        for (step, images), (loss, norm, correct) in zip(self._steps, values, strict=True):
+            self._seen.append(Seen(step, images, loss, norm, correct))
         self._steps = []

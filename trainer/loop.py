@@ -33,7 +33,7 @@ def train_steps(
     ``accumulate`` cuts a batch into that many parts to save memory: the gradient stays the batch's
     mean. Dropout is drawn anew from (seed, step), so that a resumed run draws what an uninterrupted
     one does. ``guard`` keeps the optimizer from a step whose loss or gradient is no number, and
-    remembers both of each step.
+    remembers both of each step, and how many images were right.
     """
     train_mode(model)
     draws = seed_of(seed, "step")
@@ -43,22 +43,26 @@ def train_steps(
         optimizer.zero_grad(set_to_none=True)
         guard.begin()
         if accumulate == 1:
-            loss = loss_fn(model(images), labels)
+            logits = model(images)
+            loss = loss_fn(logits, labels)
             loss.backward()
+            correct = number_right(logits, labels)
         else:
-            loss = torch.zeros((), device=device)
+            loss, correct = torch.zeros(2, device=device)
             for some, targets in zip(
                 images.chunk(accumulate), labels.chunk(accumulate), strict=True
             ):
-                share = loss_fn(model(some), targets) * (len(some) / len(images))
+                logits = model(some)
+                share = loss_fn(logits, targets) * (len(some) / len(images))
                 share.backward()
                 loss += share.detach()
+                correct += number_right(logits, targets)
         norm = (
             guard.norm(parameters)
             if clip_grad_norm is None
             else nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
         )
-        if guard.passes(step, len(images), loss, norm):
+        if guard.passes(step, len(images), loss, norm, correct):
             optimizer.step()
         schedule.after_step()
         step += 1
@@ -80,6 +84,13 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, num_classes) of a batch (B, C, H, W); the mean over crops, (B, crops, C, H, W)."""
     logits: Tensor = model(images.flatten(0, -4))
     return logits if images.ndim < 5 else logits.view(*images.shape[:2], -1).mean(dim=1)
+
+
+def number_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many images' likeliest class is the true one; of mixed labels, that of greatest share."""
+    if labels.ndim == 2:
+        labels = labels.argmax(dim=1)
+    return (logits.detach().argmax(dim=1) == labels).count_nonzero()
 
 
 def reseed(device: torch.device, seed: int) -> None:

@@ -53,6 +53,7 @@ def first_result(job: Job) -> dict[str, Any]:
             "left_out": [{"path": p, "reason": r} for p, r in job.data.skipped],
         },
         "split": job.data.split_digest,
+        "parameters": sum(parameter.numel() for parameter in job.model.parameters()),
     }
 
 

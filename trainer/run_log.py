@@ -1,14 +1,32 @@
 """What a run writes and prints while it trains: metrics.jsonl, TensorBoard, a line an epoch."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+
+import torch
 
 from trainer.config import Config
 from trainer.console import Table, duration
 from trainer.disk import AppendedFile
 from trainer.events import Events
+
+
+def memory_used() -> float | None:
+    """The most memory that this process held so far, in MiB: a GPU's where one is used.
+
+    None where the system does not say.
+    """
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 class Lengths(NamedTuple):
@@ -32,14 +50,14 @@ class RunLog:
         self.events = Events(run, lengths.events)
         self.metrics = AppendedFile(run / "metrics.jsonl", lengths.metrics)
         self.epochs, self.epochs_logged = config.train.epochs, 0
-        self.every = config.log.every.value
+        self.every, self.shows_scalars = config.log.every.value, "scalars" in config.log.show
         self.began = time.monotonic()
         self.table: Table | None = None
 
     def step(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """Log a step of the epoch that is under way (counted from 1)."""
         self._line({"step": step, "epoch": epoch, **values})
-        self.events.scalars(values, step)
+        self.scalars(values, step)
 
     def epoch(self, record: dict[str, Any], speed: float | None, is_best: bool) -> None:
         """Log a finished epoch: its line of metrics, its images/s, and whether it is the best."""
@@ -47,8 +65,11 @@ class RunLog:
         values = {name: record[name] for name in record if name not in ("step", "epoch")}
         if record["step"] % self.every == 0:  # the step's own line has its rates
             values = {n: v for n, v in values.items() if not n.startswith("lr/")}
-        perf = {} if speed is None else {"perf/images_per_second": speed}
-        self.events.scalars(values | perf, record["step"])
+        if speed is not None:
+            values["perf/images_per_second"] = speed
+        if (memory := memory_used()) is not None:
+            values["perf/memory_mib"] = memory
+        self.scalars(values, record["step"])
         self.events.flush()
         cells = {"epoch": f"{record['epoch']}/{self.epochs}"}
         for name, value in record.items():
@@ -65,6 +86,11 @@ class RunLog:
         if self.table is None:
             self.table = Table(list(cells))
         self.table.row(list(cells.values()), "* best" if is_best else "")
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Add a point for each tag to TensorBoard, unless ``log.show`` leaves scalars out."""
+        if self.shows_scalars:
+            self.events.scalars(values, step)
 
     def _line(self, values: dict[str, Any]) -> None:
         self.metrics.write((json.dumps(values) + "\n").encode())

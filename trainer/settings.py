@@ -1,7 +1,7 @@
 """The sections of a configuration, as types: what each may hold, and what it holds by default."""
 
 import re
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     AfterValidator,
@@ -210,10 +210,29 @@ class Checkpoint(Frozen):
     """How many of the newest are kept."""
 
 
+Shown = Literal[
+    "scalars",
+    "text",
+    "hparams",
+    "inputs",
+    "graph",
+    "histograms",
+    "kernels",
+    "feature_maps",
+    "predictions",
+    "confusion_matrix",
+    "pr_curves",
+    "embedding",
+    "report",
+]
+
+
 class Log(Frozen):
     """What is written while training."""
 
     every: Annotated[Duration, WithJsonSchema(Duration.schema("st"))] = Duration(20, "st")
     """Steps between two lines of metrics.jsonl and TensorBoard."""
     images: Count = 16
-    """Training images shown in TensorBoard, as the model sees them."""
+    """Images in a picture of several: training images, predictions. 0 draws no such picture."""
+    show: tuple[Shown, ...] = get_args(Shown)
+    """What TensorBoard shows of the run, and whether its report is written; [] is nothing."""

@@ -3,6 +3,8 @@
 import math
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,37 +17,42 @@ from trainer.resume import settings
 from trainer.run import device_name
 from trainer.run_log import Lengths
 
-SCHEMA = 4
+SCHEMA = 5
+SPENT = ("start", "data", "eval", "log", "save")  # what takes time beside the steps' arithmetic
 # What reading a state of another form may raise.
 FORGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
 
 
 @dataclass
-class MeanLoss:
-    """Two means over images: since the last logged step, and of the epoch.
+class Means:
+    """Means over training images, of loss and accuracy: since the last logged step, of the epoch.
 
-    totals: for each of the two the sum of losses, and of how many images.
+    totals: for each of the two the sum of losses, of images predicted right, and of images.
     """
 
-    totals: list[float] = field(default_factory=lambda: [0.0] * 4)
+    totals: list[float] = field(default_factory=lambda: [0.0] * 6)
 
-    def add(self, mean: float, images: int) -> None:
-        """Count a batch's mean once for each of its images."""
-        for first in (0, 2):
-            self.totals[first] += mean * images
-            self.totals[first + 1] += images
+    def add(self, loss: float, correct: float, images: int) -> None:
+        """Count a batch: its mean loss, and how many of its images were predicted right."""
+        for first in (0, 3):
+            self.totals[first] += loss * images
+            self.totals[first + 1] += correct
+            self.totals[first + 2] += images
 
-    def take_logged(self) -> float:
-        """The mean since it was last taken, for it begins anew."""
-        total, images, *epoch = self.totals
-        self.totals = [0.0, 0.0, *epoch]
-        return total / images if images else math.nan
+    def take_logged(self) -> dict[str, float]:
+        """The means since they were last taken, for they begin anew."""
+        taken, self.totals = self.totals[:3], [0.0] * 3 + self.totals[3:]
+        return _means("", *taken)
 
-    def take_epoch(self) -> float:
-        """The mean of the epoch, for the next one begins."""
-        *logged, total, images = self.totals
-        self.totals = [*logged, 0.0, 0.0]
-        return total / images if images else math.nan
+    def take_epoch(self) -> dict[str, float]:
+        """The means of the epoch, for the next one begins."""
+        taken, self.totals = self.totals[3:], self.totals[:3] + [0.0] * 3
+        return _means("_epoch", *taken)
+
+
+def _means(suffix: str, loss: float, correct: float, images: float) -> dict[str, float]:
+    mean, accuracy = (loss / images, correct / images) if images else (math.nan, math.nan)
+    return {f"train/loss{suffix}": mean, f"train/accuracy{suffix}": accuracy}
 
 
 @dataclass
@@ -55,7 +62,7 @@ class State:
     epoch counts finished epochs, batch the steps done of the one under way, step all steps.
     """
 
-    loss: MeanLoss = field(default_factory=MeanLoss)
+    means: Means = field(default_factory=Means)
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -64,11 +71,25 @@ class State:
     stale_epochs: int = 0  # epochs since then
     early_stopped: bool = False
     skipped: int = 0  # steps left out because their loss or gradient was no number
-    train_seconds: float = 0.0
+    train_seconds: float = 0.0  # of the steps, and what is read, logged and saved between them
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPENT, 0.0))
+    aside: float = 0.0  # what of train_seconds was logging and saving
     speeds: list[float] = field(default_factory=list)  # images/s of each epoch run in one piece
     rates: list[float] = field(default_factory=list)  # those of the last step, a group each
     saved_at: float = field(default_factory=time.monotonic)  # not kept: clocks start anew
     saved: tuple[int, int] | None = None  # the moment of the last checkpoint
+    norm: float = math.nan  # the length of the last step's gradient; logged with it, or never
+
+    @contextmanager
+    def spending(self, part: str, in_training: bool = False) -> Iterator[None]:
+        """Count what the block takes as a part of ``SPENT``."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - began
+            self.seconds[part] += took
+            self.aside += took if in_training else 0.0
 
     @property
     def moment(self) -> tuple[int, int]:
@@ -80,7 +101,7 @@ PLAIN = (
     *("epoch", "batch", "step", "best", "reference"),
     *("stale_epochs", "early_stopped", "skipped", "rates"),
 )
-CLOCKS = ("train_seconds", "speeds")
+CLOCKS = ("train_seconds", "seconds", "aside", "speeds")
 
 
 def snapshot(job: Job, state: State, lengths: Lengths, memory: Any = None) -> dict[str, Any]:
@@ -103,7 +124,7 @@ def snapshot(job: Job, state: State, lengths: Lengths, memory: Any = None) -> di
             **copied({name: getattr(state, name) for name in CLOCKS}),
             "events_length": lengths.events,  # of equal runs, only one may know an epoch's speed
         },
-        "loss": copied(state.loss.totals),
+        "means": copied(state.means.totals),
         "settings": settings(job.config),
         "classes": list(job.data.classes),
         "split": job.data.split_digest,
@@ -162,12 +183,12 @@ def _restored(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
     if not all(type(length) is int and length >= 0 for length in lengths):
         raise TypeError("the lengths of its logs are none")
     require_like("speeds", clocks["speeds"], [0.0] * len(clocks["speeds"]))
-    require_like("loss", content["loss"], state.loss.totals)
+    require_like("means", content["means"], state.means.totals)
     require_like("rates", counters["rates"], [0.0] * len(counters["rates"]))
     require_like("schedule", content["schedule"], job.schedule.state_dict())
     own = job.optimizer.state_dict()
     require_like("optimizer", content["optimizer"]["param_groups"], own["param_groups"])
-    state.loss.totals = [float(total) for total in content["loss"]]
+    state.means.totals = [float(total) for total in content["means"]]
     for name, value in (counters | clocks).items():
         setattr(state, name, value)
     steps = len(job.train_loader)

@@ -74,6 +74,10 @@ class StopRequest:
         if budget is not None:
             self._deadline, self._budget = self._began + budget * 60, f"train.budget ({budget}m)"
 
+    def elapsed(self) -> float:
+        """Seconds since the command began."""
+        return time.monotonic() - self._began
+
     def check(self) -> None:
         """Raise Stopped if a signal came or the budget is used up."""
         if not self.reason and time.monotonic() >= self._deadline:

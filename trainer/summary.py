@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from models.freeze import train_mode
 from trainer.console import duration
 from trainer.job import Job
 from trainer.judge import scalars
@@ -73,13 +72,16 @@ def conclude(run: Path, result: dict[str, Any], say: Say) -> None:
     if note := result["dataset"]["note"]:
         say(f"note    {note}")
     say(f"time    {duration(result['train_seconds'])} of training{per_second}")
-    say(f"report  {run / 'report' / 'report.md'}")
-    say(f"next    python -m trainer.evaluate {shlex.quote(str(run))}")
-    say(f"        tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
+    if (page := run / "report" / "report.html").exists():  # unless log.show leaves it out
+        say(f"report  {page}")
+    quoted = shlex.quote(str(run))
+    say(f"next    tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
+    say(f"        python -m trainer.predict {quoted} IMAGES...")
+    say(f"        python -m trainer.evaluate {quoted}")
 
 
 def dry_run(job: Job, say: Say) -> None:
-    """Push one batch through model, loss and gradient, and say how the data is prepared."""
+    """Say how the data is prepared, what the model is, and what a few steps of it cost."""
     introduce(job, say)
     decided = data_path(job)
     kept = {"off": "decoded anew each epoch", "ram": "kept in memory"}
@@ -92,9 +94,12 @@ def dry_run(job: Job, say: Say) -> None:
             say(f"        {transform['name']:<24} {transform['runs']}")
     layout = "channels last" if decided["channels_last"] else "channels first"
     say(f"compute {decided['threads']} threads, {layout}, {len(job.train_loader):,} steps an epoch")
-    images, labels = next(job.train_loader.epoch())
-    train_mode(job.model)
-    loss = job.loss_fn(job.model(images), labels)
-    loss.backward()
-    say(f"batch   {' x '.join(map(str, images.shape))}, loss {loss.item():.4f}")
+    from trainer.insight.model_summary import lines, summarize  # a run has no need of it
+
+    try:
+        for line in lines(summarize(job)):
+            say(line)
+    finally:
+        job.train_loader.close()
+        job.val_loader.close()
     say("dry run: nothing was written")

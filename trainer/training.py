@@ -15,6 +15,7 @@ from trainer.disk import read_json, write_file, write_json
 from trainer.epochs import Session, train_epochs
 from trainer.errors import NonFiniteLoss, RunError, Stopped, in_plain_words
 from trainer.guard import Guard
+from trainer.insight.board import show_end, show_start
 from trainer.insight.report import write_report
 from trainer.job import Job
 from trainer.judge import judge, scalars
@@ -80,8 +81,10 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
                 Saver(run, config.checkpoint.keep, log.sync, best) as saver,
             ):
                 session = Session(job, run, state, log, saver, guard, stop, say)
+                state.seconds["start"] += stop.elapsed()
                 if not lengths.events:
-                    show_inputs(job, log)
+                    with state.spending("log"):
+                        show_start(log.events, job, run, say)
                 train_epochs(session)
                 result = judge_best(session)
         except Stopped as stopped:
@@ -116,10 +119,13 @@ def judge_best(session: Session) -> dict[str, Any]:
     load_best(job.model, run)
     part = job.data.parts["test"]
     layout = job.train_loader.channels_last
-    with closing(eval_loader(job.config, part, job.device, layout)) as loader:
-        logits, labels = predict(job.model, session.stop.watch(loader.epoch()))
-    test = judge(job.config, logits, labels, job.loss_fn)
-    log.events.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
+    with state.spending("eval"):
+        with closing(eval_loader(job.config, part, job.device, layout)) as loader:
+            logits, labels = predict(job.model, session.stop.watch(loader.epoch()))
+        test = judge(job.config, logits, labels, job.loss_fn)
+    with state.spending("log"):
+        log.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
+        show_end(log.events, run, job, part, logits, labels, state.step, session.say)
     # The first epoch warms caches up; of a run of one epoch there is no other.
     speeds = state.speeds[1:] or state.speeds
     best = {name: value for name, value in state.best.items() if not name.startswith("lr/")}
@@ -128,22 +134,32 @@ def judge_best(session: Session) -> dict[str, Any]:
         "test": test,
         "images_per_second": statistics.median(speeds) if speeds else None,
         "train_seconds": state.train_seconds,
+        "seconds": spent(state),
         "epochs": state.epoch,
         "early_stopped": state.early_stopped,
         "skipped_steps": state.skipped,
     }
-    log.flush()
-    epochs = [line for line in read_metrics(run / "metrics.jsonl") if "train/loss_epoch" in line]
-    write_report(
-        run / "report",
-        [line | {"train/loss": line["train/loss_epoch"]} for line in epochs],
-        job.data.classes,
-        probabilities(job.config.loss.name, logits),
-        labels,
-        [job.data.dataset.ids[index] for index in part.indices.tolist()],
-        job.config.dump(),
-        read_json(run / "result.json") | result,
-    )
+    if "report" in job.config.log.show:
+        log.flush()
+        lines = read_metrics(run / "metrics.jsonl")
+        epochs = [line for line in lines if "train/loss_epoch" in line]
+        numbers, num_classes = part.indices.tolist(), len(job.data.classes)
+        write_report(
+            run / "report",
+            history=epochs,
+            classes=job.data.classes,
+            probabilities=probabilities(job.config.loss.name, logits),
+            labels=labels,
+            ids=[job.data.dataset.ids[number] for number in numbers],
+            picture_of=lambda row: job.data.dataset.image(numbers[row]),
+            class_balance={
+                name: torch.bincount(part.labels, minlength=num_classes).tolist()
+                for name, part in job.data.parts.items()
+            },
+            config_text=job.config.dump(),
+            result=read_json(run / "result.json") | result,
+            run=run,
+        )
     log.sync()
     return update_result(run, status="done", **result)  # last: a run that is done has all its files
 
@@ -210,9 +226,8 @@ def old_result(run: Path) -> dict[str, Any]:
     return {}
 
 
-def show_inputs(job: Job, log: RunLog) -> None:
-    """Give TensorBoard the configuration and the first training images as the model sees them."""
-    log.events.config(job.config.dump())
-    if count := job.config.log.images:
-        rows = torch.arange(min(count, len(job.train_loader.part)))
-        log.events.images(job.train_loader.part.sample(rows)[0])
+def spent(state: State) -> dict[str, float]:
+    """Seconds by what they went to, over all starts of the run; together the time it took."""
+    compute = state.train_seconds - state.seconds["data"] - state.aside
+    parts = state.seconds | {"compute": compute}
+    return {name: parts[name] for name in ("start", "data", "compute", "eval", "save", "log")}

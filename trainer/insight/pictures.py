@@ -1,166 +1,118 @@
-"""The pictures of a run: the confusion matrix and the curves, drawn with Pillow alone."""
+"""Pictures for a person, with Pillow alone: sheets of images, grids of kernels, and charts."""
 
+import io
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn.functional import pad
 
-_WIDTH, _HEIGHT = 960, 320  # pixels of a panel of curves
-_LEFT, _RIGHT, _TOP, _BOTTOM = 90, 230, 44, 44  # its margins; the right one holds the legend
-_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
-_INK, _GRID = "#222222", "#dddddd"
-
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """Those of ``values`` that are finite numbers."""
-    return {
-        key: value
-        for key, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
-
-
-def draw_confusion(confusion: list[list[int]], classes: Sequence[str]) -> Image.Image:
-    """Counts, shaded by their share of the row; rows are true classes, columns predicted ones."""
-    k = len(classes)
-    cell = max(1, min(72, 960 // k))
-    named = cell >= 20  # smaller cells hold no text
-    font = _font(min(18, cell // 2) if named else 16)
-    names = [_fit(_drawable(name, i), font, 140) for i, name in enumerate(classes) if named]
-    margin = 60 + math.ceil(max(map(font.getlength, names), default=0))
-    end = margin + k * cell
-    picture = Image.new("RGB", (max(end + 20, 420), end + 20), "white")
-    draw = ImageDraw.Draw(picture)
-    draw.text((12, 10), "Rows: true class. Columns: predicted class.", _INK, _font(16))
-    for row, counts in enumerate(confusion):
-        total = max(sum(counts), 1)
-        for column, count in enumerate(counts):
-            if not count:
-                continue
-            depth = math.sqrt(count / total)  # the root lets rare mistakes be seen
-            shade = tuple(round(255 + depth * (c - 255)) for c in (8, 48, 107))
-            x, y = margin + column * cell, margin + row * cell
-            draw.rectangle((x, y, x + cell - 1, y + cell - 1), shade)
-            if named:
-                ink = "white" if depth > 0.5 else _INK
-                fitting = _font(min(18, cell // 2, int(1.5 * cell / len(str(count)))))
-                draw.text((x + cell / 2, y + cell / 2), str(count), ink, fitting, "mm")
-    for line in range(margin, end + 1, cell if named else k * cell):
-        draw.line([(margin, line), (end, line)], _GRID)
-        draw.line([(line, margin), (line, end)], _GRID)
-    for i, name in enumerate(names):
-        middle = margin + (i + 0.5) * cell
-        draw.text((margin - 8, middle), name, _INK, font, "rm")
-        _vertical_text(picture, (middle, margin - 8), name, font)
-    return picture
+from trainer.disk import write_file
+from trainer.insight.charts import COLOURS as COLOURS
+from trainer.insight.charts import GRID, INK
+from trainer.insight.charts import RIGHT as RIGHT
+from trainer.insight.charts import WRONG as WRONG
+from trainer.insight.charts import draw_bars as draw_bars
+from trainer.insight.charts import draw_calibration as draw_calibration
+from trainer.insight.charts import draw_confusion as draw_confusion
+from trainer.insight.charts import draw_curves as draw_curves
+from trainer.insight.charts import draw_lines as draw_lines
+from trainer.insight.fonts import drawable as drawable
+from trainer.insight.fonts import font as font
+from trainer.insight.fonts import legible, shortened
 
 
-def draw_curves(history: list[dict[str, Any]], best_epoch: int | None) -> Image.Image:
-    """A panel each for losses, validation metrics and learning rate, over the epochs."""
-    belongs: dict[str, Callable[[str], bool]] = {
-        "loss": lambda tag: tag.endswith("/loss"),
-        "validation metrics": lambda tag: tag.startswith("val/") and tag != "val/loss",
-        "learning rate": lambda tag: tag == "lr/group0",
-    }
-    panels = []
-    for title, is_in in belongs.items():
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for row in history:
-            for tag, value in numbers(row).items():
-                if is_in(tag):
-                    curves.setdefault(tag, []).append((row["epoch"], value))
-        if curves:
-            panels.append((title, curves))
-    picture = Image.new("RGB", (_WIDTH, _HEIGHT * max(len(panels), 1)), "white")
-    draw = ImageDraw.Draw(picture)
-    for i, (title, curves) in enumerate(panels):
-        _draw_panel(draw, i * _HEIGHT, title, curves, best_epoch)
-    return picture
+def to_picture(image: Tensor) -> Image.Image:
+    """A uint8 image (C, H, W), C being 1 or 3, as an RGB picture."""
+    planes = image.cpu().expand(3, -1, -1) if len(image) == 1 else image.cpu()
+    return Image.fromarray(planes.permute(1, 2, 0).contiguous().numpy())
 
 
-def _draw_panel(
-    draw: ImageDraw.ImageDraw,
-    offset: int,
-    title: str,
-    curves: dict[str, list[tuple[float, float]]],
-    best_epoch: int | None,
-) -> None:
-    font = _font(15)
-    left, right, top, bottom = _LEFT, _WIDTH - _RIGHT, offset + _TOP, offset + _HEIGHT - _BOTTOM
-    points = [point for curve in curves.values() for point in curve]
-    first, last = min(x for x, _ in points), max(x for x, _ in points)
-    y_ticks = _ticks(min(y for _, y in points), max(y for _, y in points))
-    low, high = y_ticks[0], y_ticks[-1]
+def sheet(
+    pictures: Sequence[Image.Image | Tensor],
+    captions: Sequence[str | Sequence[str]],
+    colours: Sequence[str | None] | None = None,
+    columns: int = 4,
+    size: int = 160,
+) -> Image.Image:
+    """Pictures or uint8 images (C, H, W) in rows, each fitted into size x size over its caption.
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        share = (x - first) / (last - first) if last > first else 0.5
-        return left + share * (right - left), bottom - (y - low) / (high - low) * (bottom - top)
-
-    draw.text((left, offset + 12), title, _INK, _font(18))
-    for tick in y_ticks:
-        y = place(first, tick)[1]
-        draw.line([(left, y), (right, y)], _GRID)
-        draw.text((left - 8, y), f"{tick:.6g}", _INK, font, "rm")
-    room = (last - first) / 20  # between the numbers of the ends and those within
-    within = {round(x) for x in _ticks(first, last) if first + room < x < last - room}
-    for epoch in {first, last} | within:
-        draw.text((place(epoch, low)[0], bottom + 8), str(epoch), _INK, font, "mt")
-    draw.text((right, bottom + 26), "epoch", _INK, font, "rt")
-    if best_epoch is not None and first <= best_epoch <= last:
-        best = place(best_epoch, low)[0]
-        draw.line([(best, top), (best, bottom)], "#999999", 2)
-        anchor, side = ("rb", -6) if best > (left + right) / 2 else ("lb", 6)
-        draw.text((best + side, (top + bottom) / 2), "best", "#777777", font, anchor)
-    for i, (tag, curve) in enumerate(curves.items()):
-        colour = _COLOURS[i % len(_COLOURS)]
-        places = [place(x, y) for x, y in curve]
-        draw.line(places, colour, 3, joint="curve")
-        for x, y in places if len(places) <= 60 else []:
-            draw.ellipse((x - 4, y - 4, x + 4, y + 4), colour)
-        line = top + 10 + 22 * i
-        draw.line([(right + 16, line), (right + 40, line)], colour, 3)
-        draw.text((right + 48, line), _fit(tag, font, _RIGHT - 56), _INK, font, "lm")
+    captions: a line, or several, below each. colours: that of a picture's frame and caption.
+    """
+    lines = [[text] if isinstance(text, str) else list(text) for text in captions]
+    frames = colours or [None] * len(pictures)
+    gap, text_height = 14, 17 * max(map(len, lines), default=0)
+    columns = max(1, min(columns, len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    step_x, step_y = size + gap, size + 6 + text_height + gap
+    made = Image.new("RGB", (columns * step_x + gap, max(rows * step_y, gap) + gap), "white")
+    draw = ImageDraw.Draw(made)
+    for i, (picture, texts, colour) in enumerate(zip(pictures, lines, frames, strict=True)):
+        x, y = gap + i % columns * step_x, gap + i // columns * step_y
+        draw.rectangle((x - 4, y - 4, x + size + 3, y + size + 3), colour or GRID)
+        draw.rectangle((x, y, x + size - 1, y + size - 1), "#f2f2f2")
+        fitted = fit(to_picture(picture) if isinstance(picture, Tensor) else picture, size)
+        made.paste(fitted, (x + (size - fitted.width) // 2, y + (size - fitted.height) // 2))
+        for n, line in enumerate(texts):
+            text = shortened(legible(line), 13, size + 6)
+            draw.text((x - 3, y + size + 7 + 17 * n), text, colour or INK, font(13, text))
+    return made
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers from at most ``low`` to at least ``high``."""
-    span = high - low or abs(high) or 1.0
-    low = min(low, high - span)  # a constant stands at the upper edge: no accuracy above 1
-    power = 10 ** math.floor(math.log10(span / 4))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= span / 5 * (1 - 1e-9))
-    start, stop = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [i * step for i in range(start, max(stop, start + 1) + 1)]
+def fit(picture: Image.Image, size: int) -> Image.Image:
+    """The picture within size x size; a small one a whole number of times larger, and crisp."""
+    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+    largest = max(picture.size)
+    if largest * 2 <= size:
+        times = size // largest
+        wanted = (picture.width * times, picture.height * times)
+        return picture.resize(wanted, Image.Resampling.NEAREST)
+    wanted = (
+        max(1, round(picture.width * size / largest)),
+        max(1, round(picture.height * size / largest)),
+    )
+    return picture.resize(wanted, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def _font(size: int) -> _Font:
-    return ImageFont.load_default(size)
+def grid(
+    tensor: Tensor, columns: int | None = None, scale: int | None = None, each: bool = True
+) -> Image.Image:
+    """Kernels or feature maps (N, h, w), or coloured ones (N, 3, h, w), float, as one picture.
+
+    Each is stretched to black..white by its own range, or all by their common one. Of (N, C, h, w)
+    with another C every plane is shown. scale: pixels an element, 0 elements making no picture.
+    """
+    planes = tensor.detach().float().cpu().nan_to_num(0, 0, 0)
+    if planes.ndim == 3 or planes.shape[1] != 3:
+        planes = planes.reshape(-1, 1, *planes.shape[-2:])
+    count, _, height, width = planes.shape
+    if not planes.numel():
+        return Image.new("RGB", (8, 8), "white")
+    columns = columns or min(count, 8 if count <= 64 else math.ceil(math.sqrt(count)))
+    scale = scale or max(1, round(64 / max(height, width)))
+    over = (1, 2, 3) if each else (0, 1, 2, 3)
+    low, high = planes.amin(over, keepdim=True), planes.amax(over, keepdim=True)
+    values = ((planes - low) / (high - low).clamp_min(1e-12) * 255).round().byte()
+    values = values.expand(-1, 3, -1, -1)
+    values = values.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    values = pad(values, (0, 2, 0, 2), value=255)  # thin white gaps
+    rows = math.ceil(count / columns)
+    values = torch.cat([values, values.new_full((rows * columns - count, *values.shape[1:]), 255)])
+    tall, wide = values.shape[-2:]
+    whole = values.view(rows, columns, 3, tall, wide).permute(2, 0, 3, 1, 4)
+    return to_picture(pad(whole.reshape(3, rows * tall, columns * wide), (2, 0, 2, 0), value=255))
 
 
-def _drawable(name: str, index: int) -> str:
-    """The name, or its place where Pillow's own font cannot write it."""
-    return name if name.isprintable() and max(map(ord, name), default=0) < 256 else f"#{index}"
+def png(picture: Image.Image) -> bytes:
+    """The picture as a PNG, of which speed matters more than the last tenth of its size."""
+    content = io.BytesIO()
+    picture.save(content, "PNG", compress_level=2)
+    return content.getvalue()
 
 
-def _fit(text: str, font: _Font, width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
-
-
-def _vertical_text(
-    picture: Image.Image,
-    bottom_middle: tuple[float, float],
-    text: str,
-    font: _Font,
-) -> None:
-    """Write upwards from the given point."""
-    width, height = math.ceil(font.getlength(text)) + 4, 28
-    strip = Image.new("RGB", (width, height), "white")
-    ImageDraw.Draw(strip).text((0, height / 2), text, _INK, font, "lm")
-    x, y = bottom_middle
-    picture.paste(strip.rotate(90, expand=True), (round(x - height / 2), round(y - width)))
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture as PNG, at once."""
+    write_file(path, png(picture))

@@ -1,0 +1,298 @@
+"""Numbers as pictures, drawn with Pillow alone: curves, bars, a confusion matrix, calibration."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+
+from trainer.insight.fonts import drawable, font, legible, shortened
+
+RIGHT, WRONG = "#2ca02c", "#d62728"
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
+_WIDTH, _HEIGHT = 960, 320  # pixels of a panel of curves
+_LEFT, _RIGHT, _TOP, _BOTTOM = 90, 230, 44, 44  # its margins; the right one holds the legend
+INK, GRID = "#222222", "#dddddd"
+MAX_BARS = 40  # names in a bar chart
+
+Curves = dict[str, list[tuple[float, float]]]
+
+
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """Those of ``values`` that are finite numbers."""
+    return {
+        key: value
+        for key, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Image.Image:
+    """Counts, shaded by their share of the row; rows are true classes, columns predicted ones."""
+    k = len(classes)
+    cell = max(1, min(72, max(560 // k, min(20, 960 // k))))
+    named = cell >= 20  # smaller cells hold no text
+    frame, margin = _confusion_frame(tuple(classes), cell, named)
+    picture, end = frame.copy(), margin + k * cell
+    draw = ImageDraw.Draw(picture)
+    counts = torch.as_tensor(confusion)
+    # The root lets rare mistakes be seen.
+    depth = (counts / counts.sum(dim=1, keepdim=True).clamp_min(1)).sqrt()
+    shades = 255 + depth[..., None] * (torch.tensor([8, 48, 107]) - 255)
+    cells = Image.fromarray(shades.round().byte().numpy())
+    picture.paste(cells.resize((k * cell, k * cell), Image.Resampling.NEAREST), (margin, margin))
+    texts, depths = counts.tolist(), depth.tolist()
+    for row, column in counts.nonzero().tolist() if named else []:
+        text = str(texts[row][column])
+        x, y = margin + (column + 0.5) * cell, margin + (row + 0.5) * cell
+        ink = "white" if depths[row][column] > 0.5 else INK
+        fitting = font(min(18, cell // 2, int(1.5 * cell / len(text))))
+        draw.text((x, y), text, ink, fitting, "mm")
+    for line in range(margin, end + 1, cell if named else k * cell):
+        draw.line([(margin, line), (end, line)], GRID)
+        draw.line([(line, margin), (line, end)], GRID)
+    return picture
+
+
+@lru_cache(maxsize=4)  # a run draws it in every epoch
+def _confusion_frame(classes: tuple[str, ...], cell: int, named: bool) -> tuple[Image.Image, int]:
+    """The names around a confusion matrix, and where its cells begin."""
+    size = min(18, cell // 2) if named else 16
+    names = [shortened(drawable(name, i), size, 140) for i, name in enumerate(classes) if named]
+    margin = 60 + math.ceil(max((font(size, name).getlength(name) for name in names), default=0))
+    end = margin + len(classes) * cell
+    picture = Image.new("RGB", (max(end + 20, 420), end + 20), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((12, 10), "Rows: true class. Columns: predicted class.", INK, font(16))
+    for i, name in enumerate(names):
+        middle = margin + (i + 0.5) * cell
+        draw.text((margin - 8, middle), name, INK, font(size, name), "rm")
+        _vertical_text(picture, (middle, margin - 8), name, size)
+    return picture, margin
+
+
+def panels_of(history: Sequence[dict[str, Any]]) -> dict[str, Curves]:
+    """The curves of a run by the panel they stand in: loss, metrics and learning rate by epoch."""
+    belongs: dict[str, Callable[[str], bool]] = {
+        "loss": lambda tag: tag in ("train/loss", "val/loss"),
+        "metrics": lambda tag: (
+            (tag == "train/accuracy" or tag.startswith("val/")) and tag != "val/loss"
+        ),
+        "learning rate": lambda tag: tag.startswith("lr/"),
+    }
+    panels: dict[str, Curves] = {}
+    for title, is_in in belongs.items():
+        for row in history:
+            for tag, value in numbers(row).items():
+                if is_in(tag):
+                    panels.setdefault(title, {}).setdefault(tag, []).append((row["epoch"], value))
+    return {title: dict(sorted(curves.items(), key=_val_last)) for title, curves in panels.items()}
+
+
+def _val_last(item: tuple[str, Any]) -> bool:
+    return item[0].startswith("val/")
+
+
+def draw_curves(history: Sequence[dict[str, Any]], best_epoch: int | None) -> Image.Image:
+    """A panel each for losses, metrics and learning rate, over the epochs."""
+    best = None if best_epoch is None else (best_epoch, "best")
+    return draw_lines(panels_of(history), "epoch", best)
+
+
+def draw_lines(
+    panels: Mapping[str, Curves],
+    x_label: str,
+    vertical: tuple[float, str] | None = None,
+    log_x: bool = False,
+) -> Image.Image:
+    """A panel each, one below the other: title -> name of a curve -> its points (x, y).
+
+    Points that are no finite numbers, or not above 0 where log_x, are left out. vertical marks an x
+    with a word.
+    """
+    drawn = []
+    for title, curves in panels.items():
+        kept = {name: _finite(curve, log_x) for name, curve in curves.items()}
+        if any(kept.values()):
+            drawn.append((title, kept))
+    picture = Image.new("RGB", (_WIDTH, _HEIGHT * max(len(drawn), 1)), "white")
+    draw = ImageDraw.Draw(picture)
+    for i, (title, curves) in enumerate(drawn):
+        _draw_panel(draw, i * _HEIGHT, title, curves, x_label, vertical, log_x)
+    return picture
+
+
+def _finite(curve: Sequence[tuple[float, float]], log_x: bool) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in curve if abs(x) < 1e300 and abs(y) < 1e300 and (x > 0 or not log_x)]
+
+
+def _draw_panel(
+    draw: ImageDraw.ImageDraw,
+    offset: int,
+    title: str,
+    curves: Curves,
+    x_label: str,
+    vertical: tuple[float, str] | None,
+    log_x: bool,
+) -> None:
+    small = font(15)
+    left, right, top, bottom = _LEFT, _WIDTH - _RIGHT, offset + _TOP, offset + _HEIGHT - _BOTTOM
+    points = [point for curve in curves.values() for point in curve]
+    first, last = min(x for x, _ in points), max(x for x, _ in points)
+    y_ticks = ticks(min(y for _, y in points), max(y for _, y in points))
+    low, high = y_ticks[0], y_ticks[-1]
+    along: Callable[[float], float] = math.log10 if log_x else float
+    begin, span = along(first), along(last) - along(first)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        share = (along(x) - begin) / span if span > 0 else 0.5
+        return left + share * (right - left), bottom - (y - low) / (high - low) * (bottom - top)
+
+    heading = shortened(legible(title), 18, right - left)
+    draw.text((left, offset + 12), heading, INK, font(18, heading))
+    for tick in y_ticks:
+        y = place(first, tick)[1]
+        draw.line([(left, y), (right, y)], GRID)
+        draw.text((left - 8, y), f"{tick:.6g}", INK, small, "rm")
+    for x in x_ticks(first, last, log_x):
+        draw.text((place(x, low)[0], bottom + 8), f"{x:.6g}", INK, small, "mt")
+    draw.text((right, bottom + 26), legible(x_label), INK, font(15, x_label), "rt")
+    if vertical and first <= vertical[0] <= last:
+        x = place(vertical[0], low)[0]
+        draw.line([(x, top), (x, bottom)], "#999999", 2)
+        anchor, side = ("rb", -6) if x > (left + right) / 2 else ("lb", 6)
+        text = legible(vertical[1])
+        draw.text((x + side, (top + bottom) / 2), text, "#777777", font(15, text), anchor)
+    room = (bottom - top) // 22  # lines of the legend
+    for i, (name, curve) in enumerate(curves.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        places = [place(x, y) for x, y in curve]
+        draw.line(places, colour, 3, joint="curve" if len(places) <= 1000 else None)
+        for x, y in places if len(places) <= 60 else []:
+            draw.ellipse((x - 4, y - 4, x + 4, y + 4), colour)
+        line = top + 10 + 22 * i
+        if i < room - 1 or len(curves) <= room:
+            text = shortened(legible(name), 15, _RIGHT - 56)
+            draw.line([(right + 16, line), (right + 40, line)], colour, 3)
+            draw.text((right + 48, line), text, INK, font(15, text), "lm")
+        elif i == room - 1:
+            more = f"and {len(curves) - i} more"
+            draw.text((right + 48, line), more, INK, small, "lm")
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Four to eight round numbers from at most ``low`` to at least ``high``."""
+    largest = max(abs(low), abs(high))
+    span = high - low
+    if span <= 1e-9 * largest:  # steps so small would be lost in the float's last digits
+        span = largest
+    span = max(span, 1e-300) if span else 1.0
+    low = min(low, high - span)  # a constant stands at the upper edge: no accuracy above 1
+    power = 10 ** math.floor(math.log10(span / 4))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= span / 5 * (1 - 1e-9))
+    start, stop = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(start, max(stop, start + 1) + 1)]
+
+
+def x_ticks(first: float, last: float, log_x: bool = False) -> list[float]:
+    """Numbers for the axis from ``first`` to ``last``: both ends, and round ones between them."""
+    if log_x:
+        powers = range(math.ceil(math.log10(first)), math.floor(math.log10(last)) + 1)
+        decades = [10.0**power for power in powers]
+        return decades if len(decades) >= 2 else sorted({first, last, *decades})
+    room = (last - first) / 20  # between the numbers of the ends and those within
+    whole = float(first).is_integer() and float(last).is_integer()
+    within = (round(x) if whole else x for x in ticks(first, last))
+    return sorted({first, last} | {x for x in within if first + room < x < last - room})
+
+
+def draw_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Image.Image:
+    """A group of horizontal bars a name, one of each series, with its count.
+
+    Of more than MAX_BARS names those with the smallest and with the largest sums are drawn.
+    """
+    sums = [sum(values) for values in zip(*series.values(), strict=True)]
+    order = list(range(len(names)))
+    left_out = len(names) - MAX_BARS
+    if left_out > 0:
+        by_sum = sorted(order, key=lambda i: (sums[i], i))
+        order = by_sum[: MAX_BARS // 2] + by_sum[-(MAX_BARS // 2) :]
+    texts = [shortened(drawable(names[i], i), 15, 200) for i in order]
+    left = 24 + math.ceil(max((font(15, text).getlength(text) for text in texts), default=0))
+    thick, gap, top = 14, 10, 44
+    group = len(series) * thick + gap
+    height = top + len(order) * group + (26 if left_out > 0 else 0) + 10
+    picture = Image.new("RGB", (left + 560, height), "white")
+    draw = ImageDraw.Draw(picture)
+    longest = max((max(values, default=0) for values in series.values()), default=0) or 1
+    x = float(left)
+    for i, label in enumerate(map(legible, series)):
+        draw.rectangle((x, 14, x + 14, 28), COLOURS[i % len(COLOURS)])
+        draw.text((x + 20, 21), label, INK, font(15, label), "lm")
+        x += 44 + font(15, label).getlength(label)
+    y = top
+    for place, (index, text) in enumerate(zip(order, texts, strict=True)):
+        if left_out > 0 and place == MAX_BARS // 2:
+            draw.text((left, y), f"... {left_out:,} more, then the largest", "#777777", font(15))
+            y += 26
+        middle = y + len(series) * thick / 2
+        draw.text((left - 10, middle), text, INK, font(15, text), "rm")
+        for i, values in enumerate(series.values()):
+            end = left + 460 * values[index] / longest
+            line = y + i * thick
+            if values[index]:
+                draw.rectangle((left, line, end, line + thick - 3), COLOURS[i % len(COLOURS)])
+            draw.text((end + 8, line + 6), f"{values[index]:,}", INK, font(13), "lm")
+        y += group
+    return picture
+
+
+def draw_calibration(bins: Sequence[tuple[int, float, float]]) -> Image.Image:
+    """Reliability diagram of equal intervals of confidence, and how many images lie in each.
+
+    bins: (images, mean confidence, accuracy) of each interval, from 0 to 1. A bar is an
+    interval's accuracy, a red mark its confidence; a bar below the mark is too sure.
+    """
+    side, left, top, low = 420, 64, 44, 110  # of the square, its margins, the counts below
+    picture = Image.new("RGB", (left + side + 30, top + side + low + 70), "white")
+    draw = ImageDraw.Draw(picture)
+    bottom, base, small = top + side, top + side + low + 16, font(15)
+    draw.text((left, 12), "accuracy by confidence", INK, font(18))
+    for i in range(6):
+        y = bottom - side * i / 5
+        draw.line([(left, y), (left + side, y)], GRID)
+        draw.text((left - 8, y), f"{i / 5:g}", INK, small, "rm")
+        draw.text((left + side * i / 5, base + 8), f"{i / 5:g}", INK, small, "mt")
+    most = max((count for count, _, _ in bins), default=0) or 1
+    width = side / max(len(bins), 1)
+    for i, (count, confidence, accuracy) in enumerate(bins):
+        if not count:
+            continue
+        x0, x1 = left + i * width + 1, left + (i + 1) * width - 2
+        draw.rectangle((x0, bottom - side * accuracy, x1, bottom), COLOURS[0])
+        draw.rectangle((x0, base - (low - 16) * count / most, x1, base), "#999999")
+        y = bottom - side * confidence
+        draw.line([(x0, y), (x1, y)], WRONG, 3)
+    draw.line([(left, bottom), (left + side, top)], "#777777", 2)
+    draw.line([(left, base), (left + side, base)], GRID)
+    draw.text((left - 8, base - low + 16), f"{most:,}", INK, small, "rt")
+    draw.text((left + 4, bottom + 12), "images", "#777777", small)
+    draw.text((left + side, base + 28), "confidence", INK, small, "rt")
+    return picture
+
+
+def _vertical_text(
+    picture: Image.Image,
+    bottom_middle: tuple[float, float],
+    text: str,
+    size: int,
+) -> None:
+    """Write upwards from the given point."""
+    face = font(size, text)
+    width, height = math.ceil(face.getlength(text)) + 4, 28
+    strip = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(strip).text((0, height / 2), text, INK, face, "lm")
+    x, y = bottom_middle
+    picture.paste(strip.rotate(90, expand=True), (round(x - height / 2), round(y - width)))

@@ -1,0 +1,272 @@
+"""What a report tells of a run, found once for its two forms: Markdown and a page of HTML."""
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, float64, zeros
+
+from trainer.console import duration
+from trainer.disk import read_json
+from trainer.errors import RunError
+from trainer.insight.charts import numbers
+from trainer.insight.pictures import to_picture
+from trainer.metrics import confusion_matrix, per_class
+from trainer.words import listed
+
+NUM_SHOWN = 16  # mistakes
+MAX_CLASSES = 20  # beyond, tables begin with the worst, and all stand at the end
+NUM_BINS = 15  # of confidence, as in Guo et al., 2017
+THUMBNAIL = 320  # pixels at most of a mistake's picture
+SECONDS = {
+    "start": "reading the data, building the model",
+    "data": "waiting for images",
+    "compute": "forward, backward, step",
+    "eval": "validation",
+    "save": "checkpoints",
+    "log": "metrics, TensorBoard",
+}
+
+Bins = list[tuple[int, float, float]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image of the test split: what it is, what it was taken for, how probable both seemed."""
+
+    name: str
+    true: str
+    predicted: str
+    of_predicted: float
+    of_true: float
+    picture: Image.Image | None
+    fault: str = ""  # why there is no picture
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that the report's pages are made of."""
+
+    title: str
+    best_epoch: int
+    facts: dict[str, str]
+    notes: list[str]
+    left_out: list[str]
+    history: Sequence[dict[str, Any]]
+    classes: Sequence[str]
+    num_images: int
+    metrics: dict[str, float]
+    confusion: list[list[int]]
+    by_class: list[dict[str, Any]]
+    bins: Bins
+    calibration_error: float
+    num_wrong: int
+    shown: list[Shown]
+    balance: Mapping[str, Sequence[int]]
+    config_text: str
+    seconds: dict[str, float]
+    commands: list[tuple[str, str]]
+
+    @cached_property
+    def tags(self) -> list[str]:
+        """The columns of the history's table."""
+        return list(
+            dict.fromkeys(["epoch", *(tag for row in self.history for tag in numbers(row))])
+        )
+
+    @property
+    def many(self) -> bool:
+        """Whether there are more classes than a person reads through."""
+        return len(self.classes) > MAX_CLASSES
+
+    @property
+    def worst(self) -> list[dict[str, Any]]:
+        """The rows of ``by_class`` in their order; of many, those of the smallest F1 first."""
+        if not self.many:
+            return self.by_class
+        return sorted(self.by_class, key=lambda row: (row["f1"], -row["images"]))[:MAX_CLASSES]
+
+    @property
+    def confused(self) -> list[tuple[str, str, int, float]]:
+        """True class, predicted class, images, their share of the true class; most images first."""
+        pairs = [
+            (count, row, column)
+            for row, counts in enumerate(self.confusion)
+            for column, count in enumerate(counts)
+            if count and row != column
+        ]
+        return [
+            (self.classes[row], self.classes[column], count, count / sum(self.confusion[row]))
+            for count, row, column in sorted(pairs, key=lambda pair: -pair[0])[:MAX_CLASSES]
+        ]
+
+
+def find(
+    *,
+    history: Sequence[dict[str, Any]],
+    classes: Sequence[str],
+    probabilities: Tensor,
+    labels: Tensor,
+    ids: Sequence[str],
+    picture_of: Callable[[int], Tensor] | None,
+    class_balance: Mapping[str, Sequence[int]] | None,
+    config_text: str,
+    result: dict[str, Any],
+    run: Path,
+) -> Findings:
+    """Measure and gather; the arguments are those of ``write_report``."""
+    dataset, balance = result.get("dataset", {}), class_balance or {}
+    bins = calibration_bins(probabilities, labels)
+    rows, num_wrong = _rows_to_show(probabilities, labels)
+    left_out = [f"{entry['path']}: {entry['reason']}" for entry in dataset.get("left_out", ())]
+    return Findings(
+        title=str(result.get("name") or "Report"),
+        best_epoch=result["best"]["epoch"],
+        facts=_facts(result, run),
+        notes=_notes(result, classes, balance),
+        left_out=left_out,
+        # An epoch's means are called train/loss_epoch where train/loss is that of a few steps.
+        history=[{k.removesuffix("_epoch"): v for k, v in row.items()} for row in history],
+        classes=classes,
+        num_images=len(labels),
+        metrics=numbers(result["test"]),
+        confusion=confusion_matrix(probabilities, labels),
+        by_class=per_class(probabilities, labels, classes),
+        bins=bins,
+        calibration_error=sum(n * abs(right - sure) for n, sure, right in bins) / len(labels),
+        num_wrong=num_wrong,
+        shown=[_show(i, classes, probabilities, labels, ids, picture_of) for i in rows],
+        balance=balance,
+        config_text=config_text,
+        seconds={k: v for k, v in numbers(result.get("seconds") or {}).items() if v >= 0},
+        commands=_commands(run, result),
+    )
+
+
+def calibration_bins(probabilities: Tensor, labels: Tensor, bins: int = NUM_BINS) -> Bins:
+    """(images, mean confidence, accuracy) of equal intervals (a, b] of confidence, from 0 to 1.
+
+    Weighted by their images, the distances of the last two add up to ``calibration_error``.
+    """
+    confidence, predicted = probabilities.double().nan_to_num(0).max(dim=1)
+    interval = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    counts = interval.bincount(minlength=bins)
+    sure = zeros(bins, dtype=float64).index_add_(0, interval, confidence)
+    right = zeros(bins, dtype=float64).index_add_(0, interval, (predicted == labels).double())
+    divisor = counts.clamp_min(1)
+    columns = (counts.tolist(), (sure / divisor).tolist(), (right / divisor).tolist())
+    return list(zip(*columns, strict=True))
+
+
+def _rows_to_show(probabilities: Tensor, labels: Tensor) -> tuple[list[int], int]:
+    """The most certain mistakes, or where there are none the least certain images; the mistakes."""
+    confidence, predicted = probabilities.max(dim=1)
+    wrong = (predicted != labels).nonzero().flatten()
+    if len(wrong):
+        order = confidence[wrong].argsort(descending=True, stable=True)[:NUM_SHOWN]
+        rows: list[int] = wrong[order].tolist()
+    else:
+        rows = confidence.argsort(stable=True)[:NUM_SHOWN].tolist()
+    return rows, len(wrong)
+
+
+def _show(
+    i: int,
+    classes: Sequence[str],
+    probabilities: Tensor,
+    labels: Tensor,
+    ids: Sequence[str],
+    picture_of: Callable[[int], Tensor] | None,
+) -> Shown:
+    true, predicted = int(labels[i]), int(probabilities[i].argmax())
+    picture, fault = None, "no picture was given"
+    if picture_of:
+        try:
+            picture, fault = to_picture(picture_of(i)), ""
+            if max(picture.size) > THUMBNAIL:
+                picture.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
+        except Exception as error:  # the report has more to tell than this picture
+            fault = f"cannot be shown: {error or type(error).__name__}"
+    of_predicted, of_true = float(probabilities[i, predicted]), float(probabilities[i, true])
+    return Shown(ids[i], classes[true], classes[predicted], of_predicted, of_true, picture, fault)
+
+
+def _facts(result: dict[str, Any], run: Path) -> dict[str, str]:
+    """What a person asks first: when, on what, with which code."""
+    environment: dict[str, Any] = {}
+    with suppress(RunError):
+        environment = read_json(run / "environment.json")
+    epochs, best = result.get("epochs"), result["best"]["epoch"]
+    facts = {"best epoch": f"{best} of {epochs}" if epochs else str(best)}
+    if result.get("early_stopped"):
+        facts["best epoch"] += ", stopped early"
+    if result.get("status") in ("stopped", "failed"):
+        facts["status"] = result["status"]
+    dataset = result.get("dataset", {})
+    if images := dataset.get("images"):
+        sizes = listed((f"{count:,} {part}" for part, count in images.items()))
+        facts["data"] = f"{dataset.get('name', '')}: {sizes} images"
+    if seconds := numbers(result).get("train_seconds"):
+        facts["training"] = duration(seconds) if seconds >= 10 else f"{seconds:.2g}s"
+    if speed := numbers(result).get("images_per_second"):
+        facts["speed"] = f"{speed:,.0f} images/s"
+    if stamp := re.match(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-", run.name):
+        facts["begun"] = "{}-{}-{} {}:{}:{}".format(*stamp.groups())
+    if device := result.get("device") or environment.get("device"):
+        torch_version = (environment.get("packages") or {}).get("torch")
+        facts["device"] = f"{device}, torch {torch_version}" if torch_version else str(device)
+    if commit := environment.get("git_commit"):
+        changed = len(environment.get("git_changed_files") or ())
+        files = f", {changed} file{'s' if changed > 1 else ''} changed since" if changed else ""
+        facts["code"] = f"commit {str(commit)[:12]}{files}"
+    if "seed" in result:
+        facts["seed"] = str(result["seed"])
+    facts["folder"] = str(run)
+    return facts
+
+
+def _notes(
+    result: dict[str, Any], classes: Sequence[str], balance: Mapping[str, Sequence[int]]
+) -> list[str]:
+    """What to know before believing the numbers."""
+    note = result.get("dataset", {}).get("note")
+    notes = [note] if note else []
+    if skipped := numbers(result).get("skipped_steps"):
+        notes += [f"{skipped:,} steps without finite numbers were skipped in training."]
+    for part, counts in balance.items():
+        absent = [name for name, count in zip(classes, counts, strict=True) if not count]
+        if absent:
+            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+            notes += [f"No {part} image is of class {', '.join(absent[:5])}{more}."]
+    return notes
+
+
+def _commands(run: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What each command is for, and the command as it is typed in the checkout's root."""
+    folder, siblings = shlex.quote(str(run)), shlex.quote(str(run.parent))
+    epochs = int(numbers(result).get("epochs") or result["best"]["epoch"])
+    return [
+        ("watch the curves", f"tensorboard --logdir {shlex.quote(str(run.parent.parent))}"),
+        ("judge the weights again", f"python -m trainer.evaluate {folder}"),
+        ("classify pictures", f"python -m trainer.predict {folder} path/to/pictures"),
+        ("see what the model looks at", f"python -m trainer.explain {folder} path/to/picture.jpg"),
+        ("take it elsewhere", f"python -m trainer.export {folder} --format onnx"),
+        ("compare the runs of this name", f"python -m trainer.compare {siblings}/*"),
+        ("train on", f"python -m trainer.train --resume {folder} train.epochs={2 * epochs}"),
+    ]
+
+
+def plain(text: str) -> str:
+    """Text on one line without control characters, half letters and changes of direction."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+
+
+def shown_number(value: float) -> str:
+    """A number as tables have it."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 10 else f"{value:.4g}"

@@ -1,0 +1,362 @@
+"""What a model is made of and will cost: its layers, and what a real step of a job takes.
+
+Everything but the FLOPs is measured, by doing it: a forward pass, a step, some batches of training
+and of validation. The job is changed by that, and of no use afterwards but to be described.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.freeze import train_mode
+from trainer.console import duration
+from trainer.guard import Guard
+from trainer.job import Job
+from trainer.loop import Batches, predict, train_steps
+
+MOST_ROWS = 60  # of the table of layers; deeper levels are summed up where there are more
+PATIENCE = 1.5  # seconds of training that are timed, or an epoch where it takes less
+WIDTHS = (38, 22, 18)  # characters of a layer's name, type and output at most
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A row of the table: ``output`` without the batch; ``parameters`` counts shared ones once.
+
+    trainable is None where there are no parameters, and "part" where some are frozen.
+    """
+
+    name: str
+    kind: str
+    output: str
+    parameters: int
+    trainable: bool | str | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step of training takes, in bytes, and an epoch, in seconds.
+
+    loss: the first batch's. activations: what the forward pass keeps for the backward pass, for a
+    batch or for one of its ``train.accumulate`` parts. peak: the most that a GPU held, else None.
+    """
+
+    batch: tuple[int, ...]
+    loss: float
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int | None
+    train_seconds: float
+    val_seconds: float
+    run_seconds: float
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A job's model and what it costs; flops of one image's forward pass, None if uncountable.
+
+    rows are the layers as they are shown, hidden the number of further ones left out.
+    """
+
+    rows: list[Layer]
+    hidden: int
+    parameters: int
+    frozen: int
+    flops: int | None
+    cost: Cost
+    epochs: int
+
+
+def summarize(job: Job) -> ModelSummary:
+    """Measure a job that is ready to train; the job's weights are others afterwards."""
+    images, labels = (part.clone() for part in next(job.train_loader.epoch()))
+    flops, outputs = count_flops(job.model, images[:1])
+    rows, hidden = table_of(job.model, outputs)
+    parameters = list(job.model.parameters())
+    return ModelSummary(
+        rows=rows,
+        hidden=hidden,
+        parameters=sum(p.numel() for p in parameters),
+        frozen=sum(p.numel() for p in parameters if not p.requires_grad),
+        flops=flops,
+        cost=measure(job, images, labels),
+        epochs=job.config.train.epochs,
+    )
+
+
+def count_flops(model: nn.Module, image: Tensor) -> tuple[int | None, dict[str, str]]:
+    """FLOPs of a forward pass of ``image`` (1, C, H, W), and each module's output shape, by name.
+
+    A multiplication and an addition are two. Convolutions, matrix products and attention are
+    counted, as torch does, and nothing else: the rest takes time for memory, not for arithmetic.
+    None where torch cannot count. The model is in eval mode afterwards.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # 0.1 s
+
+    outputs: dict[str, str] = {}
+    hooks = [
+        module.register_forward_hook(_recorder(outputs, name))
+        for name, module in model.named_modules()
+    ]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one kernel for all, which is not counted
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(image)
+        flops = counter.get_total_flops()
+    except (RuntimeError, NotImplementedError, TypeError):
+        flops = None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for hook in hooks:
+            hook.remove()
+    return flops, outputs
+
+
+def _recorder(outputs: dict[str, str], name: str) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        outputs[name] = _shape(output)
+
+    return hook
+
+
+def _shape(output: Any) -> str:
+    """The shape of a tensor, or of the first in a collection, without the batch."""
+    if isinstance(output, Tensor):
+        return " x ".join(map(str, output.shape[1:])) or "1"
+    if isinstance(output, dict):
+        output = list(output.values())
+    if isinstance(output, list | tuple) and output:
+        more = f" (+{len(output) - 1})" if len(output) > 1 else ""
+        return _shape(output[0]) + more
+    return "-"
+
+
+def table_of(model: nn.Module, outputs: dict[str, str]) -> tuple[list[Layer], int]:
+    """The layers of a model in their order, as deep as MOST_ROWS allow, and how many are left out.
+
+    A module deeper than that is summed up in the one it belongs to.
+    """
+    modules = [(name, module) for name, module in model.named_modules() if name] or [("", model)]
+    deepest = max(name.count(".") for name, _ in modules)
+    for depth in range(deepest, -1, -1):
+        rows = list(_rows(model, outputs, depth))
+        if len(rows) <= MOST_ROWS:
+            break
+    return rows[:MOST_ROWS], max(len(rows) - MOST_ROWS, 0)
+
+
+def _rows(model: nn.Module, outputs: dict[str, str], depth: int) -> Iterator[Layer]:
+    counted: set[int] = set()  # parameters that several modules share belong to the first
+    for name, module in model.named_modules():
+        level = name.count(".") if name else -1
+        whole = level == depth or not any(module.children())
+        if level > depth:
+            continue
+        if isinstance(module, nn.Identity):
+            continue
+        own = [p for p in module.parameters(recurse=whole) if id(p) not in counted]
+        counted.update(map(id, own))
+        if not whole and not own:  # a container, whose layers have their own rows
+            continue
+        trained = {p.requires_grad for p in own}
+        inside = sum(1 for inner in module.modules() if not any(inner.children()))
+        kind = type(module).__name__
+        yield Layer(
+            name=name or "(model)",
+            kind=f"{kind}, {inside} layers" if whole and inside > 1 else kind,
+            output=outputs.get(name, "-"),
+            parameters=sum(p.numel() for p in own),
+            trainable=None if not own else "part" if len(trained) > 1 else trained.pop(),
+        )
+
+
+def measure(job: Job, images: Tensor, labels: Tensor) -> Cost:
+    """Do a forward pass, a step, and some batches of training and validation, and say what it took.
+
+    images and labels are a first batch, as the loader gave it.
+    """
+    train_mode(job.model)
+    parts = job.config.train.accumulate
+    loss, activations = kept_for_backward(job, images.chunk(parts)[0], labels.chunk(parts)[0])
+    on_gpu = job.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(job.device)
+    began = now(job.device)
+    for _ in steps_of(job, [(images, labels)]):
+        pass
+    step_seconds = now(job.device) - began
+    is_slow = step_seconds > PATIENCE  # nobody waits for more steps, and warming up is little of it
+    peak = torch.cuda.max_memory_allocated(job.device) if on_gpu else None
+    gradients = [p.grad for p in job.model.parameters() if p.grad is not None]
+    parameters = [*job.model.parameters(), *job.model.buffers()]
+    state = [v for kept in job.optimizer.state.values() for v in kept.values()]
+    train_seconds = step_seconds * len(job.train_loader) if is_slow else time_training(job)
+    image_seconds = time_validation(job, warm_up=not is_slow)
+    sizes = {name: len(part) for name, part in job.data.parts.items()}
+    epochs = job.config.train.epochs
+    judged = epochs * sizes["val"] + sizes["test"]  # each epoch on val, at last the best on test
+    return Cost(
+        batch=tuple(images.shape),
+        loss=loss,
+        parameters=bytes_of(parameters),
+        gradients=bytes_of(gradients),
+        optimizer=bytes_of([v for v in state if isinstance(v, Tensor)]),
+        activations=activations,
+        peak=peak,
+        train_seconds=train_seconds,
+        val_seconds=image_seconds * sizes["val"],
+        run_seconds=epochs * train_seconds + image_seconds * judged,
+    )
+
+
+def kept_for_backward(job: Job, images: Tensor, labels: Tensor) -> tuple[float, int]:
+    """The loss of a batch, and the bytes that its forward pass keeps for the backward pass.
+
+    Weights are not among them; of several views of one memory all of it counts, once.
+    """
+    known = {p.untyped_storage().data_ptr() for p in job.model.parameters()}
+    known |= {b.untyped_storage().data_ptr() for b in job.model.buffers()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = job.loss_fn(job.model(images), labels)
+    return loss.item(), sum(kept.values())
+
+
+def steps_of(job: Job, batches: Batches) -> Iterator[Any]:
+    """Real steps of training, whatever their loss."""
+    config = job.config
+    return train_steps(
+        job.model,
+        batches,
+        job.loss_fn,
+        job.optimizer,
+        job.schedule,
+        Guard(job.model, job.optimizer, job.device),
+        job.device,
+        seed=config.seed,
+        step=0,
+        accumulate=config.train.accumulate,
+        clip_grad_norm=config.train.clip_grad_norm,
+    )
+
+
+def time_training(job: Job) -> float:
+    """Seconds of an epoch's steps with their data, from as many as PATIENCE allows."""
+    batches = islice(job.train_loader.epoch(0), 2)  # warms the machine up, starts the workers
+    for _ in steps_of(job, batches):
+        pass
+    done, began = 0, now(job.device)
+    for _ in steps_of(job, job.train_loader.epoch(1)):
+        done += 1
+        if time.perf_counter() - began > PATIENCE:
+            break
+    return (now(job.device) - began) * len(job.train_loader) / done
+
+
+def time_validation(job: Job, warm_up: bool) -> float:
+    """Seconds to predict one image of the validation split, with its data."""
+    if warm_up:
+        predict(job.model, islice(job.val_loader.epoch(), 1))
+    done = 0
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal done
+        for images, labels in job.val_loader.epoch():
+            yield images, labels
+            done += len(labels)
+            if time.perf_counter() - began > PATIENCE / 3:
+                return
+
+    began = now(job.device)
+    predict(job.model, batches())
+    return (now(job.device) - began) / done
+
+
+def now(device: torch.device) -> float:
+    """The clock's seconds, once all that a GPU was given is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def bytes_of(tensors: list[Tensor]) -> int:
+    """Bytes of distinct tensors."""
+    return sum(t.nbytes for t in {id(t): t for t in tensors}.values())
+
+
+def lines(summary: ModelSummary) -> list[str]:
+    """The summary for a terminal of 100 columns."""
+    cost = summary.cost
+    flops = "not countable" if summary.flops is None else f"{scaled(summary.flops)}FLOPs"
+    sizes = {
+        "parameters": cost.parameters,
+        "gradients": cost.gradients,
+        "optimizer": cost.optimizer,
+        "activations": cost.activations,
+    }
+    memory = ", ".join(f"{name} {mebibytes(size)}" for name, size in sizes.items())
+    peak = "" if cost.peak is None else f"; at most {mebibytes(cost.peak)} at once on the GPU"
+    images = " x ".join(map(str, cost.batch))
+    frozen = f", {summary.frozen:,} of them frozen" if summary.frozen else ""
+    epoch = f"{seconds(cost.train_seconds)} of training, {seconds(cost.val_seconds)} of validation"
+    return [
+        *table(summary),
+        f"total   {summary.parameters:,} parameters{frozen}; one image forward: {flops}",
+        f"batch   {images}, loss {cost.loss:.4f}",
+        f"memory  {memory}{peak}",
+        f"time    an epoch about {epoch}; {summary.epochs} epochs {seconds(cost.run_seconds)}",
+    ]
+
+
+def table(summary: ModelSummary) -> list[str]:
+    """The rows of layers under their head, in columns as wide as they need."""
+    cells = [("layer", "type", "output", "parameters", "trained")]
+    words = {None: "", True: "yes", False: "no", "part": "part"}
+    for row in summary.rows:
+        number = f"{row.parameters:,}" if row.parameters else ""
+        texts = zip((row.name, row.kind, row.output), WIDTHS, strict=True)
+        name, kind, output = (
+            text if len(text) <= width else f"...{text[3 - width :]}" for text, width in texts
+        )
+        cells.append((name, kind, output, number, words[row.trainable]))
+    wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    table = [
+        f"{name:<{wide[0]}}  {kind:<{wide[1]}}  {output:<{wide[2]}}  {number:>{wide[3]}}  {trained}"
+        for name, kind, output, number, trained in cells
+    ]
+    more = [f"... and {summary.hidden} more layers"] if summary.hidden else []
+    return [line.rstrip() for line in table] + more
+
+
+def scaled(number: int) -> str:
+    """``1540000`` as ``1.54 M``."""
+    for power, letter in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if number >= 10**power:
+            return f"{number / 10**power:.4g} {letter}"
+    return f"{number} "
+
+
+def mebibytes(size: int) -> str:
+    """Bytes as MiB."""
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def seconds(number: float) -> str:
+    """A time as a person says it."""
+    return duration(number) if number >= 10 else f"{number:.2g} s"

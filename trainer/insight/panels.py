@@ -1,0 +1,187 @@
+"""What TensorBoard's dashboards read, made of tensors and settings: one function for each kind."""
+
+import html
+import json
+import math
+import re
+import shlex
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.types_pb2 import DT_FLOAT
+from tensorboard.compat.proto.versions_pb2 import VersionDef
+from tensorboard.plugins.pr_curve.plugin_data_pb2 import PrCurvePluginData
+from torch import Tensor, nn
+from torch.utils.tensorboard import summary
+from torch.utils.tensorboard._pytorch_graph import parse
+
+from trainer.config import Config
+from trainer.insight.columns import visible
+from trainer.insight.features import evaluating
+from trainer.insight.pictures import png
+from trainer.tables import SCALAR
+
+BINS = 50  # of a histogram; TensorBoard draws 30
+ELEMENTS = 32_000  # of a tensor that a histogram counts: what torch does on one thread
+THRESHOLDS = 127  # of a PR curve; TensorBoard reads no more
+CURVES = 20  # classes of which there is a PR curve
+_PR_CURVE = PrCurvePluginData(version=0, num_thresholds=THRESHOLDS).SerializeToString()
+_SHARES = [min(1.0, (255 - grey) / (255 - 43)) for grey in range(256)]  # 43 is the blue's grey
+_BLUES = [round(255 + share * (c - 255)) for share in _SHARES for c in (8, 48, 107)]
+
+
+def picture(tag: str, made: Image.Image) -> Any:
+    """A picture for the images dashboard."""
+    encoded = Summary.Image(
+        encoded_image_string=png(made), width=made.width, height=made.height, colorspace=3
+    )
+    return Summary(value=[Summary.Value(tag=tag, image=encoded)])
+
+
+def in_blue(made: Image.Image) -> Image.Image:
+    """A picture that is white to dark blue with a byte a pixel: written in a fifth of the time."""
+    one_plane = made.convert("L")
+    one_plane.putpalette(_BLUES)
+    return one_plane
+
+
+def histogram(tag: str, tensor: Tensor) -> Any | None:
+    """How a tensor's numbers are spread, of at most ELEMENTS in even strides; None without any."""
+    values = tensor.detach().flatten()
+    values = values[:: math.ceil(len(values) / ELEMENTS) or 1].float().cpu()
+    if not (spread := values.sum()).isfinite():
+        values = values[values.isfinite()]
+        spread = values.sum()
+    if not len(values):
+        return None
+    low, high = (end.item() for end in values.aminmax())
+    if low < high:
+        counts = torch.histc(values, BINS, low, high).tolist()
+        limits = torch.linspace(low, high, BINS + 1, dtype=torch.float64)[1:].tolist()
+    else:
+        counts, limits = [float(len(values))], [high]
+    square = torch.dot(values, values).item()
+    parts = (low, high, len(values), spread.item(), square, limits, counts)
+    return summary.histogram_raw(tag, *parts)  # type: ignore[no-untyped-call]
+
+
+def pr_curves(tag: str, chances: Tensor, labels: Tensor, classes: Sequence[str]) -> Iterator[Any]:
+    """Precision and recall of each class against the rest, by threshold; of the first CURVES.
+
+    chances (N, K) are probabilities, labels (N,) int64.
+    """
+    numbers = torch.arange(min(len(classes), CURVES))
+    places = (chances[:, : len(numbers)].nan_to_num(0) * (THRESHOLDS - 1)).long()
+    places = places.clamp(0, THRESHOLDS - 1) + numbers * THRESHOLDS
+    is_of_class = labels[:, None] == numbers
+
+    def above(chosen: Tensor) -> Tensor:  # (K, THRESHOLDS): how many lie at or above each
+        counts = chosen.bincount(minlength=len(numbers) * THRESHOLDS)
+        return counts.view(-1, THRESHOLDS).flip(1).cumsum(1).flip(1).double()
+
+    right = above(places[is_of_class])
+    wrong = above(places.flatten()) - right
+    missed, rejected = right[:, :1] - right, wrong[:, :1] - wrong
+    precision = right / (right + wrong).clamp_min(1e-7)
+    recall = right / (right + missed).clamp_min(1e-7)
+    curves = torch.stack([right, wrong, rejected, missed, precision, recall], dim=1).float()
+    for name, curve in zip(classes, curves.numpy(), strict=False):
+        # summary.pr_curve_raw, which makes a Python number of each, takes three times as long.
+        plugin = SummaryMetadata.PluginData(plugin_name="pr_curves", content=_PR_CURVE)
+        value = Summary.Value(
+            tag=f"{tag}/{visible(name)}", metadata=SummaryMetadata(plugin_data=plugin)
+        )
+        value.tensor.dtype = DT_FLOAT
+        for size in curve.shape:
+            value.tensor.tensor_shape.dim.add(size=size)
+        value.tensor.tensor_content = curve.tobytes()
+        yield Summary(value=[value])
+
+
+def graph(model: nn.Module, input_shape: tuple[int, int, int], device: torch.device) -> bytes:
+    """The model as a GraphDef, traced in eval mode with one image; raises what tracing raises."""
+    inputs = (torch.zeros(1, *input_shape, device=device),)
+    with evaluating(model, device), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that tracing will go, and of sizes that become constants
+        # Not checked by tracing again: of transformers the two differ, in nothing that is drawn.
+        trace = torch.jit.trace(model, inputs, strict=False, check_trace=False)  # type: ignore[no-untyped-call]
+        traced = trace.graph
+        torch._C._jit_pass_inline(traced)
+        nodes = parse(traced, trace, inputs)  # type: ignore[no-untyped-call]
+    definition: bytes = GraphDef(node=nodes, versions=VersionDef(producer=22)).SerializeToString()
+    return definition
+
+
+def curves_together(config: Config) -> Any:
+    """The layout of the custom scalars: what belongs together is in one chart."""
+    metrics = [metric.name for metric in config.metrics if metric.name in SCALAR]
+    charts = {"loss": ["train/loss_epoch", "val/loss"]}
+    charts |= {name: [f"val/{name}"] for name in metrics}
+    if "accuracy" in charts:
+        charts["accuracy"].insert(0, "train/accuracy_epoch")
+    charts |= {"learning rate": ["lr/group.*"], "gradient norm": ["train/gradient_norm"]}
+    layout = {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}
+    return summary.custom_scalars({"Training": layout})  # type: ignore[no-untyped-call]
+
+
+def hyperparameters(config: Config) -> dict[str, float | str]:
+    """What people vary, flat: ``optimizer.lr: 0.05``. Numbers stay numbers, all else is text."""
+    aside = {"name", "log", "checkpoint"}
+    return dict(_flat("", config.model_dump(mode="json", exclude=aside)))
+
+
+def _flat(path: str, value: Any) -> Iterator[tuple[str, float | str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{path}.{key}" if path else key, inner)
+    elif isinstance(value, list):
+        yield path, visible(", ".join(map(_in_short, value)))
+    elif isinstance(value, bool) or value is None:  # TensorBoard shows 1.0000, and leaves None out
+        yield path, json.dumps(value)
+    else:
+        yield path, value if isinstance(value, int | float) else visible(str(value))
+
+
+def _in_short(item: Any) -> str:
+    """A component as ``Resize(size=[32, 32])``, any other value as it is in the YAML."""
+    if isinstance(item, dict) and "name" in item:
+        arguments = [f"{key}={_in_short(value)}" for key, value in item.items() if key != "name"]
+        return f"{item['name']}({', '.join(arguments)})" if arguments else str(item["name"])
+    if isinstance(item, list):
+        return f"[{', '.join(map(_in_short, item))}]"
+    return item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+
+
+def metrics_of(config: Config) -> list[str]:
+    """The tags of the numbers by which runs are compared."""
+    names = ["loss"] + [metric.name for metric in config.metrics if metric.name in SCALAR]
+    return [f"{split}/{name}" for split in ("val", "test") for name in names]
+
+
+def code(text: str) -> str:
+    """Markdown that shows a text as it is."""
+    return "\n".join(f"    {visible(line)}" for line in text.splitlines())
+
+
+def table(values: Mapping[str, Any]) -> str:
+    """Markdown's table of names and values; lists and mappings are a line each."""
+    lines = ["| | |", "|---|---|"]
+    for key, value in values.items():
+        if key == "command" and isinstance(value, list):
+            value = shlex.join(map(str, value))
+        elif isinstance(value, dict):
+            value = [f"{name} {content}" for name, content in value.items()]
+        items = value if isinstance(value, list) else [value]
+        lines.append(f"| {_plain(key)} | {'<br>'.join(map(_plain, items))} |")
+    return "\n".join(lines)
+
+
+def _plain(value: object) -> str:
+    """Text that is no markup, neither HTML's nor Markdown's."""
+    escaped = html.escape(visible(str(value)), quote=False)
+    return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", escaped).replace("\\|", "&#124;")
