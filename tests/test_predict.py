@@ -1,0 +1,441 @@
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision.transforms.v2 as v2
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from trainer.config import load_config
+from trainer.evaluation import evaluate_run
+from trainer.insight import prediction
+from trainer.insight.image_files import find_images
+from trainer.insight.prediction import in_order, predict_files
+from trainer.insight.prediction_output import table_lines
+from trainer.job import prepare
+from trainer.predict import main
+from trainer.stop import StopRequest
+from trainer.trained import Trained, load_trained
+from trainer.training import train
+
+CONFIG = """
+dataset: {{name: RMB, root: {root}}}
+transforms:
+  train:
+    - {{name: Resize, size: [32, 32]}}
+    {augment}
+    - {{name: Normalize, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
+  eval:
+    - {{name: Resize, size: [32, 32]}}
+    - {{name: Normalize, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
+loader: {{batch_size: 8, workers: 0}}
+model: {{name: LeNet}}
+optimizer: {{name: SGD, lr: 0.01, momentum: 0.9}}
+train: {{epochs: 2, device: cpu}}
+"""
+MIRRORED_AND_MIXED = (
+    "- {name: RandomHorizontalFlip, p: 1.0}\n    - {name: MixUp, alpha: 0.5}"  # the first: always
+)
+
+
+def made(folder, notes, augment):
+    """A run whose dataset is gone, as a run that was copied to another machine."""
+    data = shutil.copytree(notes, folder / "data")
+    (folder / "small.yaml").write_text(CONFIG.format(root=data, augment=augment))
+    job = prepare(load_config(folder / "small.yaml", []), lambda line: None)
+    with StopRequest() as stop:
+        run = train(job, folder / "runs", None, lambda line: None, stop)
+    shutil.rmtree(data)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, notes):
+    return made(
+        tmp_path_factory.mktemp("plain"), notes, "- {name: RandomCrop, size: 32, padding: 4}"
+    )
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory, notes):
+    return made(tmp_path_factory.mktemp("mirrored"), notes, MIRRORED_AND_MIXED)
+
+
+@pytest.fixture
+def predict(run, capsys):
+    """Call the command; its exit code, and what it printed on stdout and stderr."""
+
+    def command(*arguments, run=run):
+        code = main([str(run), *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture
+def listed(predict):
+    """The entries of --json."""
+
+    def command(*arguments, **more):
+        code, out, err = predict(*arguments, "--json", **more)
+        assert code == 0, err
+        return json.loads(out)
+
+    return command
+
+
+def photo(path, colour=(180, 60, 60), size=(48, 24), save="PNG", mode="RGB", **options):
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", size, colour).convert(mode).save(path, save, **options)
+    return path
+
+
+def lopsided(path):
+    """A picture of which a model may think otherwise in the mirror: half like each class."""
+    with Image.open(photo(path)) as picture:
+        picture.paste((60, 140, 60), (0, 0, 24, 24))
+        picture.save(path)
+    return path
+
+
+def by_hand(run, path, flip=False):
+    """Probabilities by Pillow, torchvision and a plain forward pass."""
+    pixels = v2.functional.pil_to_tensor(Image.open(path).convert("RGB"))
+    image = v2.functional.resize(pixels, [32, 32], antialias=True).float() / 255
+    image = (image - 0.5) / 0.25
+    model = load_trained(run).model
+    with torch.no_grad():
+        return model((image.flip(-1) if flip else image)[None]).softmax(dim=1)[0]
+
+
+# What is predicted
+
+
+def test_the_test_images_get_the_accuracy_of_the_runs_result(run, notes, listed):
+    names = list(json.loads((run / "split.json").read_text())["test"])
+    entries = listed(*(notes / name for name in names))
+    right = [Path(e["path"]).parent.name == e["class"] for e in entries]
+    result = json.loads((run / "result.json").read_text())
+    assert sum(right) / len(right) == result["test"]["accuracy"]
+    config = load_config(run / "config.yaml", [f"dataset.root={notes}"])
+    assert sum(right) / len(right) == evaluate_run(run, config, "test")["accuracy"]
+    loss = -sum(
+        torch.tensor(e["probabilities"][Path(e["path"]).parent.name]).log().item() for e in entries
+    )
+    assert loss / len(entries) == pytest.approx(result["test"]["loss"], rel=1e-4)
+
+
+def test_images_are_prepared_as_in_training_and_numbers_are_exact(run, notes, listed):
+    paths = sorted(notes.glob("*/00*.jpg"))
+    for entry, path in zip(listed(*paths), paths, strict=True):
+        assert list(entry) == ["path", "class", "probability", "probabilities"]
+        assert entry["path"] == str(path)
+        assert list(entry["probabilities"]) == ["1", "100"]
+        values = torch.tensor(list(entry["probabilities"].values()), dtype=torch.float64)
+        assert torch.allclose(values, by_hand(run, path).double(), atol=1e-5)
+        assert torch.equal(values, values.float().double())  # nothing was rounded
+        assert entry["probability"] == values.max() == entry["probabilities"][entry["class"]]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"save": "PNG"},
+        {"save": "PNG", "mode": "RGBA"},
+        {"save": "PNG", "mode": "P"},
+        {"save": "JPEG", "mode": "CMYK"},
+        {"save": "GIF", "mode": "P"},
+    ],
+)
+def test_the_content_decides_not_the_suffix_or_the_colour_space(tmp_path, listed, kind):
+    plain, odd = listed(photo(tmp_path / "plain.png"), photo(tmp_path / "odd.jpg", **kind))
+    assert odd["class"] == plain["class"]
+    assert odd["probability"] == pytest.approx(plain["probability"], abs=0.02)
+
+
+def test_a_picture_is_turned_upright(tmp_path, listed):
+    upright = Image.open(photo(tmp_path / "upright.png"))
+    upright.paste((60, 140, 60), (0, 0, 24, 24))
+    upright.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    first, second = listed(tmp_path / "upright.png", tmp_path / "turned.png")
+    assert first["probabilities"] == second["probabilities"]
+
+
+def test_sixteen_bits_are_read(tmp_path, listed):
+    Image.new("I;16", (40, 20), 40000).save(tmp_path / "deep.png")
+    assert len(listed(tmp_path / "deep.png")) == 1
+
+
+def test_the_batch_has_no_say_in_the_result(notes, listed):
+    wide = listed(notes)
+    for size in (1, 7):
+        for one, other in zip(listed(notes, "--batch-size", size), wide, strict=True):
+            assert one["path"] == other["path"]
+            assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+
+
+def test_an_image_of_another_size_than_the_models_is_told_of(run, notes):
+    trained = replace(load_trained(run), input_shape=(3, 16, 16))
+    (made,) = predict_files(trained, [str(notes / "1" / "000.jpg")])
+    assert made.probabilities is None
+    assert "32 x 32" in made.reason and "16 x 16" in made.reason
+
+
+# Broken files, and PATHs without images
+
+
+def test_broken_files_are_named_and_counted_and_the_rest_is_done(tmp_path, predict):
+    good = photo(tmp_path / "a.png")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.png").write_text("no picture")
+    whole = photo(tmp_path / "cut.jpg", size=(300, 300), save="JPEG", quality=95).read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    os.mkfifo(tmp_path / "pipe.jpg")
+    code, out, err = predict(tmp_path, "--json")
+    assert code == 3
+    assert [entry["path"] for entry in json.loads(out)] == [str(good)]
+    for name in ("empty.jpg", "text.png", "cut.jpg", "pipe.jpg"):
+        assert f"{tmp_path / name}: " in err
+    assert "4 of 5 files" in err and "Traceback" not in err
+
+
+def test_a_path_without_images_is_told_and_the_rest_is_done(tmp_path, predict):
+    good = photo(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
+    code, out, err = predict(tmp_path / "empty", tmp_path / "none.png", f"{tmp_path}/z*", good)
+    assert code == 2
+    assert str(good) in out
+    assert "empty: holds no images" in err
+    assert "none.png: does not exist" in err
+    assert "z*: matches no images" in err
+
+
+def test_nothing_at_all_is_an_error_of_the_data(tmp_path, predict):
+    code, out, err = predict(tmp_path)
+    assert (code, out) == (3, "")
+    assert "nothing to predict" in err
+
+
+# Which files
+
+
+def test_folders_are_searched_in_natural_order_without_hidden_files_and_loops(tmp_path):
+    wanted = [photo(tmp_path / name) for name in ("img2.PNG", "img10.jpg", "sub/a.webp")]
+    for name in (".hidden.jpg", "notes.txt", "sub/.b.png", ".git/c.png"):
+        photo(tmp_path / name)
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    (tmp_path / "linked.png").symlink_to(wanted[0])
+    paths, faults = find_images([str(tmp_path), str(wanted[0])])
+    assert paths == [str(p) for p in (*wanted[:2], tmp_path / "linked.png", wanted[2])]
+    assert not faults
+
+
+@pytest.mark.parametrize("pattern", ["*.png", "**/*.png", "s?b/*", "*/[ab].png", "**", "sub/**"])
+def test_patterns_match_what_a_shell_would_give(tmp_path, pattern):
+    for name in ("a.png", "b.png", ".c.png", "sub/a.png", "sub/deep/b.png", "sub/.d/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        photo(tmp_path / name)
+    done = subprocess.run(
+        ["bash", "-O", "globstar", "-c", f"printf '%s\\n' {pattern}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    by_shell, _ = find_images([str(tmp_path / name) for name in done.stdout.split()])
+    assert set(find_images([str(tmp_path / pattern)])[0]) == set(by_shell)
+
+
+def test_a_literal_name_wins_over_the_pattern(tmp_path):
+    literal = photo(tmp_path / "a[1].png")
+    photo(tmp_path / "a1.png")
+    inside = photo(tmp_path / "x[1]" / "b.png")
+    assert find_images([str(literal)])[0] == [str(literal)]
+    assert find_images([str(tmp_path / "x[1]" / "*.png")])[0] == [str(inside)]
+    assert find_images([str(tmp_path / "a[1-3].png")])[0] == [str(tmp_path / "a1.png")]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20))
+def test_any_text_finds_files_or_tells_why_not(text):
+    paths, faults = find_images([f"nowhere/{text}"])
+    assert not paths and len(faults) == 1 and faults[0].isprintable()
+
+
+# How it is told
+
+
+def test_a_value_that_is_no_output_file_is_a_path(notes, tmp_path, predict):
+    images = sorted(notes.glob("1/00[0-2].jpg"))
+    code, out, _ = predict("--json", *images)
+    assert code == 0 and len(json.loads(out)) == 3
+    code, out, _ = predict(images[0], "--csv", *images[1:])
+    assert code == 0 and len(out.splitlines()) == 4
+    file = tmp_path / "made.JSON"
+    code, out, err = predict("--json", file, images[0])
+    assert code == 0 and len(json.loads(file.read_text())) == 1
+    assert out.startswith("path") and f"wrote {file}" in err
+
+
+def test_a_name_that_begins_with_a_dash_may_follow_two(run, tmp_path, monkeypatch, capsys):
+    photo(tmp_path / "-a.png")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--json", "--", str(run), "-a.png"]) == 0
+    assert [entry["path"] for entry in json.loads(capsys.readouterr().out)] == ["-a.png"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--json", "--csv"], ["--sheet", "a.jpg"], ["--json=a.txt"], ["--tta", "1"]]
+)
+def test_what_cannot_be_asked_for_is_refused_at_once(arguments, predict, capsys):
+    with pytest.raises(SystemExit) as ended:
+        predict("photo.jpg", *arguments)
+    assert ended.value.code == 2
+
+
+def test_csv_holds_a_column_for_each_class(notes, tmp_path, listed, predict):
+    file = tmp_path / "made.csv"
+    predict(notes, "--csv", file)
+    with file.open(newline="") as lines:
+        header, *rows = csv.reader(lines)
+    assert header == ["path", "class", "probability", "1", "100"]
+    entries = listed(notes)
+    for row, entry in zip(rows, entries, strict=True):
+        assert row[:2] == [entry["path"], entry["class"]]
+        assert list(map(float, row[2:])) == [entry["probability"], *entry["probabilities"].values()]
+
+
+@pytest.mark.parametrize(
+    "name", [b"\xe4\xb8\x80.png", b"a\nb.png", b"a\rb.png", b"caf\xe9.png", b"e\x1b[31m.png"]
+)
+def test_any_file_name_survives_and_none_commands_the_terminal(tmp_path, name, listed, predict):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/" + name)
+    shutil.copy(photo(tmp_path / "plain" / "a.png"), path)
+    made, table = tmp_path / "made.json", tmp_path / "made.csv"
+    code, out, _ = predict(path, "--json", made, "--csv", table)
+    assert code == 0
+    assert all(line.isprintable() for line in out.splitlines()) and len(out.splitlines()) == 2
+    (entry,) = json.loads(made.read_text(encoding="utf-8"))
+    assert entry["path"] == path
+    with table.open(newline="", encoding="utf-8") as lines:
+        cell = list(csv.reader(lines))[1][0]
+    assert cell == path.encode(errors="backslashreplace").decode()
+    assert listed(path) == [entry]
+
+
+def test_the_table_shows_the_top_classes_below_each_other(notes, predict):
+    _, out, _ = predict(notes / "1" / "000.jpg", notes / "1" / "001.jpg", "--top", 5)
+    header, *rows = out.splitlines()
+    assert header.split() == ["path", "class", "probability"]
+    assert len({row.rindex(".") for row in rows}) == 1
+    assert [bool(row.strip().startswith("/")) for row in rows] == [True, False] * 2
+    for pair in (rows[:2], rows[2:]):
+        assert sum(float(row.split()[-1]) for row in pair) == pytest.approx(1, abs=1e-3)
+
+
+def test_chinese_names_and_long_paths_keep_the_columns():
+    value = torch.tensor([0.9, 0.1])
+    paths = ["一百元.png", "a.png", "x" * 90]
+    made = [prediction.Prediction(path, value) for path in paths]
+    header, first, second, long, below = table_lines(made, ["人民币", "b"], paths, columns=80)
+    assert second.index("人民币") - first.index("人民币") == 3  # three letters of two columns each
+    assert long == paths[2] and below.strip().startswith("人民币")
+
+
+def test_the_sheet_shows_the_first_pictures_and_replaces_none(
+    notes, tmp_path, predict, monkeypatch
+):
+    file = tmp_path / "sheet.png"
+    monkeypatch.setattr(prediction, "MAX_SHEET", 6)
+    code, _, err = predict(notes, "--sheet", file)
+    assert code == 0 and "first 6 of 50" in err
+    with Image.open(file) as picture:
+        assert picture.width > 4 * 160 and picture.height > 2 * 160
+    before = file.read_bytes()
+    code, _, err = predict(notes, "--sheet", file)
+    assert code == 2 and "already" in err
+    assert file.read_bytes() == before
+
+
+def test_a_full_disk_is_told_of(notes, run, capsys, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main([str(run), str(notes), "--json"]) == 5
+        monkeypatch.undo()
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_it_and_leaves_no_file(notes, tmp_path, predict, monkeypatch):
+    def interrupted(self, path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trained, "read", interrupted)
+    code, _, err = predict(notes, "--json", tmp_path / "made.json")
+    assert (code, err) == (130, "interrupted\n")
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_files_are_read_only_a_few_ahead():
+    begun: list[int] = []
+
+    def begin(i):
+        begun.append(i)
+        return i
+
+    ahead = 2 * min(os.cpu_count() or 1, 16) + 1
+    for taken, result in enumerate(in_order(begin, range(500))):
+        assert result == taken
+        assert len(begun) <= taken + 1 + ahead
+
+
+# Test-time augmentation
+
+
+def test_flip_is_the_mean_over_the_image_and_its_mirror_image(run, tmp_path, listed):
+    path = lopsided(tmp_path / "a.png")
+    (entry,) = listed(path, "--tta", "flip")
+    plain, flipped = by_hand(run, path), by_hand(run, path, flip=True)
+    assert (plain - flipped).abs().max() > 1e-3
+    values = torch.tensor(list(entry["probabilities"].values()))
+    assert torch.allclose(values, (plain + flipped) / 2, atol=1e-5)
+
+
+def test_draws_are_those_of_the_training_transforms_without_mixing(mirrored, tmp_path, listed):
+    path = lopsided(tmp_path / "a.png")  # each draw mirrors it: two of three views
+    (entry,) = listed(path, "--tta", 3, run=mirrored)
+    plain, flipped = by_hand(mirrored, path), by_hand(mirrored, path, flip=True)
+    assert (plain - flipped).abs().max() > 1e-3
+    values = torch.tensor(list(entry["probabilities"].values()))
+    assert torch.allclose(values, (plain + 2 * flipped) / 3, atol=1e-5)
+
+
+def test_draws_depend_on_the_pixels_alone(notes, tmp_path, listed):
+    source = notes / "1" / "004.jpg"
+    copied = Path(shutil.copy(source, tmp_path / "other.jpg"))
+    (alone,) = listed(copied, "--tta", 4)
+    among = {e["path"]: e for e in listed(notes, "--tta", 4, "--batch-size", 5)}
+    assert alone["probability"] == pytest.approx(among[str(source)]["probability"], abs=1e-5)
+    (plain,) = listed(copied)
+    assert alone["probability"] != plain["probability"]
+
+
+def test_draws_without_anything_random_are_refused(tmp_path, notes, predict):
+    run = made(tmp_path, notes, "")
+    code, _, err = predict(notes, "--tta", 4, run=run)
+    assert code == 2 and "--tta flip" in err
+
+
+def test_help_needs_nothing_heavy():
+    code = "import sys, trainer.predict, trainer.explain; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "pydantic", "yaml", "tqdm", "PIL"} & set(re.split(r"\s", done.stdout))

@@ -1,0 +1,84 @@
+"""Show why a run's best weights say what they say of one picture.
+
+    python -m trainer.explain runs/lenet_rmb photo.jpg
+    python -m trainer.explain runs/lenet_rmb photo.jpg --class 100 --output folder
+
+Writes overview.png (the picture, what the model sees of it, Grad-CAM, the likeliest classes),
+grad_cam.png, kernels.png and feature_maps/ to RUN/explain/PICTURE, and says what is what.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run it, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.explain",
+        description="Show, as pictures, why a run's best weights say what they say of an image.",
+        epilog="exit codes: 0 done, 2 usage, 3 the image cannot be read, 5 run folder or disk",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or one of runs for the newest")
+    parser.add_argument("image", metavar="IMAGE", help="an image file")
+    parser.add_argument(
+        *("--class", "-c"), dest="class_name", metavar="NAME", help="Grad-CAM for this one too"
+    )
+    parser.add_argument("--output", metavar="DIR", help="default: RUN/explain/ and IMAGE's name")
+    parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
+    arguments = parser.parse_args(argv)
+
+    from trainer.errors import exit_code_of
+
+    return exit_code_of(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    from trainer.quick_start import defer_compiler, keep_freed_memory, spin_briefly
+
+    spin_briefly()
+    keep_freed_memory()
+    defer_compiler()
+    from datasets import BrokenImage
+    from trainer.errors import UsageError
+    from trainer.insight.columns import visible
+    from trainer.insight.explanation import choose_folder, explain
+    from trainer.run import find_run
+    from trainer.trained import load_trained
+    from trainer.words import listed, suggestion
+
+    folder, path, name = find_run(arguments.run), Path(arguments.image), arguments.class_name
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UsageError(f"{visible(str(path))} {what}. Expected one image file.")
+    device = [f"train.device={arguments.device}"] if arguments.device else []
+    trained = load_trained(folder, device)
+    if name is not None and name not in trained.classes:
+        choice = listed(trained.classes[:20]) + (", ..." if len(trained.classes) > 20 else "")
+        raise UsageError(
+            f"--class {name}: the run has no such class{suggestion(name, trained.classes)}; "
+            f"it has {choice}."
+        )
+    image = trained.read(path)
+    if arguments.output and Path(arguments.output).exists() and not Path(arguments.output).is_dir():
+        raise UsageError(f"--output {arguments.output} is no folder.")
+    output = Path(arguments.output) if arguments.output else choose_folder(folder, path)
+    label = None if name is None else trained.classes.index(name)
+    try:
+        made = explain(trained, path, image, output, label)
+    except ValueError as error:
+        raise BrokenImage(visible(str(path)), str(error)) from None
+    print(visible(str(path)))
+    for name, probability in made.top:
+        print(f"  {probability:.4f}  {visible(name)}")
+    print(f"written to {visible(str(output))}")
+    for file, what in made.written:
+        print(f"  {file.relative_to(output)}: {visible(what)}")
+    for note in made.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

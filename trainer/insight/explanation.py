@@ -1,0 +1,163 @@
+"""Why a model says what it says of one image, as pictures: Grad-CAM, kernels, feature maps."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from trainer.disk import sha256_of, write_json
+from trainer.errors import RunError
+from trainer.insight.features import feature_maps, first_kernels, grad_cam
+from trainer.insight.pictures import drawable, fit, font, grid, sheet, to_picture, write_picture
+from trainer.insight.samples import as_seen
+from trainer.trained import Trained
+
+MAX_CHANNELS = 64  # shown of a layer
+PANEL = 320  # pixels of a picture in the overview
+TOP = 5  # classes named
+NAME = "explanation.json"
+
+# From little to much evidence; what has none keeps the picture's own grey.
+_HEAT = torch.tensor(
+    [[0, 0, 143], [0, 80, 255], [0, 220, 200], [250, 230, 0], [255, 110, 0], [215, 0, 0]]
+)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was written, with a word on each; the likeliest classes; what could not be made."""
+
+    written: list[tuple[Path, str]]
+    top: list[tuple[str, float]]
+    notes: list[str]
+
+
+def explain(
+    trained: Trained, path: Path, image: Tensor, folder: Path, label: int | None = None
+) -> Explanation:
+    """Write the pictures of one image, (C, H, W) uint8 as ``trained.read`` gave it, to ``folder``.
+
+    Grad-CAM is drawn for the predicted class, and for class ``label`` if given. Raises ValueError
+    where the run's transforms refuse the image.
+    """
+    written: list[tuple[Path, str]] = []
+    notes: list[str] = []
+
+    def write(name: str, picture: Image.Image, what: str) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_picture(folder / name, picture)
+        written.append((folder / name, what))
+
+    inputs = trained.inputs([image])
+    probabilities = trained.probabilities(inputs)[0]
+    if inputs.ndim == 5:
+        notes.append(
+            f"the run averages {inputs.shape[1]} crops; the pictures are of the middle one"
+        )
+        inputs = inputs[:, 4]  # FiveCrop's and TenCrop's fifth
+    seen = to_picture(as_seen(trained.pipeline, inputs.cpu())[0])
+    predicted = int(probabilities.argmax())
+    panels = [to_picture(image), seen]
+    captions = [
+        [path.name, f"{image.shape[2]} x {image.shape[1]}"],
+        ["as the model sees it", f"{seen.width} x {seen.height}"],
+    ]
+    for chosen in dict.fromkeys([predicted, predicted if label is None else label]):
+        try:
+            heat, layer = grad_cam(trained.model, inputs, chosen)
+        except ValueError as error:
+            notes.append(f"no Grad-CAM: {error}")
+            break
+        drawn = overlay(seen, heat)
+        name = "grad_cam.png" if chosen == predicted else f"grad_cam_class_{chosen}.png"
+        write(name, drawn, f"what speaks for class {trained.classes[chosen]}, seen at {layer}")
+        panels.append(drawn)
+        told = "red speaks for it" if heat.any() else "nothing speaks for it"
+        name = drawable(trained.classes[chosen], chosen)
+        captions.append([f"Grad-CAM: {name}", f"{told}, seen at {layer}"])
+    kernels = first_kernels(trained.model, trained.input_shape)
+    if kernels is None:
+        notes.append("no kernels: the first layer is no convolution, and not linear in the pixels")
+    else:
+        write("kernels.png", *_some(kernels, "kernels of the first layer"))
+    layers = dict(trained.model.named_modules())
+    for number, (name, maps) in enumerate(feature_maps(trained.model, inputs).items()):
+        kind = type(layers[name.partition(" (")[0]]).__name__  # "relu (2)" is its second turn
+        file = f"feature_maps/{number:02d}_{re.sub('[^A-Za-z0-9._-]+', '_', name)}.png"
+        write(file, *_some(maps, f"maps of {name} ({kind}), {maps.shape[2]} x {maps.shape[1]}"))
+
+    values, labels = probabilities.topk(min(TOP, len(probabilities)))
+    likeliest = list(zip(labels.tolist(), values.tolist(), strict=True))
+    bars = [(drawable(trained.classes[i], i), p) for i, p in likeliest]
+    write("overview.png", overview(panels, captions, bars), "all at a glance")
+    written.insert(0, written.pop())
+    top = [(trained.classes[i], p) for i, p in likeliest]
+    write_json(folder / NAME, {"image": str(path), "sha256": sha256_of(path), "top": dict(top)})
+    return Explanation(written, top, notes)
+
+
+def overlay(picture: Image.Image, heat: Tensor, size: int = PANEL) -> Image.Image:
+    """A picture in grey, enlarged, and over it ``heat`` (h, w) in 0-1, from clear to red."""
+    grey = fit(picture, size).convert("L").convert("RGB")
+    smooth = Image.fromarray(heat.float().numpy()).resize(grey.size, Image.Resampling.BICUBIC)
+    values = torch.frombuffer(bytearray(smooth.tobytes()), dtype=torch.float32).clamp(0, 1)
+    places = values * (len(_HEAT) - 1)
+    below = places.long().clamp(max=len(_HEAT) - 2)
+    colours = _HEAT.float()[below].lerp(_HEAT.float()[below + 1], (places - below)[:, None])
+    pixels = colours.round().byte().view(grey.height, grey.width, 3).permute(2, 0, 1)
+    depth = (values.sqrt() * 0.6 * 255).byte().view(grey.height, grey.width)
+    return Image.composite(to_picture(pixels), grey, Image.fromarray(depth.numpy()))
+
+
+def overview(
+    panels: list[Image.Image], captions: list[list[str]], top: list[tuple[str, float]]
+) -> Image.Image:
+    """The panels in a row, and below them the likeliest classes with their probabilities."""
+    above = sheet(panels, captions, columns=len(panels), size=PANEL)
+    row, margin = 30, 14
+    made = Image.new("RGB", (above.width, above.height + row * len(top) + margin), "white")
+    made.paste(above, (0, 0))
+    draw = ImageDraw.Draw(made)
+    left = margin + 12 + max(font(17, name).getlength(name) for name, _ in top)
+    left, right = min(left, made.width / 3), made.width - 100
+    for i, (name, probability) in enumerate(top):
+        y = above.height + row * i
+        while font(17, name).getlength(name) > left - margin - 12:
+            name = name[:-1]
+        draw.text((left - 12, y + row / 2), name, "#222222", font(17, name), "rm")
+        end = left + probability * (right - left)
+        draw.rectangle((left, y + 5, right, y + row - 6), "#f2f2f2")
+        draw.rectangle(
+            (left, y + 5, max(end, left + 1), y + row - 6), "#1f77b4" if i == 0 else "#aec7e8"
+        )
+        draw.text((right + 12, y + row / 2), f"{probability:.4f}", "#222222", font(17), "lm")
+    return made
+
+
+def choose_folder(run: Path, image: Path) -> Path:
+    """RUN/explain/STEM; with a number where that holds another image's pictures."""
+    stem = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in image.stem)
+    digest, number = sha256_of(image), 1
+    while True:
+        folder = run / "explain" / (f"{stem}-{number}" if number > 1 else stem)
+        for place in (folder.parent, folder):
+            if place.is_symlink():
+                raise RunError(f"{place} is a link; nothing is written behind it.")
+        try:
+            if json.loads((folder / NAME).read_text(encoding="utf-8"))["sha256"] == digest:
+                return folder
+        except FileNotFoundError:
+            return folder
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # not ours
+        number += 1
+
+
+def _some(maps: Tensor, what: str) -> tuple[Image.Image, str]:
+    """A grid of the first MAX_CHANNELS, and what is to be said of it."""
+    shown = maps[:MAX_CHANNELS]
+    return grid(shown), f"{len(shown)} of {len(maps)} {what}"

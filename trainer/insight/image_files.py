@@ -1,0 +1,71 @@
+"""The image files that a user names by files, folders and patterns."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.files import natural
+from datasets.images import SUFFIXES
+from trainer.insight.columns import visible
+
+
+def find_images(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The image files that files, folders and patterns stand for, and what is wrong with the texts.
+
+    A file is taken whatever its suffix; of a folder, and of what a pattern matches, those with one
+    of ``SUFFIXES``, sorted naturally, links to folders not followed, hidden ones left out. What is
+    there by that very name is no pattern. Each file comes once.
+    """
+    found: dict[str, None] = {}
+    faults: list[str] = []
+    for text in texts:
+        place = text if os.path.lexists(text) else os.path.expanduser(text)
+        if os.path.isdir(place):
+            images = _in_folder(place, faults)
+            wrong = "holds no images"
+        elif os.path.lexists(place):
+            images, wrong = [place], ""
+        elif any(letter in place for letter in "*?["):
+            images = _matching(place, faults)
+            wrong = "matches no images"
+        else:
+            images, wrong = [], "does not exist"
+        if not images:
+            faults.append(f"{visible(text)}: {wrong}")
+        found.update(dict.fromkeys(images))
+    return list(found), faults
+
+
+def _in_folder(folder: str, faults: list[str]) -> list[str]:
+    def unreadable(error: OSError) -> None:
+        faults.append(f"{visible(str(error.filename))}: cannot be read: {error.strerror}")
+
+    found = []
+    for place, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(place, name) for name in files if _is_image(name)]
+    return sorted(found, key=natural)
+
+
+def _matching(pattern: str, faults: list[str]) -> list[str]:
+    """What the shell would have made of the pattern, ``**`` standing for any folders."""
+    parts = Path(pattern).parts
+    fixed = 0  # how many parts are there by that very name
+    while fixed < len(parts) and os.path.exists(Path(*parts[: fixed + 1])):
+        fixed += 1
+    base = Path(*parts[:fixed])
+    # "a**" is "a*" in a shell; pathlib refuses it.
+    rest = [part if part == "**" else part.replace("**", "*") for part in parts[fixed:]]
+    found: list[str] = []
+    for path in base.glob("/".join(rest)):  # does not follow links either where it goes down
+        if any(part.startswith(".") for part in path.parts[fixed:]):
+            continue
+        if path.is_dir():
+            found += _in_folder(str(path), faults)
+        elif _is_image(path.name):
+            found.append(str(path))
+    return sorted(found, key=natural)
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES

@@ -1,0 +1,168 @@
+"""What a trained model makes of image files, read in threads and judged in batches."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Literal, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datasets import BrokenImage
+from trainer.errors import UsageError
+from trainer.insight.pictures import to_picture
+from trainer.parts import build_pipelines
+from trainer.trained import Trained
+from transforms import RANDOM
+from transforms.batched import predecessors
+from transforms.keyed import seed_of
+from transforms.pipeline import Pipeline
+
+MAX_SHEET = 100  # pictures on a sheet
+THUMBNAIL = 160  # pixels
+BATCH_SIZE = 32  # views of images, of a model as large as they come on a laptop
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of one file: (K,) probabilities, or the reason why there are none."""
+
+    path: str
+    probabilities: Tensor | None = None
+    reason: str = ""
+    thumbnail: Image.Image | None = None
+
+
+@dataclass(frozen=True)
+class _Views:
+    """A file as the model is to see it: (1, [crops,] C, H, W), and (N, C, H, W) random draws."""
+
+    path: str
+    inputs: Tensor
+    draws: Tensor | None
+    thumbnail: Image.Image | None
+
+
+def predict_files(
+    trained: Trained,
+    paths: Sequence[str],
+    *,
+    batch_size: int | None = None,
+    tta: int | Literal["flip"] = 1,
+    thumbnails: int = 0,
+) -> Generator[Prediction, None, None]:
+    """A Prediction for each path, in their order, in memory that does not grow with their number.
+
+    tta: the probabilities are the mean over the image and its mirror image ("flip"), or over the
+    image and so many - 1 draws of the run's own training transforms, those that mix images left
+    out. A draw depends on the picture's pixels alone, not on its name or its neighbours.
+    thumbnails: so many of the files come with a small picture.
+
+    Raises UsageError where there is nothing to draw.
+    """
+    augment = None if tta in (1, "flip") else augmentation(trained)
+    count = tta - 1 if isinstance(tta, int) else 0
+    one_at_a_time = Lock()  # some transforms draw from the process's one generator
+    with_thumbnail = set(paths[:thumbnails])
+
+    def read(path: str) -> _Views | Prediction:
+        try:
+            image = trained.read(Path(path))
+            inputs, draws = trained.inputs([image]), None
+            if augment:
+                with one_at_a_time:
+                    draws = draw_views(augment, image, count).to(trained.device)
+                if draws.shape[1:] != trained.input_shape:
+                    raise ValueError("the run's training transforms leave another size of it")
+        except (BrokenImage, ValueError) as error:
+            return Prediction(
+                path, reason=error.reason if isinstance(error, BrokenImage) else str(error)
+            )
+        thumbnail = None
+        if path in with_thumbnail:
+            thumbnail = to_picture(image)
+            thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+        return _Views(path, inputs, draws, thumbnail)
+
+    at_once = batch_size or trained.config.loader.eval_batch_size or BATCH_SIZE
+    size = max(1, at_once // (count + 1))
+    waiting: list[_Views | Prediction] = []
+    with closing(in_order(read, paths)) as results:
+        for result in results:
+            waiting.append(result)
+            if len(waiting) == size:
+                yield from _judged(trained, waiting, tta == "flip")
+                waiting = []
+    if waiting:
+        yield from _judged(trained, waiting, tta == "flip")
+
+
+def _judged(
+    trained: Trained, waiting: Sequence[_Views | Prediction], flip: bool
+) -> Iterator[Prediction]:
+    """Predictions of what was read, in one batch."""
+    views = [item for item in waiting if isinstance(item, _Views)]
+    rows: Iterator[Tensor] = iter(())
+    if views:
+        inputs = torch.cat([item.inputs for item in views])
+        total, count = trained.probabilities(inputs), 1
+        if flip:
+            total, count = total + trained.probabilities(inputs.flip(-1)), 2
+        draws = [item.draws for item in views if item.draws is not None]
+        if draws:
+            drawn = trained.probabilities(torch.cat(draws)).view(len(views), -1, total.shape[1])
+            total, count = total + drawn.sum(dim=1), 1 + drawn.shape[1]
+        rows = iter(total / count)
+    for item in waiting:
+        if isinstance(item, Prediction):
+            yield item
+        else:
+            yield Prediction(item.path, next(rows), thumbnail=item.thumbnail)
+
+
+def augmentation(trained: Trained) -> Pipeline:
+    """The run's training transforms of single images; raises UsageError if none is random."""
+    whole = build_pipelines(trained.config, len(trained.classes))["train"]
+    kept = [step for step in (*whole.fixed, *whole.rest) if not predecessors(step)]
+    if not any(type(step).__name__ in RANDOM for step in kept):
+        raise UsageError(
+            "--tta: this run's training transforms draw nothing at random for one image; "
+            "use --tta flip, or leave it out."
+        )
+    return Pipeline(kept, trained.config.seed)
+
+
+def draw_views(pipeline: Pipeline, image: Tensor, count: int) -> Tensor:
+    """Random views (count, C, H, W) float32 of an image (C, H, W) uint8, always the same ones."""
+    pixels = hashlib.sha256(image.numpy().tobytes()).hexdigest()
+    numbers = torch.tensor([seed_of("view", pixels, number) for number in range(count)])
+    images = pipeline.prepare(image).expand(count, -1, -1, -1).contiguous()
+    return pipeline(images, torch.zeros(count, dtype=torch.int64), numbers, 0)[0]
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item]
+) -> Generator[Result, None, None]:
+    """``function`` of each item, in order, by threads that are only a few items ahead."""
+    workers = min(os.cpu_count() or 1, 16)
+    pool = ThreadPoolExecutor(workers)
+    running: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            running.append(pool.submit(function, item))
+            if len(running) > 2 * workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

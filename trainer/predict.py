@@ -1,0 +1,224 @@
+"""Say what is on pictures, with a run's best weights.
+
+    python -m trainer.predict runs/lenet_rmb photo.jpg folder 'more/**/*.png'
+    python -m trainer.predict runs/lenet_rmb folder --json result.json --sheet sheet.png
+
+Needs the run's folder alone, not its dataset: images are prepared as they were in training.
+"""
+
+import argparse
+import io
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.insight.prediction import Prediction as Prediction_
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run it, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.predict",
+        description="Say what is on pictures, with a run's best weights.",
+        epilog="exit codes: 0 done, 2 usage or a PATH without images, 3 files that cannot be read "
+        "(the others are done), 5 run folder or disk",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or one of runs for the newest")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, folder, or 'pattern'")
+    parser.add_argument("--top", type=at_least(1), default=1, metavar="K", help="classes shown")
+    for kind in ("json", "csv"):
+        parser.add_argument(
+            f"--{kind}",
+            nargs="?",
+            const="-",
+            type=ending_in(f".{kind}"),
+            metavar=f"FILE.{kind}",
+            help=f"write all probabilities as {kind.upper()}, without a file to stdout",
+        )
+    parser.add_argument(
+        "--sheet", type=ending_in(".png"), metavar="FILE.png", help="draw the pictures, captioned"
+    )
+    parser.add_argument(
+        "--tta",
+        type=views,
+        default=1,
+        metavar="flip|N",
+        help="mean over the image and its mirror image, or N - 1 draws of the training transforms",
+    )
+    parser.add_argument("--batch-size", type=at_least(1), metavar="N", help="images at once")
+    parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--threads", type=at_least(1), metavar="N", help="as train.threads")
+    given = without_paths_taken_for_files(sys.argv[1:] if argv is None else argv)
+    # Intermixed, argparse forgets what -- means.
+    parse = parser.parse_args if "--" in given else parser.parse_intermixed_args
+    arguments = parse(given)
+    if arguments.json == arguments.csv == "-":
+        parser.error("--json and --csv cannot both go to stdout; name a file for one")
+
+    from trainer.errors import exit_code_of
+
+    return exit_code_of(lambda: run(arguments))
+
+
+def without_paths_taken_for_files(argv: Sequence[str]) -> list[str]:
+    """``--json photo.jpg`` as ``--json=- photo.jpg``: what has another ending is a PATH."""
+    given = list(argv)
+    for i, text in enumerate(given):
+        if text == "--":
+            break
+        if text in ("--json", "--csv"):
+            following = given[i + 1] if i + 1 < len(given) else ""
+            if not following.lower().endswith(f".{text[2:]}"):
+                given[i] = f"{text}=-"
+    return given
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of argument: a whole number from ``least`` on."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        return int(text)
+
+    return number
+
+
+def ending_in(suffix: str) -> Callable[[str], str]:
+    """A type of argument: a file's name with this suffix, or "-"."""
+
+    def name(text: str) -> str:
+        if text != "-" and not text.lower().endswith(suffix):
+            raise argparse.ArgumentTypeError(f"{text!r} does not end in {suffix}")
+        return text
+
+    return name
+
+
+def views(text: str) -> int | str:
+    """The argument of --tta."""
+    return text if text == "flip" else at_least(2)(text)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    from trainer.quick_start import defer_compiler, keep_freed_memory, spin_briefly
+
+    spin_briefly()
+    keep_freed_memory()
+    defer_compiler()
+    from datasets import DataError
+    from trainer.errors import UsageError
+    from trainer.insight.image_files import find_images
+    from trainer.insight.prediction import MAX_SHEET, predict_files
+    from trainer.run import find_run
+    from trainer.trained import load_trained
+
+    folder = find_run(arguments.run)
+    files = output_files(arguments)
+    paths, faults = find_images(arguments.paths)
+    if not paths:
+        raise DataError("\n".join([*faults, "There is nothing to predict."]))
+    settings = {"train.device": arguments.device, "train.threads": arguments.threads}
+    trained = load_trained(folder, [f"{k}={v}" for k, v in settings.items() if v is not None])
+    predictions = predict_files(
+        trained,
+        paths,
+        batch_size=arguments.batch_size,
+        tta=arguments.tta,
+        thumbnails=MAX_SHEET if arguments.sheet else 0,
+    )
+    with closing(predictions):
+        broken = tell(arguments, trained.classes, paths, predictions, files)
+    if broken:
+        count = f"{len(broken)} of {len(paths)} files cannot be used; the others are done."
+        raise DataError("\n".join([*faults, *broken, count]))
+    if faults:
+        raise UsageError("\n".join(faults))
+
+
+def output_files(arguments: argparse.Namespace) -> dict[str, Path]:
+    """The files to write: "json", "csv", "sheet"; raises UsageError where that cannot be."""
+    from trainer.errors import UsageError
+
+    files = {}
+    for kind in ("json", "csv", "sheet"):
+        if (name := getattr(arguments, kind)) in (None, "-"):
+            continue
+        files[kind] = file = Path(name)
+        if not file.parent.is_dir():
+            raise UsageError(f"{file}: there is no folder {file.parent}.")
+        # A pattern after --sheet, and the first of the photographs would be drawn over.
+        if file.is_dir() or (kind == "sheet" and file.exists()):
+            raise UsageError(f"{file} is there already; give another name, or remove it.")
+    return files
+
+
+def tell(
+    arguments: argparse.Namespace,
+    classes: Sequence[str],
+    paths: Sequence[str],
+    predictions: Iterable["Prediction_"],
+    files: Mapping[str, Path],
+) -> list[str]:
+    """Print the predictions as they come, then write ``files``; returns what is wrong with some."""
+    from trainer.console import bar, draws_bars, say
+    from trainer.insight.columns import visible
+    from trainer.insight.pictures import write_picture
+    from trainer.insight.prediction import MAX_SHEET, Prediction
+    from trainer.insight.prediction_output import (
+        csv_lines,
+        json_lines,
+        prediction_sheet,
+        table_lines,
+        write_lines,
+    )
+
+    done: list[Prediction] = []
+    broken: list[str] = []
+
+    def watched() -> Iterator[Prediction]:
+        for one in bar(predictions, "predicting", len(paths)) if draws_bars() else predictions:
+            if one.reason:
+                broken.append(f"{visible(one.path)}: {one.reason}")
+            else:
+                if files:
+                    done.append(one)
+                yield one
+
+    if arguments.json == "-":
+        unlike_utf8 = sys.stdout.encoding.lower() not in ("utf-8", "utf8")
+        lines = json_lines(watched(), classes, ascii_only=unlike_utf8)
+    elif arguments.csv == "-":
+        lines = csv_lines(watched(), classes)
+    else:
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 240
+        lines = table_lines(watched(), classes, paths, arguments.top, columns)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for line in lines:
+        if sys.stdout.isatty():  # below a bar, and nothing that a terminal would obey
+            say(visible(line))
+        else:
+            print(line)  # which tells of a full disk
+    sys.stdout.flush()
+    if "json" in files:
+        write_lines(files["json"], json_lines(done, classes))
+    if "csv" in files:
+        write_lines(files["csv"], csv_lines(done, classes))
+    if "sheet" in files:
+        write_picture(files["sheet"], prediction_sheet(done, classes))
+        if len(paths) > MAX_SHEET:
+            print(f"the sheet shows the first {MAX_SHEET} of {len(paths)}", file=sys.stderr)
+    for file in files.values():
+        print(f"wrote {visible(str(file))}", file=sys.stderr)
+    return broken
+
+
+if __name__ == "__main__":
+    sys.exit(main())
