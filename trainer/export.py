@@ -1,0 +1,98 @@
+"""Write a run's best model as a file that other programs read, and try that file on images.
+
+    python -m trainer.export runs/lenet_rmb --format onnx
+    python -m trainer.export runs/lenet_rmb/20260131-120000-ab12 --format all --images photos/
+
+A file is kept only where it answers as the run's own model does.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+# What each format needs beyond the project's own dependencies.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "safetensors": ("safetensors",),
+    "pt2": (),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run it, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.export",
+        description="Write a run's best model as a file that other programs read.",
+        epilog="pt2 is read by PyTorch alone, onnx by ONNX Runtime and many others, safetensors is "
+        "a folder as Hugging Face has them. All take float32 images (batch, C, H, W) after the "
+        "run's eval transforms, and give logits (batch, classes). Beside each lies a small program "
+        "that uses it.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or one of runs for the newest")
+    parser.add_argument(
+        "--format", nargs="+", required=True, choices=(*FORMATS, "all"), help="one or more"
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="where to write (default: RUN/export)")
+    parser.add_argument(
+        "--images", nargs="+", metavar="PATH", help="try it on these files or folders of images "
+        "(default: up to 64 of the run's test images)",
+    )  # fmt: skip
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. dataset.root=..., train.threads=2"
+    )
+    words = list(sys.argv[1:] if argv is None else argv)
+    # Else the lists of --format and --images would take the settings that follow them.
+    settings = [word for word in words if re.match(r"[a-z_]+(\.\w+)+=", word)]
+    arguments = parser.parse_intermixed_args([word for word in words if word not in settings])
+    arguments.overrides += settings
+
+    from trainer.errors import exit_code_of
+
+    return exit_code_of(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    from pathlib import Path
+
+    from trainer.errors import UsageError
+
+    formats = [name for name in FORMATS if {name, "all"} & set(arguments.format)]
+    require_packages(formats)
+    images = arguments.images and [Path(text) for text in arguments.images]
+    for path in images or ():
+        if not path.exists():
+            raise UsageError(f"--images {path} does not exist.")
+    output = Path(arguments.output) if arguments.output else None
+    if output and (output.suffix in (".pt2", ".onnx", ".safetensors") or output.is_file()):
+        raise UsageError(f"--output {output}: name a folder; the files are named after the run.")
+
+    from trainer.quick_start import keep_freed_memory, spin_briefly
+
+    spin_briefly()
+    keep_freed_memory()
+    from trainer.exporting import export_run
+    from trainer.run import find_run
+
+    folder = find_run(arguments.run)
+    export_run(folder, formats, output or folder / "export", images, arguments.overrides)
+
+
+def require_packages(formats: Sequence[str]) -> None:
+    """Raise UsageError where a package is absent that one of the formats needs."""
+    from importlib.util import find_spec
+
+    from trainer.errors import UsageError
+    from trainer.words import listed
+
+    needed = [package for name in formats for package in FORMATS[name]]
+    if absent := [package for package in needed if find_spec(package) is None]:
+        raise UsageError(
+            f"--format {' '.join(formats)} needs {listed(absent)}, not installed here: "
+            'pip install -e ".[export]"'
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""A run's best model in the formats of others: written, read back, compared, and only then kept."""
+
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.agreement import TOLERANCE, Difference, Model, Sample, compare, note, take_sample
+from trainer.config import load_config
+from trainer.console import say
+from trainer.disk import read_json, rename, sync_folder, write_file, write_json
+from trainer.errors import RunError, in_plain_words
+from trainer.evaluation import MAY_DIFFER
+from trainer.job import build_model
+from trainer.model_card import describe, hub_files
+from trainer.resume import refuse_changes
+from trainer.trained import Trained, load_trained
+from trainer.use_code import program
+
+MAX_ONNX = 2**31 - 2**24  # protobuf's limit, less what the graph takes
+
+
+def export_run(
+    run: Path,
+    formats: Sequence[str],
+    folder: Path,
+    images: Sequence[Path] | None = None,
+    overrides: Sequence[str] = (),
+) -> None:
+    """Write the run's best model into ``folder`` in each of the formats, and tell what was done.
+
+    images: files or folders to try it on, in place of the run's test images. Raises RunError where
+    the model cannot be exported, or where what was written answers otherwise than the run's model.
+    """
+    config = load_config(run / "config.yaml", overrides)
+    refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
+    trained = load_trained(run, [*overrides, "train.device=cpu"])  # files differ by no machine
+    result = read_json(run / "result.json")
+    if result.get("status") != "done":
+        note(f"this run is {result.get('status')}; these are its best weights so far")
+    sample = take_sample(trained, config, images)
+    card = describe(trained, result)
+    make_folder(folder)
+    write = {"safetensors": write_safetensors, "pt2": write_pt2, "onnx": write_onnx}
+    say(f"{run}: {card['model']['name']}, input (batch, {', '.join(map(str, sample.shape))})")
+    say(f"tried on {sample.source}")
+    exported: torch.export.ExportedProgram | None = None
+    written = []
+    for name in formats:
+        if name != "safetensors" and exported is None:
+            exported = export(trained, sample.inputs)
+        path, seen = write[name](folder, trained, sample, card, exported)
+        say(f"{name:<12} {path} ({path.stat().st_size / 2**20:,.1f} MiB)")
+        say(f"{'':<12} greatest difference: logits {seen.logits:.1e}, "
+            f"probabilities {seen.probabilities:.1e}")  # fmt: skip
+        written.append(path)
+    say(f"use it: the .py files in {folder} show how, without this project")
+
+
+def keep(
+    path: Path,
+    content: bytes,
+    read: Callable[[Path], Model],
+    trained: Trained,
+    sample: Sample,
+) -> Difference:
+    """Write ``content``, read it back, and give it its name where it answers as the run's model.
+
+    Raises RunError where it does not; the file is removed then, and an older one stays.
+    """
+    unproven = path.with_name(f".unproven-{path.name}")
+    try:
+        write_file(unproven, content)
+        with telling(f"{path.name} cannot be read back"), quiet(), torch.inference_mode():
+            seen = compare(trained, read(unproven), sample)
+        if not seen.is_small:
+            raise RunError(
+                f"{path.name} was removed: on {sample.source} it differs from the run's model by "
+                f"{seen.logits:.1e} in the logits (of up to {seen.largest:.3g}) and "
+                f"{seen.probabilities:.1e} in the probabilities; {TOLERANCE:.0e} is allowed. "
+                "A newer version of what reads it may help, or another --format."
+            )
+        rename(unproven, path)
+    finally:
+        unproven.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return seen
+
+
+def export(trained: Trained, inputs: Tensor) -> torch.export.ExportedProgram:
+    """The model as a graph for batches of any size, without paths of this machine in it."""
+    model = plain_copy(trained.model)
+    example = inputs[torch.arange(2) % len(inputs)]
+    sizes = ({0: torch.export.Dim("batch", min=1)},)
+    with telling(f"torch.export cannot export {trained.config.model.name}"), quiet():
+        exported = torch.export.export(model, (example,), dynamic_shapes=sizes, strict=False)
+    for module in exported.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return exported
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """The model without gradients, its weights in the order in which everybody expects them."""
+    model = copy.deepcopy(model).requires_grad_(False).eval()
+    return model.to(memory_format=torch.contiguous_format)
+
+
+def write_pt2(
+    folder: Path, trained: Trained, sample: Sample, card: dict[str, Any], exported: Any
+) -> tuple[Path, Difference]:
+    """Write NAME.pt2, which PyTorch reads without this project; NAME.json and NAME_pt2.py."""
+    name = trained.config.name
+    content = io.BytesIO()
+    with telling("pt2"), quiet():
+        torch.export.save(exported, content, extra_files={"card.json": json.dumps(card)})
+
+    def read(path: Path) -> Model:
+        model: Model = torch.export.load(path).module()
+        return model
+
+    seen = keep(folder / f"{name}.pt2", content.getvalue(), read, trained, sample)
+    write_json(folder / f"{name}.json", card)
+    write_file(folder / f"{name}_pt2.py", program("pt2", trained))
+    return folder / f"{name}.pt2", seen
+
+
+def write_onnx(
+    folder: Path, trained: Trained, sample: Sample, card: dict[str, Any], exported: Any
+) -> tuple[Path, Difference]:
+    """Write NAME.onnx, one file with the classes in its metadata; NAME.json and NAME_onnx.py."""
+    name = trained.config.name
+    size = sum(tensor.nbytes for tensor in exported.state_dict.values())
+    if size > MAX_ONNX:
+        raise RunError(
+            f"{trained.config.model.name} takes {size / 2**30:.1f} GiB, and an ONNX file holds at "
+            "most 2; use --format pt2 or safetensors."
+        )
+    with telling(f"ONNX cannot express {trained.config.model.name}"), quiet():
+        made = torch.onnx.export(
+            exported,
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: "batch"},),
+            verbose=False,
+        )
+        assert made is not None
+        proto = made.model_proto
+        for key, value in flat(card).items():
+            proto.metadata_props.add(key=key, value=value)
+        content = proto.SerializeToString()
+    seen = keep(folder / f"{name}.onnx", content, onnx_model, trained, sample)
+    write_json(folder / f"{name}.json", card)
+    write_file(folder / f"{name}_onnx.py", program("onnx", trained))
+    return folder / f"{name}.onnx", seen
+
+
+def onnx_model(path: Path) -> Model:
+    """An ONNX file, run by ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors only
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def model(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return model
+
+
+def write_safetensors(
+    folder: Path, trained: Trained, sample: Sample, card: dict[str, Any], exported: Any = None
+) -> tuple[Path, Difference]:
+    """Write NAME-safetensors/ as Hugging Face lays a model out; weights first."""
+    import safetensors.torch
+
+    folder = folder / f"{trained.config.name}-safetensors"
+    make_folder(folder)
+    # A copy of each: tied tensors share memory, which the format refuses.
+    tensors = {k: v.clone() for k, v in plain_copy(trained.model).state_dict().items()}
+    content = safetensors.torch.save(tensors, {"format": "pt", **flat(card)})
+
+    def read(path: Path) -> Model:
+        model = build_model(trained.config, trained.classes, trained.input_shape).eval()
+        model.load_state_dict(safetensors.torch.load_file(path))
+        return model
+
+    seen = keep(folder / "model.safetensors", content, read, trained, sample)
+    for name, text in hub_files(trained, card).items():
+        make_folder((folder / name).parent)
+        write_file(folder / name, text)
+    return folder / "model.safetensors", seen
+
+
+def flat(card: Mapping[str, Any]) -> dict[str, str]:
+    """A card as strings, which is all that the formats keep; each value as JSON, in ASCII."""
+    return {key: json.dumps(value) for key, value in card.items()}
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, unless it is there; RunError for a link, behind which nothing is written."""
+    if folder.is_symlink():
+        raise RunError(f"{folder} is a link; nothing is written behind it.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Turn what a library raises into a RunError that begins with ``what``."""
+    try:
+        yield
+    except Exception as error:  # exporters raise every kind
+        if isinstance(error, RunError) or in_plain_words(error) is not error:
+            raise
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise RunError(f"{what}: {reason[:300]}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep exporters from telling their progress, and from warning of what no user can change."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
