@@ -1,0 +1,119 @@
+"""Compare runs: which settings differ, whose numbers are best, and whether they are comparable.
+
+    python -m trainer.compare runs/lenet_rmb
+    python -m trainer.compare runs/lenet_rmb/20260131-120000-ab12 runs/vgg11_rmb
+
+Prints tables and warnings, and draws all curves into one picture.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run it, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.compare",
+        description="What differs between two or more runs, in settings and in results.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run's folder, or one of runs for all in it"
+    )
+    parser.add_argument(
+        "--picture",
+        metavar="FILE.png",
+        help="where the curves are drawn (compare.png in the folder that all runs lie in)",
+    )
+    parser.add_argument("--no-picture", action="store_true", help="draw no curves")
+    parser.add_argument("--all", action="store_true", help="show the equal settings too")
+    parser.add_argument("--json", action="store_true", help="print one JSON object only")
+    arguments = parser.parse_args(argv)
+
+    from trainer.errors import exit_code_of
+
+    return exit_code_of(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    from trainer.console import say
+    from trainer.insight.columns import terminal_width, visible
+    from trainer.insight.compared import read_runs
+    from trainer.insight.comparison import as_json, common_folder
+    from trainer.insight.side_by_side import draw, text_of
+
+    folders = folders_of(arguments.runs)
+    picture = None
+    if not arguments.no_picture:
+        picture = picture_at(arguments.picture) or common_folder(folders) / "compare.png"
+    runs = read_runs(folders)
+    if not arguments.json:
+        for line in text_of(runs, terminal_width(), arguments.all):
+            say(line)
+    if picture and (drawn := draw(runs)):
+        from trainer.insight.pictures import write_picture
+
+        try:
+            write_picture(picture, drawn)
+        except OSError as error:
+            if arguments.picture:
+                raise
+            print(
+                f"note: no picture of the curves, as {visible(str(picture))} cannot be written "
+                f"({error.strerror}); name a file with --picture",
+                file=sys.stderr,
+            )
+            picture = None
+    else:
+        picture = None
+    if arguments.json:
+        say(json.dumps(as_json(runs, picture), indent=2))
+    elif picture:
+        say(f"\ncurves   {visible(str(picture))}")
+
+
+def folders_of(texts: Sequence[str]) -> list[Path]:
+    """The run folders that the command line names, each once; raises UsageError."""
+    from trainer.errors import UsageError
+    from trainer.insight.columns import visible
+    from trainer.insight.listing import runs_below
+
+    found: dict[Path, Path] = {}
+    for text in texts:
+        runs = list(runs_below(Path(text)))
+        if not runs:
+            what = "holds no run" if Path(text).is_dir() else "does not exist"
+            raise UsageError(
+                f"{visible(text)} {what}. Expected a folder such as "
+                "runs/NAME/20260131-120000-ab12, or runs/NAME for all of its runs."
+            )
+        for folder in runs:
+            found.setdefault(folder.resolve(), folder)
+    if len(found) < 2:
+        raise UsageError(
+            f"to compare takes two or more runs, and {visible(str(next(iter(found.values()))))} "
+            "is one. Name another, or a folder that holds several."
+        )
+    return list(found.values())
+
+
+def picture_at(text: str | None) -> Path | None:
+    """The file that --picture names; raises UsageError where it is none that can be made."""
+    from trainer.errors import UsageError
+    from trainer.insight.columns import visible
+
+    if text is None:
+        return None
+    path = Path(text)
+    if path.suffix.lower() != ".png" or path.is_dir() or not path.parent.is_dir():
+        raise UsageError(
+            f"--picture {visible(text)}: expected a file name.png in a folder that exists."
+        )
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

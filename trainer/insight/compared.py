@@ -1,0 +1,145 @@
+"""A run as it is compared with others: its settings, its curves, and what it was made with."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.document import read_document
+from trainer.errors import ConfigError
+from trainer.insight.listing import (
+    Found,
+    look_at,
+    number,
+    numbers_of,
+    parsed,
+    read_object,
+    read_text,
+)
+
+Points = list[tuple[float, float]]
+
+LARGEST = 1e30  # a loss beyond it is no curve that one could draw
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run among others. ``config`` is flat; ``curves`` are by tag, over the epochs."""
+
+    label: str
+    found: Found
+    config: dict[str, Any]
+    curves: dict[str, Points]
+    commit: str
+    torch: str
+    device: str
+    dataset: str
+    split: str
+    faults: tuple[str, ...]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Compared]:
+    """All that is compared of each run; it is called A, B, ..., or of more than 26 R1, R2, ..."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    labels = letters if len(folders) <= len(letters) else [f"R{i + 1}" for i in range(len(folders))]
+    return [read_run(label, folder) for label, folder in zip(labels, folders, strict=False)]
+
+
+def read_run(label: str, folder: Path) -> Compared:
+    """What is compared of a run; ``faults`` tells what of it cannot be read."""
+    found, faults = look_at(folder), []
+    config: dict[str, Any] = {}
+    try:
+        document = read_document(folder / "config.yaml")
+        config = flat(document.data) if document.data and isinstance(document.data, dict) else {}
+        if document.faults or not config:
+            faults.append("config.yaml is damaged")
+    except ConfigError:
+        faults.append("config.yaml cannot be read")
+    curves, fault = read_curves(folder / "metrics.jsonl")
+    environment, other = read_object(folder / "environment.json")
+    faults += [text for text in (fault, other) if text]
+    packages = environment.get("packages")
+    dataset = found.result.get("dataset")
+    dataset = dataset if isinstance(dataset, dict) else {}
+    named = str(dataset.get("name") or config.get("dataset.name") or "")
+    return Compared(
+        label,
+        found,
+        config,
+        curves,
+        code_of(folder, environment),
+        str(packages.get("torch") or "") if isinstance(packages, dict) else "",
+        str(found.result.get("device") or environment.get("device") or ""),
+        f"{named} ({dataset['note']})" if dataset.get("note") else named,
+        str(found.result.get("split") or ""),
+        tuple(faults),
+    )
+
+
+def code_of(folder: Path, environment: Mapping[str, Any]) -> str:
+    """The commit in short, and what stands for the changes that were not committed."""
+    commit = environment.get("git_commit")
+    patch, fault = read_text(folder / "uncommitted.patch")
+    if not isinstance(commit, str):
+        return ""
+    digest = hashlib.sha256(patch.encode()).hexdigest()[:6]
+    return commit[:10] + (f" + changes {digest}" if patch and not fault else "")
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``; of a list of components the names, and by these the
+
+    arguments of each: ``transforms.train: [Resize]`` and ``transforms.train.Resize.size: 32``.
+    """
+    if isinstance(value, dict) and value:
+        items = [(str(key), inner) for key, inner in value.items()]
+    elif is_components(value):
+        names = [str(item["name"]) for item in value]
+        counted = [
+            name if names.count(name) == 1 else f"{name}#{names[:i].count(name) + 1}"
+            for i, name in enumerate(names)
+        ]
+        arguments = [{k: v for k, v in item.items() if k != "name"} for item in value]
+        items = [(n, a) for n, a in zip(counted, arguments, strict=True) if a]
+    else:
+        return {path: value}
+    result = {path: names} if is_components(value) else {}
+    for key, inner in items:
+        result |= flat(inner, f"{path}.{key}" if path else key)
+    return result
+
+
+def is_components(value: Any) -> bool:
+    """Whether a value is a list of ``{name: X, ...}``."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and "name" in item for item in value)
+    )
+
+
+def read_curves(path: Path) -> tuple[dict[str, Points], str]:
+    """The curves over the epochs in a metrics.jsonl, and what is wrong with it.
+
+    A last line that is not whole is one that was being written.
+    """
+    text, fault = read_text(path)
+    *lines, _ = text.split("\n")
+    curves: dict[str, Points] = {}
+    damaged = 0
+    for line in lines:
+        if '"val/' not in line and line.endswith("}"):  # a step's
+            continue
+        values = parsed(line)
+        epoch = number(values.get("epoch")) if isinstance(values, dict) else None
+        if epoch is None or not 0 < epoch < 1e9:
+            damaged += 1
+            continue
+        for tag, value in numbers_of(values).items():
+            if (tag.startswith("val/") or tag == "train/loss_epoch") and abs(value) < LARGEST:
+                curves.setdefault(tag, []).append((epoch, value if abs(value) > 1e-30 else 0.0))
+    if damaged:
+        fault = f"{damaged} line{'s' * (damaged > 1)} of metrics.jsonl cannot be read"
+    return curves, fault

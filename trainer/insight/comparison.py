@@ -1,0 +1,239 @@
+"""What differs between runs: their settings, their numbers, and what makes these incomparable."""
+
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.insight.compared import Compared
+from trainer.insight.listing import number, plain, read_object, short, took
+from trainer.tables import HIGHER_IS_BETTER
+from trainer.words import listed
+
+# Keys that leave every weight as it is.
+MATTER_NOT = (
+    *("name", "dataset.root", "dataset.draw_if_absent", "log.", "checkpoint."),
+    *("loader.workers", "loader.cache", "loader.eval_batch_size", "train.budget"),
+)
+ABSENT = "-"
+MAX_LABELS = 8  # in a sentence
+
+
+def differing(runs: Sequence[Compared], everything: bool = False) -> list[str]:
+    """The keys whose values are not the same in all runs, in the order of the YAML.
+
+    Where a component is another one, all of its arguments. ``everything``: the equal ones too.
+    """
+    known = [run.config for run in runs if run.config]
+    keys = in_order([list(config) for config in known])
+    other = {key for key in keys if not all_equal([c.get(key, ...) for c in known])}
+    renamed = tuple(key.removesuffix("name") for key in other if key.endswith(".name"))
+    return [key for key in keys if everything or key in other or key.startswith(renamed)]
+
+
+def in_order(lists: Sequence[Sequence[str]]) -> list[str]:
+    """Each word of the lists once, every one after what stands before it in its first list."""
+    merged: list[str] = []
+    for words in lists:
+        at = 0
+        for word in words:
+            if word in merged:
+                at = merged.index(word) + 1
+            else:
+                merged.insert(at, word)
+                at += 1
+    return merged
+
+
+def all_equal(values: Sequence[Any]) -> bool:
+    """Whether all values are the same, in kind too: True is not 1; but 1 is 1.0."""
+    first = values[0]
+    return all(v == first and isinstance(v, bool) == isinstance(first, bool) for v in values)
+
+
+def metric_rows(runs: Sequence[Compared]) -> dict[str, list[float | None]]:
+    """The numbers of the runs by what they are: best val metrics, test metrics, speed, size."""
+    best = in_order([[k for k in r.found.best if k.startswith("val/")] for r in runs])
+    test = in_order([list(r.found.test) for r in runs])
+    rows: dict[str, list[float | None]] = {}
+    for key in sorted(best, key=lambda key: key == "val/loss"):
+        rows[f"best {key}"] = [r.found.best.get(key) for r in runs]
+    for key in sorted(test, key=lambda key: key == "loss"):
+        rows[f"test/{key}"] = [r.found.test.get(key) for r in runs]
+    rows["best epoch"] = [r.found.best.get("epoch") for r in runs]
+    rows["epochs"] = [r.found.epochs for r in runs]
+    rows["images/s"] = [number(r.found.result.get("images_per_second")) for r in runs]
+    rows["training time"] = [r.found.seconds for r in runs]
+    rows["parameters"] = [number(r.found.result.get("parameters")) for r in runs]
+    return {name: values for name, values in rows.items() if values.count(None) < len(values)}
+
+
+def shown_metric(row: str, value: float | None) -> str:
+    """A number of a row as it is printed."""
+    if value is None or math.isnan(value):
+        return ABSENT if value is None else "nan"
+    if row == "training time":
+        return took(value)
+    if row in ("best epoch", "epochs", "images/s", "parameters"):
+        return f"{value:,.0f}"
+    return short(value)
+
+
+def best_of(row: str, values: Sequence[float | None]) -> set[int]:
+    """Which of the values are the best, as far as is shown; none where all are the same."""
+    if row in ("best epoch", "epochs", "parameters"):
+        return set()
+    metric = row.rpartition("/")[2]
+    sign = 1 if metric in HIGHER_IS_BETTER or row == "images/s" else -1
+    judged = {i: sign * v for i, v in enumerate(values) if v is not None and math.isfinite(v)}
+    shown = {i: shown_metric(row, values[i]) for i in judged}
+    if len(set(shown.values())) < 2:
+        return set()
+    best = shown[max(judged, key=lambda i: judged[i])]
+    return {i for i, text in shown.items() if text == best}
+
+
+def warnings(runs: Sequence[Compared]) -> list[str]:
+    """What keeps the numbers from being comparable, or from being there."""
+    told = []
+    for run in runs:
+        reason = f": {' '.join(run.found.reason.split())}" if run.found.reason else ""
+        if run.found.status != "done":
+            told.append(f"{run.label} is {run.found.status}{reason}")
+        elif not run.found.best:
+            told.append(f"{run.label} has no best epoch")
+        told += [f"{run.label}: {fault}" for fault in run.faults if fault not in reason]
+    datasets = grouped(runs, lambda run: run.dataset)
+    told += differ("datasets differ", datasets, "their numbers cannot be compared")
+    for alike in datasets.values():
+        splits = grouped(alike, lambda run: run.split[:10])
+        told += differ("splits differ", splits)
+        told += shared_images([group[0] for group in splits.values()])
+    told += differ("code differs", grouped(runs, lambda run: run.commit or "unknown"))
+    told += differ("torch differs", grouped(runs, lambda run: run.torch))
+    devices = grouped(runs, lambda run: run.device)
+    told += differ("devices differ", devices, "their speeds cannot be compared")
+    return told
+
+
+def differ(what: str, groups: Mapping[str, Sequence[Compared]], effect: str = "") -> list[str]:
+    """A sentence on who has which value, where there are several."""
+    if len(groups) < 2:
+        return []
+    said = "; ".join(f"{labels(group)}: {name}" for name, group in groups.items())
+    return [f"{what}: {said}" + (f": {effect}" if effect else "")]
+
+
+def grouped(
+    runs: Iterable[Compared], value: Callable[[Compared], str]
+) -> dict[str, list[Compared]]:
+    """Runs by a value of theirs; those that have none are left out."""
+    groups: dict[str, list[Compared]] = {}
+    for run in runs:
+        if value(run):
+            groups.setdefault(value(run), []).append(run)
+    return groups
+
+
+def labels(runs: Sequence[Compared]) -> str:
+    """ "A, B and C"; of many, the first ones."""
+    more = [f"{len(runs) - MAX_LABELS} more"] if len(runs) > MAX_LABELS else []
+    return listed([run.label for run in runs[:MAX_LABELS]] + more)
+
+
+def shared_images(runs: Sequence[Compared]) -> list[str]:
+    """How many test images, by content, the first of the runs shares with each other one."""
+    if len(runs) < 2:
+        return []
+    parts = [read_object(run.found.folder / "split.json")[0] for run in runs]
+    contents = [
+        {
+            part: {d for d in part_of.values() if isinstance(d, str)}
+            for part, part_of in split.items()
+            if isinstance(part_of, dict)
+        }
+        for split in parts
+    ]
+    told = []
+    mine = contents[0].get("test")
+    for run, other in zip(runs[1:], contents[1:], strict=True):
+        theirs = other.get("test")
+        if not mine or not theirs:
+            told.append(f"{runs[0].label} and {run.label}: their split.json cannot be compared")
+            continue
+        if mine == theirs:
+            told.append(f"{runs[0].label} and {run.label} share all {len(mine)} test images")
+            continue
+        sizes = f"{len(mine)} and {len(theirs)}" if len(mine) != len(theirs) else f"{len(mine)}"
+        common = len(mine & theirs)
+        told.append(
+            f"{runs[0].label} and {run.label} share {common} of their {sizes} test images: "
+            "their test numbers cannot be compared"
+        )
+    return told
+
+
+def over_seeds(runs: Sequence[Compared]) -> dict[str, tuple[float, float]]:
+    """(mean, standard deviation) of each metric over runs of which only the seed differs.
+
+    Empty where something else differs that matters, or a run is not done. The deviation is the
+    sample's (n - 1).
+    """
+    keys = {key for key in differing(runs) if not key.startswith(MATTER_NOT)}
+    seeds = [run.config.get("seed") for run in runs]
+    same = len({(run.dataset, run.split) for run in runs}) == 1
+    done = all(run.found.status == "done" and run.config for run in runs)
+    if keys != {"seed"} or len(set(map(str, seeds))) < len(runs) or not same or not done:
+        return {}
+    result = {}
+    for row, values in metric_rows(runs).items():
+        numbers = [v for v in values if v is not None and math.isfinite(v)]
+        if "/" in row and row != "images/s" and len(numbers) == len(runs):
+            result[row] = (statistics.fmean(numbers), statistics.stdev(numbers))
+    return result
+
+
+def as_json(runs: Sequence[Compared], picture: Path | None) -> dict[str, Any]:
+    """The comparison as plain values; runs by their label, a key that a run lacks left out."""
+    content = {
+        "runs": {
+            run.label: {
+                "path": str(run.found.folder),
+                "status": run.found.status,
+                "reason": run.found.reason,
+                "dataset": run.dataset,
+                "split": run.split,
+                "code": run.commit,
+                "torch": run.torch,
+                "device": run.device,
+            }
+            for run in runs
+        },
+        "config": {
+            key: {run.label: run.config[key] for run in runs if key in run.config}
+            for key in differing(runs)
+        },
+        "results": {
+            row: {run.label: v for run, v in zip(runs, values, strict=True) if v is not None}
+            for row, values in metric_rows(runs).items()
+        },
+        "best": {
+            row: [runs[i].label for i in sorted(best_of(row, values))]
+            for row, values in metric_rows(runs).items()
+        },
+        "over_seeds": {
+            row: {"mean": mean, "std": std} for row, (mean, std) in over_seeds(runs).items()
+        },
+        "warnings": warnings(runs),
+        "picture": picture and str(picture),
+    }
+    return {key: plain(value) for key, value in content.items()}
+
+
+def common_folder(folders: Sequence[Path]) -> Path:
+    """The nearest folder that all runs lie below."""
+    common = os.path.commonpath([os.path.abspath(folder.parent) for folder in folders])
+    here = os.path.relpath(common)
+    return Path(common if here.startswith("..") else here)

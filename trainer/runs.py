@@ -1,0 +1,175 @@
+"""List the runs: how far each is, and how good.
+
+    python -m trainer.runs list
+    python -m trainer.runs list lenet_rmb --sort test
+    python -m trainer.runs list --json
+
+Reads a few small files of each run, changes nothing, and does not load PyTorch.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.insight.listing import Found
+
+SORT = ("started", "name", "status", "epochs", "val", "test", "time")
+MAX_REASONS = 10
+RUNS = "runs"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run it, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.runs", description="List the runs.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    one = commands.add_parser("list", help="a line a run: status, epochs, best values, time")
+    one.description = "A line a run: status, epochs, best values, time; the newest last."
+    one.add_argument("folders", nargs="*", metavar="NAME", help="runs of this name, or of a folder")
+    one.add_argument("--runs", default=RUNS, metavar="DIR", help="where the runs are (runs)")
+    one.add_argument(
+        "--sort", choices=SORT, default="started", help="what is largest or best comes last"
+    )
+    one.add_argument("--json", action="store_true", help="print one JSON list only")
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help()
+        return 0
+
+    from trainer.errors import exit_code_of
+
+    return exit_code_of(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    from trainer.console import say
+    from trainer.insight.columns import terminal_width
+    from trainer.insight.listing import look_at, runs_below
+
+    folders = [folder_of(text, arguments.runs) for text in arguments.folders] or [
+        Path(arguments.runs)
+    ]
+    if not arguments.folders and arguments.runs != RUNS:
+        folder_of(arguments.runs, "")
+    paths = dict.fromkeys(path for folder in folders for path in runs_below(folder))
+    found = sorted(map(look_at, paths), key=order(arguments.sort))
+    if not found:
+        where = ", ".join(map(str, folders))
+        how = "python -m trainer.train --config configs/lenet_rmb.yaml"
+        print(f"no runs in {where} yet; to start one: {how}", file=sys.stderr)
+    if arguments.json:
+        say(json.dumps([as_json(one) for one in found], indent=2))
+    elif found:
+        for line in table(found, Path(arguments.runs), terminal_width(without=10_000)):
+            say(line)
+
+
+def folder_of(text: str, runs: str) -> Path:
+    """The folder that is meant by a name below ``runs``, or by a path."""
+    from trainer.errors import UsageError
+    from trainer.insight.columns import visible
+
+    for folder in (Path(runs) / text, Path(text)):
+        if folder.is_dir():
+            return folder
+    below = f" Expected a name below {runs}, or a folder of runs." if runs else ""
+    raise UsageError(f"{visible(text)} does not exist.{below}")
+
+
+def order(key: str) -> "Callable[[Found], tuple[object, ...]]":
+    """What to sort by, so that the largest or best comes last; runs without it come first."""
+    from trainer.tables import HIGHER_IS_BETTER
+
+    def place(one: "Found") -> tuple[object, ...]:
+        value: object = one.stamp
+        if key in ("val", "test"):
+            judged = (one.best.get if key == "val" else one.test.get)(metric_of(one, key))
+            metric = metric_of(one, "test")
+            value = judged if judged is None or metric in HIGHER_IS_BETTER else -judged
+            value = None if value != value else value  # NaN
+        elif key != "started":
+            value = {"name": one.name, "status": one.status, "epochs": one.epochs}.get(
+                key, one.seconds
+            )
+        return value is not None, value, one.stamp, str(one.folder)
+
+    return place
+
+
+def metric_of(one: "Found", split: str) -> str:
+    """What the run is judged by, as ``best`` (val) and ``test`` name it."""
+    monitor = one.monitor or "val/loss"
+    return monitor if split == "val" else monitor.removeprefix("val/")
+
+
+def table(found: "Sequence[Found]", runs: Path, width: int) -> list[str]:
+    """Lines within ``width``: a head, a row a run, why some failed, and how many there are."""
+    from trainer.insight.columns import GAP, pad, shorten, visible, width_of
+    from trainer.insight.listing import short, took
+
+    metrics = {metric_of(one, "test") for one in found if one.best or one.test}
+    same = metrics.pop() if len(metrics) == 1 else ""
+    rows = [["run", "status", "epochs", "best val", "test", "time"]]
+    paths = []
+    for one in found:
+        inside = one.folder.is_relative_to(runs)
+        path = visible(str(one.folder.relative_to(runs) if inside else one.folder))
+        paths.append(path)
+        done = "-" if one.epochs is None else str(one.epochs)
+        best, test = one.best.get(metric_of(one, "val")), one.test.get(metric_of(one, "test"))
+        named = "" if same or best is None else f"{metric_of(one, 'test')} "
+        planned = "" if one.planned is None else f"/{one.planned}"
+        cells = [one.status, done + planned, named + short(best), short(test), took(one.seconds)]
+        rows.append([path, *cells])
+    widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
+    stamp = max(width_of(visible(one.stamp)) for one in found) + 1
+    room = width - sum(widths[1:]) - len(GAP) * len(widths[1:])
+    widths[0] = min(widths[0], max(room, 12))
+    lines = []
+    for row in rows:
+        first = pad(shorten(row[0], widths[0], end=stamp), widths[0])
+        rest = [pad(row[1], widths[1])]
+        rest += [pad(c, w, right=True) for c, w in zip(row[2:], widths[2:], strict=True)]
+        lines.append(GAP.join([first, *rest]).rstrip())
+    reasons = [
+        shorten(f"{path}: {one.status}: {' '.join(visible(one.reason).split())}", width)
+        for path, one in zip(paths, found, strict=True)
+        if one.status in ("damaged", "failed")
+    ]
+    more = len(reasons) - MAX_REASONS
+    lines += ["", *reasons[:MAX_REASONS]] if reasons else []
+    lines += [f"and {more} more; --json tells all"] if more > 0 else []
+    counts = Counter(one.status for one in found)
+    said = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    lines += ["", f"{len(found)} run{'s' * (len(found) != 1)} in {visible(str(runs))}: {said}"]
+    return [*lines, f"best val and test are {same}"] if same else lines
+
+
+def as_json(one: "Found") -> dict[str, object]:
+    """A run as plain values."""
+    from trainer.insight.listing import plain
+
+    values = {
+        "name": one.name,
+        "run": one.stamp,
+        "path": str(one.folder),
+        "status": one.status,
+        "reason": one.reason,
+        "epochs": one.epochs,
+        "planned_epochs": one.planned,
+        "monitor": one.monitor,
+        "best": one.best,
+        "test": one.test,
+        "train_seconds": one.seconds,
+        "started": one.started,
+    }
+    return {key: plain(value) for key, value in values.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
