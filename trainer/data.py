@@ -1,0 +1,76 @@
+"""Look at a dataset before training on it: no model is built, nothing of the data is changed.
+
+    python -m trainer.data --config configs/lenet_rmb.yaml
+    python -m trainer.data --config configs/lenet_rmb.yaml dataset.root=/photos --output look
+
+Counts by class and part, sizes, mean and std for Normalize, equal and similar images, broken files,
+and pictures: of each class, and of what augmentation makes of training images.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXIT_CODES = """exit codes: 0 done, also with warnings; 2 config; 3 data, also where images cannot
+be read (all the rest is written first) and dataset.on_broken is not skip; 5 disk"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run it, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.data",
+        description="Look at the dataset that a YAML file names, as training would cut it.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--config", metavar="FILE", required=True, help="the YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. dataset.root=...")
+    parser.add_argument("--output", metavar="DIR", help="where to write (default runs/NAME/data)")
+    parser.add_argument("--runs", metavar="DIR", default="runs", help="root of runs (default runs)")
+    parser.add_argument("--no-near", action="store_true", help="leave out the search for similar")
+    parser.add_argument("--json", action="store_true", help="print one JSON object only")
+    arguments = parser.parse_intermixed_args(argv)
+
+    from trainer.errors import exit_code_of
+
+    return exit_code_of(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    from trainer.config import load_config
+    from trainer.quick_start import defer_compiler, keep_freed_memory, spin_briefly
+
+    config = load_config(arguments.config, arguments.overrides)
+    for message in config.messages:
+        print(message, file=sys.stderr)
+    spin_briefly()
+    keep_freed_memory()
+    defer_compiler()
+    from trainer.components import check_components
+    from trainer.errors import ConfigError
+    from trainer.insight.data_facts import look_at
+    from trainer.insight.data_report import summary, write_data_report
+    from trainer.parts import BrokenImages
+
+    of_data = ("dataset", "split", "transforms", "loader")
+    faults = [fault for fault in check_components(config) if fault.path.startswith(of_data)]
+    if faults:
+        raise ConfigError(faults)
+    folder = Path(arguments.output or Path(arguments.runs) / config.name / "data")
+    # What a long search says of itself must not come into the JSON.
+    with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+        look = look_at(config, search_near=not arguments.no_near)
+        files = write_data_report(look, folder)
+    if arguments.json:
+        print(json.dumps(look.facts))
+    else:
+        print("\n".join([*summary(look.facts), *(f"wrote       {file}" for file in files)]))
+    if look.broken and look.dataset.on_broken == "error":
+        raise BrokenImages(look.broken, len(look.dataset))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Find a learning rate: a short test in which it rises with every step, from one YAML file.
+
+    python -m trainer.find_lr --config configs/lenet_rmb.yaml
+    python -m trainer.find_lr --config configs/lenet_rmb.yaml optimizer.momentum=0 --steps 200
+
+Trains a fresh model with the file's data, loss and optimizer, without its scheduler; keeps nothing
+but the curve, as a picture.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXIT_CODES = """exit codes: 0 a rate is suggested, 2 config, 3 data, 4 nothing can be suggested,
+5 disk, 7 out of memory, 8 a worker process died"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run it, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.find_lr",
+        description="Suggest a learning rate for what a YAML file describes.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--config", metavar="FILE", required=True, help="the YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1")
+    parser.add_argument(
+        "--from", dest="low", type=float, default=1e-7, metavar="LR", help="default 1e-7"
+    )
+    parser.add_argument(
+        "--to", dest="high", type=float, default=10.0, metavar="LR", help="default 10"
+    )
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="default 100")
+    parser.add_argument(
+        "--output", metavar="FILE.png", type=Path, help="default runs/NAME/find_lr.png"
+    )
+    parser.add_argument("--runs", metavar="DIR", default="runs", help="root of runs (default runs)")
+    arguments = parser.parse_intermixed_args(argv)
+    if not 0 < arguments.low < arguments.high < float("inf"):
+        parser.error("--from and --to: expected 0 < --from < --to, such as 1e-7 and 10")
+    if arguments.steps < 20:
+        parser.error(f"--steps {arguments.steps}: expected at least 20")
+    if arguments.output and (arguments.output.suffix != ".png" or arguments.output.is_dir()):
+        parser.error(f"--output {arguments.output}: expected a file's name that ends in .png")
+
+    from trainer.errors import exit_code_of
+
+    return exit_code_of(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    from trainer.config import load_config
+    from trainer.console import say
+    from trainer.quick_start import (
+        collecting_later,
+        defer_compiler,
+        keep_freed_memory,
+        spin_briefly,
+    )
+
+    spin_briefly()
+    keep_freed_memory()
+    config = load_config(arguments.config, arguments.overrides)
+    for message in config.messages:
+        print(message, file=sys.stderr)
+    with collecting_later():
+        defer_compiler()
+        from trainer.insight.lr_finder import find_rate
+        from trainer.job import prepare
+        from trainer.summary import introduce
+
+        job = prepare(config, say)
+    introduce(job, say)
+    output = arguments.output or Path(arguments.runs) / config.name / "find_lr.png"
+    rate = find_rate(job, arguments.low, arguments.high, arguments.steps, output, say)
+    kept = [word for word in arguments.overrides if not word.startswith("optimizer.lr=")]
+    command = shlex.join(["--config", arguments.config, *kept])
+    say(f"next    python -m trainer.train {command} optimizer.lr={rate:.2g}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
