@@ -1,10 +1,11 @@
 """Write configs/schema.json, by which editors complete and check a YAML while it is typed.
 
-    python -m trainer.schema            write it
-    python -m trainer.schema --check    exit 1 where the file is not what would be written
+    python -m trainer.schema            write it, and docs/yaml.md
+    python -m trainer.schema --check    exit 1 where a file is not what would be written
 
 It is generated from Config and the constructors' signatures, those of torch and torchvision too, so
-it is compared only under the versions that it was made with.
+it is compared only under the versions that it was made with. docs/yaml.md, the same for people, is
+made from that file alone, and always compared.
 """
 
 import argparse
@@ -12,11 +13,13 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from trainer.config import Config
 from trainer.errors import Exit, UsageError
 from trainer.rules import SCHEMA_FILE, TABLES, component_key, full_schema
+from trainer.schema_page import as_page
 from trainer.signatures import describe
 
 
@@ -31,21 +34,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.schema", description="Write configs/schema.json for editors."
+        prog="python -m trainer.schema",
+        description="Write configs/schema.json for editors, and docs/yaml.md for people.",
     )
     parser.add_argument("--check", action="store_true", help="only compare; exit 1 on a difference")
     if not parser.parse_args(argv).check:
-        SCHEMA_FILE.write_text(as_text(generate()), encoding="utf-8")
-        print(f"wrote {SCHEMA_FILE}")
+        schema = generate()
+        for file, text in ((SCHEMA_FILE, as_text(schema)), (page_file(), as_page(schema))):
+            if file.parent.is_dir():  # a copy of the checkout may leave docs/ out
+                file.write_text(text, encoding="utf-8")
+                print(f"wrote {file}")
         return 0
     text = SCHEMA_FILE.read_text(encoding="utf-8") if SCHEMA_FILE.exists() else "{}"
-    if json.loads(text).get("$comment") not in (None, made_with()):
-        print(f"{SCHEMA_FILE.name}: {json.loads(text)['$comment']}; not compared here")
-        return 0
-    if text != as_text(generate()):
+    made = json.loads(text).get("$comment")
+    if made not in (None, made_with()):
+        print(f"{SCHEMA_FILE.name}: {made}; not compared here")
+    elif text != as_text(generate()):
         print(f"{SCHEMA_FILE} is out of date: python -m trainer.schema", file=sys.stderr)
         return 1
+    page = page_file()
+    if page.parent.is_dir():
+        if not page.exists() or page.read_text(encoding="utf-8") != as_page(json.loads(text)):
+            print(f"{page} is out of date: python -m trainer.schema", file=sys.stderr)
+            return 1
     return 0
+
+
+def page_file() -> Path:
+    """docs/yaml.md of the checkout that the schema lies in."""
+    return SCHEMA_FILE.parent.parent / "docs" / "yaml.md"
 
 
 def generate() -> dict[str, Any]:

@@ -1,0 +1,243 @@
+"""The pages tell the truth: links lead somewhere, commands and options exist, examples run."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer import settings
+from trainer.config import Config
+from trainer.rules import SCHEMA_FILE, TABLES
+from trainer.schema_page import anchor, as_page
+from trainer.signatures import SUPPLIED, parameters_of, resolve
+
+PAGES = sorted([*Path().glob("*.md"), *Path("docs").glob("*.md"), Path("runs/README.md")])
+NOTEBOOK = Path("docs/tour.ipynb")
+TEXTS = {path: path.read_text(encoding="utf-8") for path in [*PAGES, NOTEBOOK]}
+YAML_PAGE = TEXTS[Path("docs/yaml.md")]
+CODE = ("configs", "datasets", "docs", "models", "trainer", "transforms")
+
+
+def headings(page: Path) -> list[str]:
+    """The headings, without comments in blocks of code."""
+    text = re.sub(r"^```.*?^```$", "", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
+    return [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
+        if re.match("[a-z]+:", target):  # the web
+            continue
+        file, _, heading = target.partition("#")
+        path = Path(os.path.normpath(page.parent / file)) if file else page
+        assert path.exists(), target
+        if heading:
+            assert heading in map(anchor, headings(path)), target
+
+
+def test_no_heading_of_a_page_that_is_linked_to_is_there_twice():
+    for page in PAGES:
+        if page.parent == Path("docs"):
+            assert len(set(map(anchor, headings(page)))) == len(headings(page)), page
+
+
+def test_every_page_is_linked_from_the_readme():
+    for path in [*PAGES, NOTEBOOK]:
+        if path.parent == Path("docs"):
+            assert f"]({path.as_posix()})" in TEXTS[Path("README.md")]
+
+
+def commands() -> dict[str, set[str]]:
+    """Every command that a page names, with the options that stand behind it."""
+    found: dict[str, set[str]] = {}
+    for path in PAGES:
+        if path.name in ("CHANGELOG.md", "DECISIONS.md"):  # they tell of what was
+            continue
+        for module, verb, rest in re.findall(
+            r"python -m ((?:trainer|scripts)\.[a-z_]+)( list\b)?([^`\n]*)", TEXTS[path]
+        ):
+            options = {option for option in re.findall(r"--[a-z][a-z-]*", rest)}
+            found.setdefault(module + verb, set()).update(options)
+    return found
+
+
+COMMANDS = commands()
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_explains_itself_and_every_option_that_a_page_names(
+    command, monkeypatch, capsys
+):
+    module, *verb = command.split()
+    monkeypatch.setattr(sys, "argv", [module, *verb, "--help"])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module(module, run_name="__main__")
+    told = capsys.readouterr().out
+    assert command in told
+    assert {option for option in COMMANDS[command] if option not in told} == set()
+
+
+def test_every_command_stands_in_the_readme():
+    for folder in ("trainer", "scripts"):
+        for path in Path(folder).glob("*.py"):
+            if '__name__ == "__main__"' in path.read_text(encoding="utf-8"):
+                named = f"{folder}.{path.stem}" if folder == "trainer" else path.stem
+                assert re.search(rf"\b{re.escape(named)}\b", TEXTS[Path("README.md")]), path
+
+
+def test_the_tree_lists_every_file_and_no_other():
+    (tree,) = re.findall(r"^```\n(configs/.*?)^```$", TEXTS[Path("docs/extending.md")], re.M | re.S)
+    listed, folder = [], ""
+    for line in tree.splitlines():
+        name, _, told = line.strip().partition(" ")
+        assert told.strip(), line
+        if name.endswith("/"):
+            folder = name
+        else:
+            listed.append(folder + name)
+    there = {
+        path.as_posix()
+        for folder in ("configs", "datasets", "models", "scripts", "trainer", "transforms")
+        for path in Path(folder).rglob("*")
+        if path.suffix in (".py", ".yaml", ".json") and path.name != "__init__.py"
+    }
+    assert sorted(listed) == sorted(there)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_row_of_a_table_has_as_many_cells_as_its_head(page):
+    for table in re.findall(r"(?:^\|.*\n)+", TEXTS[page], re.MULTILINE):
+        cells = [len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()]
+        assert set(cells) == {cells[0]}, table.splitlines()[0]
+
+
+def test_everything_that_log_show_can_choose_is_told():
+    page = TEXTS[Path("docs/seeing.md")]
+    assert re.findall(r"^\| `(\w+)` \| .*\|.*\|.*\|$", page, re.MULTILINE) == list(
+        settings.Log().show
+    )
+
+
+def test_no_page_has_a_gap():
+    for path, text in TEXTS.items():
+        assert "TODO" not in text, path
+
+
+# The YAML, key by key
+
+
+def test_the_page_of_the_yaml_is_what_the_schema_says():
+    assert as_page(json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))) == YAML_PAGE
+
+
+def section(heading: str) -> str:
+    """A page's text below a heading, up to the next one of its level."""
+    level = heading.partition(" ")[0]
+    return re.split(rf"^#{{2,{len(level)}}} ", YAML_PAGE.split(f"\n{heading}\n")[1], flags=re.M)[0]
+
+
+def test_every_key_of_the_settings_is_told_with_its_default():
+    tables: dict[str, tuple[type[settings.Frozen], str]] = {
+        "": (Config, YAML_PAGE.split("\n## ")[0])
+    }
+    for name, model in settings.__dict__.items():
+        if isinstance(model, type) and issubclass(model, settings.Frozen):
+            key = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
+            if key in Config.model_fields:
+                tables[key] = (model, section(f"## {key}").split("\n### ")[0])
+    assert len(tables) == 8
+    for model, text in tables.values():
+        for name, field in model.model_fields.items():
+            (row,) = re.findall(rf"^\| `{name}` \|.*$", text, re.MULTILINE)
+            if isinstance(field.default, bool | int | float | None):
+                assert f"| `{json.dumps(field.default)}` |" in row
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_every_component_is_told_with_each_of_its_arguments(kind):
+    for name in TABLES[kind]:
+        if name.endswith("/"):
+            assert f"\n### {name}NAME\n" in YAML_PAGE
+            continue
+        text = section(f"### {name}")
+        assert re.match(r"\n\S.{10}", text), f"{name} has no sentence"
+        arguments = set(parameters_of(resolve(TABLES[kind], name))) - {*SUPPLIED[kind], "weight"}
+        assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == arguments
+
+
+# What is shown is done, in a copy of the checkout
+
+
+@pytest.fixture
+def checkout(tmp_path, notes):
+    """A copy of the code, with pictures of notes where the shipped YAML looks for them."""
+    for folder in CODE:
+        shutil.copytree(folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(notes, tmp_path / "data" / "rmb")
+    return tmp_path
+
+
+def follow(block: str, checkout: Path) -> None:
+    """Put a block of the worked example where its first line says: ``# FILE, in TABLE``."""
+    head, text = block.split("\n", 1)
+    name, _, place = head.removeprefix("# ").partition(", ")
+    file = checkout / name
+    if place == "at its end":
+        file.write_text(file.read_text() + text)
+    elif place:
+        before, line, after = re.split(
+            rf"^({place.removeprefix('in ')}\b.* = {{\n)", file.read_text(), flags=re.MULTILINE
+        )
+        file.write_text(before + line + text + after)
+    else:
+        assert not file.exists(), f"{name} is there already"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+def test_the_worked_example_adds_a_model_a_dataset_a_transform_and_a_loss(checkout):
+    text = TEXTS[Path("docs/extending.md")]
+    blocks = re.findall(r"^```(python|yaml|sh)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    for language, block in blocks:
+        if language != "sh":
+            follow(block, checkout)
+    done = ""
+    for language, block in blocks:
+        for line in block.splitlines() if language == "sh" else ():
+            words = [sys.executable if word == "python" else word for word in line.split()]
+            told = subprocess.run(words, cwd=checkout, capture_output=True, text=True)
+            assert told.returncode == 0, told.stderr
+            done += told.stdout
+    (run,) = (checkout / "runs" / "own").iterdir()
+    assert json.loads((run / "result.json").read_text())["status"] == "done"
+    assert "Tiny" in done and "Arrays, 2 classes" in done
+    for page in ("docs/yaml.md", "configs/schema.json"):
+        for name in ("Tiny", "Arrays", "RandomNegative", "PolyLoss"):
+            assert name in (checkout / page).read_text()
+
+
+@pytest.mark.notebook
+def test_the_notebook_trains_looks_and_predicts(checkout):
+    nbformat = pytest.importorskip("nbformat", reason='needs pip install -e ".[dev]"')
+    nbclient = pytest.importorskip("nbclient", reason='needs pip install -e ".[dev]"')
+    notebook = nbformat.read(checkout / NOTEBOOK, as_version=4)
+    place = {"metadata": {"path": str(checkout / "docs")}}  # where Jupyter opens it
+    nbclient.NotebookClient(notebook, timeout=120, resources=place).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    results = [output["data"] for output in shown if "data" in output]
+    assert [data["text/plain"] for data in results].count("<Exit.DONE: 0>") == 2  # train, predict
+    assert sum("image/png" in data for data in results) == 3
+    assert "'1':" in results[-1]["text/plain"] and "'100':" in results[-1]["text/plain"]
+
+
+def test_the_notebook_is_kept_without_what_it_printed():
+    for cell in json.loads(TEXTS[NOTEBOOK])["cells"]:
+        assert not cell.get("outputs") and not cell.get("execution_count")
