@@ -402,10 +402,10 @@ def test_real_runs_are_compared(train, compared, capsys):
     a, b = train(), train("seed=1", "optimizer.lr=0.001")
     capsys.readouterr()
     said = compared(a.parent, more=())
-    assert said["config"] == {
-        "seed": {"A": 0, "B": 1},
-        "optimizer.lr": {"A": 0.01, "B": 0.001},
-    }
+    assert said["config"].keys() == {"seed", "optimizer.lr"}
+    (first,) = [run for run, seed in said["config"]["seed"].items() if seed == 0]
+    assert said["config"]["optimizer.lr"][first] == 0.01  # both may have begun in one second
+    assert sorted(said["config"]["optimizer.lr"].values()) == [0.001, 0.01]
     result = json.loads((b / "result.json").read_text())
     assert said["results"]["test/accuracy"]["B"] == result["test"]["accuracy"]
     assert said["warnings"] == []

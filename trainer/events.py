@@ -10,7 +10,7 @@ from typing import Any
 
 import google_crc32c
 from tensorboard.compat.proto.event_pb2 import Event
-from torch.utils.tensorboard import summary
+from tensorboard.compat.proto.summary_pb2 import Summary
 
 from trainer.disk import AppendedFile
 
@@ -48,8 +48,8 @@ class Events:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add one point for each tag."""
-        for tag, value in values.items():
-            self.add(step, summary=summary.scalar(tag, value))  # type: ignore[no-untyped-call]
+        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self.add(step, summary=Summary(value=points))
         if time.monotonic() - self._flushed > 10:
             self.flush()
 
