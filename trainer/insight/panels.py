@@ -29,6 +29,12 @@ from trainer.tables import SCALAR
 BINS = 50  # of a histogram; TensorBoard draws 30
 ELEMENTS = 32_000  # of a tensor that a histogram counts: what torch does on one thread
 THRESHOLDS = 127  # of a PR curve; TensorBoard reads no more
+NO_CHOICE = (  # settings by which runs are not told apart
+    *("name", "log.", "checkpoint.", "metrics", "dataset.root", "dataset.draw_if_absent"),
+    *("loader.workers", "loader.cache", "loader.eval_batch_size"),
+    *("train.device", "train.threads", "train.budget", "train.skip_non_finite"),
+)
+OFF = ("null", "false")
 CURVES = 20  # classes of which there is a PR curve
 _PR_CURVE = PrCurvePluginData(version=0, num_thresholds=THRESHOLDS).SerializeToString()
 _SHARES = [min(1.0, (255 - grey) / (255 - 43)) for grey in range(256)]  # 43 is the blue's grey
@@ -130,9 +136,12 @@ def curves_together(config: Config) -> Any:
 
 
 def hyperparameters(config: Config) -> dict[str, float | str]:
-    """What people vary, flat: ``optimizer.lr: 0.05``. Numbers stay numbers, all else is text."""
-    aside = {"name", "log", "checkpoint"}
-    return dict(_flat("", config.model_dump(mode="json", exclude=aside)))
+    """What people vary, flat: ``optimizer.lr: 0.05``. Numbers stay numbers, all else is text.
+
+    Left out is what is off, and what changes no result: TensorBoard shows the first five.
+    """
+    values = _flat("", config.model_dump(mode="json"))
+    return {key: v for key, v in values if not key.startswith(NO_CHOICE) and v not in OFF}
 
 
 def _flat(path: str, value: Any) -> Iterator[tuple[str, float | str]]:
