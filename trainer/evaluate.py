@@ -39,15 +39,13 @@ def run(arguments: argparse.Namespace) -> None:
     spin_briefly()
     keep_freed_memory()
     defer_compiler()
-    from trainer.disk import read_json
     from trainer.evaluation import evaluate_run
     from trainer.run import find_run
+    from trainer.trained import warn_of_unfinished
 
     folder = find_run(arguments.run)
     config = load_config(folder / "config.yaml", arguments.overrides)
-    status = read_json(folder / "result.json").get("status")
-    if status != "done":
-        print(f"note: this run is {status}; these are its best weights so far", file=sys.stderr)
+    warn_of_unfinished(folder)
     values = evaluate_run(folder, config, arguments.split)
     if arguments.json:
         print(json.dumps(values))

@@ -1,5 +1,6 @@
 """A run's best model, ready to be used: from the run's folder alone, without its dataset."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,11 @@ class Trained:
 def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
     """The best weights of a run, in eval mode, with its classes and eval transforms.
 
-    overrides may set ``train.device`` and ``train.threads``. Raises RunError for a folder that is
-    damaged or has no weights yet, ConfigError for settings that cannot be used.
+    overrides may set ``train.device`` and ``train.threads``. Of a run that is not done, stderr is
+    told so. Raises RunError for a folder that is damaged or has no weights yet, ConfigError for
+    settings that cannot be used.
     """
+    warn_of_unfinished(run)
     config = load_config(run / "config.yaml", overrides)
     if faults := check_components(config):
         raise ConfigError(faults)
@@ -104,6 +107,12 @@ def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
     if read_json(run / "data_path.json").get("channels_last"):  # the same arithmetic as in the run
         model.to(memory_format=torch.channels_last)
     return Trained(run, config, classes, shape, model, image_channels, pipeline, device)
+
+
+def warn_of_unfinished(run: Path) -> None:
+    """Say on stderr where a run's best weights may not be its last word."""
+    if (status := read_json(run / "result.json").get("status")) != "done":
+        print(f"note: this run is {status}; these are its best weights so far", file=sys.stderr)
 
 
 def without_weights(config: Config) -> Config:
