@@ -48,7 +48,7 @@ def show(tmp_path):
     def shown(job, epochs=1, say=lambda line: pytest.fail(line)):
         (tmp_path / "environment.json").write_text(json.dumps({"python": "3.x", "a|b": ["<b>"]}))
         events = Events(tmp_path)
-        show_start(events, job, tmp_path, say)
+        show_start(events, job, tmp_path, 0, say)
         images, labels = next(iter(job.train_loader.epoch()))
         job.loss_fn(job.model(images), labels).backward()
         for epoch in range(1, epochs + 1):
@@ -90,7 +90,9 @@ def test_everything_is_there_once_a_step_and_can_be_decoded(job, show, tmp_path)
     }
     steps = {tag: [event.step for event in shown.Images(tag)] for tag in found["images"]}
     maps = {f"feature_maps/features.{i}": [10, 20, 40] for i in (0, 2, 3, 5)}
-    assert steps == maps | {
+    of_the_best = {tag.replace("maps/", "maps_best/"): [50] for tag in maps}
+    assert steps == maps | of_the_best | {
+        "kernels_best/first_layer": [50],
         "images/raw": [0],
         "images/augmented": [0],
         "kernels/first_layer": [0, 10, 20, 40],
@@ -116,8 +118,8 @@ SHOWN_BY = {
     "inputs": "images/",
     "graph": None,
     "histograms": "weights/|gradients/",
-    "kernels": "kernels/",
-    "feature_maps": "feature_maps/",
+    "kernels": "kernels",
+    "feature_maps": "feature_maps",
     "predictions": "predictions/",
     "confusion_matrix": "confusion_matrix/",
     "pr_curves": "pr_curve/",
@@ -200,7 +202,7 @@ def test_showing_changes_neither_weights_nor_statistics_nor_generators(job, tmp_
     before = {name: value.clone() for name, value in values.items()}
     modes = [layer.training for layer in made.model.modules()]
     state = torch.get_rng_state()
-    show_start(events, made, tmp_path, pytest.fail)
+    show_start(events, made, tmp_path, 0, pytest.fail)
     show_epoch(events, made, 1, 10, torch.zeros(len(labels), 2), labels, pytest.fail)
     show_end(events, tmp_path, made, part, chances, test_labels, 10, pytest.fail)
     events.close()
@@ -382,6 +384,72 @@ def test_after_a_crash_and_a_resume_each_tag_has_each_step_once(train):
     assert points(run) == uninterrupted
     again = file.read_bytes()  # the same, at other times
     assert len(again) == len(content) and again != content
+
+
+def counted(run) -> list[tuple[str, int]]:
+    """What ``points`` gives, sorted, without the clocks' scalars of epochs in pieces."""
+    return sorted(point for point in points(run) if not point[0].startswith("perf/"))
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "overwritten", "doubled"])
+def test_an_event_file_that_is_lost_or_damaged_begins_anew_with_all_its_curves(
+    train, damage, capsys
+):
+    run = train()
+    (file,) = run.glob("events*")
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[:5000])
+    elif damage == "overwritten":
+        file.write_bytes(content[:5000] + bytes(100) + content[5100:])
+    else:
+        (run / "events.out.tfevents.9999999999.x.1").write_bytes(content)
+    capsys.readouterr()
+    train("train.epochs=3", resume=run, file=run / "config.yaml")
+    told = capsys.readouterr().out
+    assert ("TensorBoard no longer reads it" in told) == (damage != "gone")
+    found = counted(run)
+    assert len(set(found)) == len(found)
+    straight = counted(train("train.epochs=3"))
+    kinds = ("train/", "val/", "lr/", "test/", "images/", "config/", "_hparams_", "custom_scalars")
+    for kind in kinds:  # pictures of past epochs cannot be drawn again
+        expected = [point for point in straight if point[0].startswith(kind)]
+        assert expected and [point for point in found if point[0].startswith(kind)] == expected
+
+
+def test_what_log_show_adds_on_resume_is_shown_from_the_start_on(train):
+    run = train("log.show=[scalars]")
+    more = "log.show=[scalars,text,hparams,inputs,graph,kernels]"
+    train("train.epochs=3", more, resume=run, file=run / "config.yaml")
+    tags = {tag for tag, _ in points(run)}
+    assert {"config/text_summary", "images/raw", "_hparams_/experiment"} <= tags
+    assert "kernels/first_layer" not in {tag for tag, step in points(run) if step == 0}
+    train("train.epochs=4", more, resume=run, file=run / "config.yaml")
+    found = points(run)
+    assert len(set(found)) == len(found)
+
+
+def test_right_predictions_are_framed_green_and_wrong_ones_red(job, show, tmp_path, monkeypatch):
+    drawn: list[tuple[Any, Any]] = []
+
+    def sheet(pictures, captions, colours=None, **_):
+        drawn.append((captions, colours))
+        return Image.new("RGB", (9, 9))
+
+    monkeypatch.setattr(board, "sheet", sheet)
+    made = job()
+    with torch.no_grad():
+        made.model.classifier[-1].bias += torch.tensor([9.0, 0.0])  # all are taken for the first
+    show(made)
+    seen = set()
+    for captions, colours in drawn:
+        for (found, true), colour in zip(captions, colours, strict=True) if colours else []:
+            is_right = true == f"true: {found.partition(' ')[0]}"
+            assert colour == ("#2ca02c" if is_right else "#d62728")
+            seen.add(is_right)
+    assert seen == {True, False}
 
 
 @pytest.mark.parametrize(

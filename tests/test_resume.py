@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -20,14 +21,19 @@ import trainer.state
 import trainer.training
 from datasets import DataError
 from datasets.files import ImageFiles
+from tests.conftest import SMALL
 from tests.test_training import assert_same_run, last_state, same, tags_of
 from trainer.checkpoint import checkpoints, digest_of, problem_of, read_state
 from trainer.config import load_config
 from trainer.disk import read_json, save_tensors, write_json
 from trainer.errors import ConfigError, RunError, WorkerDied
+from trainer.evaluate import main as evaluate
 from trainer.guard import Guard
+from trainer.insight.board import show_epoch
 from trainer.job import prepare
+from trainer.judge import judge
 from trainer.loader import Loader, from_workers, quiet_where_the_trainer_hangs_up
+from trainer.record import save
 from trainer.resume import find_resumable, flatten, settings
 from trainer.run import lock_run, read_metrics
 from trainer.run_log import Lengths
@@ -397,12 +403,62 @@ def test_a_log_that_is_a_pipe_is_not_waited_for(train):
         train("train.epochs=2", resume=run, file=run / "config.yaml")
 
 
-def test_a_run_whose_event_file_is_gone_goes_on_with_a_new_one(train):
-    run = train()
-    for path in run.glob("events*"):
-        path.unlink()
-    train("train.epochs=3", resume=run, file=run / "config.yaml")
-    assert tags_of(run)["val/accuracy"] == [15]
+def test_a_run_is_not_resumed_or_judged_on_drawn_pictures_where_its_photographs_are_away(
+    tmp_path, monkeypatch, notes, capsys
+):
+    shutil.copytree(notes, tmp_path / "data" / "rmb")
+    monkeypatch.chdir(tmp_path)
+    settings = SMALL.format(root="data/rmb").replace("root: data/rmb", "draw_if_absent: true")
+    Path("small.yaml").write_text(settings)
+    assert main(["--config", "small.yaml"]) == 0
+    (run,) = Path("runs/small").iterdir()
+    Path("data/rmb").rename("away")
+    resume = ["--resume", str(run), "train.epochs=3"]
+    for command, words in ((main, resume), (main, [*resume, "--dry-run"]), (evaluate, resume[1:2])):
+        assert command(words) == 3
+        assert "data/rmb does not exist" in capsys.readouterr().err
+    assert not Path("data/rmb_drawn").exists()
+    Path("away").rename("data/rmb")
+    assert evaluate([str(run)]) == 0
+    (Path("data/rmb") / "1" / "000.jpg").unlink()
+    assert main(["--resume", str(run), "train.epochs=3", "--dry-run"]) == 5
+    assert "began with another split" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_does_not_lose_the_result(train, monkeypatch, capsys):
+    def failing(*_, **__):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(trainer.training, "write_report", failing)
+    result = read_json(train() / "result.json")
+    assert result["status"] == "done" and "accuracy" in result["test"]
+    assert "the report cannot be written: no ink" in capsys.readouterr().out
+
+
+def test_what_the_time_went_to_adds_up(train, monkeypatch):
+    slow = {"data": 0.03, "save": 0.05, "eval": 0.04, "log": 0.06}
+
+    def after(name, function):
+        def slowed(*arguments, **more):
+            time.sleep(slow[name])
+            return function(*arguments, **more)
+
+        return slowed
+
+    batch = trainer.loader.Part.batch
+    monkeypatch.setattr(trainer.loader, "BLOCK", 1)
+    monkeypatch.setattr(trainer.loader.Part, "batch", after("data", batch))
+    monkeypatch.setattr(trainer.epochs, "save", after("save", save))
+    monkeypatch.setattr(trainer.epochs, "judge", after("eval", judge))
+    monkeypatch.setattr(trainer.epochs, "show_epoch", after("log", show_epoch))
+    began = time.monotonic()
+    result = read_json(train("log.show=[]") / "result.json")
+    took = time.monotonic() - began
+    seconds = result["seconds"]
+    assert sum(seconds.values()) <= took
+    assert seconds["data"] >= 10 * 0.03 and seconds["save"] >= 2 * 0.05
+    assert seconds["eval"] >= 2 * 0.04 and seconds["log"] >= 2 * 0.06
+    assert 0 < seconds["compute"] <= result["train_seconds"] - 10 * 0.03
 
 
 def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended(

@@ -57,7 +57,7 @@ def test_every_shipped_yaml_passes_a_dry_run(path, request, tmp_path, capsys):
     arguments = ["--config", str(path), "--runs", str(runs), "--dry-run", *overrides]
     assert main(arguments) == 0, capsys.readouterr().err
     shown = capsys.readouterr().out
-    assert "batch   4 x" in shown and "dry run: nothing was written" in shown
+    assert "batch   4 x" in shown and "dry run: no run was begun" in shown
     assert not runs.exists()
 
 

@@ -53,7 +53,9 @@ def bar(
 
 
 def duration(seconds: float) -> str:
-    """``95`` seconds as ``1m35s``."""
+    """``95`` seconds as ``1m35s``, ``0.42`` as ``0.4s``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -113,9 +113,11 @@ def write_with(path: Path, fill: Callable[[Digest], object], *copies: Path) -> d
                 os.close(descriptor)
         for temporary, final in zip(temporaries, paths, strict=True):
             os.replace(temporary, final)
-    except BaseException:
+    except BaseException as error:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a write names no file, and a temporary one helps nobody
+            error.filename, error.filename2 = str(path), None
         raise
     for final in paths:
         sync_folder(final.parent)

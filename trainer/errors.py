@@ -177,5 +177,5 @@ def in_plain_words(error: Exception) -> Exception:
             "need less."
         )
     if isinstance(error, OSError) and error.strerror:  # the disk is full, or not ours to write
-        return RunError(f"{error.filename or 'writing the run'}: {error.strerror}")
+        return RunError(f"{error.filename or 'writing'}: {error.strerror}")
     return error

@@ -15,7 +15,7 @@ from trainer.judge import judge
 from trainer.loop import predict
 from trainer.parts import check_shape, digest_of_split, eval_loader, load_part
 from trainer.record import load_best, require_same_model
-from trainer.resume import refuse_changes
+from trainer.resume import refuse_changes, require_own_images
 from trainer.trained import without_weights
 
 # What may differ from the run when it is judged again: where, not what.
@@ -30,6 +30,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     Raises DataError where the dataset no longer gives the images that the run was split into.
     """
     refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
+    require_own_images(run, config)
     if faults := check_components(config):
         raise ConfigError(faults)
     device = choose_device(config)

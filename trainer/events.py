@@ -25,14 +25,21 @@ class Events:
         """Go on in the run's file after its first ``length`` bytes; a new one where that is gone.
 
         What was written after the state that is resumed is written again, in the same places: a
-        TensorBoard that is open reads on.
+        TensorBoard that is open reads on. Other files that it would read are moved aside.
         """
-        files = [path for path in sorted(run.glob("events.out.tfevents.*")) if path.is_file()]
-        whole = [path for path in files if path.stat().st_size >= length]
-        for short in set(files) - set(whole):  # what it still holds would be there twice
-            short.rename(short.with_name(f"damaged.{short.name.replace('tfevents', 'events')}"))
+        own: Path | None = None
+        self.tags: set[str] = set()  # what the file tells of step 0, which is told once
+        self.moved: list[Path] = []
+        for path in sorted(path for path in run.glob("events.out.tfevents.*") if path.is_file()):
+            tags = None if own else tags_of_start(path, length)
+            if tags is not None:
+                own, self.tags = path, tags
+            else:  # cut short, damaged, or a second one: its points would be there twice
+                aside = path.name.replace("tfevents", "events")
+                self.moved.append(path.rename(path.with_name(f"damaged.{aside}")))
+        self.is_new = own is None or not length
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = AppendedFile(whole[0] if whole else run / name, length if whole else 0)
+        self._file = AppendedFile(own or run / name, length if own else 0)
         self._waiting = bytearray()
         self._flushed = time.monotonic()
         self.given_up: set[str] = set()  # what could not be drawn: said once, and not tried again
@@ -41,10 +48,19 @@ class Events:
             self.flush()
 
     def add(self, step: int, **content: Any) -> None:
-        """Add an event: a ``summary``, or another field of TensorBoard's Event."""
-        event = Event(wall_time=time.time(), step=step, **content).SerializeToString()
-        length = struct.pack("<Q", len(event))
-        self._waiting += length + _masked(length) + event + _masked(event)
+        """Add an event: a ``summary``, or another field of TensorBoard's Event.
+
+        What is there of step 0 is not added again.
+        """
+        event = Event(wall_time=time.time(), step=step, **content)
+        if step == 0:
+            tags = _tags(event)
+            if tags and tags <= self.tags:
+                return
+            self.tags |= tags
+        record = event.SerializeToString()
+        length = struct.pack("<Q", len(record))
+        self._waiting += length + _masked(length) + record + _masked(record)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add one point for each tag."""
@@ -72,8 +88,32 @@ class Events:
             self._file.close()
 
 
-def _masked(data: bytes) -> bytes:
+def tags_of_start(path: Path, length: int) -> set[str] | None:
+    """What the first ``length`` bytes of an event file tell of step 0; None if they are damaged."""
+    content = memoryview(path.read_bytes())
+    tags: set[str] = set()
+    place = 0
+    while place < length:
+        size = int.from_bytes(content[place : place + 8], "little")
+        end = place + 12 + size
+        head, record = content[place : place + 8], content[place + 12 : end]
+        sums = bytes(content[place + 8 : place + 12]), bytes(content[end : end + 4])
+        if sums != (_masked(head), _masked(record)):
+            return None
+        event = Event.FromString(record.tobytes())
+        if event.step == 0:
+            tags |= _tags(event)
+        place = end + 4
+    return tags if place == length else None
+
+
+def _tags(event: Event) -> set[str]:
+    tags = {value.tag for value in event.summary.value}
+    return tags | {"graph"} if event.graph_def else tags
+
+
+def _masked(data: bytes | memoryview) -> bytes:
     """The checksum of a TFRecord's part, turned as its format wants it."""
-    checksum = google_crc32c.value(data)
+    checksum = google_crc32c.value(bytes(data))
     turned = (checksum >> 15 | checksum << 17) + 0xA282EAD8
     return struct.pack("<I", turned & 0xFFFFFFFF)

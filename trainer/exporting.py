@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.agreement import TOLERANCE, Difference, Model, Sample, compare, note, take_sample
+from trainer.agreement import TOLERANCE, Difference, Model, Sample, compare, take_sample
 from trainer.config import load_config
 from trainer.console import say
 from trainer.disk import read_json, rename, sync_folder, write_file, write_json
@@ -44,9 +44,9 @@ def export_run(
     refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
     trained = load_trained(run, [*overrides, "train.device=cpu"])  # files differ by no machine
     result = read_json(run / "result.json")
-    if result.get("status") != "done":
-        note(f"this run is {result.get('status')}; these are its best weights so far")
     sample = take_sample(trained, config, images)
+    if not trained.logits(sample.inputs).isfinite().all():
+        raise RunError(f"{run}: its model gives no numbers (NaN) on {sample.source}.")
     card = describe(trained, result)
     make_folder(folder)
     write = {"safetensors": write_safetensors, "pt2": write_pt2, "onnx": write_onnx}

@@ -74,7 +74,12 @@ class Guard:
         Where the answer is on the device, it is yes, and the optimizer is told there.
         """
         if self.lag == 1 or not self._begun:
-            seen = Seen(step, images, loss.item(), float(norm), float(correct))
+            if loss.device.type == "cpu":
+                values = [loss.item(), float(norm), float(correct)]
+            else:  # one look at the device
+                length = torch.as_tensor(norm, device=loss.device)
+                values = torch.stack((loss.detach(), length, correct.to(loss.dtype))).tolist()
+            seen = Seen(step, images, *values)
             self._seen.append(seen)
             if math.isfinite(seen.loss) and math.isfinite(seen.norm):
                 self._begun = True

@@ -122,7 +122,7 @@ def readme(card: Mapping[str, Any], use: str, count: int) -> str:
         *(f"# {card['name']}", ""),
         f"{model}, trained on {card['dataset']} to tell {count} classes of images apart.",
         *("", "## Results on the test split", "", "| metric | value |", "|---|---:|"),
-        *(f"| {metric['name']} | {metric['value']:.4f} |" for metric in metrics),
+        *(f"| {_cell(metric['name'])} | {metric['value']:.4f} |" for metric in metrics),
         *("", "## Input and output", ""),
         f"Input: float32 ({shape}), images after the transforms of `preprocessor_config.json`.",
         f"Output: logits (batch, {count}), not probabilities; those are the "
@@ -139,6 +139,6 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A class's name in a Markdown table; names come from folders and may hold anything."""
+    """A name in a Markdown table; names come from folders and files, and may hold anything."""
     text = "".join(c if c.isprintable() else " " for c in text)
     return "".join("\\" + c if c in "\\|<>&`[]*_" else c for c in text)

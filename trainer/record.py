@@ -126,6 +126,15 @@ def require_same_model(run: Path, config: Config) -> None:
             raise RunError(f"{run / 'config.yaml'}: its {name} is not that of model.json.")
 
 
+def require_same_split(job: Job, digest: object, run: Path) -> None:
+    """Raise RunError where the images are no longer those that the run began with."""
+    if digest != job.data.split_digest:
+        raise RunError(
+            f"{run} began with another split than {job.config.dataset.name} gives now: images were "
+            "added, removed or changed. Bring them back, or start a new run."
+        )
+
+
 def compare(job: Job, content: dict[str, Any], run: Path, say: Callable[[str], None]) -> None:
     """Say what differs from the state that is to be continued; raise where it must not."""
     try:
@@ -143,10 +152,6 @@ def compare(job: Job, content: dict[str, Any], run: Path, say: Callable[[str], N
             refused.append(f"{path} is {shown(new)}, but its checkpoint has {shown(old)}")
     if refused:
         raise RunError(f"{run / 'config.yaml'} was changed: {'; '.join(refused)}.")
-    if content["split"] != job.data.split_digest:
-        raise RunError(
-            f"{run} began with another split than {job.config.dataset.name} gives now: images were "
-            "added, removed or changed. Bring them back, or start a new run."
-        )
+    require_same_split(job, content["split"], run)
     for name, old, new in differences(content["made_on"], made_on(job)):
         say(f"note    {name} is now {new}, was {old}: last bits may differ from here on")

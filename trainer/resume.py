@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from datasets import DataError
+from datasets.rmb import ROOT
 from trainer.config import Config, load_config
-from trainer.errors import ConfigError, UsageError
+from trainer.disk import read_json
+from trainer.errors import ConfigError, RunError, UsageError
 from trainer.run import find_run
 
 # Keys that leave every weight as it is (or, for epochs, only add to the run).
@@ -36,7 +40,25 @@ def find_resumable(
     if config.name != began.name:
         raise UsageError(f"{folder} is a run of '{began.name}', and {config_file} another file's.")
     refuse_changes(began, config, MAY_CHANGE)
+    require_own_images(folder, config)
     return config, folder
+
+
+def require_own_images(run: Path, config: Config) -> None:
+    """Raise DataError where a run's photographs are away, and others would be drawn instead."""
+    arguments = config.dataset.arguments
+    root = str(arguments.get("root", ROOT))
+    if not arguments.get("draw_if_absent") or Path(root).exists():
+        return
+    drawn = True
+    with suppress(RunError):  # lost: the split's digest tells the same later
+        dataset = read_json(run / "result.json").get("dataset")
+        drawn = not isinstance(dataset, dict) or bool(dataset.get("note"))
+    if not drawn:
+        raise DataError(
+            f"{root} does not exist, where the images of {run} were. Bring them back, or name "
+            "their place: dataset.root=..."
+        )
 
 
 def refuse_changes(began: Config, config: Config, may_change: tuple[str, ...]) -> None:

@@ -69,16 +69,11 @@ def lock_run(run: Path) -> IO[str]:
     except OSError as error:
         raise RunError(f"{run} cannot be written to: {error.strerror}.") from None
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A worker process that outlives a killed trainer must not hold the run for it.
-            os.register_at_fork(after_in_child=lock.close)
+        try:
+            _take(lock)
+        except BlockingIOError:  # `trainer.runs list` holds it for some microseconds
+            time.sleep(0.05)
+            _take(lock)
     except OSError as error:
         lock.close()
         if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):  # a disk without locks
@@ -87,6 +82,19 @@ def lock_run(run: Path) -> IO[str]:
             f"{run} is being written by another process; wait for it or stop it."
         ) from None
     return lock
+
+
+def _take(lock: IO[str]) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A worker process that outlives a killed trainer must not hold the run for it.
+        os.register_at_fork(after_in_child=lock.close)
 
 
 def read_metrics(path: Path, length: int | None = None) -> list[dict[str, Any]]:
@@ -131,7 +139,8 @@ def device_name(device: torch.device) -> str:
     """The device as a person knows it: ``cpu (2 threads)`` or the GPU's name."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'s' * (threads > 1)})" if device.type == "cpu" else str(device)
 
 
 def _without_password(argument: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -12,15 +13,16 @@ from trainer.config import Config
 from trainer.console import Table, duration
 from trainer.disk import AppendedFile
 from trainer.events import Events
+from trainer.run import read_metrics
 
 
-def memory_used() -> float | None:
-    """The most memory that this process held so far, in MiB: a GPU's where one is used.
+def memory_used(device: torch.device) -> float | None:
+    """The most memory that this process held so far, in MiB: that of the GPU where it is one.
 
     None where the system does not say.
     """
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return torch.cuda.max_memory_allocated() / 2**20
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         import resource
     except ImportError:  # Windows has none
@@ -37,6 +39,7 @@ class Lengths(NamedTuple):
 
 
 NOTHING = Lengths()
+CPU = torch.device("cpu")
 
 
 class RunLog:
@@ -45,10 +48,17 @@ class RunLog:
     metrics.jsonl holds none, so that it is equal to the byte for two runs of one seed.
     """
 
-    def __init__(self, run: Path, config: Config, lengths: Lengths = NOTHING) -> None:
+    def __init__(
+        self,
+        run: Path,
+        config: Config,
+        lengths: Lengths = NOTHING,
+        device: torch.device = CPU,
+    ) -> None:
         """Open all three; of a resumed run, ``lengths`` are those that its state was saved with."""
         self.events = Events(run, lengths.events)
         self.metrics = AppendedFile(run / "metrics.jsonl", lengths.metrics)
+        self.run, self.lengths, self.device = run, lengths, device
         self.epochs, self.epochs_logged = config.train.epochs, 0
         self.every, self.shows_scalars = config.log.every.value, "scalars" in config.log.show
         self.began = time.monotonic()
@@ -62,12 +72,10 @@ class RunLog:
     def epoch(self, record: dict[str, Any], speed: float | None, is_best: bool) -> None:
         """Log a finished epoch: its line of metrics, its images/s, and whether it is the best."""
         self._line(record)
-        values = {name: record[name] for name in record if name not in ("step", "epoch")}
-        if record["step"] % self.every == 0:  # the step's own line has its rates
-            values = {n: v for n, v in values.items() if not n.startswith("lr/")}
+        values = self._curves(record)
         if speed is not None:
             values["perf/images_per_second"] = speed
-        if (memory := memory_used()) is not None:
+        if (memory := memory_used(self.device)) is not None:
             values["perf/memory_mib"] = memory
         self.scalars(values, record["step"])
         self.events.flush()
@@ -86,6 +94,23 @@ class RunLog:
         if self.table is None:
             self.table = Table(list(cells))
         self.table.row(list(cells.values()), "* best" if is_best else "")
+
+    def _curves(self, line: dict[str, Any]) -> dict[str, float]:
+        """What a line of metrics.jsonl gives TensorBoard; each tag once a step."""
+        twice = "train/loss_epoch" in line and line["step"] % self.every == 0
+        return {
+            name: value
+            for name, value in line.items()
+            if name not in ("step", "epoch") and not (twice and name.startswith("lr/"))
+        }
+
+    def begin_anew_what_is_lost(self, say: Callable[[str], None]) -> None:
+        """Draw the curves of metrics.jsonl again where the event file is gone or damaged."""
+        for path in self.events.moved:
+            say(f"note    {path.name}: damaged, or one too many; TensorBoard no longer reads it")
+        if self.events.is_new and self.lengths.metrics:
+            for line in read_metrics(self.run / "metrics.jsonl", self.lengths.metrics):
+                self.scalars(self._curves(line), line["step"])
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Add a point for each tag to TensorBoard, unless ``log.show`` leaves scalars out."""

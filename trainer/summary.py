@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from trainer.config import Config
 from trainer.console import duration
 from trainer.job import Job
 from trainer.judge import scalars
@@ -62,7 +63,7 @@ def introduce(job: Job, say: Say) -> None:
     say(f"model   {config.model.name}, {count:,} parameters{still}, input {size}")
 
 
-def conclude(run: Path, result: dict[str, Any], say: Say) -> None:
+def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> None:
     """Say what came out, and what a user does next."""
     test = ", ".join(f"{name} {value:.4f}" for name, value in scalars(result["test"]).items())
     speed = result["images_per_second"]
@@ -75,9 +76,15 @@ def conclude(run: Path, result: dict[str, Any], say: Say) -> None:
     if (page := run / "report" / "report.html").exists():  # unless log.show leaves it out
         say(f"report  {page}")
     quoted = shlex.quote(str(run))
-    say(f"next    tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
-    say(f"        python -m trainer.predict {quoted} IMAGES...")
+    say(f"next    python -m trainer.predict {quoted} IMAGES...")
     say(f"        python -m trainer.evaluate {quoted}")
+    if shows_tensorboard(config):
+        say(f"        tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
+
+
+def shows_tensorboard(config: Config) -> bool:
+    """Whether ``log.show`` leaves anything for TensorBoard."""
+    return bool(set(config.log.show) - {"report"})
 
 
 def dry_run(job: Job, say: Say) -> None:
@@ -93,7 +100,7 @@ def dry_run(job: Job, say: Say) -> None:
         for transform in way["transforms"]:
             say(f"        {transform['name']:<24} {transform['runs']}")
     layout = "channels last" if decided["channels_last"] else "channels first"
-    say(f"compute {decided['threads']} threads, {layout}, {len(job.train_loader):,} steps an epoch")
+    say(f"compute {device_name(job.device)}, {layout}, {len(job.train_loader):,} steps an epoch")
     from trainer.insight.model_summary import lines, summarize  # a run has no need of it
 
     try:
@@ -102,4 +109,4 @@ def dry_run(job: Job, say: Say) -> None:
     finally:
         job.train_loader.close()
         job.val_loader.close()
-    say("dry run: nothing was written")
+    say("dry run: no run was begun")

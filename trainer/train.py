@@ -111,12 +111,16 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequ
 
     with collecting_later():
         defer_compiler()
+        from trainer.disk import read_json
         from trainer.job import prepare
+        from trainer.record import require_same_split
         from trainer.summary import dry_run
         from trainer.training import train
 
         job = prepare(config, say)
     if arguments.dry_run:
+        if folder is not None:
+            require_same_split(job, read_json(folder / "result.json").get("split"), folder)
         dry_run(job, say)
     else:
         train(job, runs, folder, say, stop)

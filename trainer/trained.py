@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from trainer.components import check_components
 from trainer.config import Config, load_config
 from trainer.disk import read_json
 from trainer.errors import ConfigError, RunError
+from trainer.insight.columns import visible
 from trainer.job import build_model, check_size, choose_device
 from trainer.loop import logits_of
 from trainer.losses import probabilities
@@ -92,12 +94,9 @@ def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
     require_same_model(run, config)
     card = read_json(run / "model.json")
     try:
-        classes = tuple(map(str, card["classes"]))
-        channels, height, width = (int(n) for n in (card["in_channels"], *card["input_size"]))
-        image_channels = int(card["image_channels"])
+        classes, shape, image_channels = _read_card(card)
     except (KeyError, TypeError, ValueError):
         raise RunError(f"{run / 'model.json'} is damaged: it lacks classes or sizes.") from None
-    shape = (channels, height, width)
     pipeline = build_pipelines(config, num_classes=len(classes))["eval"]
     config = without_weights(config)
     model = build_model(config, classes, shape)
@@ -109,10 +108,24 @@ def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
     return Trained(run, config, classes, shape, model, image_channels, pipeline, device)
 
 
+def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, int], int]:
+    """Classes, the model's (C, H, W), and the images' channels; others may have written them."""
+    classes, sizes = card["classes"], [card["in_channels"], *card["input_size"]]
+    channels, height, width = sizes
+    numbers = [*sizes, card["image_channels"]]
+    is_ours = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not (
+        is_ours and len(classes) > 1 and all(type(n) is int and 0 < n < 2**16 for n in numbers)
+    ):
+        raise ValueError
+    return tuple(classes), (channels, height, width), card["image_channels"]
+
+
 def warn_of_unfinished(run: Path) -> None:
     """Say on stderr where a run's best weights may not be its last word."""
     if (status := read_json(run / "result.json").get("status")) != "done":
-        print(f"note: this run is {status}; these are its best weights so far", file=sys.stderr)
+        said = visible(str(status))
+        print(f"note: this run is {said}; these are its best weights so far", file=sys.stderr)
 
 
 def without_weights(config: Config) -> Config:

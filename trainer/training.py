@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainer.checkpoint import Entry, bring_back_best, load_checkpoint, sweep
 from trainer.disk import read_json, write_file, write_json
@@ -19,6 +20,7 @@ from trainer.insight.board import show_end, show_start
 from trainer.insight.report import write_report
 from trainer.job import Job
 from trainer.judge import judge, scalars
+from trainer.loader import Part
 from trainer.loop import predict
 from trainer.losses import probabilities
 from trainer.parts import eval_loader
@@ -37,7 +39,7 @@ from trainer.saver import Saver
 from trainer.schedulers import forecast
 from trainer.state import State, restore
 from trainer.stop import StopRequest
-from trainer.summary import conclude, data_path, introduce
+from trainer.summary import conclude, data_path, introduce, shows_tensorboard
 
 Say = Callable[[str], None]
 
@@ -73,18 +75,19 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
         try:
             introduce(job, say)
             say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
-            say(f"look    tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
+            if shows_tensorboard(config):
+                say(f"look    tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
             restore_buffers = config.train.skip_non_finite > 0
             guard = Guard(job.model, job.optimizer, job.device, restore=restore_buffers)
             with (
-                RunLog(run, config, lengths) as log,
+                RunLog(run, config, lengths, job.device) as log,
                 Saver(run, config.checkpoint.keep, log.sync, best) as saver,
             ):
                 session = Session(job, run, state, log, saver, guard, stop, say)
                 state.seconds["start"] += stop.elapsed()
-                if not lengths.events:
-                    with state.spending("log"):
-                        show_start(log.events, job, run, say)
+                with state.spending("log"):
+                    log.begin_anew_what_is_lost(say)
+                    show_start(log.events, job, run, state.step, say)
                 train_epochs(session)
                 result = judge_best(session)
         except Stopped as stopped:
@@ -107,7 +110,7 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
         finally:
             job.train_loader.close()
             job.val_loader.close()
-    conclude(run, result, say)
+    conclude(run, config, result, say)
     return run
 
 
@@ -139,14 +142,26 @@ def judge_best(session: Session) -> dict[str, Any]:
         "early_stopped": state.early_stopped,
         "skipped_steps": state.skipped,
     }
-    if "report" in job.config.log.show:
+    with state.spending("log"):
         log.flush()
-        lines = read_metrics(run / "metrics.jsonl")
-        epochs = [line for line in lines if "train/loss_epoch" in line]
-        numbers, num_classes = part.indices.tolist(), len(job.data.classes)
+        if "report" in job.config.log.show:
+            report(session, part, logits, labels, result)
+    result["seconds"] = spent(state)
+    log.sync()
+    return update_result(run, status="done", **result)  # last: a run that is done has all its files
+
+
+def report(
+    session: Session, part: Part, logits: Tensor, labels: Tensor, result: dict[str, Any]
+) -> None:
+    """Write the report on the test split ``part``; what cannot be told is no reason to fail."""
+    job, run = session.job, session.run
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "train/loss_epoch" in line]
+    numbers, num_classes = part.indices.tolist(), len(job.data.classes)
+    try:
         write_report(
             run / "report",
-            history=epochs,
+            history=lines,
             classes=job.data.classes,
             probabilities=probabilities(job.config.loss.name, logits),
             labels=labels,
@@ -160,8 +175,11 @@ def judge_best(session: Session) -> dict[str, Any]:
             result=read_json(run / "result.json") | result,
             run=run,
         )
-    log.sync()
-    return update_result(run, status="done", **result)  # last: a run that is done has all its files
+    except (OSError, RunError):  # the disk, which the result needs too
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        session.say(f"note    the report cannot be written: {reason}")
 
 
 def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | None]:
@@ -227,7 +245,7 @@ def old_result(run: Path) -> dict[str, Any]:
 
 
 def spent(state: State) -> dict[str, float]:
-    """Seconds by what they went to, over all starts of the run; together the time it took."""
+    """Seconds by what they went to, over all starts of the run."""
     compute = state.train_seconds - state.seconds["data"] - state.aside
     parts = state.seconds | {"compute": compute}
     return {name: parts[name] for name in ("start", "data", "compute", "eval", "save", "log")}

@@ -30,8 +30,11 @@ KERNELS, LAYERS, CHANNELS = 64, 4, 16  # of the model's inside, at most
 RIGHT, WRONG = "#2ca02c", "#d62728"
 
 
-def show_start(events: Events, job: Job, run: Path, say: Say) -> None:
-    """Show what is known before the first step: settings, images as they come in, the model."""
+def show_start(events: Events, job: Job, run: Path, step: int, say: Say) -> None:
+    """Show what is known before the first step: settings, images as they come in, the model.
+
+    Of a run that goes on after ``step``, what its event file lacks of it.
+    """
     config = job.config
     attempt = _Attempts(events, job, say)
     attempt("text", lambda: _show_text(events, job, run))
@@ -43,7 +46,8 @@ def show_start(events: Events, job: Job, run: Path, say: Say) -> None:
         "graph",
         lambda: events.add(0, graph_def=panels.graph(job.model, job.input_shape, job.device)),
     )
-    attempt("kernels", lambda: _show_kernels(events, job, 0))
+    if step == 0:
+        attempt("kernels", lambda: _show_kernels(events, job, 0))
 
 
 def show_epoch(
@@ -89,6 +93,8 @@ def show_end(
         )
     attempt("confusion_matrix", lambda: _show_confusion(events, job, "test", chances, labels, step))
     attempt("pr_curves", lambda: _show_pr_curves(events, job, "test", chances, labels, step))
+    attempt("kernels", lambda: _show_kernels(events, job, step, "kernels_best/first_layer"))
+    attempt("feature_maps", lambda: _show_feature_maps(events, job, step, "feature_maps_best"))
     attempt("embedding", lambda: write_projector(run, job, part, chances, labels))
 
 
@@ -202,20 +208,19 @@ def _show_predictions(
     )
 
 
-def _show_kernels(events: Events, job: Job, step: int) -> None:
+def _show_kernels(events: Events, job: Job, step: int, tag: str = "kernels/first_layer") -> None:
     kernels = first_kernels(job.model, job.input_shape)
     if kernels is not None:
         made = grid(kernels[:KERNELS])
-        events.add(step, summary=panels.picture("kernels/first_layer", made))
+        events.add(step, summary=panels.picture(tag, made))
 
 
-def _show_feature_maps(events: Events, job: Job, step: int) -> None:
+def _show_feature_maps(events: Events, job: Job, step: int, group: str = "feature_maps") -> None:
     """What some layers, from first to last, make of the first validation image."""
     images, _ = job.val_loader.part.sample(torch.arange(1))
     maps = feature_maps(job.model, one_crop(images).to(job.device), CHANNELS)
     places = torch.linspace(0, len(maps) - 1, min(len(maps), LAYERS)).round().long()
     names = list(maps)
     for name in [names[place] for place in places.tolist()]:
-        events.add(
-            step, summary=panels.picture(f"feature_maps/{name}", grid(maps[name]).convert("L"))
-        )
+        made = grid(maps[name]).convert("L")
+        events.add(step, summary=panels.picture(f"{group}/{name}", made))

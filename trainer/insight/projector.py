@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from trainer.disk import write_file
+from trainer.errors import RunError
 from trainer.insight.columns import visible
 from trainer.insight.features import penultimate
 from trainer.insight.pictures import png
@@ -55,6 +56,8 @@ def write_projector(run: Path, job: Job, part: Part, chances: Tensor, labels: Te
         cells = (classes[true], classes[found], f"{chance:.3f}", part.dataset.ids[row])
         lines.append("\t".join(map(visible, cells)))
     folder = run / "projector"
+    if folder.is_symlink():
+        raise RunError(f"{folder} is a link; nothing is written behind it")
     folder.mkdir(exist_ok=True)
     # A tenth of the time that text would take.
     write_file(folder / "tensors.bytes", table.numpy().tobytes())
