@@ -348,3 +348,13 @@ def test_names_of_files_cannot_write_markup_or_move_the_cursor(command, own, tmp
     said, page = capsys.readouterr().out, (tmp_path / "out" / "data.md").read_text()
     assert "\x1b" not in said + page
     assert "<b>" not in page.replace("\\<b", "")
+
+
+def test_a_folder_of_other_things_is_not_written_over(command, own, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "duplicates.png").write_text("mine")
+    for folder in (tmp_path / "mine", own / "1"):
+        before = sorted(folder.iterdir())
+        assert command("--output", str(folder), "--no-near") == 2
+        assert "holds other things" in capsys.readouterr().err
+        assert sorted(folder.iterdir()) == before

@@ -238,6 +238,21 @@ def test_the_notebook_trains_looks_and_predicts(checkout):
     assert "'1':" in results[-1]["text/plain"] and "'100':" in results[-1]["text/plain"]
 
 
-def test_the_notebook_is_kept_without_what_it_printed():
-    for cell in json.loads(TEXTS[NOTEBOOK])["cells"]:
-        assert not cell.get("outputs") and not cell.get("execution_count")
+def test_the_notebook_is_kept_small_with_what_it_showed_and_tells_of_no_machine():
+    cells = [c for c in json.loads(TEXTS[NOTEBOOK])["cells"] if c["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    texts = [output.get("text") or output["data"]["text/plain"] for output in outputs]
+    assert not [text for text in texts if re.search(r"(^|\s)/\w|[A-Z]:\\", text)]
+    assert NOTEBOOK.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("picture", ["report.png", "tensorboard.png"])
+def test_the_pictures_of_the_pages_are_small_and_wide_enough_to_read(picture):
+    from PIL import Image
+
+    with Image.open(Path("docs", picture)) as image:
+        assert image.width >= 1000
+    assert Path("docs", picture).stat().st_size < 150_000

@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -9,8 +10,9 @@ from PIL import Image
 from torch import nn
 
 from trainer.config import load_config
+from trainer.errors import RunError
 from trainer.explain import main
-from trainer.insight.explanation import MAX_CHANNELS, explain, overlay
+from trainer.insight.explanation import MAX_CHANNELS, choose_folder, explain, file_name, overlay
 from trainer.insight.samples import as_seen
 from trainer.job import prepare
 from trainer.stop import StopRequest
@@ -143,11 +145,21 @@ def test_the_classes_told_are_those_of_the_model(run, trained, image, tmp_path, 
     assert top == pytest.approx(dict(zip(trained.classes, wanted.tolist(), strict=True)))
 
 
-def test_another_class_is_explained_too(trained, image, tmp_path):
+def test_another_class_is_explained_too_in_a_file_of_its_name(trained, image, tmp_path):
     pixels = trained.read(image)
     predicted = int(trained.probabilities(trained.inputs([pixels])).argmax())
     explain(trained, image, pixels, tmp_path, label=1 - predicted)
-    assert (tmp_path / f"grad_cam_class_{1 - predicted}.png").is_file()
+    assert (tmp_path / f"grad_cam_{trained.classes[1 - predicted]}.png").is_file()
+
+
+def test_each_class_has_a_file_name_of_its_own_that_every_file_system_can_hold(trained):
+    classes = ("100", "../猫", "a/b", "a:b", "Dog", "dog", "//", "", "class_2", "x" * 300)
+    many = replace(trained, classes=classes)
+    names = [file_name(many, label) for label in range(len(classes))]
+    assert names == [
+        *("100", "_猫", "class_2", "class_3", "class_4", "class_5", "class_6", "class_7"),
+        *("class_8", "x" * 40),
+    ]
 
 
 def test_a_model_without_maps_gets_the_other_pictures_and_a_note(trained, image, tmp_path):
@@ -212,3 +224,19 @@ def test_an_unknown_class_is_told_with_those_there_are(run, image, tmp_path, cap
     assert main([str(run), str(image), "--class", "10"]) == 2
     err = capsys.readouterr().err
     assert "no such class" in err and "1 and 100" in err
+
+
+@pytest.mark.parametrize("name", ["...jpg", "..jpg", ". .jpg"])
+def test_a_name_of_dots_leads_nowhere_else(run, image, tmp_path, name):
+    photograph = tmp_path / name
+    photograph.write_bytes(image.read_bytes())
+    assert choose_folder(run, photograph).parent == run / "explain"
+    assert choose_folder(run, photograph).name not in ("", ".", "..")
+
+
+def test_a_model_that_gives_no_numbers_is_told_as_such(trained, image, tmp_path):
+    broken = copy.deepcopy(trained.model)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(torch.nan)
+    with pytest.raises(RunError, match="gives no numbers"):
+        explain(replace(trained, model=broken), image, trained.read(image), tmp_path)

@@ -151,6 +151,27 @@ def test_the_programs_beside_the_files_classify_photographs_as_the_run_does(
         np.testing.assert_allclose([float(row[2]) for row in rows], best.values, atol=0.01)
 
 
+@pytest.mark.parametrize("file", ["tiny_onnx.py", "tiny_pt2.py", "tiny-safetensors/use.py"])
+def test_the_programs_without_a_photograph_say_what_they_want(exported, file, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [file])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(exported[0] / file), run_name="__main__")
+    assert capsys.readouterr().err == f"usage: python {Path(file).name} PHOTO...\n"
+
+
+def test_the_programs_name_a_file_that_is_no_photograph_and_do_the_others(
+    exported, notes, tmp_path, monkeypatch, capsys
+):
+    bad, gone, good = tmp_path / "bad.jpg", tmp_path / "gone.jpg", photographs(notes)[0]
+    bad.write_bytes(good.read_bytes()[:300])
+    monkeypatch.setattr(sys, "argv", ["x", str(bad), str(gone), str(good)])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path(str(exported[0] / "tiny_pt2.py"), run_name="__main__")
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(good)]
+    assert [line.split(": ")[0] for line in err.splitlines()] == [str(bad), str(gone)]
+
+
 def test_the_classes_travel_inside_each_file(exported):
     import onnxruntime
     from safetensors import safe_open

@@ -52,7 +52,7 @@ def test_the_yaml_of_the_readme_trains_and_its_run_can_be_judged_and_continued(
 
 
 def test_the_readme_is_under_three_screens():
-    assert len(README.splitlines()) <= 160
+    assert len(README.splitlines()) <= 155
 
 
 def test_the_tree_shows_every_folder():
@@ -83,9 +83,13 @@ def test_every_shipped_yaml_stands_in_the_results_table():
         assert yaml.safe_load(path.read_text())["name"] == path.stem
 
 
-def test_the_chinese_readme_has_the_same_commands_and_the_same_file():
+def test_the_chinese_readme_has_the_same_commands_and_the_same_file_but_for_its_comments():
     for language in ("sh", "yaml"):
-        assert blocks(CHINESE, language) == blocks(README, language) != []
+        ours, theirs = (
+            [re.sub(" +# .*", "", block) for block in blocks(text, language)]
+            for text in (README, CHINESE)
+        )
+        assert ours == theirs != []
     assert len(blocks(CHINESE)) == len(blocks(README))
 
 

@@ -50,9 +50,9 @@ def run(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     defer_compiler()
     from trainer.components import check_components
-    from trainer.errors import ConfigError
+    from trainer.errors import ConfigError, UsageError
     from trainer.insight.data_facts import look_at
-    from trainer.insight.data_report import summary, write_data_report
+    from trainer.insight.data_report import is_ours, summary, write_data_report
     from trainer.parts import BrokenImages
 
     of_data = ("dataset", "split", "transforms", "loader")
@@ -60,6 +60,11 @@ def run(arguments: argparse.Namespace) -> None:
     if faults:
         raise ConfigError(faults)
     folder = Path(arguments.output or Path(arguments.runs) / config.name / "data")
+    if folder.exists() and not (folder.is_dir() and is_ours(folder)):
+        raise UsageError(
+            f"{folder} holds other things than an earlier look at data; name a folder that is "
+            "empty or new: --output DIR"
+        )
     # What a long search says of itself must not come into the JSON.
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
         look = look_at(config, search_near=not arguments.no_near)

@@ -4,10 +4,12 @@
     python -m trainer.explain runs/lenet_rmb photo.jpg --class 100 --output folder
 
 Writes overview.png (the picture, what the model sees of it, Grad-CAM, the likeliest classes),
-grad_cam.png, kernels.png and feature_maps/ to RUN/explain/PICTURE, and says what is what.
+grad_cam.png (grad_cam_100.png for --class 100), kernels.png and feature_maps/ to
+RUN/explain/PICTURE, and says what is what.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     from trainer.words import listed, suggestion
 
     folder, path, name = find_run(arguments.run), Path(arguments.image), arguments.class_name
-    if not path.is_file():
+    if path.is_dir() or not os.path.lexists(path):
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UsageError(f"{visible(str(path))} {what}. Expected one image file.")
     device = [f"train.device={arguments.device}"] if arguments.device else []

@@ -165,4 +165,4 @@ def _table(first: str, rows: Iterable[tuple[str, ...]]) -> str:
 
 def _escaped(text: str) -> str:
     """Plain text as Markdown shows it, in a table's cell too."""
-    return re.sub(r"([|\\*<\[\]`])", r"\\\1", text)
+    return re.sub(r"([|\\*<\[\]`])", r"\\\1", " ".join(text.split()))

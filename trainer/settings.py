@@ -189,7 +189,8 @@ class Train(Frozen):
     budget: Annotated[Duration, WithJsonSchema(Duration.schema("m"))] | None = None
     """Time after which the run saves, and stops to be resumed, such as 30m; null sets none."""
     monitor: str = "val/accuracy"
-    """What decides which epoch is the best: val/loss or val/METRIC; default the first metric."""
+    """What decides which epoch is the best: val/loss or val/METRIC; default the first metric.
+    Of equal epochs the one of lower val/loss is."""
 
 
 class EarlyStop(Frozen):

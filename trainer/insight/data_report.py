@@ -54,6 +54,11 @@ def write_data_report(look: Look, folder: Path) -> list[Path]:
     return [folder / name for name in ("data.md", "data.json", *drawn)]
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a folder is empty, or holds an earlier look: nothing else is written over."""
+    return (folder / "data.json").is_file() or not any(folder.iterdir())
+
+
 def draw_augmentation(look: Look) -> Image.Image:
     """Training images as they are, and as they will be in the first epochs."""
     indices = torch.tensor(look.parts["train"])
@@ -193,8 +198,8 @@ def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
     parts += [table(["", *MEAN_STD], rows), f"    {pixels['yaml']}"]
     if differs(pixels):
         parts += [
-            "The YAML's numbers are others. Weights trained elsewhere want the numbers that they "
-            "were trained with; a model that starts from nothing does best with the measured ones."
+            "The YAML's numbers are not those measured here. A model with pretrained weights wants "
+            "the numbers that it was trained with."
         ]
     parts += duplicates_of(facts, "duplicates.png" in pictures)
     parts += ["## Images of nearly one colour", listing(facts["one_colour"])]

@@ -54,6 +54,8 @@ def explain(
 
     inputs = trained.inputs([image])
     probabilities = trained.probabilities(inputs)[0]
+    if not probabilities.isfinite().all():
+        raise RunError(f"{trained.run}: its model gives no numbers (NaN) for {path.name}.")
     if inputs.ndim == 5:
         notes.append(
             f"the run averages {inputs.shape[1]} crops; the pictures are of the middle one"
@@ -73,8 +75,9 @@ def explain(
             notes.append(f"no Grad-CAM: {error}")
             break
         drawn = overlay(seen, heat)
-        name = "grad_cam.png" if chosen == predicted else f"grad_cam_class_{chosen}.png"
-        write(name, drawn, f"what speaks for class {trained.classes[chosen]}, seen at {layer}")
+        of = "" if chosen == predicted else f"_{file_name(trained, chosen)}"
+        told = f"what speaks for class {trained.classes[chosen]}, seen at {layer}"
+        write(f"grad_cam{of}.png", drawn, told)
         panels.append(drawn)
         told = "red speaks for it" if heat.any() else "nothing speaks for it"
         name = drawable(trained.classes[chosen], chosen)
@@ -138,10 +141,18 @@ def overview(
     return made
 
 
+def file_name(trained: Trained, label: int) -> str:
+    """A class's name for a file; class_LABEL where it has none of its own that is safe in one."""
+    # Among the others' last resorts too, and as file systems compare that do not mind case.
+    safe = [_safe(name)[:40].casefold() for name in trained.classes]
+    taken = [*safe, *(f"class_{i}" for i in range(len(safe)))]
+    alone = taken.count(safe[label]) == 1 and safe[label].strip("_. ")
+    return _safe(trained.classes[label])[:40] if alone else f"class_{label}"
+
+
 def choose_folder(run: Path, image: Path) -> Path:
     """RUN/explain/STEM; with a number where that holds another image's pictures."""
-    stem = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in image.stem)
-    digest, number = sha256_of(image), 1
+    stem, digest, number = _safe(image.stem), sha256_of(image), 1
     while True:
         folder = run / "explain" / (f"{stem}-{number}" if number > 1 else stem)
         for place in (folder.parent, folder):
@@ -155,6 +166,11 @@ def choose_folder(run: Path, image: Path) -> Path:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not ours
         number += 1
+
+
+def _safe(name: str) -> str:
+    safe = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
+    return safe.strip(". ") or "_"  # neither this folder nor the one above
 
 
 def _some(maps: Tensor, what: str) -> tuple[Image.Image, str]:
