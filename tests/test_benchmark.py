@@ -22,6 +22,7 @@ from scripts.benchmark_arms import (
 )
 from scripts.benchmark_cases import fashion_task, measure_rmb, measure_step
 from scripts.benchmark_report import fashion_ratios, own_cost, picture, report, rmb_ratio
+from scripts.benchmark_showing import main as showing
 from trainer.errors import RunError
 from trainer.run import read_metrics
 
@@ -241,3 +242,10 @@ def test_the_time_to_resume_is_that_of_a_real_run(train, monkeypatch):
     from scripts.benchmark_saving import resume
 
     assert 0 < resume(train(), 2) < 60
+
+
+def test_what_showing_costs_is_measured_on_real_runs(config_file, notes, capsys):
+    words = ["--config", str(config_file), "--root", str(notes), "--pairs", "1"]
+    assert showing([*words, "train.epochs=1"]) == 0
+    told = capsys.readouterr().out
+    assert "shown" in told and "not shown" in told and "median of 1 pair" in told

@@ -89,16 +89,16 @@ def test_everything_is_there_once_a_step_and_can_be_decoded(job, show, tmp_path)
         f"pr_curve/{split}/{name}" for split in ("val", "test") for name in ("1", "100")
     }
     steps = {tag: [event.step for event in shown.Images(tag)] for tag in found["images"]}
-    maps = {f"feature_maps/features.{i}": [10, 20, 40] for i in (0, 2, 3, 5)}
+    maps = {f"feature_maps/features.{i}": [10, 40] for i in (0, 2, 3, 5)}
     of_the_best = {tag.replace("maps/", "maps_best/"): [50] for tag in maps}
     assert steps == maps | of_the_best | {
         "kernels_best/first_layer": [50],
         "images/raw": [0],
         "images/augmented": [0],
-        "kernels/first_layer": [0, 10, 20, 40],
+        "kernels/first_layer": [0, 10, 40],
         "confusion_matrix/val": [10, 20, 30, 40, 50],
         "confusion_matrix/test": [50],
-        "predictions/val": [10, 20, 40],
+        "predictions/val": [10, 40],
         "predictions/test": [50],
     }
     for tag in found["images"]:
@@ -162,7 +162,7 @@ def test_two_runs_of_one_seed_write_events_of_equal_sizes(config_file, tmp_path)
 
 
 def test_what_fails_is_said_once_and_nothing_else_is_lost(job, show, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("no way\nto draw it")
 
     monkeypatch.setattr(panels, "graph", fail)

@@ -1,6 +1,7 @@
 """What `python -m trainer.compare` says of several runs, in whatever state they are."""
 
 import json
+import os
 import statistics
 
 import pytest
@@ -12,7 +13,7 @@ from trainer.compare import main
 from trainer.document import write
 from trainer.insight.columns import width_of
 from trainer.insight.compared import flat, read_curves, read_run, read_runs
-from trainer.insight.comparison import best_of, differing, in_order
+from trainer.insight.comparison import best_of, differing, in_order, shown_metrics
 from trainer.insight.side_by_side import draw, short_names, text_of
 
 SETTINGS = {
@@ -142,6 +143,20 @@ def test_what_looks_the_same_is_marked_together_and_not_at_all_where_all_do():
     assert best_of("test/accuracy", [0.9, 0.90000001, 0.5]) == {0, 1}
     assert best_of("test/accuracy", [0.9, 0.90000001, None]) == set()
     assert best_of("test/accuracy", [0.9]) == set()
+
+
+def test_a_row_with_a_tiny_loss_is_in_powers_of_ten_and_nothing_else_seems_to_be_0():
+    losses = [1.385e-05, 0.005, 0.0, None, float("nan")]
+    assert shown_metrics("best val/loss", losses) == ["1.4e-05", "5.0e-03", "0", "-", "nan"]
+    assert shown_metrics("test/loss", [3.2e-4, 1.25]) == ["3.2e-04", "1.2e+00"]
+    assert shown_metrics("test/loss", [0.0, 0.005]) == ["0", "0.0050"]
+    assert best_of("test/loss", losses) == {2}
+
+
+def test_digits_of_an_accuracy_are_kept_beside_one_that_is_next_to_nothing():
+    accuracies = [2e-4, 0.9123, 0.9187]
+    assert shown_metrics("test/accuracy", accuracies) == ["2.0e-04", "0.9123", "0.9187"]
+    assert best_of("test/accuracy", accuracies) == {2}
 
 
 def test_results_stand_side_by_side_with_the_best_marked(make, capsys):
@@ -304,6 +319,20 @@ def test_the_picture_lies_where_all_runs_do_and_its_path_is_printed(make, capsys
         assert picture.size == (960, 3 * 320)  # val/loss, val/accuracy, train/loss
 
 
+def test_what_lies_beside_the_runs_is_passed_over_with_a_note(make, capsys):
+    folder = make().parent
+    make()
+    assert main([str(folder)]) == 0  # leaves compare.png, which runs/NAME/* takes for a run
+    (folder / "data").mkdir()
+    (folder / "data" / "report.md").touch()
+    capsys.readouterr()
+    assert main([*map(str, sorted(folder.iterdir())), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["runs"].keys() == {"A", "B"}
+    (note,) = captured.err.splitlines()
+    assert note.startswith("note: ") and "compare.png" in note and "data" in note
+
+
 def test_where_the_usual_place_cannot_be_written_the_rest_is_told_all_the_same(make, capsys):
     folder = make().parent
     make()
@@ -338,13 +367,17 @@ def test_a_picture_that_cannot_be_made_is_told_first(make, capsys, tmp_path, pat
 
 
 def test_one_run_or_none_is_a_usage_error(make, capsys, tmp_path):
-    folder = make()
+    second, folder = make().rename(tmp_path / "second"), make()
     (tmp_path / "empty").mkdir()
     for arguments, expected in (
         ([folder, folder], "takes two or more runs"),
         ([folder.parent], "takes two or more runs"),
         ([folder, tmp_path / "empty"], "holds no run"),
         ([folder, tmp_path / "no"], "does not exist"),
+        ([folder, folder, tmp_path / "empty"], "holds no run"),
+        ([folder / "result.json"], "is a file, not a run's folder"),
+        ([folder, folder / "result.json"], "is a file, not a run's folder"),
+        ([folder, second, tmp_path / "no"], "does not exist"),  # a slip, nothing to pass over
     ):
         assert main(list(map(str, arguments))) == 2
         assert expected in capsys.readouterr().err
@@ -410,3 +443,11 @@ def test_real_runs_are_compared(train, compared, capsys):
     assert said["results"]["test/accuracy"]["B"] == result["test"]["accuracy"]
     assert said["warnings"] == []
     assert said["picture"] == str(a.parent / "compare.png")
+
+
+def test_a_pipe_in_a_files_place_is_not_waited_for(make, capsys):
+    a, b = make(), make()
+    (b / "config.yaml").unlink()
+    os.mkfifo(b / "config.yaml")
+    assert main([str(a), str(b), "--no-picture"]) == 0
+    assert "config.yaml" in capsys.readouterr().out

@@ -356,7 +356,7 @@ def test_a_dry_run_tells_where_each_transform_runs_and_what_has_no_batched_form(
     text = "\n".join(lines)
     assert "note    RandAugment has no batched form" in text
     assert "GaussianBlur             batched" in text
-    assert "kept in memory" in text and "workers 0" in text and "1 threads" in text
+    assert "kept in memory" in text and "workers 0" in text and "1 thread" in text
 
 
 # --- nothing waits for the device ---------------------------------------------------------------

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import subprocess
 import sys
 
@@ -7,11 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import ImageChops, ImageColor
 
 from trainer.config import load_config
 from trainer.errors import ConfigError, UsageError
 from trainer.find_lr import main
 from trainer.insight import lr_finder
+from trainer.insight.charts import COLOURS, MARKS
 from trainer.insight.lr_finder import (
     NoSuggestion,
     RangeTest,
@@ -140,6 +143,19 @@ def test_a_loss_that_becomes_no_number_ends_the_test_and_is_no_error(job_of):
     assert test.diverged and len(test.losses) < 60
     assert all(map(np.isfinite, test.losses))
     draw_range(test, None)
+
+
+def test_the_picture_names_its_lines_beside_them_and_keeps_single_batches_back():
+    test = RangeTest([1e-4, 1e-2, 1.0], [1.0, 3.0, 2.0], [1.0, 1.0, 1.0], 0.01, False)
+    marked, plain = draw_range(test, 0.5), draw_range(dataclasses.replace(test, own=0.0), None)
+    shades = {colour for _, colour in marked.getcolors(1 << 24) or ()}
+    rgb = {name: ImageColor.getrgb(name) for name in (*COLOURS, *MARKS)}
+    assert rgb[COLOURS[0]] not in shades  # single batches are pale
+    assert {rgb[COLOURS[1]], *(rgb[mark] for mark in MARKS)} <= shades
+    # Within the axes only the two lines themselves are new: no word lies there.
+    changed = ImageChops.difference(marked, plain).crop((100, 44, 720, 276)).convert("L")
+    columns = np.flatnonzero(np.asarray(changed).max(axis=0))
+    assert 2 <= len(columns) <= 10
 
 
 def test_the_suggestion_is_half_the_rate_where_nearly_all_of_the_fall_is_done():

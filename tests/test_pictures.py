@@ -3,14 +3,15 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageColor
 
 from trainer.insight import charts, fonts
-from trainer.insight.charts import MAX_BARS
+from trainer.insight.charts import COLOURS, MARKS, MAX_BARS
 from trainer.insight.fonts import CJK_FONTS
 from trainer.insight.pictures import (
     draw_bars,
@@ -166,7 +167,7 @@ def test_an_empty_history_gives_an_empty_picture():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.floats(), st.floats()), max_size=8), st.booleans())
 def test_any_points_can_be_drawn_and_those_that_are_no_numbers_are_left_out(points, log_x):
-    picture = draw_lines({"a": {"b": points}, "empty": {}}, "x", (1.0, "here"), log_x)
+    picture = draw_lines({"a": {"b": points}, "empty": {}}, "x", [(1.0, "here")], log_x)
     kept = [(x, y) for x, y in points if abs(x) < 1e300 and abs(y) < 1e300]  # NaN is neither
     kept = [(x, y) for x, y in kept if x > 0 or not log_x]
     assert (colours(picture) != {WHITE}) == bool(kept)
@@ -192,6 +193,42 @@ def test_bars_of_very_many_classes_show_the_smallest_and_the_largest():
         return draw_bars([f"class {i}" for i in range(count)], {"train": range(count)}).height
 
     assert height(MAX_BARS) < height(1000) == height(10_000) < 1300
+
+
+def stripes(curves):
+    """The colours along the middle of the axes' upper edge, one pixel after the other."""
+    picture = draw_lines({"accuracy": curves}, "epoch")
+    return [picture.getpixel((x, 44)) for x in range(100, 720)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("epochs", [2, 100, 1000])
+def test_of_curves_that_coincide_each_is_seen(count, epochs):
+    curves = {f"run {i}": [(float(e), 1.0) for e in range(epochs)] for i in range(count)}
+    seen = stripes(curves)
+    shares = [seen.count(ImageColor.getrgb(colour)) for colour in COLOURS[:count]]
+    assert min(shares) > 0.6 * len(seen) / count
+    alone = stripes({"a": [(1.0, 1.0), (30.0, 1.0)], "b": [(1.0, 0.0), (30.0, 0.5)]})
+    assert set(alone) == {BLUE}
+
+
+@pytest.mark.parametrize("end", [(7.0, 0.6), (7.0, 1.5), (5.0, 3.3), (2.0, 3.3), (1.01, 3.3)])
+def test_a_line_is_as_thick_whatever_its_slope(end):
+    def drawn(**more):
+        frame = {"frame": [(0.0, 0.0), (8.0, 0.0), (8.0, 4.0)]}  # so that axes stay the same
+        return draw_lines({"loss": frame | more}, "epoch").convert("L").crop((90, 44, 730, 276))
+
+    begin = (1.0, 0.6)
+    line = [tuple(np.linspace(begin, end, 99)[i].tolist()) for i in range(99)]  # too many for dots
+    ink = np.asarray(drawn(), float) - np.asarray(drawn(a=line), float)
+    covered = ink.sum() / ink.max()
+    length = math.hypot((end[0] - begin[0]) / 8 * 640, (end[1] - begin[1]) / 4 * 232)
+    assert covered / length == pytest.approx(3, rel=0.1)
+
+
+def test_a_vertical_line_beyond_the_points_is_in_the_picture():
+    picture = draw_lines({"loss": {"a": [(1.0, 0.0), (2.0, 1.0)]}}, "epoch", [(3.0, "here")])
+    assert ImageColor.getrgb(MARKS[0]) in {picture.getpixel((x, 100)) for x in range(725, 735)}
 
 
 def test_a_calibration_bar_reaches_to_the_accuracy_of_its_interval():
@@ -251,6 +288,12 @@ def test_each_kernel_is_stretched_to_its_own_range_or_all_to_one():
 def test_kernels_and_maps_of_any_shape_make_a_picture(shape):
     assert grid(torch.randn(shape)).size
     assert grid(torch.full(shape, torch.nan)).size
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 5, 5), (64, 3, 3), (16, 14, 14), (256, 4, 4)])
+def test_a_grid_is_large_enough_to_look_at_and_no_larger_than_a_screen(shape):
+    made = grid(torch.randn(shape))
+    assert 750 <= made.width <= 1300
 
 
 def test_a_coloured_kernel_keeps_its_colours():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.insight.findings import calibration_bins
+from trainer.insight.findings import calibration_bins, wilson
 from trainer.insight.report import write_report
 from trainer.metrics import calibration_error
 
@@ -241,6 +242,43 @@ def test_both_reports_name_the_calibration_error(tmp_path):
     assert f"Expected calibration error {shown}" in page_of(tmp_path).sections["Calibration"]
 
 
+@pytest.mark.parametrize(
+    "right, images, low, high",
+    [  # Newcombe, 1998, "Two-sided confidence intervals for the single proportion", table I
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_the_interval_of_an_accuracy_is_the_published_one(right, images, low, high):
+    assert wilson(right, images) == pytest.approx((low, high), abs=5e-5)
+    assert wilson(images - right, images) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+@given(st.integers(1, 10**6), st.floats(0, 1))
+def test_an_interval_holds_the_accuracy_and_lies_between_0_and_1(images, share):
+    right = round(share * images)
+    low, high = wilson(right, images)
+    assert 0 <= low <= right / images + 1e-12 and right / images - 1e-12 <= high <= 1
+
+
+def test_the_accuracy_of_a_small_test_split_is_told_with_its_interval(tmp_path):
+    few = "11 images: between 0.74 and 1 with 95 % confidence"
+    result = RESULT | {"test": {"accuracy": 1.0, "loss": 0.1}}
+    for images, told in ((11, True), (999, True), (1000, False)):
+        split = FAULTLESS | {
+            "probabilities": torch.tensor([[0.9, 0.1]]).repeat(images, 1),
+            "labels": torch.zeros(images, dtype=torch.int64),
+            "ids": [str(i) for i in range(images)],
+            "result": result,
+        }
+        for text in (report(tmp_path, **split), page_of(tmp_path, **split).sections["Test split"]):
+            assert ("95 % confidence" in text) == told
+            assert (few in text) == (images == 11)
+    assert "95 %" not in report(tmp_path, result=RESULT | {"test": {"loss": 0.1}})
+
+
 def test_both_reports_tell_what_the_time_went_to_and_its_shares(tmp_path):
     result = RESULT | {"seconds": {"data": 1.0, "compute": 6.0, "eval": 2.0, "save": 1.0}}
     rows = table_after(report(tmp_path, result=result), "What the time went to")
@@ -305,7 +343,7 @@ def test_the_commands_to_go_on_name_the_run_and_can_be_pasted(tmp_path):
         f"python -m trainer.predict {quoted} path/to/pictures",
         f"python -m trainer.explain {quoted} path/to/picture.jpg",
         f"python -m trainer.export {quoted} --format onnx",
-        f"python -m trainer.compare '{run.parent}'/*",
+        f"python -m trainer.compare '{run.parent}'",
         f"python -m trainer.train --resume {quoted} train.epochs=10",
         f"tensorboard --logdir '{run.parent.parent}'",
     ):
@@ -327,6 +365,44 @@ def test_the_page_needs_no_script_and_asks_nothing_of_any_host(tmp_path):
     assert "url(" not in style and "@import" not in style
     policy = [a["content"] for t, a in page.elements if a.get("http-equiv")]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+@pytest.mark.parametrize("num_classes, told", [(3, False), (10, False), (11, True), (20, True)])
+def test_a_matrix_too_wide_for_a_phone_says_that_it_moves(tmp_path, num_classes, told):
+    names = [f"class {i}" for i in range(num_classes)]
+    page = page_of(
+        tmp_path,
+        classes=names,
+        probabilities=torch.eye(num_classes),
+        labels=torch.arange(num_classes),
+        ids=names,
+    )
+    assert ("sideways" in page.sections["Confusion matrix"]) == told
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_in_a_browser_neither_the_matrix_of_ten_classes_nor_the_config_is_cut(tmp_path, width):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright to look")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("needs a browser: apt-get install chromium")
+    report(
+        tmp_path,
+        classes=["T-shirt/top", "Trouser", "Ankle boot", *(f"class {i}" for i in range(7))],
+        probabilities=torch.eye(10).repeat(1000, 1),
+        labels=torch.arange(10).repeat(1000),
+        ids=["x"] * 10_000,
+        config_text=f"transforms: [{'{name: Normalize, mean: [0.5]}, ' * 9}]\n",
+    )
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.goto((tmp_path / "report.html").as_uri())
+        for part in ("#confusion-matrix .wide", "#config pre"):
+            assert page.eval_on_selector(part, "part => part.scrollWidth <= part.clientWidth")
+        browser.close()
 
 
 def test_every_picture_and_chart_says_in_words_what_it_shows(tmp_path):

@@ -1,5 +1,6 @@
 """What `python -m trainer.runs list` tells of run folders, in whatever state they are."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -203,6 +204,16 @@ def test_sorted_by_a_value_the_best_comes_last_and_runs_without_it_first(tmp_pat
     assert shown == [None, 0.5, 0.7, 0.9]
 
 
+@pytest.mark.parametrize("key", ["accuracy", "test/accuracy", "best"])
+def test_a_key_that_is_none_to_sort_by_is_answered_with_those_that_are(key, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["list", "--sort", key])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and repr(key) in told
+    assert "started, name, status, epochs, val, test or time" in told
+    assert "val and test are the metric that a run is judged by" in told
+
+
 def test_of_losses_the_lowest_is_the_best(tmp_path, listed):
     for i, loss in enumerate((0.1, 0.9, 0.5)):
         stamp = f"2026010{i}-000000-0000"
@@ -294,3 +305,24 @@ def test_wide_letters_count_twice_and_lines_keep_to_their_width():
         assert max(map(width_of, lay_out(rows, width))) <= width
     assert "".join(wrap("\u5143" * 9, 4)) == "\u5143" * 9
     assert visible("a\u202eb\tc") == "a\\u202eb\\tc"
+
+
+@pytest.mark.parametrize("epochs", ["NaN", "Infinity", "1e999", "true", '"x"', "[]"])
+def test_epochs_that_are_no_number_are_told_as_unknown(tmp_path, listed, epochs):
+    make_run(tmp_path, "sound")
+    run = make_run(tmp_path, "odd")
+    text = json.dumps(json.loads((run / "result.json").read_text()) | {"epochs": "HERE"})
+    (run / "result.json").write_text(text.replace('"HERE"', epochs))
+    (run / "metrics.jsonl").write_text(f'{{"step": 1, "epoch": {epochs}}}\n')
+    assert {one["name"] for one in listed()} == {"sound", "odd"}
+
+
+def test_a_full_disk_below_the_list_is_told(tmp_path, monkeypatch, capsys):
+    make_run(tmp_path, "sound")
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(["list", "--runs", str(tmp_path), "--json"]) == 5
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert "No space left" in capsys.readouterr().err

@@ -39,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.console import say
     from trainer.insight.columns import terminal_width, visible
     from trainer.insight.compared import read_runs
     from trainer.insight.comparison import as_json, common_folder
@@ -52,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     runs = read_runs(folders)
     if not arguments.json:
         for line in text_of(runs, terminal_width(), arguments.all):
-            say(line)
+            print(line)
     if picture and (drawn := draw(runs)):
         from trainer.insight.pictures import write_picture
 
@@ -70,9 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         picture = None
     if arguments.json:
-        say(json.dumps(as_json(runs, picture), indent=2))
+        print(json.dumps(as_json(runs, picture), indent=2))
     elif picture:
-        say(f"\ncurves   {visible(str(picture))}")
+        print(f"\ncurves   {visible(str(picture))}")
 
 
 def folders_of(texts: Sequence[str]) -> list[Path]:
@@ -82,22 +81,38 @@ def folders_of(texts: Sequence[str]) -> list[Path]:
     from trainer.insight.listing import runs_below
 
     found: dict[Path, Path] = {}
+    others = []  # of runs/NAME/*: an older compare.png, a folder of pictures of the data
     for text in texts:
         runs = list(runs_below(Path(text)))
-        if not runs:
-            what = "holds no run" if Path(text).is_dir() else "does not exist"
-            raise UsageError(
-                f"{visible(text)} {what}. Expected a folder such as "
-                "runs/NAME/20260131-120000-ab12, or runs/NAME for all of its runs."
-            )
+        if not runs and Path(text).exists():
+            others.append(text)
+        elif not runs:
+            raise no_run(text, "does not exist")
         for folder in runs:
             found.setdefault(folder.resolve(), folder)
+    if len(found) < 2 and others:
+        is_folder = Path(others[0]).is_dir()
+        raise no_run(others[0], "holds no run" if is_folder else "is a file, not a run's folder")
+    if others:
+        told = ", ".join(map(visible, others))
+        print(f"note: passed over what is no run: {told}", file=sys.stderr)
     if len(found) < 2:
         raise UsageError(
             f"to compare takes two or more runs, and {visible(str(next(iter(found.values()))))} "
             "is one. Name another, or a folder that holds several."
         )
     return list(found.values())
+
+
+def no_run(text: str, what: str) -> Exception:
+    """The fault of an argument that names no run."""
+    from trainer.errors import UsageError
+    from trainer.insight.columns import visible
+
+    return UsageError(
+        f"{visible(text)} {what}. Expected a folder such as "
+        "runs/NAME/20260131-120000-ab12, or runs/NAME for all of its runs."
+    )
 
 
 def picture_at(text: str | None) -> Path | None:

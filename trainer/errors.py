@@ -119,6 +119,7 @@ def exit_code_of(action: Callable[[], None]) -> int:
     ]
     try:
         action()
+        sys.stdout.flush()  # a full disk is told here, not when Python ends
         return Exit.DONE
     except Stopped as stopped:
         told(stopped)
@@ -177,5 +178,5 @@ def in_plain_words(error: Exception) -> Exception:
             "need less."
         )
     if isinstance(error, OSError) and error.strerror:  # the disk is full, or not ours to write
-        return RunError(f"{error.filename or 'writing'}: {error.strerror}")
+        return RunError(f"{error.filename or 'writing the output'}: {error.strerror}")
     return error

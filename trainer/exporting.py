@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from trainer.agreement import TOLERANCE, Difference, Model, Sample, compare, take_sample
 from trainer.config import load_config
-from trainer.console import say
 from trainer.disk import read_json, rename, sync_folder, write_file, write_json
 from trainer.errors import RunError, in_plain_words
 from trainer.evaluation import MAY_DIFFER
@@ -50,19 +49,19 @@ def export_run(
     card = describe(trained, result)
     make_folder(folder)
     write = {"safetensors": write_safetensors, "pt2": write_pt2, "onnx": write_onnx}
-    say(f"{run}: {card['model']['name']}, input (batch, {', '.join(map(str, sample.shape))})")
-    say(f"tried on {sample.source}")
+    print(f"{run}: {card['model']['name']}, input (batch, {', '.join(map(str, sample.shape))})")
+    print(f"tried on {sample.source}")
     exported: torch.export.ExportedProgram | None = None
     written = []
     for name in formats:
         if name != "safetensors" and exported is None:
             exported = export(trained, sample.inputs)
         path, seen = write[name](folder, trained, sample, card, exported)
-        say(f"{name:<12} {path} ({path.stat().st_size / 2**20:,.1f} MiB)")
-        say(f"{'':<12} greatest difference: logits {seen.logits:.1e}, "
+        print(f"{name:<12} {path} ({path.stat().st_size / 2**20:,.1f} MiB)")
+        print(f"{'':<12} greatest difference: logits {seen.logits:.1e}, "
             f"probabilities {seen.probabilities:.1e}")  # fmt: skip
         written.append(path)
-    say(f"use it: the .py files in {folder} show how, without this project")
+    print(f"use it: the .py files in {folder} show how, without this project")
 
 
 def keep(

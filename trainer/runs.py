@@ -32,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("folders", nargs="*", metavar="NAME", help="runs of this name, or of a folder")
     one.add_argument("--runs", default=RUNS, metavar="DIR", help="where the runs are (runs)")
     one.add_argument(
-        "--sort", choices=SORT, default="started", help="what is largest or best comes last"
+        "--sort",
+        type=sort_key,
+        default="started",
+        metavar="KEY",
+        help=f"what is largest or best comes last: {', '.join(SORT)}; val and test are the "
+        "metric that a run is judged by, its train.monitor",
     )
     one.add_argument("--json", action="store_true", help="print one JSON list only")
     arguments = parser.parse_args(argv)
@@ -45,9 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code_of(lambda: run(arguments))
 
 
+def sort_key(text: str) -> str:
+    """One of SORT; raises ArgumentTypeError."""
+    if text not in SORT:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected {', '.join(SORT[:-1])} or {SORT[-1]}; val and test are the metric "
+            "that a run is judged by (train.monitor), such as the accuracy"
+        )
+    return text
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.console import say
     from trainer.insight.columns import terminal_width
     from trainer.insight.listing import look_at, runs_below
 
@@ -63,10 +77,10 @@ def run(arguments: argparse.Namespace) -> None:
         how = "python -m trainer.train --config configs/lenet_rmb.yaml"
         print(f"no runs in {where} yet; to start one: {how}", file=sys.stderr)
     if arguments.json:
-        say(json.dumps([as_json(one) for one in found], indent=2))
+        print(json.dumps([as_json(one) for one in found], indent=2))
     elif found:
         for line in table(found, Path(arguments.runs), terminal_width(without=10_000)):
-            say(line)
+            print(line)
 
 
 def folder_of(text: str, runs: str) -> Path:

@@ -53,16 +53,19 @@ def show_start(events: Events, job: Job, run: Path, step: int, say: Say) -> None
 def show_epoch(
     events: Events, job: Job, epoch: int, step: int, logits: Tensor, labels: Tensor, say: Say
 ) -> None:
-    """Show what the epoch, counted from 1, made of the model; the costly in epochs 1, 2, 4, 8...
+    """Show what the epoch, counted from 1, made of the model: the confusion in each; histograms
 
-    logits (N, K) and labels (N,) of the validation split, on the CPU.
+    and PR curves in epochs 1 to 8, then in ever fewer; pictures in epochs 1, 4, 16, ... Most
+    changes early. logits (N, K) and labels (N,) of the validation split, on the CPU.
     """
     attempt = _Attempts(events, job, say)
     chances = probabilities(job.config.loss.name, logits)
-    attempt("histograms", lambda: _show_histograms(events, job, step))
-    attempt("pr_curves", lambda: _show_pr_curves(events, job, "val", chances, labels, step))
     attempt("confusion_matrix", lambda: _show_confusion(events, job, "val", chances, labels, step))
-    if epoch & (epoch - 1) == 0:
+    bits = epoch.bit_length()
+    if epoch % (1 << max(0, bits - 3)) == 0:  # from 8 on every 2nd, from 16 on every 4th, ...
+        attempt("histograms", lambda: _show_histograms(events, job, step))
+        attempt("pr_curves", lambda: _show_pr_curves(events, job, "val", chances, labels, step))
+    if epoch == 1 << (bits - 1) and bits % 2:
         part = job.val_loader.part
         if job.config.log.images:
             attempt(
@@ -182,7 +185,7 @@ def _show_pr_curves(
 def _show_confusion(
     events: Events, job: Job, split: str, chances: Tensor, labels: Tensor, step: int
 ) -> None:
-    made = draw_confusion(confusion_matrix(chances, labels), job.data.classes)
+    made = draw_confusion(confusion_matrix(chances, labels), job.data.classes, room=360)
     events.add(step, summary=panels.picture(f"confusion_matrix/{split}", panels.in_blue(made)))
 
 
@@ -211,8 +214,13 @@ def _show_predictions(
 def _show_kernels(events: Events, job: Job, step: int, tag: str = "kernels/first_layer") -> None:
     kernels = first_kernels(job.model, job.input_shape)
     if kernels is not None:
-        made = grid(kernels[:KERNELS])
+        made = _small_grid(kernels[:KERNELS])
         events.add(step, summary=panels.picture(tag, made))
+
+
+def _small_grid(planes: Tensor) -> Image.Image:
+    """About 64 pixels each: TensorBoard enlarges a picture on a click."""
+    return grid(planes, scale=max(1, round(64 / max(planes.shape[-2:]))))
 
 
 def _show_feature_maps(events: Events, job: Job, step: int, group: str = "feature_maps") -> None:
@@ -222,5 +230,5 @@ def _show_feature_maps(events: Events, job: Job, step: int, group: str = "featur
     places = torch.linspace(0, len(maps) - 1, min(len(maps), LAYERS)).round().long()
     names = list(maps)
     for name in [names[place] for place in places.tolist()]:
-        made = grid(maps[name]).convert("L")
+        made = _small_grid(maps[name]).convert("L")
         events.add(step, summary=panels.picture(f"{group}/{name}", made))

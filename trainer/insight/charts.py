@@ -1,12 +1,13 @@
 """Numbers as pictures, drawn with Pillow alone: curves, bars, a confusion matrix, calibration."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from trainer.insight.fonts import drawable, font, legible, shortened
 
@@ -14,10 +15,15 @@ RIGHT, WRONG = "#2ca02c", "#d62728"
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
 _WIDTH, _HEIGHT = 960, 320  # pixels of a panel of curves
 _LEFT, _RIGHT, _TOP, _BOTTOM = 90, 230, 44, 44  # its margins; the right one holds the legend
+_FINE = 3  # curves are drawn so many times larger, then averaged: Pillow smooths no edges
+_EDGE = 8  # pixels around the axes that a point at their end may cover
+_STRIPE = 8  # pixels of each colour where curves lie upon each other
 INK, GRID = "#222222", "#dddddd"
+MARKS = ("#777777", "#9467bd")  # of vertical lines
 MAX_BARS = 40  # names in a bar chart
 
-Curves = dict[str, list[tuple[float, float]]]
+Points = list[tuple[float, float]]
+Curves = dict[str, Points]
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
@@ -29,10 +35,15 @@ def numbers(values: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Image.Image:
-    """Counts, shaded by their share of the row; rows are true classes, columns predicted ones."""
+def draw_confusion(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], room: int = 560
+) -> Image.Image:
+    """Counts, shaded by their share of the row; rows are true classes, columns predicted ones.
+
+    room: pixels for the cells of a few classes; those of many take what they need.
+    """
     k = len(classes)
-    cell = max(1, min(72, max(560 // k, min(20, 960 // k))))
+    cell = max(1, min(72, max(room // k, min(20, 960 // k))))
     named = cell >= 20  # smaller cells hold no text
     frame, margin = _confusion_frame(tuple(classes), cell, named)
     picture, end = frame.copy(), margin + k * cell
@@ -97,30 +108,31 @@ def _val_last(item: tuple[str, Any]) -> bool:
 
 def draw_curves(history: Sequence[dict[str, Any]], best_epoch: int | None) -> Image.Image:
     """A panel each for losses, metrics and learning rate, over the epochs."""
-    best = None if best_epoch is None else (best_epoch, "best")
+    best = [] if best_epoch is None else [(best_epoch, "best epoch")]
     return draw_lines(panels_of(history), "epoch", best)
 
 
 def draw_lines(
     panels: Mapping[str, Curves],
     x_label: str,
-    vertical: tuple[float, str] | None = None,
+    verticals: Sequence[tuple[float, str]] = (),
     log_x: bool = False,
+    faint: Collection[str] = (),
 ) -> Image.Image:
     """A panel each, one below the other: title -> name of a curve -> its points (x, y).
 
-    Points that are no finite numbers, or not above 0 where log_x, are left out. vertical marks an x
-    with a word.
+    Points that are no finite numbers, or not above 0 where log_x, are left out. verticals: x, each
+    with what the legend calls it. faint: names of curves that stand behind the others.
     """
     drawn = []
     for title, curves in panels.items():
         kept = {name: _finite(curve, log_x) for name, curve in curves.items()}
         if any(kept.values()):
             drawn.append((title, kept))
+    marks = {text: x for x, text in verticals if _finite([(x, 0.0)], log_x)}
     picture = Image.new("RGB", (_WIDTH, _HEIGHT * max(len(drawn), 1)), "white")
-    draw = ImageDraw.Draw(picture)
     for i, (title, curves) in enumerate(drawn):
-        _draw_panel(draw, i * _HEIGHT, title, curves, x_label, vertical, log_x)
+        _draw_panel(picture, i * _HEIGHT, title, curves, x_label, marks, log_x, faint)
     return picture
 
 
@@ -129,57 +141,132 @@ def _finite(curve: Sequence[tuple[float, float]], log_x: bool) -> list[tuple[flo
 
 
 def _draw_panel(
-    draw: ImageDraw.ImageDraw,
+    picture: Image.Image,
     offset: int,
     title: str,
     curves: Curves,
     x_label: str,
-    vertical: tuple[float, str] | None,
+    marks: Mapping[str, float],
     log_x: bool,
+    faint: Collection[str],
 ) -> None:
-    small = font(15)
-    left, right, top, bottom = _LEFT, _WIDTH - _RIGHT, offset + _TOP, offset + _HEIGHT - _BOTTOM
+    draw, small = ImageDraw.Draw(picture), font(15)
+    wide, tall = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    left, right, top, bottom = _LEFT, _LEFT + wide, offset + _TOP, offset + _TOP + tall
     points = [point for curve in curves.values() for point in curve]
-    first, last = min(x for x, _ in points), max(x for x, _ in points)
+    all_x = [x for x, _ in points] + list(marks.values())
+    first, last = min(all_x), max(all_x)
     y_ticks = ticks(min(y for _, y in points), max(y for _, y in points))
     low, high = y_ticks[0], y_ticks[-1]
     along: Callable[[float], float] = math.log10 if log_x else float
     begin, span = along(first), along(last) - along(first)
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        share = (along(x) - begin) / span if span > 0 else 0.5
-        return left + share * (right - left), bottom - (y - low) / (high - low) * (bottom - top)
+    def across(x: float) -> float:  # from the left
+        return ((along(x) - begin) / span if span > 0 else 0.5) * wide
 
-    heading = shortened(legible(title), 18, right - left)
+    def down(y: float) -> float:  # from the top
+        return (1 - (y - low) / (high - low)) * tall
+
+    colours = _colours(curves, faint)
+    spots = {n: [(across(x), down(y)) for x, y in curve] for n, curve in curves.items()}
+    strong = {name: places for name, places in spots.items() if name not in faint}
+    fine = _Fine(wide, tall)
+    for tick in y_ticks:
+        fine.line([(0, round(down(tick))), (wide, round(down(tick)))], GRID, 1)
+    for colour, x in zip(MARKS * len(marks), marks.values(), strict=False):
+        fine.line([(across(x), 0), (across(x), tall)], colour, 2)
+    for name, places in spots.items():
+        fine.line(places, colours[name], 1.5 if name in faint else 3)
+    for name, places in _stripes(strong):
+        fine.line(places, colours[name], 3)
+    dots: dict[tuple[int, int], list[str]] = {}
+    for name, places in strong.items():
+        for x, y in places if len(places) <= 60 else []:
+            dots.setdefault((round(x), round(y)), []).append(colours[name])
+    for dot, shares in dots.items():
+        fine.dot(dot, shares)
+    picture.paste(fine.reduced(), (left - _EDGE, top - _EDGE))
+
+    heading = shortened(legible(title), 18, wide)
     draw.text((left, offset + 12), heading, INK, font(18, heading))
     for tick in y_ticks:
-        y = place(first, tick)[1]
-        draw.line([(left, y), (right, y)], GRID)
-        draw.text((left - 8, y), f"{tick:.6g}", INK, small, "rm")
+        draw.text((left - 10, top + down(tick)), f"{tick:.6g}", INK, small, "rm")
     for x in x_ticks(first, last, log_x):
-        draw.text((place(x, low)[0], bottom + 8), f"{x:.6g}", INK, small, "mt")
+        draw.text((left + across(x), bottom + 8), f"{x:.6g}", INK, small, "mt")
     draw.text((right, bottom + 26), legible(x_label), INK, font(15, x_label), "rt")
-    if vertical and first <= vertical[0] <= last:
-        x = place(vertical[0], low)[0]
-        draw.line([(x, top), (x, bottom)], "#999999", 2)
-        anchor, side = ("rb", -6) if x > (left + right) / 2 else ("lb", 6)
-        text = legible(vertical[1])
-        draw.text((x + side, (top + bottom) / 2), text, "#777777", font(15, text), anchor)
-    room = (bottom - top) // 22  # lines of the legend
-    for i, (name, curve) in enumerate(curves.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        places = [place(x, y) for x, y in curve]
-        draw.line(places, colour, 3, joint="curve" if len(places) <= 1000 else None)
-        for x, y in places if len(places) <= 60 else []:
-            draw.ellipse((x - 4, y - 4, x + 4, y + 4), colour)
+    room = tall // 22 - len(marks)  # lines of the legend
+    shown = list(curves) if len(curves) <= room else list(curves)[: room - 1]
+    entries = [(name, colours[name]) for name in shown]
+    if len(shown) < len(curves):
+        entries.append((f"and {len(curves) - len(shown)} more", ""))
+    entries += zip(marks, MARKS * len(marks), strict=False)
+    for i, (name, colour) in enumerate(entries):
         line = top + 10 + 22 * i
-        if i < room - 1 or len(curves) <= room:
-            text = shortened(legible(name), 15, _RIGHT - 56)
+        text = shortened(legible(name), 15, _RIGHT - 56)
+        if colour:
             draw.line([(right + 16, line), (right + 40, line)], colour, 3)
-            draw.text((right + 48, line), text, INK, font(15, text), "lm")
-        elif i == room - 1:
-            more = f"and {len(curves) - i} more"
-            draw.text((right + 48, line), more, INK, small, "lm")
+        draw.text((right + 48, line), text, INK, font(15, text), "lm")
+
+
+def _colours(curves: Curves, faint: Collection[str]) -> dict[str, str]:
+    """A colour a curve; of the faint ones a pale one."""
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(curves)}
+    for name in set(faint) & set(colours):
+        red, green, blue = (170 + c // 3 for c in ImageColor.getrgb(colours[name])[:3])
+        colours[name] = f"#{red:02x}{green:02x}{blue:02x}"
+    return colours
+
+
+def _stripes(spots: Mapping[str, Points]) -> Iterator[tuple[str, Points]]:
+    """Pieces to draw again where curves lie upon each other, so that each is seen in its turn."""
+    met: dict[tuple[int, ...], dict[str, list[Points]]] = {}
+    for name, line in spots.items():
+        for start, end in pairwise(line):
+            near = tuple(round(value / 2) for value in (*start, *end))
+            met.setdefault(near, {}).setdefault(name, []).append([start, end])
+    for curves in met.values():
+        for turn, (name, pieces) in enumerate(curves.items() if len(curves) > 1 else ()):
+            for piece in pieces:
+                yield from ((name, part) for part in _every(piece, turn, len(curves)))
+
+
+def _every(piece: Points, turn: int, count: int) -> Iterator[Points]:
+    """Of a piece of a line the stripes, counted along x, that are one's turn of ``count``."""
+    (x0, y0), (x1, y1) = piece
+    for stripe in range(int(x0 // _STRIPE), int(x1 // _STRIPE) + 1):
+        if stripe % count == turn and x1 > x0:
+            ends = max(x0, stripe * _STRIPE), min(x1, (stripe + 1) * _STRIPE)
+            yield [(x, y0 + (y1 - y0) * (x - x0) / (x1 - x0)) for x in ends]
+
+
+class _Fine:
+    """A panel's lines with smooth edges: drawn larger, on white, and averaged."""
+
+    def __init__(self, wide: int, tall: int) -> None:
+        size = ((wide + 2 * _EDGE + 1) * _FINE, (tall + 2 * _EDGE + 1) * _FINE)
+        self.picture = Image.new("RGB", size, "white")
+        self.draw = ImageDraw.Draw(self.picture)
+
+    def place(self, spots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Pixels of the axes, whose middle counts, as pixels of the larger picture."""
+        middle = _EDGE * _FINE + _FINE // 2
+        return [(x * _FINE + middle, y * _FINE + middle) for x, y in spots]
+
+    def line(self, spots: Sequence[tuple[float, float]], colour: str, width: float) -> None:
+        """A line through the places, ``width`` pixels broad."""
+        joint = "curve" if 2 < len(spots) <= 1000 else None
+        self.draw.line(self.place(spots), colour, round(width * _FINE), joint)
+
+    def dot(self, spot: tuple[float, float], colours: Sequence[str]) -> None:
+        """A dot; of several colours each has its part."""
+        ((x, y),), r, part = self.place([spot]), 4 * _FINE, 360 / len(colours)
+        box = (x - r, y - r, x + r, y + r)
+        for i, colour in enumerate(colours):
+            self.draw.pieslice(box, i * part, (i + 1) * part, colour)
+
+    def reduced(self) -> Image.Image:
+        """The lines in their size; the axes begin _EDGE pixels from the left and the top."""
+        return self.picture.reduce(_FINE)
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -51,6 +51,8 @@ def read_run(label: str, folder: Path) -> Compared:
     found, faults = look_at(folder), []
     config: dict[str, Any] = {}
     try:
+        if read_text(folder / "config.yaml")[1]:  # a pipe, say, which would be waited for
+            raise ConfigError([])
         document = read_document(folder / "config.yaml")
         config = flat(document.data) if document.data and isinstance(document.data, dict) else {}
         if document.faults or not config:

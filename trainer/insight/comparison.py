@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.insight.compared import Compared
-from trainer.insight.listing import number, plain, read_object, short, took
+from trainer.insight.listing import SMALL, number, plain, read_object, short, took
 from trainer.tables import HIGHER_IS_BETTER
 from trainer.words import listed
 
@@ -70,7 +70,18 @@ def metric_rows(runs: Sequence[Compared]) -> dict[str, list[float | None]]:
     return {name: values for name, values in rows.items() if values.count(None) < len(values)}
 
 
-def shown_metric(row: str, value: float | None) -> str:
+def shown_metrics(row: str, values: Sequence[float | None]) -> list[str]:
+    """The numbers of a row as they are printed.
+
+    Where one of them is tiny, all are powers of ten, as losses are compared by their size then; of
+    an accuracy the digits count still.
+    """
+    share = row.rpartition("/")[2] in HIGHER_IS_BETTER
+    powers = not share and any(value and abs(value) < SMALL for value in values)
+    return [shown_metric(row, value, powers) for value in values]
+
+
+def shown_metric(row: str, value: float | None, powers: bool) -> str:
     """A number of a row as it is printed."""
     if value is None or math.isnan(value):
         return ABSENT if value is None else "nan"
@@ -78,7 +89,7 @@ def shown_metric(row: str, value: float | None) -> str:
         return took(value)
     if row in ("best epoch", "epochs", "images/s", "parameters"):
         return f"{value:,.0f}"
-    return short(value)
+    return f"{value:.1e}" if powers and value else short(value)
 
 
 def best_of(row: str, values: Sequence[float | None]) -> set[int]:
@@ -88,7 +99,8 @@ def best_of(row: str, values: Sequence[float | None]) -> set[int]:
     metric = row.rpartition("/")[2]
     sign = 1 if metric in HIGHER_IS_BETTER or row == "images/s" else -1
     judged = {i: sign * v for i, v in enumerate(values) if v is not None and math.isfinite(v)}
-    shown = {i: shown_metric(row, values[i]) for i in judged}
+    texts = shown_metrics(row, values)
+    shown = {i: texts[i] for i in judged}
     if len(set(shown.values())) < 2:
         return set()
     best = shown[max(judged, key=lambda i: judged[i])]

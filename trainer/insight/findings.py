@@ -1,5 +1,6 @@
 """What a report tells of a run, found once for its two forms: Markdown and a page of HTML."""
 
+import math
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from trainer.words import listed
 
 NUM_SHOWN = 16  # mistakes
 MAX_CLASSES = 20  # beyond, tables begin with the worst, and all stand at the end
+FEW_IMAGES = 1000  # below it, accuracy is told with its interval
 NUM_BINS = 15  # of confidence, as in Guo et al., 2017
 THUMBNAIL = 320  # pixels at most of a mistake's picture
 SECONDS = {
@@ -79,6 +81,17 @@ class Findings:
         return list(
             dict.fromkeys(["epoch", *(tag for row in self.history for tag in numbers(row))])
         )
+
+    @property
+    def certainty(self) -> str:
+        """How far the accuracy of a small test split may be off; "" of a large one."""
+        accuracy, images = self.metrics.get("accuracy"), self.num_images
+        if accuracy is None or images >= FEW_IMAGES:
+            return ""
+        low, high = wilson(round(accuracy * images), images)
+        # Outwards, so that no end is told closer than it is.
+        ends = f"{math.floor(low * 100) / 100:g} and {math.ceil(high * 100) / 100:g}"
+        return f"{images} image{'s' * (images > 1)}: between {ends} with 95 % confidence"
 
     @property
     def many(self) -> bool:
@@ -162,6 +175,15 @@ def calibration_bins(probabilities: Tensor, labels: Tensor, bins: int = NUM_BINS
     divisor = counts.clamp_min(1)
     columns = (counts.tolist(), (sure / divisor).tolist(), (right / divisor).tolist())
     return list(zip(*columns, strict=True))
+
+
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """The 95 % interval of a share that ``images`` were measured for (Wilson, 1927)."""
+    share, z = right / images, 1.959964
+    middle = share + z**2 / (2 * images)
+    half = z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
+    whole = 1 + z**2 / images
+    return max((middle - half) / whole, 0.0), min((middle + half) / whole, 1.0)
 
 
 def _rows_to_show(probabilities: Tensor, labels: Tensor) -> tuple[list[int], int]:
@@ -257,7 +279,7 @@ def _commands(run: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
         ("classify pictures", f"python -m trainer.predict {folder} path/to/pictures"),
         ("see what the model looks at", f"python -m trainer.explain {folder} path/to/picture.jpg"),
         ("take it elsewhere", f"python -m trainer.export {folder} --format onnx"),
-        ("compare the runs of this name", f"python -m trainer.compare {siblings}/*"),
+        ("compare the runs of this name", f"python -m trainer.compare {siblings}"),
         ("train on", f"python -m trainer.train --resume {folder} train.epochs={2 * epochs}"),
     ]
 

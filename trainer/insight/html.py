@@ -15,6 +15,7 @@ from trainer.insight.findings import SECONDS, Findings, Shown, shown_number
 from trainer.insight.pictures import png
 from trainer.insight.svg import calibration_chart, curves_chart, escaped
 
+FIT = 10  # classes whose confusion matrix a phone shows whole
 STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 
 
@@ -86,7 +87,10 @@ def _test(found: Findings) -> str:
         for name, value in found.metrics.items()
     )
     said = f"{found.num_images:,} images, measured once with the weights of epoch "
-    return f"<p>{said}{found.best_epoch}.</p>\n<dl class=metrics>{numbers_}</dl>"
+    certainty = (
+        f"<p>Accuracy of {found.certainty} (Wilson interval).</p>" if found.certainty else ""
+    )
+    return f"<p>{said}{found.best_epoch}.</p>\n<dl class=metrics>{numbers_}</dl>{certainty}"
 
 
 def _curves(found: Findings) -> str:
@@ -119,9 +123,12 @@ def _confusion(found: Findings, confusion: Image.Image) -> str:
             kind = " class=deep" if depth > 0.6 else ""
             cells += [f'<td{kind} style="--d:{depth:.2f}" title="{tip}">{number or ""}</td>']
         lines += [f"<tr><th scope=row>{name}</th>{''.join(cells)}</tr>"]
+    dense = len(names) > FIT
+    hint = "<span class=hint> Swipe it sideways to see all.</span>" if dense else ""
+    kinds = '"confusion dense"' if dense else "confusion"
     return (
-        "<p>Rows: true class. Columns: predicted class.</p>"
-        "<div class=wide tabindex=0><table class=confusion>"
+        f"<p>Rows: true class. Columns: predicted class.{hint}</p>"
+        f"<div class=wide tabindex=0><table class={kinds}>"
         f"<thead><tr><td></td>{head}</tr></thead>\n"
         "<tbody>" + "\n".join(lines) + "</tbody></table></div>"
     )

@@ -22,6 +22,7 @@ STAMPED = re.compile(
 STATES = ("running", "stopped", "failed", "done")
 MAX_DEPTH = 3  # runs/NAME/RUN, and a folder of such folders
 MAX_BYTES = 2**28
+SMALL = 1e-3  # metrics below it are powers of ten
 TAIL = 2**16  # bytes of metrics.jsonl that surely hold its last line
 
 # Never through a link that somebody put in a file's place, and never waiting for a pipe.
@@ -115,7 +116,7 @@ def look_at(run: Path) -> Found:
     else:
         reason = str(result.get("reason") or "")
     best = numbers_of(result.get("best"))
-    epochs = number(result.get("epochs")) if status == "done" else None
+    epochs = whole(result.get("epochs")) if status == "done" else None
     if not best:  # until the end, the best epoch is told with its weights
         best = numbers_of(read_object(run / "model.json")[0].get("metrics"))
     if epochs is None:
@@ -125,7 +126,7 @@ def look_at(run: Path) -> Found:
         run,
         str(status),
         reason,
-        None if epochs is None else int(epochs),
+        epochs,
         int(planned[1]) if planned else None,
         monitor[1] if monitor else next((k for k in best if k != "val/loss" and "val/" in k), None),
         best,
@@ -165,8 +166,8 @@ def last_epoch(path: Path) -> int | None:
     text, fault = read_text(path, TAIL, tail=True)
     for line in reversed(text.split("\n")):
         values = parsed(line)
-        if isinstance(values, dict) and (epoch := number(values.get("epoch"))) is not None:
-            return int(epoch) - ("train/loss_epoch" not in values)
+        if isinstance(values, dict) and (epoch := whole(values.get("epoch"))) is not None:
+            return epoch - ("train/loss_epoch" not in values)
     return None if fault else 0
 
 
@@ -214,6 +215,12 @@ def number(value: Any) -> float | None:
     return value if isinstance(value, float) or abs(value) < 2**63 else None
 
 
+def whole(value: Any) -> int | None:
+    """A whole number; None for anything else."""
+    found = number(value)
+    return int(found) if found is not None and math.isfinite(found) else None
+
+
 def numbers_of(values: Any) -> dict[str, float]:
     """Those of a JSON object's values that are numbers."""
     items = values.items() if isinstance(values, dict) else ()
@@ -235,12 +242,11 @@ def took(seconds: float | None) -> str:
 
     if seconds is None or not math.isfinite(seconds):
         return "-"
-    return f"{seconds:.1f}s" if seconds < 10 else duration(seconds)
+    return duration(seconds)
 
 
 def short(value: float | None) -> str:
-    """A metric in few letters."""
-    if value is None:
-        return "-"
-    small = value != 0 and abs(value) < 0.001
-    return f"{value:.1e}" if small or abs(value) >= 1e6 else f"{value:.4f}"
+    """A metric in few letters; what is 0 and not merely small is ``0``."""
+    if not value:
+        return "-" if value is None else "0"
+    return f"{value:.1e}" if abs(value) < SMALL or abs(value) >= 1e6 else f"{value:.4f}"

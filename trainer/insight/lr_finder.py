@@ -177,11 +177,10 @@ def draw_range(test: RangeTest, suggestion: float | None) -> Image.Image:
         "each batch": list(zip(test.rates, each, strict=True)),
         "smoothed": list(zip(test.rates, mean, strict=True)),
     }
+    marks = [] if suggestion is None else [(suggestion, f"suggested {suggestion:.2g}")]
     if test.own > 0:
-        floor = min(each, default=0.0)
-        curves[f"the YAML's {test.own:.3g}"] = [(test.own, floor), (test.own, top)]
-    mark = None if suggestion is None else (suggestion, f"suggested {suggestion:.2g}")
-    return draw_lines({"loss": curves}, "learning rate", mark, log_x=True)
+        marks += [(test.own, f"the YAML's {test.own:.3g}")]
+    return draw_lines({"loss": curves}, "learning rate", marks, log_x=True, faint=["each batch"])
 
 
 def find_rate(

@@ -92,7 +92,8 @@ def grid(
     if not planes.numel():
         return Image.new("RGB", (8, 8), "white")
     columns = columns or min(count, 8 if count <= 64 else math.ceil(math.sqrt(count)))
-    scale = scale or max(1, round(64 / max(height, width)))
+    room = 128 if columns <= 8 else 1024 // columns  # pixels for each
+    scale = scale or max(1, round(room / max(height, width)))
     over = (1, 2, 3) if each else (0, 1, 2, 3)
     low, high = planes.amin(over, keepdim=True), planes.amax(over, keepdim=True)
     values = ((planes - low) / (high - low).clamp_min(1e-12) * 255).round().byte()

@@ -92,6 +92,7 @@ def _markdown(found: Findings) -> str:
         f"{found.num_images} images, measured once with the weights of epoch {found.best_epoch}."
     ]
     parts += [_table(["metric", "value"], list(found.metrics.items()))]
+    parts += [f"Accuracy of {found.certainty} (Wilson interval)."] if found.certainty else []
     parts += ["## Classes"]
     if found.many:
         parts += [f"The {len(found.worst)} of the smallest F1, of {len(found.classes)}."]

@@ -15,7 +15,7 @@ from trainer.insight.comparison import (
     in_order,
     metric_rows,
     over_seeds,
-    shown_metric,
+    shown_metrics,
     warnings,
 )
 from trainer.insight.listing import short
@@ -43,9 +43,8 @@ def text_of(runs: Sequence[Compared], width: int, everything: bool = False) -> l
     rows = {}
     for name, values in metric_rows(runs).items():
         best = best_of(name, values)
-        rows[name] = [
-            shown_metric(name, value) + ("*" if i in best else "") for i, value in enumerate(values)
-        ]
+        texts = shown_metrics(name, values)
+        rows[name] = [text + ("*" if i in best else "") for i, text in enumerate(texts)]
     if rows:
         lines += ["", "results (* is the best of a row)", *side_by_side(runs, rows, width)]
     if spread := over_seeds(runs):
