@@ -13,6 +13,8 @@ from trainer.config import load_config
 from trainer.errors import RunError
 from trainer.explain import main
 from trainer.insight.explanation import MAX_CHANNELS, choose_folder, explain, file_name, overlay
+from trainer.insight.features import grad_cam
+from trainer.insight.pictures import to_picture
 from trainer.insight.samples import as_seen
 from trainer.job import prepare
 from trainer.stop import StopRequest
@@ -172,6 +174,10 @@ def test_a_model_without_maps_gets_the_other_pictures_and_a_note(trained, image,
     assert len(made.notes) == 1 and "Grad-CAM" in made.notes[0]
 
 
+def predicted(trained, pixels):
+    return int(trained.probabilities(trained.inputs([pixels])).argmax())
+
+
 def test_of_several_crops_the_middle_one_is_shown(trained, image, tmp_path):
     crops = with_model(trained, trained.model, (48, 48), v2.FiveCrop(32), Normalize([0.5], [0.25]))
     crops = replace(crops, input_shape=(3, 32, 32))
@@ -179,7 +185,13 @@ def test_of_several_crops_the_middle_one_is_shown(trained, image, tmp_path):
     made = explain(crops, image, pixels, tmp_path)
     assert "5 crops" in made.notes[0]
     middle = v2.functional.center_crop(v2.functional.resize(pixels, [48, 48]), [32, 32])
-    assert torch.equal(as_seen(crops.pipeline, crops.inputs([pixels])[:, 4])[0], middle)
+    inputs = crops.inputs([pixels])[:, 4]
+    assert torch.equal(as_seen(crops.pipeline, inputs)[0], middle)
+    # The pictures that were written are those of this crop.
+    (expected,) = [heat for heat, _ in [grad_cam(crops.model, inputs, predicted(crops, pixels))]]
+    drawn = overlay(to_picture(middle), expected)
+    with Image.open(tmp_path / "grad_cam.png") as written:
+        assert written.convert("RGB").tobytes() == drawn.tobytes()
 
 
 def test_pictures_of_another_image_are_not_replaced(run, notes, tmp_path, capsys):

@@ -439,3 +439,12 @@ def test_help_needs_nothing_heavy():
     code = "import sys, trainer.predict, trainer.explain; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "pydantic", "yaml", "tqdm", "PIL"} & set(re.split(r"\s", done.stdout))
+
+
+def test_a_run_on_grey_images_greys_colour_pictures_as_pillow_does(run, tmp_path):
+    pixels = torch.randint(0, 256, (3, 40, 50), generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(pixels.byte().permute(1, 2, 0).contiguous().numpy())
+    picture.save(tmp_path / "colour.png")
+    grey = replace(load_trained(run), image_channels=1).read(tmp_path / "colour.png")
+    assert grey.shape == (1, 40, 50)
+    assert bytes(grey.flatten().tolist()) == picture.convert("L").tobytes()

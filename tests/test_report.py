@@ -495,3 +495,12 @@ def test_probabilities_that_are_no_numbers_still_give_a_report(tmp_path):
     probabilities = PROBABILITIES.clone()
     probabilities[0] = torch.nan
     assert "Calibration" in page_of(tmp_path, probabilities=probabilities).sections
+
+
+def test_a_confidence_on_a_bins_edge_belongs_to_the_bin_below():
+    """Guo et al.'s intervals (a, b]; sixteenths are exact in floating point."""
+    confidence = torch.tensor([9 / 16, 10 / 16, 10 / 16 + 1e-6, 1.0], dtype=torch.float64)
+    probabilities = torch.stack([confidence, 1 - confidence], dim=1)
+    bins = calibration_bins(probabilities, torch.tensor([0, 1, 0, 0]), bins=16)
+    counts = {number: (images, right) for number, (images, _, right) in enumerate(bins) if images}
+    assert counts == {8: (1, 1.0), 9: (1, 0.0), 10: (1, 1.0), 15: (1, 1.0)}
