@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt-get i
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of LeNet on the photographs of notes, or on drawn ones where there are none."""
+    from datasets.draw import draw
     from trainer.config import load_config
     from trainer.job import prepare
     from trainer.stop import StopRequest
@@ -30,6 +31,8 @@ def run(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("browser")
     root = next((path for path in PHOTOGRAPHS if path.is_dir()), folder / "rmb")
+    if not root.is_dir():
+        draw(root, per_class=60)
     config = load_config(ROOT / "configs" / "lenet_rmb.yaml", [f"dataset.root={root}"])
     said: list[str] = []
     with StopRequest() as stop:
