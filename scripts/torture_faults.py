@@ -23,12 +23,12 @@ from typing import Any
 Action = Callable[[], None]
 
 PHASES = {  # where a run is while the functions of these modules are called
-    "start-up": ("config", "data", "job", "resume"),
+    "start-up": ("config", "parts", "job", "resume"),
     "decoding": ("reading",),
     "train": ("loop", "guard", "schedulers", "epochs", "training"),
     "eval and test": ("judge", "metrics"),
     "save": ("saver", "checkpoint", "disk", "record", "run", "run_log", "events", "state"),
-    "report": ("report", "pictures"),
+    "report": ("insight.report", "insight.findings", "insight.board", "insight.pictures"),
 }
 
 

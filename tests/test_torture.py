@@ -1,6 +1,7 @@
 """The harness can fail: cores that are broken on purpose do not survive its trials."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import torture_run
+from scripts import torture_faults, torture_run
 from scripts.torture import Outcome, main, survived, table
 from scripts.torture_run import digest, is_whole
 from scripts.torture_trials import DAMAGES, spread
@@ -202,3 +203,8 @@ def test_a_kind_that_is_not_there_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--only", "kill,kil"])
     assert "--only kil: expected some of kill" in capsys.readouterr().err
+
+
+def test_each_phase_names_modules_that_there_are():
+    named = [module for modules in torture_faults.PHASES.values() for module in modules]
+    assert not [name for name in named if importlib.util.find_spec(f"trainer.{name}") is None]
