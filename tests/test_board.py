@@ -419,6 +419,15 @@ def test_an_event_file_that_is_lost_or_damaged_begins_anew_with_all_its_curves(
         assert expected and [point for point in found if point[0].startswith(kind)] == expected
 
 
+def test_what_the_file_tells_already_is_not_made_again_on_resume(train, monkeypatch):
+    run = train()
+    drawn: list[str] = []
+    monkeypatch.setattr(panels, "graph", lambda *_: drawn.append("graph"))
+    monkeypatch.setattr(board, "_show_inputs", lambda *_: drawn.append("inputs"))
+    train("train.epochs=3", resume=run, file=run / "config.yaml")
+    assert not drawn
+
+
 def test_what_log_show_adds_on_resume_is_shown_from_the_start_on(train):
     run = train("log.show=[scalars]")
     more = "log.show=[scalars,text,hparams,inputs,graph,kernels]"

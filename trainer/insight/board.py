@@ -37,15 +37,22 @@ def show_start(events: Events, job: Job, run: Path, step: int, say: Say) -> None
     """
     config = job.config
     attempt = _Attempts(events, job, say)
-    attempt("text", lambda: _show_text(events, job, run))
-    attempt("scalars", lambda: events.add(0, summary=panels.curves_together(config)))
-    attempt("hparams", lambda: _show_hyperparameters(events, job))
-    if config.log.images:
-        attempt("inputs", lambda: _show_inputs(events, job))
-    attempt(
-        "graph",
-        lambda: events.add(0, graph_def=panels.graph(job.model, job.input_shape, job.device)),
-    )
+    told: dict[str, tuple[str, Callable[[], None]]] = {  # with a tag by which it is known
+        "text": ("config/text_summary", lambda: _show_text(events, job, run)),
+        "scalars": (
+            "custom_scalars__config__",
+            lambda: events.add(0, summary=panels.curves_together(config)),
+        ),
+        "hparams": ("_hparams_/experiment", lambda: _show_hyperparameters(events, job)),
+        "inputs": ("images/raw", lambda: _show_inputs(events, job)),
+        "graph": (
+            "graph",
+            lambda: events.add(0, graph_def=panels.graph(job.model, job.input_shape, job.device)),
+        ),
+    }
+    for name, (tag, draw) in told.items():
+        if tag not in events.tags and (name != "inputs" or config.log.images):
+            attempt(name, draw)
     if step == 0:
         attempt("kernels", lambda: _show_kernels(events, job, 0))
 
