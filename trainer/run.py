@@ -117,7 +117,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """What a run ran on: versions, hardware, command, commit. Never the environment's variables."""
     packages = ("torch", "torchvision", "tensorboard", "pydantic", "pyyaml", "pillow", "numpy")
     return {
-        "command": [_without_password(argument) for argument in sys.orig_argv],
+        "command": [without_password(argument) for argument in sys.orig_argv],
         "git_commit": _git("rev-parse", "HEAD").strip() or None,
         "git_changed_files": _git("status", "--porcelain").splitlines(),
         "python": platform.python_version(),
@@ -143,7 +143,8 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({threads} thread{'s' * (threads > 1)})" if device.type == "cpu" else str(device)
 
 
-def _without_password(argument: str) -> str:
+def without_password(argument: str) -> str:
+    """A command's argument or an address without the secrets that it may hold."""
     argument = re.sub(r"://\S*@", "://", argument)
     secret = r"([?&][^=&\s]*(?:token|key|secret|password|signature|sig)[^=&\s]*=)[^&\s]+"
     return re.sub(secret, r"\1...", argument, flags=re.IGNORECASE)

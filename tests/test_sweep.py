@@ -1,0 +1,830 @@
+"""Sweeps: every trial once, whatever is killed; the same numbers again; faults before any run."""
+
+import csv
+import fcntl
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import SMALL
+from trainer import sweep as sweep_command
+from trainer.errors import ConfigError
+from trainer.sweeping import folder as folders
+from trainer.sweeping import results, space, study, work
+from trainer.sweeping.reading import load_sweep
+from trainer.sweeping.settings import Range, Sweep
+from trainer.sweeping.trials import trials_of
+
+ROOT = Path(__file__).resolve().parent.parent
+TWELVE = """
+  method: grid
+  params:
+    optimizer.lr: [0.4, 0.3, 0.2, 0.1]
+    optimizer.momentum: [0.0, 0.5, 0.9]
+"""
+SEARCH = """
+  method: tpe
+  params:
+    optimizer.lr: {{low: 0.001, high: 1.0, log: true}}
+    optimizer.momentum: {{low: 0, high: 0.9}}
+    loader.batch_size: [4, 8]
+  trials: {trials}
+"""
+
+# Stands in for `python -m trainer.train`: the folder of a run whose value is 1 - lr, in no time. It
+# holds the run's lock, counts ends in ends.txt, and saves an epoch at a time, as a run does.
+STUB = """
+import fcntl, json, os, signal, sys, time
+from pathlib import Path
+
+resume, folder, name, seconds, epochs, settings = json.loads(sys.argv[1])
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+sweep = Path(folder)
+run = Path(resume) if resume else sweep / name / f"20260101-000000-{os.getpid() % 65536:04x}"
+if not resume:
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("train:\\n  epochs: 3\\n  monitor: val/accuracy\\n")
+    (run / "result.json").write_text('{"status": "running"}')
+lock = open(run / "run.lock", "a")
+fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+path = run / "metrics.jsonl"
+done = len(path.read_text().splitlines()) if path.exists() else 0
+lr, value = settings["optimizer.lr"], 0.0
+if settings.get("fails"):
+    print("boom: it does not work")
+    sys.exit(settings["fails"])
+with open(run / "starts.txt", "a") as file:
+    file.write(f"{done}\\n")
+for epoch in range(done + 1, epochs + 1):
+    time.sleep(seconds / epochs)
+    if stopped:
+        sys.exit(75)
+    value = (1 - lr) * epoch / epochs + 0.001 * settings["seed"]
+    line = {"step": epoch, "epoch": epoch, "train/loss_epoch": 1.0, "val/accuracy": value}
+    with open(path, "a") as file:
+        file.write(json.dumps(line) + "\\n")
+value = (1 - lr) + 0.001 * settings["seed"]
+with open(sweep / "ends.txt", "a") as file:
+    file.write(f"{name}\\n")
+best = {"epoch": epochs, "val/accuracy": value, "val/loss": lr}
+result = {"status": "done", "best": best, "test": {"accuracy": value / 2}, "epochs": epochs}
+(run / "result.json").write_text(json.dumps(result | {"train_seconds": seconds}))
+"""
+
+DRIVER = """
+import sys
+from tests.test_sweep import stub_command
+from trainer.sweep import main
+from trainer.sweeping import work
+work.train_command = stub_command(float(sys.argv[1]))
+work.LOOK_EVERY, work.ASK_EVERY = 0.01, 0.1
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def stub_command(seconds, epochs=3, fails=lambda member: 0):
+    def command(plan, folder, member):
+        run = folders.newest_run(folder / member.name)
+        settings = {**member.trial.settings, "seed": member.seed, "fails": fails(member)}
+        settings.setdefault("optimizer.lr", 0.1)
+        given = [run and str(run), str(folder), member.name, seconds, epochs, settings]
+        return [sys.executable, "-S", "-c", STUB, json.dumps(given)]
+
+    return command
+
+
+@pytest.fixture
+def write(tmp_path, config_file):
+    """Write a sweep of the small configuration; its path."""
+
+    def written(sweep, name="trial.yaml", base="small.yaml"):
+        path = tmp_path / name
+        path.write_text(f"base: {base}\nsweep:{sweep}")
+        return path
+
+    return written
+
+
+@pytest.fixture
+def swept(write, tmp_path, monkeypatch):
+    """Run a sweep in this process, with the stand-in for its runs; its folder, and the code."""
+
+    def run(sweep, *more, seconds=0.0, fails=lambda member: 0, name="trial.yaml", epochs=3):
+        monkeypatch.setattr(work, "train_command", stub_command(seconds, epochs, fails))
+        monkeypatch.setattr(work, "ASK_EVERY", 0.05)
+        monkeypatch.setattr(work, "LOOK_EVERY", 0.005)
+        file = write(sweep, name)
+        code = sweep_command.main(["--config", str(file), "--runs", str(tmp_path / "runs"), *more])
+        return tmp_path / "runs" / file.stem, code
+
+    return run
+
+
+def found(folder):
+    return json.loads((folder / "sweep.json").read_text())
+
+
+def ends(folder):
+    return Counter((folder / "ends.txt").read_text().split())
+
+
+# What is asked for
+
+
+def test_every_fault_of_a_sweep_and_of_what_it_sets_is_told_at_once(write):
+    path = write("""
+  method: gird
+  parms: {}
+  params:
+    optimizer.lr: [0.1, many, 0.1]
+    optimizer.learning: [1]
+    seed: [0, 1]
+    model: [LeNet, {name: LeNett}]
+    train.epochs: {low: 5, high: 2}
+    loader.batch_size: {low: 0, high: 8}
+    transforms.train.9.padding: [1]
+  seeds: [1, 1]
+  prune: {name: MedianPrunner}
+  storage: mysql://host/x
+""")
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(path)
+    told = {(fault.line, fault.path): fault.message for fault in caught.value.faults}
+    lines = [line or 0 for line, _ in told]
+    assert lines == sorted(lines)
+    expected = {
+        (3, "sweep.method"): "did you mean 'grid'",
+        (4, "sweep.parms"): "did you mean 'params'",
+        (6, "sweep.params.optimizer.lr.1"): "expected a number",
+        (6, "sweep.params.optimizer.lr.2"): "listed twice",
+        (7, "sweep.params.optimizer.learning.0"): "unknown key 'learning'",
+        (8, "sweep.params.seed"): "'seeds: [0, 1, 2]'",
+        (9, "sweep.params.model.1"): "did you mean 'LeNet'",
+        (10, "sweep.params.train.epochs.high"): "more than low (5), got 2",
+        (11, "sweep.params.loader.batch_size.low"): "at least 1, got 0",
+        (12, "sweep.params.transforms.train.9.padding.0"): "is a list with items 0 to 2",
+        (13, "sweep.seeds.1"): "listed twice",
+        (14, "sweep.prune.name"): "did you mean 'MedianPruner'",
+        (15, "sweep.storage"): "postgresql://",
+    }
+    assert set(told) == set(expected)
+    for place, words in expected.items():
+        assert words in told[place], place
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("\n  method: grid\n", "nothing is varied"),
+        ("\n  method: random\n  params: {optimizer.lr: [1]}\n", "must know how many"),
+        ("\n  method: grid\n  trials: 3\n  params: {optimizer.lr: [1]}\n", "every combination"),
+        ("\n  method: grid\n  params: {optimizer.lr: {low: 1, high: 2}}\n", "no end of numbers"),
+        ("\n  method: tpe\n  trials: 2\n  seeds: [0]\n", "'params' is missing"),
+        (
+            "\n  method: random\n  trials: 2\n  params: {seed: [1]}\n  prune: MedianPruner\n",
+            "only method: tpe",
+        ),
+        (
+            "\n  method: tpe\n  trials: 2\n"
+            "  params: {optimizer.lr: {low: 0, high: 1, log: true}}\n",
+            "more than 0, got 0",
+        ),
+        (
+            "\n  method: grid\n  params: {train.monitor: [val/loss]}\n",
+            "must be the same for all",
+        ),
+        (
+            "\n  method: grid\n  params:\n    optimizer: [{name: SGD, lr: 1.0}, {name: AdamW}]\n"
+            "    optimizer.momentum: [0.5]\n",
+            "(with optimizer={name: AdamW} optimizer.momentum=0.5)",
+        ),
+        ("\n  method: grid\n  params: {metrics: [[macro_f1]]}\n", "'val/accuracy' is not measured"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(write, text, words):
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(write(text))
+    assert any(words in fault.message for fault in caught.value.faults), str(caught.value)
+
+
+def test_a_fault_is_told_before_torch_is_imported_and_nothing_is_written(write, tmp_path):
+    path = write("\n  method: grid\n  params: {optimizer.lrr: [1]}\n")
+    code = (
+        "import sys; from trainer.sweep import main\n"
+        f"code = main(['--config', {str(path)!r}, '--runs', {str(tmp_path / 'runs')!r}])\n"
+        "assert 'torch' not in sys.modules and 'optuna' not in sys.modules\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert f"{path}:4:28: sweep.params.optimizer.lrr.0: unknown key 'lrr'" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_base_with_faults_or_none_at_all_is_told(write, tmp_path, config_file):
+    config_file.write_text(SMALL.format(root="x").replace("epochs: 2", "epochs: 0"))
+    with pytest.raises(ConfigError, match="small.yaml:15:17: train.epochs"):
+        load_sweep(write(TWELVE))
+    with pytest.raises(ConfigError, match="absent.yaml does not exist"):
+        load_sweep(write(TWELVE, base="absent.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/sweeps").glob("*.yaml")), ids=str)
+def test_every_shipped_sweep_is_without_fault(path, capsys):
+    assert sweep_command.main(["--config", str(path), "--dry-run"]) == 0
+    assert f"python -m trainer.sweep --config {path}" in path.read_text()
+    assert "no trial was begun" in capsys.readouterr().out
+
+
+# Which settings are tried
+
+
+def test_a_grid_is_every_combination_the_last_key_fastest():
+    sweep = Sweep(method="grid", params={"a": [1, 2], "b": ["x", "y", "z"], "c": [True]})
+    expected = [{"a": a, "b": b, "c": c} for a, b, c in product([1, 2], "xyz", [True])]
+    assert space.points(sweep) == expected and space.count(sweep) == 6
+
+
+def test_random_settings_depend_on_seed_number_and_key_alone():
+    params: dict[str, Any] = {"a": Range(low=0.0, high=1.0), "b": [1, 2, 3]}
+    first = space.points(Sweep(method="random", params=params, trials=5, seed=1))
+    longer = {**params, "c": Range(low=1, high=9)}
+    more = space.points(Sweep(method="random", params=longer, trials=9, seed=1))
+    other = space.points(Sweep(method="random", params=params, trials=5, seed=2))
+    assert [{"a": s["a"], "b": s["b"]} for s in more[:5]] == first != other
+
+
+def test_random_settings_are_evenly_spread_over_their_range():
+    ranges = {
+        "float": (Range(low=-1.0, high=3.0), lambda v: (v + 1) / 4),
+        "log": (Range(low=1e-4, high=1.0, log=True), lambda v: (4 + math.log10(v)) / 4),
+    }
+    params: dict[str, Any] = {key: found for key, (found, _) in ranges.items()}
+    drawn = space.points(Sweep(method="random", trials=2000, params=params))
+    for key, (_, share) in ranges.items():
+        shares = sorted(share(settings[key]) for settings in drawn)
+        # Kolmogorov-Smirnov: 1.63 / sqrt(n) is exceeded once in a hundred times.
+        largest = max(abs(s - (i + 0.5) / len(shares)) for i, s in enumerate(shares))
+        assert largest < 1.63 / len(shares) ** 0.5
+    whole = Sweep(
+        method="random",
+        trials=3000,
+        params={
+            "int": Range(low=2, high=4),
+            "step": Range(low=0.0, high=0.3, step=0.1),
+            "choice": ["a", "b"],
+            "octave": Range(low=1, high=64, log=True),
+        },
+    )
+    settings = space.points(whole)
+    counts = Counter(s["int"] for s in settings)
+    assert sorted(counts) == [2, 3, 4] and min(counts.values()) > 900
+    assert sorted({round(s["step"], 9) for s in settings}) == [0.0, 0.1, 0.2, 0.3]
+    assert set(Counter(s["choice"] for s in settings)) == {"a", "b"}
+    octaves = [s["octave"] for s in settings]
+    assert min(octaves) == 1 and max(octaves) == 64 and all(type(v) is int for v in octaves)
+
+
+def test_settings_become_overrides_that_mean_the_same(write):
+    choices = (
+        "[{name: SGD, lr: 1e-3, nesterov: false, momentum: 0.5}, {name: AdamW, betas: [0.8, 0.9]}]"
+    )
+    plan = load_sweep(write(f"\n  method: grid\n  params: {{optimizer: {choices}}}\n"))
+    from trainer.config import load_config
+
+    for settings in space.points(plan.sweep):
+        config = load_config(plan.base, plan.arguments(settings, 3, None))
+        optimizer = config.optimizer.model_dump()
+        assert optimizer == settings["optimizer"] and config.seed == 3
+
+
+# How it runs
+
+
+def test_mean_deviation_and_spread_over_seeds_are_those_of_the_statistics_module(swept):
+    folder, code = swept(
+        "\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n  seeds: [0, 1, 7]\n"
+    )
+    assert code == 0
+    for trial, lr in zip(found(folder)["trials"], (0.5, 0.25), strict=True):
+        values = [1 - lr + 0.001 * seed for seed in (0, 1, 7)]
+        assert [run["seed"] for run in trial["runs"]] == [0, 1, 7]
+        assert trial["mean"] == pytest.approx(statistics.fmean(values), abs=1e-12)
+        assert trial["std"] == pytest.approx(statistics.stdev(values), abs=1e-12)
+        assert (trial["min"], trial["max"]) == (min(values), max(values))
+        assert trial["test"]["accuracy"] == pytest.approx(statistics.fmean(values) / 2)
+    assert found(folder)["best"] == 1
+
+
+def test_the_best_is_chosen_by_validation_and_the_direction_of_its_metric(write):
+    def row(number, values, loss=1.0, test=0.0):
+        return results.Row(number, {}, "done", [], values, loss, {"accuracy": test}, 0, 1, "")
+
+    plan = load_sweep(write(TWELVE))
+    rows = [row(0, [0.8, 0.6], test=1.0), row(1, [0.9, 0.7]), row(2, [0.8, 0.8], loss=0.5)]
+    assert [r.number for r in results.ranked(plan, rows)] == [2, 1, 0]
+    by_loss = load_sweep(write(TWELVE), ["train.monitor=val/loss"])
+    assert [r.number for r in results.ranked(by_loss, rows)] == [0, 2, 1]
+
+
+def test_a_trial_that_fails_ends_neither_the_sweep_nor_counts_as_the_best(swept, capsys):
+    fails = {"t001-seed0": 4, "t004-seed0": 7}
+    folder, code = swept(TWELVE, fails=lambda member: fails.get(member.name, 0))
+    assert code == 0
+    states = [trial["status"] for trial in found(folder)["trials"]]
+    assert Counter(states) == {"done": 10, "failed": 2}
+    assert states[1] == states[4] == "failed"
+    assert "exit code 4: boom: it does not work" in found(folder)["trials"][1]["reason"]
+    assert "t001-seed0 failed" in capsys.readouterr().out
+    swept(TWELVE)  # what failed is not tried again by itself,
+    assert Counter(t["status"] for t in found(folder)["trials"])["failed"] == 2
+    swept(TWELVE, "--retry")  # but when it is asked for
+    assert Counter(t["status"] for t in found(folder)["trials"]) == {"done": 12}
+    assert set(ends(folder).values()) == {1} and len(ends(folder)) == 12
+
+
+def test_where_every_trial_fails_the_code_says_so(swept, capsys):
+    _, code = swept(TWELVE, fails=lambda member: 3)
+    assert code == 5
+    assert "every trial failed; t000: exit code 3: boom" in capsys.readouterr().err
+
+
+def test_a_run_that_is_killed_each_time_is_given_up(swept, monkeypatch):
+    monkeypatch.setattr(work, "train_command", None)
+    kill = "import os; os.kill(os.getpid(), 9)"
+    killed = [sys.executable, "-S", "-c", kill]
+    text = "\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n"
+    normal = stub_command(0.0)
+    starts = []
+
+    def command(plan, folder, member):
+        starts.append(member.name)
+        return killed if member.trial.number == 0 else normal(plan, folder, member)
+
+    monkeypatch.setattr(sys.modules[__name__], "stub_command", lambda *_: command)
+    folder, code = swept(text)
+    assert code == 0 and Counter(starts) == {"t000-seed0": 3, "t001-seed0": 1}
+    assert found(folder)["trials"][0]["reason"] == "killed by signal 9, 3 times"
+
+
+def test_runs_that_ended_are_never_made_again_and_more_seeds_add_to_them(swept):
+    text = "\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n  seeds: [0]\n"
+    folder, _ = swept(text)
+    swept(text)
+    assert ends(folder) == {"t000-seed0": 1, "t001-seed0": 1}
+    swept(text.replace("[0]", "[0, 1]"))
+    assert len(ends(folder)) == 4 and set(ends(folder).values()) == {1}
+    assert [len(trial["runs"]) for trial in found(folder)["trials"]] == [2, 2]
+
+
+def test_another_sweep_does_not_go_on_in_the_folder(swept, capsys):
+    folder, _ = swept(TWELVE)
+    before = (folder / "plan.json").read_text()
+    _, code = swept(TWELVE.replace("0.4", "0.5"))
+    told = capsys.readouterr().err
+    assert code == 2 and "sweep.params: is " in told and "began with" in told
+    _, code = swept(TWELVE, "train.epochs=9")
+    told = capsys.readouterr().err
+    assert code == 2 and "train.epochs: is 9" in told
+    assert (folder / "plan.json").read_text() == before
+    assert swept(TWELVE, "log.images=2")[1] == 0
+
+
+def test_a_stop_leaves_in_order_and_the_same_command_goes_on(swept, monkeypatch, capsys):
+    tell, ended = sweep_command.tell, []
+
+    def tell_and_stop(trial, work):
+        tell(trial, work)
+        ended.append(trial)
+        if len(ended) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_command, "tell", tell_and_stop)
+        folder, code = swept(TWELVE, "--jobs", "2", seconds=0.6)
+    told = capsys.readouterr().err
+    assert code == 75 and "to go on:\n  python -m trainer.sweep --config" in told
+    assert 0 < len(list(folder.glob("*/end.json"))) < 12
+    assert Counter(t["status"] for t in found(folder)["trials"])["begun"] in (1, 2)
+    for path in folder.glob("*/claim.lock"):  # nobody is left
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _, code = swept(TWELVE)
+    assert code == 0 and set(ends(folder).values()) == {1} and len(ends(folder)) == 12
+
+
+def begin(file, runs, seconds, *more):
+    """A sweep in a process of its own, with the stand-in for its runs."""
+    command = [sys.executable, "-c", DRIVER, str(seconds)]
+    arguments = ["--config", str(file), "--runs", str(runs), *more]
+    return subprocess.Popen(
+        [*command, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def children_of(pid):
+    """The processes that ``pid`` started."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def wait_for(condition, seconds=60.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it took too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for children")
+@pytest.mark.parametrize("children_too", [False, True])
+def test_of_twelve_trials_killed_twice_all_end_and_none_twice(write, tmp_path, children_too):
+    file, runs = write(TWELVE), tmp_path / "runs"
+    folder = runs / "trial"
+
+    def is_under_way():
+        metrics = folder.glob("*/*/metrics.jsonl")
+        return any(path.read_text().count("\n") == 1 for path in metrics)  # of 3 epochs
+
+    for ended in (3, 7):
+        process = begin(file, runs, 0.9, "--jobs", "2")
+        wait_for(lambda ended=ended: len(list(folder.glob("*/end.json"))) >= ended)
+        wait_for(is_under_way)
+        victims = [process.pid, *(children_of(process.pid) if children_too else [])]
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        process.communicate()
+        assert len(list(folder.glob("*/end.json"))) < 12
+    last = begin(file, runs, 0.05, "--jobs", "2")
+    told, _ = last.communicate(timeout=60)
+    assert last.returncode == 0, told
+    assert Counter(trial["status"] for trial in found(folder)["trials"]) == {"done": 12}
+    assert len(ends(folder)) == 12 and set(ends(folder).values()) == {1}
+    # What was interrupted went on in its own run: there is one folder a trial, but for those
+    # that were killed before they had begun one.
+    assert all(len(list(path.glob("2026*"))) == 1 for path in folder.glob("t0*"))
+    starts = [path.read_text().split() for path in folder.glob("*/*/starts.txt")]
+    assert max(map(len, starts)) >= 2
+
+
+def test_a_run_whose_sweep_was_killed_is_not_taken_while_its_process_lives(
+    write, tmp_path, monkeypatch
+):
+    plan = load_sweep(write("\n  method: grid\n  seeds: [0]\n"))
+    folder, identity = folders.open_folder(plan, tmp_path / "runs")
+    member = folders.members_of(plan, trials_of(plan, folder, identity).known()[0])[0]
+    taken = folders.claim(folder / member.name)
+    assert taken is not None
+    child = subprocess.Popen(["sleep", "60"], pass_fds=(taken.fileno(),))
+    taken.close()  # as when this process dies
+    try:
+        assert folders.claim(folder / member.name) is None
+    finally:
+        child.kill()
+        child.wait()
+    again = folders.claim(folder / member.name)
+    assert again is not None
+    again.close()
+
+
+def test_two_workers_share_a_grid_and_make_no_run_twice(write, tmp_path):
+    file, runs = write(TWELVE), tmp_path / "runs"
+    two = [begin(file, runs, 0.3) for _ in range(2)]
+    told = [worker.communicate(timeout=90)[0] for worker in two]
+    assert [worker.returncode for worker in two] == [0, 0], told
+    folder = runs / "trial"
+    assert len(ends(folder)) == 12 and set(ends(folder).values()) == {1}
+    assert all("12 done" in text for text in told)
+
+
+def test_a_run_that_ended_unseen_is_only_written_down(swept, write, tmp_path):
+    text = "\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n"
+    folder, _ = swept(text)
+    (folder / "t001-seed0" / "end.json").unlink()  # as if killed right before
+    folder, code = swept(text)
+    assert code == 0 and ends(folder) == {"t000-seed0": 1, "t001-seed0": 1}
+    assert Counter(trial["status"] for trial in found(folder)["trials"]) == {"done": 2}
+
+
+# Studies
+
+
+def numbers_of(folder):
+    return [trial["settings"] for trial in found(folder)["trials"]]
+
+
+def test_a_search_is_the_same_again_and_whatever_is_killed(swept, monkeypatch):
+    folder, code = swept(SEARCH.format(trials=12))
+    again, _ = swept(SEARCH.format(trials=12), name="again.yaml")
+    assert code == 0 and numbers_of(folder) == numbers_of(again) and len(numbers_of(folder)) == 12
+    part, _ = swept(SEARCH.format(trials=5), name="part.yaml")
+    swept(SEARCH.format(trials=12), name="part.yaml")  # in two goes, with a sampler each
+    assert numbers_of(part) == numbers_of(folder)
+    assert set(ends(part).values()) == {1} and len(ends(part)) == 12
+
+
+def test_a_search_learns_from_what_it_saw(swept):
+    folder, _ = swept(SEARCH.format(trials=40))  # the stand-in is best at the lowest lr
+    rates = [settings["optimizer.lr"] for settings in numbers_of(folder)]
+    assert statistics.median(rates[25:]) < 0.3 * statistics.median(rates[:10])
+
+
+def test_two_workers_share_one_study(write, tmp_path):
+    file, runs = write(SEARCH.format(trials=12)), tmp_path / "runs"
+    two = [begin(file, runs, 0.3) for _ in range(2)]
+    told = [worker.communicate(timeout=90)[0] for worker in two]
+    assert [worker.returncode for worker in two] == [0, 0], told
+    folder = runs / "trial"
+    assert len(ends(folder)) == 12 and set(ends(folder).values()) == {1}
+    made = [text.count("best t") for text in told]  # a line a trial that it made
+    assert sum(made) >= 12 and min(made) >= 2, told
+    rates = [settings["optimizer.lr"] for settings in numbers_of(folder)]
+    assert len(set(rates)) == 12  # none drew what the other drew
+
+
+def test_a_search_that_was_killed_goes_on_with_the_runs_it_had(write, tmp_path):
+    file, runs = write(SEARCH.format(trials=6)), tmp_path / "runs"
+    folder = runs / "trial"
+    process = begin(file, runs, 0.6)
+    wait_for(lambda: len(list(folder.glob("*/*/starts.txt"))) >= 3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    last = begin(file, runs, 0.05)
+    told, _ = last.communicate(timeout=60)
+    assert last.returncode == 0, told
+    assert len(ends(folder)) == 6 and set(ends(folder).values()) == {1}
+    assert all(len(list(path.glob("2026*"))) == 1 for path in folder.glob("t0*"))
+
+
+def test_trials_that_promise_little_are_stopped_by_their_first_seed(swept):
+    text = """
+  method: tpe
+  params: {optimizer.lr: {low: 0.0, high: 1.0}}
+  trials: 8
+  seeds: [0, 1]
+  prune: {name: MedianPruner, n_startup_trials: 2}
+"""
+    folder, code = swept(text, seconds=0.8, epochs=8)
+    assert code == 0
+    trials = found(folder)["trials"]
+    states = Counter(trial["status"] for trial in trials)
+    assert states["pruned"] >= 1 and states["done"] >= 2 and sum(states.values()) == 8
+    for trial in trials:
+        pruned = trial["status"] == "pruned"
+        assert len(trial["runs"]) == (1 if pruned else 2)
+        assert pruned == (trial["runs"][0]["epochs"] < 8)
+    assert trials[found(folder)["best"]]["status"] == "done"
+
+
+@pytest.fixture
+def two_folders(write, tmp_path, monkeypatch):
+    """Two machines, each with a folder of its own, and one study."""
+    monkeypatch.setattr(study, "ALIVE_EVERY", 0.0)
+
+    def opened(trials=3, method="tpe"):
+        text = SEARCH.format(trials=trials)
+        if method == "grid":
+            text = "\n  method: grid\n  params: {optimizer.lr: [0.4, 0.3, 0.2]}\n"
+        file = write(f"{text}  storage: {tmp_path / 'shared.journal'}\n")
+        plan = load_sweep(file)
+        machines = [folders.open_folder(plan, tmp_path / name) for name in ("one", "two")]
+        return [study.Study(plan, *machine) for machine in machines]
+
+    return opened
+
+
+@pytest.mark.parametrize("method", ["tpe", "grid"])
+def test_machines_with_folders_of_their_own_share_a_study(two_folders, method):
+    one, two = two_folders(method=method)
+    asked = [one.ask(), two.ask(), one.ask(), two.ask()]
+    assert [trial and trial.number for trial in asked] == [0, 1, 2, None]
+    assert [trial.number for trial in one.known()] == [0, 2]
+    assert [trial.number for trial in two.known()] == [1]
+    assert one.others() == 1 and two.others() == 2
+    end = {"status": "done", "value": 0.5, "best": {}, "test": {}, "epochs": 1, "seconds": 1.0}
+    end |= {"seed": 0, "fold": None, "reason": "", "run": "x", "epoch": 1}
+    two.tell(asked[1], [end], 0.5)
+    assert one.others() == 0
+    assert [elsewhere for _, elsewhere in one.everything()] == [None, [end], None]
+
+
+def test_the_trial_of_a_machine_that_is_gone_is_made_by_another(two_folders, monkeypatch):
+    one, two = two_folders()
+    lost = one.ask()
+    assert two.others() == 1 and two.ask().number == 1
+    one.alive([lost])  # a sign of life: it is waited for
+    monkeypatch.setattr(study, "LOST_AFTER", -1.0)
+    assert two.others() == 1  # the sign has changed
+    assert two.others() == 0  # and now no more
+    taken = two.ask()
+    assert (taken.number, taken.settings) == (lost.number, lost.settings)
+    assert one.known() == []  # should it come back
+    one.tell(lost, [], 0.5)  # nothing: it is too late
+    assert [trial.number for trial in two.known()] == [0, 1]
+
+
+def test_of_two_trials_of_one_number_the_first_counts(two_folders, monkeypatch):
+    one, two = two_folders(trials=1)
+    real, stale = (
+        two.counted,
+        [dict[int, Any]()],
+    )  # it asks in the same moment, and does not see the other's yet
+    monkeypatch.setattr(two, "counted", lambda: stale.pop() if stale else real())
+    assert one.ask().number == 0
+    assert two.ask() is None and two.known() == [] and len(one.known()) == 1
+
+
+def test_a_process_killed_while_it_asked_leaves_a_trial_that_the_next_completes(
+    two_folders, monkeypatch
+):
+    one, _ = two_folders()
+    whole = study.Study(one.plan, one.folder, one.identity)
+    with monkeypatch.context() as patch:
+        patch.setattr(one, "_settle", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            one.ask()
+    assert whole.known() == []
+    asked = [whole.ask(), whole.ask()]
+    assert [trial and trial.number for trial in asked] == [0, 1]
+
+
+def test_another_sweep_does_not_join_a_study(two_folders, tmp_path, write):
+    from trainer.errors import RunError
+
+    one, _ = two_folders()
+    other = write(f"{SEARCH.format(trials=3)}  seed: 5\n  storage: {tmp_path / 'shared.journal'}\n")
+    with pytest.raises(RunError, match="another sweep"):
+        study.Study(load_sweep(other), one.folder, "x")
+
+
+def test_what_an_extra_is_missing_for_is_told(write, monkeypatch, capsys, tmp_path):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    file = write(SEARCH.format(trials=3))
+    assert sweep_command.main(["--config", str(file), "--runs", str(tmp_path / "runs")]) == 2
+    assert 'optuna, an extra: python -m pip install -e ".[sweep]"' in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_database_that_is_not_there_is_told_without_its_password(write, tmp_path, capsys):
+    pytest.importorskip("psycopg2")
+    address = "postgresql://me:secret@127.0.0.1:1/none"
+    file = write(f"{SEARCH.format(trials=3)}  storage: {address}\n")
+    assert sweep_command.main(["--config", str(file), "--runs", str(tmp_path / "runs")]) == 5
+    told = capsys.readouterr().err
+    assert "sweep.storage postgresql://127.0.0.1:1/none" in told and "secret" not in told
+    assert "secret" not in (tmp_path / "runs" / "trial" / "plan.json").read_text()
+
+
+# What it leaves
+
+
+class _Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.open: list[str] = []
+        self.outside: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        if tag not in ("meta", "link", "path", "circle", "img"):
+            self.open.append(tag)
+        self.outside += [v for k, v in attrs if k in ("src", "href") and not v.startswith("data:")]
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags[tag] += 1
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            assert self.open.pop() == tag
+        else:
+            assert tag in ("path", "circle")
+
+
+def test_the_page_is_whole_and_asks_for_nothing_from_elsewhere(swept):
+    text = """
+  method: random
+  params:
+    optimizer.lr: {low: 0.01, high: 0.9, log: true}
+    optimizer: [{name: SGD, lr: 0.1}, {name: AdamW}]
+  trials: 6
+  seeds: [0, 1]
+"""
+    fails = {"t002-seed1": 4}
+    folder, _ = swept(text, fails=lambda member: fails.get(member.name, 0))
+    content = (folder / "sweep.html").read_text()
+    page = _Page(content)
+    assert page.open == [] and page.outside == [] and page.tags["script"] == 0
+    assert page.tags["svg"] == 4  # two params, the order, all at once
+    assert page.tags["polyline"] == 1 + 5
+    assert content.count("<circle") == 2 * 11 + 6
+    assert "boom: it does not work" in content and "AdamW" in content
+
+
+def test_the_csv_has_a_line_a_run(swept):
+    folder, _ = swept("\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n  seeds: [0, 1]\n")
+    with (folder / "sweep.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(r["trial"], r["optimizer.lr"], r["seed"], r["status"]) for r in lines] == [
+        *(("0", "0.5", seed, "done") for seed in "01"),
+        *(("1", "0.25", seed, "done") for seed in "01"),
+    ]
+    assert [float(r["val/accuracy"]) for r in lines] == [0.5, 0.501, 0.75, 0.751]
+    assert [float(r["test/accuracy"]) for r in lines] == [0.25, 0.2505, 0.375, 0.3755]
+
+
+def test_tensorboard_reads_one_table_of_all_trials(swept):
+    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins import base_plugin
+    from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+    text = (
+        "\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25], model: [LeNet]}\n  seeds: [0, 1]\n"
+    )
+    folder, _ = swept(text)
+    runs = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(folder))
+    runs.Reload()
+    provider = data_provider.MultiplexerDataProvider(runs, str(folder))
+    read = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+    request = api_pb2.ListSessionGroupsRequest(
+        slice_size=100, allowed_statuses=[api_pb2.STATUS_SUCCESS]
+    )
+    for kind in ("mean", "std"):
+        name = api_pb2.MetricName(tag=f"val/accuracy ({kind})")
+        request.col_params.add(metric=name)
+    handler = list_session_groups.Handler(RequestContext(), read, "", request)
+    groups = {group.name: group for group in handler.run().session_groups}
+    assert sorted(groups) == ["t000", "t001"]
+    for name, lr in (("t000", 0.5), ("t001", 0.25)):
+        assert groups[name].hparams["optimizer.lr"].number_value == lr
+        assert groups[name].hparams["model"].string_value == "LeNet"
+        values = {v.name.tag: v.value for v in groups[name].metric_values}
+        assert values["val/accuracy (mean)"] == pytest.approx(1 - lr + 0.0005, abs=1e-6)
+        assert values["val/accuracy (std)"] == pytest.approx(0.001 / 2**0.5, abs=1e-6)
+
+
+def test_a_dry_run_lists_the_trials_and_writes_nothing(swept, tmp_path, capsys):
+    _, code = swept(TWELVE, "--dry-run", "sweep.seeds=[0, 5]")
+    told = capsys.readouterr().out
+    assert code == 0 and "12 trials of 2 runs" in told and "seed=5" in told
+    assert "t011    optimizer.lr=0.1 optimizer.momentum=0.9" in told
+    assert not (tmp_path / "runs").exists()
+
+
+# With real runs
+
+
+def test_a_trial_is_the_run_that_its_settings_make_by_hand(write, tmp_path, train):
+    file = write("\n  method: grid\n  params: {optimizer.lr: [0.02]}\n  seeds: [3]\n")
+    arguments = ["--config", str(file), "--runs", str(tmp_path / "swept")]
+    assert sweep_command.main(arguments) == 0
+    (run,) = (tmp_path / "swept" / "trial").glob("t000-seed3/2*")
+    by_hand = train("optimizer.lr=0.02", "seed=3")
+    assert (run / "metrics.jsonl").read_bytes() == (by_hand / "metrics.jsonl").read_bytes()
+    made = json.loads((run / "result.json").read_text())
+    expected = json.loads((by_hand / "result.json").read_text())
+    assert made["best"] == expected["best"] and made["test"] == expected["test"]
+    (trial,) = found(tmp_path / "swept" / "trial")["trials"]
+    assert trial["mean"] == expected["best"]["val/accuracy"]
+    assert trial["test"]["accuracy"] == expected["test"]["accuracy"]
+
+
+@pytest.mark.slow
+def test_twelve_real_trials_killed_twice_end_with_twelve_results(write, tmp_path):
+    text = TWELVE.replace("0.4, 0.3, 0.2, 0.1", "0.05, 0.02, 0.01, 0.005")
+    file, runs = write(text), tmp_path / "runs"
+    command = [sys.executable, "-m", "trainer.sweep", "--config", str(file), "--runs", str(runs)]
+    command += ["--jobs", "2", "train.epochs=60"]
+    for ended in (2, 6):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        enough = lambda ended=ended: len(list(runs.glob("*/*/end.json"))) >= ended  # noqa: E731
+        wait_for(enough, 300)
+        for victim in [process.pid, *children_of(process.pid)]:
+            os.kill(victim, signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    folder = runs / "trial"
+    assert Counter(trial["status"] for trial in found(folder)["trials"]) == {"done": 12}
+    finished = [path.read_text().count("\ntest ") for path in sorted(folder.glob("t0*/log.txt"))]
+    assert finished == [1] * 12

@@ -1,0 +1,222 @@
+"""Run many trials of one experiment: a grid, random draws, or a search; with several seeds, folds.
+
+    python -m trainer.sweep --config configs/sweeps/lenet_rmb_lr.yaml
+    python -m trainer.sweep --config configs/sweeps/lenet_rmb_lr.yaml --dry-run
+    python -m trainer.sweep --config configs/sweeps/lenet_rmb_lr.yaml --jobs 2 dataset.root=photos
+
+The same command again goes on with what is not done yet; in a second terminal, it shares the work.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.stop import StopRequest
+    from trainer.sweeping.folder import Trial
+    from trainer.sweeping.reading import Plan
+    from trainer.sweeping.trials import Trials
+
+EXIT_CODES = """exit codes: 0 done (single trials may have failed), 2 config, 5 disk or storage, or
+every trial failed, 75 stopped and resumable, 70 a fault of the trainer itself"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run it, and return the exit code."""
+    from trainer.errors import exit_code_of
+    from trainer.stop import StopRequest
+
+    argv = sys.argv[1:] if argv is None else argv
+    with StopRequest() as stop:
+        return exit_code_of(lambda: command(argv, stop))
+
+
+def command(argv: Sequence[str], stop: "StopRequest") -> None:
+    """Parse the command line and run it."""
+    from trainer.errors import Stopped
+
+    try:
+        run(parse(argv), stop)
+    except Stopped as stopped:
+        from trainer.run import without_password
+
+        again = shlex.join(["python", "-m", "trainer.sweep", *map(without_password, argv)])
+        stopped.add_note(f"what ended is kept, the rest is saved; to go on:\n  {again}")
+        raise
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.sweep",
+        description="Run the trials that a sweep's YAML describes, or go on with them.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--config", metavar="FILE", required=True, help="the sweep's YAML file")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="of the sweep (sweep.trials=20) or of the experiment (train.epochs=5)",
+    )
+    parser.add_argument("--runs", metavar="DIR", default="runs", help="root of runs (default runs)")
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="runs at once (default 1)")
+    parser.add_argument("--retry", action="store_true", help="make runs that failed once more")
+    parser.add_argument("--dry-run", action="store_true", help="check all, list the trials, stop")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.jobs < 1:
+        parser.error(f"--jobs {arguments.jobs}: expected 1 or more")
+    return arguments
+
+
+def run(arguments: argparse.Namespace, stop: "StopRequest") -> None:
+    """Do what the command line asks for."""
+    from trainer.sweeping.reading import load_sweep
+
+    plan = load_sweep(arguments.config, arguments.overrides)
+    require_extras(plan)
+    for message in plan.config.messages:
+        print(message, file=sys.stderr)
+    if arguments.dry_run:
+        dry_run(plan, Path(arguments.runs))
+        return
+
+    from trainer.console import say
+    from trainer.errors import RunError
+    from trainer.sweeping.folder import open_folder
+    from trainer.sweeping.report import show_all, write_all
+    from trainer.sweeping.results import ranked, rows_of
+    from trainer.sweeping.trials import trials_of
+    from trainer.sweeping.work import Work
+
+    folder, identity = open_folder(plan, Path(arguments.runs))
+    trials = trials_of(plan, folder, identity)
+    if arguments.retry:
+        forget_failures(plan, folder, trials)
+    introduce(plan, folder, trials)
+    work = Work(plan, folder, trials, arguments.jobs, say, lambda trial: tell(trial, work))
+    stop.training_begins(None)
+    try:
+        work.run(stop)
+    finally:
+        rows = rows_of(plan, folder, trials)
+        write_all(plan, folder, rows)
+    for line in show_all(plan, folder, rows):
+        say(line)
+    failed = [row for row in rows if row.status == "failed"]
+    if failed and not ranked(plan, rows):
+        raise RunError(f"every trial failed; t{failed[0].number:03d}: {failed[0].reason}")
+
+
+def require_extras(plan: "Plan") -> None:
+    """Raise UsageError where the sweep needs what is not installed."""
+    from importlib.util import find_spec
+
+    from trainer.errors import UsageError
+
+    needed = ["optuna"] if plan.sweep.method == "tpe" or plan.sweep.storage else []
+    if (plan.sweep.storage or "").startswith("postgresql://"):
+        needed += ["sqlalchemy", "psycopg2"]
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise UsageError(
+            f"method: tpe and storage need {', '.join(missing)}, an extra: "
+            'python -m pip install -e ".[sweep]"'
+        )
+
+
+def dry_run(plan: "Plan", runs: Path) -> None:
+    """List what would be run; everything was checked already."""
+    from trainer.console import say
+    from trainer.insight.columns import visible
+    from trainer.sweeping.space import count, overrides, points
+
+    many, each = count(plan.sweep), len(plan.members)
+    say(f"sweep   {plan.file.name}: {plan.sweep.method}, {told_number(many, each)}")
+    say(f"folder  {visible(str(runs / plan.file.name))}")
+    say(f"best    by {plan.monitor}, {'more' if plan.sign > 0 else 'less'} is better")
+    if plan.sweep.method == "tpe":
+        for key, space in plan.sweep.params.items():
+            shown = space if isinstance(space, list) else space.model_dump(exclude_defaults=True)
+            say(f"        {key}: {visible(str(shown))}")
+    else:
+        for number, settings in enumerate(points(plan.sweep)):
+            say(f"t{number:03d}    {visible(' '.join(overrides(settings)))}".rstrip())
+    for seed, fold in plan.members:
+        say(f"each    seed={seed}" + ("" if fold is None else f" split.fold={fold}"))
+    say("dry run: no trial was begun")
+
+
+def told_number(trials: int, each: int) -> str:
+    """ "12 trials of 2 runs"."""
+    return f"{trials} trial{'s' * (trials != 1)}" + (f" of {each} runs" if each > 1 else "")
+
+
+def introduce(plan: "Plan", folder: Path, trials: "Trials") -> None:
+    """Say what is to be done, and what is done already."""
+    from trainer.console import say
+    from trainer.sweeping.results import rows_of
+    from trainer.sweeping.space import count
+
+    over = [r for r in rows_of(plan, folder, trials) if r.status not in ("begun", "waiting")]
+    before = f", {len(over)} of them over" if over else ""
+    what = told_number(count(plan.sweep), len(plan.members))
+    say(f"sweep   {plan.file.name}: {plan.sweep.method}, {what}{before}")
+    say(f"folder  {folder}, to look: tensorboard --logdir {shlex.quote(str(folder))}")
+
+
+def tell(trial: "Trial", work: object) -> None:
+    """Print a trial that has ended, and bring what is written up to date."""
+    from trainer.console import say
+    from trainer.insight.columns import visible
+    from trainer.sweeping.report import write_all
+    from trainer.sweeping.results import ranked, rows_of
+    from trainer.sweeping.space import count, told
+    from trainer.sweeping.work import Work
+
+    assert isinstance(work, Work)
+    plan = work.plan
+    rows = rows_of(plan, work.folder, work.trials)
+    began = time.monotonic()
+    if began - work.written > 10 * work.writing:  # thousands of rows take a while
+        write_all(plan, work.folder, rows)
+        work.written = time.monotonic()
+        work.writing = work.written - began
+    row = next(row for row in rows if row.number == trial.number)
+    settings = " ".join(f"{key}={visible(told(value))}" for key, value in row.settings.items())
+    what = f"{plan.monitor} {row.shown}" if row.values else row.reason
+    state = "" if row.status == "done" else f" ({row.status})"
+    best = ranked(plan, rows)[:1]
+    so_far = f"; best t{best[0].number:03d} {best[0].shown}" if best else ""
+    over = sum(row.status not in ("begun", "waiting") for row in rows)
+    many = count(plan.sweep)
+    left = work.time_left((many - over) * len(plan.members))
+    about = f", about {left}" if left and many > over else ""
+    say(f"t{row.number:03d}    {settings}  {what}{state}{so_far}; {many - over} left{about}")
+
+
+def forget_failures(plan: "Plan", folder: Path, trials: "Trials") -> None:
+    """Let runs that failed be made again, from their last checkpoint where they have one."""
+    from trainer.errors import UsageError
+    from trainer.sweeping.folder import claim, ended, members_of
+
+    if plan.sweep.method == "tpe" or plan.sweep.storage is not None:
+        raise UsageError(
+            "--retry: a study has judged its trials already; it is for grid and random"
+        )
+    for trial in trials.known():
+        for member in members_of(plan, trial):
+            place = folder / member.name
+            end = ended(place)
+            if end is None or end["status"] != "failed":
+                continue
+            if (taken := claim(place)) is not None:
+                with taken:
+                    (place / "end.json").unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""A sweep's folder: what it began as, its runs, who works on which, and how each ended.
+
+plan.json  base.yaml  tNNN-seedS[-foldF]/{claim.lock, log.txt, end.json, RUN/}  hparams/
+sweep.json  sweep.csv  sweep.html  study.journal (with tpe)
+"""
+
+import errno
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from trainer import disk
+from trainer.errors import ConfigError, Fault, RunError
+from trainer.resume import differences, settings, shown
+from trainer.run import without_password
+from trainer.sweeping.reading import Plan
+from trainer.sweeping.space import Settings
+
+# What may be another when a sweep goes on: it leaves every weight as it is.
+MAY_CHANGE = (
+    *("log.", "checkpoint.", "dataset.root", "train.budget", "train.skip_non_finite"),
+    *("loader.workers", "loader.cache", "loader.eval_batch_size"),
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One of a sweep's settings, by its number from 0; ``key`` is its id in an Optuna study."""
+
+    number: int
+    settings: Settings
+    key: int | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a trial: with this seed, on this fold."""
+
+    trial: Trial
+    seed: int
+    fold: int | None
+
+    @property
+    def name(self) -> str:
+        """The run's name, and its folder within the sweep's."""
+        fold = "" if self.fold is None else f"-fold{self.fold}"
+        return f"t{self.trial.number:03d}-seed{self.seed}{fold}"
+
+
+def members_of(plan: Plan, trial: Trial) -> list[Member]:
+    """The runs of a trial, in the order in which they are made."""
+    return [Member(trial, seed, fold) for seed, fold in plan.members]
+
+
+def open_folder(plan: Plan, runs: Path) -> tuple[Path, str]:
+    """The sweep's folder, made where it is not there yet, and its id.
+
+    Raises ConfigError where the sweep there is another one: with other params, another base.
+    """
+    folder = runs / plan.file.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"--runs {runs}: {folder} cannot be made ({error.strerror}).") from None
+    file = plan.file.model_dump(mode="json")
+    file["sweep"]["storage"] = without_password(plan.sweep.storage or "") or None
+    asked = {"sweep": file["sweep"], "base": settings(plan.config)}
+    with locked(folder / "sweep.lock"):
+        identity = secrets.token_hex(4)
+        if (folder / "plan.json").exists():
+            began = disk.read_json(folder / "plan.json")
+            refuse_another(plan, folder, began, asked)
+            identity = str(began["id"])
+        elif any(folder.glob("*/config.yaml")):
+            raise RunError(
+                f"{folder} holds runs that are of no sweep; give the sweep another name:"
+            )
+        disk.write_file(folder / "base.yaml", plan.config.dump())
+        disk.write_json(folder / "plan.json", {"id": identity, **asked})
+    return folder, identity
+
+
+def refuse_another(plan: Plan, folder: Path, began: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raise ConfigError with what differs, other than what may: more trials, more seeds."""
+    faults = []
+    old, new = began["sweep"], asked["sweep"]
+    alone = new["storage"] is None and new["method"] != "tpe"  # else older trials are told already
+    for key in new:
+        before, now = old.get(key), new[key]
+        more = (key == "trials" and before and now and before <= now) or (
+            key == "seeds" and alone and before and now and set(before) <= set(now)
+        )
+        if before != now and not more:
+            message = f"is {shown(now)}, but the sweep in {folder} began with {shown(before)}"
+            faults.append(Fault(f"sweep.{key}", f"{message}; give this one another name"))
+    for path, before, now in differences(began["base"], asked["base"]):
+        if not path.startswith(MAY_CHANGE):
+            message = f"is {shown(now)}, but the sweep in {folder} began with {shown(before)}"
+            faults.append(Fault(path, f"{message}; give this one another name"))
+    if faults:
+        raise ConfigError(faults, str(plan.base))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock for a moment; a process that dies gives it back."""
+    with path.open("a") as file:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def claim(folder: Path) -> IO[str] | None:
+    """The right to work on the run in ``folder`` while the file is open; None if another has it.
+
+    A process that is started with the open file keeps the claim, should this one die before it.
+    """
+    folder.mkdir(exist_ok=True)
+    file = (folder / "claim.lock").open("a")
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+            return None
+        raise RunError(f"{folder} cannot be locked: {error.strerror}.") from None
+    return file
+
+
+def ended(folder: Path) -> dict[str, Any] | None:
+    """How the run in ``folder`` ended; None where it has not."""
+    path = folder / "end.json"
+    return disk.read_json(path) if path.exists() else None
+
+
+def newest_run(folder: Path) -> Path | None:
+    """The run in ``folder`` that was begun last."""
+    return max((path.parent for path in folder.glob("*/config.yaml")), default=None)
+
+
+def end_of(run: Path | None, monitor: str, status: str, reason: str = "") -> dict[str, Any]:
+    """What end.json says of a run; ``value`` is its best epoch's by validation."""
+    from trainer.insight.listing import look_at
+
+    found = None if run is None else look_at(run)
+    best = found.best if found else {}
+    return {
+        "status": status,
+        "reason": reason,
+        "run": None if run is None else os.path.join(run.parent.name, run.name),
+        "value": best.get(monitor),
+        "epoch": best.get("epoch"),
+        "epochs": found.epochs if found else None,
+        "best": {tag: value for tag, value in best.items() if tag.startswith("val/")},
+        "test": found.test if found and status == "done" else {},
+        "seconds": found.seconds if found else None,
+    }

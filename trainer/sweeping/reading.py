@@ -1,0 +1,269 @@
+"""A sweep's YAML read and checked, with the experiment that it varies: every fault at once."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.check import Finding, Judge, Schema
+from trainer.config import NAME_PATTERN, Config, load_config
+from trainer.document import COMMAND_LINE, Document, flow, read_document
+from trainer.errors import ConfigError, Fault
+from trainer.parse import Place
+from trainer.rules import published
+from trainer.sweeping.settings import Sweep, SweepFile
+from trainer.sweeping.space import Settings, overrides, points, samples
+from trainer.tables import HIGHER_IS_BETTER
+
+MAX_TRIALS = 10_000
+CHECKED = 200  # of a grid's combinations; each choice is checked whatever their number
+ANOTHERS = {  # keys that a sweep may not vary, and what is meant instead
+    "name": "names the folders of the sweep's runs",
+    "seed": "is varied by 'seeds: [0, 1, 2]', which also tells mean and spread",
+    "split.fold": "is varied by 'folds: 5', which also tells mean and spread",
+    "split.folds": "is set by 'folds: 5', which runs each fold",
+    "train.monitor": "is what trials are compared by, and must be the same for all",
+    "train.device": "is chosen for all: on the command line, or in the experiment",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep that can run: its settings, the experiment it varies, and how that was asked for."""
+
+    file: SweepFile
+    base: Path
+    config: Config
+    overrides: tuple[str, ...]  # of the experiment, on the command line
+
+    @property
+    def sweep(self) -> Sweep:
+        """What is varied."""
+        return self.file.sweep
+
+    @property
+    def monitor(self) -> str:
+        """What trials are compared by: ``val/accuracy``."""
+        return self.config.train.monitor
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is."""
+        return 1 if self.monitor.removeprefix("val/") in HIGHER_IS_BETTER else -1
+
+    @property
+    def members(self) -> list[tuple[int, int | None]]:
+        """(seed, fold) of each run of a trial; fold None where there are none."""
+        seeds = self.config.seed if self.sweep.seeds is None else self.sweep.seeds
+        folds = [None] if self.sweep.folds is None else list(range(self.sweep.folds))
+        listed = [seeds] if isinstance(seeds, int) else seeds
+        return [(seed, fold) for seed in listed for fold in folds]
+
+    def arguments(self, settings: Settings, seed: int, fold: int | None) -> list[str]:
+        """The overrides of one run, beside its name."""
+        folds = {} if fold is None else {"split.folds": self.sweep.folds, "split.fold": fold}
+        return [*self.overrides, *overrides({**settings, "seed": seed, **folds})]
+
+
+def load_sweep(path: str | Path, typed: Sequence[str] = ()) -> Plan:
+    """Read a sweep and ``key=value`` overrides, those of ``sweep.`` or else of the experiment.
+
+    Every choice, both ends of every range and the first combinations of a grid are tried as
+    configurations. Raises ConfigError with all faults; imports no torch.
+    """
+    path = Path(path)
+    document = read_document(path)
+    own = [text for text in typed if re.match(r"sweep\.|(name|base) *=", text)]
+    others = tuple(text for text in typed if text not in own)
+    for text in own:
+        document.override(text, {})
+    _fill_in(document, path.stem)
+    schema: Schema = SweepFile.model_json_schema()
+    judge = Judge(schema["$defs"], lambda place: _home(place, schema))
+    findings = list(judge.judge(document.data, schema)) if document.data is not None else []
+    if document.data is None and not document.faults:
+        findings = [Finding((), "is empty; expected 'base:' and 'sweep:'")]
+    findings += _rules(document.data)
+    known = [finding for finding in findings if not document.is_unknown(finding.place)]
+    faults = [*document.faults, *(document.fault(*finding) for finding in known)]
+    base, config = _experiment(document, path.parent, others, faults)
+    if config is not None and (sweep := _params_without_faults(document.data, faults)) is not None:
+        faults += _tried(document, base, [*others, f"train.monitor={config.train.monitor}"], sweep)
+    if faults:
+        raise ConfigError(list(dict.fromkeys(faults)), document.file)
+    assert config is not None
+    return Plan(SweepFile.model_validate(document.data), base, config, others)
+
+
+def _fill_in(document: Document, stem: str) -> None:
+    if isinstance(document.data, dict) and "name" not in document.data:
+        if not re.fullmatch(NAME_PATTERN, stem):
+            message = f"the file's name '{stem}' is no name for a sweep; add 'name:' to the file"
+            document.faults.append(document.fault((), message))
+            stem = "unnamed"
+        document.data = {"name": stem, **document.data}
+
+
+def _home(place: Place, schema: Schema) -> str:
+    """Where an unknown key belongs: `trials` at the top level, `base` within `sweep`."""
+    inner = schema["$defs"]["Sweep"]["properties"]
+    if len(place) == 1 and place[0] in inner:
+        return "; it belongs in 'sweep'"
+    if len(place) == 2 and place[1] in schema["properties"]:
+        return "; it belongs at the top level"
+    return ""
+
+
+def _rules(data: Any) -> Iterator[Finding]:
+    """What goes together, of what has the right type."""
+    sweep = data.get("sweep") if isinstance(data, dict) else None
+    if not isinstance(sweep, dict):
+        return
+    method, trials, params = (sweep.get(key) for key in ("method", "trials", "params"))
+    if method in ("random", "tpe") and trials is None:
+        yield Finding(("sweep", "trials"), f"'trials' is missing; {method} must know how many")
+    if method == "grid" and trials is not None:
+        message = "a grid tries every combination; remove it, or write method: random"
+        yield Finding(("sweep", "trials"), message, at_key=True)
+    if type(trials) is int and trials > MAX_TRIALS:
+        yield Finding(("sweep", "trials"), f"more than {MAX_TRIALS:,} are not kept apart; fewer")
+    if sweep.get("prune") is not None and method in ("grid", "random"):
+        message = f"only method: tpe stops trials early, and this is {method}"
+        yield Finding(("sweep", "prune"), message, at_key=True)
+    storage = sweep.get("storage")
+    if isinstance(storage, str) and "://" in storage and not storage.startswith("postgresql"):
+        message = "expected the path of a journal file, or postgresql://USER@HOST/DATABASE"
+        yield Finding(("sweep", "storage"), message)
+    seeds = sweep.get("seeds")
+    if isinstance(seeds, list):
+        for index, seed in enumerate(seeds):
+            if seed in seeds[:index]:
+                yield Finding(("sweep", "seeds", index), f"{seed} is listed twice; remove one")
+    if not params and not sweep.get("seeds") and not sweep.get("folds"):
+        yield Finding(("sweep", "params"), "nothing is varied; expected params, seeds or folds")
+    if method == "tpe" and not params:
+        yield Finding(("sweep", "params"), "'params' is missing; tpe looks for the best of them")
+    if isinstance(params, dict):
+        for key, space in params.items():
+            yield from _space_rules(("sweep", "params", key), space, method)
+        sizes = [len(space) for space in params.values() if isinstance(space, list)]
+        if method == "grid" and math.prod(sizes) > MAX_TRIALS:
+            message = f"{math.prod(sizes):,} combinations, at most {MAX_TRIALS:,} are run"
+            yield Finding(("sweep", "params"), f"{message}; fewer choices, or method: random")
+
+
+def _space_rules(place: Place, space: Any, method: Any) -> Iterator[Finding]:
+    key = str(place[-1])
+    if reason := ANOTHERS.get(key):
+        yield Finding(place, f"'{key}' {reason}", at_key=True)
+    if isinstance(space, list):
+        for index, choice in enumerate(space):
+            if choice in space[:index] and type(choice) is type(space[space.index(choice)]):
+                yield Finding((*place, index), f"{flow(choice)} is listed twice; remove one")
+    if not isinstance(space, dict):
+        return
+    if method == "grid":
+        message = "a range has no end of numbers; list some, or write method: random or tpe"
+        yield Finding(place, message)
+    low, high, step = (_number(space.get(name)) for name in ("low", "high", "step"))
+    if low is not None and high is not None:
+        if not (math.isfinite(low) and math.isfinite(high)):
+            yield Finding(place, "expected finite numbers for low and high")
+        elif low >= high:
+            yield Finding((*place, "high"), f"expected more than low ({low:g}), got {high:g}")
+        elif step is not None and not 0 < step <= high - low:
+            yield Finding((*place, "step"), f"expected more than 0, at most {high - low:g}")
+    if space.get("log") is True:
+        if low is not None and low <= 0:
+            yield Finding((*place, "low"), f"a logarithm needs more than 0, got {low:g}")
+        if step is not None:
+            yield Finding((*place, "step"), "log and step exclude each other; remove one", True)
+
+
+def _number(value: Any) -> float | None:
+    return value if type(value) in (int, float) else None
+
+
+def _experiment(
+    document: Document, folder: Path, typed: Sequence[str], faults: list[Fault]
+) -> tuple[Path, Config | None]:
+    """The experiment as it is without the sweep; its faults are added."""
+    named = document.data.get("base") if isinstance(document.data, dict) else None
+    if not isinstance(named, str) or document.is_unknown(("base",)):
+        return folder, None
+    base = folder / named
+    if not base.is_file():
+        faults.append(document.fault(("base",), f"{base} does not exist; expected an experiment"))
+        return base, None
+    try:
+        config = load_config(base, typed)
+    except ConfigError as error:
+        faults += error.faults
+        return base, None
+    faults += config.check(published())
+    return base, config
+
+
+def _params_without_faults(data: Any, faults: Sequence[Fault]) -> Sweep | None:
+    """The sweep with what of it can be tried: params of the right form under a key of their own."""
+    spoiled = {fault.path for fault in faults}
+    sweep = data.get("sweep")
+    if not isinstance(sweep, dict) or not isinstance(sweep.get("params", {}), dict):
+        return None
+    params = {}
+    for key, space in sweep.get("params", {}).items():
+        path = f"sweep.params.{key}"
+        inner = isinstance(space, dict) and any(p.startswith(f"{path}.") for p in spoiled)
+        if path not in spoiled and not inner:
+            params[key] = space
+    kept: dict[str, Any] = {"method": sweep.get("method"), "params": params}
+    if kept["method"] not in ("grid", "tpe"):
+        kept["method"] = "random"
+    if "folds" in sweep and "sweep.folds" not in spoiled:
+        kept["folds"] = sweep["folds"]
+    return Sweep.model_validate(kept)
+
+
+def _tried(document: Document, base: Path, typed: Sequence[str], sweep: Sweep) -> list[Fault]:
+    """The faults of the experiment under each choice, and then under combinations."""
+    faults: dict[Fault, None] = {}
+    for settings, key, place in samples(sweep):
+        at: Place = ("sweep", "params", key, place)
+        for fault in faults_of(base, typed, settings):
+            if _concerns(fault, key):
+                faults[document.fault(at, _message(fault, key))] = None
+    if sweep.folds is not None:
+        for fault in faults_of(base, typed, {"split.folds": sweep.folds, "split.fold": 0}):
+            faults[document.fault(("sweep", "folds"), _message(fault, "split.folds"))] = None
+    if faults or sweep.method != "grid":
+        return list(faults)
+    together: dict[tuple[str, str], Fault] = {}
+    for settings in points(sweep)[:CHECKED]:
+        for fault in faults_of(base, typed, settings):
+            message = f"{fault.path}: {fault.message} (with {' '.join(overrides(settings))})"
+            found = document.fault(("sweep", "params"), message)
+            together.setdefault((fault.path, fault.message), found)
+    return list(together.values())
+
+
+def faults_of(base: Path, typed: Sequence[str], settings: Mapping[str, Any]) -> list[Fault]:
+    """What is wrong with the experiment under these settings."""
+    try:
+        return load_config(base, [*typed, *overrides(settings)]).check(published())
+    except ConfigError as error:
+        return error.faults
+
+
+def _concerns(fault: Fault, key: str) -> bool:
+    """Whether a fault is of what this override set; else it is of another's, told there."""
+    if fault.file != COMMAND_LINE:
+        return True
+    return fault.source is not None and fault.source.partition("=")[0].strip() == key
+
+
+def _message(fault: Fault, key: str) -> str:
+    inner = fault.path.removeprefix(key).lstrip(".") if fault.path.startswith(key) else fault.path
+    place = "" if fault.file == COMMAND_LINE else f" ({fault.file}:{fault.line})"
+    return f"{inner}: {fault.message}{place}" if inner else f"{fault.message}{place}"

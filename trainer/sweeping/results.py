@@ -1,0 +1,243 @@
+"""What a sweep found: a row a trial, from how its runs ended; as table, JSON and CSV."""
+
+import csv
+import io
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.document import flow
+from trainer.insight.columns import lay_out, visible
+from trainer.insight.listing import plain, short, took
+from trainer.sweeping.reading import Plan
+from trainer.sweeping.space import Settings, overrides, told
+
+if TYPE_CHECKING:
+    from trainer.sweeping.trials import Trials
+
+MAX_ROWS = 60  # of the table in the terminal
+STATES = ("done", "pruned", "failed", "begun", "waiting")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial: its settings, and what its runs (one a seed and fold) came to.
+
+    ``values`` are the best epochs' by validation, of the runs that ended; ``loss`` is their mean
+    val/loss, ``test`` the mean of each test number. ``status`` is one of STATES.
+    """
+
+    number: int
+    settings: Settings
+    status: str
+    runs: Sequence[Mapping[str, Any]]
+    values: Sequence[float]
+    loss: float
+    test: Mapping[str, float]
+    seconds: float
+    epochs: float | None
+    reason: str
+
+    @property
+    def mean(self) -> float | None:
+        """The mean of its values; None where there are none."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation of its values (of n - 1); None for fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def shown(self) -> str:
+        """Mean and deviation: ``0.9375 ± 0.0312``."""
+        return short(self.mean) + ("" if self.std is None else f" ± {short(self.std)}")
+
+    @property
+    def spread(self) -> str:
+        """The least and the largest value: ``0.9062..0.9688``."""
+        if len(self.values) < 2:
+            return ""
+        return f"{short(min(self.values))}..{short(max(self.values))}"
+
+
+def value_of(ends: Sequence[Mapping[str, Any]]) -> float | None:
+    """A trial's value: the mean over its runs; None where one failed or has no number."""
+    values = [end["value"] for end in ends if end["status"] == "done"]
+    if len(values) < len(ends) or not values or any(v is None for v in values):
+        return None
+    mean = statistics.fmean(values)
+    return mean if math.isfinite(mean) else None
+
+
+def rows_of(plan: Plan, folder: Path, trials: "Trials") -> list[Row]:
+    """Every trial as it stands now, in their order."""
+    from trainer.sweeping.folder import ended, members_of
+
+    rows = []
+    for trial, elsewhere in trials.everything():
+        ends, begun = elsewhere or [], elsewhere is not None
+        if elsewhere is None:
+            for member in members_of(plan, trial):
+                begun = begun or (folder / member.name).exists()
+                if (end := ended(folder / member.name)) is not None:
+                    ends.append({"seed": member.seed, "fold": member.fold, **end})
+        rows.append(_row(plan, trial.number, trial.settings, ends, begun))
+    return rows
+
+
+def _row(
+    plan: Plan, number: int, settings: Settings, ends: list[dict[str, Any]], begun: bool
+) -> Row:
+    states = {end["status"] for end in ends}
+    if "pruned" in states:
+        status = "pruned"
+    elif len(ends) < len(plan.members):
+        status = "begun" if begun else "waiting"
+    else:
+        status = "failed" if "failed" in states else "done"
+    values = [end["value"] for end in ends if _is_number(end["value"])]
+    losses = [end["best"].get("val/loss", math.inf) for end in ends]
+    epochs = [end["epochs"] for end in ends if _is_number(end["epochs"])]
+    tests: dict[str, list[float]] = {}
+    for end in ends:
+        for name, value in end["test"].items():
+            tests.setdefault(name, []).append(value)
+    return Row(
+        number,
+        settings,
+        status,
+        ends,
+        values,
+        statistics.fmean(losses) if losses else math.inf,
+        {name: statistics.fmean(found) for name, found in tests.items()},
+        sum(end["seconds"] or 0.0 for end in ends),
+        statistics.fmean(epochs) if epochs else None,
+        next((end["reason"] for end in ends if end["reason"]), ""),
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def ranked(plan: Plan, rows: Sequence[Row]) -> list[Row]:
+    """The trials that are done, the best first; of equal ones that of the lower val/loss."""
+    done = [row for row in rows if row.status == "done" and row.mean is not None]
+    return sorted(done, key=lambda row: (-plan.sign * (row.mean or 0), row.loss, row.number))
+
+
+def in_rank(plan: Plan, rows: Sequence[Row]) -> list[Row]:
+    """All trials: those that are done by their rank, then the others by their state."""
+    best = ranked(plan, rows)
+    rest = [row for row in rows if row not in best]
+    return best + sorted(rest, key=lambda row: (STATES.index(row.status), row.number))
+
+
+def table(plan: Plan, rows: Sequence[Row], width: int) -> list[str]:
+    """Lines for the terminal, the best first."""
+    keys = list(plan.sweep.params)
+    several = len(plan.members) > 1
+    head = ["trial", *keys, plan.monitor + (" mean ± std" if several else "")]
+    head += ["min..max"] * several + ["epochs", "time", "status"]
+    cells = [head]
+    listed = in_rank(plan, rows)
+    for row in listed[:MAX_ROWS]:
+        told_ = [visible(told(row.settings[key])) for key in keys]
+        line = [f"t{row.number:03d}", *told_, row.shown] + [row.spread] * several
+        epochs = "-" if row.epochs is None else f"{row.epochs:g}"
+        cells.append([*line, epochs, took(row.seconds or None), row.status])
+    lines = lay_out(cells, width)
+    if len(listed) > MAX_ROWS:
+        lines.append(f"and {len(listed) - MAX_ROWS} more; sweep.csv has all")
+    return lines
+
+
+def conclusion(plan: Plan, folder: Path, rows: Sequence[Row]) -> list[str]:
+    """Lines that follow the table: how many ended how, the best, and its test numbers."""
+    counts = Counter(row.status for row in rows)
+    many = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    lines = [f"trials  {many or 'none'}"]
+    if best := ranked(plan, rows)[:1]:
+        (row,) = best
+        settings = " ".join(overrides(row.settings)) or "the experiment's own settings"
+        lines += [f"best    t{row.number:03d}: {visible(settings)}"]
+        lines += [f"        {plan.monitor} {row.shown} of the best epoch, by which it was chosen"]
+        if row.test:
+            numbers = ", ".join(f"{name} {short(value)}" for name, value in row.test.items())
+            mean = " (mean)" if len(row.runs) > 1 else ""
+            lines += [f"        test{mean}: {numbers}; no trial was chosen by these"]
+        for end in row.runs[:5]:
+            run = folder / str(end["run"])
+            elsewhere = "" if run.exists() else ", in the folder of another machine"
+            lines += [f"        {run if run.exists() else end['run']}{elsewhere}"]
+    return lines
+
+
+def as_json(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
+    """Everything as plain values."""
+    best = ranked(plan, rows)[:1]
+    trials = [
+        {
+            "trial": row.number,
+            "settings": row.settings,
+            "status": row.status,
+            "reason": row.reason,
+            "mean": row.mean,
+            "std": row.std,
+            "min": min(row.values, default=None),
+            "max": max(row.values, default=None),
+            "test": row.test,
+            "epochs": row.epochs,
+            "seconds": row.seconds,
+            "runs": list(row.runs),
+        }
+        for row in rows
+    ]
+    counts = Counter(row.status for row in rows)
+    content: dict[str, Any] = plain(
+        {
+            "name": plan.file.name,
+            "method": plan.sweep.method,
+            "monitor": plan.monitor,
+            "direction": "maximize" if plan.sign > 0 else "minimize",
+            "params": list(plan.sweep.params),
+            "counts": dict(counts),
+            "best": best[0].number if best else None,
+            "trials": [
+                {**trial, "test": dict(row.test)} for trial, row in zip(trials, rows, strict=True)
+            ],
+        }
+    )
+    return content
+
+
+def as_csv(plan: Plan, rows: Sequence[Row]) -> str:
+    """A line a run, its trial's settings beside it."""
+    keys = list(plan.sweep.params)
+    tests = list(dict.fromkeys(name for row in rows for name in row.test))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ["trial", *keys, "seed", "fold", "status", plan.monitor, "epoch", "epochs", "seconds"]
+    writer.writerow([*head, *(f"test/{name}" for name in tests), "run", "reason"])
+    for row in rows:
+        settings = [_cell(row.settings[key]) for key in keys]
+        for end in row.runs:
+            own = [end[key] for key in ("seed", "fold", "status", "value", "epoch", "epochs")]
+            test = [end["test"].get(name) for name in tests]
+            line = [row.number, *settings, *own, end["seconds"], *test, end["run"], end["reason"]]
+            writer.writerow([_harmless(cell) for cell in line])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, int | float | str) else flow(value)
+
+
+def _harmless(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@" and cell else cell

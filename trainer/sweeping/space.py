@@ -1,0 +1,94 @@
+"""The settings that a sweep tries: a grid's combinations, or draws that depend on a seed alone."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trainer.document import component_name, flow
+from trainer.sweeping.settings import Range, Sweep
+
+Settings = dict[str, Any]  # key of the experiment -> value
+
+
+def points(sweep: Sweep) -> list[Settings]:
+    """Every setting of a grid, the last key changing fastest, or every random one, in order."""
+    if sweep.method == "grid":
+        lists = [choices for choices in sweep.params.values() if isinstance(choices, list)]
+        combined = itertools.product(*lists)
+        return [dict(zip(sweep.params, values, strict=True)) for values in combined]
+    return [draw(sweep, number) for number in range(sweep.trials or 0)]
+
+
+def count(sweep: Sweep) -> int:
+    """How many settings there will be."""
+    if sweep.method != "grid":
+        return sweep.trials or 0
+    return math.prod(len(c) for c in sweep.params.values() if isinstance(c, list))
+
+
+def draw(sweep: Sweep, number: int) -> Settings:
+    """Setting ``number`` (from 0) of a random sweep: a function of seed, number and key.
+
+    So more trials, or another key, move none of the others.
+    """
+    from transforms.keyed import seed_of
+
+    settings = {}
+    for key, space in sweep.params.items():
+        share = seed_of("sweep", sweep.seed, number, key) / 2**63
+        if isinstance(space, list):
+            settings[key] = space[int(share * len(space))]
+        else:
+            settings[key] = at(space, share)
+    return settings
+
+
+def at(space: Range, share: float) -> int | float:
+    """The number at ``share`` (in [0, 1)) of a range; equal shares for equal parts of it."""
+    low, high = space.low, space.high
+    if space.log:
+        # Whole numbers from half below the least to half above the largest, then rounded.
+        around = 0.5 if space.is_whole else 0.0
+        first, last = math.log(low - around), math.log(high + around)
+        found = math.exp(first + share * (last - first))
+        found = min(max(found, low), high)
+        return round(found) if space.is_whole else found
+    step = 1 if space.step is None and space.is_whole else space.step
+    if step is None:
+        return low + share * (high - low)
+    steps = math.floor((high - low) / step + 1e-9) + 1
+    return low + int(share * steps) * step
+
+
+def samples(sweep: Sweep) -> Iterator[tuple[Settings, str, int | str]]:
+    """Settings that hold each choice and both ends of each range, the others at their first.
+
+    Each with the key that it is made for, and the choice's number, ``low`` or ``high``.
+    """
+    first = {key: ends(space)[0][1] for key, space in sweep.params.items()}
+    for key, space in sweep.params.items():
+        for place, value in ends(space):
+            yield {**first, key: value}, key, place
+
+
+def ends(space: list[Any] | Range) -> list[tuple[int | str, Any]]:
+    """The choices by their number, or the ends of a range by their name."""
+    if isinstance(space, list):
+        return list(enumerate(space))
+    return [("low", space.low), ("high", space.high)]
+
+
+def overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as the command line takes them: ``optimizer.lr=0.1``."""
+    return [f"{key}={flow(value)}" for key, value in settings.items()]
+
+
+def told(value: Any) -> str:
+    """A value as a table shows it: a component by its name and arguments."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict) and component_name(value):
+        rest = ", ".join(f"{k}={told(v)}" for k, v in value.items() if k != "name")
+        return f"{value['name']}({rest})" if rest else str(value["name"])
+    return flow(value)

@@ -1,0 +1,292 @@
+"""The work of a sweep: runs claimed one by one, each made by a process of its own.
+
+A run is `python -m trainer.train`, whose crash ends nothing but itself. It holds the run's claim
+together with this process: whoever kills this one leaves no run that two processes write.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from trainer import disk
+from trainer.console import duration
+from trainer.errors import Exit
+from trainer.insight.listing import is_held, short
+from trainer.run import ROOT
+from trainer.stop import StopRequest
+from trainer.sweeping.folder import (
+    Member,
+    Trial,
+    claim,
+    end_of,
+    ended,
+    members_of,
+    newest_run,
+)
+from trainer.sweeping.process import (
+    end_with,
+    gpus_of,
+    metrics_length,
+    reason_of,
+    train_command,
+    values_of,
+)
+from trainer.sweeping.reading import Plan
+from trainer.sweeping.results import value_of
+from trainer.sweeping.trials import Trials
+
+Say = Callable[[str], None]
+
+STARTS = 3  # of a run that is killed each time: a machine without memory kills it always
+LOOK_EVERY = 0.1  # seconds between two looks at the processes
+ASK_EVERY = 2.0  # seconds between two looks at what other workers have left
+
+
+@dataclass
+class Slot:
+    """A run that is being made: its claim, its process, and how long its metrics.jsonl is."""
+
+    member: Member
+    claim: IO[str]
+    process: "subprocess.Popen[bytes]"
+    place: int
+    first_length: int  # when the process began
+    length: int  # when it was last looked at
+    began: float = field(default_factory=time.monotonic)
+    pruned: bool = False
+
+
+class Work:
+    """One worker of a sweep: ``jobs`` runs at once until none is left."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        trials: Trials,
+        jobs: int,
+        say: Say,
+        show: Callable[[Trial], None],
+    ) -> None:
+        """``show`` is called when a trial has ended."""
+        self.plan, self.folder, self.trials, self.jobs = plan, folder, trials, jobs
+        self.say, self.show = say, show
+        self.slots: list[Slot] = []
+        self.over: set[int] = set()  # numbers of trials that ended
+        self.ends: dict[str, dict[str, Any]] = {}  # of runs, by name
+        self.starts: dict[str, int] = {}
+        self.seconds: list[float] = []  # that runs took here
+        self.asked = 0.0  # when it was last looked for what is left
+        self.waiting = self.told_waiting = False
+        self.gpus = gpus_of(plan)
+        self.written = self.writing = 0.0  # when the page and its like were, and how long it took
+
+    def run(self, stop: StopRequest) -> None:
+        """Make runs until all have ended; raises Stopped once those under way are saved."""
+        try:
+            while True:
+                stop.check()
+                changed = self._look_after()
+                while len(self.slots) < self.jobs and (found := self._next(changed)):
+                    self._start(*found)
+                    stop.check()
+                if not self.slots and not self.waiting and not changed:
+                    return
+                self.trials.alive([slot.member.trial for slot in self.slots])
+                time.sleep(LOOK_EVERY)
+        except BaseException:
+            self._leave()
+            raise
+
+    def _next(self, at_once: bool) -> tuple[Member, IO[str]] | None:
+        """A run that nobody makes, and the claim to it; trials all of whose runs ended are told.
+
+        ``waiting`` tells afterwards whether others still work on runs.
+        """
+        if not at_once and time.monotonic() - self.asked < ASK_EVERY and self.asked:
+            return None
+        self.asked = time.monotonic()
+        while True:
+            others = 0
+            for trial in self.trials.known():
+                if trial.number in self.over:
+                    continue
+                left = self._left(trial)
+                if not left:
+                    self._told(trial)
+                for member in left:
+                    if (taken := claim(self.folder / member.name)) is None:
+                        others += 1
+                        continue
+                    run = newest_run(self.folder / member.name)
+                    if run is not None and is_held(run):  # somebody goes on with it by hand
+                        others += 1
+                    elif self._end(member) is None and not self._is_done(member):
+                        return member, taken
+                    taken.close()
+                if left and not self._left(trial):
+                    self._told(trial)
+            if (asked := self.trials.ask()) is None:
+                break
+            self.over.discard(asked.number)
+        mine = len(self.slots)
+        others += self.trials.others() - mine
+        self.waiting = others > 0
+        if self.waiting and not mine and not self.told_waiting:
+            self.told_waiting = True
+            self.say(f"note    waiting for {others} runs that other workers make")
+        return None
+
+    def _left(self, trial: Trial) -> list[Member]:
+        """The runs of a trial that have not ended and may begin.
+
+        Where trials are stopped early, that is judged by the first run: the others wait for it.
+        """
+        members = members_of(self.plan, trial)
+        if self.plan.sweep.prune is not None:
+            first = self._end(members[0])
+            if first is None:
+                return members[:1]
+            if first["status"] == "pruned":
+                return []
+        return [member for member in members if self._end(member) is None]
+
+    def _end(self, member: Member) -> dict[str, Any] | None:
+        if member.name not in self.ends and (end := ended(self.folder / member.name)):
+            self.ends[member.name] = end
+        return self.ends.get(member.name)
+
+    def _is_done(self, member: Member) -> bool:
+        """Whether a run reached its end while nobody was there to write it down."""
+        run = newest_run(self.folder / member.name)
+        if run is None:
+            return False
+        end = end_of(run, self.plan.monitor, "done")
+        if disk.read_json(run / "result.json").get("status") != "done":
+            return False
+        self._write_end(member, end)
+        return True
+
+    def _write_end(self, member: Member, end: dict[str, Any]) -> None:
+        disk.write_json(self.folder / member.name / "end.json", end)
+        self.ends[member.name] = end
+
+    def _told(self, trial: Trial) -> None:
+        """Tell that a trial has ended."""
+        rows = [
+            {"seed": member.seed, "fold": member.fold, **end}
+            for member in members_of(self.plan, trial)
+            if (end := self._end(member)) is not None
+        ]
+        self.trials.tell(trial, rows, value_of(rows))
+        self.over.add(trial.number)
+        if any(member.name in self.starts for member in members_of(self.plan, trial)):
+            self.show(trial)  # not what had ended before, or others made
+
+    def _start(self, member: Member, taken: IO[str]) -> None:
+        """Begin a run, or go on with it."""
+        folder = self.folder / member.name
+        length = metrics_length(newest_run(folder))
+        place = min(set(range(self.jobs)) - {slot.place for slot in self.slots})
+        self.starts[member.name] = self.starts.get(member.name, 0) + 1
+        with (folder / "log.txt").open("ab") as log:
+            process = subprocess.Popen(
+                train_command(self.plan, self.folder, member),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(place),
+                pass_fds=() if sys.platform == "win32" else (taken.fileno(),),
+                start_new_session=True,  # Ctrl-C is for this process, which then asks it to save
+                preexec_fn=end_with(os.getpid()),
+            )
+        self.slots.append(Slot(member, taken, process, place, length, length))
+
+    def _environment(self, place: int) -> dict[str, str]:
+        environment = dict(os.environ)
+        path = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)
+        if self.jobs > 1 and self.plan.config.train.threads == "auto":
+            each = max(1, (os.cpu_count() or 1) // self.jobs)
+            environment.setdefault("OMP_NUM_THREADS", str(each))
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
+        return environment
+
+    def _look_after(self) -> bool:
+        """Take note of processes that ended, and stop what is not worth its end."""
+        changed = not self.asked
+        for slot in list(self.slots):
+            code = slot.process.poll()
+            self._judge(slot, code)
+            if code is not None:
+                self.slots.remove(slot)
+                try:
+                    self._ended(slot, code)
+                finally:
+                    slot.claim.close()
+                changed = True
+        return changed
+
+    def _judge(self, slot: Slot, code: int | None) -> None:
+        """Report a first run's values; ask it to stop where the pruner says so."""
+        first = members_of(self.plan, slot.member.trial)[0]
+        if self.plan.sweep.prune is None or slot.pruned or slot.member.name != first.name:
+            return
+        run = newest_run(self.folder / slot.member.name)
+        if run is None or metrics_length(run) == slot.length and code is None:
+            return
+        slot.length = metrics_length(run)
+        stopped = self.trials.report(slot.member.trial, values_of(run, self.plan.monitor))
+        if stopped and code is None:
+            slot.pruned = True
+            slot.process.terminate()
+
+    def _ended(self, slot: Slot, code: int) -> None:
+        """Write down how a run ended, unless it has only been interrupted."""
+        member, run = slot.member, newest_run(self.folder / slot.member.name)
+        monitor = self.plan.monitor
+        if code == 0 and run is not None:
+            end = end_of(run, monitor, "done")
+            self.seconds.append(time.monotonic() - slot.began)
+            if len(self.plan.members) > 1:
+                self.say(f"  {member.name}  {monitor} {short(end['value'])}")
+        elif slot.pruned and (code == Exit.STOPPED or code < 0):
+            end = end_of(run, monitor, "pruned")
+        elif code == Exit.STOPPED or code < 0:
+            grown = code == Exit.STOPPED and metrics_length(run) > slot.first_length
+            self.starts[member.name] = 0 if grown else self.starts[member.name]
+            if self.starts[member.name] < STARTS:
+                return  # it goes on
+            what = f"killed by signal {-code}" if code < 0 else "stopped"
+            end = end_of(run, monitor, "failed", f"{what}, {STARTS} times")
+        else:
+            reason = reason_of(self.folder / member.name, run)
+            end = end_of(run, monitor, "failed", f"exit code {code}: {reason}")
+            self.say(f"note    {member.name} failed: {end['reason']}")
+        self._write_end(member, end)
+
+    def _leave(self) -> None:
+        """Ask all processes to save and end, and wait for them."""
+        for slot in self.slots:
+            slot.process.terminate()
+        if self.slots:
+            self.say(f"note    stopping; {len(self.slots)} runs save what they have")
+        for slot in self.slots:
+            code = slot.process.wait()
+            if code == 0 or slot.pruned:
+                self._ended(slot, code)
+            slot.claim.close()
+        self.slots = []
+
+    def time_left(self, runs: int) -> str:
+        """How long ``runs`` more may take, as those did that were made here; "" if none was."""
+        if not self.seconds:
+            return ""
+        each = sum(self.seconds) / len(self.seconds)
+        return duration(each * runs / min(self.jobs, max(runs, 1)))
