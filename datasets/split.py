@@ -18,6 +18,8 @@ def split(
     ratios: Sequence[float],
     seed: int,
     pool: bool = False,
+    folds: int | None = None,
+    fold: int = 0,
 ) -> dict[str, list[int]]:
     """Cut samples into "train", "val" and "test": ascending indices of each.
 
@@ -29,12 +31,24 @@ def split(
     contents can move when files are added.
     ``parts``: what the source fixes. Official val and test samples stay what they are; what is
     missing is cut from the rest, in the ratio of the parts concerned. ``pool`` ignores ``parts``.
+    ``folds`` cuts into so many equal shares instead, whatever the ratios, in the same way: share
+    ``fold`` (from 0) is test, the next one val (after the last, the first), the others train. So
+    over all folds each sample is tested once and validated once. An official test part stays, and
+    then ``fold`` is val; an official val part is cut with the rest.
     Raises DataError for ratios that cannot be met and for a part without samples.
     """
-    fixed = [None if pool or part == "train" else part for part in parts]
-    weights = _weights(ratios, {part for part in fixed if part is not None})
+    kept = ("val", "test") if folds is None else ("test",)
+    fixed = [part if part in kept and not pool else None for part in parts]
     free = [index for index, part in enumerate(fixed) if part is None]
-    part_of = _cut(((labels[i], digests[i]) for i in free), weights, seed)
+    samples = ((labels[i], digests[i]) for i in free)
+    if folds is None:
+        weights = _weights(ratios, {part for part in fixed if part is not None})
+        part_of = _cut(samples, weights, seed)
+        cut = ":".join(f"{ratio:g}" for ratio in ratios)
+    else:
+        shares = _cut(samples, {str(number): 1.0 for number in range(folds)}, seed)
+        part_of = _of_fold(shares, folds, fold, has_test="test" in fixed)
+        cut = f"in {folds} folds of which {fold} is held out"
     result: dict[str, list[int]] = {part: [] for part in PARTS}
     for index, part in enumerate(fixed):
         result[part or part_of[digests[index]]].append(index)
@@ -42,8 +56,8 @@ def split(
         if not indices:
             raise DataError(
                 f"split: {len(labels)} images of {len(set(digests))} different contents, cut "
-                f"{':'.join(f'{ratio:g}' for ratio in ratios)}, leave no image for {part}; "
-                f"add images or change split.ratios."
+                f"{cut}, leave no image for {part}; add images or change "
+                f"split.{'ratios' if folds is None else 'folds'}."
             )
     return result
 
@@ -137,6 +151,14 @@ def _cut(
                 part_of[nearest] = part
                 count.update({giver: -1, part: 1})
     return part_of
+
+
+def _of_fold(shares: Mapping[str, str], folds: int, fold: int, has_test: bool) -> dict[str, str]:
+    """The part of each content, where its share is known and share ``fold`` is held out."""
+    held_out = {str((fold + 1) % folds): "val", str(fold): "test"}
+    if has_test:
+        held_out = {str(fold): "val"}
+    return {digest: held_out.get(share, "train") for digest, share in shares.items()}
 
 
 def _place(seed: int, digest: str) -> float:

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from models.arguments import built, without_depth
 from models.weights import first_convolution, load_weights, read_weights, spread_channels
 
 # torchvision's two models with auxiliary heads: we train on the main logits alone.
@@ -36,7 +37,7 @@ def torchvision_model(
     weights: None (random), "DEFAULT" or another name of torchvision's weights for this model
     (downloaded once), or the path of a state_dict file. A head for another number of classes
     starts anew; the first convolution is adapted to in_channels (``load_weights`` tells how).
-    arguments: for torchvision's builder, such as dropout.
+    arguments: for torchvision's builder, such as dropout or stochastic_depth_prob.
     Forward returns plain logits in every mode. The weights of googlenet and inception_v3 expect
     Normalize with mean and std 0.5, those of all others with ImageNet's.
     Raises ValueError for unknown names and arguments, and for weights that cannot be had.
@@ -44,12 +45,14 @@ def torchvision_model(
     _check_name("torchvision", name, torchvision.models.list_models(module=torchvision.models))
     _check_arguments(f"torchvision/{name}", arguments)
     fixed = {"aux_logits": False, "init_weights": True} if name in WITH_AUXILIARY_HEADS else {}
-    try:
+
+    def build(**given: Any) -> nn.Module:
         model: nn.Module = torchvision.models.get_model(
-            name, weights=None, num_classes=num_classes, **fixed, **arguments
+            name, weights=None, num_classes=num_classes, **fixed, **given
         )
-    except TypeError as error:  # an argument that the builder does not take
-        raise ValueError(f"torchvision/{name}: {error}") from None
+        return model
+
+    model = built("torchvision", name, build, arguments)
     _adapt_stem(model, in_channels)
     if weights is not None:
         names = torchvision.models.get_model_weights(name).__members__
@@ -76,7 +79,8 @@ def timm_model(
     """Any model of timm by name, also with the tag of its weights, such as "resnet18.a1_in1k".
 
     weights: None (random), "DEFAULT" (those of the tag, downloaded once; timm makes the new head
-    and the new stem), or the path of a state_dict file. arguments: for the model, as drop_rate.
+    and the new stem), or the path of a state_dict file. arguments: for the model, as drop_rate, or
+    drop_path_rate for stochastic depth.
     Raises ImportError without timm, and ValueError for unknown names and arguments, and for
     weights that cannot be had.
     """
@@ -87,16 +91,19 @@ def timm_model(
     # A name of timm's own list, never an address such as hf-hub:...
     _check_name("timm", name, timm.list_models(pretrained="." in name))
     _check_arguments(f"timm/{name}", arguments)
-    try:
+
+    def build(**given: Any) -> nn.Module:
         model: nn.Module = timm.create_model(
             name,
             pretrained=weights == "DEFAULT",
             num_classes=num_classes,
             in_chans=in_channels,
-            **arguments,
+            **given,
         )
-    except TypeError as error:
-        raise ValueError(f"timm/{name}: {error}") from None
+        return model
+
+    try:
+        model = built("timm", name, build, arguments)
     except (OSError, RuntimeError) as error:
         if weights != "DEFAULT":
             raise
@@ -142,7 +149,8 @@ def _official_weights(name: str, entry: Any, arguments: Mapping[str, Any]) -> di
     try:
         # get_model unpickles whatever the file holds; this first reading refuses all but tensors.
         entry.get_state_dict(check_hash=True, weights_only=True)
-        trained = torchvision.models.get_model(name, weights=entry, **arguments)
+        own = without_depth("torchvision", arguments)
+        trained = torchvision.models.get_model(name, weights=entry, **own)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"weights: {entry} could not be had from {entry.url} ({_first_line(error)})."

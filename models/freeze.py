@@ -15,16 +15,24 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
     would be left to train.
     """
     parameters = dict(model.named_parameters())
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in parameters):
-            near = " or ".join(map(repr, _near(pattern, list(parameters))))
-            raise ValueError(f"freeze: no parameter matches {pattern!r}; did you mean {near}?")
-    frozen = [name for name in parameters if any(fnmatchcase(name, p) for p in patterns)]
+    try:
+        frozen = matching(list(parameters), patterns)
+    except ValueError as error:
+        raise ValueError(f"freeze: {error}") from None
     if not any(p.requires_grad for name, p in parameters.items() if name not in frozen):
         raise ValueError(f"freeze: {list(patterns)} leaves nothing to train; drop a pattern")
     for name in frozen:
         parameters[name].requires_grad_(False)
     return sum(parameters[name].numel() for name in frozen)
+
+
+def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Those names of parameters that a shell pattern matches; ValueError for one without any."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = " or ".join(map(repr, _near(pattern, names)))
+            raise ValueError(f"no parameter matches {pattern!r}; did you mean {near}?")
+    return [name for name in names if any(fnmatchcase(name, p) for p in patterns)]
 
 
 def train_mode(model: nn.Module) -> None:

@@ -1,31 +1,79 @@
-"""What torch.optim leaves open: which parameters decay, and which of them Muon may have."""
+"""What torch.optim leaves open: which parameters are treated how, and which Muon may have."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.layers import layers
+
 _NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
-def parameter_groups(model: nn.Module, no_decay: bool) -> list[dict[str, Any]]:
-    """The model's trainable parameters, as the groups that an optimizer takes.
+@dataclass(frozen=True)
+class Chosen:
+    """Parameters that have settings of their own: those named, unless an earlier one has them.
+
+    settings are arguments of the optimizer; ``lr_scale`` is a factor on the rate that a parameter
+    would have without it.
+    """
+
+    title: str
+    names: Collection[str]
+    settings: Mapping[str, Any]
+
+
+def parameter_groups(
+    model: nn.Module,
+    no_decay: bool,
+    lr: float = 1.0,
+    layer_decay: float | None = None,
+    chosen: Sequence[Chosen] = (),
+) -> list[dict[str, Any]]:
+    """The model's trainable parameters, as the groups that an optimizer of rate ``lr`` takes.
 
     With ``no_decay`` the parameters of norm layers, and all others of at most one dimension
-    (biases, scales), stand in a last group with weight_decay 0. Raises ValueError when all
-    are frozen.
+    (biases, scales), stand in groups of weight_decay 0, ``chosen`` or not. With ``layer_decay`` the
+    rate of each of the model's ``layers`` is that of the one above times it, from ``lr`` at the
+    head downwards (Clark et al., 2020, "ELECTRA"; Bao et al., 2021, "BEiT"); a rate that is chosen
+    by ``lr`` stays.
+
+    The groups that are not chosen come first, then those chosen, each from the head downwards, what
+    decays before what does not. Where ``layer_decay`` or ``chosen`` is given, groups have a "name"
+    for people. Raises ValueError when all parameters are frozen.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]  # a shared one is listed once
+    # A shared one is listed once.
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("every parameter of the model is frozen: there is nothing to train")
-    if not no_decay:
-        return [{"params": trainable}]
     norms = (m for m in model.modules() if isinstance(m, _NORM_LAYERS))
     of_norms = {id(p) for norm in norms for p in norm.parameters(recurse=False)}
-    decay, rest = _partition(trainable, lambda p: p.ndim > 1 and id(p) not in of_norms)
-    groups: list[dict[str, Any]] = [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    decay = 1.0 if layer_decay is None else layer_decay
+    found = layers(model) if decay != 1 else []
+    above = {name: number for number, layer in enumerate(reversed(found)) for name in layer}
+    groups: dict[tuple[int, int, bool], list[Tensor]] = {}
+    for name, p in trainable:
+        number = next((i for i, group in enumerate(chosen) if name in group.names), -1)
+        fixed = number >= 0 and "lr" in chosen[number].settings
+        spared = no_decay and (p.ndim <= 1 or id(p) in of_norms)
+        groups.setdefault((number, 0 if fixed else above.get(name, 0), spared), []).append(p)
+    result: list[dict[str, Any]] = []
+    for (number, depth, spared), parameters in sorted(groups.items(), key=lambda item: item[0]):
+        settings = dict(chosen[number].settings) if number >= 0 else {}
+        title = chosen[number].title if number >= 0 else "the rest" if chosen else ""
+        layer = f"layer {len(found) - depth}" if found and "lr" not in settings else ""
+        scale = settings.pop("lr_scale", 1.0) * decay**depth
+        if scale != 1:
+            settings["lr"] = lr * scale
+        if spared:
+            settings["weight_decay"] = 0.0
+        if title or layer:
+            words = title, layer, "no decay" if spared else ""
+            settings["name"] = ", ".join(filter(None, words))
+        result.append({"params": parameters, **settings})
+    return result
 
 
 class Muon(torch.optim.Optimizer):
@@ -37,7 +85,8 @@ class Muon(torch.optim.Optimizer):
     dimensions, in the model's order) the first and the last, input and output layer, are AdamW's;
     so are convolutions, which are no matrices. Raises ValueError when no hidden weight is a matrix.
 
-    momentum, nesterov, ns_steps (Newton-Schulz iterations) are Muon's; betas are AdamW's.
+    momentum, nesterov, ns_steps (Newton-Schulz iterations) are Muon's; betas are AdamW's. in_order:
+    the parameters in the model's order, where the groups have another.
     """
 
     def __init__(
@@ -49,11 +98,13 @@ class Muon(torch.optim.Optimizer):
         nesterov: bool = True,
         ns_steps: int = 5,
         betas: tuple[float, float] = (0.9, 0.999),
+        in_order: Sequence[Tensor] | None = None,
     ) -> None:
         # `momentum` and `betas` in every group: OneCycleLR may set them in each.
         shared = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas}
         super().__init__(params, shared)
-        hidden = [p for group in self.param_groups for p in group["params"] if p.ndim > 1][1:-1]
+        every = [p for group in self.param_groups for p in group["params"]]
+        hidden = [p for p in in_order or every if p.ndim > 1][1:-1]
         matrices = {id(p) for p in hidden if p.ndim == 2}
         if hidden and not matrices:
             raise ValueError("Muon: no hidden layer of this model is linear; use AdamW")

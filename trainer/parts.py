@@ -16,7 +16,9 @@ from datasets.split import conflicts, manifest
 from datasets.split import split as split_dataset
 from trainer.components import build
 from trainer.config import Component, Config
+from trainer.distributed import rank, world_size
 from trainer.errors import ConfigError, Fault
+from trainer.launch import local_world_size
 from trainer.loader import Loader, Part
 from trainer.reading import attempt, in_threads, read_part
 from transforms import TRANSFORMS
@@ -101,15 +103,22 @@ def load_data(config: Config, device: torch.device) -> Data:
     if anew := [name for name, part in parts.items() if part.cache == "off"]:
         notes.append(f"{', '.join(anew)}: not kept in memory, read anew in every epoch")
     notes += conflicts(dataset.ids, dataset.labels, digests, indices)[:5]
-    ratios, seed, pool = config.split.ratios, config.split.seed, config.split.pool
-    split = {"ratios": [float(ratio) for ratio in ratios], "seed": seed, "pool": pool}
     return Data(
         dataset=dataset,
         parts=parts,
         skipped=[(error.path, error.reason) for error in broken.values()],
-        split=split | manifest(indices, dataset.ids, digests),
+        split=how_split(config) | manifest(indices, dataset.ids, digests),
         notes=notes,
     )
+
+
+def how_split(config: Config) -> dict[str, Any]:
+    """The settings of the split, as split.json tells them."""
+    ratios, seed, pool = config.split.ratios, config.split.seed, config.split.pool
+    how: dict[str, Any] = {"ratios": [float(ratio) for ratio in ratios]}
+    if config.split.folds is not None:
+        how = {"folds": config.split.folds, "fold": config.split.fold}
+    return how | {"seed": seed, "pool": pool}
 
 
 def load_part(
@@ -178,7 +187,14 @@ class BrokenImages(DataError):
 def cut(
     dataset: Dataset, usable: Sequence[int], digests: Sequence[str], config: Config
 ) -> dict[str, list[int]]:
-    """The usable samples of train, val and test, by their numbers in the dataset."""
+    """The usable samples of train, val and test, by their numbers in the dataset.
+
+    Raises ConfigError for two folds where test is to be one of them, DataError as ``split``.
+    """
+    folds, fold = config.split.folds, config.split.fold or 0
+    if folds == 2 and (config.split.pool or "test" not in dataset.parts):
+        message = "2 leave nothing to train on beside val and test; expected at least 3"
+        raise ConfigError([config.fault("split.folds", message)])
     cut_usable = split_dataset(
         [dataset.labels[index] for index in usable],
         [digests[index] for index in usable],
@@ -186,6 +202,8 @@ def cut(
         config.split.ratios,
         config.split.seed,
         config.split.pool,
+        folds,
+        fold,
     )
     return {name: [usable[row] for row in rows] for name, rows in cut_usable.items()}
 
@@ -216,9 +234,12 @@ def train_loader(
         config.loader.batch_size,
         seed=config.seed,
         drop_last=config.loader.drop_last,
+        sampling=config.loader.sampling,
         workers=workers(config, part),
         device=device,
         channels_last=channels_last,
+        process=rank(),
+        processes=world_size(),
     )
 
 
@@ -236,6 +257,9 @@ def eval_loader(
         workers=workers(config, part),
         device=device,
         channels_last=channels_last,
+        process=rank(),
+        processes=world_size(),
+        even=config.train.parallel == "fsdp",  # each forward is done by all processes together
     )
 
 
@@ -249,7 +273,12 @@ def workers(config: Config, part: Part) -> int:
     part.read(rows, 0)  # the first one also warms up
     started = time.process_time()  # not the clock: other processes may be busy
     part.read(rows, 0)
-    return 0 if time.process_time() - started < 0.02 else min(os.cpu_count() or 1, 8)
+    return 0 if time.process_time() - started < 0.02 else min(cores(), 8)
+
+
+def cores() -> int:
+    """The processor cores that this process may keep busy; others of the run have theirs."""
+    return max((os.cpu_count() or 1) // local_world_size(), 1)
 
 
 def check_shape(config: Config, part: Part, side: str) -> tuple[int, int, int]:

@@ -108,6 +108,7 @@ def build_schedule(
     Where ``arguments`` leave them open, the run decides: CosineAnnealingLR's T_max and
     PolynomialLR's total_iters are the epochs after the warm-up, OneCycleLR's total_steps the steps
     after it and its max_lr the optimizer's lr, ReduceLROnPlateau's mode is ``mode`` (min or max).
+    A max_lr is that of the groups that have the optimizer's lr: others keep their proportion to it.
     A warm-up that fills the run leaves the scheduler unused. Raises ValueError for one longer than
     the run, and what the scheduler's constructor raises.
     """
@@ -129,6 +130,12 @@ def build_schedule(
         },
         "ReduceLROnPlateau": {"mode": mode},
     }
+    own = optimizer.defaults["lr"]
+    if name == "OneCycleLR" and isinstance(arguments.get("max_lr"), int | float) and own:
+        shares = [group["lr"] / own for group in optimizer.param_groups]
+        if any(share != 1 for share in shares):  # else torch gives every group the same
+            top = arguments["max_lr"]
+            arguments = {**arguments, "max_lr": [top * share for share in shares]}
     scheduler_class = resolve_name(SCHEDULERS[name])
     scheduler = scheduler_class(optimizer, **{**open_arguments.get(name, {}), **arguments})
     return Schedule(optimizer, scheduler, warmup_steps)

@@ -119,6 +119,27 @@ def permutation(n: int, seed: int, epoch: int) -> Tensor:
     return torch.argsort(words, stable=True)
 
 
+def balanced(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """The order of an epoch that visits every class equally often: (n,) int64, of n labels.
+
+    Classes are visited as often as each other, and the images of a class as often as each other,
+    both to within one; which have one more is drawn anew each epoch. The visit number k (from 0) of
+    sample i stands there as i + k * n, so that it can be told from the first.
+    """
+    n = len(labels)
+    shuffled = permutation(n, seed_of("cycle", seed), epoch)
+    by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]  # each class in its own order
+    sizes = torch.bincount(labels)
+    sizes = sizes[sizes > 0]  # of a class without images nothing can be visited
+    visits = torch.full_like(sizes, n // len(sizes))
+    visits[permutation(len(sizes), seed_of("one more", seed), epoch)[: n % len(sizes)]] += 1
+    classes = torch.repeat_interleave(visits)  # (n,) the class of each visit
+    number = torch.arange(n) - (visits.cumsum(0) - visits)[classes]  # which of its class's it is
+    size, first = sizes[classes], (sizes.cumsum(0) - sizes)[classes]
+    order: Tensor = by_class[first + number % size] + number // size * n
+    return order[permutation(n, seed, epoch)]
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run the body with torch's CPU generator seeded by ``seed``; its state is restored after.
