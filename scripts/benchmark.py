@@ -3,6 +3,7 @@
     python -m scripts.benchmark
     python -m scripts.benchmark --quick --cases fashion --arms "by hand" framework
     python -m scripts.benchmark --rmb data/rmb --full --out benchmark
+    python -m scripts.benchmark --cases variants --device cuda
 
 All in one process and by turns: whatever else the machine does then slows all alike.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 CASES = ("fashion", "step", "rmb")
+MORE_CASES = ("variants",)  # on being asked only
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "5 a run failed or the disk is full",
     )
     parser.add_argument(
-        "--cases", nargs="+", choices=CASES, default=list(CASES), help="what to measure (all)"
+        "--cases",
+        nargs="+",
+        choices=CASES + MORE_CASES,
+        default=list(CASES),
+        help="what to measure (all but variants)",
     )
     parser.add_argument(
         "--arms", nargs="+", metavar="ARM", help='ways of training, e.g. "by hand" framework (all)'
@@ -64,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     from scripts.benchmark_arms import ARMS, is_installed
     from scripts.benchmark_cases import fashion_task, measure_fashion, measure_rmb, measure_step
     from scripts.benchmark_report import picture, report
+    from scripts.benchmark_variants import measure_variants
     from trainer.console import say
     from trainer.errors import UsageError
 
@@ -92,6 +99,9 @@ def run(arguments: argparse.Namespace) -> None:
             models = ["LeNet", "AlexNet"] if arguments.full else ["LeNet"]
             rounds = min(blocks, 3)
             results["rmb"] = measure_rmb(arguments.rmb, models, rounds, device, runs, say)
+        if "variants" in arguments.cases:
+            size, seconds = arguments.batch_size, 0.2 if quick else 1.0
+            results["variants"] = measure_variants(size, blocks, seconds, device, runs, say)
     results["machine"] |= {"load average, at the end": load_average()}
     text = report(results)
     out: Path = arguments.out

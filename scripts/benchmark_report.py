@@ -38,6 +38,10 @@ def report(results: Mapping[str, Any]) -> str:
         parts.append("10 epochs on photographs of notes, next to decoding once + computing alone.")
         head = ["model", "of decode + compute", "wall", "decode", "in 1 thread", "compute", "steps"]
         parts.append(table([*head, "photographs"], rmb_rows(results["rmb"])))
+    for model, times in results.get("variants", {}).items():
+        parts.append(f"{model}, a step of each variant next to the plain one (less is faster).")
+        head = ["variant", "of plain", "min to max", "milliseconds"]
+        parts.append(table(head, variant_rows(times)))
     machine = results["machine"]
     parts.append("\n".join(f"- {name}: {value}" for name, value in machine.items()))
     return "\n\n".join(parts) + "\n"
@@ -110,6 +114,16 @@ def rmb_rows(models: Mapping[str, Sequence[Mapping[str, float]]]) -> Rows:
         ]
         for name, rows in models.items()
     ]
+
+
+def variant_rows(times: Mapping[str, Numbers]) -> Rows:
+    """A row a variant: the median of its blocks' ratios to the plain step, and its own time."""
+    rows = []
+    for name, own in times.items():
+        ratios = [a / b for a, b in zip(own, times["plain"], strict=True)]
+        ratio, span = statistics.median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"
+        rows.append([name, f"{ratio:.2f}", span, f"{statistics.median(own):.2f}"])
+    return rows
 
 
 def targets(results: Mapping[str, Any]) -> Rows:

@@ -44,6 +44,7 @@ KINDS = {
     "damage": Kind(9, 10**6, "checkpoints cut, flipped, forged, missing", "DAMAGES"),
     "images": Kind(5, 50, "images broken in mid-run, a worker killed"),
     "together": Kind(3, 15, "16 starts at once, two processes on one run"),
+    "ranks": Kind(2, 50, "one of two processes killed, started again by torchrun", "rank_cases"),
 }
 
 

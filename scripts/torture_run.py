@@ -13,6 +13,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -360,6 +361,25 @@ def child(
     os.write(ready, b".")
     os.close(ready)
     sys.exit(command.main(arguments))
+
+
+def torchrun(strike: str, folder: Path, log: Path, *arguments: str) -> int:
+    """Train in two processes by torchrun, the run below ``folder``; torchrun's exit code.
+
+    What it prints goes to ``log``. Raises subprocess.TimeoutExpired after five minutes.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "--max-restarts", "2", "-m", "scripts.torture_ranks"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "STRIKE": strike}
+    with log.open("w") as output:
+        return subprocess.run(
+            [*command, *arguments, "--runs", str(folder)],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+            check=False,
+        ).returncode
 
 
 def adopt_orphans() -> None:

@@ -34,7 +34,9 @@ from scripts.torture_run import (
     Lost,
     NotReached,
     Trial,
+    digest,
     last_lines,
+    torchrun,
 )
 
 MODELS = {
@@ -74,6 +76,44 @@ def kill(trial: Trial) -> None:
         if code == DONE:
             break
     trial.conclude()
+
+
+PLACES = ((STEP, "before"), ("torch.optim:SGD.step", "after"))  # of a process under torchrun
+
+
+def rank_cases(bench: Bench) -> list[tuple[int, str, str, int]]:
+    """(rank, function, before or after, n-th step): either process, as a step begins and ends."""
+    steps = bench.counts().functions[STEP]
+    return [
+        (rank, place, when, step)
+        for step in range(1, steps + 1)
+        for place, when in PLACES
+        for rank in (0, 1)
+    ]
+
+
+def ranks(trial: Trial) -> None:
+    """SIGKILL of one of two processes at a step; torchrun starts both again by itself."""
+
+    def alone(other: Trial) -> dict[str, str]:
+        torchrun("", other.folder / "runs", other.folder / "log.txt", *config)
+        return {"digest": digest(other.the_run(), other.images)}
+
+    config = ("--config", str(trial.config))
+    expected = trial.bench.kept("ranks", (), alone)["digest"]
+    cases = rank_cases(trial.bench)
+    strike = " ".join(map(str, cases[trial.number % len(cases)]))
+    log = trial.folder / "launch-1.txt"
+    try:
+        code = torchrun(strike, trial.folder / "runs", log, *config)
+    except subprocess.TimeoutExpired:
+        raise Lost(f"hangs after {strike}") from None
+    if code != DONE:
+        raise Lost(f"torchrun ended with {code} after {strike}: {last_lines(log.read_text())}")
+    if "exitcode: -9" not in log.read_text():
+        raise NotReached
+    if digest(trial.the_run(), trial.images) != expected:
+        raise Lost(f"after {strike}, the run differs from the one that was left alone")
 
 
 MANY = 40  # of a function that is called more often, so many calls are tried, evenly spread

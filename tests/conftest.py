@@ -1,9 +1,14 @@
 """Small data of each dataset's own format, and a configuration that trains on it in a second."""
 
+import ctypes
 import gzip
+import os
 import random
 import signal
+import socket
 import struct
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +54,7 @@ def notes(tmp_path_factory):
     """Folders 1 and 100 with 25 pictures each: noise, green or red on the whole."""
     root = tmp_path_factory.mktemp("notes")
     drawn = random.Random(0)
+    ctypes.CDLL(None).srand(1)  # Pillow's noise is of C's rand(), which other tests may have called
     for name, colour in (("1", (60, 140, 60)), ("100", (180, 60, 60))):
         (root / name).mkdir()
         for number in range(25):
@@ -126,3 +132,53 @@ def spoiled(config_file, tmp_path):
             return train_job(job, tmp_path / "runs", resume, print, stop)
 
     return run
+
+
+@pytest.fixture
+def together(config_file, tmp_path):
+    """Call the command in several processes, as torchrun would: the exit code of each.
+
+    Each process is a fork, so that none imports PyTorch again; ``prepare(rank)`` is called first in
+    it. What process r says is in ``rank-r.txt``.
+    """
+    import multiprocessing
+
+    def work(rank, count, port, argv, prepare, name):
+        for number in (1, 2):
+            text = os.open(tmp_path / name.format(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(text, number)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(count)}
+        from trainer.train import main
+
+        if prepare is not None:
+            prepare(rank)
+        code = main(argv)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def command(count, *more, prepare=None, runs="together", resume=None, timeout=100):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        argv = ["--config", str(config_file)] if resume is None else ["--resume", str(resume)]
+        argv += ["--runs", str(tmp_path / runs), *more]
+        fork = multiprocessing.get_context("fork")
+        processes = [
+            fork.Process(target=work, args=(rank, count, port, argv, prepare, "rank-{}.txt"))
+            for rank in range(count)
+        ]
+        for process in processes:
+            process.start()
+        end = time.monotonic() + timeout
+        for process in processes:
+            process.join(max(end - time.monotonic(), 0))
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+        return [process.exitcode for process in processes]
+
+    return command

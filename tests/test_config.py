@@ -72,12 +72,14 @@ def test_defaults_are_those_of_the_manual(load):
     config = load()
     assert config.name == "exp"
     assert (config.split.ratios, config.split.seed, config.split.pool) == ((8, 1, 1), 0, False)
+    assert (config.split.folds, config.split.fold) == (None, None)
     assert config.loader.model_dump() == {
         "batch_size": 32,
         "eval_batch_size": None,
         "workers": "auto",
         "cache": "auto",
         "drop_last": False,
+        "sampling": "shuffle",
     }
     assert config.loss == Component(name="CrossEntropyLoss")
     assert config.metrics == (Component(name="accuracy"),)
@@ -515,7 +517,7 @@ def test_print_tells_below_each_component_what_else_it_takes(load):
     text = text.replace("Pad]", "{name: Pad, padding: 1}]")
     lines = load(text, "optimizer=AdamW", "scheduler=PolynomialLR").print().splitlines()
     assert lines[lines.index("optimizer:") + 2].startswith(
-        "  # also: no_decay: false, lr: 0.001, betas: [0.9, 0.999], eps: 1e-08, weight_decay: 0.01,"
+        "  # also: no_decay: false, layer_decay: null, groups: [], lr: 0.001, betas: [0.9, 0.999], "
     )
     assert "  # also: warmup: null, total_iters: from the run, power: 1.0" in lines
     assert "          # also: fill: 0, padding_mode: constant" in lines

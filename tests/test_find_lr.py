@@ -113,7 +113,7 @@ def test_groups_keep_the_proportions_of_their_rates(job_of, monkeypatch):
 
     def two_groups(config, model):
         first, *rest = model.parameters()
-        return Spy([{"params": [first], "lr": 0.5}, {"params": rest, "lr": 0.05}])
+        return Spy([{"params": [first]}, {"params": rest, "lr": 0.05}], lr=0.5)
 
     monkeypatch.setattr(lr_finder, "build_optimizer", two_groups)
     test = sweep_rates(job_of(), 1e-5, 1e-2, 20)

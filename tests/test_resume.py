@@ -48,6 +48,7 @@ MAY_CHANGE = {
     "train.epochs": 5,
     "train.budget": "30m",
     "train.skip_non_finite": 2,
+    "train.parallel": "fsdp",
     "early_stop.patience": 9,
     "early_stop.min_delta": 0.5,
     "log.every": "5st",
@@ -58,6 +59,7 @@ MAY_CHANGE = {
     "loader.workers": 1,
     "loader.cache": "ram",
     "loader.eval_batch_size": 3,
+    "distill.run": "elsewhere",  # the teacher's weights are compared
 }
 REFUSED = {
     "seed": 1,
@@ -65,23 +67,36 @@ REFUSED = {
     "split.ratios": [6, 2, 2],
     "split.seed": 1,
     "split.pool": True,
+    "split.folds": 5,
+    "split.fold": 1,
     "transforms.train.0.size": [36, 36],
     "transforms.train.1.padding": 2,
     "transforms.eval.0.size": [36, 36],
     "loader.batch_size": 4,
     "loader.drop_last": True,
+    "loader.sampling": "balanced",
     "model.name": "MLP",
     "loss.name": "FocalLoss",
     "optimizer.lr": 0.5,
     "optimizer.momentum": 0.8,
+    "optimizer.layer_decay": 0.5,
+    "optimizer.groups": "[{match: features.*, lr: 0.5}]",
     "scheduler.name": "OneCycleLR",
     "metrics.1": "precision",
     "train.device": "auto",
     "train.threads": 1,
     "train.channels_last": False,
+    "train.precision": "bf16",
+    "train.compile": True,
+    "train.cuda_graphs": True,
+    "train.activation_checkpointing": True,
     "train.accumulate": 2,
+    "train.sync_batch_norm": True,
     "train.clip_grad_norm": 1.0,
     "train.monitor": "val/loss",
+    "average.name": "Lookahead",
+    "distill.weight": 0.25,
+    "distill.temperature": 2.0,
 }
 
 
@@ -95,12 +110,19 @@ def flow(value):
 @pytest.mark.parametrize(("key", "value"), [*MAY_CHANGE.items(), *REFUSED.items()])
 def test_each_key_may_change_or_is_refused_with_both_values(train, config_file, key, value):
     begin = ["early_stop={patience: 3}", "scheduler={name: StepLR, step_size: 1}"]
+    begin += ["average=EMA"]
     run = train(*begin, "train.epochs=1")
+    if key.startswith("distill"):  # what a run that began with a teacher has there
+        text = (run / "config.yaml").read_text()
+        taught = "distill: {run: somewhere, weight: 0.5, temperature: 4.0}\n"
+        (run / "config.yaml").write_text(text.replace("distill: null\n", taught))
     old = flatten(settings(load_config(run / "config.yaml")))
     old_value = old.get(key, old.get(f"{key}.0"))
     change = [f"{key}={flow(value)}"]
     if key == "early_stop.min_delta":
         change.append("early_stop.patience=3")
+    if key in (folds := {"split.folds": "split.fold=0", "split.fold": "split.folds=5"}):
+        change.append(folds[key])
     if key in MAY_CHANGE:
         config, folder = find_resumable(str(run), None, change, Path("nowhere"))
         assert folder == run and flatten(settings(config)) != old
@@ -113,12 +135,15 @@ def test_each_key_may_change_or_is_refused_with_both_values(train, config_file, 
 
 def test_every_key_of_a_configuration_is_judged_above(config_file):
     judged = [*MAY_CHANGE, *REFUSED]
-    config = load_config(config_file, ["early_stop={patience: 3}", "scheduler=OneCycleLR"])
-    # The name chooses the run; precision has one value yet; the data's place is judged by content.
-    others = ["name", "train.precision", "dataset.name", "dataset.root", "dataset.draw_if_absent"]
+    config = load_config(
+        config_file,
+        ["early_stop={patience: 3}", "scheduler=OneCycleLR", "average=EMA", "distill={run: runs}"],
+    )
+    # The name chooses the run; the data's place is judged by content.
+    others = ["name", "dataset.name", "dataset.root", "dataset.draw_if_absent"]
     for key in flatten(settings(config)):
         component = re.match(
-            r"(transforms\.\w+\.\d+|optimizer|model|loss|metrics|scheduler)\b", key
+            r"(transforms\.\w+\.\d+|optimizer|model|loss|metrics|scheduler|average)\b", key
         )
         assert component or any(key.startswith(known) for known in [*judged, *others]), key
 
@@ -259,16 +284,18 @@ def test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoint(config_file)
     """A new field of the state, or of the job's moving parts, has to be saved or named here."""
     fields = {field.name for field in dataclasses.fields(State)}
     assert fields == {*PLAIN, *CLOCKS, "means", "saved_at", "saved", "norm"}
-    job = prepare(load_config(config_file, ["scheduler=ReduceLROnPlateau"]), print)
-    trained = prepare(load_config(config_file, ["scheduler=ReduceLROnPlateau"]), print)
+    overrides = ["scheduler=ReduceLROnPlateau", "average=EMA"]
+    job, trained = (prepare(load_config(config_file, overrides), print) for _ in range(2))
+    assert job.average is not None and trained.average is not None
     state = State()
-    for _ in range(2):  # so that nothing is as it was built
+    for step in range(2):  # so that nothing is as it was built
         images, labels = next(trained.train_loader.epoch())
         loss = trained.loss_fn(trained.model(images), labels)
         loss.backward()
         trained.optimizer.step()
         trained.schedule.after_step()
         trained.schedule.after_epoch(0.5)
+        trained.average.after_step(step + 1)
         state.means.add(loss.item(), 1.0, len(images))
     for number, name in enumerate(PLAIN):
         kind = type(getattr(state, name))
@@ -286,6 +313,7 @@ def test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoint(config_file)
     assert same(job.model.state_dict(), trained.model.state_dict())
     assert same(job.optimizer.state_dict(), trained.optimizer.state_dict())
     assert same(job.schedule.state_dict(), trained.schedule.state_dict())
+    assert same(job.average.state_dict(), trained.average.state_dict())
     assert vars(job.schedule).keys() == {
         "optimizer", "scheduler", "warmup_steps", "first_lrs", "steps"
     }  # fmt: skip

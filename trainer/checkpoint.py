@@ -46,12 +46,14 @@ def write_checkpoint(
     keep: int,
     best: Entry | None,
     card: dict[str, Any] | None = None,
+    judged: dict[str, Any] | None = None,
 ) -> Entry | None:
     """Write ``state`` (tensors and plain values) as a checkpoint of ``step``; keep the last few.
 
-    With a ``card``, its weights are the best ones. ``best`` are the best before, which go along
-    else. Returns the entry of those that are the best now. Older checkpoints go only after the new
-    one is whole. Raises RunError where the disk refuses; earlier checkpoints then stay.
+    With a ``card``, its weights are the best ones, or those ``judged`` in their place (an average).
+    ``best`` are the best before, which go along else. Returns the entry of those that are the best
+    now. Older checkpoints go only after the new one is whole. Raises RunError where the disk
+    refuses; earlier checkpoints then stay.
     """
     folder = folder_of(run)
     final = folder / f"step-{step:09d}"
@@ -64,9 +66,11 @@ def write_checkpoint(
         if not folder.exists():
             disk.make_folder(folder)
         disk.make_folder(temporary)
-        if card:
+        if card and judged is None:
             weights = best = write_best(run, state["model"], card, temporary / WEIGHTS)
         else:
+            if card:
+                best = write_best(run, judged, card)
             weights = disk.save_tensors(temporary / WEIGHTS, state["model"])
         rest = {name: value for name, value in state.items() if name != "model"}
         files = {WEIGHTS: weights, STATE: disk.save_tensors(temporary / STATE, rest)}

@@ -14,7 +14,8 @@ from typing import Any
 
 from trainer.config import Component, Config, components
 from trainer.errors import Fault
-from trainer.rules import RESERVED, TABLES, component_key
+from trainer.rules import OF_GROUPS, RESERVED, TABLES, component_key
+from trainer.settings import Duration
 from trainer.signatures import describe, parameters_of, resolve
 
 MAX_TRIED_EPOCHS = 1000  # of a schedule
@@ -45,10 +46,15 @@ def build(table: Mapping[str, str], path: str, component: Component, **supplied:
 
 
 def as_member(value: Any, annotation: Any) -> Any:
-    """ "bilinear" as InterpolationMode.BILINEAR where the annotation knows such an enum."""
+    """ "bilinear" as InterpolationMode.BILINEAR where the annotation knows such an enum, "1ep" as a
+
+    Duration where it is one.
+    """
     for kind in (annotation, *typing.get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, enum.Enum) and isinstance(value, str):
             return kind(value)
+        if kind is Duration and isinstance(value, str):
+            return Duration.parse(value)
     return value
 
 
@@ -93,8 +99,9 @@ def _trials(config: Config) -> Iterator[Fault]:
             supplied = {"num_classes": 2, "in_channels": 3, "input_size": [32, 32]}
             return build(TABLES["model"], "model", component, **supplied)
 
-    def optimizer() -> Any:
+    def optimizer(more: dict[str, Any] | None = None) -> Any:
         component = _without_reserved("optimizer", config.optimizer)
+        component = component.model_copy(update={"arguments": component.arguments | (more or {})})
         # Only a GPU's steps can be captured.
         wanted = component.arguments.get("capturable") and config.train.device.startswith(
             ("auto", "cuda")
@@ -129,6 +136,10 @@ def _trials(config: Config) -> Iterator[Fault]:
                     raise ValueError(f"the learning rate is {group['lr']} after epoch {epoch}")
         return built
 
+    def average(component: Component) -> object:
+        supplied = {"model": torch.nn.Linear(1, 1), "steps_per_epoch": 1}
+        return build(TABLES["average"], "average", component, **supplied)
+
     def metric(path: str, component: Component) -> object:
         probabilities = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.5], [1.5, 0.0]]).softmax(1)
         labels = torch.tensor([0, 1, 0, 1])
@@ -144,14 +155,23 @@ def _trials(config: Config) -> Iterator[Fault]:
     ]
     attempts += [("model", config.model, model), ("loss", config.loss, loss)]
     attempts += [("optimizer", config.optimizer, optimizer)]
+    for index, group in enumerate(config.optimizer.arguments.get("groups", ())):
+        more = {key: value for key, value in group.items() if key not in OF_GROUPS}
+        if "lr_scale" in group:
+            more["lr"] = rate_of(config.optimizer) * group["lr_scale"]
+        path = f"optimizer.groups.{index}"
+        tried = config.optimizer.model_copy(update={"arguments": more})
+        attempts += [(path, tried, functools.partial(optimizer, more))]
     if config.scheduler is not None:
         attempts += [("scheduler", config.scheduler, schedule)]
+    if config.average is not None:
+        attempts += [("average", config.average, functools.partial(average, config.average))]
     for kind, path, component in components(config):
         if kind == "metric":
             attempts += [(path, component, functools.partial(metric, path, component))]
     failed = set[str]()
     for path, component, attempt in attempts:
-        if path == "scheduler" and "optimizer" in failed:
+        if path.startswith(("scheduler", "optimizer.")) and "optimizer" in failed:
             continue  # it is tried on the optimizer
         try:
             with warnings.catch_warnings(action="ignore"):
@@ -167,6 +187,12 @@ def _trials(config: Config) -> Iterator[Fault]:
             named = [name for name in component.arguments if name in words]
             place = f"{path}.{named[0]}" if named else path
             yield config.fault(place, f"{component.name} cannot be used: {message}")
+
+
+def rate_of(optimizer: Component) -> float:
+    """The learning rate that the YAML gives an optimizer, or else its constructor's own."""
+    default = parameters_of(resolve(TABLES["optimizer"], optimizer.name))["lr"].default
+    return float(optimizer.arguments.get("lr", default))
 
 
 def check_values(component: Component) -> None:

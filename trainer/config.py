@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr
 from pydantic_core import to_jsonable_python
 
 from trainer.check import Schema
-from trainer.document import Document, flow, read_document, write
+from trainer.document import COMMAND_LINE, Document, flow, read_document, write
 from trainer.errors import ConfigError, Fault
 from trainer.parse import Place
 from trainer.rules import (
@@ -26,10 +26,12 @@ from trainer.rules import (
 )
 from trainer.settings import (
     NESTING,
+    Average,
     Checkpoint,
     Component,
     Count,
     Dataset,
+    Distill,
     Duration,
     EarlyStop,
     Frozen,
@@ -71,6 +73,10 @@ class Config(Frozen):
     """How weights follow the gradient."""
     scheduler: Scheduler | None = None
     """How the learning rate changes; null keeps it."""
+    average: Average | None = None
+    """Averaged weights, to be judged and kept in place of the trained ones; null has none."""
+    distill: Distill | None = None
+    """A finished run to learn from, beside the labels; null has none."""
     metrics: tuple[Metric, ...] = (Component(name="accuracy"),)
     """What is measured on val and test."""
     train: Train
@@ -133,7 +139,7 @@ def components(config: Config) -> Iterator[tuple[str, str, Component]]:
     for side in ("train", "eval"):
         listed = getattr(config.transforms, side)
         yield from _with_inner("transform", f"transforms.{side}", listed)
-    for kind in ("model", "loss", "optimizer", "scheduler"):
+    for kind in ("model", "loss", "optimizer", "scheduler", "average"):
         if (component := getattr(config, kind)) is not None:
             yield kind, kind, component
     yield from _with_inner("metric", "metrics", config.metrics)
@@ -156,6 +162,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     # The outer before the inner: `model.depth=11 model.name=VGG` means what its reverse means.
     for typed in sorted(overrides, key=_depth):
         document.override(typed, DEFAULTS)
+    _let_folds_replace_ratios(document)
     _fill_in(document, Path(path).stem)
     if faults := check_document(document, Config.model_json_schema()):
         raise ConfigError(faults, document.file)
@@ -167,6 +174,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def _depth(typed: str) -> int:
     key = typed.partition("=")[0].strip()
     return key.removesuffix(".name").count(".")
+
+
+def _let_folds_replace_ratios(document: Document) -> None:
+    """Drop the file's ratios where an override asks for folds, beside which they mean nothing."""
+    split = document.data.get("split") if isinstance(document.data, dict) else None
+    if not isinstance(split, dict) or split.get("folds") is None or "ratios" not in split:
+        return
+    folds, ratios = (document.origin(("split", key)).file for key in ("folds", "ratios"))
+    if folds == COMMAND_LINE != ratios:
+        if ("split", "ratios") in document.values:
+            document.messages.append(f"split.folds={split['folds']} drops split.ratios")
+        del split["ratios"]
 
 
 def _fill_in(document: Document, stem: str) -> None:

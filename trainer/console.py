@@ -6,15 +6,21 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from trainer.launch import is_first
+
 Item = TypeVar("Item")
 
 
 def say(line: str = "") -> None:
     """Print a permanent line at once, also where stdout is a pipe; a bar above it is kept whole.
 
+    Of several processes the first one speaks.
+
     A reader that has seen enough (``| head``), a closed terminal or a full disk under the log does
     not end a run: the rest is not printed.
     """
+    if not is_first():
+        return
     line = line.encode(errors="backslashreplace").decode()  # file names need not be UTF-8
     try:
         if "tqdm" in sys.modules:
@@ -30,7 +36,7 @@ def say(line: str = "") -> None:
 
 def draws_bars() -> bool:
     """Whether stderr is a terminal that can redraw a line."""
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return is_first() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def bar(

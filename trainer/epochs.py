@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 from datasets import DataError
 from trainer.config import Config
 from trainer.console import bar
+from trainer.distributed import buffers_from_main, is_main, met_by_all, on_main, world_size
 from trainer.errors import NonFiniteLoss, Stopped, WorkerDied
 from trainer.guard import Guard
 from trainer.insight.board import show_epoch
 from trainer.job import Job
 from trainer.judge import judge, scalars
-from trainer.loop import Batches, predict, train_steps
+from trainer.loop import Batches, predict, reseed, train_steps
 from trainer.record import save
 from trainer.run_log import RunLog
 from trainer.saver import Saver
@@ -23,6 +25,7 @@ from trainer.settings import Duration
 from trainer.state import State
 from trainer.stop import StopRequest
 from trainer.tables import HIGHER_IS_BETTER
+from transforms.keyed import seed_at, seed_of
 
 Say = Callable[[str], None]
 
@@ -48,7 +51,8 @@ def train_epochs(session: Session) -> None:
     try:
         while state.epoch < config.train.epochs and not state.early_stopped:
             speed = train_one_epoch(session)
-            best = end_epoch(session, speed)
+            with judged_weights(session):
+                best = end_epoch(session, speed)
             due = is_due(config.checkpoint.every, state, epoch_ended=True)
             if best or due:
                 with state.spending("save"):
@@ -56,9 +60,10 @@ def train_epochs(session: Session) -> None:
         if state.saved != state.moment:  # the last state, before testing loads the best weights
             save(job, state, log, saver)
         with state.spending("save"):
-            saver.wait()
-    except (Stopped, DataError, WorkerDied):  # these come between two steps
-        save_here(session)
+            on_main(saver.wait)
+    except (Stopped, DataError, WorkerDied) as error:  # these come between two steps
+        if isinstance(error, Stopped) or world_size() == 1:  # the others may be in another step
+            save_here(session)
         raise
     if state.early_stopped:
         since = state.epoch - state.stale_epochs
@@ -70,7 +75,7 @@ def save_here(session: Session) -> None:
     heed(session)
     if session.state.saved != session.state.moment:
         save(session.job, session.state, session.log, session.saver)
-    session.saver.wait()
+    on_main(session.saver.wait)
 
 
 def train_one_epoch(session: Session) -> float | None:
@@ -81,7 +86,7 @@ def train_one_epoch(session: Session) -> float | None:
     started, images_done, whole = time.perf_counter(), 0, state.batch == 0
     batches = job.train_loader.epoch(state.epoch, start=state.batch)
     steps = train_steps(
-        job.model,
+        job.network,
         waited_for(batches, state),
         job.loss_fn,
         job.optimizer,
@@ -92,6 +97,9 @@ def train_one_epoch(session: Session) -> float | None:
         step=state.step,
         accumulate=config.train.accumulate,
         clip_grad_norm=config.train.clip_grad_norm,
+        precision=job.precision,
+        teacher=job.teacher,
+        wholes=job.train_loader.sizes(state.batch),
     )
     seconds_before = state.train_seconds
     title = f"epoch {state.epoch + 1}/{config.train.epochs}"
@@ -103,6 +111,8 @@ def train_one_epoch(session: Session) -> float | None:
         state.rates, rates = rates, learning_rates(job)  # of this step, and of the next
         state.train_seconds = seconds_before + time.perf_counter() - started
         heed(session, wait=False)
+        if job.average is not None:
+            job.average.after_step(state.step)
         if is_due(log_every, state):
             heed(session)
             values = state.means.take_logged() | tagged(state.rates)
@@ -143,11 +153,12 @@ def heed(session: Session, wait: bool = True) -> None:
     Without ``wait`` only of steps that can be known without waiting for the device.
     """
     state, loader = session.state, session.job.train_loader
-    for step, images, loss, norm, correct in session.guard.seen(wait):
+    for seen in session.guard.seen(wait):
+        step, images, loss, norm, correct, scale = seen
         state.norm = norm
         if math.isfinite(loss):
             state.means.add(loss, correct, images)
-            if math.isfinite(norm):
+            if math.isfinite(norm) or seen.is_overflow:  # fp16 goes on at half its scale
                 continue
         batch = state.batch - (state.step - step)
         rows = loader.rows(state.epoch, batch)
@@ -156,17 +167,44 @@ def heed(session: Session, wait: bool = True) -> None:
         became = (
             f"gradient's length became {norm}" if math.isfinite(loss) else f"loss became {loss}"
         )
+        became += f" (fp16, scaled by {scale:g})" if scale else ""
         what = (
             f"the {became} in step {step + 1} (epoch {state.epoch + 1}, batch {batch + 1}), "
             f"of these images: {', '.join(ids)}{more}"
         )
         if state.skipped >= session.job.config.train.skip_non_finite:
-            raise NonFiniteLoss(
+            error = NonFiniteLoss(
                 f"{what}. The step was not taken, what was saved before it stays. In a new run, a "
                 "lower optimizer.lr, train.clip_grad_norm=1 or a warmup in the scheduler may help."
             )
+            raise met_by_all(error)
         state.skipped += 1
         session.say(f"note    {what}; it is left out")
+
+
+@contextmanager
+def judged_weights(session: Session) -> Iterator[None]:
+    """Have the model hold what is judged for the time of the body: the average where there is one.
+
+    Batch norm's statistics of a mean of weights are those of the epoch's images, as it saw them.
+    """
+    job, state = session.job, session.state
+    if (average := job.average) is None:
+        yield
+        return
+    with average.applied():
+        if average.needs_statistics():
+            if job.train_loader.will_fork:
+                session.saver.wait()
+            draws = seed_of(job.config.seed, "average", state.epoch)
+            batches = job.train_loader.epoch(state.epoch)
+            with state.spending("eval"):
+                average.take_statistics(
+                    session.stop.watch(batches, job.train_loader.rounds),
+                    job.precision.autocast,
+                    lambda number: reseed(job.device, seed_at(draws, number)),
+                )
+        yield
 
 
 def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
@@ -177,8 +215,10 @@ def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
         with state.spending("save"):
             session.saver.wait()
     with state.spending("eval"):
-        logits, labels = predict(job.model, session.stop.watch(job.val_loader.epoch()))
-        values = scalars(judge(config, logits, labels, job.loss_fn))
+        buffers_from_main(job.model)
+        batches = session.stop.watch(job.val_loader.epoch(), job.val_loader.rounds)
+        logits, labels = predict(job.model, batches, job.precision)
+        values = on_main(lambda: scalars(judge(config, logits, labels, job.loss_fn)))
     record = {
         "step": state.step,
         "epoch": state.epoch + 1,
@@ -199,7 +239,10 @@ def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
     state.epoch += 1
     state.batch = 0
     with state.spending("log"):
-        show_epoch(session.log.events, job, state.epoch, state.step, logits, labels, session.say)
+        if is_main():
+            show_epoch(
+                session.log.events, job, state.epoch, state.step, logits, labels, session.say
+            )
         session.log.epoch(record, speed, is_best)
     return record if is_best else None
 
@@ -218,7 +261,7 @@ def is_due(every: Duration, state: State, epoch_ended: bool = False) -> bool:
         return state.step % every.value == 0
     if every.unit == "ep":
         return epoch_ended and state.epoch % every.value == 0
-    return time.monotonic() - state.saved_at >= every.value * 60
+    return on_main(lambda: time.monotonic() - state.saved_at >= every.value * 60)  # its clock
 
 
 def learning_rates(job: Job) -> list[float]:

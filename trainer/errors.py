@@ -99,6 +99,17 @@ class WorkerDied(Exception):
     """A process that read images for the trainer ended by itself."""
 
 
+class ProcessFailed(Exception):
+    """One of several processes failed, or was lost, and the others with it.
+
+    is_own: whether it is this one that failed.
+    """
+
+    def __init__(self, message: str, is_own: bool = True) -> None:
+        super().__init__(message)
+        self.is_own = is_own
+
+
 class Stopped(BaseException):
     """The process was asked to stop: like KeyboardInterrupt, no ``except Exception`` takes it."""
 
@@ -116,6 +127,7 @@ def exit_code_of(action: Callable[[], None]) -> int:
         (RunError, Exit.CHECKPOINT),
         (OutOfMemory, Exit.MEMORY),
         (WorkerDied, Exit.WORKER),
+        (ProcessFailed, Exit.DISTRIBUTED),
     ]
     try:
         action()
@@ -134,17 +146,30 @@ def exit_code_of(action: Callable[[], None]) -> int:
         error = in_plain_words(raised)
         for kind, code in codes:
             if isinstance(error, kind):
+                cause = error.__cause__ if getattr(error, "is_own", False) else None
+                known = tuple(kind for kind, _ in codes)
+                if isinstance(cause, Exception) and not isinstance(in_plain_words(cause), known):
+                    traceback.print_exception(cause)  # a fault of the trainer in one process
                 told(error)
                 return code
-        traceback.print_exc()
-        print(
-            "this is a fault of the trainer itself; please report the lines above", file=sys.stderr
-        )
+        from trainer.launch import is_first
+
+        if is_first():  # of several processes that have all met it
+            traceback.print_exc()
+            fault = "this is a fault of the trainer itself; please report the lines above"
+            print(fault, file=sys.stderr)
         return Exit.BUG
 
 
 def told(error: BaseException) -> None:
-    """Print an error's message and its notes; where nobody listens, the exit code has to do."""
+    """Print an error's message and its notes; where nobody listens, the exit code has to do.
+
+    Of several processes the first one speaks, and any that failed alone.
+    """
+    from trainer.launch import is_first
+
+    if not (is_first() or (isinstance(error, ProcessFailed) and error.is_own)):
+        return
     try:
         print(
             "\n".join([str(error), *getattr(error, "__notes__", [])]), file=sys.stderr, flush=True

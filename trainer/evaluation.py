@@ -14,6 +14,7 @@ from trainer.job import build_loss, build_model, check_size, choose_device
 from trainer.judge import judge
 from trainer.loop import predict
 from trainer.parts import check_shape, digest_of_split, eval_loader, load_part
+from trainer.precision import build_precision
 from trainer.record import load_best, require_same_model
 from trainer.resume import refuse_changes, require_own_images
 from trainer.trained import without_weights
@@ -49,7 +50,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     if channels_last:  # the same arithmetic as in the run
         model.to(memory_format=torch.channels_last)
     with closing(eval_loader(config, part, device, channels_last)) as loader:
-        logits, labels = predict(model, loader.epoch())
+        logits, labels = predict(model, loader.epoch(), build_precision(config, device))
     label_of = dict(zip(dataset.ids, dataset.labels, strict=True))
     train_labels = [label_of[name] for name in saved["train"] if name in label_of]
     loss_fn = build_loss(config, torch.tensor(train_labels), len(dataset.classes)).to(device)

@@ -1,6 +1,7 @@
 """A run's best model in the formats of others: written, read back, compared, and only then kept."""
 
 import copy
+import dataclasses
 import io
 import json
 import logging
@@ -13,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.agreement import TOLERANCE, Difference, Model, Sample, compare, take_sample
+from trainer.agreement import TOLERANCE, Difference, Model, Sample, compare, note, take_sample
 from trainer.config import load_config
 from trainer.disk import read_json, rename, sync_folder, write_file, write_json
 from trainer.errors import RunError, in_plain_words
 from trainer.evaluation import MAY_DIFFER
 from trainer.job import build_model
 from trainer.model_card import describe, hub_files
+from trainer.precision import FP32, HALF
 from trainer.resume import refuse_changes
 from trainer.trained import Trained, load_trained
 from trainer.use_code import program
@@ -42,6 +44,9 @@ def export_run(
     config = load_config(run / "config.yaml", overrides)
     refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
     trained = load_trained(run, [*overrides, "train.device=cpu"])  # files differ by no machine
+    if config.train.precision in HALF:  # the weights are float32, and few tools compute otherwise
+        note(f"the run computed in {config.train.precision}, the files do in float32")
+        trained = dataclasses.replace(trained, precision=FP32)
     result = read_json(run / "result.json")
     sample = take_sample(trained, config, images)
     if not trained.logits(sample.inputs).isfinite().all():

@@ -1,36 +1,54 @@
 """Everything that a run is made of, built from the configuration and checked."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from models import MODELS
+from models.dropout import draws_elsewhere, drop_out_by_batch
 from models.external import timm_model, torchvision_model
-from models.freeze import freeze
+from models.freeze import freeze, matching, train_mode
 from models.initialise import initialise
 from models.probe import check_input
+from models.recompute import recompute
 from models.weights import load_weights, read_weights
-from trainer.components import build, check_components
+from trainer.averages import Average, steps_of
+from trainer.batch_norm import with_synced_batch_norm
+from trainer.compiled import make_fast
+from trainer.components import build, check_components, rate_of
 from trainer.config import Config
+from trainer.distributed import from_main, over_processes, world_size
 from trainer.errors import ConfigError
+from trainer.launch import local_rank, local_world_size
 from trainer.loader import Loader, Part
 from trainer.losses import balanced_weight
-from trainer.optimizers import parameter_groups
-from trainer.parts import Data, check_shape, eval_loader, load_data, train_loader
+from trainer.optimizers import Chosen, parameter_groups
+from trainer.parts import Data, check_shape, eval_loader, load_data, open_dataset, train_loader
+from trainer.precision import Precision, build_precision, notes_on_precision
 from trainer.schedulers import Schedule, build_schedule
+from trainer.settings import Duration
+from trainer.sharding import ELEMENTWISE_FUSED, check_sharding, is_sharded, shard
 from trainer.signatures import parameters_of, resolve
-from trainer.tables import HIGHER_IS_BETTER, LOSSES, OPTIMIZERS
+from trainer.tables import AVERAGES, HIGHER_IS_BETTER, LOSSES, OPTIMIZERS
 from transforms.keyed import seed_of
+
+if TYPE_CHECKING:
+    from trainer.distillation import Distillation
 
 Say = Callable[[str], None]
 
 
 @dataclass
 class Job:
-    """A run's parts, in the order in which they are built. input_shape is the model's (C, H, W)."""
+    """A run's parts, in the order in which they are built. input_shape is the model's (C, H, W).
+
+    network is the model as training calls it; where there are several processes, it speaks to them.
+    """
 
     config: Config
     device: torch.device
@@ -42,12 +60,21 @@ class Job:
     schedule: Schedule
     train_loader: Loader
     val_loader: Loader
+    network: nn.Module
+    precision: Precision
+    average: Average | None = None
+    teacher: "Distillation | None" = None
 
 
 def prepare(config: Config, say: Say) -> Job:
     """Check and build everything the configuration names; raises before anything is written."""
     if faults := check_components(config):
         raise ConfigError(faults)
+    if config.train.parallel == "fsdp":
+        if world_size() > 1:
+            check_sharding(config)
+        else:
+            say("note    train.parallel=fsdp cuts the model for several processes; this is one")
     device = choose_device(config)
     data = load_data(config, device)
     tell(data, say)
@@ -61,13 +88,33 @@ def prepare(config: Config, say: Say) -> Job:
     model = build_model(config, data.classes, input_shape)
     model.to(device)
     loss_fn = build_loss(config, train_part.labels, len(data.classes)).to(device)
+    teacher = None
+    if config.distill is not None:
+        from trainer.distillation import load_teacher  # which builds a model as this does
+
+        teacher = load_teacher(config, data.classes, input_shape)
+        found = config.distill.model_copy(update={"run": str(teacher.run)})
+        config = config.model_copy(update={"distill": found})  # runs/NAME has a newest run each day
+    if config.train.activation_checkpointing and not recompute(model):
+        say(f"note    train.activation_checkpointing: {config.model.name} has no blocks to forget")
+    precision = build_precision(config, device)
+    for note in notes_on_precision(config, device):
+        say(f"note    {note}")
     distinct = {shape: data.parts[name] for name, shape in reversed(shapes.items())}
-    channels_last = choose_layout(config, model, loss_fn, list(distinct.values()), device, say)
+    with precision.autocast():
+        channels_last = choose_layout(config, model, loss_fn, list(distinct.values()), device, say)
     optimizer = build_optimizer(config, model)
     batches = train_loader(config, train_part, device, channels_last)
     check_batches(config, batches, model)
+    if world_size() > 1 or config.train.accumulate > 1:
+        keep_dropout_alike(model, train_part, device, say)
+    if config.train.sync_batch_norm and world_size() > 1:
+        try:
+            with_synced_batch_norm(model)
+        except ValueError as error:
+            raise ConfigError([config.fault("train.sync_batch_norm", str(error))]) from None
     steps = len(batches)
-    return Job(
+    job = Job(
         config=config,
         device=device,
         data=data,
@@ -78,7 +125,55 @@ def prepare(config: Config, say: Say) -> Job:
         schedule=build_schedule_of(config, optimizer, steps),
         train_loader=batches,
         val_loader=eval_loader(config, data.parts["val"], device, channels_last),
+        network=model,
+        precision=precision,
+        average=build_average(config, model, steps),
+        teacher=teacher,
     )
+    if world_size() == 1:  # else once the network speaks with the other processes
+        make_fast(job, say)
+    return job
+
+
+def fetch(config: Config) -> bool:
+    """Download, or draw, what of the dataset is not there yet: one process of a machine, not all.
+
+    Faults are left to ``prepare``.
+    """
+    with suppress(Exception):
+        if local_rank() == 0 and not check_components(config):
+            open_dataset(config)
+    return True
+
+
+def distribute(job: Job, say: Say) -> None:
+    """Have the job's network speak with the other processes; all of them must call it."""
+    if world_size() == 1:
+        return
+    part = job.data.parts["train"]
+    images, _ = part.sample(part.extremes[:2])
+    if job.config.train.parallel == "ddp":
+        job.network = over_processes(job.model, images, job.device)
+    else:
+        from_main(job.model)
+        shard(job.model, images.to(job.device))
+        job.optimizer = build_optimizer(job.config, job.model)  # of the parts of the weights
+        job.schedule = build_schedule_of(job.config, job.optimizer, len(job.train_loader))
+    make_fast(job, say)
+
+
+def keep_dropout_alike(model: nn.Module, part: Part, device: torch.device, say: Say) -> None:
+    """Have dropout drawn for whole batches, of which the model will be given parts."""
+    images, _ = part.sample(part.extremes[:2])
+    train_mode(model)
+    if draws_elsewhere(model, images.to(device)):
+        say(
+            "note    the model draws random numbers beside its dropout layers: each process, and "
+            "each part of a batch, has its own, and another number of them trains otherwise"
+        )
+    else:
+        drop_out_by_batch(model)
+    model.eval()
 
 
 def check_size(config: Config, model: nn.Module, shape: tuple[int, int, int]) -> None:
@@ -148,7 +243,7 @@ def rehearse(
     model.eval()
     num_classes = len(part.dataset.classes)
     try:
-        logits = model(images.to(device))
+        logits = model(images.to(device)).float()
     except (RuntimeError, ValueError, TypeError) as error:
         channels, height, width = images.shape[-3:]
         check_size(config, model, (channels, height, width))
@@ -187,6 +282,8 @@ def choose_device(config: Config) -> torch.device:
     if config.train.threads != "auto":
         torch.set_num_threads(config.train.threads)
     device = torch.device(name)
+    if world_size() > 1:
+        device = device_of_process(config, device)
     there = available.get(device.type, True)
     if there and device.type == "cuda" and device.index is not None:
         there = device.index < torch.cuda.device_count()
@@ -199,6 +296,25 @@ def choose_device(config: Config) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
+    return device
+
+
+def device_of_process(config: Config, device: torch.device) -> torch.device:
+    """The device of one of several processes: each has a GPU of its own, or all the processor."""
+    if device.type == "cpu":
+        return device
+    reason = ""
+    if device.type != "cuda" or device.index is not None:
+        reason = f"{device} can't be shared by several processes; write auto, cuda or cpu"
+    elif local_world_size() > torch.cuda.device_count():
+        reason = (
+            f"{local_world_size()} processes on this machine need a GPU each, and it has "
+            f"{torch.cuda.device_count()}; start fewer (torchrun --nproc-per-node), or write cpu"
+        )
+    if reason:
+        raise ConfigError([config.fault("train.device", reason)])
+    device = torch.device("cuda", local_rank())
+    torch.cuda.set_device(device)
     return device
 
 
@@ -259,19 +375,59 @@ def build_loss(config: Config, labels: Tensor, num_classes: int) -> nn.Module:
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer over the parameters that are not frozen."""
     arguments = dict(config.optimizer.arguments)
-    groups = parameter_groups(model, arguments.pop("no_decay", False))
+    groups = parameter_groups(
+        model,
+        arguments.pop("no_decay", False),
+        rate_of(config.optimizer),
+        arguments.pop("layer_decay", None),
+        chosen_groups(config, model, arguments.pop("groups", ())),
+    )
+    in_order = [p for p in model.parameters() if p.requires_grad]
     component = config.optimizer.model_copy(update={"arguments": arguments})
     # One pass over the weights instead of eight; who chose another way has that.
     ways = {"fused", "foreach", "capturable", "differentiable"} & arguments.keys()
     fusing = {"cpu": ("SGD", "Adam", "AdamW", "Adagrad"), "cuda": ("SGD", "Adam", "AdamW")}
     has_it = component.name in fusing.get(next(model.parameters()).device.type, ())
+    has_it &= not is_sharded(model) or component.name in ELEMENTWISE_FUSED
     fused = {"fused": True} if has_it and not ways else {}
     try:
         built: torch.optim.Optimizer
-        built = build(OPTIMIZERS, "optimizer", component, params=groups, **fused)
+        built = build(OPTIMIZERS, "optimizer", component, params=groups, in_order=in_order, **fused)
     except ValueError as error:
         raise ConfigError([config.fault("optimizer", str(error))]) from None
     return built
+
+
+def chosen_groups(
+    config: Config, model: nn.Module, groups: Sequence[Mapping[str, Any]]
+) -> list[Chosen]:
+    """The parameters of each of ``optimizer.groups``, and their settings.
+
+    Raises ConfigError for a pattern that matches nothing, and for a group that is left nothing.
+    """
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    names = [name for name, _ in model.named_parameters()]
+    chosen: list[Chosen] = []
+    faults = []
+    for index, group in enumerate(groups):
+        match, path = group["match"], f"optimizer.groups.{index}.match"
+        patterns = [match] if isinstance(match, str) else list(match)
+        try:
+            matched = matching(names, patterns)
+        except ValueError as error:
+            faults.append(config.fault(path, str(error)))
+            continue
+        left = {name for name in matched if name in trained}
+        if not left:
+            faults.append(config.fault(path, "matches frozen parameters only (model.freeze)"))
+        elif not left - {name for earlier in chosen for name in earlier.names}:
+            message = "all that it matches is in groups before it; let the narrower one come first"
+            faults.append(config.fault(path, message))
+        settings = {key: value for key, value in group.items() if key != "match"}
+        chosen.append(Chosen(" ".join(patterns), left, settings))
+    if faults:
+        raise ConfigError(faults)
+    return chosen
 
 
 def build_schedule_of(
@@ -299,21 +455,41 @@ def build_schedule_of(
         raise ConfigError([config.fault("scheduler", str(error))]) from None
 
 
+def build_average(config: Config, model: nn.Module, steps_per_epoch: int) -> Average | None:
+    """The average of the weights that is judged; None where the weights themselves are."""
+    if (component := config.average) is None:
+        return None
+    if "start" in component.arguments:
+        start = steps_of(Duration.parse(component.arguments["start"]), steps_per_epoch)
+        steps = config.train.epochs * steps_per_epoch
+        if start >= steps:
+            message = f"is step {start:,}, and the run ends after {steps:,}: nothing is averaged"
+            raise ConfigError([config.fault("average.start", message)])
+    built: Average
+    built = build(AVERAGES, "average", component, model=model, steps_per_epoch=steps_per_epoch)
+    return built
+
+
 def check_batches(config: Config, loader: Loader, model: nn.Module) -> None:
     """Refuse batches that would fail in the first epoch."""
     if not len(loader):
         message = f"is more than the {len(loader.part)} training images, and drop_last drops them"
         raise ConfigError([config.fault("loader.batch_size", message)])
-    sizes = [len(loader.part) % loader.batch_size, min(loader.batch_size, len(loader.part))]
-    if loader.drop_last:
-        sizes = [loader.batch_size]
-    parts = [chunk for n in sizes for chunk in torch.empty(n).chunk(config.train.accumulate)]
-    smallest = min(len(part) for part in parts if len(part))
-    if smallest == 1 and any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()
-    ):
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return
+    smallest = min(loader.sizes())
+    shared, processes = smallest // world_size(), world_size()
+    if config.train.sync_batch_norm and processes > 1:
+        if shared < 1:
+            message = (
+                f"leaves a batch of {smallest} for {processes} processes, of which each needs an "
+                "image for batch norm; set loader.drop_last=true or another batch size"
+            )
+            raise ConfigError([config.fault("loader.batch_size", message)])
+    elif shared // max(min(config.train.accumulate, shared), 1) <= 1:
+        each = f", cut into {processes} processes" if processes > 1 else ""
         message = (
-            "leaves a batch of one image, whose variance batch norm can't take; "
-            "set loader.drop_last=true or another batch size"
+            f"leaves a batch of {smallest}{each}: one image alone, whose variance batch norm can't "
+            "take; set loader.drop_last=true or another batch size"
         )
         raise ConfigError([config.fault("loader.batch_size", message)])

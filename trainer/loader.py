@@ -20,11 +20,18 @@ from datasets import DataError, Dataset
 from trainer.errors import WorkerDied
 from trainer.stop import SIGNALS
 from transforms.batched import Images
-from transforms.keyed import permutation
+from transforms.keyed import balanced, permutation
 from transforms.pipeline import Pipeline
 
 CPU = torch.device("cpu")
 BLOCK = 2**23  # bytes of float32 images that are made in one go
+
+
+def cut(count: int, process: int, processes: int) -> tuple[int, int]:
+    """Which of ``count`` images in a row are a process's: from, to. Sizes differ by at most one."""
+    least, more = divmod(count, processes)
+    low = process * least + min(process, more)
+    return low, low + least + (process < more)
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ class Part:
     ) -> tuple[Tensor, Tensor]:
         """Images (B, [crops,] C, H, W) float32 and labels of these rows, as the model sees them.
 
-        The pipeline's ``predecessors`` come first among the rows, and drop out. Raises DataError
+        The pipeline's ``predecessors`` come first among the rows, and drop out. A row that an epoch
+        visits again stands as ``balanced`` says, and gets another augmentation. Raises DataError
         for images that are gone or broken, or that a transform refuses.
         """
         images, labels = self.read(rows, epoch)
@@ -73,6 +81,7 @@ class Part:
 
     def read(self, rows: Tensor, epoch: int) -> tuple[Images, Tensor]:
         """The first half of ``batch``, which worker processes do: uint8 as a rule."""
+        keys, rows = self._keys(rows), rows % len(self)
         images: Images
         if isinstance(self.images, Tensor):
             images = self.images.index_select(0, to_device(rows, self.images.device))
@@ -81,17 +90,23 @@ class Part:
         else:
             numbers = self.indices[rows].tolist()
             images = [self.pipeline.prepare(self.dataset.image(number)) for number in numbers]
-        labels, indices = self.labels[rows], self.indices[rows]
         with _refused():
-            return self.pipeline.begin(images, labels, indices, epoch, self.early)
+            return self.pipeline.begin(images, self.labels[rows], keys, epoch, self.early)
 
     def finish(
         self, images: Images, labels: Tensor, rows: Tensor, epoch: int
     ) -> tuple[Tensor, Tensor]:
         """The second half, on the device where ``images`` lie."""
-        indices = self.indices[rows[len(rows) - len(images) :]]
+        keys = self._keys(rows[len(rows) - len(images) :])
         with _refused():
-            return self.pipeline.finish(images, labels, indices, epoch, self.early)
+            return self.pipeline.finish(images, labels, keys, epoch, self.early)
+
+    def _keys(self, rows: Tensor) -> Tensor:
+        """What the random numbers of each row depend on: its sample, and which visit of it it is.
+
+        Of a first visit the sample's number alone, whatever the order.
+        """
+        return self.indices[rows % len(self)] + (rows // len(self) << 40)
 
     def try_choices(self, rows: Tensor) -> None:
         """Try what the pipeline may choose on the images of these rows; raises DataError."""
@@ -110,6 +125,15 @@ class Part:
         return self.batch(rows[in_a_ring(self.pipeline, len(rows))])
 
 
+def order_of(labels: Tensor, seed: int | None, epoch: int, sampling: str = "shuffle") -> Tensor:
+    """The rows of a part of these labels as an epoch visits them: (N,) int64."""
+    if seed is None:
+        return torch.arange(len(labels))
+    if sampling == "balanced":
+        return balanced(labels, seed, epoch)
+    return permutation(len(labels), seed, epoch)
+
+
 @contextmanager
 def _refused() -> Iterator[None]:
     try:
@@ -126,8 +150,13 @@ def in_a_ring(pipeline: Pipeline, n: int) -> Tensor:
 class Loader:
     """Cuts a part into batches; ``seed`` shuffles by (seed, epoch), None keeps the order.
 
+    ``sampling`` "balanced" visits each class equally often, and as many images as there are.
     Every batch is known by (epoch, number), so an epoch can begin at any batch and workers need no
     state: what they compute does not depend on how many they are.
+
+    Of several ``processes``, number ``process`` (from 0) gets its share of each shuffled batch; of
+    a part in its own order, to be judged, every ``processes``-th batch whole. ``even``: who has a
+    batch less of those gets one image without a label in its place.
     """
 
     def __init__(
@@ -137,11 +166,17 @@ class Loader:
         *,
         seed: int | None = None,
         drop_last: bool = False,
+        sampling: str = "shuffle",
         workers: int = 0,
         device: torch.device = CPU,
         channels_last: bool = False,
+        process: int = 0,
+        processes: int = 1,
+        even: bool = False,
     ) -> None:
+        self.process, self.processes, self.even = process, processes, even
         self.part, self.batch_size, self.seed, self.drop_last = part, batch_size, seed, drop_last
+        self.sampling = sampling
         self.workers, self.device, self.channels_last = workers, device, channels_last
         self._requests = _Requests()
         self._worker_loader: DataLoader[Any] | None = None
@@ -154,26 +189,58 @@ class Loader:
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from batch number ``start`` on, on the loader's device."""
-        if start >= len(self):
+        bounds = self._bounds()
+        own = len(bounds)
+        if self.even and own < self.rounds:
+            bounds.append((0, 1))
+        if start >= len(bounds):
             return
-        before, size = self.part.pipeline.predecessors, self.batch_size
         order = self._order(epoch)
         order = order[in_a_ring(self.part.pipeline, len(self.part))]
-        end = min(len(self) * size, len(self.part))
-        block = size * (1 if self.workers else self._batches_at_once())
-        first = start * size // block * block
-        pieces = [
-            order[begin : min(begin + block, end) + before] for begin in range(first, end, block)
-        ]
-        batches = self._by_workers(pieces, epoch) if self.workers else self._here(pieces, epoch)
-        for images, labels in islice(batches, start - first // size, None):
+        at_once = 1 if self.workers else self._batches_at_once()
+        first = start // at_once * at_once
+        pieces = [bounds[i : i + at_once] for i in range(first, len(bounds), at_once)]
+        batches = self._by_workers if self.workers else self._here
+        made = islice(batches(pieces, order, epoch), start - first, None)
+        for number, (images, labels) in enumerate(made, start):
             if self.channels_last and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
-            yield images, labels
+            yield images, labels if number < own else labels[:0]
+
+    def sizes(self, start: int = 0) -> list[int]:
+        """How many images each batch has in all processes, from batch number ``start`` on."""
+        size, rows = self.batch_size, len(self.part)
+        return [min(size, rows - number * size) for number in range(start, len(self))]
+
+    @property
+    def rounds(self) -> int:
+        """How many batches of an epoch the process has that has most."""
+        return len(self) if self.seed is not None else -(-len(self) // self.processes)
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        """Of each of this process's batches, from and to where it lies in the epoch's order."""
+        bounds = []
+        for number, size in enumerate(self.sizes()):
+            begin = number * self.batch_size
+            if self.seed is not None:
+                low, high = cut(size, self.process, self.processes)
+                low = min(low, size - 1)  # fewer images than processes: one to go on with
+                bounds.append((begin + low, begin + max(high, low + 1)))
+            elif number % self.processes == self.process:
+                bounds.append((begin, begin + size))
+        return bounds
+
+    def _rows(self, piece: list[tuple[int, int]], order: Tensor) -> Tensor:
+        """The rows of batches in the epoch's order, those before them that are mixed in first."""
+        before = self.part.pipeline.predecessors
+        if self.processes == 1 or len(piece) == 1:
+            return order[piece[0][0] : piece[-1][1] + before]
+        return torch.cat([order[low:high] for low, high in piece])  # none is mixed in then
 
     def rows(self, epoch: int, number: int) -> Tensor:
         """The part's rows that batch ``number`` of an epoch shows."""
-        return self._order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
+        order = self._order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
+        return order % len(self.part)  # which visit of it a row stands for is of no interest
 
     @property
     def will_fork(self) -> bool:
@@ -186,15 +253,15 @@ class Loader:
         self._end_workers()
 
     def _order(self, epoch: int) -> Tensor:
-        if self.seed is None:
-            return torch.arange(len(self.part))
-        return permutation(len(self.part), self.seed, epoch)
+        return order_of(self.part.labels, self.seed, epoch, self.sampling)
 
-    def _here(self, pieces: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in pieces:
-            images, labels = self.part.batch(rows, epoch, self.device)
-            size = self.batch_size
-            yield from zip(torch.split(images, size), torch.split(labels, size), strict=True)
+    def _here(
+        self, pieces: list[list[tuple[int, int]]], order: Tensor, epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for piece in pieces:
+            images, labels = self.part.batch(self._rows(piece, order), epoch, self.device)
+            sizes = [high - low for low, high in piece]
+            yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
 
     def _batches_at_once(self) -> int:
         """How many batches are made in one go, and then cut: of small images that is cheaper.
@@ -205,10 +272,16 @@ class Loader:
         if self._block is None:
             images, _ = self.part.sample(torch.arange(1))
             size = images.nbytes * self.batch_size
-            self._block = 1 if size % 64 else max(1, BLOCK // size)
+            if self.processes > 1:  # shares differ in size
+                crooked = images.nbytes % 64 or self.part.pipeline.predecessors
+            else:
+                crooked = size % 64
+            self._block = 1 if crooked else max(1, BLOCK // size)
         return self._block
 
-    def _by_workers(self, pieces: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _by_workers(
+        self, pieces: list[list[tuple[int, int]]], order: Tensor, epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         if self._worker_loader is None:  # workers live until `close`: starting them is slow
             self._worker_loader = DataLoader(
                 _Reading(self.part),
@@ -221,9 +294,10 @@ class Loader:
                 generator=torch.Generator(),  # without it, an iterator draws from the global one
             )
             self._end_workers = weakref.finalize(self, end_workers, self._worker_loader)
-        self._requests.items = [(rows, epoch) for rows in pieces]
+        requests = [(self._rows(piece, order), epoch) for piece in pieces]
+        self._requests.items = requests
         read = copied_ahead(from_workers(self._worker_loader), self.device)
-        for rows, (images, labels) in zip(pieces, read, strict=True):
+        for (rows, _), (images, labels) in zip(requests, read, strict=True):
             yield self.part.finish(images, labels, rows, epoch)
 
 

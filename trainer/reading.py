@@ -12,6 +12,7 @@ from torch import Tensor
 from datasets import BrokenImage, DataError, Dataset
 from trainer.config import Config
 from trainer.console import bar
+from trainer.launch import local_world_size
 from trainer.loader import Part
 from transforms.pipeline import Pipeline
 
@@ -134,7 +135,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can be taken on ``device``; of main memory, without swapping."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return available_memory()  # an Apple GPU shares it
+    return available_memory() // local_world_size()  # an Apple GPU shares it
 
 
 def available_memory() -> int:

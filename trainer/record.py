@@ -11,13 +11,16 @@ from torch import nn
 from trainer.checkpoint import is_finite
 from trainer.config import Config
 from trainer.disk import load_tensors, make_folder, read_json, sha256_of, write_file, write_json
+from trainer.distributed import is_main
 from trainer.errors import RunError
 from trainer.job import Job
+from trainer.launch import launcher
 from trainer.resume import MAY_CHANGE, differences, settings, shown
 from trainer.run import device_name, environment, uncommitted_patch
 from trainer.run_log import RunLog
 from trainer.saver import Saver
-from trainer.state import State, made_on, snapshot
+from trainer.sharding import hand_over, is_sharded
+from trainer.state import State, copied, made_on, snapshot
 from trainer.summary import data_path
 
 
@@ -25,12 +28,19 @@ def describe(job: Job, run: Path) -> None:
     """Write what a new run is, before its first step; config.yaml last, by which runs are found."""
     write_json(run / "environment.json", environment(job.device))
     write_json(run / "data_path.json", data_path(job))
+    write_launcher(run)
     write_file(run / "uncommitted.patch", uncommitted_patch())
     write_split(job, run)
     if not (run / "checkpoints").exists():
         make_folder(run / "checkpoints")
     write_json(run / "result.json", first_result(job))
     write_file(run / "config.yaml", job.config.dump())
+
+
+def write_launcher(run: Path) -> None:
+    """Write which torchrun trains this, for it may start its processes again."""
+    if (this := launcher()) is not None:
+        write_json(run / "launcher.json", this)
 
 
 def write_split(job: Job, run: Path) -> None:
@@ -53,7 +63,9 @@ def first_result(job: Job) -> dict[str, Any]:
             "left_out": [{"path": p, "reason": r} for p, r in job.data.skipped],
         },
         "split": job.data.split_digest,
+        **{key: job.data.split[key] for key in ("folds", "fold") if key in job.data.split},
         "parameters": sum(parameter.numel() for parameter in job.model.parameters()),
+        **({"teacher": job.teacher.told()} if job.teacher else {}),
     }
 
 
@@ -89,14 +101,22 @@ def save(
 ) -> None:
     """Hand a copy of this moment to the saver: a checkpoint, the weights of a ``best`` epoch."""
     saver.wait()  # one copy at a time, always in the same memory
-    content = saver.memory = snapshot(job, state, log.flush(), saver.memory)
     if checkpoint:
         state.saved_at, state.saved = time.monotonic(), state.moment
-    saver.save(state.step, content, best and card(job, best), checkpoint)
+    if not is_main():
+        if is_sharded(job.model):
+            hand_over(job.model.state_dict())
+            hand_over(job.optimizer.state_dict())
+        return
+    content = saver.memory = snapshot(job, state, log.flush(), saver.memory)
+    judged = None
+    if best and job.average is not None:
+        judged = {name: copied(w).contiguous() for name, w in job.average.weights().items()}
+    saver.save(state.step, content, best and card(job, best), checkpoint, judged)
 
 
-def load_best(model: nn.Module, run: Path) -> None:
-    """Load the run's best weights; raises RunError where the file holds no such weights."""
+def best_weights(run: Path) -> dict[str, Any]:
+    """The run's best weights; raises RunError where the file is not that of model.json."""
     if not (run / "model.pt").is_file():
         raise RunError(
             f"{run / 'model.pt'} is missing: no epoch was the best yet, or it was removed."
@@ -104,7 +124,13 @@ def load_best(model: nn.Module, run: Path) -> None:
     expected = read_json(run / "model.json").get("weights")
     if not isinstance(expected, dict) or sha256_of(run / "model.pt") != expected.get("sha256"):
         raise RunError(f"{run / 'model.pt'} is not the file that model.json describes.")
-    content = load_tensors(run / "model.pt")
+    content: dict[str, Any] = load_tensors(run / "model.pt")
+    return content
+
+
+def load_best(model: nn.Module, run: Path) -> None:
+    """Load the run's best weights; raises RunError where the file holds no such weights."""
+    content = best_weights(run)
     try:
         model.load_state_dict(content)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -135,6 +161,16 @@ def require_same_split(job: Job, digest: object, run: Path) -> None:
         )
 
 
+def require_same_teacher(job: Job, digest: object, run: Path) -> None:
+    """Raise RunError where the teacher's weights are no longer those that the run began with."""
+    if job.teacher is not None and digest != job.teacher.digest:
+        raise RunError(
+            f"{run} began with another teacher than {job.teacher.run}, whose best weights have "
+            f"SHA-256 {job.teacher.digest[:12]}..., and were {str(digest)[:12]}...: name the one "
+            "that it began with, distill.run=..., or start a new run."
+        )
+
+
 def compare(job: Job, content: dict[str, Any], run: Path, say: Callable[[str], None]) -> None:
     """Say what differs from the state that is to be continued; raise where it must not."""
     try:
@@ -153,5 +189,6 @@ def compare(job: Job, content: dict[str, Any], run: Path, say: Callable[[str], N
     if refused:
         raise RunError(f"{run / 'config.yaml'} was changed: {'; '.join(refused)}.")
     require_same_split(job, content["split"], run)
+    require_same_teacher(job, content.get("teacher"), run)
     for name, old, new in differences(content["made_on"], made_on(job)):
         say(f"note    {name} is now {new}, was {old}: last bits may differ from here on")

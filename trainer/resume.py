@@ -14,10 +14,10 @@ from trainer.errors import ConfigError, RunError, UsageError
 from trainer.run import find_run
 
 # Keys that leave every weight as it is (or, for epochs, only add to the run).
-# Another place of the data is judged by its contents: the split's digests.
+# Another place of the data is judged by its contents, the split's digests; a teacher by its own.
 MAY_CHANGE = (
-    *("train.epochs", "train.budget", "train.skip_non_finite", "early_stop"),
-    *("log.", "checkpoint.", "dataset.root"),
+    *("train.epochs", "train.budget", "train.skip_non_finite", "early_stop", "train.parallel"),
+    *("log.", "checkpoint.", "dataset.root", "distill.run"),
     *("loader.workers", "loader.cache", "loader.eval_batch_size"),
 )
 

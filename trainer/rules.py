@@ -13,6 +13,7 @@ from trainer.errors import Fault
 from trainer.parse import Place
 from trainer.settings import NESTING, Duration
 from trainer.tables import (
+    AVERAGES,
     LOSSES,
     METRICS,
     OPTIMIZERS,
@@ -36,9 +37,30 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "scheduler": SCHEDULERS,
+    "average": AVERAGES,
     "metric": METRICS,
 }
 
+# What a group of optimizer.groups says beside arguments of the optimizer.
+OF_GROUPS: Mapping[str, Schema] = {
+    "match": {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        ],
+        "description": "The group's parameters, by name pattern: features.*",
+    },
+    "lr_scale": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "description": "A factor on the learning rate that they would have without it.",
+    },
+}
+# Arguments of optimizers that are one for all parameters: torch reads them nowhere else.
+NOT_OF_GROUPS = (
+    *("foreach", "fused", "capturable", "differentiable"),
+    "initial_accumulator_value",
+)
 # Arguments that the trainer takes itself, whichever component it is.
 RESERVED: Mapping[str, Mapping[str, Schema]] = {
     "model": {
@@ -75,7 +97,25 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
             "type": "boolean",
             "default": False,
             "description": "No weight decay for biases and norm layers.",
-        }
+        },
+        "layer_decay": {
+            "anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"type": "null"}],
+            "default": None,
+            "description": "Each layer's learning rate is that of the one above it, times this; "
+            "the last layer has lr. null: all have lr.",
+        },
+        "groups": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": OF_GROUPS,
+                "required": ["match"],
+            },
+            "default": [],
+            "description": "Parameters with settings of their own, by name pattern: "
+            '{match: "features.*", lr: 0.01}, or lr_scale: 0.1, or weight_decay... '
+            "The first that matches counts; no_decay spares biases and norm layers in all.",
+        },
     },
     "scheduler": {
         "warmup": {
@@ -133,11 +173,25 @@ def _component_schema(kind: str, name: str, described: Schema | None) -> dict[st
         members = schema.get("examples")
         named = {"enum": members} if members else {"type": "string", "pattern": f"^{name}."}
     own = {**schema.get("properties", {}), "arguments": _HERE_NOT}
+    if kind == "optimizer" and described:
+        own["groups"] = _with_arguments(RESERVED[kind]["groups"], described)
     if name in NESTING:
         own = {**own, "transforms": {"type": "array", "items": {"$ref": "#/$defs/transform"}}}
     schema["properties"] = {"name": named, **RESERVED.get(kind, {}), **own}
     schema["required"] = list(dict.fromkeys(["name", *schema.get("required", ())]))
     return schema
+
+
+def _with_arguments(groups: Schema, optimizer: Schema) -> Schema:
+    """The schema of ``groups``, each of which may have those arguments that are not for all."""
+    for_all = {"name", *NOT_OF_GROUPS, *RESERVED["optimizer"]}
+    own = {
+        argument: how
+        for argument, how in optimizer["properties"].items()
+        if argument not in for_all and "not" not in how
+    }
+    items = {**groups["items"], "properties": {**OF_GROUPS, **own}, "additionalProperties": False}
+    return {**groups, "items": items}
 
 
 def check_document(document: Document, settings: Schema) -> list[Fault]:
@@ -160,7 +214,9 @@ def judge_document(
     judge = Judge(schema["$defs"], lambda place: _home(place, data, schema))
     findings = list(judge.judge(data, schema))
     if isinstance(data, dict):
-        findings += [*_transform_rules(data), *_metric_rules(data)]
+        findings += [*_split_rules(data), *_transform_rules(data), *_metric_rules(data)]
+        findings += _train_rules(data)
+        findings += _group_rules(data)
     known = [finding for finding in findings if not document.is_unknown(finding.place)]
     return [document.fault(*finding) for finding in known]
 
@@ -227,6 +283,32 @@ def _items(data: Any, *path: str) -> list[Any]:
     return data if isinstance(data, list) else []
 
 
+def _split_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    split = data.get("split")
+    if not isinstance(split, dict):
+        return
+    given = {key for key in ("folds", "fold", "ratios") if split.get(key) is not None}
+    folds, fold = split.get("folds"), split.get("fold")
+    if "fold" in given and "folds" not in given:
+        yield Finding(("split", "folds"), "'folds' is missing beside 'fold'; such as folds: 5")
+    elif "folds" in given and "fold" not in given:
+        message = "'fold' is missing beside 'folds': which of them, from 0, is held out"
+        yield Finding(("split", "fold"), message)
+    elif type(folds) is int and type(fold) is int and fold >= folds >= 2:
+        message = f"there are folds 0 to {folds - 1} (split.folds), got {fold}"
+        yield Finding(("split", "fold"), message)
+    if {"folds", "ratios"} <= given:
+        message = "play no part where 'folds' cuts into equal shares; remove one of the two"
+        yield Finding(("split", "ratios"), message, at_key=True)
+
+
+def _group_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    for index, group in enumerate(_items(data, "optimizer", "groups")):
+        if isinstance(group, dict) and {"lr", "lr_scale"} <= group.keys():
+            message = "sets the rate that 'lr' sets too; remove one of the two"
+            yield Finding(("optimizer", "groups", index, "lr_scale"), message, at_key=True)
+
+
 def _transform_rules(data: dict[str, Any]) -> Iterator[Finding]:
     for side in ("train", "eval"):
         for index, component in enumerate(_items(data, "transforms", side)):
@@ -250,6 +332,18 @@ def _transform_rule(component: Any, place: Place, side: str, outer: str = "") ->
         for index, item in enumerate(inner):
             outer = "" if alike else str(name)
             yield from _transform_rule(item, (*place, "transforms", index), side, outer)
+
+
+def _train_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    train = data.get("train")
+    if not isinstance(train, dict) or train.get("cuda_graphs") is not True:
+        return
+    others = {"compile": False, "accumulate": 1, "activation_checkpointing": False}
+    for key, off in others.items():
+        if train.get(key, off) not in (off, None):
+            told = f"does not go with {key}; write train.{key}={str(off).lower()}"
+            also = ", or train.compile=reduce-overhead alone" if key == "compile" else ""
+            yield Finding(("train", "cuda_graphs"), f"{told}{also}, or train.cuda_graphs=false")
 
 
 def default_monitor(data: dict[str, Any]) -> str:

@@ -135,3 +135,27 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.metrics.close()
         self.events.close()
+
+
+class NoLog(RunLog):
+    """The log of a process that writes nothing, for the main one does."""
+
+    def __init__(self) -> None: ...
+
+    def step(self, step: int, epoch: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def epoch(self, record: dict[str, Any], speed: float | None, is_best: bool) -> None:
+        """Nothing."""
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Nothing."""
+
+    def flush(self) -> Lengths:
+        """No lengths."""
+        return NOTHING
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def __exit__(self, *_: object) -> None: ...

@@ -25,19 +25,31 @@ class Saver:
         self.memory: dict[str, Any] | None = None  # the last copy, for the next one
 
     def save(
-        self, step: int, state: dict[str, Any], card: dict[str, Any] | None, checkpoint: bool
+        self,
+        step: int,
+        state: dict[str, Any],
+        card: dict[str, Any] | None,
+        checkpoint: bool,
+        judged: dict[str, Any] | None = None,
     ) -> None:
         """Write ``state`` as a checkpoint, its weights as the best ones that ``card`` describes.
 
-        Either may be left out. Nobody may change ``state`` before ``wait``.
+        Either may be left out. ``judged`` are the best weights where they are not the state's own,
+        but an average. Nobody may change ``state`` before ``wait``.
         """
         self.wait()
-        self._pending = self._thread.submit(self._write, step, state, card, checkpoint)
+        self._pending = self._thread.submit(self._write, step, state, card, checkpoint, judged)
 
     def _write(
-        self, step: int, state: dict[str, Any], card: dict[str, Any] | None, checkpoint: bool
+        self,
+        step: int,
+        state: dict[str, Any],
+        card: dict[str, Any] | None,
+        checkpoint: bool,
+        judged: dict[str, Any] | None,
     ) -> None:
-        if not is_finite(state["model"]) or not is_finite(state["optimizer"]):
+        parts = (state["model"], state["optimizer"], state.get("average"), judged)
+        if not all(map(is_finite, parts)):
             raise NonFiniteLoss(
                 f"a weight is infinite or NaN after step {step}; that state is not saved. "
                 "Try a lower optimizer.lr, or train.clip_grad_norm=1."
@@ -45,11 +57,11 @@ class Saver:
         try:
             self.sync_log()
             if card and not checkpoint:
-                self.best = write_best(self.run, state["model"], card)
+                self.best = write_best(self.run, judged or state["model"], card)
         except OSError as error:
             raise refused(f"{self.run}: the best weights", error) from None
         if checkpoint:
-            self.best = write_checkpoint(self.run, step, state, self.keep, self.best, card)
+            self.best = write_checkpoint(self.run, step, state, self.keep, self.best, card, judged)
 
     def check(self) -> None:
         """Raise what writing has failed with, without waiting for it."""

@@ -21,7 +21,7 @@ line. `python -m trainer.train --config FILE --print-config` shows each value, a
 ALSO = {
     "model": "Every model takes these too:",
     "loss": "Every loss that weighs classes takes this too:",
-    "optimizer": "Every optimizer takes this too:",
+    "optimizer": "Every optimizer takes these too:",
     "scheduler": "Every scheduler takes this too:",
 }
 PLURAL = {"transform": "transforms", "metric": "metrics"}  # the key whose list holds them
@@ -31,6 +31,7 @@ TYPES = {
     "number": ["number"],
     "string": ["text"],
     "null": ["`null`"],
+    "object": ["mappings"],
 }
 
 

@@ -9,6 +9,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    SerializerFunctionWrapHandler,
     WithJsonSchema,
     model_serializer,
     model_validator,
@@ -122,6 +123,7 @@ Optimizer = Annotated[Component, WithJsonSchema({"component": "optimizer"})]
 Scheduler = Annotated[
     Component, AfterValidator(_with_warmup), WithJsonSchema({"component": "scheduler"})
 ]
+Average = Annotated[Component, WithJsonSchema({"component": "average"})]
 Metric = Annotated[Component, WithJsonSchema({"component": "metric"})]
 
 Positive = Annotated[float, Field(gt=0)]
@@ -138,6 +140,18 @@ class Split(Frozen):
     """Decides which samples are held out; the run's own seed never moves one."""
     pool: bool = False
     """Cut everything anew, instead of keeping an official test set."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cut into so many equal folds, for cross-validation; ratios play no part then. null does not.
+    At least 3; where an official test set is kept, 2."""
+    fold: Count | None = None
+    """Which fold, from 0, is test (or val, where an official test set is kept); the next is val."""
+
+    @model_serializer(mode="wrap")
+    def _without_idle_ratios(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The ratios may not be given beside folds, so that a dump must not."""
+        section: dict[str, Any] = dumped(self)
+        idle = {"ratios"} if self.folds is not None else set()
+        return {key: value for key, value in section.items() if key not in idle}
 
 
 class Transforms(Frozen):
@@ -162,6 +176,8 @@ class Loader(Frozen):
     """Where decoded images are kept: auto on the device, or in memory, where they fit."""
     drop_last: bool = False
     """Leave out an epoch's last batch when it is not full."""
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """What an epoch trains on: every image once, or as many images, every class equally often."""
 
 
 class Train(Frozen):
@@ -174,8 +190,20 @@ class Train(Frozen):
         | Annotated[str, Field(pattern="^cuda:[0-9]{1,3}$", examples=["cuda:1"])]
     ) = "auto"
     """Where to compute; auto takes a GPU where there is one, a named one must be there."""
-    precision: Literal["fp32"] = "fp32"
-    """The number format of the arithmetic."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """The number format of the arithmetic; weights stay fp32. bf16 suits newer GPUs, fp16 older."""
+    compile: (
+        bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+    ) = False
+    """Have PyTorch's compiler speed the training step up, in one of its modes; true is default."""
+    cuda_graphs: bool = False
+    """Replay the step of a small model as one piece of work for the GPU; no effect on a CPU."""
+    activation_checkpointing: bool = False
+    """Compute the insides of the model's blocks twice, to save memory."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes (torchrun) share a model: each has it all, or a part (it is larger)."""
+    sync_batch_norm: bool = False
+    """Take batch norm's statistics over all processes' images, not over each one's own."""
     threads: AtLeastOne | Literal["auto"] = "auto"
     """CPU threads of the arithmetic; auto is PyTorch's choice. Sums may differ in the last bits."""
     channels_last: bool | Literal["auto"] = "auto"
@@ -191,6 +219,17 @@ class Train(Frozen):
     monitor: str = "val/accuracy"
     """What decides which epoch is the best: val/loss or val/METRIC; default the first metric.
     Of equal epochs the one of lower val/loss is."""
+
+
+class Distill(Frozen):
+    """A teacher, whose answers training follows beside the labels."""
+
+    run: str
+    """The run whose best weights teach: its folder, or runs/NAME for the newest of that name."""
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The teacher's share of the loss; the labels' own has the rest."""
+    temperature: Positive = 4.0
+    """What both models' logits are divided by: above 1, unlikely classes tell more."""
 
 
 class EarlyStop(Frozen):

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from trainer.check import Schema
 from trainer.errors import UsageError
 from trainer.rules import RESERVED, TABLES
+from trainer.settings import Duration
 
 # What the trainer gives to constructors that ask for it, so that a YAML must not.
 SUPPLIED: Mapping[str, Collection[str]] = {
@@ -24,8 +25,9 @@ SUPPLIED: Mapping[str, Collection[str]] = {
     "transform": ("num_classes", "labels_getter"),
     "model": ("num_classes", "in_channels", "input_size"),
     "loss": ("num_classes",),
-    "optimizer": ("params",),
+    "optimizer": ("params", "in_order"),
     "scheduler": ("optimizer", "last_epoch", "total_steps", "epochs", "steps_per_epoch"),
+    "average": ("model", "steps_per_epoch"),
     "metric": ("probabilities", "labels"),
 }
 # Required by torch, but known from the run when the YAML leaves them out.
@@ -110,6 +112,8 @@ def _parameter_schema(parameter: inspect.Parameter, text: str) -> dict[str, Any]
     default = parameter.default
     if isinstance(default, enum.Enum):
         default = default.value
+    if isinstance(default, Duration):
+        default = str(default)
     if default is None or isinstance(default, bool | int | float | str | list | tuple):
         schema["default"] = list(default) if isinstance(default, tuple) else default
     # "    name (type): text", up to the next of its kind
@@ -141,6 +145,8 @@ def schema_of(annotation: Any) -> Schema | None:
         return {}
     if isinstance(annotation, typing.Hashable) and annotation in simple:
         return {"type": simple[annotation]}
+    if annotation is Duration:
+        return Duration.schema("st", "ep")
     if origin is Literal:
         return {"enum": list(inner)}
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.distributed import world_size
 from trainer.errors import RunError
 from trainer.job import Job
 from trainer.resume import settings
 from trainer.run import device_name
 from trainer.run_log import Lengths
+from trainer.sharding import is_sharded, model_part, optimizer_part, whole
 
-SCHEMA = 5
+SCHEMA = 6
 SPENT = ("start", "data", "eval", "log", "save")  # what takes time beside the steps' arithmetic
 # What reading a state of another form may raise.
 FORGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
@@ -119,6 +121,9 @@ def snapshot(job: Job, state: State, lengths: Lengths, memory: Any = None) -> di
         "schema": SCHEMA,
         "optimizer": copied(job.optimizer.state_dict(), memory and memory["optimizer"]),
         "schedule": copied(job.schedule.state_dict()),
+        "scaler": job.precision.scaler.state_dict(),  # of fp16; else empty
+        "average": copied(job.average and job.average.state_dict(), memory and memory["average"]),
+        "teacher": job.teacher and job.teacher.digest,
         "counters": copied({name: getattr(state, name) for name in PLAIN}),
         "clocks": {
             **copied({name: getattr(state, name) for name in CLOCKS}),
@@ -139,10 +144,11 @@ def copied(value: Any, memory: Any = None) -> Any:
     Tensors of ``memory`` are filled where they fit: a gigabyte of new memory takes a second.
     """
     if isinstance(value, Tensor):
+        value = whole(value.detach())
         form = value.shape, value.dtype
         if isinstance(memory, Tensor) and (memory.shape, memory.dtype) == form:
-            return memory.copy_(value.detach())
-        return value.detach().to("cpu", copy=True)
+            return memory.copy_(value)
+        return value.to("cpu", copy=True)
     if isinstance(value, dict):
         kept = memory if isinstance(memory, dict) else {}
         return type(value)({key: copied(item, kept.get(key)) for key, item in value.items()})
@@ -157,6 +163,7 @@ def made_on(job: Job) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "device": device_name(job.device),
         "machine": platform.machine(),
+        "processes": world_size(),
     }
 
 
@@ -186,8 +193,17 @@ def _restored(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
     require_like("means", content["means"], state.means.totals)
     require_like("rates", counters["rates"], [0.0] * len(counters["rates"]))
     require_like("schedule", content["schedule"], job.schedule.state_dict())
+    scaler = job.precision.scaler
+    require_like("scaler", content["scaler"], scaler.state_dict())
     own = job.optimizer.state_dict()
-    require_like("optimizer", content["optimizer"]["param_groups"], own["param_groups"])
+    groups = zip(content["optimizer"]["param_groups"], own["param_groups"], strict=True)
+    optimizer = {  # whether a step is fused does not change what it does
+        **content["optimizer"],
+        "param_groups": [
+            {**kept, "fused": mine["fused"]} if "fused" in mine else kept for kept, mine in groups
+        ],
+    }
+    require_like("optimizer", optimizer["param_groups"], own["param_groups"])
     state.means.totals = [float(total) for total in content["means"]]
     for name, value in (counters | clocks).items():
         setattr(state, name, value)
@@ -200,9 +216,15 @@ def _restored(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
     needed = {"step", "epoch", "val/loss", job.config.train.monitor}
     if state.best and not all(isinstance(state.best[name], int | float) for name in needed):
         raise TypeError("its best epoch has no numbers")
-    job.model.load_state_dict(content["model"])
-    job.optimizer.load_state_dict(content["optimizer"])
+    model = content["model"]
+    if is_sharded(job.model):
+        model, optimizer = model_part(job.model, model), optimizer_part(job.optimizer, optimizer)
+    job.model.load_state_dict(model)
+    job.optimizer.load_state_dict(optimizer)
     job.schedule.load_state_dict(content["schedule"])
+    scaler.load_state_dict(content["scaler"])
+    if job.average is not None:
+        job.average.load_state_dict(content["average"])
     fused = bool(job.optimizer.defaults.get("fused"))
     for parameter, kept in job.optimizer.state.items():
         for name, value in kept.items():

@@ -4,13 +4,15 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Self, TypeVar
 
 from trainer.errors import Stopped
+from trainer.launch import WORLD_SIZE, is_first
 
 Item = TypeVar("Item")
+BUDGET = 1000  # beside the signals' numbers
 
 # What asks a program to end: Ctrl-C, a scheduler, a terminal that is closed.
 SIGNALS = [
@@ -27,10 +29,14 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason = ""  # "SIGTERM", or "train.budget (30m)"; empty while nothing came
+        # Of several processes one may be asked: given a signal's number, says what any of them got.
+        self.agree: Callable[[int], int] = int
         self._nothing_to_save = True
         self._deadline, self._budget = math.inf, ""
         self._began = time.monotonic()
         self._asked: float | None = None  # when the first signal came; a budget is none
+        self._signal = 0  # its number
+        self._is_one_of_several = os.environ.get(WORLD_SIZE, "1") != "1"
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -46,18 +52,25 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._asked is not None:
             # `timeout` sends its signal to the process and to its group; a person takes longer.
-            if time.monotonic() - self._asked > 0.5:
+            # torchrun passes on what its processes got too, and what another of them ended with.
+            passed_on = self._is_one_of_several and number != signal.SIGINT
+            patience = 3.0 if self._is_one_of_several else 0.5
+            if not passed_on and time.monotonic() - self._asked > patience:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
         self.reason, self._asked = signal.Signals(number).name, time.monotonic()
+        self._signal = number
         for again in self._previous:
             if again == signal.SIGINT:
-                signal.signal(again, signal.SIG_DFL)
+                if not self._is_one_of_several:
+                    signal.signal(again, signal.SIG_DFL)
             elif again != signal.SIGTERM:  # a shell that ends sends SIGHUP, and then the system
                 signal.signal(again, signal.SIG_IGN)
         if self._nothing_to_save:
             raise Stopped(f"stopped by {self.reason}")
+        if not is_first():
+            return
         try:
             os.write(2, b"\nstopping after this step and saving; again: stop at once, unsaved\n")
         except OSError:
@@ -82,11 +95,21 @@ class StopRequest:
         """Raise Stopped if a signal came or the budget is used up."""
         if not self.reason and time.monotonic() >= self._deadline:
             self.reason = self._budget
-        if self.reason:
+        mine = self._signal or (BUDGET if self.reason else 0)
+        if asked := self.agree(mine):
+            if not self.reason:
+                self.reason = self._budget if asked == BUDGET else signal.Signals(asked).name
             raise Stopped(f"stopped by {self.reason}")
 
-    def watch(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield ``items`` until a stop is asked for; then raise Stopped."""
+    def watch(self, items: Iterable[Item], rounds: int = 0) -> Iterator[Item]:
+        """Yield ``items`` until a stop is asked for; then raise Stopped.
+
+        At least ``rounds`` times it is asked for: in each of several processes as often.
+        """
+        done = 0
         for item in items:
             self.check()
             yield item
+            done += 1
+        for _ in range(done, rounds):
+            self.check()

@@ -55,12 +55,18 @@ def introduce(job: Job, say: Say) -> None:
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
     sizes = ", ".join(f"{name} {len(part):,}" for name, part in data.parts.items())
     say(f"device  {device_name(job.device)}, torch {torch.__version__}, seed {config.seed}")
-    say(f"data    {config.dataset.name}, {len(data.classes)} classes: {sizes}")
+    held_out = f"; fold {config.split.fold} of {config.split.folds} (from 0) held out"
+    held_out = held_out if config.split.folds else ""
+    say(f"data    {config.dataset.name}, {len(data.classes)} classes: {sizes}{held_out}")
     for name in dict.fromkeys(data.parts["train"].pipeline.without_batched_form):
         say(f"note    {name} has no batched form: it runs sample by sample, which takes longer")
     size = " x ".join(map(str, job.input_shape))
     still = f" ({frozen:,} frozen)" if frozen else ""
     say(f"model   {config.model.name}, {count:,} parameters{still}, input {size}")
+    if config.average is not None:
+        say(f"average {config.average.name}, which is judged and kept in place of the weights")
+    if job.teacher is not None:
+        say(f"teacher {job.teacher.run}")
 
 
 def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> None:
@@ -99,6 +105,11 @@ def dry_run(job: Job, say: Say) -> None:
         say(f"{side:<7} {cache}{size}, batches of {way['batch_size']}, workers {way['workers']}")
         for transform in way["transforms"]:
             say(f"        {transform['name']:<24} {transform['runs']}")
+    rates = zip(job.optimizer.param_groups, job.schedule.first_lrs, strict=True)
+    for number, (group, rate) in enumerate(rates):
+        if "name" in group:
+            count = f"{len(group['params'])} parameters"
+            say(f"group{number:<2} {group['name']:<40} {count}, lr {float(rate):.3g} at the start")
     layout = "channels last" if decided["channels_last"] else "channels first"
     say(f"compute {device_name(job.device)}, {layout}, {len(job.train_loader):,} steps an epoch")
     from trainer.insight.model_summary import lines, summarize  # a run has no need of it

@@ -1,4 +1,4 @@
-"""Every loss, optimizer, scheduler and metric that a YAML can name; importing it imports no torch.
+"""Every loss, optimizer, scheduler, average and metric that a YAML can name; imports no torch.
 
 To add one from torch, add its line; an own one gets its class or function and its line.
 """
@@ -44,6 +44,12 @@ SCHEDULERS = {
     "LinearLR": "torch.optim.lr_scheduler:LinearLR",
     "PolynomialLR": "torch.optim.lr_scheduler:PolynomialLR",
     "ReduceLROnPlateau": "torch.optim.lr_scheduler:ReduceLROnPlateau",
+}
+
+AVERAGES = {
+    "EMA": "trainer.averages:EMA",
+    "SWA": "trainer.averages:SWA",
+    "Lookahead": "trainer.averages:Lookahead",
 }
 
 METRICS = {

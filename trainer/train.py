@@ -4,6 +4,7 @@
     python -m trainer.train --config configs/lenet_rmb.yaml optimizer.lr=0.1 train.epochs=20
     python -m trainer.train --config configs/lenet_rmb.yaml --dry-run
     python -m trainer.train --resume runs/lenet_rmb/20260131-120000-ab12
+    torchrun --nproc-per-node 2 -m trainer.train --config configs/lenet_rmb.yaml
 
 PyTorch is imported only once the file's keys, types and names are known to be right.
 """
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from trainer.stop import StopRequest
 
 EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 loss not finite, 5 checkpoint or disk,
-7 out of memory, 8 a worker process died, 75 stopped and resumable,
-70 a fault of the trainer itself"""
+6 one of several processes failed, 7 out of memory, 8 a worker process died,
+75 stopped and resumable, 70 a fault of the trainer itself"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,6 +87,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequ
     """Do what the command line asks for."""
     from trainer.config import load_config
     from trainer.console import say
+    from trainer.errors import Stopped, UsageError
+    from trainer.launch import is_first, is_one_of_several, run_before_restart
     from trainer.quick_start import (
         collecting_later,
         defer_compiler,
@@ -103,27 +106,43 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequ
         config, folder = find_resumable(arguments.resume, arguments.config, overrides, runs)
     else:
         config, folder = load_config(arguments.config, overrides), None
-    for message in config.messages:
-        print(message, file=sys.stderr)
+    if is_first():
+        for message in config.messages:
+            print(message, file=sys.stderr)
     if arguments.print_config:
-        print(config.print(), end="")
+        print(config.print() if is_first() else "", end="")
         return
 
+    if arguments.dry_run and is_one_of_several():
+        raise UsageError("--dry-run looks at one process; leave torchrun out.")
+    begun, stopped = run_before_restart(runs, config.name)
+    if stopped:
+        raise Stopped(f"{begun} was stopped")
     with collecting_later():
         defer_compiler()
         from trainer.disk import read_json
-        from trainer.job import prepare
+        from trainer.distributed import everywhere, joined, on_main
+        from trainer.job import distribute, fetch, prepare
         from trainer.record import require_same_split
         from trainer.summary import dry_run
         from trainer.training import train
 
-        job = prepare(config, say)
-    if arguments.dry_run:
-        if folder is not None:
-            require_same_split(job, read_json(folder / "result.json").get("split"), folder)
-        dry_run(job, say)
-    else:
-        train(job, runs, folder, say, stop)
+    with joined(config, stop):
+        begun, _ = on_main(lambda: run_before_restart(runs, config.name))
+        if begun is not None:
+            say(f"torchrun started its processes again: {begun} goes on")
+            config, folder = load_config(begun / "config.yaml"), begun
+        with collecting_later():
+            if is_one_of_several():
+                everywhere(lambda: fetch(config))
+            job = everywhere(lambda: prepare(config, say))
+        if arguments.dry_run:
+            if folder is not None:
+                require_same_split(job, read_json(folder / "result.json").get("split"), folder)
+            dry_run(job, say)
+        else:
+            distribute(job, say)
+            train(job, runs, folder, say, stop)
 
 
 if __name__ == "__main__":

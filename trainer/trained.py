@@ -19,6 +19,7 @@ from trainer.job import build_model, check_size, choose_device
 from trainer.loop import logits_of
 from trainer.losses import probabilities
 from trainer.parts import build_pipelines
+from trainer.precision import FP32, Precision, build_precision
 from trainer.record import load_best, require_same_model
 from transforms.pipeline import Pipeline
 
@@ -38,6 +39,7 @@ class Trained:
     image_channels: int
     pipeline: Pipeline
     device: torch.device
+    precision: Precision = FP32
 
     def read(self, path: Path) -> Tensor:
         """An image file as the run's dataset would give it: (C, H, W) uint8, upright.
@@ -72,7 +74,8 @@ class Trained:
     @torch.inference_mode()
     def logits(self, inputs: Tensor) -> Tensor:
         """Logits (B, num_classes) of a batch of ``inputs``; of crops, their mean."""
-        return logits_of(self.model, inputs).float()
+        with self.precision.autocast():
+            return logits_of(self.model, inputs)
 
     def probabilities(self, inputs: Tensor) -> Tensor:
         """Probabilities (B, num_classes) on the CPU, as the run's loss reads its logits."""
@@ -105,7 +108,8 @@ def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
     model.to(device).eval()
     if read_json(run / "data_path.json").get("channels_last"):  # the same arithmetic as in the run
         model.to(memory_format=torch.channels_last)
-    return Trained(run, config, classes, shape, model, image_channels, pipeline, device)
+    precision = build_precision(config, device)  # as the run computed
+    return Trained(run, config, classes, shape, model, image_channels, pipeline, device, precision)
 
 
 def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, int], int]:

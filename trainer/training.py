@@ -4,7 +4,7 @@ import shlex
 import shutil
 import statistics
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainer.checkpoint import Entry, bring_back_best, load_checkpoint, sweep
 from trainer.disk import read_json, write_file, write_json
+from trainer.distributed import alone, everywhere, from_main, is_main, on_main, was_met_by_all
 from trainer.epochs import Session, train_epochs
 from trainer.errors import NonFiniteLoss, RunError, Stopped, in_plain_words
 from trainer.guard import Guard
@@ -25,23 +26,27 @@ from trainer.loop import predict
 from trainer.losses import probabilities
 from trainer.parts import eval_loader
 from trainer.record import (
+    best_weights,
     card,
     compare,
     describe,
     first_result,
     load_best,
     update_result,
+    write_launcher,
     write_split,
 )
 from trainer.run import create_run, lock_run, read_metrics
-from trainer.run_log import Lengths, RunLog
+from trainer.run_log import Lengths, NoLog, RunLog
 from trainer.saver import Saver
 from trainer.schedulers import forecast
+from trainer.sharding import is_sharded, model_part
 from trainer.state import State, restore
 from trainer.stop import StopRequest
 from trainer.summary import conclude, data_path, introduce, shows_tensorboard
 
 Say = Callable[[str], None]
+Found = tuple[Path, dict[str, Any]]  # a checkpoint's folder, and its content
 
 
 def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest) -> Path:
@@ -53,52 +58,46 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
     """
     config = job.config
     stop.training_begins(config.train.budget.value if config.train.budget else None)
-    run = resume or create_run(runs, config.name)
-    with lock_run(run):
+    with ExitStack() as held:
+        run, found = on_main(lambda: taken(job, runs, resume, held, say))
         if resume is None:
-            try:
-                describe(job, run)
-            except BaseException:
-                shutil.rmtree(run, ignore_errors=True)  # a failed start leaves no litter
-                raise
             state, lengths, best = State(), Lengths(), None
         else:
-            state, lengths, best = continued(job, run, say)
-            if is_finished(job, run, state):
-                more = "early_stop.patience" if state.early_stopped else "train.epochs"
-                say(f"{run} is finished; to go on from its end: {more}=...")
+            state, lengths = everywhere(lambda: restored(job, found))
+            over, best = on_main(lambda: continued(job, run, state, lengths, found, say))
+            if over:
                 return run
-            write_file(run / "config.yaml", config.dump())
-            write_json(run / "data_path.json", data_path(job))
-            write_json(run / "result.json", old_result(run) | first_result(job))
         go_on = f"python -m trainer.train --resume {shlex.quote(str(run))}"
         try:
             introduce(job, say)
             say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
             if shows_tensorboard(config):
                 say(f"look    tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
-            restore_buffers = config.train.skip_non_finite > 0
-            guard = Guard(job.model, job.optimizer, job.device, restore=restore_buffers)
+            goes_on = config.train.skip_non_finite > 0 or job.precision.scaler.is_enabled()
+            guard = Guard(job.model, job.optimizer, job.device, restore=goes_on)
             with (
-                RunLog(run, config, lengths, job.device) as log,
+                RunLog(run, config, lengths, job.device) if is_main() else NoLog() as log,
                 Saver(run, config.checkpoint.keep, log.sync, best) as saver,
             ):
                 session = Session(job, run, state, log, saver, guard, stop, say)
                 state.seconds["start"] += stop.elapsed()
-                with state.spending("log"):
-                    log.begin_anew_what_is_lost(say)
-                    show_start(log.events, job, run, state.step, say)
+                if is_main():
+                    with state.spending("log"):
+                        log.begin_anew_what_is_lost(say)
+                        show_start(log.events, job, run, state.step, say)
                 train_epochs(session)
                 result = judge_best(session)
         except Stopped as stopped:
-            with suppress(OSError, RunError):
-                update_result(run, status="stopped", reason=str(stopped))
+            if is_main():
+                with suppress(OSError, RunError):
+                    update_result(run, status="stopped", reason=str(stopped))
             stopped.add_note(f"saved after step {state.step:,}; to go on:\n  {go_on}")
             raise
         except Exception as error:
-            told = in_plain_words(error)
-            with suppress(OSError, RunError):  # the disk may be what failed
-                update_result(run, status="failed", reason=str(told) or type(told).__name__)
+            told = in_plain_words(error) if was_met_by_all(error) else alone(error)
+            if is_main():
+                with suppress(OSError, RunError):  # the disk may be what failed
+                    update_result(run, status="failed", reason=str(told) or type(told).__name__)
             how = "once it is mended"
             if isinstance(told, NonFiniteLoss):
                 how = "leaving such steps out"
@@ -110,21 +109,52 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
         finally:
             job.train_loader.close()
             job.val_loader.close()
-    conclude(run, config, result, say)
+    if result:
+        conclude(run, config, result, say)
     return run
 
 
+def taken(
+    job: Job, runs: Path, resume: Path | None, held: ExitStack, say: Say
+) -> tuple[Path, Found | None]:
+    """A new run's folder, or the one to go on in with the state that was found; held from now on.
+
+    ``held`` is for the main process to let it go.
+    """
+    run = resume or create_run(runs, job.config.name)
+    held.enter_context(lock_run(run))
+    if resume is not None:
+        return run, found_in(run, job, say)
+    try:
+        describe(job, run)
+    except BaseException:
+        shutil.rmtree(run, ignore_errors=True)  # a failed start leaves no litter
+        raise
+    return run, None
+
+
 def judge_best(session: Session) -> dict[str, Any]:
-    """Judge the best weights on the test split, for the first and only time; the run's result."""
+    """Judge the best weights on the test split, for the first and only time; the run's result.
+
+    Empty in processes that are not the main one.
+    """
     job, run, state, log = session.job, session.run, session.state, session.log
     if not state.best:
         raise NonFiniteLoss(f"{job.config.train.monitor} was never a number: no epoch is the best.")
-    load_best(job.model, run)
+    if is_sharded(job.model):
+        job.model.load_state_dict(model_part(job.model, on_main(lambda: best_weights(run))))
+    else:
+        on_main(lambda: load_best(job.model, run))
+        from_main(job.model)
     part = job.data.parts["test"]
     layout = job.train_loader.channels_last
     with state.spending("eval"):
         with closing(eval_loader(job.config, part, job.device, layout)) as loader:
-            logits, labels = predict(job.model, session.stop.watch(loader.epoch()))
+            batches = session.stop.watch(loader.epoch(), loader.rounds)
+            logits, labels = predict(job.model, batches, job.precision)
+    if not is_main():
+        return {}
+    with state.spending("eval"):
         test = judge(job.config, logits, labels, job.loss_fn)
     with state.spending("log"):
         log.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
@@ -182,37 +212,72 @@ def report(
         session.say(f"note    the report cannot be written: {reason}")
 
 
-def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | None]:
-    """The state to go on from, how long the logs were then, and what model.pt held."""
+def found_in(run: Path, job: Job, say: Say) -> Found | None:
+    """The newest checkpoint of a run to go on in; None where it was stopped before its first."""
     found = load_checkpoint(run, say)
     sweep(run)  # before anything is written: the disk may be full of what killed processes left
-    if found is None and old_result(run).get("status") == "done":
+    if found is not None:
+        compare(job, found[1], run, say)
+        return found
+    if old_result(run).get("status") == "done":
         raise RunError(
             f"{run} is finished, and its checkpoints are gone: bring them back, or begin a new run."
         )
-    if found is None and not (run / "checkpoints").is_dir():
+    if not (run / "checkpoints").is_dir():
         raise RunError(
             f"{run / 'checkpoints'} is missing, which was there when the run began: bring it back, "
             "or begin a new run."
         )
+    say(f"note    {run} was stopped before its first checkpoint: it begins anew")
+    return None
+
+
+def restored(job: Job, found: Found | None) -> tuple[State, Lengths]:
+    """The state to go on from, put into ``job``, and how long the logs were then."""
     if found is None:
-        say(f"note    {run} was stopped before its first checkpoint: it begins anew")
-        describe(job, run)
-        return State(), Lengths(), None
+        return State(), Lengths()
     folder, content = found
-    compare(job, content, run, say)
     try:
         state, lengths = restore(job, content)
     except RunError as error:
         raise RunError(f"{folder}: {error} Moved away, the one before it is taken.") from error
-    read_metrics(run / "metrics.jsonl", lengths.metrics)  # the report would stumble over damage
-    write_split(job, run)  # the same; it may have been lost
     state.saved = state.moment
-    best = bring_back_best(folder, say)
-    if best:
-        write_json(run / "model.json", card(job, state.best) | {"weights": best})
     early_stop = job.config.early_stop
     state.early_stopped = early_stop is not None and state.stale_epochs >= early_stop.patience
+    return state, lengths
+
+
+def continued(
+    job: Job, run: Path, state: State, lengths: Lengths, found: Found | None, say: Say
+) -> tuple[bool, Entry | None]:
+    """Make the run's folder fit the state to go on from.
+
+    Returns whether nothing is left to do, and what model.pt holds.
+    """
+    best = None
+    if found is None:
+        describe(job, run)
+    else:
+        folder, content = found
+        read_metrics(run / "metrics.jsonl", lengths.metrics)  # the report would stumble over damage
+        write_split(job, run)  # the same; it may have been lost
+        best = bring_back_best(folder, say)
+        if best:
+            write_json(run / "model.json", card(job, state.best) | {"weights": best})
+        tell_plan(job, run, state, content, say)
+    if is_finished(job, run, state):
+        more = "early_stop.patience" if state.early_stopped else "train.epochs"
+        say(f"{run} is finished; to go on from its end: {more}=...")
+        return True, best
+    write_file(run / "config.yaml", job.config.dump())
+    write_json(run / "data_path.json", data_path(job))
+    write_launcher(run)
+    write_json(run / "result.json", old_result(run) | first_result(job))
+    return False, best
+
+
+def tell_plan(job: Job, run: Path, state: State, content: dict[str, Any], say: Say) -> None:
+    """Say how the learning rate goes on where the number of epochs has changed."""
     began, epochs = content["settings"]["train"]["epochs"], job.config.train.epochs
     if epochs <= state.epoch and not is_finished(job, run, state):
         say(f"note    {state.epoch} epochs are done already: no more is trained")
@@ -228,7 +293,6 @@ def continued(job: Job, run: Path, say: Say) -> tuple[State, Lengths, Entry | No
             say(f"note    {name} goes on as it was planned when the run began: lr {shown}")
             if max(rates) < 1e-3 * job.schedule.first_lrs[0]:
                 say("note    at such rates next to nothing is learned; a new run plans anew")
-    return state, lengths, best
 
 
 def is_finished(job: Job, run: Path, state: State) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models import MODELS
+from models.arguments import without_depth
 from models.external import WITH_AUXILIARY_HEADS
 from models.weights import first_convolution
 from trainer.signatures import parameters_of, resolve
@@ -210,6 +211,7 @@ def building(trained: Trained) -> tuple[str, list[str]]:
         return "import timm", [f"model = timm.create_model({name!r}, {_passed(arguments)})"]
     if name in WITH_AUXILIARY_HEADS:
         arguments = {"aux_logits": False, "init_weights": False} | arguments
+    arguments = without_depth("torchvision", arguments)  # it is for training only
     arguments = {"weights": None, "num_classes": classes} | arguments
     lines = [f"model = torchvision.models.get_model({name!r}, {_passed(arguments)})"]
     if channels != 3:

@@ -23,11 +23,14 @@ from trainer.job import Job
 from trainer.loader import Part
 from trainer.losses import probabilities
 from trainer.metrics import confusion_matrix
+from trainer.sharding import is_sharded
 
 Say = Callable[[str], None]
 
 KERNELS, LAYERS, CHANNELS = 64, 4, 16  # of the model's inside, at most
 RIGHT, WRONG = "#2ca02c", "#d62728"
+# What needs weights or a forward.
+OF_THE_MODEL = ("graph", "histograms", "kernels", "feature_maps", "embedding")
 
 
 def show_start(events: Events, job: Job, run: Path, step: int, say: Say) -> None:
@@ -109,10 +112,17 @@ def show_end(
 
 
 class _Attempts:
-    """Draws what ``log.show`` names; of what fails the reason is said, and it is left out."""
+    """Draws what ``log.show`` names; of what fails the reason is said, and it is left out.
+
+    Of a model that several processes share by parts the main one has no whole weights to show.
+    """
 
     def __init__(self, events: Events, job: Job, say: Say) -> None:
         self.given_up, self.shown, self.say = events.given_up, job.config.log.show, say
+        unseen = [name for name in OF_THE_MODEL if name in self.shown]
+        if is_sharded(job.model) and not self.given_up.issuperset(unseen):
+            self.given_up.update(unseen)
+            say(f"note    train.parallel=fsdp: TensorBoard does not show {', '.join(unseen)}")
 
     def __call__(self, name: str, draw: Callable[[], None]) -> None:
         if name not in self.shown or name in self.given_up:

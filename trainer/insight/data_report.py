@@ -16,9 +16,8 @@ from trainer.insight.columns import visible
 from trainer.insight.data_facts import Look, differs
 from trainer.insight.pictures import draw_bars, sheet, write_picture
 from trainer.insight.samples import as_seen, one_crop
-from trainer.loader import Part
+from trainer.loader import Part, order_of
 from trainer.parts import transform_fault
-from transforms.keyed import permutation
 
 EPOCHS = 7  # columns of augmentation.png beside the image itself
 SAMPLES = 6  # its rows
@@ -84,12 +83,13 @@ def draw_augmentation(look: Look) -> Image.Image:
 def augmented(config: Config, part: Part, row: int, epoch: int) -> tuple[Tensor, Tensor]:
     """The image and label (1, ...) that training on ``part`` makes of one of its rows in an epoch.
 
-    MixUp and CutMix mix it with those that come before it in that epoch's order.
+    MixUp and CutMix mix it with those that come before it in that epoch's order; one that balanced
+    sampling leaves out of the epoch is shown as if it began it.
     """
-    order = permutation(len(part), config.seed, epoch)
-    place = int((order == row).nonzero())
-    places = torch.arange(place - part.pipeline.predecessors, place + 1) % len(part)
-    return part.batch(order[places], epoch)
+    order = order_of(part.labels, config.seed, epoch, config.loader.sampling)
+    place = next(iter((order == row).nonzero().flatten().tolist()), 0)
+    before = torch.arange(place - part.pipeline.predecessors, place) % len(part)
+    return part.batch(torch.cat([order[before], torch.tensor([row])]), epoch)
 
 
 def mixture(label: Tensor, classes: Sequence[str]) -> list[str]:

@@ -70,7 +70,8 @@ def explain(
     ]
     for chosen in dict.fromkeys([predicted, predicted if label is None else label]):
         try:
-            heat, layer = grad_cam(trained.model, inputs, chosen)
+            with trained.precision.autocast():
+                heat, layer = grad_cam(trained.model, inputs, chosen)
         except ValueError as error:
             notes.append(f"no Grad-CAM: {error}")
             break
@@ -88,7 +89,9 @@ def explain(
     else:
         write("kernels.png", *_some(kernels, "kernels of the first layer"))
     layers = dict(trained.model.named_modules())
-    for number, (name, maps) in enumerate(feature_maps(trained.model, inputs).items()):
+    with trained.precision.autocast():
+        all_maps = feature_maps(trained.model, inputs)
+    for number, (name, maps) in enumerate(all_maps.items()):
         kind = type(layers[name.partition(" (")[0]]).__name__  # "relu (2)" is its second turn
         file = f"feature_maps/{number:02d}_{re.sub('[^A-Za-z0-9._-]+', '_', name)}.png"
         write(file, *_some(maps, f"maps of {name} ({kind}), {maps.shape[2]} x {maps.shape[1]}"))

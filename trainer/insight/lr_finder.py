@@ -61,13 +61,13 @@ def sweep_rates(job: Job, low: float, high: float, steps: int) -> RangeTest:
         raise ConfigError([job.config.fault("optimizer.name", f"Rprop {message} one")])
     optimizer = build_optimizer(job.config, job.model)  # job's own has a scheduler's rates by now
     groups = optimizer.param_groups
-    own = float(groups[0]["lr"])
+    own = float(optimizer.defaults["lr"])  # of groups, each may have another
     shares = [float(group["lr"]) / own if own else 1.0 for group in groups]
     rates = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
     # A guard that looks at every step: a NaN ends the test, and is no error here.
     guard = Guard(job.model, optimizer, job.device, lag=1)
     done = train_steps(
-        job.model,
+        job.network,
         _batches(job, steps),
         job.loss_fn,
         optimizer,
@@ -78,6 +78,8 @@ def sweep_rates(job: Job, low: float, high: float, steps: int) -> RangeTest:
         step=0,
         accumulate=job.config.train.accumulate,
         clip_grad_norm=job.config.train.clip_grad_norm,
+        precision=job.precision,
+        teacher=job.teacher,
     )
     losses: list[float] = []
     smoothed: list[float] = []
@@ -87,7 +89,7 @@ def sweep_rates(job: Job, low: float, high: float, steps: int) -> RangeTest:
             group["lr"] = rate * share
         next(done)
         seen = guard.seen(wait=True)[-1]
-        if not (math.isfinite(seen.loss) and math.isfinite(seen.norm)):
+        if not (math.isfinite(seen.loss) and (math.isfinite(seen.norm) or seen.is_overflow)):
             diverged = True
             break
         losses.append(seen.loss)

@@ -221,7 +221,8 @@ def measure(job: Job, images: Tensor, labels: Tensor) -> Cost:
 def kept_for_backward(job: Job, images: Tensor, labels: Tensor) -> tuple[float, int]:
     """The loss of a batch, and the bytes that its forward pass keeps for the backward pass.
 
-    Weights are not among them; of several views of one memory all of it counts, once.
+    Weights are not among them; of several views of one memory all of it counts, once. What a
+    compiler would keep in their place is not known to it.
     """
     known = {p.untyped_storage().data_ptr() for p in job.model.parameters()}
     known |= {b.untyped_storage().data_ptr() for b in job.model.buffers()}
@@ -234,7 +235,8 @@ def kept_for_backward(job: Job, images: Tensor, labels: Tensor) -> tuple[float, 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = job.loss_fn(job.model(images), labels)
+        with job.precision.autocast():
+            loss = job.loss_fn(job.model(images).float(), labels)
     return loss.item(), sum(kept.values())
 
 
@@ -242,7 +244,7 @@ def steps_of(job: Job, batches: Batches) -> Iterator[Any]:
     """Real steps of training, whatever their loss."""
     config = job.config
     return train_steps(
-        job.model,
+        job.network,
         batches,
         job.loss_fn,
         job.optimizer,
@@ -253,6 +255,7 @@ def steps_of(job: Job, batches: Batches) -> Iterator[Any]:
         step=0,
         accumulate=config.train.accumulate,
         clip_grad_norm=config.train.clip_grad_norm,
+        precision=job.precision,
     )
 
 
@@ -272,7 +275,7 @@ def time_training(job: Job) -> float:
 def time_validation(job: Job, warm_up: bool) -> float:
     """Seconds to predict one image of the validation split, with its data."""
     if warm_up:
-        predict(job.model, islice(job.val_loader.epoch(), 1))
+        predict(job.model, islice(job.val_loader.epoch(), 1), job.precision)
     done = 0
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -284,7 +287,7 @@ def time_validation(job: Job, warm_up: bool) -> float:
                 return
 
     began = now(job.device)
-    predict(job.model, batches())
+    predict(job.model, batches(), job.precision)
     return (now(job.device) - began) / done
 
 

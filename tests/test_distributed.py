@@ -1,0 +1,240 @@
+"""Several processes train as one: the same samples, the same numbers, and an end that all share."""
+
+import hashlib
+import json
+import os
+import signal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datasets import DataError
+from trainer import distributed
+from trainer.checkpoint import checkpoints, read_state
+from trainer.disk import read_json
+from trainer.loader import cut
+from trainer.run import read_metrics
+
+ODD = ("loader.batch_size=9", "loader.eval_batch_size=2")  # 40 = 4 x 9 + 4 images; 5 to judge
+
+
+def only_run(tmp_path, runs="together"):
+    (run,) = (tmp_path / runs / "small").iterdir()
+    return run
+
+
+def digest(tensor):
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:12]
+
+
+def traced(folder):
+    """Have each process write down what it trains on: a line a step, with a digest an image."""
+
+    def prepare(rank):
+        import trainer.loop
+
+        own, lines = trainer.loop.in_parts, folder / f"trace-{rank}.jsonl"
+
+        def in_parts(images, labels, whole, accumulate):
+            low, high = cut(whole, distributed.rank(), distributed.world_size())
+            seen = [digest(image) for image in images[: high - low]]
+            with lines.open("a") as file:
+                file.write(json.dumps([seen, labels[: high - low].tolist()]) + "\n")
+            return own(images, labels, whole, accumulate)
+
+        trainer.loop.in_parts = in_parts
+
+    folder.mkdir()
+    return prepare
+
+
+def trace(folder):
+    """What all processes together trained on: for each step, every image's digest and label."""
+    files = [path.read_text().splitlines() for path in sorted(folder.iterdir())]
+    steps = [[json.loads(line) for line in lines] for lines in zip(*files, strict=True)]
+    return [[sum((share[i] for share in shares), []) for i in (0, 1)] for shares in steps]
+
+
+def close(one, other, tolerance=1e-4):
+    """Whether two runs tell the same numbers, line by line."""
+    assert len(one) == len(other)
+    for line, same in zip(one, other, strict=True):
+        assert line.keys() == same.keys()
+        for name, value in line.items():
+            assert same[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_train_on_what_one_does_and_come_to_the_same(together, tmp_path, count):
+    for processes in (1, count):
+        folder = tmp_path / f"trace-{processes}"
+        codes = together(processes, *ODD, prepare=traced(folder), runs=f"runs-{processes}")
+        assert codes == [0] * processes
+    assert trace(tmp_path / "trace-1") == trace(tmp_path / f"trace-{count}")
+    alone, shared = (only_run(tmp_path, f"runs-{processes}") for processes in (1, count))
+    close(read_metrics(alone / "metrics.jsonl"), read_metrics(shared / "metrics.jsonl"))
+    result, same = read_json(alone / "result.json"), read_json(shared / "result.json")
+    close([result["test"]], [same["test"]])
+    weights, others = torch.load(alone / "model.pt"), torch.load(shared / "model.pt")
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(1, 400), st.integers(1, 9))
+def test_shares_of_a_batch_are_all_of_it_once_and_of_equal_size(count, processes):
+    shares = [cut(count, process, processes) for process in range(processes)]
+    assert [row for low, high in shares for row in range(low, high)] == list(range(count))
+    sizes = [high - low for low, high in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def at_step(number, rank, strike):
+    """Have process ``rank`` be struck as its step ``number`` (from 1) begins."""
+
+    def prepare(own):
+        import trainer.loop
+
+        if own != rank:
+            return
+        before, steps = trainer.loop.reseed, iter(range(1, 10**6))
+
+        def reseed(*arguments):
+            if next(steps) == number:
+                strike()
+            before(*arguments)
+
+        trainer.loop.reseed = reseed
+
+    return prepare
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def equal_runs(one, other):
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    assert (one / "model.pt").read_bytes() == (other / "model.pt").read_bytes()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_split_is_judged_exactly_as_by_one_process(together, tmp_path, count):
+    """Weights that do not move, and 5 images in batches of 2: some processes have fewer."""
+    still = (*ODD, "optimizer.lr=1e-30", "train.epochs=1")
+    for processes in (1, count):
+        assert together(processes, *still, runs=f"runs-{processes}") == [0] * processes
+    alone, shared = (only_run(tmp_path, f"runs-{processes}") for processes in (1, count))
+    judged, same = (
+        {k: v for k, v in read_metrics(run / "metrics.jsonl")[-1].items() if k.startswith("val/")}
+        for run in (alone, shared)
+    )
+    assert same == judged
+    assert read_json(shared / "result.json")["test"] == read_json(alone / "result.json")["test"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_any_process_saves_and_stops_all(together, tmp_path, rank):
+    codes = together(2, prepare=at_step(3, rank, send(signal.SIGTERM)))
+    assert codes == [75, 75]
+    run = only_run(tmp_path)
+    assert read_json(run / "result.json")["status"] == "stopped"
+    saved = read_state(checkpoints(run)[-1])["counters"]["step"]
+    assert saved in (3, 4)  # the others hear of it in their next step
+    assert together(2, resume=run) == [0, 0]
+    assert together(2, runs="alone") == [0, 0]
+    equal_runs(run, only_run(tmp_path, "alone"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_left_of_a_run_whose_process_is_killed_goes_on_to_the_same_bits(
+    together, tmp_path, rank
+):
+    often = "checkpoint.every=2st"
+    codes = together(2, often, prepare=at_step(8, rank, send(signal.SIGKILL)))
+    assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == 6
+    said = (tmp_path / f"rank-{1 - rank}.txt").read_text()
+    assert "Traceback" not in said
+    assert ("one was killed" in said) == (rank == 1)  # rank 0 speaks
+    run = only_run(tmp_path)
+    assert together(2, resume=run) == [0, 0]
+    assert together(2, often, runs="alone") == [0, 0]
+    equal_runs(run, only_run(tmp_path, "alone"))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_checkpoint_of_two_processes_goes_on_at_another_number_on_the_same_samples(
+    together, tmp_path, count
+):
+    whole = tmp_path / "trace-whole"
+    assert together(2, *ODD, prepare=traced(whole), runs="whole") == [0, 0]
+    assert together(2, *ODD, prepare=at_step(4, 1, send(signal.SIGTERM))) == [75, 75]
+    run, rest = only_run(tmp_path), tmp_path / "trace-rest"
+    done = read_state(checkpoints(run)[-1])["counters"]["step"]
+    assert together(count, resume=run, prepare=traced(rest)) == [0] * count
+    assert trace(rest) == trace(whole)[done:]
+    close(
+        read_metrics(run / "metrics.jsonl"),
+        read_metrics(only_run(tmp_path, "whole") / "metrics.jsonl"),
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_process_fails_with_is_told_first_and_ends_all_with_6(together, tmp_path, rank):
+    def strike():
+        raise DataError("note-7.jpg is gone.")
+
+    assert together(2, prepare=at_step(3, rank, strike)) == [6, 6]
+    own, other = ((tmp_path / f"rank-{r}.txt").read_text() for r in (rank, 1 - rank))
+    assert f"rank {rank} failed: note-7.jpg is gone." in own and "Traceback" not in own + other
+    assert "to go on, once it is mended:" in own
+    if rank == 1:  # rank 0 speaks, and keeps it
+        assert "the other processes ended: rank 1 failed: note-7.jpg is gone." in other
+    assert "note-7.jpg is gone." in read_json(only_run(tmp_path) / "result.json")["reason"]
+
+
+def test_a_fault_of_one_process_alone_comes_with_its_traceback(together, tmp_path):
+    assert together(2, prepare=at_step(2, 1, lambda: dict[str, int]()["absent"])) == [6, 6]
+    assert "Traceback" in (tmp_path / "rank-1.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "told"),
+    [
+        ("optimizer.lrr=1", 2, "unknown key 'lrr'"),
+        ("optimizer.lr=-1", 2, "Invalid learning rate"),
+        ("dataset.root=nowhere", 3, "nowhere"),
+        ("optimizer.lr=1e30", 4, "train.skip_non_finite"),
+    ],
+)
+def test_what_all_fail_with_is_told_once_with_its_own_code(
+    together, tmp_path, override, code, told
+):
+    assert together(2, override) == [code, code]
+    assert told in (tmp_path / "rank-0.txt").read_text()
+    said = (tmp_path / "rank-1.txt").read_text()
+    assert told not in said and "Traceback" not in said
+
+
+def test_a_batch_of_fewer_images_than_processes_counts_each_once(together, tmp_path):
+    """The last batch has one image of 40: of three processes, two have none."""
+    last = ("loader.batch_size=13", "train.epochs=1", "log.every=1st")
+    assert together(1, *last, runs="runs-1") == [0]
+    assert together(3, *last, runs="runs-3") == [0, 0, 0]
+    alone, shared = only_run(tmp_path, "runs-1"), only_run(tmp_path, "runs-3")
+    close(read_metrics(alone / "metrics.jsonl"), read_metrics(shared / "metrics.jsonl"), 1e-5)
+
+
+def test_parts_of_shares_and_mixed_samples_add_up_to_the_whole_batch(together, tmp_path):
+    crop = "{name: RandomCrop, size: 32, padding: 4}, {name: Normalize, mean: [0.5], std: [0.2]}"
+    mixed = (
+        *("train.accumulate=2", "loader.cache=off"),
+        f"transforms.train=[{{name: Resize, size: [32, 32]}}, {crop}, MixUp]",
+    )
+    for processes in (1, 3):
+        codes = together(processes, *ODD, *mixed, prepare=traced(tmp_path / f"trace-{processes}"))
+        assert codes == [0] * processes
+    one, other = sorted((tmp_path / "together" / "small").iterdir())
+    assert trace(tmp_path / "trace-1") == trace(tmp_path / "trace-3")
+    close(read_metrics(one / "metrics.jsonl"), read_metrics(other / "metrics.jsonl"))
