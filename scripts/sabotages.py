@@ -28,6 +28,7 @@ CENSUS = f"{RESUME}test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoi
 THRICE = f"{RESUME}test_stopped_three_times_within_two_epochs_a_run_is_still_the_same"
 WORKERS = "tests/test_data_path.py::test_a_signal_to_the_whole_group_leaves_the_workers"
 ARCHITECTURE = "tests/test_architecture.py::"
+SEVERAL = "tests/test_distributed.py::"
 ARCHIVE = (
     "tests/test_hostile_archives.py::"
     "test_a_hostile_archive_is_refused_in_one_sentence_at_once_and_leaves_nothing"
@@ -257,15 +258,15 @@ SABOTAGES = [
         "saved before the scheduler's step",
         "each resume delays the learning rate by a step",
         "trainer/loop.py",
-        "        schedule.after_step()\n        step += 1\n        yield len(images)\n",
-        "        step += 1\n        yield len(images)\n        schedule.after_step()\n",
+        "        schedule.after_step()\n        step += 1\n        yield whole\n",
+        "        step += 1\n        yield whole\n        schedule.after_step()\n",
         (f"{EXACT}[1-OneCycleLR]",),
     ),
     Sabotage(
         "optimizer not restored",
         "momentum begins anew with each resume",
         "trainer/state.py",
-        '    job.optimizer.load_state_dict(content["optimizer"])\n',
+        "    job.optimizer.load_state_dict(optimizer)\n",
         "",
         (f"{EXACT}[1-LeNet]",),
     ),
@@ -297,8 +298,8 @@ SABOTAGES = [
         "dropout not seeded by step",
         "a resumed run draws other dropout",
         "trainer/loop.py",
-        "        reseed(device, seed_at(draws, step))\n",
-        "",
+        "        reseed(device, seed_at(draws, step))\n        optimizer",
+        "        optimizer",
         (f"{EXACT}[1-AlexNet with dropout]",),
     ),
     Sabotage(
@@ -355,8 +356,8 @@ SABOTAGES = [
         "strict=False",
         "a state of another model is loaded in part, the rest stays random",
         "trainer/state.py",
-        '    job.model.load_state_dict(content["model"])',
-        '    job.model.load_state_dict(content["model"], strict=False)',
+        "    job.model.load_state_dict(model)",
+        "    job.model.load_state_dict(model, strict=False)",
         CHECKPOINT,
     ),
     Sabotage(
@@ -396,8 +397,8 @@ SABOTAGES = [
         "optimizer not copied",
         "a checkpoint holds momentum of another step than its weights",
         "trainer/state.py",
-        'value.detach().to("cpu", copy=True)',
-        'value.detach().to("cpu")',
+        'return value.to("cpu", copy=True)',
+        'return value.to("cpu")',
         CHECKPOINT,
     ),
     Sabotage(
@@ -420,16 +421,16 @@ SABOTAGES = [
         "non-finite weights saved",
         "NaN rotates the last good checkpoint away",
         "trainer/saver.py",
-        'if not is_finite(state["model"]) or not is_finite(state["optimizer"]):',
-        'if not is_finite(state["optimizer"]):',
+        'parts = (state["model"], ',
+        "parts = (",
         CHECKPOINT,
     ),
     Sabotage(
         "non-finite optimizer saved",
         "a run can be resumed only into NaN",
         "trainer/saver.py",
-        ' or not is_finite(state["optimizer"]):',
-        ":",
+        'state["optimizer"], state.get',
+        "state.get",
         CHECKPOINT,
     ),
     # --- the guard --------------------------------------------------------------------------------
@@ -437,8 +438,8 @@ SABOTAGES = [
         "guard looks after the step",
         "NaN is noticed when it is in the weights",
         "trainer/loop.py",
-        "if guard.passes(step, len(images), loss, norm, correct):\n            opt",
-        "guard.passes(step, len(images), loss, norm, correct)\n        if True:\n            opt",
+        "if guard.passes(step, whole, loss, norm, correct, scale):\n            opt",
+        "guard.passes(step, whole, loss, norm, correct, scale)\n        if True:\n            opt",
         (f"{NO_TRACE}[AdamW-gradient-1]",),
     ),
     Sabotage(
@@ -478,8 +479,8 @@ SABOTAGES = [
         "first signal ignored",
         "a scheduler kills the run before it saves",
         "trainer/stop.py",
-        "        if self.reason:\n            raise Stopped",
-        "        if False:\n            raise Stopped",
+        "        if asked := self.agree(mine):\n",
+        "        if asked := 0 * self.agree(mine):\n",
         (f"{EXACT}[1-LeNet]",),
     ),
     Sabotage(
@@ -622,5 +623,61 @@ SABOTAGES = [
         '        "cpu_count": os.cpu_count(),\n',
         '        "cpu_count": os.cpu_count(),\n        "environment": dict(os.environ),\n',
         ("tests/test_hostile_input.py::test_no_secret_reaches_an_artifact_of_a_run",),
+    ),
+    # --- several processes, averages, repeated images ---------------------------------------------
+    Sabotage(
+        "shares of a batch weigh alike",
+        "a short batch's images count more in one process than in another",
+        "trainer/loop.py",
+        "scaler.scale(times(mean, share * processes))",
+        "scaler.scale(times(mean, float(share > 0)))",
+        (f"{SEVERAL}test_a_batch_of_fewer_images_than_processes_counts_each_once",),
+    ),
+    Sabotage(
+        "each process judges all",
+        "images are counted twice in the metrics",
+        "trainer/loader.py",
+        "            elif number % self.processes == self.process:\n",
+        "            else:\n",
+        (f"{SEVERAL}test_a_split_is_judged_exactly_as_by_one_process[2]",),
+    ),
+    Sabotage(
+        "a signal is one process's own",
+        "the others wait for one that is gone",
+        "trainer/distributed.py",
+        "    stop.agree = agreed\n",
+        "",
+        (f"{SEVERAL}test_a_signal_to_any_process_saves_and_stops_all[1]",),
+    ),
+    Sabotage(
+        "starts are not told apart",
+        "after a restart a process looks for another at a dead one's address",
+        "trainer/distributed.py",
+        "        store = of_this_start(store, number, count)\n",
+        "",
+        (f"{SEVERAL}test_torchrun_starts_killed_processes_again_and_they_come_to_the_same_bits",),
+    ),
+    Sabotage(
+        "average not restored",
+        "a resumed run judges another average",
+        "trainer/state.py",
+        '        job.average.load_state_dict(content["average"])\n',
+        "        pass\n",
+        (
+            "tests/test_averages.py::"
+            "test_stopped_in_mid_epoch_and_gone_on_with_a_run_is_the_same"
+            "[average={name: EMA, decay: 0.9, every: 3st}]",
+        ),
+    ),
+    Sabotage(
+        "visits augmented alike",
+        "a class of few images is shown the same crops again and again",
+        "trainer/loader.py",
+        " + (rows // len(self) << 40)",
+        "",
+        (
+            "tests/test_sampling.py::"
+            "test_an_image_that_comes_again_is_cropped_otherwise_and_first_as_when_shuffled",
+        ),
     ),
 ]

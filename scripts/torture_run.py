@@ -363,14 +363,32 @@ def child(
     sys.exit(command.main(arguments))
 
 
+STRUCK = """
+import importlib, os, sys
+from scripts import torture_faults as faults
+
+command = importlib.import_module("trainer.train")
+importlib.import_module("trainer.epochs")
+if strike := os.environ["STRIKE"]:  # rank, function, before or after, n-th call
+    rank, place, when, number = strike.split()
+    if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == (rank, "0"):
+        faults.wrap(place, **{when: faults.at(int(number), faults.kill)})
+sys.exit(command.main())
+"""
+
+
 def torchrun(strike: str, folder: Path, log: Path, *arguments: str) -> int:
     """Train in two processes by torchrun, the run below ``folder``; torchrun's exit code.
 
-    What it prints goes to ``log``. Raises subprocess.TimeoutExpired after five minutes.
+    ``strike`` says which rank is killed, at which function, before or after it, at which call: in
+    the first start only, for torchrun starts both again. What it prints goes to ``log``. Raises
+    subprocess.TimeoutExpired after five minutes.
     """
+    script = folder.with_name("struck.py")
+    script.write_text(STRUCK)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "--max-restarts", "2", "-m", "scripts.torture_ranks"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "STRIKE": strike}
+    command += ["--nproc-per-node", "2", "--max-restarts", "2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "STRIKE": strike, "PYTHONPATH": "."}
     with log.open("w") as output:
         return subprocess.run(
             [*command, *arguments, "--runs", str(folder)],

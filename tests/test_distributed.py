@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -238,3 +240,43 @@ def test_parts_of_shares_and_mixed_samples_add_up_to_the_whole_batch(together, t
     one, other = sorted((tmp_path / "together" / "small").iterdir())
     assert trace(tmp_path / "trace-1") == trace(tmp_path / "trace-3")
     close(read_metrics(one / "metrics.jsonl"), read_metrics(other / "metrics.jsonl"))
+
+
+KILLED_TWICE = """
+import os, signal, sys
+import trainer.loop
+from trainer.train import main
+
+struck = {"0": ("1", 5), "1": ("0", 4)}  # in the first start rank 1, in the second rank 0
+rank, number = struck.get(os.environ["TORCHELASTIC_RESTART_COUNT"], ("", 0))
+before, steps = trainer.loop.reseed, iter(range(1, 10**6))
+
+
+def reseed(*arguments):
+    if os.environ["RANK"] == rank and next(steps) == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    before(*arguments)
+
+
+trainer.loop.reseed = reseed
+sys.exit(main())
+"""
+
+
+def test_torchrun_starts_killed_processes_again_and_they_come_to_the_same_bits(
+    together, config_file, tmp_path
+):
+    script = tmp_path / "killed_twice.py"
+    script.write_text(KILLED_TWICE)
+    often, runs = "checkpoint.every=2st", str(tmp_path / "torchrun")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "2"]
+    command += ["--nproc-per-node", "2", str(script), "--config", str(config_file), "--runs", runs]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
+    done = subprocess.run(
+        [*command, often], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("exitcode: -9") == 2
+    assert done.stdout.count("torchrun started its processes again") == 2
+    assert together(2, often, runs="alone") == [0, 0]
+    equal_runs(only_run(tmp_path, "torchrun"), only_run(tmp_path, "alone"))

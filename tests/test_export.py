@@ -18,10 +18,11 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from trainer.agreement import Difference, Sample, take_sample
+from trainer.build import build_model
 from trainer.config import load_config
 from trainer.export import main
 from trainer.exporting import export, write_onnx, write_pt2, write_safetensors
-from trainer.job import build_model, prepare
+from trainer.job import prepare
 from trainer.model_card import describe, readme
 from trainer.parts import build_pipelines
 from trainer.stop import StopRequest

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from trainer.build import build_loss, build_model, check_size, choose_device
 from trainer.components import check_components
 from trainer.config import Config, load_config
 from trainer.disk import read_json
 from trainer.errors import ConfigError, RunError
-from trainer.job import build_loss, build_model, check_size, choose_device
 from trainer.judge import judge
 from trainer.loop import predict
 from trainer.parts import check_shape, digest_of_split, eval_loader, load_part

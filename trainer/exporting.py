@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer.agreement import TOLERANCE, Difference, Model, Sample, compare, note, take_sample
+from trainer.build import build_model
 from trainer.config import load_config
 from trainer.disk import read_json, rename, sync_folder, write_file, write_json
 from trainer.errors import RunError, in_plain_words
 from trainer.evaluation import MAY_DIFFER
-from trainer.job import build_model
 from trainer.model_card import describe, hub_files
 from trainer.precision import FP32, HALF
 from trainer.resume import refuse_changes

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from datasets.images import read_image
+from trainer.build import build_model, check_size, choose_device
 from trainer.components import check_components
 from trainer.config import Config, load_config
 from trainer.disk import read_json
 from trainer.errors import ConfigError, RunError
 from trainer.insight.columns import visible
-from trainer.job import build_model, check_size, choose_device
 from trainer.loop import logits_of
 from trainer.losses import probabilities
 from trainer.parts import build_pipelines
