@@ -6,11 +6,14 @@ A batch is cut among them, gradient and loss are added up, a split is judged by 
 
 import hashlib
 import itertools
+import os
 import pickle
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
@@ -25,12 +28,13 @@ from datasets import DataError
 from models.freeze import train_mode
 from trainer.config import Config
 from trainer.errors import ProcessFailed, RunError, in_plain_words
-from trainer.launch import is_one_of_several
+from trainer.launch import RANK, WORLD_SIZE, is_one_of_several
 from trainer.sharding import is_sharded, synchronise
 from trainer.stop import StopRequest
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+PATIENCE = 600  # seconds in which all processes must have come
 FAILURE = "failure"  # under this name a process leaves word of what it failed with
 EVERYWHERE = "everywhere"  # an attribute of errors that all processes have met
 NOTHING: AbstractContextManager[None] = nullcontext()
@@ -73,13 +77,19 @@ def joined(config: Config, stop: StopRequest) -> Iterator[None]:
         yield
         return
     cuda = config.train.device in ("auto", "cuda") and torch.cuda.is_available()
-    try:
-        store, number, count = next(rendezvous("env://"))
-        store = of_this_start(store, number, count)
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=store, rank=number, world_size=count)
-        _Ways.store, _Ways.host = store, dist.new_group(backend="gloo") if cuda else None
-    except (RuntimeError, ValueError) as error:
+    meeting: Future[None] = Future()
+    # In a thread: this one hears signals meanwhile, and is not held where another never comes.
+    threading.Thread(target=meet, args=(cuda, meeting), daemon=True).start()
+    end = time.monotonic() + PATIENCE
+    while not meeting.done():
+        if time.monotonic() > end:
+            raise ProcessFailed(
+                f"rank {os.environ[RANK]}: not all of the {os.environ[WORLD_SIZE]} processes came "
+                f"to {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} in {PATIENCE // 60} "
+                "minutes."
+            )
+        time.sleep(0.01)
+    if error := meeting.exception():
         raise ProcessFailed(f"the processes did not find each other: {error}") from None
     stop.agree = agreed
     try:
@@ -93,6 +103,19 @@ def joined(config: Config, stop: StopRequest) -> Iterator[None]:
     finally:
         stop.agree = int
         _Ways.asked = None
+
+
+def meet(cuda: bool, meeting: "Future[None]") -> None:
+    """Find the other processes, and make the groups over which they speak."""
+    try:
+        store, number, count = next(rendezvous("env://"))
+        store = of_this_start(store, number, count)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=count)
+        _Ways.store, _Ways.host = store, dist.new_group(backend="gloo") if cuda else None
+        meeting.set_result(None)
+    except Exception as error:
+        meeting.set_exception(error)
 
 
 def of_this_start(store: Any, number: int, count: int) -> Any:

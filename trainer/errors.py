@@ -166,9 +166,11 @@ def told(error: BaseException) -> None:
 
     Of several processes the first one speaks, and any that failed alone.
     """
-    from trainer.launch import is_first
+    from trainer.launch import is_first, restarts
 
-    if not (is_first() or (isinstance(error, ProcessFailed) and error.is_own)):
+    if restarts() and isinstance(error, ConfigError | UsageError):
+        return  # torchrun tries once more what can't be otherwise: it was told
+    if not (is_first() or getattr(error, "is_own", False)):
         return
     try:
         print(

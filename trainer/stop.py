@@ -69,8 +69,8 @@ class StopRequest:
                 signal.signal(again, signal.SIG_IGN)
         if self._nothing_to_save:
             raise Stopped(f"stopped by {self.reason}")
-        if not is_first():
-            return
+        if not is_first() or (self._is_one_of_several and number != signal.SIGINT):
+            return  # torchrun's own signal may come because another process is lost
         try:
             os.write(2, b"\nstopping after this step and saving; again: stop at once, unsaved\n")
         except OSError:

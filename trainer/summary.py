@@ -9,6 +9,7 @@ import torch
 
 from trainer.config import Config
 from trainer.console import duration
+from trainer.distributed import world_size
 from trainer.job import Job
 from trainer.judge import scalars
 from trainer.loader import Loader
@@ -21,6 +22,7 @@ def data_path(job: Job) -> dict[str, Any]:
     """What was decided of the way from the images to the model, for a person and for the run."""
     return {
         "device": str(job.device),
+        "processes": world_size(),
         "threads": torch.get_num_threads(),
         "channels_last": job.train_loader.channels_last,
         "fused_optimizer": bool(job.optimizer.defaults.get("fused")),
@@ -54,7 +56,9 @@ def introduce(job: Job, say: Say) -> None:
     count = sum(p.numel() for p in parameters)
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
     sizes = ", ".join(f"{name} {len(part):,}" for name, part in data.parts.items())
-    say(f"device  {device_name(job.device)}, torch {torch.__version__}, seed {config.seed}")
+    several = f"{world_size()} processes ({config.train.parallel}), each " * (world_size() > 1)
+    device = device_name(job.device)
+    say(f"device  {several}{device}, torch {torch.__version__}, seed {config.seed}")
     held_out = f"; fold {config.split.fold} of {config.split.folds} (from 0) held out"
     held_out = held_out if config.split.folds else ""
     say(f"data    {config.dataset.name}, {len(data.classes)} classes: {sizes}{held_out}")
@@ -63,10 +67,27 @@ def introduce(job: Job, say: Say) -> None:
     size = " x ".join(map(str, job.input_shape))
     still = f" ({frozen:,} frozen)" if frozen else ""
     say(f"model   {config.model.name}, {count:,} parameters{still}, input {size}")
+    if chosen := ", ".join(f"{path} {value}" for path, value in chosen_ways(config)):
+        say(f"train   {chosen}")
     if config.average is not None:
         say(f"average {config.average.name}, which is judged and kept in place of the weights")
     if job.teacher is not None:
         say(f"teacher {job.teacher.run}")
+
+
+def chosen_ways(config: Config) -> list[tuple[str, object]]:
+    """The settings of how to train that a file or command line chose, other than by default."""
+    names = ["precision", "compile", "cuda_graphs", "activation_checkpointing", "accumulate"]
+    names += ["sync_batch_norm"] if world_size() > 1 else []
+    defaults = {name: type(config.train).model_fields[name].default for name in names}
+    chosen: list[tuple[str, object]] = [
+        (name.replace("_", " "), getattr(config.train, name))
+        for name in names
+        if getattr(config.train, name) != defaults[name]
+    ]
+    if config.loader.sampling != "shuffle":
+        chosen.append(("sampling", config.loader.sampling))
+    return chosen
 
 
 def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> None:

@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(argv: Sequence[str], stop: "StopRequest") -> None:
     """Parse the command line and run it."""
     from trainer.errors import Stopped
+    from trainer.launch import remember_early_stop, started_by
 
     try:
         run(*parse(argv), stop)
@@ -45,7 +46,8 @@ def command(argv: Sequence[str], stop: "StopRequest") -> None:
         if not stop.came_early:
             raise
         # Whatever it is: a Stopped that found someone between `try` and `finally` may be another.
-        again = shlex.join(["python", "-m", "trainer.train", *argv])
+        remember_early_stop()
+        again = f"{started_by()} {shlex.join(['-m', 'trainer.train', *argv])}"
         stopped = Stopped(f"stopped by {stop.reason}")
         stopped.add_note(f"before training began, nothing was written; to start again:\n  {again}")
         raise stopped from None
@@ -115,9 +117,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequ
 
     if arguments.dry_run and is_one_of_several():
         raise UsageError("--dry-run looks at one process; leave torchrun out.")
-    begun, stopped = run_before_restart(runs, config.name)
+    begun, stopped = run_before_restart(runs, config.name, folder)
     if stopped:
-        raise Stopped(f"{begun} was stopped")
+        raise Stopped(f"{begun or 'this start'} was stopped")
     with collecting_later():
         defer_compiler()
         from trainer.disk import read_json
@@ -128,7 +130,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequ
         from trainer.training import train
 
     with joined(config, stop):
-        begun, _ = on_main(lambda: run_before_restart(runs, config.name))
+        begun, _ = on_main(lambda: run_before_restart(runs, config.name, folder))
         if begun is not None:
             say(f"torchrun started its processes again: {begun} goes on")
             config, folder = load_config(begun / "config.yaml"), begun
@@ -146,4 +148,6 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequ
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from trainer.launch import leave
+
+    leave(main())

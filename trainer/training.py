@@ -21,6 +21,7 @@ from trainer.insight.board import show_end, show_start
 from trainer.insight.report import write_report
 from trainer.job import Job
 from trainer.judge import judge, scalars
+from trainer.launch import started_by
 from trainer.loader import Part
 from trainer.loop import predict
 from trainer.losses import probabilities
@@ -60,7 +61,7 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
             over, best = on_main(lambda: continued(job, run, state, lengths, found, say))
             if over:
                 return run
-        go_on = f"python -m trainer.train --resume {shlex.quote(str(run))}"
+        go_on = f"{started_by()} -m trainer.train --resume {shlex.quote(str(run))}"
         try:
             introduce(job, say)
             say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
