@@ -25,6 +25,7 @@ from trainer.config import load_config
 from trainer.errors import ConfigError
 from trainer.guard import Guard
 from trainer.job import check_batches, prepare
+from trainer.launch import leave
 from trainer.loader import Loader, cut
 from trainer.loop import predict, train_steps
 from trainer.schedulers import build_schedule
@@ -190,6 +191,27 @@ def test_synced_batch_norm_needs_an_image_in_each_process(config_file, monkeypat
     monkeypatch.setattr("trainer.job.world_size", lambda: 5)
     with pytest.raises(ConfigError, match="leaves a batch of 4 for 5 processes"):
         check_batches(config, loader, model)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_process_of_several_leaves_its_interpreter_whole(processes):
+    code = (
+        "import atexit, os, sys; from trainer.launch import leave\n"
+        "class Last:\n"
+        "    def __del__(self, write=os.write): write(1, b' taken apart')\n"
+        "last = Last(); atexit.register(sys.stdout.write, ' at exit')\n"
+        "sys.stdout.write('said'); leave(6)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "WORLD_SIZE": processes},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 6
+    assert set(done.stdout.split()) >= {"said", "at", "exit"}
+    assert ("taken apart" in done.stdout) == (processes == "1")
 
 
 # What processes do.
@@ -371,6 +393,7 @@ def in_processes(output):
         found["fsdp: judged"] = float((judged - right).abs().max())
         found["fsdp: labels"] = float(len(labels) != len(right))
         output.write_text(json.dumps(found))
+    dist.barrier()  # none leaves while another is still being answered
     dist.destroy_process_group()
 
 
@@ -419,3 +442,4 @@ def test_it_is_judged_by_all_processes_however_many_batches_each_has(found):
 
 if __name__ == "__main__":
     in_processes(Path(sys.argv[1]))
+    leave(0)

@@ -348,7 +348,11 @@ def test_a_trial_that_fails_ends_neither_the_sweep_nor_counts_as_the_best(swept,
     assert Counter(states) == {"done": 10, "failed": 2}
     assert states[1] == states[4] == "failed"
     assert "exit code 4: boom: it does not work" in found(folder)["trials"][1]["reason"]
-    assert "t001-seed0 failed" in capsys.readouterr().out
+    live, failed = (
+        line for line in capsys.readouterr().out.splitlines() if "boom" in line and "t001" in line
+    )
+    assert "momentum=0.5  (failed: exit code 4: boom: it does not work); best t000" in live
+    assert failed == "failed  t001: exit code 4: boom: it does not work"
     swept(TWELVE)  # what failed is not tried again by itself,
     assert Counter(t["status"] for t in found(folder)["trials"])["failed"] == 2
     swept(TWELVE, "--retry")  # but when it is asked for
@@ -797,10 +801,11 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(swept, tmp_path, capsys):
 
 def test_a_trial_is_the_run_that_its_settings_make_by_hand(write, tmp_path, train):
     file = write("\n  method: grid\n  params: {optimizer.lr: [0.02]}\n  seeds: [3]\n")
-    arguments = ["--config", str(file), "--runs", str(tmp_path / "swept")]
+    alike = "train.threads=1"  # sums over other numbers of threads differ in their last bits
+    arguments = ["--config", str(file), "--runs", str(tmp_path / "swept"), alike]
     assert sweep_command.main(arguments) == 0
     (run,) = (tmp_path / "swept" / "trial").glob("t000-seed3/2*")
-    by_hand = train("optimizer.lr=0.02", "seed=3")
+    by_hand = train("optimizer.lr=0.02", "seed=3", alike)
     assert (run / "metrics.jsonl").read_bytes() == (by_hand / "metrics.jsonl").read_bytes()
     made = json.loads((run / "result.json").read_text())
     expected = json.loads((by_hand / "result.json").read_text())
@@ -828,3 +833,145 @@ def test_twelve_real_trials_killed_twice_end_with_twelve_results(write, tmp_path
     assert Counter(trial["status"] for trial in found(folder)["trials"]) == {"done": 12}
     finished = [path.read_text().count("\ntest ") for path in sorted(folder.glob("t0*/log.txt"))]
     assert finished == [1] * 12
+
+
+# What newcomers ask for
+
+
+def test_a_sweeps_folder_is_refused_as_a_run_and_its_best_one_named(swept):
+    from trainer.errors import UsageError
+    from trainer.run import find_run
+
+    folder, _ = swept("\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n")
+    (best,) = folder.glob("t001-seed0/2*")
+    with pytest.raises(UsageError, match=f"trial is a sweep; its best run is {best}: name that"):
+        find_run(str(folder))
+    assert find_run(str(best.parent)) == find_run(str(best)) == best
+    text = "\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n  seeds: [0, 1]\n"
+    folder, _ = swept(text, name="two.yaml")
+    with pytest.raises(UsageError, match="runs are .*/t001-seed0/2.*, .*/t001-seed1/2.*: name one"):
+        find_run(str(folder))
+    (folder / "sweep.json").unlink()
+    with pytest.raises(UsageError, match="none of its trials is done yet"):
+        find_run(str(folder))
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_what_pytorch_refuses_is_told_at_once_before_the_first_trial(swept, tmp_path, capsys, more):
+    text = """
+  method: grid
+  params:
+    optimizer.momentum: [0.9, -3]
+    optimizer.weight_decay: [-1.0, 0.0]
+    optimizer.nesterov: [false, true]
+"""
+    _, code = swept(text, *more)
+    told = capsys.readouterr().err.splitlines()
+    assert code == 2 and not (tmp_path / "runs").exists()
+    file = tmp_path / "trial.yaml"
+    assert told[0] == f"2 faults in {file}"
+    what = "SGD cannot be used: Invalid"
+    for line in (
+        f"{file}:5:31: sweep.params.optimizer.momentum.1: {what} momentum value: -3",
+        f"{file}:6:30: sweep.params.optimizer.weight_decay.0: {what} weight_decay value: -1.0",
+    ):
+        assert line in told
+
+
+def test_choices_that_pytorch_refuses_together_and_faults_of_the_base_are_told(write):
+    from trainer.sweeping.reading import check_with_torch
+
+    pair = """
+  method: grid
+  params: {optimizer.nesterov: [false, true], optimizer.momentum: [0.0, 0.9]}
+"""
+    with pytest.raises(ConfigError) as caught:
+        check_with_torch(load_sweep(write(pair)))
+    (fault,) = caught.value.faults
+    assert "with optimizer.nesterov=true optimizer.momentum=0.0" in fault.message
+    with pytest.raises(ConfigError) as caught:  # once, however many choices
+        check_with_torch(load_sweep(write(TWELVE), ["optimizer.weight_decay=-1.0"]))
+    (fault,) = caught.value.faults
+    assert (fault.file, fault.path) == ("command line", "optimizer.weight_decay")
+    check_with_torch(load_sweep(write(SEARCH.format(trials=3))))
+
+
+def test_a_changed_sweep_is_told_where_the_change_was_written(swept, tmp_path, capsys):
+    text = "\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n  seeds: [0, 1]\n"
+    swept(text)
+    capsys.readouterr()
+    _, code = swept(text, "sweep.seeds=[0]", "train.epochs=3")
+    told = capsys.readouterr().err
+    assert code == 2 and told.startswith(f"2 faults in {tmp_path / 'trial.yaml'}\n")
+    assert "command line: sweep.seeds: is [0], but" in told
+    assert "command line: train.epochs: is 3, but" in told and "small.yaml" not in told
+    swept(text.replace("0.5", "0.6"))
+    assert f"{tmp_path / 'trial.yaml'}:4:11: sweep.params: is " in capsys.readouterr().err
+
+
+def test_a_sweep_given_to_train_and_an_experiment_given_to_sweep_are_told_apart(
+    write, config_file, capsys
+):
+    from trainer.train import main
+
+    file = write(TWELVE)
+    assert main(["--config", str(file)]) == 2
+    words = f"sweep: this is a sweep; run python -m trainer.sweep --config {file}"
+    assert words in capsys.readouterr().err
+    assert sweep_command.main(["--config", str(config_file)]) == 2
+    told = capsys.readouterr().err
+    assert "this is an experiment, not a sweep; run python -m trainer.train --config" in told
+    assert told.startswith("1 fault in")
+
+
+def test_params_are_set_on_the_command_line_by_their_dotted_keys(write):
+    path = write(SEARCH.format(trials=3))
+    typed = ["sweep.params.optimizer.lr.high=0.5", "sweep.params.optimizer.momentum=[0.1, 0.2]"]
+    params = load_sweep(path, [*typed, "sweep.params.train.epochs=[1]"]).sweep.params
+    assert params["optimizer.lr"] == Range(low=0.001, high=0.5, log=True)
+    assert params["optimizer.momentum"] == [0.1, 0.2] and params["train.epochs"] == [1]
+    with pytest.raises(ConfigError, match="command line: sweep.params.optimizer.lrr.0: unknown"):
+        load_sweep(path, ["sweep.params.optimizer.lrr=[1]"])
+
+
+def test_a_search_is_told_in_words(swept, capsys):
+    assert swept(SEARCH.format(trials=3), "--dry-run")[1] == 0
+    told = capsys.readouterr().out
+    assert "optimizer.lr: 0.001 to 1.0, evenly in the logarithm\n" in told
+    assert "loader.batch_size: one of 4, 8\n" in told
+    words = space.in_words(Range(low=5, high=20, step=5))
+    assert words == "whole numbers from 5 to 20 in steps of 5"
+
+
+def test_test_numbers_are_told_with_their_deviation_and_what_they_are(swept, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder, _ = swept(
+        "\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n  seeds: [0, 1, 7]\n",
+        fails=lambda member: 4 if member.name == "t000-seed7" else 0,
+    )
+    values = [(0.75 + 0.001 * seed) / 2 for seed in (0, 1, 7)]
+    mean = f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
+    spread = f"{min(values):.4f}..{max(values):.4f}"
+    told, page = capsys.readouterr().out, (folder / "sweep.html").read_text()
+    assert f"test: accuracy {mean} ({spread}); no trial was chosen by these" in told
+    assert "test/ is reported only" in told and "test/ is reported" in page
+    for text in (" ".join(told.split()), page.replace("</td>", "").replace("<td>", " ")):
+        assert f"{mean} {spread} 3 " in text  # the epochs as a whole number
+    assert told.count("boom") == 2 and "t000-seed7  failed\n" in told  # live, and in the end
+    assert "val/accuracy 0.5005 ± 7.1e-04 (failed: exit code 4: boom" in told
+
+
+def test_torchrun_does_not_begin_a_sweep(write, monkeypatch, capsys):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    assert sweep_command.main(["--config", str(write(TWELVE))]) == 2
+    assert "leave torchrun out" in capsys.readouterr().err
+
+
+def test_the_reason_of_a_run_refused_for_its_configuration_is_its_faults(tmp_path):
+    from trainer.sweeping.process import reason_of
+
+    faults = "a.yaml:3:1: x: is wrong\n      3 | x\n        | ^\ncommand line: y: too\n        y=1"
+    (tmp_path / "log.txt").write_text(f"what was before\n2 faults in a.yaml\n{faults}\n")
+    assert reason_of(tmp_path, None, 2) == "a.yaml:3:1: x: is wrong / command line: y: too"

@@ -159,6 +159,9 @@ def _with_inner(
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and ``key=value`` overrides; raises ConfigError with every fault at once."""
     document = read_document(Path(path))
+    if isinstance(document.data, dict) and {"base", "sweep"} <= document.data.keys():
+        message = f"this is a sweep; run python -m trainer.sweep --config {path}"
+        raise ConfigError([document.fault(("sweep",), message, at_key=True)], document.file)
     # The outer before the inner: `model.depth=11 model.name=VGG` means what its reverse means.
     for typed in sorted(overrides, key=_depth):
         document.override(typed, DEFAULTS)

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -305,6 +306,19 @@ def over_processes(model: nn.Module, images: Tensor, device: torch.device) -> nn
 def met_by_all(error: Exception) -> Exception:
     """The error, which every process meets in this very step."""
     setattr(error, EVERYWHERE, True)
+    return error
+
+
+def met_alike(error: Exception) -> Exception:
+    """The error; as one that all meet, where each process says within half a minute that it did.
+
+    It is said in the store: who has not failed may be waiting for gradients, and for no message.
+    """
+    if world_size() > 1:
+        _Ways.store.set(f"alike/{rank()}", "")
+        with suppress(RuntimeError):
+            _Ways.store.wait([f"alike/{n}" for n in range(world_size())], timedelta(seconds=30))
+            return met_by_all(error)
     return error
 
 

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,15 @@ class Document:
         """Whether the text of ``place`` could not be read, so that nothing can be said about it."""
         return any(place[:length] in self.unknown for length in range(len(place) + 1))
 
-    def override(self, typed: str, defaults: Mapping[str, Any]) -> None:
+    def override(self, typed: str, defaults: Mapping[str, Any], at: Sequence[str] = ()) -> None:
         """Set what ``key=value`` says; ``defaults`` are the sections that the file may leave out.
 
-        A component that gets another name loses its arguments: they were the old one's.
+        ``at`` are the key's parts where not every dot parts them. A component that gets another
+        name loses its arguments: they were the old one's.
         """
         origin = Origin(COMMAND_LINE, source=typed.encode(errors="replace").decode())
         key, equals, text = typed.partition("=")
-        parts = key.strip().split(".")
+        parts = list(at) or key.strip().split(".")
         if not all((*parts, text.strip())) or len(parts) > MAX_DEPTH:
             empty = equals and all(parts) and not text.strip()
             message = "write null for no value" if empty else "expected key=value"

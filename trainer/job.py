@@ -25,7 +25,7 @@ from trainer.build import (
 from trainer.compiled import make_fast
 from trainer.components import check_components
 from trainer.config import Config
-from trainer.distributed import from_main, over_processes, world_size
+from trainer.distributed import from_main, met_alike, over_processes, world_size
 from trainer.errors import ConfigError
 from trainer.launch import local_rank
 from trainer.loader import Loader, Part
@@ -156,7 +156,10 @@ def distribute(job: Job, say: Say) -> None:
         shard(job.model, images.to(job.device))
         job.optimizer = build_optimizer(job.config, job.model)  # of the parts of the weights
         job.schedule = build_schedule_of(job.config, job.optimizer, len(job.train_loader))
-    make_fast(job, say)
+    try:
+        make_fast(job, say)
+    except ConfigError as error:  # such as a compiler that no machine has
+        raise met_alike(error) from error.__cause__
 
 
 def keep_dropout_alike(model: nn.Module, part: Part, device: torch.device, say: Say) -> None:

@@ -49,16 +49,32 @@ def create_run(runs: Path, name: str) -> Path:
 def find_run(text: str) -> Path:
     """The run folder that ``text`` names: a run, or a folder of runs, of which the newest.
 
-    Raises UsageError where there is none.
+    Raises UsageError where there is none, and for a sweep's folder, whose newest run means nothing.
     """
     folder = Path(text)
     if (folder / "config.yaml").is_file():
         return folder
+    if (folder / "plan.json").is_file():
+        raise UsageError(f"{text} is a sweep; {_best_of(folder)}")
     runs = sorted(folder.glob("*/config.yaml")) or sorted(folder.glob("*/*/config.yaml"))
     if runs:
         return max((path.parent for path in runs), key=lambda run: run.name)
     what = "holds no run" if folder.is_dir() else "does not exist"
     raise UsageError(f"{text} {what}. Expected a folder such as runs/NAME/20260131-120000-ab12.")
+
+
+def _best_of(sweep: Path) -> str:
+    """Where a sweep's best trial lies, for who named the sweep instead of a run."""
+    told = disk.read_json(sweep / "sweep.json") if (sweep / "sweep.json").is_file() else {}
+    best = next((t for t in told.get("trials", []) if t["trial"] == told["best"]), None)
+    runs = [sweep / run["run"] for run in best["runs"] if run["run"]] if best else []
+    if here := [str(run) for run in runs if run.is_dir()]:
+        if len(here) == 1:
+            return f"its best run is {here[0]}: name that one."
+        return f"its best trial's runs are {', '.join(here)}: name one of them."
+    if runs:
+        return "its best run lies in the folder of another machine: name it there."
+    return f"none of its trials is done yet: name one of the runs in it, {sweep}/tNNN-seedN."
 
 
 def lock_run(run: Path) -> IO[str]:

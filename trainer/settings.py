@@ -140,7 +140,7 @@ class Split(Frozen):
     """Decides which samples are held out; the run's own seed never moves one."""
     pool: bool = False
     """Cut everything anew, instead of keeping an official test set."""
-    folds: Annotated[int, Field(ge=2)] | None = None
+    folds: Annotated[int, Field(ge=2, le=1000)] | None = None
     """Cut into so many equal folds, for cross-validation; ratios play no part then. null does not.
     At least 3; where an official test set is kept, 2."""
     fold: Count | None = None

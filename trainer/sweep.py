@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from trainer.sweeping.reading import Plan
     from trainer.sweeping.trials import Trials
 
-EXIT_CODES = """exit codes: 0 done (single trials may have failed), 2 config, 5 disk or storage, or
-every trial failed, 75 stopped and resumable, 70 a fault of the trainer itself"""
+EXIT_CODES = """exit codes: 0 all trials ended, one at least as done: others may have failed, which
+the last lines and sweep.json tell; 2 config, 5 disk or storage, or every trial failed, 75 stopped
+and resumable, 70 a fault of the trainer itself"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,12 +76,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, stop: "StopRequest") -> None:
     """Do what the command line asks for."""
-    from trainer.sweeping.reading import load_sweep
+    from trainer.errors import UsageError
+    from trainer.launch import is_one_of_several
+    from trainer.sweeping.reading import check_with_torch, load_sweep
 
+    if is_one_of_several():  # its runs would take themselves for parts of one
+        raise UsageError("a sweep makes each run in one process; leave torchrun out, use --jobs.")
     plan = load_sweep(arguments.config, arguments.overrides)
     require_extras(plan)
     for message in plan.config.messages:
         print(message, file=sys.stderr)
+    check_with_torch(plan)
     if arguments.dry_run:
         dry_run(plan, Path(arguments.runs))
         return
@@ -132,7 +138,7 @@ def dry_run(plan: "Plan", runs: Path) -> None:
     """List what would be run; everything was checked already."""
     from trainer.console import say
     from trainer.insight.columns import visible
-    from trainer.sweeping.space import count, overrides, points
+    from trainer.sweeping.space import count, in_words, overrides, points
 
     many, each = count(plan.sweep), len(plan.members)
     say(f"sweep   {plan.file.name}: {plan.sweep.method}, {told_number(many, each)}")
@@ -140,8 +146,7 @@ def dry_run(plan: "Plan", runs: Path) -> None:
     say(f"best    by {plan.monitor}, {'more' if plan.sign > 0 else 'less'} is better")
     if plan.sweep.method == "tpe":
         for key, space in plan.sweep.params.items():
-            shown = space if isinstance(space, list) else space.model_dump(exclude_defaults=True)
-            say(f"        {key}: {visible(str(shown))}")
+            say(f"        {key}: {visible(in_words(space))}")
     else:
         for number, settings in enumerate(points(plan.sweep)):
             say(f"t{number:03d}    {visible(' '.join(overrides(settings)))}".rstrip())
@@ -187,15 +192,17 @@ def tell(trial: "Trial", work: object) -> None:
         work.writing = work.written - began
     row = next(row for row in rows if row.number == trial.number)
     settings = " ".join(f"{key}={visible(told(value))}" for key, value in row.settings.items())
-    what = f"{plan.monitor} {row.shown}" if row.values else row.reason
-    state = "" if row.status == "done" else f" ({row.status})"
+    reached = f"{plan.monitor} {row.shown}" if row.values else ""
+    why = f": {visible(row.reason)}" if row.reason else ""
+    state = "" if row.status == "done" else f" ({row.status}{why})"
     best = ranked(plan, rows)[:1]
     so_far = f"; best t{best[0].number:03d} {best[0].shown}" if best else ""
     over = sum(row.status not in ("begun", "waiting") for row in rows)
     many = count(plan.sweep)
     left = work.time_left((many - over) * len(plan.members))
     about = f", about {left}" if left and many > over else ""
-    say(f"t{row.number:03d}    {settings}  {what}{state}{so_far}; {many - over} left{about}")
+    came_to = f"{reached}{state}".strip()
+    say(f"t{row.number:03d}    {settings}  {came_to}{so_far}; {many - over} left{about}")
 
 
 def forget_failures(plan: "Plan", folder: Path, trials: "Trials") -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from trainer import disk
-from trainer.errors import ConfigError, Fault, RunError
+from trainer.errors import ConfigError, RunError
 from trainer.resume import differences, settings, shown
 from trainer.run import without_password
 from trainer.sweeping.reading import Plan
@@ -74,8 +74,11 @@ def open_folder(plan: Plan, runs: Path) -> tuple[Path, str]:
         identity = secrets.token_hex(4)
         if (folder / "plan.json").exists():
             began = disk.read_json(folder / "plan.json")
-            refuse_another(plan, folder, began, asked)
-            identity = str(began["id"])
+            try:
+                refuse_another(plan, folder, began, asked)
+                identity = str(began["id"])
+            except (KeyError, TypeError, AttributeError):
+                raise damaged(folder / "plan.json") from None
         elif any(folder.glob("*/config.yaml")):
             raise RunError(
                 f"{folder} holds runs that are of no sweep; give the sweep another name:"
@@ -87,6 +90,7 @@ def open_folder(plan: Plan, runs: Path) -> tuple[Path, str]:
 
 def refuse_another(plan: Plan, folder: Path, began: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raise ConfigError with what differs, other than what may: more trials, more seeds."""
+    another = "give this one another name, as in name=again"
     faults = []
     old, new = began["sweep"], asked["sweep"]
     alone = new["storage"] is None and new["method"] != "tpe"  # else older trials are told already
@@ -97,13 +101,13 @@ def refuse_another(plan: Plan, folder: Path, began: dict[str, Any], asked: dict[
         )
         if before != now and not more:
             message = f"is {shown(now)}, but the sweep in {folder} began with {shown(before)}"
-            faults.append(Fault(f"sweep.{key}", f"{message}; give this one another name"))
+            faults.append(plan.document.fault(("sweep", key), f"{message}; {another}"))
     for path, before, now in differences(began["base"], asked["base"]):
         if not path.startswith(MAY_CHANGE):
             message = f"is {shown(now)}, but the sweep in {folder} began with {shown(before)}"
-            faults.append(Fault(path, f"{message}; give this one another name"))
+            faults.append(plan.config.fault(path, f"{message}; {another}"))
     if faults:
-        raise ConfigError(faults, str(plan.base))
+        raise ConfigError(faults, plan.document.file)
 
 
 @contextmanager
@@ -148,7 +152,18 @@ def claim(folder: Path) -> IO[str] | None:
 def ended(folder: Path) -> dict[str, Any] | None:
     """How the run in ``folder`` ended; None where it has not."""
     path = folder / "end.json"
-    return disk.read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    end = disk.read_json(path)
+    kinds = {"status": str, "reason": str, "best": dict, "test": dict}
+    if not all(isinstance(end.get(name), kind) for name, kind in kinds.items()):
+        raise damaged(path)
+    return end
+
+
+def damaged(path: Path) -> RunError:
+    """What to say of a file of ours that others have changed."""
+    return RunError(f"{path} is not what the sweep wrote; remove it, or give the sweep a new name.")
 
 
 def newest_run(folder: Path) -> Path | None:

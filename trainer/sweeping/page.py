@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from trainer.insight.findings import shown_number
 from trainer.insight.html import STYLE
 from trainer.insight.listing import short, took
 from trainer.insight.svg import escaped
 from trainer.sweeping.drawing import by_parameter, over_trials, parallel
 from trainer.sweeping.reading import Plan
-from trainer.sweeping.results import Row, in_rank, ranked
+from trainer.sweeping.results import Row, in_rank, ranked, reported_test
 from trainer.sweeping.space import overrides, told
 
 
@@ -74,7 +73,10 @@ def _best(plan: Plan, rows: Sequence[Row]) -> str:
     numbers = {plan.monitor: row.shown}
     if row.spread:
         numbers["min..max"] = row.spread
-    numbers |= {f"test {name}": shown_number(value) for name, value in row.test.items()}
+    for name, (mean, spread) in row.tests.items():
+        numbers[f"test {name}"] = mean
+        if spread:
+            numbers[f"test {name}, min..max"] = spread
     shown = "".join(
         f"<div><dt>{escaped(k)}</dt><dd>{escaped(v)}</dd></div>" for k, v in numbers.items()
     )
@@ -106,7 +108,10 @@ def _parallel(plan: Plan, rows: Sequence[Row]) -> str:
 
 def _trials(plan: Plan, rows: Sequence[Row]) -> str:
     keys = list(plan.sweep.params)
-    head = ["trial", *keys, "status", f"{plan.monitor} mean ± std", "min..max", "epochs", "time"]
+    test = reported_test(plan, rows)
+    head = ["trial", *keys, "status", f"{plan.monitor} mean ± std", "min..max"]
+    head += [f"test/{test} mean ± std", "min..max"] if test else []
+    head += ["epochs", "time"]
     lines = [
         [
             f"t{row.number:03d}",
@@ -114,12 +119,14 @@ def _trials(plan: Plan, rows: Sequence[Row]) -> str:
             row.status + (f": {row.reason}" if row.reason else ""),
             row.shown,
             row.spread,
-            "" if row.epochs is None else f"{row.epochs:g}",
+            *(row.tests.get(test, ("", "")) if test else ()),
+            "" if row.epochs is None else f"{row.epochs:.0f}",
             took(row.seconds or None),
         ]
         for row in in_rank(plan, rows)
     ]
-    return _table(head, lines, len(keys) + 2)
+    said = "<p>In the order of val/; test/ is reported, and no trial is chosen by it.</p>\n"
+    return (said if test else "") + _table(head, lines, len(keys) + 2)
 
 
 def _runs(plan: Plan, rows: Sequence[Row]) -> str:

@@ -1,9 +1,10 @@
 """A run of a sweep as a process: its command, where it computes, how far it is, why it failed."""
 
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from trainer import disk
@@ -12,6 +13,8 @@ from trainer.run import read_metrics
 from trainer.settings import Shown
 from trainer.sweeping.folder import MAY_CHANGE, Member, newest_run
 from trainer.sweeping.reading import Plan
+
+MAX_REASON = 1000  # letters of why a run failed
 
 
 def train_command(plan: Plan, folder: Path, member: Member) -> list[str]:
@@ -81,10 +84,15 @@ def _whole_lines(path: Path) -> int:
     return path.read_bytes().rfind(b"\n") + 1
 
 
-def reason_of(folder: Path, run: Path | None) -> str:
+def reason_of(folder: Path, run: Path | None, code: int) -> str:
     """Why a run failed, in one line: as its result says, or the end of what it printed."""
     if run is not None and (told := disk.read_json(run / "result.json").get("reason")):
-        return " ".join(str(told).split())[:300]
+        return " ".join(str(told).split())[:MAX_REASON]
     text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
-    lines: Sequence[str] = [line.strip() for line in text.splitlines() if line.strip()]
-    return " / ".join(lines[-3:])[:300] or "it said nothing"
+    lines = [line for line in text.splitlines() if line.strip()]
+    heads = [at for at, line in enumerate(lines) if re.fullmatch(r"\d+ faults?( in .*)?", line)]
+    if code == Exit.CONFIG and heads:  # its faults, without the lines of the file below each
+        lines = [line for line in lines[heads[-1] + 1 :] if not line.startswith(" ")]
+    else:
+        lines = lines[-3:]
+    return " / ".join(line.strip() for line in lines)[:MAX_REASON] or "it said nothing"

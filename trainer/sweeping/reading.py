@@ -37,6 +37,7 @@ class Plan:
     base: Path
     config: Config
     overrides: tuple[str, ...]  # of the experiment, on the command line
+    document: Document  # the sweep's own
 
     @property
     def sweep(self) -> Sweep:
@@ -75,10 +76,13 @@ def load_sweep(path: str | Path, typed: Sequence[str] = ()) -> Plan:
     """
     path = Path(path)
     document = read_document(path)
+    if isinstance(document.data, dict) and _is_experiment(document.data):
+        message = f"this is an experiment, not a sweep; run python -m trainer.train --config {path}"
+        raise ConfigError([document.fault((), message)], document.file)
     own = [text for text in typed if re.match(r"sweep\.|(name|base) *=", text)]
     others = tuple(text for text in typed if text not in own)
     for text in own:
-        document.override(text, {})
+        _override(document, text)
     _fill_in(document, path.stem)
     schema: Schema = SweepFile.model_json_schema()
     judge = Judge(schema["$defs"], lambda place: _home(place, schema))
@@ -94,7 +98,30 @@ def load_sweep(path: str | Path, typed: Sequence[str] = ()) -> Plan:
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)), document.file)
     assert config is not None
-    return Plan(SweepFile.model_validate(document.data), base, config, others)
+    return Plan(SweepFile.model_validate(document.data), base, config, others, document)
+
+
+def _is_experiment(data: dict[Any, Any]) -> bool:
+    return not data.keys() & {"base", "sweep"} and {"dataset", "model", "train"} <= data.keys()
+
+
+def _override(document: Document, typed: str) -> None:
+    """Set what ``sweep.params.optimizer.lr=[1, 2]`` says: all below params is one key, with dots.
+
+    Of a range, its ends too: ``sweep.params.optimizer.lr.high=1``.
+    """
+    key = typed.partition("=")[0].strip()
+    match = re.fullmatch(r"sweep\.params\.([\w-]+(?:\.[\w-]+)+)", key)
+    sweep = document.data.get("sweep") if isinstance(document.data, dict) else None
+    if not match or not isinstance(sweep, dict):
+        document.override(typed, {})
+        return
+    params = sweep.get("params")
+    known = params if isinstance(params, dict) else {}
+    whole, (outer, _, last) = match[1], match[1].rpartition(".")
+    within = whole not in known and isinstance(known.get(outer), dict)
+    parts = ["sweep", "params", outer, last] if within else ["sweep", "params", whole]
+    document.override(typed, {}, parts)
 
 
 def _fill_in(document: Document, stem: str) -> None:
@@ -156,6 +183,10 @@ def _rules(data: Any) -> Iterator[Finding]:
 
 def _space_rules(place: Place, space: Any, method: Any) -> Iterator[Finding]:
     key = str(place[-1])
+    if not re.fullmatch(r"\w+(\.\w+)*", key):
+        message = f"'{key}' is no path of a setting; expected one such as optimizer.lr"
+        yield Finding(place, message, at_key=True)
+        return
     if reason := ANOTHERS.get(key):
         yield Finding(place, f"'{key}' {reason}", at_key=True)
     if isinstance(space, list):
@@ -248,6 +279,38 @@ def _tried(document: Document, base: Path, typed: Sequence[str], sweep: Sweep) -
     return list(together.values())
 
 
+def check_with_torch(plan: Plan) -> None:
+    """Raise ConfigError for choices, and ends of ranges, that PyTorch's constructors refuse.
+
+    Each is built once, the others at their first: it imports torch, and takes some milliseconds a
+    choice, as much as the model needs.
+    """
+    from trainer.components import check_components
+
+    tried: list[tuple[Settings, str, Place, list[Fault]]] = []
+    for settings, key, place in samples(plan.sweep):
+        config = load_config(plan.base, [*plan.overrides, *overrides(settings)])
+        tried.append((settings, key, ("sweep", "params", key, place), check_components(config)))
+    if not tried:  # nothing but seeds and folds
+        tried = [({}, "", ("sweep",), check_components(plan.config))]
+    # What is wrong whatever is chosen is told once, where it stands.
+    everywhere = set.intersection(*(set(faults) for *_, faults in tried))
+    found, others = dict[tuple[str, str], list[Fault]](), dict[tuple[str, str], list[Fault]]()
+    for settings, key, at, faults in tried:
+        for fault in faults:
+            what = fault.path, fault.message
+            if fault in everywhere and _set_by(fault) not in plan.sweep.params:
+                found[what] = [fault]
+            elif _concerns(fault, key):
+                told = plan.document.fault(at, _message(fault, key))
+                found.setdefault(what, []).append(told)
+            else:  # two choices that do not go together
+                message = f"{fault.path}: {fault.message} (with {' '.join(overrides(settings))})"
+                others.setdefault(what, [plan.document.fault(("sweep", "params"), message)])
+    if found or others:
+        raise ConfigError(sum((others | found).values(), []), plan.document.file)
+
+
 def faults_of(base: Path, typed: Sequence[str], settings: Mapping[str, Any]) -> list[Fault]:
     """What is wrong with the experiment under these settings."""
     try:
@@ -260,7 +323,14 @@ def _concerns(fault: Fault, key: str) -> bool:
     """Whether a fault is of what this override set; else it is of another's, told there."""
     if fault.file != COMMAND_LINE:
         return True
-    return fault.source is not None and fault.source.partition("=")[0].strip() == key
+    return _set_by(fault) == key
+
+
+def _set_by(fault: Fault) -> str | None:
+    """The key of the override that a fault is of."""
+    if fault.file != COMMAND_LINE or fault.source is None:
+        return None
+    return fault.source.partition("=")[0].strip()
 
 
 def _message(fault: Fault, key: str) -> str:

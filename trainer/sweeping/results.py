@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trainer.sweeping.trials import Trials
 
 MAX_ROWS = 60  # of the table in the terminal
+MAX_FAILED = 10  # trials below it, with the reason of each
 STATES = ("done", "pruned", "failed", "begun", "waiting")
 
 
@@ -55,14 +56,37 @@ class Row:
     @property
     def shown(self) -> str:
         """Mean and deviation: ``0.9375 ± 0.0312``."""
-        return short(self.mean) + ("" if self.std is None else f" ± {short(self.std)}")
+        return _mean_and_std(self.values)
 
     @property
     def spread(self) -> str:
         """The least and the largest value: ``0.9062..0.9688``."""
-        if len(self.values) < 2:
-            return ""
-        return f"{short(min(self.values))}..{short(max(self.values))}"
+        return _spread(self.values)
+
+    @property
+    def tests(self) -> dict[str, tuple[str, str]]:
+        """Each test number as ``shown`` and ``spread`` tell the value: reported, never judged."""
+        found = {name: [end["test"].get(name) for end in self.runs] for name in self.test}
+        numbers = {name: [v for v in values if _is_number(v)] for name, values in found.items()}
+        return {name: (_mean_and_std(v), _spread(v)) for name, v in numbers.items()}
+
+
+def _mean_and_std(values: Sequence[float]) -> str:
+    deviation = f" ± {short(statistics.stdev(values))}" if len(values) > 1 else ""
+    return short(statistics.fmean(values) if values else None) + deviation
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{short(min(values))}..{short(max(values))}" if len(values) > 1 else ""
+
+
+def reported_test(plan: Plan, rows: Sequence[Row]) -> str | None:
+    """The test number to be told beside what is monitored: the same metric's, where there is one.
+
+    None where a trial has one run only, or no run was tested.
+    """
+    name = plan.monitor.removeprefix("val/")
+    return name if len(plan.members) > 1 and any(name in row.test for row in rows) else None
 
 
 def value_of(ends: Sequence[Mapping[str, Any]]) -> float | None:
@@ -143,15 +167,22 @@ def table(plan: Plan, rows: Sequence[Row], width: int) -> list[str]:
     keys = list(plan.sweep.params)
     several = len(plan.members) > 1
     head = ["trial", *keys, plan.monitor + (" mean ± std" if several else "")]
-    head += ["min..max"] * several + ["epochs", "time", "status"]
+    head += ["min..max"] * several
+    if test := reported_test(plan, rows):
+        head += [f"test/{test} mean ± std", "min..max"]
+    head += ["epochs", "time", "status"]
     cells = [head]
     listed = in_rank(plan, rows)
     for row in listed[:MAX_ROWS]:
         told_ = [visible(told(row.settings[key])) for key in keys]
         line = [f"t{row.number:03d}", *told_, row.shown] + [row.spread] * several
-        epochs = "-" if row.epochs is None else f"{row.epochs:g}"
+        if test:
+            line += row.tests.get(test, ("-", ""))
+        epochs = "-" if row.epochs is None else f"{row.epochs:.0f}"
         cells.append([*line, epochs, took(row.seconds or None), row.status])
     lines = lay_out(cells, width)
+    if test:
+        lines.append("test/ is reported only: trials are ranked, and the best is chosen, by val/")
     if len(listed) > MAX_ROWS:
         lines.append(f"and {len(listed) - MAX_ROWS} more; sweep.csv has all")
     return lines
@@ -168,13 +199,19 @@ def conclusion(plan: Plan, folder: Path, rows: Sequence[Row]) -> list[str]:
         lines += [f"best    t{row.number:03d}: {visible(settings)}"]
         lines += [f"        {plan.monitor} {row.shown} of the best epoch, by which it was chosen"]
         if row.test:
-            numbers = ", ".join(f"{name} {short(value)}" for name, value in row.test.items())
-            mean = " (mean)" if len(row.runs) > 1 else ""
-            lines += [f"        test{mean}: {numbers}; no trial was chosen by these"]
+            numbers = ", ".join(
+                f"{name} {shown}" + (f" ({spread})" if spread else "")
+                for name, (shown, spread) in row.tests.items()
+            )
+            lines += [f"        test: {numbers}; no trial was chosen by these"]
         for end in row.runs[:5]:
             run = folder / str(end["run"])
             elsewhere = "" if run.exists() else ", in the folder of another machine"
             lines += [f"        {run if run.exists() else end['run']}{elsewhere}"]
+    failed = [row for row in rows if row.status == "failed"]
+    lines += [f"failed  t{row.number:03d}: {visible(row.reason)}" for row in failed[:MAX_FAILED]]
+    if len(failed) > MAX_FAILED:
+        lines.append(f"        and {len(failed) - MAX_FAILED} more; sweep.html has all")
     return lines
 
 

@@ -93,7 +93,7 @@ class Sweep(Frozen):
     """Decides the draws of random and tpe; the runs' own seeds are ``seeds``."""
     seeds: Annotated[list[Count], Field(min_length=1)] | None = None
     """Each setting is run with each of these seeds; null: with the experiment's own."""
-    folds: Annotated[int, Field(ge=2)] | None = None
+    folds: Annotated[int, Field(ge=2, le=1000)] | None = None
     """Each setting is run on each of so many folds (split.folds, split.fold); null: on none."""
     prune: Annotated[Pruner, BeforeValidator(_named)] | None = None
     """Which trials of tpe are stopped before their end; null: none."""

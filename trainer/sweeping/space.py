@@ -79,6 +79,16 @@ def ends(space: list[Any] | Range) -> list[tuple[int | str, Any]]:
     return [("low", space.low), ("high", space.high)]
 
 
+def in_words(space: list[Any] | Range) -> str:
+    """What is drawn from, as a person says it: ``0.001 to 1, evenly in its logarithm``."""
+    if isinstance(space, list):
+        return f"one of {', '.join(map(told, space))}"
+    kind = "whole numbers from " if space.is_whole else ""
+    step = f" in steps of {flow(space.step)}" if space.step is not None else ""
+    log = ", evenly in the logarithm" if space.log else ""
+    return f"{kind}{flow(space.low)} to {flow(space.high)}{step}{log}"
+
+
 def overrides(settings: Mapping[str, Any]) -> list[str]:
     """Settings as the command line takes them: ``optimizer.lr=0.1``."""
     return [f"{key}={flow(value)}" for key, value in settings.items()]

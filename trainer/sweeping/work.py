@@ -266,9 +266,10 @@ class Work:
             what = f"killed by signal {-code}" if code < 0 else "stopped"
             end = end_of(run, monitor, "failed", f"{what}, {STARTS} times")
         else:
-            reason = reason_of(self.folder / member.name, run)
+            reason = reason_of(self.folder / member.name, run, code)
             end = end_of(run, monitor, "failed", f"exit code {code}: {reason}")
-            self.say(f"note    {member.name} failed: {end['reason']}")
+            if len(self.plan.members) > 1:  # the line of the trial tells why
+                self.say(f"  {member.name}  failed")
         self._write_end(member, end)
 
     def _leave(self) -> None:
