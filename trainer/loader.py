@@ -367,6 +367,8 @@ def from_workers(worker_loader: DataLoader[Any]) -> Iterator[Any]:
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and hasattr(signal, "SIGCHLD"):
         handler = signal.getsignal(signal.SIGCHLD)
+        if getattr(handler, "__module__", "").startswith("torch."):  # another DataLoader left it
+            handler = signal.SIG_DFL
     try:
         batches = iter(worker_loader)
         if handler is not None:
