@@ -315,10 +315,14 @@ def met_alike(error: Exception) -> Exception:
     It is said in the store: who has not failed may be waiting for gradients, and for no message.
     """
     if world_size() > 1:
+        everyone = range(world_size())
         _Ways.store.set(f"alike/{rank()}", "")
         with suppress(RuntimeError):
-            _Ways.store.wait([f"alike/{n}" for n in range(world_size())], timedelta(seconds=30))
-            return met_by_all(error)
+            _Ways.store.wait([f"alike/{n}" for n in everyone], timedelta(seconds=30))
+            met_by_all(error)
+            _Ways.store.set(f"heard/{rank()}", "")
+            if is_main():  # the store may end with this process
+                _Ways.store.wait([f"heard/{n}" for n in everyone], timedelta(seconds=5))
     return error
 
 
