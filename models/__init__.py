@@ -1,6 +1,6 @@
-"""Every model that ``model.name`` can select, and every start that ``model.init`` can select.
+"""Tables of the models for ``model.name`` and of the initialisations for ``model.init``.
 
-To add a model: write its class in a file of this folder and add its line here. The trainer
+To add a model: write its class in a file of this folder and add a line here. The trainer
 supplies ``num_classes``, ``in_channels`` and ``input_size`` to constructors that ask for them.
 Any torchvision or timm classifier is selected as ``torchvision/NAME`` or ``timm/NAME``
 (``models/external.py``). Importing this table does not import torch.

@@ -16,10 +16,10 @@ class AlexNet(nn.Module):
 
     variant "imagenet": the paper's network for (B, in_channels, 224, 224) float32, or 227 x 227.
     variant "cifar": the same layers for (B, in_channels, 32, 32); only the first convolution
-    (5 x 5, stride 1) and the hidden layers (1024 wide) are smaller. Ours, from no paper.
+    (5 x 5, stride 1) and the hidden layers (1024 wide) are smaller. No paper has it.
     Output (B, num_classes) logits. Raises ValueError for another variant.
-    Deviation: weights start by Kaiming's rule, not from N(0, 0.01) with some biases at 1.
-    The halves that the paper kept on two GPUs are ``groups=2``.
+    Deviation: Kaiming initialisation, not N(0, 0.01) with some biases at 1.
+    ``groups=2`` stands for the paper's split of a convolution over two GPUs.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Arguments for models of torchvision and timm, which neither library checks to the end."""
+"""Check the arguments of torchvision and timm models: the libraries check only some of them."""
 
 import difflib
 import inspect
@@ -10,20 +10,20 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-# Stochastic depth (Huang et al., 2016, "Deep networks with stochastic depth"): the probability that
-# an image passes the last residual block by, in training; that of earlier ones is in proportion.
+# The argument for stochastic depth (Huang et al., 2016, "Deep networks with stochastic depth"): the
+# probability that training skips the last residual block; for earlier blocks it grows with depth.
 DEPTH = {"torchvision": "stochastic_depth_prob", "timm": "drop_path_rate"}
-# What the builders of MobileNetV3 take beside what its class does.
-BUILDERS_OWN = frozenset({"width_mult", "reduced_tail", "dilated"})
+# Arguments that MobileNetV3's builders take and its class does not.
+BUILDER_ARGUMENTS = frozenset({"width_mult", "reduced_tail", "dilated"})
 
 
-def built(
+def build_checked(
     library: str, name: str, build: Callable[..., nn.Module], arguments: Mapping[str, Any]
 ) -> nn.Module:
-    """The model that ``build`` makes of ``arguments``.
+    """The model that ``build(**arguments)`` returns.
 
-    Raises ValueError for an argument that the model does not take, also where its class would
-    swallow it, and for a rate of stochastic depth that is none.
+    Raises ValueError for an argument that the model does not take, even if its class would ignore
+    it silently, and for a stochastic depth rate outside [0, 1).
     """
     rate = arguments.get(DEPTH[library], 0.0)
     if type(rate) not in (int, float) or not 0 <= rate < 1:
@@ -33,7 +33,7 @@ def built(
         model = build(**arguments)
     except TypeError as error:
         if "multiple values" in str(error) and DEPTH[library] in arguments:
-            # Swin's and MaxViT's builders have a rate of their own, and take no other.
+            # The builders of Swin and MaxViT pass a fixed rate themselves.
             model = build(**without_depth(library, arguments))
             return with_depth(model, rate)
         word = re.search(r"unexpected keyword argument '(\w+)'", str(error))
@@ -41,19 +41,19 @@ def built(
         raise ValueError(f"{library}/{name}: {error}{advice}") from None
     known = inspect.signature(type(model)).parameters
     if library == "torchvision" and any(p.kind == p.VAR_KEYWORD for p in known.values()):
-        for argument in arguments.keys() - known.keys() - BUILDERS_OWN:
+        for argument in arguments.keys() - known.keys() - BUILDER_ARGUMENTS:
             advice = _advice(library, argument, known)
             raise ValueError(f"{library}/{name} takes no argument '{argument}'{advice}")
     return model
 
 
 def without_depth(library: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments but the rate of stochastic depth, which changes no weight."""
+    """The arguments without the stochastic depth rate, which changes no weight."""
     return {key: value for key, value in arguments.items() if key != DEPTH[library]}
 
 
 def with_depth(model: nn.Module, rate: float) -> nn.Module:
-    """Give the model's last block this rate of stochastic depth, and earlier ones in proportion."""
+    """Scale the stochastic depth rates, in place, so that the last block's is ``rate``."""
     layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
     largest = max(layer.p for layer in layers)
     for layer in layers:
@@ -62,11 +62,11 @@ def with_depth(model: nn.Module, rate: float) -> nn.Module:
 
 
 def _known(build: Callable[..., nn.Module]) -> Collection[str]:
-    """What the model's class takes; nothing where that can't be had without building it."""
+    """Arguments of the model's class; empty if the model cannot be built on the meta device."""
     try:
         with torch.device("meta"):
             return inspect.signature(type(build())).parameters
-    except Exception:  # a model that needs real memory, or an argument
+    except Exception:  # the model needs real memory, or an argument
         return ()
 
 

@@ -1,13 +1,13 @@
-"""Dropout that is drawn for a whole batch where only some of its images are at hand.
+"""Dropout masks of a whole batch, for a forward pass over only some of its images.
 
-Who cuts a batch, into parts or among processes, gets the masks of one that does not.
+A batch split into micro-batches or over ranks gets the same masks as one that is not split.
 """
 
 import torch
 from torch import Tensor, nn
 
-# By full name, so that no library is imported for its class: how many of the dimensions of its
-# input, from the first one, a layer draws numbers for; None where it does not merely multiply.
+# Layer class -> how many leading dimensions of the input its random numbers have; None if the layer
+# does more than multiply by them. Classes are given by name: no library is imported for this table.
 DRAWN: dict[str, int | None] = {
     "torch.nn.modules.dropout.Dropout": 9,
     "torch.nn.modules.dropout.Dropout1d": 2,
@@ -21,48 +21,49 @@ DRAWN: dict[str, int | None] = {
 
 
 class Rows:
-    """Which images of a batch of ``whole`` a model is given now: those ``numbers``, or all."""
+    """The rows of the whole batch that the model's next input holds; None stands for all rows."""
 
     def __init__(self) -> None:
-        self.numbers: Tensor | None = None  # (n,) int64, not two integers: compiled code stays fit
-        self.whole = 0
+        self.indices: Tensor | None = None  # (n,) int64; two integers would cause recompilation
+        self.batch_size = 0
 
-    def take(self, low: int, high: int, whole: int, device: torch.device) -> None:
-        """From now on the model is given images ``low`` to ``high`` of ``whole``, with 0 <= low.
+    def take(self, start: int, end: int, batch_size: int, device: torch.device) -> None:
+        """Set the rows of the next inputs to ``start`` (at least 0) up to ``end`` (exclusive).
 
-        An image beyond the last only fills a place.
+        ``batch_size`` is the size of the whole batch. Rows beyond it are padding.
         """
-        self.whole = max(whole, high)
-        self.numbers = None if high - low == self.whole else torch.arange(low, high, device=device)
+        self.batch_size = max(batch_size, end)
+        is_all = end - start == self.batch_size
+        self.indices = None if is_all else torch.arange(start, end, device=device)
 
 
 def drop_out_by_batch(model: nn.Module) -> Rows | None:
-    """Make the model's dropout layers, in place, draw for whole batches; None where it has none.
+    """Make the model's dropout layers draw masks for whole batches, in place; returns their Rows.
 
-    The names of its parameters stay, and what the layers do while the ``Rows`` say nothing. What a
-    forward draws itself, without such a layer, is not reached: see ``draws_elsewhere``.
+    Returns None if the model has no dropout layers. Parameter names do not change. Until
+    ``Rows.take`` is called the layers work as before. For random numbers that a forward method
+    draws without such a layer, see ``draws_elsewhere``.
     """
     rows = Rows()
     for module in model.modules():
         kind = type(module)
         if (name := _full_name(kind)) in DRAWN:
-            own = {"drawn": DRAWN[name], "__module__": kind.__module__}
-            module.__class__ = type(kind.__name__, (_OfWholeBatch, kind), own)
+            members = {"drawn": DRAWN[name], "__module__": kind.__module__}
+            module.__class__ = type(kind.__name__, (_WholeBatchDropout, kind), members)
             module.rows = rows  # type: ignore[assignment]
     return rows_of(model)
 
 
 def rows_of(model: nn.Module) -> Rows | None:
-    """What ``drop_out_by_batch`` gave the model, or None."""
-    return next((m.rows for m in model.modules() if isinstance(m, _OfWholeBatch)), None)
+    """The ``Rows`` that ``drop_out_by_batch`` attached to the model, or None."""
+    return next((m.rows for m in model.modules() if isinstance(m, _WholeBatchDropout)), None)
 
 
 @torch.no_grad()
 def draws_elsewhere(model: nn.Module, images: Tensor) -> bool:
-    """Whether training the model draws random numbers outside of the layers named in ``DRAWN``.
+    """Whether the model's forward draws random numbers outside the layers named in ``DRAWN``.
 
-    images (B, C, H, W) are tried, with the model's mode as it is; its buffers are left as they
-    were.
+    Runs ``images`` (B, C, H, W) in the model's current mode, then restores the model's buffers.
     """
     kept = [buffer.clone() for buffer in model.buffers()]
     layers = [m for m in model.modules() if _full_name(type(m)) in DRAWN and m.training]
@@ -86,36 +87,39 @@ def _generator_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-class _OfWholeBatch(nn.Module):
-    """Stands before a dropout layer's own class among its bases."""
+class _WholeBatchDropout(nn.Module):
+    """Mixin for a dropout class: draws the mask of the whole batch and uses the rows at hand."""
 
     rows: Rows
     drawn: int | None
 
     def forward(self, input: Tensor) -> Tensor:
-        """What the layer would give for these images, were the others of the batch with them."""
-        numbers, whole = self.rows.numbers, self.rows.whole
-        # Some layers see several rows an image, such as one for each of its windows.
-        each, rest = (0, 1) if numbers is None else divmod(len(input), len(numbers))
-        if numbers is None or rest or not self.training:
-            own: Tensor = super().forward(input)
-            return own
-        if each > 1:
-            within = torch.arange(each, device=numbers.device)
-            numbers = (numbers.unsqueeze(1) * each + within).flatten()
+        """The rows of ``input`` in the layer's output for the whole batch; shape as ``input``."""
+        indices, batch_size = self.rows.indices, self.rows.batch_size
+        # The input of some layers has several rows per image, such as one for each window.
+        per_image, rest = (0, 1) if indices is None else divmod(len(input), len(indices))
+        if indices is None or rest or not self.training:
+            unchanged: Tensor = super().forward(input)
+            return unchanged
+        if per_image > 1:
+            within = torch.arange(per_image, device=indices.device)
+            indices = (indices.unsqueeze(1) * per_image + within).flatten()
         if self.drawn is None:
-            others = _like(input, whole * each, input.ndim, 0.0)
-            some: Tensor = super().forward(others.index_copy_(0, numbers, input))
-            return some.index_select(0, numbers)
-        noise: Tensor = super().forward(_like(input, whole * each, self.drawn, 1.0))
-        return input * noise.index_select(0, numbers)
+            batch = _filled(input, batch_size * per_image, input.ndim, 0.0)
+            output: Tensor = super().forward(batch.index_copy_(0, indices, input))
+            return output.index_select(0, indices)
+        mask: Tensor = super().forward(_filled(input, batch_size * per_image, self.drawn, 1.0))
+        return input * mask.index_select(0, indices)
 
 
-def _like(input: Tensor, rows: int, drawn: int, value: float) -> Tensor:
-    """As many ``rows``, of the same order in memory, in which random numbers are drawn."""
+def _filled(input: Tensor, rows: int, drawn: int, value: float) -> Tensor:
+    """A tensor of ``rows`` rows, all ``value``, in the memory order of ``input``.
+
+    Dimensions from 1 up to ``drawn`` (exclusive) have the sizes of ``input``; later ones are 1.
+    """
     shape = (rows, *input.shape[1:drawn], *[1] * (input.ndim - max(drawn, 1)))
     strides = list(input.stride())
-    if len(input) == 1:  # then its first stride may be any
+    if len(input) == 1:  # then the first stride is arbitrary
         strides[0] = input.numel()
     order = sorted(range(input.ndim), key=lambda dim: -strides[dim])
     empty = torch.empty_permuted(shape, order, dtype=input.dtype, device=input.device)

@@ -1,4 +1,4 @@
-"""Classifiers of torchvision and timm, with a head for our classes and a stem for our channels."""
+"""torchvision and timm classifiers, adapted to the number of classes and of input channels."""
 
 import difflib
 import os
@@ -11,13 +11,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models.arguments import built, without_depth
+from models.arguments import build_checked, without_depth
 from models.weights import first_convolution, load_weights, read_weights, spread_channels
 
-# torchvision's two models with auxiliary heads: we train on the main logits alone.
+# torchvision's two models with auxiliary heads. Only the main logits are trained.
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
-# Set from num_classes, in_channels and weights, or would read files and addresses we do not check.
+# Not for users: set from num_classes, in_channels and weights, or reading unchecked files and URLs.
 RESERVED = frozenset(
     {"num_classes", "in_chans", "weights", "progress", "aux_logits", "init_weights"}
     | {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
@@ -32,15 +32,15 @@ def torchvision_model(
     weights: str | None,
     arguments: Mapping[str, Any],
 ) -> nn.Module:
-    """Any classification model of torchvision, by the name of its builder, such as "resnet18".
+    """A torchvision classifier by the name of its builder, such as "resnet18".
 
     weights: None (random), "DEFAULT" or another name of torchvision's weights for this model
     (downloaded once), or the path of a state_dict file. A head for another number of classes
-    starts anew; the first convolution is adapted to in_channels (``load_weights`` tells how).
+    stays random; the first convolution is adapted to in_channels (see ``load_weights``).
     arguments: for torchvision's builder, such as dropout or stochastic_depth_prob.
     Forward returns plain logits in every mode. The weights of googlenet and inception_v3 expect
     Normalize with mean and std 0.5, those of all others with ImageNet's.
-    Raises ValueError for unknown names and arguments, and for weights that cannot be had.
+    Raises ValueError for unknown names and arguments, and for weights that cannot be read.
     """
     _check_name("torchvision", name, torchvision.models.list_models(module=torchvision.models))
     _check_arguments(f"torchvision/{name}", arguments)
@@ -52,7 +52,7 @@ def torchvision_model(
         )
         return model
 
-    model = built("torchvision", name, build, arguments)
+    model = build_checked("torchvision", name, build, arguments)
     _adapt_stem(model, in_channels)
     if weights is not None:
         names = torchvision.models.get_model_weights(name).__members__
@@ -76,19 +76,19 @@ def timm_model(
     weights: str | None,
     arguments: Mapping[str, Any],
 ) -> nn.Module:
-    """Any model of timm by name, also with the tag of its weights, such as "resnet18.a1_in1k".
+    """A timm model by name, optionally with the tag of its weights, such as "resnet18.a1_in1k".
 
     weights: None (random), "DEFAULT" (those of the tag, downloaded once; timm makes the new head
-    and the new stem), or the path of a state_dict file. arguments: for the model, as drop_rate, or
-    drop_path_rate for stochastic depth.
+    and the new stem), or the path of a state_dict file. arguments: for the model, such as
+    drop_rate, or drop_path_rate for stochastic depth.
     Raises ImportError without timm, and ValueError for unknown names and arguments, and for
-    weights that cannot be had.
+    weights that cannot be read.
     """
     try:
         import timm
     except ImportError:
         raise ImportError(f'timm/{name} needs timm: pip install -e ".[timm]"') from None
-    # A name of timm's own list, never an address such as hf-hub:...
+    # Only names from timm's list: an address such as hf-hub:... is refused.
     _check_name("timm", name, timm.list_models(pretrained="." in name))
     _check_arguments(f"timm/{name}", arguments)
 
@@ -103,7 +103,7 @@ def timm_model(
         return model
 
     try:
-        model = built("timm", name, build, arguments)
+        model = build_checked("timm", name, build, arguments)
     except (OSError, RuntimeError) as error:
         if weights != "DEFAULT":
             raise
@@ -133,7 +133,7 @@ def _check_arguments(model: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _adapt_stem(model: nn.Module, in_channels: int) -> None:
-    """Replace the first convolution, in place, by one for another number of channels."""
+    """Change the first convolution, in place, to ``in_channels`` input channels."""
     name = first_convolution(model)
     assert name is not None, "every classifier of torchvision has one"
     old = model.get_submodule(name)
@@ -144,10 +144,10 @@ def _adapt_stem(model: nn.Module, in_channels: int) -> None:
 
 
 def _official_weights(name: str, entry: Any, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read torchvision's weights by its own loader, which knows the quirks of old files."""
+    """State dict of torchvision's weights, from its own builder, which converts old files."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(entry.url)
     try:
-        # get_model unpickles whatever the file holds; this first reading refuses all but tensors.
+        # get_model unpickles anything; this first read, with weights_only, refuses all but tensors.
         entry.get_state_dict(check_hash=True, weights_only=True)
         own = without_depth("torchvision", arguments)
         trained = torchvision.models.get_model(name, weights=entry, **own)

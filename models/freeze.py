@@ -1,4 +1,4 @@
-"""Keep parts of a model as they are while the rest is trained."""
+"""Exclude parameters of a model from training."""
 
 import difflib
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
-    """Exclude every parameter whose name matches a pattern from training; returns how many numbers.
+    """Exclude the parameters that match a pattern from training; returns how many values they hold.
 
     patterns: shell patterns on parameter names, such as "features.*" or "layer[12].*"; ``*`` also
     crosses dots. Raises ValueError, and changes nothing, if a pattern matches no name or if nothing
@@ -27,7 +27,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """Those names of parameters that a shell pattern matches; ValueError for one without any."""
+    """The names that match a shell pattern. Raises ValueError if a pattern matches none."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             near = " or ".join(map(repr, _near(pattern, names)))
@@ -38,7 +38,7 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 def train_mode(model: nn.Module) -> None:
     """Set the model to training, except frozen layers that keep running statistics.
 
-    A frozen batch norm that went on updating its mean and variance would not be frozen.
+    In training mode a frozen batch norm would still update its mean and variance.
     """
     model.train()
     for module in model.modules():
@@ -49,7 +49,7 @@ def train_mode(model: nn.Module) -> None:
 
 
 def _near(pattern: str, names: Sequence[str]) -> list[str]:
-    """Patterns and names like the one that matched nothing, or else those of the top level."""
+    """Patterns and names similar to ``pattern``; if there are none, those of the top level."""
     paths = [name.split(".") for name in names]
     groups = [".".join(path[:n]) + ".*" for path in paths for n in range(1, len(path))]
     near = difflib.get_close_matches(pattern, [*dict.fromkeys(groups), *names], n=3)

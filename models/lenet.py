@@ -1,4 +1,4 @@
-"""LeNet-5, the network that read the postcodes."""
+"""LeNet-5, the network that read postcodes."""
 
 import torch
 from torch import Tensor, nn

@@ -13,7 +13,7 @@ class MLP(nn.Module):
 
     Input (B, in_channels, H, W) float32 with input_size = [H, W]; output (B, num_classes) logits.
     hidden: the width of each hidden layer; [] makes it softmax regression. Dropout follows each
-    hidden layer. Weights start by Kaiming's rule.
+    hidden layer. Kaiming initialisation.
     Raises ValueError for a width below 1 or an input_size that is not two sizes.
     """
 

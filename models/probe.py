@@ -1,4 +1,4 @@
-"""Find out, without computing a number, whether a model can take images of a certain size."""
+"""Check on the meta device, without computation, which image sizes a model accepts."""
 
 import itertools
 from contextlib import ExitStack
@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LARGEST = 512  # sides from 1 to this are tried when looking for one that works
+MAX_SIDE = 512  # pixels; square sizes from 1 to this are tried
 
 
 def check_input(model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Check that the model takes images of a shape (C, H, W), and leave the model as it is.
+    """Check that the model accepts images of shape (C, H, W); the model does not change.
 
-    Runs a batch of two through the model on the meta device: shapes only, in the model's own mode.
-    Raises ValueError that names the failing layer, the shape that reached it, and the smallest
-    square size that works (or the range of sizes, when the image is not too small).
-    A model that cannot run on the meta device at all is not judged: the first real batch will.
+    Runs a batch of two on the meta device (shapes only), in the model's current mode.
+    Raises ValueError that names the failing layer, the shape of its input, and the smallest square
+    size that works (or the range of sizes, if the image is not too small).
+    A model that cannot run on the meta device passes: its first real batch shows the error.
     """
-    # Stand-ins take the blows: running statistics are updated in them, not in the model.
+    # Running statistics are updated in these stand-ins, not in the model.
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     stand_ins = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
-    entered: list[tuple[str, nn.Module, Any]] = []  # the layers that have begun and not yet ended
+    entered: list[tuple[str, nn.Module, Any]] = []  # layers whose forward is running
     names = {module: name for name, module in model.named_modules()}
 
     def enter(module: nn.Module, inputs: Any) -> None:
@@ -65,12 +65,12 @@ def _mend(model: nn.Module, stand_ins: dict[str, Tensor], shape: tuple[int, int,
             return False
         return True
 
-    smallest = next(filter(works, range(1, LARGEST + 1)), None)
+    smallest = next(filter(works, range(1, MAX_SIDE + 1)), None)
     if smallest is None:
-        return f"No square size up to {LARGEST} x {LARGEST} works with {channels} channel(s)."
+        return f"No square size up to {MAX_SIDE} x {MAX_SIDE} works with {channels} channel(s)."
     if min(height, width) < smallest:
         return f"The smallest square size that works is {smallest} x {smallest}; resize the images."
-    largest = max(itertools.takewhile(works, range(smallest, LARGEST + 1)))
+    largest = max(itertools.takewhile(works, range(smallest, MAX_SIDE + 1)))
     if largest == smallest:
         return f"It works at {smallest} x {smallest} only; resize the images."
     return f"Square sizes from {smallest} to {largest} work; resize the images."

@@ -1,9 +1,9 @@
-"""The one place that opens files of tensors: checked first, and nothing in them is ever executed.
+"""The one place that opens files of tensors. It checks them first and executes nothing in them.
 
-``weights_only=True`` runs no code of a file's, but believes its numbers: a file of a kilobyte may
-ask for a terabyte, or nest tuples until the interpreter's own stack overflows. So the zip and the
-pickle in it are read here first, strictly and as mere data. What passes is plain: numbers, text,
-lists, tuples, dicts, and dense tensors that the file holds whole.
+``weights_only=True`` runs no code from a file, but trusts its numbers: a file of a kilobyte may
+request a terabyte of memory, or nest tuples until the interpreter's stack overflows. So the zip and
+its pickle are first parsed here, strictly and only as data. Accepted are numbers, text, lists,
+tuples, dicts, and dense tensors whose values are all in the file.
 """
 
 import math
@@ -19,14 +19,14 @@ from typing import IO, Any, NamedTuple
 import torch
 
 MAX_PICKLE = 16 << 20  # bytes; VGG16 with its optimizer's state needs 20 thousand
-MAX_STEPS = 500_000  # of the pickle; a tensor takes about 30
-MAX_MEMBERS = 50_000  # of the zip; a tensor takes one
-MAX_SMALL = 1024  # bytes of a member that is neither the pickle nor a tensor
-MAX_DEPTH = 64  # of lists in lists
-MAX_VALUES = 1_000_000  # counted anew at each use: [a, a] of [b, b] of [c, c] is eight
-MAX_REUSE = 16  # times the file's size: all tensors together, some of which may share their bytes
+MAX_STEPS = 500_000  # pickle opcodes; a tensor needs about 30
+MAX_MEMBERS = 50_000  # of the zip; a tensor needs one
+MAX_SMALL = 1024  # bytes; a member that is neither the pickle nor a tensor
+MAX_DEPTH = 64  # nested lists, tuples and dicts
+MAX_VALUES = 1_000_000  # counted at each use: [a, a] with a = [b, b], b = [c, c] is eight
+MAX_REUSE = 16  # times the file's size: all tensors together; tensors may share bytes
 
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of before version 1.6
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # magic number of files before PyTorch 1.6
 _CONVERT = """python -c "import torch; torch.save(torch.load('OLD', weights_only=True), 'NEW')\""""
 
 _END = struct.Struct("<4s4H2LH")  # the zip's last 22 bytes
@@ -59,9 +59,9 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
     """What ``torch.save`` wrote to ``path``: plain values and dense tensors, on the CPU.
 
     Raises FileNotFoundError, and ValueError with one sentence for everything else that cannot or
-    must not be read: damage, objects, code, tensors larger than what the file holds of them.
+    must not be read: damage, objects, code, tensors larger than their bytes in the file.
     """
-    # Opened once: what is loaded is what was checked. Without O_NONBLOCK a FIFO would be awaited.
+    # Opened once, so that the checked file is the one loaded. O_NONBLOCK: do not wait for a FIFO.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
@@ -73,25 +73,25 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except (FileNotFoundError, MemoryError):
-        raise  # the one is another matter, the other says something about this machine
+        raise  # MemoryError is about this machine, not about the file
     except _Refused as error:
         reason = str(error)
     except OSError as error:
         reason = error.strerror or str(error)
-    except Exception as error:  # damage shows as almost any type
+    except Exception as error:  # a damaged file can raise almost any type
         if "you tried to allocate" in str(error):  # torch's own MemoryError
             raise MemoryError(f"not enough memory to read {os.fspath(path)}") from None
-        # Not torch's own text: it advises weights_only=False, which would run the file's code.
+        # Not torch's message: it advises weights_only=False, which would run the file's code.
         reason = f"it is damaged ({type(error).__name__})"
     raise ValueError(f"{os.fspath(path)} cannot be read: {reason}")
 
 
 class _Refused(ValueError):
-    """What a file must not hold, in words that follow "cannot be read: "."""
+    """A file is refused; the message continues the sentence "PATH cannot be read: "."""
 
 
 class _Member(NamedTuple):
-    """A file in the zip, stored as it is from byte ``start`` on."""
+    """A file in the zip, stored uncompressed from byte ``start`` on."""
 
     start: int
     size: int
@@ -102,10 +102,10 @@ class _Member(NamedTuple):
 
 
 def _members(file: IO[bytes], size: int) -> dict[str, _Member]:
-    """The zip's members by name, without the folder that all of them are in.
+    """The zip's members by name, without their common folder.
 
-    Only the form that torch writes passes, so that no two readers see two things in one file: no
-    gaps in the directory, no comment, nothing compressed, no two names or bytes for one place.
+    Accepts only the form that torch writes, so that every zip reader sees the same content: no gaps
+    in the directory, no comment, no compression, no repeated names, no overlapping members.
     """
     if _read(file, 0, min(size, len(_LEGACY))) == _LEGACY:
         raise _Refused(f"it has the form of before PyTorch 1.6; convert it: {_CONVERT}")
@@ -143,7 +143,7 @@ def _members(file: IO[bytes], size: int) -> dict[str, _Member]:
 
 
 def _directory(file: IO[bytes], size: int) -> tuple[int, Iterator[tuple[str, int, _Member]]]:
-    """Where the zip's directory begins, and its entries: name, place of the header, member."""
+    """Offset of the zip's directory, and its entries: name, offset of the local header, member."""
     place = size - _END.size
     mark, disk, disk2, here, count, length, start, comment = _END.unpack(_read(file, place, 22))
     if mark != b"PK\x05\x06" or disk or disk2 or here != count or comment:
@@ -200,7 +200,7 @@ def _entries(file: IO[bytes], directory: bytes, count: int) -> Iterator[tuple[st
 
 
 def _zip64(extra: bytes) -> Iterator[int]:
-    """The numbers that were too large for a directory's entry."""
+    """The 64-bit numbers in an entry's extra field, then _Refused if more are asked for."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<2H", extra)
         if kind == 1:
@@ -237,11 +237,11 @@ def _short(text: str) -> str:
 
 @dataclass(eq=False)
 class _Value:
-    """Something that is made of others: list, tuple, dict or tensor, or what a tensor is made of.
+    """Description of a list, tuple, dict or tensor, or of something a tensor is made from.
 
-    ``count`` and ``nbytes`` are of all that is in it, anew at each use. ``raw`` names the type or
-    function in it, if any: such things may only go into the making of tensors. What is ``used`` in
-    something else may not change any more; this is how nothing ever holds itself.
+    ``count`` and ``nbytes`` include everything inside, counted at each use. ``raw`` names a type or
+    function inside, if any; only tensors may be made from these. A value that is ``used`` inside
+    another may not change any more, so that no value can contain itself.
     """
 
     kind: str
@@ -254,7 +254,7 @@ class _Value:
 
 
 class _Machine:
-    """Follows a pickle without making anything that it describes."""
+    """Runs a pickle's opcodes on descriptions, without making any object of the pickle."""
 
     def __init__(self, members: dict[str, _Member], file_size: int) -> None:
         self.members = members
@@ -264,7 +264,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, content: bytes) -> None:
-        """Raises _Refused, or another error where it is damaged, unless all of it is plain."""
+        """Raise _Refused, or another error for damage, unless the pickle holds accepted values only."""
         steps: Any = pickletools.genops(content)
         for number, (opcode, argument, place) in enumerate(steps):
             name = opcode.name
@@ -337,7 +337,7 @@ class _Machine:
         target, keys, values = self.stack[-1], items[::2], items[1::2]
         if not _is(target, "dict", "OrderedDict") or len(keys) != len(values):
             raise _Refused("its pickle sets items of what is no dict")
-        for key in keys:  # others may take for ever to hash, or overflow the stack
+        for key in keys:  # other keys may hash for ever, or overflow the stack
             if key is not None and type(key) not in (str, int, float, bool):
                 raise _Refused("it holds a dict whose keys are neither text nor numbers")
             if isinstance(key, str) and not key.isprintable():
@@ -346,7 +346,7 @@ class _Machine:
         target.content.update(zip(keys, values, strict=True))
 
     def storage(self) -> None:
-        """A tensor's bytes: ("storage", type, number of the member, device, length)."""
+        """Bytes of a tensor: ("storage", type, key of the zip member, device, number of elements)."""
         (identity,) = self.last_items(1)
         word, kind, key, device, length = identity.content
         size = _ITEM_SIZES.get(kind.content if _is(kind, "name") else "", 0)
@@ -370,7 +370,7 @@ class _Machine:
         self.stack.append(make(*arguments.content))
 
     def build(self) -> None:
-        """The version marks that a state_dict carries: {"_metadata": {layer: {"version": 2}}}."""
+        """Version numbers on a state_dict: {"_metadata": {layer: {"version": 2}}}."""
         target, state = self.stack[-2], self.stack.pop()
         layers: Any = state.content.get("_metadata") if _is(state, "dict") else None
         if (
@@ -397,7 +397,7 @@ def _no_hooks(value: Any) -> bool:
 
 
 def _text(text: str) -> str:
-    text.encode()  # half a character would break whoever prints it
+    text.encode()  # raises for half a surrogate pair, which cannot be printed
     return text
 
 
@@ -411,7 +411,7 @@ def _name(name: str) -> _Value:
 def _make_tensor(
     storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any
 ) -> _Value:
-    """A tensor whose elements all lie in its storage, each of them at most once in number."""
+    """A tensor whose elements all lie in its storage, and which has no more elements than that."""
     if not _is(storage, "storage") or not _is(size, "tuple") or not _is(stride, "tuple"):
         raise _Refused("it holds a tensor of no known kind")
     numbers = [offset, *size.content, *stride.content]
@@ -448,13 +448,13 @@ def _make_size(sizes: Any) -> _Value:
     return _Value("tuple", sizes.content, count=sizes.count)
 
 
-def _make_counter(counts: Any) -> _Value:  # MultiStepLR has one
+def _make_counter(counts: Any) -> _Value:  # in the state of MultiStepLR
     if not _is(counts, "dict") or not all(type(n) is int for n in counts.content.values()):
         raise _Refused("its pickle calls collections.Counter")
     return _Value("dict", counts.content, count=counts.count)
 
 
-# Only these are ever called, and by torch; here each makes a description of what torch will make.
+# torch calls no other functions. Here each makes a description of what torch will make.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections OrderedDict": lambda: _Value("OrderedDict", {}),
     "collections Counter": _make_counter,

@@ -27,8 +27,8 @@ class VGG(nn.Module):
     variant "cifar": the same convolutions for (B, in_channels, 32, 32); hidden layers 512 wide.
     Output (B, num_classes) logits. Raises ValueError for another depth or variant.
     Parameters have the names and shapes of torchvision's, so its weights load.
-    Deviations: weights start by Kaiming's rule (the paper grew its deep nets from shallow ones);
-    ``batch_norm`` adds batch normalisation, younger than the paper, to each convolution.
+    Deviations: Kaiming initialisation (the paper started deep networks from trained shallow ones);
+    ``batch_norm`` adds batch normalisation, newer than the paper, after each convolution.
     """
 
     def __init__(

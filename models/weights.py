@@ -1,4 +1,4 @@
-"""Start from weights that were trained on other classes, or on images with other channels."""
+"""Load weights that were trained for other classes or other input channels."""
 
 from collections.abc import Mapping
 
@@ -10,8 +10,8 @@ from models.tensor_file import read_tensors
 def read_weights(path: str) -> dict[str, Tensor]:
     """Read a state_dict file, such as a run's ``model.pt``, onto the CPU.
 
-    Nothing in the file is executed. Raises ValueError for a missing, unreadable or damaged file,
-    and for one with anything but names and dense real tensors.
+    No code in the file is executed. Raises ValueError if the file is missing, unreadable or
+    damaged, or holds anything but names and dense real tensors.
     """
     try:
         state = read_tensors(path)
@@ -33,18 +33,18 @@ def read_weights(path: str) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], num_classes: int) -> list[str]:
-    """Load a state_dict into a model, in place; returns the names that keep their new values.
+    """Load a state_dict into a model, in place; returns the names of tensors that were not loaded.
 
-    Two differences are bridged. Tensors of a head for another number of classes are left out (these
-    names are returned). The first convolution is adapted to another number of input channels.
+    Two differences are allowed. Tensors of a head for another number of classes are not loaded.
+    The first convolution is adapted to another number of input channels.
     Raises ValueError that lists every other difference.
     """
-    own = model.state_dict()  # with torch's version marks, which some layers insist on
+    own = model.state_dict()  # with torch's version numbers, which some layers require
     first = f"{first_convolution(model)}.weight"
     new, faults = [], [f"unexpected {name}" for name in state if name not in own]
     for name, tensor in own.items():
         if name not in state:
-            if not name.endswith("num_batches_tracked"):  # absent from files of before 2018
+            if not name.endswith("num_batches_tracked"):  # files from before 2018 lack it
                 faults.append(f"missing {name}")
         elif state[name].shape == tensor.shape:
             own[name] = state[name]
@@ -65,15 +65,15 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], num_classes: int
 
 
 def first_convolution(model: nn.Module) -> str | None:
-    """Name of the first 2-D convolution in the order of definition: the one that sees the image."""
+    """Name of the first 2-D convolution in definition order (it reads the image), or None."""
     return next((n for n, module in model.named_modules() if isinstance(module, nn.Conv2d)), None)
 
 
 def spread_channels(weight: Tensor, in_channels: int) -> Tensor:
     """Convolution weights (O, I, h, w) for another number of channels: (O, in_channels, h, w).
 
-    Each channel gets the sum over the old channels / in_channels, so that an image of equal
-    channels (grey shown as RGB) gives the same result as before.
+    Each new channel is the sum of the old channels / in_channels. So an image with equal channels
+    (grey as RGB) gives the same result as before.
     """
     return weight.sum(1, keepdim=True).expand(-1, in_channels, -1, -1) / in_channels
 
