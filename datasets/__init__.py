@@ -1,4 +1,4 @@
-"""Every dataset that ``dataset.name`` can select. To add one: write its file, add its line here.
+"""Table of the datasets for ``dataset.name``. To add one: write its file, add a line here.
 
 Importing this module is cheap: it imports neither torch nor any dataset.
 """
@@ -21,7 +21,7 @@ DATASETS = {
 
 
 class DataError(Exception):
-    """The data on disk is not what was asked for; the message says where, and how to mend it."""
+    """The data on disk is not as requested; the message says where, and how to correct it."""
 
 
 class BrokenImage(DataError):
@@ -37,11 +37,11 @@ class BrokenImage(DataError):
 
 
 class Dataset(Protocol):
-    """What every dataset offers; constructing one lists files and reads labels, decodes nothing."""
+    """Interface of every dataset. The constructor lists files and labels, but decodes nothing."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Label k is called ``classes[k]``."""
+        """Class names: ``classes[k]`` is the name of label k."""
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -49,31 +49,31 @@ class Dataset(Protocol):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """A unique, stable name of each: "100/0012.jpg" relative to the root, "test/00017"."""
+        """A unique, stable name of each sample, such as its path below the root or "test/00017"."""
 
     @property
     def parts(self) -> tuple[str | None, ...]:
-        """The part of each where the source fixes it, "train", "val" or "test"; else None."""
+        """The official split of each sample, "train", "val" or "test"; None if there is none."""
 
     @property
     def on_broken(self) -> str:
-        """What the trainer shall do about a BrokenImage: "error" or "skip"."""
+        """What the trainer does on a BrokenImage: "error" or "skip"."""
 
     @property
     def note(self) -> str:
-        """What a user must be told about this data; normally ""."""
+        """A warning about this data for the user; normally ""."""
 
     @property
     def images(self) -> "Tensor | None":
-        """All of them, (N, C, H, W) uint8, where the set is in memory anyway, else None."""
+        """All images, (N, C, H, W) uint8, if the dataset holds them in memory; else None."""
 
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> "Tensor":
-        """Decode one image: (C, H, W) uint8, C the same for the whole set. Raises BrokenImage."""
+        """Decode one image: (C, H, W) uint8, the same C for all images. Raises BrokenImage."""
 
     def digest(self, index: int) -> str:
-        """SHA-256 (hex) of the file's bytes, or of the pixels where the set has no image files."""
+        """SHA-256 (hex) of the file's bytes, or of the pixels if there are no image files."""
 
     def digests(self, indices: "Sequence[int]") -> "list[str] | None":
-        """``digest`` of each, where that needs no file to be opened, else None."""
+        """``digest`` of each index, if that opens no file; else None."""

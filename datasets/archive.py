@@ -1,4 +1,4 @@
-"""Unpack archives of others: only plain files and folders, and nothing outside of the target."""
+"""Unpack untrusted archives: only regular files and folders, and only into the target folder."""
 
 import bz2
 import gzip
@@ -23,11 +23,11 @@ from datasets.images import check_file
 from datasets.memory import fetch_into
 
 MAX_MEMBERS = 2_000_000  # ImageNet has 1.3 million images
-MAX_EMPTY = 1000  # files without a byte, which cost an archive next to nothing
-MAX_RATIO = 100  # bytes unpacked for each of the archive; photographs give 1, text 10
-FREE_BYTES = 16 << 20  # that may be unpacked from however little
-MAX_NAME = 1024  # bytes; of each of its parts, 255
-MAX_HEADER = 1 << 16  # bytes that a tar file may spend on the next member's name
+MAX_EMPTY = 1000  # empty files, which take almost no bytes in an archive
+MAX_RATIO = 100  # unpacked bytes per archive byte; photographs have 1, text 10
+FREE_BYTES = 16 << 20  # bytes allowed in addition, for small archives
+MAX_NAME = 1024  # bytes of a path; each component may have 255
+MAX_HEADER = 1 << 16  # bytes of a tar header with the next member's name
 
 _PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
@@ -42,7 +42,7 @@ _KINDS = {
 
 
 class _Bad(Exception):
-    """What is wrong with an archive, or with one of its members, in a few words."""
+    """An archive, or its member ``name``, is refused; the message is a short reason."""
 
     def __init__(self, reason: str, name: str | None = None) -> None:
         super().__init__(reason)
@@ -50,7 +50,7 @@ class _Bad(Exception):
 
 
 class _Member(NamedTuple):
-    """A file, or a folder where ``content`` is None; to be read before the next one is."""
+    """A file, or a folder if ``content`` is None. Read it before the next member."""
 
     name: str
     size: int
@@ -58,13 +58,13 @@ class _Member(NamedTuple):
 
 
 class _Stream:
-    """Bytes that come out of an archive, as many as are expected."""
+    """Unpacked bytes of an archive; errors of the unpacker become _Bad."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
 
     def read(self, size: int) -> bytes:
-        """``size`` bytes, or less than that at the end only."""
+        """``size`` bytes, or fewer at the end."""
         pieces = []
         try:
             while size and (piece := self.file.read(size)):
@@ -76,12 +76,12 @@ class _Stream:
 
 
 def unpack(archive: Path, target: Path, sha256: str | None = None) -> int:
-    """Unpack a tar (also .gz, .bz2, .xz) or zip file into the new folder ``target``; counts files.
+    """Unpack a tar (also .gz, .bz2, .xz) or zip file into the new folder ``target``, atomically.
 
-    All or nothing: it is unpacked beside ``target``, and renamed at the end. What an archive says
-    of modes, owners and times does not count. Raises DataError for anything but regular files and
-    folders of plain relative names, for damage and for sizes out of proportion, for another
-    ``sha256``, and where ``target`` exists; OSError where it cannot be written.
+    Returns the number of files. Unpacks into a folder beside ``target``, which is renamed at the
+    end. Modes, owners and times in the archive are ignored. Raises DataError for members that are
+    not regular files or folders with plain relative names, for damage, for sizes out of proportion,
+    for another ``sha256``, and if ``target`` exists; OSError if ``target`` cannot be written.
     """
     if os.path.lexists(target):
         raise DataError(f"{target}: exists already; name a folder that is new.")
@@ -112,7 +112,7 @@ def _unpack(archive: Path, file: Any, target: Path, sha256: str | None) -> int:
         member_name = f" {_shown(bad.name)}:" if bad.name is not None else ""
         raise DataError(f"{archive}:{member_name} {bad}; nothing was unpacked.") from bad
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already if all went well
+        shutil.rmtree(partial, ignore_errors=True)  # after success it does not exist
     return limits.files
 
 
@@ -133,7 +133,7 @@ def _write(partial: Path, member: _Member) -> None:
 
 
 class _Limits:
-    """What one archive may still unpack, and the names that it has used."""
+    """The bytes that one archive may still unpack, and the names of its members so far."""
 
     def __init__(self, unpacked: int, free: int) -> None:
         self.left = unpacked
@@ -141,10 +141,10 @@ class _Limits:
         self.members = 0
         self.files = 0
         self.empty = 0
-        self.names: dict[str, tuple[str, bool]] = {}  # as a careless file system sees it: as it is
+        self.names: dict[str, tuple[str, bool]] = {}  # folded name -> (name, is_folder)
 
     def check(self, name: str, size: int, is_folder: bool) -> str:
-        """The name in its plain form; raises _Bad for what must not be unpacked."""
+        """The normalised name of a member; raises _Bad if it must not be unpacked."""
         self.members += 1
         if self.members > MAX_MEMBERS:
             raise _Bad(f"it holds more than {MAX_MEMBERS:,} files and folders")
@@ -171,14 +171,14 @@ class _Limits:
         return "/".join(pieces)
 
     def spend(self, size: int) -> None:
-        """Count bytes that come out of the archive, before they do."""
+        """Count ``size`` bytes before they are unpacked; raises _Bad beyond the limit."""
         self.left -= size
         if self.left < 0:
             raise _Bad(f"it claims to unpack to more than {MAX_RATIO} times its size")
 
 
 def _pieces(name: str, is_folder: bool) -> list[str]:
-    """The parts of a relative name; [] for the top folder itself."""
+    """The components of a relative path; [] for the top folder itself."""
     if not name:
         raise _Bad("it has no name", name)
     if len(name.encode(errors="surrogatepass")) > MAX_NAME:
@@ -246,7 +246,7 @@ def _zip_members(file: Any, limits: _Limits) -> Iterator[_Member]:
         with stream:
             content = _Stream(stream)
             yield _Member(plain, info.file_size, content)
-            if content.read(1):  # and this is where its check sum is looked at
+            if content.read(1):  # reading to the end also verifies the CRC-32
                 raise _Bad("it is longer than it says", name)
 
 
@@ -254,14 +254,14 @@ def _zip_members(file: Any, limits: _Limits) -> Iterator[_Member]:
 
 
 def _tar_members(stream: _Stream, limits: _Limits) -> Iterator[_Member]:
-    """Read here and not by tarfile, which believes the sizes of headers and of sparse files."""
+    """Yield the members. Not by tarfile, which trusts the sizes of headers and of sparse files."""
     long_name: str | None = None
     long_size: int | None = None
     while True:
         limits.spend(tarfile.BLOCKSIZE)
         block = stream.read(tarfile.BLOCKSIZE)
         if not block.strip(b"\0") and len(block) == tarfile.BLOCKSIZE:
-            break  # the end is marked by zeros
+            break  # a block of zeros marks the end
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError) as error:
@@ -292,14 +292,14 @@ def _tar_members(stream: _Stream, limits: _Limits) -> Iterator[_Member]:
         plain = limits.check(name, size, is_folder)
         yield _Member(plain, size, None if is_folder else stream)
         _padded(stream, -size % tarfile.BLOCKSIZE, limits, pad=False)
-    while rest := stream.read(1 << 16):  # to its end, where the check sum of the whole is
+    while rest := stream.read(1 << 16):  # to the end, where the compressed file's checksum is
         limits.spend(len(rest))
         if rest.strip(b"\0"):
             raise _Bad("there is more after its end")
 
 
 def _padded(stream: _Stream, size: int, limits: _Limits, pad: bool = True) -> bytes:
-    """``size`` bytes, and what fills them up to a whole block."""
+    """Read ``size`` bytes and the padding up to a whole block; returns the bytes."""
     whole = math.ceil(size / tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if pad else size
     limits.spend(whole)
     content = stream.read(whole)
@@ -309,7 +309,7 @@ def _padded(stream: _Stream, size: int, limits: _Limits, pad: bool = True) -> by
 
 
 def _pax(content: bytes, name: str | None) -> tuple[str | None, int | None]:
-    """Name and size in a PAX header: lines of "LENGTH key=value"."""
+    """Name and size from a PAX header, which has lines of "LENGTH key=value"."""
     size = None
     while content:
         match = re.match(rb"([0-9]{1,6}) ([^=\n]+)=", content)

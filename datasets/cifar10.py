@@ -1,4 +1,4 @@
-"""CIFAR-10, read from its official python batches without running what a pickle may hold."""
+"""CIFAR-10, read from its official python batches without running code from the pickles."""
 
 import hashlib
 import io
@@ -31,11 +31,10 @@ CLASSES = (
 class CIFAR10(ImagesInMemory):
     """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 32 x 32, 10 classes.
 
-    Reads ``root/cifar-10-batches-py``; batches that are missing come from the archive
-    ``cifar-10-python.tar.gz`` in ``root``, which is fetched if it is not there and ``download`` is
-    set, and must have the official SHA-256.
-    Images: (3, 32, 32) uint8, RGB. Raises DataError for batches that are absent or not the official
-    ones. They are pickles, of which only bytes and numbers are read; nothing in them is executed.
+    Reads ``root/cifar-10-batches-py``. Missing batches are unpacked from the archive
+    ``cifar-10-python.tar.gz`` in ``root``, which must have the official SHA-256. If the archive is
+    missing too, it is downloaded if ``download`` is set.
+    Images: (3, 32, 32) uint8, RGB. Raises DataError for batches that are missing or not official.
     """
 
     def __init__(self, root: str = "data", download: bool = True) -> None:
@@ -46,21 +45,21 @@ class CIFAR10(ImagesInMemory):
         labels: list[int] = []
         for name, md5 in BATCHES.items():
             num_train = len(labels)  # the test batch is the last one
-            some_images, some_labels = _read_batch(folder / name, md5)
-            images.append(some_images)
-            labels += some_labels
+            batch_images, batch_labels = _read_batch(folder / name, md5)
+            images.append(batch_images)
+            labels += batch_labels
         super().__init__(torch.cat(images).view(-1, 3, 32, 32), labels, num_train, CLASSES)
 
 
 def _complete(folder: Path, missing: list[str], download: bool) -> None:
-    """Fill ``folder`` from the archive that lies beside it, or is fetched."""
+    """Unpack the missing batches from the archive beside ``folder``; download it if necessary."""
     archive = folder.parent / _OFFICIAL.filename
     if not os.path.isfile(archive):
         if not download:
             raise absent(folder, missing, [URL], "download is off")
         try:
             fetch_into(folder.parent, lambda: _download(archive))
-        except Exception as error:  # no network, a full disk, a server's odd answer: one cure
+        except Exception as error:  # no network, a full disk, an odd server answer: same advice
             reason = f"downloading failed: {error}"
             raise absent(folder.parent, [archive.name], [URL], reason) from error
     unpacked = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
@@ -79,7 +78,7 @@ def _complete(folder: Path, missing: list[str], download: bool) -> None:
 
 def _download(archive: Path) -> None:
     archive.parent.mkdir(parents=True, exist_ok=True)
-    # Into a temporary file beside it, which is renamed once its SHA-256 is the right one.
+    # Writes a temporary file in the same folder and renames it after checking its SHA-256.
     torch.hub.download_url_to_file(URL, str(archive), hash_prefix=ARCHIVE_SHA256)
 
 
@@ -105,29 +104,29 @@ def _read_batch(path: Path, md5: str) -> tuple[Tensor, list[int]]:
         if not plain or not known or length != 3072:
             raise ValueError("not 3072 bytes and a label from 0 to 9 for each image")
         return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(count, length), labels
-    except Exception as error:  # a pickle of others can fail in any way
+    except Exception as error:  # an untrusted pickle can fail in any way
         raise DataError(f"{path}: not a batch of CIFAR-10: {error}.") from error
 
 
 class _Inert:
-    """Stands for an object of NumPy's, and keeps what it was to be made of."""
+    """Stand-in for a NumPy object; keeps the arguments it would be made from."""
 
     def __init__(self, *state: Any) -> None:
         self.state = state
 
     def __setstate__(self, state: Any) -> None:
-        if not self.state or isinstance(self.state[0], type):  # an array: what is in it comes now
+        if not self.state or isinstance(self.state[0], type):  # an array: this state is its content
             self.state = state
 
 
 class _Batch(pickle.Unpickler):
-    """Reads a batch with stand-ins for the three names in it; there is nothing else to be called.
+    """Unpickles a batch with stand-ins for the three NumPy names in it.
 
-    Pickles run code through the functions that they name, and these come from here alone.
+    A pickle can only run functions that ``find_class`` returns, so it can run no other code.
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a name of NumPy's; raises UnpicklingError for any other."""
+        """The stand-in for one of the three names; raises UnpicklingError for any other."""
         if (module, name) in {
             ("numpy.core.multiarray", "_reconstruct"),
             ("numpy", "ndarray"),

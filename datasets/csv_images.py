@@ -17,19 +17,19 @@ from datasets.files import (
 )
 from datasets.images import check_file, reason
 
-_SHOWN = 10  # faults printed; a wrong root makes every line one
-_LONGEST = 255  # characters of a label; what the name of a class folder can have
+_SHOWN = 10  # faults printed; with a wrong root every line is a fault
+_LONGEST = 255  # characters of a label, the limit for the name of a class folder
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 
 
 class CSVImages(ImageFiles):
-    """Images below ``root`` that a CSV file lists: a header, then one line an image.
+    """Images below ``root`` that a CSV file lists: a header, then one line per image.
 
     ``csv``: the file, UTF-8, comma-separated. ``path_column``: the image's path relative to
-    ``root``, which it may not leave. ``label_column``: text, or numbers, which are then sorted by
-    value. ``part_column``: train, val (valid, validation) or test; where it is empty, the splitter
-    decides. Images: (3, H, W) uint8, RGB, each of its own size. Raises DataError with the CSV's
-    line numbers.
+    ``root``; it must stay below ``root``. ``label_column``: text, or only numbers, which are sorted
+    by value. ``part_column``: the official split, train, val (valid, validation) or test; a sample
+    with an empty value is split by ``split``. Images: (3, H, W) uint8, RGB, sizes may differ.
+    Raises DataError with the CSV's line numbers.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ def _read(
                     (row[column] or "").strip() if column is not None else ""
                     for column in (path_column, label_column, part_column)
                 )
-                path = PurePosixPath(path).as_posix()  # one spelling a file: "./a.jpg" is "a.jpg"
+                path = PurePosixPath(path).as_posix()  # one spelling per file: no "./a.jpg"
                 if fault := _fault(path, class_name, part, root, lines):
                     faults.append(f"{table}:{reader.line_num}: {fault}")
                     continue

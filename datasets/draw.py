@@ -1,7 +1,7 @@
-"""Draws note-like pictures of 1 and 100 yuan, for machines that have no photographs.
+"""Draw pictures like notes of 1 and 100 yuan, for machines without photographs.
 
-Two series of each value, so that colour alone does not tell the value: a green and a dark red 1,
-a red and a blue 100. Every picture gets its own wear, background, angle, crop, light and noise.
+There are two series of each value, a green and a dark red 1, a red and a blue 100, so that colour
+does not determine the value. Wear, background, angle, crop, light and noise are random.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
-MARK = "DRAWN.txt"  # lies beside drawn pictures, so that nobody takes them for photographs
+MARK = "DRAWN.txt"  # this file marks drawn pictures, so that nobody takes them for photographs
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
@@ -22,11 +22,11 @@ PHOTO = (400, 220)
 
 
 class Series(NamedTuple):
-    """How one issue of a note looks."""
+    """The look of one series of notes."""
 
     name: str
     value: str
-    paper: tuple[Colour, Colour]  # left and right end of the ground
+    paper: tuple[Colour, Colour]  # colour at the left and at the right end
     ink: Colour
     heads: tuple[tuple[float, float], ...]  # (centre x, height) in widths and heights of the note
     centre: float  # x of the large value
@@ -34,8 +34,8 @@ class Series(NamedTuple):
     strip: float  # width of the unprinted left end
 
 
-# The red 100 has the blue one's drawing, unlike the real note: only the colour differs, so that a
-# model can be seen to go by the one or by the other.
+# The red and the blue 100 differ only in colour, unlike the real notes. So one can see whether a
+# model uses the drawing or the colour.
 SERIES = (
     Series(
         name="1999",
@@ -83,9 +83,9 @@ SERIES = (
 def draw(target: Path, per_class: int = 120, seed: int = 0) -> None:
     """Draw ``per_class`` pictures of each value into ``target/VALUE/NUMBER-SERIES.jpg``.
 
-    Picture k of a value depends on (seed, value, k) only, so that asking for more pictures leaves
-    the first ones as they are. The folder appears complete or not at all; if another process made
-    it in the meantime, that one stays. Raises OSError if ``target`` cannot be written.
+    Picture k of a value depends only on (seed, value, k), so the first pictures do not change with
+    ``per_class``. The folder is made atomically; if another process makes it first, that one stays.
+    Raises OSError if ``target`` cannot be written.
     """
     target = target.resolve()
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -112,7 +112,7 @@ def draw(target: Path, per_class: int = 120, seed: int = 0) -> None:
 
 
 def print_note(series: Series, rng: random.Random) -> Image.Image:
-    """A flat note with its own serial number and wear: RGB, ``NOTE`` pixels."""
+    """A flat note with a random serial number and wear: RGB, ``NOTE`` pixels."""
     width, height = NOTE
     ramp = Image.linear_gradient("L").rotate(90).resize(NOTE)  # dark on the left
     note = Image.composite(
@@ -152,7 +152,7 @@ def print_note(series: Series, rng: random.Random) -> Image.Image:
 def photograph(note: Image.Image, rng: random.Random) -> Image.Image:
     """The note on a table, seen by a camera: RGB, ``PHOTO`` pixels."""
     width, height = PHOTO
-    margin = 80  # around what the camera sees, so that its tilted view stays on the table
+    margin = 80  # pixels around the camera's view, so that a tilted view stays on the table
     scene = _table((width + 2 * margin, height + 2 * margin), rng)
     size = rng.uniform(0.84, 1.04) * width / NOTE[0]
     flat = note.resize((round(NOTE[0] * size), round(NOTE[1] * size)))
@@ -178,7 +178,7 @@ def photograph(note: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def _worn(note: Image.Image, rng: random.Random) -> Image.Image:
-    """Folds, dirt and faded ink."""
+    """The note with folds, dirt and faded ink."""
     width, height = note.size
     wear = Image.new("L", note.size, 0)
     pen = ImageDraw.Draw(wear)
@@ -197,7 +197,7 @@ def _worn(note: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def _table(size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """A plain, wooden or woven ground of any colour."""
+    """A table of any colour, plain or with stripes."""
     base = _mix(
         rng.choice([(225, 228, 228), (120, 84, 56), (60, 66, 78), (150, 40, 40), (70, 110, 80)]),
         (rng.randrange(256), rng.randrange(256), rng.randrange(256)),
@@ -216,9 +216,9 @@ def _table(size: tuple[int, int], rng: random.Random) -> Image.Image:
 
 
 def _lit(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """Uneven light of some strength and colour."""
+    """The picture under uneven light of random strength and colour."""
     ramp = Image.linear_gradient("L").rotate(rng.uniform(0, 360), Image.Resampling.BICUBIC)
-    ramp = ramp.crop((48, 48, 208, 208)).resize(picture.size)  # without the corners of the rotation
+    ramp = ramp.crop((48, 48, 208, 208)).resize(picture.size)  # without the empty corners
     darkest = rng.uniform(0.6, 0.95)
     shade = ramp.point(lambda level: 255 * darkest + level * (1 - darkest))
     picture = ImageChops.multiply(picture, Image.merge("RGB", (shade, shade, shade)))
@@ -231,7 +231,7 @@ def _lit(picture: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def _developed(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """The camera's contrast, blur and noise."""
+    """The picture with the camera's contrast, blur and noise."""
     picture = ImageEnhance.Contrast(picture).enhance(rng.uniform(0.75, 1.25))
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.6)))
     noise = Image.frombytes("RGB", picture.size, rng.randbytes(picture.width * picture.height * 3))
@@ -264,7 +264,7 @@ def _emblem(pen: ImageDraw.ImageDraw, ink: Colour, centre: Point, radius: float)
 def _character(
     pen: ImageDraw.ImageDraw, ink: Colour, code: int, centre: Point, size: float
 ) -> None:
-    """Strokes on a square that stand for one Chinese character, the same for the same code."""
+    """Strokes in a square that imitate a Chinese character; they depend only on ``code``."""
     rng = random.Random(code)
     (x, y), half = centre, size / 2
     thick = max(1, round(size / 10))
@@ -279,6 +279,6 @@ def _text(pen: ImageDraw.ImageDraw, text: str, centre: Point, size: int, ink: Co
 
 
 def _mix(first: Colour, second: Colour, share: float) -> Colour:
-    """``first`` with a share of ``second``, 0 to 1."""
+    """(1 - share) * first + share * second, rounded; ``share`` is 0 to 1."""
     r, g, b = (round(a + (z - a) * share) for a, z in zip(first, second, strict=True))
     return r, g, b

@@ -19,7 +19,7 @@ from datasets import DataError
 from datasets.files import user_path
 from datasets.memory import ImagesInMemory, absent, fetch_into
 
-MAX_BYTES = 1 << 28  # of a file, unpacked: five times the largest official one
+MAX_BYTES = 1 << 28  # of an unpacked file: five times the largest official one
 
 _OFFICIAL = torchvision.datasets.FashionMNIST
 _FILES = (
@@ -33,9 +33,9 @@ _FILES = (
 class FashionMNIST(ImagesInMemory):
     """Fashion-MNIST (Xiao et al., 2017): 60,000 + 10,000 grey images of 28 x 28, 10 classes.
 
-    Reads ``root/FashionMNIST/raw/*-ubyte``, packed (.gz) or not, and never writes there; what is
-    missing is fetched by torchvision if ``download``. Fewer images than the official ones are fine.
-    Images: (1, 28, 28) uint8. Raises DataError for files that are absent or damaged.
+    Reads ``root/FashionMNIST/raw/*-ubyte``, compressed (.gz) or not, and never changes these files.
+    torchvision downloads missing files if ``download`` is set. Files with fewer images are allowed.
+    Images: (1, 28, 28) uint8. Raises DataError for files that are missing or damaged.
     """
 
     def __init__(self, root: str = "data", download: bool = True) -> None:
@@ -51,8 +51,8 @@ class FashionMNIST(ImagesInMemory):
                     f"{folder}: the {name} files hold images {tuple(size)} and labels "
                     f"{tuple(count)}; expected (N, H, W) and (N,), H and W the same in all."
                 )
-        for name, some in zip(("train", "t10k"), np.split(labels, counts[0]), strict=True):
-            if len(some) and int(some.max()) >= len(_OFFICIAL.classes):
+        for name, split_labels in zip(("train", "t10k"), np.split(labels, counts[0]), strict=True):
+            if len(split_labels) and int(split_labels.max()) >= len(_OFFICIAL.classes):
                 raise DataError(f"{folder}: the {name} labels go beyond 0..9.")
         super().__init__(
             torch.from_numpy(pixels.reshape(len(labels), 1, *sizes[0][1:])),
@@ -74,19 +74,19 @@ def _fetch(folder: Path, missing: list[str], download: bool) -> None:
         raise absent(folder, packed, urls, "download is off")
     try:
         fetch_into(folder, lambda: _OFFICIAL(str(folder.parent.parent), download=True))
-    except Exception as error:  # no network, disk full, a server's odd answer: the cure is the same
+    except Exception as error:  # no network, a full disk, an odd server answer: same advice
         raise absent(folder, packed, urls, f"downloading failed: {error}") from error
 
 
 def _read_idx(paths: Sequence[Path]) -> tuple[NDArray[np.uint8], list[list[int]]]:
-    """Read IDX files of bytes (http://yann.lecun.com/exdb/mnist): all bytes, and each one's shape.
+    """Read IDX files (http://yann.lecun.com/exdb/mnist): (N,) uint8 of all files, and each shape.
 
-    One array is filled by a thread a file: unpacking lets others run, and joining would copy.
+    One thread per file fills a slice of one array: decompression releases the GIL.
     """
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
         files, shapes = [], []
         for path in paths:
-            with _told(path):
+            with _as_data_error(path):
                 file = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
                 files.append(stack.enter_context(file))
                 magic = file.read(4)
@@ -98,26 +98,26 @@ def _read_idx(paths: Sequence[Path]) -> tuple[NDArray[np.uint8], list[list[int]]
                     raise DataError(
                         f"{path}: its header says {size:,} bytes; {MAX_BYTES:,} are allowed."
                     )
-                # Nothing is packed to less than a thousandth: a header that says so is wrong.
+                # gzip cannot compress by more than about 1000: such a header is wrong.
                 if size > 1100 * path.stat().st_size:
                     raise DataError(f"{path}: too short; its header says {tuple(shapes[-1])}.")
         sizes = [math.prod(shape) for shape in shapes]
         pixels = np.empty(sum(sizes), np.uint8)
-        parts = np.split(pixels, np.cumsum(sizes)[:-1])
-        list(pool.map(_fill, paths, files, shapes, parts))
+        slices = np.split(pixels, np.cumsum(sizes)[:-1])
+        list(pool.map(_fill, paths, files, shapes, slices))
     return pixels, shapes
 
 
-def _fill(path: Path, file: Any, shape: list[int], part: NDArray[np.uint8]) -> None:
-    with _told(path):
-        found = file.readinto(part) if len(part) else 0
-        found += len(file.read(1))  # one more, to notice a file that is too long
-    if found != len(part):
+def _fill(path: Path, file: Any, shape: list[int], pixels: NDArray[np.uint8]) -> None:
+    with _as_data_error(path):
+        found = file.readinto(pixels) if len(pixels) else 0
+        found += len(file.read(1))  # one byte more, to detect a file that is too long
+    if found != len(pixels):
         raise DataError(f"{path}: {found:,} bytes of data; its header says {tuple(shape)}.")
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _as_data_error(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:

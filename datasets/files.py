@@ -1,4 +1,4 @@
-"""Image files below one folder: what RMB, ImageFolder and CSVImages have in common."""
+"""Image files below one folder: the common code of RMB, ImageFolder and CSVImages."""
 
 import difflib
 import hashlib
@@ -13,7 +13,7 @@ from torch import Tensor
 from datasets import DataError
 from datasets.images import SUFFIXES, read_file, read_image
 
-# Names of folders, and of values in a CSV, that say which part of the split a sample belongs to.
+# Folder names and CSV values that name an official split -> the split.
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 
 
 class ImageFiles:
-    """Labelled image files, decoded one at a time to (3, H, W) uint8, whatever they hold."""
+    """Labelled image files of any colour mode, decoded one at a time to (3, H, W) uint8 RGB."""
 
     images: Tensor | None = None
     note = ""
@@ -54,20 +54,20 @@ class ImageFiles:
         return hashlib.sha256(read_file(self.root / self.ids[index])).hexdigest()
 
     def digests(self, indices: Sequence[int]) -> None:
-        """Not at once: each needs its file."""
+        """None: each digest needs its file to be read."""
 
 
 def user_path(text: str, key: str) -> Path:
-    """The path that a user gave as ``key``, with a leading ``~`` or ``~user`` replaced.
+    """The path ``text`` of the setting ``key``, with a leading ``~`` or ``~user`` expanded.
 
-    Nothing needs to exist there. Raises DataError for an unknown user, and where nothing can ever
-    be found: a name too long or with a NUL, a loop of links, a folder that may not be searched.
+    It need not exist. Raises DataError for an unknown user, and for a path that cannot be looked
+    up: a name too long or with a NUL, a loop of links, a folder without search permission.
     """
     try:
         path = Path(text).expanduser()
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        pass  # whoever reads it says what is missing
+        pass  # the reader of the path reports it as missing
     except RuntimeError as error:
         raise DataError(f"{key}: {shorten(text)!r}: the user after ~ is not known here.") from error
     except (OSError, ValueError) as error:
@@ -77,18 +77,18 @@ def user_path(text: str, key: str) -> Path:
 
 
 def shorten(text: str) -> str:
-    """A text as messages show it: whole up to 200 characters, else its beginning."""
+    """``text`` for a message: if it has more than 200 characters, its beginning and length."""
     return text if len(text) <= 200 else f"{text[:80]}... ({len(text):,} characters)"
 
 
 def scan(root: Path) -> list[Sample]:
-    """List ``root/CLASS/**/IMAGE``, or ``root/PART/CLASS/**/IMAGE`` with parts as in ``PARTS``.
+    """List ``root/CLASS/**/IMAGE``, or ``root/SPLIT/CLASS/**/IMAGE`` with names as in ``PARTS``.
 
-    Sorted by part, class and path. Hidden files and suffixes outside ``SUFFIXES`` are ignored,
-    links to files are followed. A lone ``train`` folder beside other folders is a class (of
-    vehicles, say); ``train`` and ``test`` beside other folders are an error.
+    Sorted by split, class and path. Hidden files and suffixes outside ``SUFFIXES`` are ignored;
+    links to files are followed. A single ``train`` folder beside other folders is a class (of
+    vehicles, for example); ``train`` and ``test`` beside other folders are an error.
     Raises DataError: no such folder, no class folder, a class without images or without training
-    images, part folders mixed with others, a folder that cannot be read.
+    images, split folders mixed with others, a folder that cannot be read.
     """
     if not root.is_dir():
         raise missing_folder(root)
@@ -109,14 +109,14 @@ def scan(root: Path) -> list[Sample]:
 
 
 def missing_folder(root: Path) -> DataError:
-    """The error for a root that is no folder; it names the nearest folders that do exist."""
+    """The error for a root that is not a folder; it suggests folders with similar names."""
     if root.exists():
         return DataError(f"{root}: this is a file, but dataset.root must be a folder.")
     existing = next(parent for parent in root.parents if parent.is_dir())
     wanted = root.relative_to(existing).parts[0]
     try:
         names = _folders(existing)
-    except OSError:  # the hint is lost, not the error
+    except OSError:  # then the error has no hint
         names = []
     near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(str(existing / name)) for name in near)}?"
@@ -126,7 +126,7 @@ def missing_folder(root: Path) -> DataError:
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """Sort key that puts "img2" before "img10"; equal keys go by the plain text."""
+    """Sort key that puts "img2" before "img10"; ties are sorted by the plain text."""
     pieces = re.split(r"(\d+)", name)  # text, digits, text, digits, ..., text
     return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
 
@@ -174,7 +174,7 @@ def _image_paths(root: Path, folder: Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = Path(place).relative_to(root).as_posix()
         found += [
-            f"{prefix}/{name}"  # not a Path each: those take longer than all the rest
+            f"{prefix}/{name}"  # no Path per file: making them takes longer than everything else
             for name in files
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
         ]
@@ -182,7 +182,7 @@ def _image_paths(root: Path, folder: Path) -> list[str]:
 
 
 def _fail(error: OSError) -> None:
-    raise error  # left to itself, os.walk passes over a folder that it cannot read
+    raise error  # by default os.walk skips a folder that it cannot read
 
 
 def _folders(folder: Path) -> list[str]:

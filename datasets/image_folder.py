@@ -1,4 +1,4 @@
-"""Images sorted into one folder a class."""
+"""Images in one folder per class."""
 
 from typing import Literal
 
@@ -6,11 +6,11 @@ from datasets.files import ImageFiles, natural, scan, user_path
 
 
 class ImageFolder(ImageFiles):
-    """Images in one folder a class: ``root/CLASS/**/IMAGE``, classes in natural order (2 < 10).
+    """Images in one folder per class: ``root/CLASS/**/IMAGE``, classes in natural order (2 < 10).
 
     ``root`` may instead hold ``train``, ``val`` (or ``valid``, ``validation``) and ``test`` folders
-    of that form; they then fix the split. Without a validation folder it is cut from train.
-    Images: (3, H, W) uint8, RGB, each of its own size. Raises DataError as ``scan`` does.
+    of that form; these are the splits. Without a validation folder, val is cut from train.
+    Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError as ``scan`` does.
     """
 
     def __init__(self, root: str, on_broken: Literal["error", "skip"] = "error") -> None:

@@ -18,13 +18,13 @@ SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-MAX_BYTES = 1 << 30  # a file; of MAX_PIXELS, the largest form is 16-bit colour
-MAX_PIXELS = 120_000_000  # 12,000 x 10,000; a small file can claim far more
+MAX_BYTES = 1 << 30  # of a file: more than MAX_PIXELS in 16-bit colour
+MAX_PIXELS = 120_000_000  # 12,000 x 10,000; the header of a small file can claim far more
 
-# Plain JPEGs of up to so many pixels are left to torchvision, which takes a third of Pillow's time
-# for 32 x 32 and gives the same pixels; for large ones the two take the same time.
+# torchvision decodes plain JPEGs of up to this many pixels. It gives the same pixels as Pillow in a
+# third of the time for 32 x 32; for large images both take the same time.
 SMALL = 256 * 256
-# What may come before the pixels of a plain JPEG: tables, restart interval, JFIF, comment, frame.
+# Markers allowed before the pixels of a plain JPEG: tables, restart interval, JFIF, comment, frame.
 _PLAIN = frozenset({0xC4, 0xDB, 0xDD, 0xE0, 0xFE, 0xC0})
 
 _ORIENTATION = 0x0112  # the EXIF tag; its value says how the camera was held
@@ -48,7 +48,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file. Raises BrokenImage for what is missing, no regular file, or enormous."""
+    """The bytes of a file. Raises BrokenImage if it is missing, not regular, or over MAX_BYTES."""
     try:
         check_file(path)
         with open(path, "rb") as file:
@@ -62,10 +62,10 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 def decode(content: bytes, path: str) -> Tensor:
     """Decode the bytes of an image file of any of ``FORMATS`` to RGB: (3, H, W) uint8.
 
-    The content decides the format, not the suffix of ``path``, which is for the error only. EXIF
-    orientation is applied; transparency is composed on white; grey, palette, CMYK and other colour
-    spaces are converted; 16-bit channels keep their high byte (value >> 8); of an animation the
-    first frame is read.
+    The content decides the format; ``path`` is only for error messages. EXIF orientation is
+    applied; transparency is composed on white; grey, palette, CMYK and other colour spaces are
+    converted; 16-bit channels keep their high byte (value >> 8); the first frame of an animation
+    is read.
     Raises BrokenImage for everything that cannot be decoded completely: empty, truncated, not an
     image, more than ``MAX_PIXELS`` pixels, pixels without a fixed range (float, 32-bit).
     """
@@ -73,9 +73,9 @@ def decode(content: bytes, path: str) -> Tensor:
         try:
             return _decode_plain_jpeg(content)
         except RuntimeError:
-            pass  # damaged, or a torchvision without this decoder: Pillow decides
-    # Pillow warns about odd metadata in files that it reads well. Not `catch_warnings`: this
-    # function may run in several threads, and that is not thread-safe. Adding twice is harmless.
+            pass  # damaged, or this torchvision has no decoder: use Pillow
+    # Pillow warns about odd metadata in files that it reads well. `catch_warnings` is not
+    # thread-safe, and this function may run in several threads. Repeating the filter is harmless.
     warnings.filterwarnings("ignore", module="PIL")
     try:
         if not content:
@@ -88,7 +88,7 @@ def decode(content: bytes, path: str) -> Tensor:
             image.load()
             return _to_tensor(_to_rgb(_upright(image)))
     except MemoryError:
-        raise  # says something about this machine, not about the file
+        raise  # this is about the machine, not about the file
     except Exception as error:  # Pillow's decoders raise almost any type on damaged files
         raise BrokenImage(path, reason(error)) from error
 
@@ -96,7 +96,7 @@ def decode(content: bytes, path: str) -> Tensor:
 def check_file(path: str | os.PathLike[str]) -> None:
     """Raise OSError or ValueError unless ``path`` is a regular file, or a link to one.
 
-    To be called before a file is opened: opening a FIFO waits until somebody writes into it.
+    Call this before opening a file: opening a FIFO blocks until another process writes to it.
     """
     try:
         mode = os.stat(path).st_mode
@@ -107,7 +107,7 @@ def check_file(path: str | os.PathLike[str]) -> None:
 
 
 def reason(error: Exception) -> str:
-    """What a user should know of an error that reading an image raised: a few words."""
+    """A few words for a message about an error that reading an image raised."""
     if isinstance(error, UnidentifiedImageError):
         return f"not an image of a known format ({', '.join(FORMATS)})"
     if isinstance(error, OSError) and error.strerror:
@@ -116,7 +116,7 @@ def reason(error: Exception) -> str:
 
 
 def _is_small_plain_jpeg(content: bytes) -> bool:
-    """Whether it is a baseline JPEG, grey or colour, 8 bits, without EXIF or anything unusual."""
+    """Whether ``content`` is a baseline JPEG of up to SMALL pixels, 8 bits, without EXIF."""
     place, frames = 2, []
     while (head := content[place : place + 10])[:1] == b"\xff" and head[1:] and head[1] in _PLAIN:
         if head[1] == 0xC0:  # marker, length (2 bytes each), bits, height, width (2), channels
@@ -130,7 +130,7 @@ def _is_small_plain_jpeg(content: bytes) -> bool:
 
 
 def _decode_plain_jpeg(content: bytes) -> Tensor:
-    from torchvision.io import ImageReadMode, decode_jpeg  # a second, which not every run needs
+    from torchvision.io import ImageReadMode, decode_jpeg  # takes a second; not every run needs it
 
     pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     image: Tensor = decode_jpeg(pixels, mode=ImageReadMode.RGB)
@@ -138,7 +138,7 @@ def _decode_plain_jpeg(content: bytes) -> Tensor:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Not ImageOps.exif_transpose: it also rewrites the EXIF data, which fails on damaged ones.
+    # Not ImageOps.exif_transpose: it also rewrites the EXIF data, which fails if they are damaged.
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # the pixels are good, only the metadata is not
@@ -158,13 +158,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_tensor(rgb: Image.Image) -> Tensor:
     pixels = bytearray()
-    for band in "RGB":  # plane by plane: a quarter of the time that turning (H, W, 3) takes
+    for band in "RGB":  # channel by channel: takes a quarter of the time of permuting (H, W, 3)
         pixels += rgb.tobytes("raw", band)
     return torch.frombuffer(pixels, dtype=torch.uint8).view(3, rgb.height, rgb.width)
 
 
 def _high_byte(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey; of 16-bit colour Pillow keeps the high byte by itself."""
+    """16-bit grey as 8-bit grey. (For 16-bit colour, Pillow itself keeps the high byte.)"""
     low, high = cast(tuple[float, float], image.getextrema())
     if image.mode == "F" or low < 0 or high > 0xFFFF:
         raise ValueError("float or 32-bit pixels, of unknown range; save it with 8 or 16 bits")

@@ -1,4 +1,4 @@
-"""Images that are in memory as a whole: what CIFAR10 and FashionMNIST have in common."""
+"""Datasets that fit into memory: the common code of CIFAR10 and FashionMNIST."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 class ImagesInMemory:
-    """A set with an official test part; training samples first, then the test samples."""
+    """A dataset with an official test split; the training samples come before the test samples."""
 
     on_broken = "error"
     note = ""
@@ -42,28 +42,28 @@ class ImagesInMemory:
         return self.digests([index])[0]
 
     def digests(self, indices: Sequence[int]) -> list[str]:
-        """``digest`` of each, in a plain loop: a thread costs more than hashing 784 bytes."""
+        """``digest`` of each index, without threads: one costs more than hashing 784 bytes."""
         rows, sha256 = self.images.numpy(), hashlib.sha256
         return [sha256(rows[index]).hexdigest() for index in indices]
 
 
 def fetch_into(folder: Path, fetch: Callable[[], Result]) -> Result:
-    """What ``fetch`` returns; where it fails, folders down to ``folder`` that it made are removed.
+    """Return ``fetch()``; if it raises, remove the empty folders that it made, up from ``folder``.
 
-    Those that were there before or hold something stay. Raises what ``fetch`` raises.
+    Folders that existed before stay. Raises what ``fetch`` raises.
     """
     new = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
     try:
         return fetch()
-    except BaseException:  # an interrupt as well
-        for place in new:  # the deepest first
-            with contextlib.suppress(OSError):  # never made, or it holds something
+    except BaseException:  # also KeyboardInterrupt
+        for place in new:  # deepest first
+            with contextlib.suppress(OSError):  # it was not made, or is not empty
                 place.rmdir()
         raise
 
 
 def absent(folder: Path, files: Sequence[str], urls: Sequence[str], reason: str) -> DataError:
-    """The error for official files that are neither on disk nor to be had."""
+    """The error for official files that are not on disk and cannot be downloaded."""
     return DataError(
         f"{folder}: missing {', '.join(files)} ({reason}). Download by hand and put into this "
         f"folder: " + ", ".join(urls)

@@ -1,4 +1,4 @@
-"""Photographs of RMB notes, sorted into one folder a denomination."""
+"""Photographs of RMB notes in one folder per face value."""
 
 import re
 import sys
@@ -18,10 +18,10 @@ class RMB(ImageFiles):
     """Photographs of RMB notes: ``root/YUAN/IMAGE``; label = rank of the face value (1 < 5 < 100).
 
     ``root`` may also hold train, valid and test folders of that form, as with ImageFolder.
-    ``draw_if_absent``: where the default root does not exist, note-like pictures are drawn into
-    ``data/rmb_drawn`` (once) and read instead; ``note`` then says so. Any other root that does not
-    exist is an error, because it is most likely misspelt.
-    Images: (3, H, W) uint8, RGB, each of its own size. Raises DataError as ``scan`` does, and for a
+    ``draw_if_absent``: if the default root does not exist, pictures like notes are drawn into
+    ``data/rmb_drawn`` (once) and read instead; ``note`` then says so. Any other root must exist,
+    because a missing one is most likely misspelt.
+    Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError as ``scan`` does, and for a
     folder whose name is not a face value.
     """
 
@@ -39,7 +39,7 @@ class RMB(ImageFiles):
                     f"set dataset.draw_if_absent=true to train on drawn pictures."
                 )
             folder = Path(DRAWN)
-            if not folder.exists():  # some seconds of work: silence would look like a hang
+            if not folder.exists():  # takes seconds; silence would look like a hang
                 print(f"{ROOT} is absent: drawing notes into {DRAWN} ...", file=sys.stderr)
                 try:
                     draw(folder)

@@ -15,7 +15,7 @@ from datasets.files import PARTS, missing_folder, shorten, user_path
 from datasets.images import check_file, decode, read_file, reason
 
 INDEX = "shards.json"
-FORMAT = "images in tar shards, 1"  # the number counts up when the index changes its form
+FORMAT = "images in tar shards, 1"  # the number increases when the format of the index changes
 
 _Types = dict[str, tuple[type, ...]]
 _INDEX: _Types = {"format": (str,), "classes": (list,), "shards": (list,), "samples": (list,)}
@@ -38,13 +38,13 @@ def shard_name(number: int) -> str:
 
 
 class Shards:
-    """The images of an ImageFolder in ``root/shard-000000.tar`` and so on, and ``shards.json``.
+    """An ImageFolder packed into ``root/shard-000000.tar`` and so on, with ``shards.json``.
 
-    Ids, labels, parts, digests and pixels are the folder's own, and so are the split and all
-    results. The tar files are WebDataset's; they are read here by the index's offsets, in any
-    order, without that library. Each image's SHA-256 is checked when it is read.
-    Images: (3, H, W) uint8, RGB, each of its own size. Raises DataError for an absent or malformed
-    index, and for shards that are missing or not of the size that it says.
+    Ids, labels, splits, digests, pixels and results are the same as with the folder. The tar files
+    are in WebDataset's format; they are read at the offsets in the index, in any order, without
+    that library. The SHA-256 of each image is checked when it is read.
+    Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError for a missing or malformed
+    index, and for shards that are missing or of another size than in the index.
     """
 
     images: Tensor | None = None
@@ -63,7 +63,7 @@ class Shards:
         self.ids: tuple[str, ...] = tuple(sample["id"] for sample in samples)
         self.parts: tuple[str | None, ...] = tuple(sample["part"] for sample in samples)
         self._digests: tuple[str, ...] = tuple(sample["sha256"] for sample in samples)
-        # The place of each: number of the shard, first byte, number of bytes.
+        # Of each sample: number of the shard, first byte, number of bytes.
         self._places = tuple(
             (sample["shard"], sample["offset"], sample["size"]) for sample in samples
         )
@@ -78,7 +78,7 @@ class Shards:
         name = f"{path}: {self.ids[index]}"
         try:
             check_file(path)
-            with open(path, "rb") as file:  # anew each time: it works in any thread and process
+            with open(path, "rb") as file:  # per read: safe in any thread and process
                 file.seek(offset)
                 content = file.read(size)
         except (OSError, ValueError) as error:
@@ -88,16 +88,16 @@ class Shards:
         return decode(content, name)
 
     def digest(self, index: int) -> str:
-        """SHA-256 (hex) of the image file's bytes, as the index has it."""
+        """SHA-256 (hex) of the image file's bytes, from the index."""
         return self._digests[index]
 
     def digests(self, indices: Sequence[int]) -> list[str]:
-        """``digest`` of each."""
+        """``digest`` of each index."""
         return [self._digests[index] for index in indices]
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    """The index, of which every value is checked: it may come from anywhere."""
+    """The index. Every value is checked, because the file may be untrusted."""
 
     def fail(what: str) -> NoReturn:
         raise DataError(f"{path}: {what}. Pack anew: python -m scripts.pack_shards.")
@@ -123,7 +123,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     for number, sample in enumerate(samples):
         if not _is(sample, _SAMPLE):
             fail(f"sample {number} must have {', '.join(_SAMPLE)}")
-        if not _is_relative(sample["id"]) or not _is_a_name(sample["id"]):
+        if not _is_relative(sample["id"]) or not _is_file_name(sample["id"]):
             fail(f"sample {number}: id {shorten(sample['id'])!r} is not a relative path")
         if not 0 <= sample["label"] < len(classes):
             fail(f"sample {number}: its label is none of the {len(classes)} classes")
@@ -143,8 +143,8 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _is_a_name(text: str) -> bool:
-    """Whether a file could be called so: lone surrogates stand for bytes, or for nothing at all."""
+def _is_file_name(text: str) -> bool:
+    """Whether ``text`` can name a file: some lone surrogates stand for bytes, others cannot."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -161,15 +161,15 @@ def _check_shard(path: Path, size: int) -> None:
             f"{path}: {reason(error)}; {INDEX} lists it: copy it here again."
         ) from error
     if found != size:
-        told = shorten(f"{size:,}")
+        stated = shorten(f"{size:,}")
         raise DataError(
-            f"{path}: {found:,} bytes, but {INDEX} says {told}: cut off, or of another packing; "
+            f"{path}: {found:,} bytes, but {INDEX} says {stated}: cut off, or of another packing; "
             f"copy both again."
         )
 
 
 def _is(value: object, types: _Types) -> bool:
-    """Whether it is an object of exactly these keys and types; true and false are no numbers."""
+    """Whether ``value`` is a dict with exactly these keys and types; a bool is not an int here."""
     return (
         isinstance(value, dict)
         and value.keys() == types.keys()

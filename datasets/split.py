@@ -1,4 +1,4 @@
-"""Which sample is trained on, validated on, tested on."""
+"""Split samples into train, val and test."""
 
 import hashlib
 from bisect import bisect_right
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datasets import DataError
 
 PARTS = ("train", "val", "test")
-_LARGEST = 1e9  # far beyond any use; sums and products with it cannot overflow
+_LARGEST = 1e9  # larger than any useful ratio; sums and products with it cannot overflow
 
 
 def split(
@@ -21,21 +21,21 @@ def split(
     folds: int | None = None,
     fold: int = 0,
 ) -> dict[str, list[int]]:
-    """Cut samples into "train", "val" and "test": ascending indices of each.
+    """Split samples into "train", "val" and "test"; returns the ascending indices of each split.
 
     A hash of (seed, content) places every content on [0, 1), which is cut at the ``ratios`` of
-    train, val and test. Hence equal contents share a part, whatever their names, and a file stays
-    where it is when others are added.
-    So that small sets stay stratified, a class that got less than half its share of a part (or
-    nothing) borrows, from the part with most to spare, the contents that lie nearest. Only borrowed
-    contents can move when files are added.
-    ``parts``: what the source fixes. Official val and test samples stay what they are; what is
-    missing is cut from the rest, in the ratio of the parts concerned. ``pool`` ignores ``parts``.
-    ``folds`` cuts into so many equal shares instead, whatever the ratios, in the same way: share
-    ``fold`` (from 0) is test, the next one val (after the last, the first), the others train. So
-    over all folds each sample is tested once and validated once. An official test part stays, and
-    then ``fold`` is val; an official val part is cut with the rest.
-    Raises DataError for ratios that cannot be met and for a part without samples.
+    train, val and test. So equal contents are in one split, whatever their names, and a file keeps
+    its split when others are added.
+    To keep small datasets stratified, a class with less than half its share in a split (or with
+    nothing) takes the nearest contents from the split with most to spare. Only these contents can
+    change their split when files are added.
+    ``parts``: the official split of each sample. Official val and test samples keep it; a missing
+    split is cut from the rest, in the ratio of the splits concerned. ``pool`` ignores ``parts``.
+    ``folds`` cuts the samples into this many equal folds instead of by ratios: number ``fold``
+    (from 0) is test, the next one val (after the last, the first), the others train. So over all
+    folds each sample is tested once and validated once. An official test split stays, and then
+    ``fold`` is val; an official val split is cut with the rest.
+    Raises DataError for ratios that cannot be met and for a split without samples.
     """
     kept = ("val", "test") if folds is None else ("test",)
     fixed = [part if part in kept and not pool else None for part in parts]
@@ -68,14 +68,14 @@ def conflicts(
     digests: Sequence[str],
     split: Mapping[str, list[int]],
 ) -> list[str]:
-    """What a user should know about equal contents: one sentence each, none if all is well.
+    """Warnings about equal contents, one sentence each.
 
-    Told are contents with two labels, and contents in two parts, which only a split that the
-    source itself fixes can have.
+    They name contents with two labels, and contents in two splits (possible only with an official
+    split).
     """
     part_of = {index: part for part, indices in split.items() for index in indices}
     count = Counter(digests[index] for index in part_of)
-    groups: dict[str, list[int]] = {}  # only of contents that are there twice: those are few
+    groups: dict[str, list[int]] = {}  # only of repeated contents, which are few
     for index in sorted(part_of):
         if count[digests[index]] > 1:
             groups.setdefault(digests[index], []).append(index)
@@ -92,12 +92,12 @@ def conflicts(
 def manifest(
     split: Mapping[str, list[int]], ids: Sequence[str], digests: Sequence[str]
 ) -> dict[str, dict[str, str]]:
-    """The split as split.json holds it: for each part, sample id -> SHA-256 of its content."""
+    """The split in the form of split.json: for each split, sample id -> SHA-256 of its content."""
     return {part: {ids[i]: digests[i] for i in indices} for part, indices in split.items()}
 
 
 def _weights(ratios: Sequence[float], official: set[str]) -> dict[str, float]:
-    """The ratios of the parts that are to be cut."""
+    """Split -> ratio, for the splits that have no official samples."""
     if len(ratios) != 3 or not all(0 <= ratio <= _LARGEST for ratio in ratios):
         raise DataError(
             f"split.ratios: {list(ratios)}; expected three numbers from 0 to {_LARGEST:g}, "
@@ -118,7 +118,7 @@ def _weights(ratios: Sequence[float], official: set[str]) -> dict[str, float]:
 def _cut(
     samples: Iterable[tuple[int, str]], weights: Mapping[str, float], seed: int
 ) -> dict[str, str]:
-    """The part of each content, for (label, content) pairs."""
+    """Content -> split, for (label, content) pairs and the relative size of each split."""
     contents: dict[int, dict[str, float]] = {}  # label -> content -> place on [0, 1)
     for label, digest in samples:
         contents.setdefault(label, {})[digest] = _place(seed, digest)
@@ -128,7 +128,7 @@ def _cut(
     for part, weight in weights.items():
         bounds[part] = (edge, edge := edge + weight / total)
     names = list(bounds)
-    edges = [high for _, high in bounds.values()][:-1]  # rounding may leave the last a hair below 1
+    edges = [high for _, high in bounds.values()][:-1]  # the last may be rounded below 1
     part_of = {
         digest: names[bisect_right(edges, place)]
         for places in contents.values()
@@ -138,7 +138,7 @@ def _cut(
     for _, places in sorted(contents.items()):
         enough = {part: max(1, int(len(places) * w / total / 2)) for part, w in weights.items()}
         if len(places) < len(weights):
-            enough = {part: int(part == "train") for part in weights}  # too few to test on
+            enough = {part: int(part == "train") for part in weights}  # too few for val and test
         count = Counter(part_of[digest] for digest in places)
         for part, (low, high) in bounds.items():
             while count[part] < enough[part]:
@@ -154,7 +154,7 @@ def _cut(
 
 
 def _of_fold(shares: Mapping[str, str], folds: int, fold: int, has_test: bool) -> dict[str, str]:
-    """The part of each content, where its share is known and share ``fold`` is held out."""
+    """Content -> split, given content -> fold (as text), with fold ``fold`` held out."""
     held_out = {str((fold + 1) % folds): "val", str(fold): "test"}
     if has_test:
         held_out = {str(fold): "val"}

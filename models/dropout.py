@@ -33,16 +33,15 @@ class Rows:
         ``batch_size`` is the size of the whole batch. Rows beyond it are padding.
         """
         self.batch_size = max(batch_size, end)
-        is_all = end - start == self.batch_size
-        self.indices = None if is_all else torch.arange(start, end, device=device)
+        is_part = end - start < self.batch_size
+        self.indices = torch.arange(start, end, device=device) if is_part else None
 
 
 def drop_out_by_batch(model: nn.Module) -> Rows | None:
     """Make the model's dropout layers draw masks for whole batches, in place; returns their Rows.
 
-    Returns None if the model has no dropout layers. Parameter names do not change. Until
-    ``Rows.take`` is called the layers work as before. For random numbers that a forward method
-    draws without such a layer, see ``draws_elsewhere``.
+    Returns None if there are none. Parameter names do not change. The layers work as before until
+    ``Rows.take`` is called. See ``draws_elsewhere`` for random numbers drawn without such a layer.
     """
     rows = Rows()
     for module in model.modules():

@@ -32,8 +32,7 @@ def recompute(model: nn.Module) -> int:
 
 def _blocks(module: nn.Module, in_sequence: bool = False) -> Iterator[nn.Module]:
     """The modules to recompute as one block, and the sequences to recompute in runs of layers."""
-    subdivided = _is_sequence(module) or any(map(_has_repeated_blocks, module.modules()))
-    if in_sequence and not subdivided:
+    if in_sequence and not (_is_sequence(module) or any(map(_has_blocks, module.modules()))):
         yield module
         return
     if isinstance(module, nn.Sequential) and _is_sequence(module):
@@ -51,7 +50,7 @@ def _is_sequence(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList)
 
 
-def _has_repeated_blocks(module: nn.Module) -> bool:
+def _has_blocks(module: nn.Module) -> bool:
     """Whether a module is a sequence with two or more blocks of the same class."""
     kinds = [type(c) for c in module.children() if any(c.children()) and not _is_sequence(c)]
     return _is_sequence(module) and len(set(kinds)) < len(kinds)

@@ -200,7 +200,7 @@ def _entries(file: IO[bytes], directory: bytes, count: int) -> Iterator[tuple[st
 
 
 def _zip64(extra: bytes) -> Iterator[int]:
-    """The 64-bit numbers in an entry's extra field, then _Refused if more are asked for."""
+    """Yield the 64-bit numbers of an extra field; raise _Refused if more are needed."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<2H", extra)
         if kind == 1:
@@ -264,7 +264,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, content: bytes) -> None:
-        """Raise _Refused, or another error for damage, unless the pickle holds accepted values only."""
+        """Raise _Refused, or another error for damage, unless all values are accepted ones."""
         steps: Any = pickletools.genops(content)
         for number, (opcode, argument, place) in enumerate(steps):
             name = opcode.name
@@ -301,7 +301,7 @@ class _Machine:
         return items
 
     def put(self, target: _Value, items: list[Any]) -> None:
-        """Count ``items`` as parts of ``target``; from here on they stay as they are."""
+        """Add the counts of ``items`` to ``target``, and mark them as used."""
         for item in items:
             if isinstance(item, _Value):
                 item.used = True
@@ -346,7 +346,7 @@ class _Machine:
         target.content.update(zip(keys, values, strict=True))
 
     def storage(self) -> None:
-        """Bytes of a tensor: ("storage", type, key of the zip member, device, number of elements)."""
+        """Bytes of a tensor: ("storage", type, key of the zip member, device, element count)."""
         (identity,) = self.last_items(1)
         word, kind, key, device, length = identity.content
         size = _ITEM_SIZES.get(kind.content if _is(kind, "name") else "", 0)

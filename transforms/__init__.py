@@ -1,4 +1,4 @@
-"""Every transform that ``transforms.train`` and ``transforms.eval`` can name, in three tables.
+"""Tables of the transforms for ``transforms.train`` and ``transforms.eval``.
 
 To add one: write its class in ``own.py`` (or point to torchvision's), and add a line here. A random
 one without a kernel in ``batched.py`` runs per sample. Importing this module does not import torch.
@@ -6,7 +6,7 @@ one without a kernel in ``batched.py`` runs per sample. Importing this module do
 
 _V2 = "torchvision.transforms.v2"
 
-# The same output for the same image, always. The leading ones run once per sample, and are kept.
+# Always the same output for the same image. The leading ones run once per sample and are cached.
 FIXED: dict[str, str] = {
     "Resize": f"{_V2}:Resize",
     "CenterCrop": f"{_V2}:CenterCrop",
@@ -22,7 +22,7 @@ FIXED: dict[str, str] = {
     "ToDtype": "transforms.own:ToDtype",
 }
 
-# Drawn anew for each sample in each epoch: for training only.
+# Random for each sample in each epoch: for training only.
 RANDOM: dict[str, str] = {
     "RandomCrop": f"{_V2}:RandomCrop",
     "RandomResizedCrop": f"{_V2}:RandomResizedCrop",
@@ -45,7 +45,7 @@ RANDOM: dict[str, str] = {
     "AlternatingFlip": "transforms.own:AlternatingFlip",
 }
 
-# Mix the images and the labels of one batch: for training only; labels become class shares.
+# Mix images and labels of one batch: for training only. Labels become class probabilities.
 MIXING: dict[str, str] = {
     "MixUp": f"{_V2}:MixUp",
     "CutMix": f"{_V2}:CutMix",

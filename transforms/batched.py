@@ -16,7 +16,7 @@ from transforms.keyed import Draws
 from transforms.mixing import MIXING_KERNELS, one_hot
 
 Images = Tensor | list[Tensor]  # one tensor, or a list where sizes differ
-PIECE = 2**19  # pixels that a CPU works on at once: their temporaries stay in its cache
+CHUNK = 2**19  # values that a CPU processes at once, so that temporaries stay in its cache
 
 KERNELS: dict[type, Kernel] = {
     v2.RandomCrop: crops_and_flips.RANDOM_CROP,
@@ -37,7 +37,7 @@ NESTING = (v2.RandomApply, v2.RandomChoice, v2.RandomOrder)
 
 
 def is_batched(transform: Any) -> bool:
-    """Whether a transform, with the arguments it has, can run on a whole batch."""
+    """Whether a transform, with its arguments, can run on a whole batch."""
     if isinstance(transform, NESTING):
         return all(is_batched(inner) for inner in transform.transforms)
     kernel = KERNELS.get(type(transform))
@@ -45,16 +45,16 @@ def is_batched(transform: Any) -> bool:
 
 
 def run_batched(transform: Any, images: Images, draws: Draws) -> Images:
-    """A transform that ``is_batched``, of images (B, C, H, W), with each sample's own draws."""
+    """Apply an ``is_batched`` transform to images (B, C, H, W), with each sample's own draws."""
     if isinstance(images, list):
         one = [torch.tensor([row]) for row in range(len(images))]
         pairs = zip(one, images, strict=True)
         return stacked([run_batched(transform, x[None], draws.rows(i))[0] for i, x in pairs])
-    at_once = max(1, PIECE // images[0].numel())
+    at_once = max(1, CHUNK // images[0].numel())
     if images.device.type == "cpu" and len(images) > at_once:
-        pieces = torch.split(torch.arange(len(images)), at_once)
+        chunks = torch.split(torch.arange(len(images)), at_once)
         return _joined(
-            [run_batched(transform, images.index_select(0, i), draws.rows(i)) for i in pieces]
+            [run_batched(transform, images.index_select(0, i), draws.rows(i)) for i in chunks]
         )
     if isinstance(transform, NESTING):
         for choice in choices(transform, draws):
@@ -68,10 +68,10 @@ def run_batched(transform: Any, images: Images, draws: Draws) -> Images:
 
 
 def choices(transform: Any, draws: Draws) -> list[Tensor]:
-    """Which of the inner transforms each sample goes through, one after the other; -1 is none.
+    """Index of the inner transform that each sample gets in each step; -1 stands for none.
 
-    Each (B,) int64: one for RandomChoice, as many as inner transforms for RandomApply (in their
-    order, or none of them) and for RandomOrder (in the sample's own order).
+    A list of (B,) int64: one step for RandomChoice, one step per inner transform for RandomApply
+    (all in their order, or none) and for RandomOrder (in each sample's own order).
     """
     count = len(transform.transforms)
     if isinstance(transform, v2.RandomApply):
@@ -85,7 +85,7 @@ def choices(transform: Any, draws: Draws) -> list[Tensor]:
 
 
 def _by_choice(inner: Any, choice: Tensor, images: Images, draws: Draws) -> Images:
-    """Each image through the transform of its choice, those of one choice together."""
+    """Apply to each image the inner transform of its choice, in one call per choice."""
     if isinstance(images, list):
         one = [torch.tensor([row]) for row in range(len(images))]
         pairs = zip(one, images, strict=True)
@@ -94,34 +94,34 @@ def _by_choice(inner: Any, choice: Tensor, images: Images, draws: Draws) -> Imag
     for number in range(-1, len(inner)):
         rows = (choice == number).nonzero().flatten()
         if len(rows):
-            some: Images = images[rows.to(images.device, non_blocking=True)]
+            group: Images = images[rows.to(images.device, non_blocking=True)]
             if number >= 0:
-                some = run_batched(inner[number], some, draws.inside(number).rows(rows))
+                group = run_batched(inner[number], group, draws.inside(number).rows(rows))
             groups.append(rows)
-            results.append(some)
+            results.append(group)
     places, joined = torch.cat(groups).argsort(), _joined(results)
     if isinstance(joined, Tensor):
         return joined.index_select(0, places.to(images.device, non_blocking=True))
     return [joined[place] for place in places.tolist()]
 
 
-def _joined(parts: list[Images]) -> Images:
-    """Parts of a batch one after the other: a tensor if all images have one shape."""
-    tensors = [part for part in parts if isinstance(part, Tensor)]
-    if len(tensors) == len(parts) and len({part.shape[1:] for part in tensors}) == 1:
+def _joined(chunks: list[Images]) -> Images:
+    """The concatenated chunks of a batch: a tensor if all images have the same shape."""
+    tensors = [chunk for chunk in chunks if isinstance(chunk, Tensor)]
+    if len(tensors) == len(chunks) and len({chunk.shape[1:] for chunk in tensors}) == 1:
         return torch.cat(tensors)
-    return [image for part in parts for image in part]
+    return [image for chunk in chunks for image in chunk]
 
 
 def stacked(images: Images) -> Images:
-    """One tensor as soon as all images have one shape."""
+    """The images as one tensor if all have the same shape, else unchanged."""
     if isinstance(images, list) and len({image.shape for image in images}) == 1:
         return torch.stack(images)
     return images
 
 
 def predecessors(transform: Any) -> int:
-    """How many samples before a batch's first one a transform needs: one for MixUp or CutMix."""
+    """How many samples before the batch a transform needs: one for each mixing it may apply."""
     if isinstance(transform, NESTING):
         count = sum(type(inner) in MIXING_KERNELS for inner in transform.transforms)
         return min(count, 1) if isinstance(transform, v2.RandomChoice) else count
@@ -133,12 +133,12 @@ def run_mixing(
 ) -> tuple[Tensor, Tensor]:
     """MixUp, CutMix, or a RandomApply, RandomChoice or RandomOrder of them.
 
-    images (B + n, C, H, W) and labels of B samples and their n ``predecessors``.  Returns B images
-    and their class shares (B, num_classes) float32.
+    images (B + n, C, H, W) and labels of n ``predecessors``, then of B samples.  Returns B images
+    and their class probabilities (B, num_classes) float32.
     """
     if not isinstance(transform, NESTING):
         return MIXING_KERNELS[type(transform)](transform, images, labels, draws)
-    for choice in choices(transform, draws):  # each mixes once, and drops the first sample
+    for choice in choices(transform, draws):  # each step mixes once, and drops the first sample
         rows = torch.arange(len(draws) - len(images), len(draws))
         chosen = choice[rows[1:]]
         before, after, after_labels = images, images[1:], labels[1:]

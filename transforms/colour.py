@@ -1,8 +1,8 @@
 """Batched changes of colour, blur and noise: torchvision's arithmetic, factors drawn per sample.
 
-Bits of a sample must not depend on its place in a batch. So no sum in float32 runs over pixels, and
-where torchvision adds a multiple of a tensor, which its vector code rounds once (a fused
-multiply-add), float64 does the same: with ``add``'s ``alpha`` each sample could not have its own.
+The bits of a sample must not depend on its place in a batch, so no float32 sum runs over pixels.
+torchvision blends with ``add(..., alpha)``, a fused multiply-add that rounds once. ``alpha`` is one
+number for a batch, so this code gets the same single rounding from float64.
 """
 
 import math
@@ -22,24 +22,24 @@ from transforms.own import SaltPepperNoise
 def draw_grayscale(
     transform: v2.RandomGrayscale, size: tuple[int, int, int], draws: Draws
 ) -> Parameters:
-    """Which samples lose their colour: chosen."""
+    """chosen (B,) bool: the samples that become grey."""
     return {"chosen": draws.uniform() < transform.p}
 
 
 def make_gray(transform: v2.RandomGrayscale, images: Tensor, parameters: Parameters) -> Tensor:
-    """The chosen samples in shades of gray, with as many channels as before (1 or 3)."""
+    """Make the chosen samples grey, with the same number of channels (1 or 3)."""
 
-    def gray(some: Tensor, rows: Tensor) -> Tensor:
-        result: Tensor = v2.functional.rgb_to_grayscale(some, num_output_channels=some.shape[1])
-        return result.contiguous()  # torchvision's three channels are one in memory
+    def gray(images: Tensor, rows: Tensor) -> Tensor:
+        result: Tensor = v2.functional.rgb_to_grayscale(images, images.shape[1])
+        return result.contiguous()  # torchvision expands one channel to three
 
     return change(images, parameters["chosen"], gray)
 
 
 def draw_jitter(transform: v2.ColorJitter, size: tuple[int, int, int], draws: Draws) -> Parameters:
-    """Each sample's order of the four operations, fn_idx (B, 4), and its factors, (B,) float64.
+    """fn_idx (B, 4): each sample's order of the four operations; and its factors, (B,) float64.
 
-    A factor whose argument is off is left out. Raises ValueError unless there are 1 or 3 channels.
+    A factor whose argument is None is left out. Raises ValueError unless there are 1 or 3 channels.
     """
     if size[0] not in (1, 3):
         raise ValueError(f"ColorJitter takes images of 1 or 3 channels, but these have {size[0]}")
@@ -52,16 +52,16 @@ def draw_jitter(transform: v2.ColorJitter, size: tuple[int, int, int], draws: Dr
 
 
 def jitter(transform: v2.ColorJitter, images: Tensor, parameters: Parameters) -> Tensor:
-    """Brightness, contrast, saturation and hue changed, in each sample's own order.
+    """Change brightness, contrast, saturation and hue, in each sample's own order.
 
-    Equal to torchvision's, except that torchvision's mean for the contrast is a sum in float32: of
-    float images, and of those beyond 2**16 pixels, its last bit may differ.
+    Equal to torchvision, but its mean for the contrast is a float32 sum: for float images, and for
+    images of more than 2**16 pixels, the last bit may differ.
     """
     numbers = [number for number, name in enumerate(_OPERATIONS) if name in parameters]
-    if images.shape[1] == 1:  # which has neither saturation nor hue
+    if images.shape[1] == 1:  # grey images have neither saturation nor hue
         numbers = [number for number in numbers if number < 2]
-    slots = parameters["fn_idx"].argsort(dim=1)[:, numbers]  # of each operation that is on
-    order = slots.argsort(dim=1)  # (B, operations that are on)
+    slots = parameters["fn_idx"].argsort(dim=1)[:, numbers]  # of each active operation
+    order = slots.argsort(dim=1)  # (B, active operations)
     names = list(_OPERATIONS)
     for turn in order.T:
         for place, number in enumerate(numbers):
@@ -77,17 +77,17 @@ def _adjusted(
 
 
 def _like(images: Tensor, factors: Tensor) -> Tensor:
-    """Factors, computed in float64 on the CPU, as float32 where the images lie."""
+    """``factors`` (float64 on the CPU) as float32 on the device of ``images``."""
     return factors.to(torch.float32).to(images.device, non_blocking=True)
 
 
 def _wide(images: Tensor) -> torch.dtype:
-    """The widest float of the images' device: Apple's GPUs have no float64."""
+    """float64, or float32 on Apple's GPUs, which have no float64."""
     return torch.float32 if images.device.type == "mps" else torch.float64
 
 
 def _level(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Levels in float32, changed in place, cut to the range of ``dtype`` and rounded down to it."""
+    """Clamp float32 images, in place, to the range of ``dtype``, and round down to ``dtype``."""
     return images.clamp_(0, 1 if dtype.is_floating_point else 255).to(dtype)
 
 
@@ -119,15 +119,15 @@ def _saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _hue(images: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue by ``factor`` (-0.5 to 0.5 of a full turn), by way of HSV, as Pillow does.
+    """Shift the hue by ``factor`` (-0.5 to 0.5 of a full turn) in HSV, as Pillow does.
 
-    ``lerp`` with weights 0 and 1 and ``clamp`` choose here; torch.where takes many times as long.
+    ``clamp``, and ``lerp`` with weights 0 and 1, select values here: torch.where is far slower.
     """
     scaled: Tensor = v2.functional.to_dtype(images, torch.float32, scale=True)
     red, green, blue = scaled.unbind(1)
     value = red.maximum(green).maximum(blue)
     span = value - red.minimum(green).minimum(blue)
-    tiny = torch.finfo(torch.float32).tiny  # a divisor for 0
+    tiny = torch.finfo(torch.float32).tiny  # avoids division by 0
     saturation = span / value.clamp(min=tiny)
     gaps = (value[:, None] - scaled).div_(span.clamp_(min=tiny)[:, None])
     red_gap, green_gap, blue_gap = gaps.unbind(1)
@@ -147,7 +147,7 @@ def _hue(images: Tensor, factor: Tensor) -> Tensor:
     odd = sextant.sub_(sextant.mul(0.5).floor_().mul_(2))
     between = rising.lerp_(falling, odd)[:, None]
     least = pale.mul_(value).clamp_(0, 1)[:, None]
-    # A channel is full up to one sixth from its own hue on the circle, and least beyond two.
+    # A channel is maximal within 1/6 turn of its own hue, and minimal beyond 2/6.
     own = torch.tensor([0.0, 2.0, 4.0]).to(images.device, non_blocking=True)[:, None, None]
     distance = (sixths[:, None] - own).abs_()
     distance = torch.minimum(distance, 6 - distance)
@@ -166,7 +166,7 @@ _OPERATIONS = {  # in the order of torchvision's fn_idx
 
 
 def draw_blur(transform: v2.GaussianBlur, size: tuple[int, int, int], draws: Draws) -> Parameters:
-    """Each sample's standard deviation in pixels, horizontal and vertical alike: sigma (B, 2)."""
+    """sigma (B, 2): each sample's standard deviation in pixels, the same for x and y."""
     return {"sigma": draws.uniform(*transform.sigma)[:, None].expand(-1, 2)}
 
 
@@ -178,10 +178,10 @@ def _weights(size: int, sigma: Tensor) -> Tensor:
 
 
 def blur(transform: v2.GaussianBlur, images: Tensor, parameters: Parameters) -> Tensor:
-    """Blur each sample with its own sigma, edges mirrored: torchvision's to the last bits.
+    """Blur each sample with its own sigma, edges mirrored; equal to torchvision to the last bits.
 
-    Each channel of each sample is a group of one convolution, whose sum over the kernel is the same
-    however many groups there are; a single group would be another algorithm, and runs as two.
+    Each channel of each sample is a group of one convolution. The bits do not depend on the number
+    of groups, except that a single group uses another algorithm; so that one is duplicated.
     """
     batch, channels, height, width = images.shape
     columns, rows = transform.kernel_size
@@ -199,18 +199,18 @@ def blur(transform: v2.GaussianBlur, images: Tensor, parameters: Parameters) -> 
 
 
 def draw_noise(transform: SaltPepperNoise, size: tuple[int, int, int], draws: Draws) -> Parameters:
-    """The seed (B,) int64, in [0, 2**62), of each sample's noise."""
+    """seed (B,) int64, in [0, 2**62): the seed of each sample's noise."""
     return {"seed": draws.integers(2**31) * 2**31 + draws.integers(2**31)}
 
 
 def add_noise(transform: SaltPepperNoise, images: Tensor, parameters: Parameters) -> Tensor:
-    """Salt and pepper on single pixels, drawn on the images' device from each sample's seed."""
+    """Add salt and pepper noise, drawn on the images' device from each sample's seed."""
     batch, _, height, width = images.shape
     noise = Draws(0, 0, parameters["seed"]).many(height * width, images.device)
     noise = noise.view(batch, 1, height, width)
     white = 1 if images.is_floating_point() else 255
     kept, salt = noise >= transform.probability, noise < transform.probability * transform.salt
-    # Sums of products with 0 and 1: masked_fill takes many times as long.
+    # Products with 0 and 1, because masked_fill is many times slower.
     return (images * kept).add_(salt.to(images.dtype).mul_(white))
 
 

@@ -1,4 +1,4 @@
-"""Batched crops and flips: copies of pixels, equal to torchvision's to the bit."""
+"""Batched crops and flips, bitwise equal to torchvision's."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from transforms.keyed import Draws
 
 
 def _padding(transform: v2.RandomCrop, height: int, width: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom padding of images of this size."""
+    """Left, top, right and bottom padding in pixels for images of this size."""
     left, right, top, bottom = transform.padding or (0, 0, 0, 0)
-    if transform.pad_if_needed:  # torchvision pads both sides by all that is missing
+    if transform.pad_if_needed:  # torchvision pads each side by the full difference
         missing_rows = max(0, transform.size[0] - (height + top + bottom))
         missing_columns = max(0, transform.size[1] - (width + left + right))
         top, bottom = top + missing_rows, bottom + missing_rows
@@ -22,7 +22,7 @@ def _padding(transform: v2.RandomCrop, height: int, width: int) -> tuple[int, in
 
 
 def draw_crop(transform: v2.RandomCrop, size: tuple[int, int, int], draws: Draws) -> Parameters:
-    """The place of each sample's crop in its padded image: top, left.
+    """top and left, (B,) int64: the position of each sample's crop in the padded image.
 
     Raises ValueError if the padded images are smaller than the crop.
     """
@@ -38,7 +38,7 @@ def draw_crop(transform: v2.RandomCrop, size: tuple[int, int, int], draws: Draws
 
 
 def crop(transform: v2.RandomCrop, images: Tensor, parameters: Parameters) -> Tensor:
-    """Pad as ``transform`` says, then crop each sample at its own place."""
+    """Pad as set in ``transform``, then crop each sample at its own position."""
     padding = _padding(transform, *images.shape[-2:])
     if any(padding):
         images = v2.functional.pad(
@@ -46,34 +46,34 @@ def crop(transform: v2.RandomCrop, images: Tensor, parameters: Parameters) -> Te
         )
     count, channels, padded_height, padded_width = images.shape
     height, width = transform.size
-    # Pixels lie one after the other: each row of each crop is a piece of memory, which copies
-    # several times faster than pixels chosen by an index a pixel.
+    # Each row of each crop is contiguous in memory. Copying rows is several times faster than
+    # indexing every pixel.
     pixels = images.contiguous().flatten()
-    pieces = pixels.as_strided((len(pixels) - width + 1, width), (1, 1))
+    row_windows = pixels.as_strided((len(pixels) - width + 1, width), (1, 1))
     corners = (parameters["top"] * padded_width + parameters["left"])[:, None, None]
     planes = torch.arange(count * channels).view(count, channels, 1) * (
         padded_height * padded_width
     )
     starts = corners + planes + torch.arange(height) * padded_width  # (B, C, height)
     starts = starts.flatten().to(images.device, non_blocking=True)
-    return pieces.index_select(0, starts).view(count, channels, height, width)
+    return row_windows.index_select(0, starts).view(count, channels, height, width)
 
 
 def draw_flip(transform: Any, size: tuple[int, int, int], draws: Draws) -> Parameters:
-    """Which samples are flipped: chosen."""
+    """chosen (B,) bool: the samples to flip."""
     return {"chosen": draws.uniform() < transform.p}
 
 
 def draw_alternating_flip(transform: Any, size: tuple[int, int, int], draws: Draws) -> Parameters:
-    """Which samples are flipped: a random half in epoch 0, the other half in epoch 1, and so on."""
+    """chosen (B,) bool: a random half in epoch 0, the other half in epoch 1, and so on."""
     first = draws.of_epoch(0).uniform() < 0.5
     return {"chosen": first ^ (draws.epoch % 2 == 1)}
 
 
 def flip(images: Tensor, chosen: Tensor, dim: int) -> Tensor:
-    """``images`` with dimension ``dim`` of the chosen ones reversed."""
+    """``images`` with dimension ``dim`` reversed in the chosen samples."""
     rows = torch.arange(len(images)) + len(images) * chosen
-    # Choosing whole samples copies memory in pieces: several times faster than torch.where.
+    # index_select copies whole samples: several times faster than torch.where.
     both = torch.cat([images, images.flip(dim)])
     return both.index_select(0, rows.to(images.device, non_blocking=True))
 

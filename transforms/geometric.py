@@ -1,10 +1,10 @@
-"""Batched geometric transforms: a matrix or a window a sample, in torchvision's own arithmetic.
+"""Batched geometric transforms: one matrix or window per sample, in torchvision's arithmetic.
 
-All of it is elementwise and in a fixed order, without matrix products, so a sample's pixels depend
-neither on its batch nor on a BLAS, its threads or TF32. torchvision does find the places to sample
-by a matrix product. Where its BLAS rounds products before it adds them, the places are equal to the
-bit. Where it fuses both (CUDA), they may differ in the last place, and "nearest" picks the other
-pixel where a place lies that close to the border of two.
+All operations are elementwise and in a fixed order, without matrix products, so a sample's pixels
+do not depend on its batch, the BLAS, its threads or TF32. torchvision computes the sampling
+coordinates by a matrix product. If its BLAS rounds products before adding, the coordinates are
+bitwise equal. If it fuses both (CUDA), the last bit may differ, and "nearest" may then pick the
+other pixel where a coordinate is that close to the border of two pixels.
 """
 
 import math
@@ -18,39 +18,39 @@ from torch.nn.functional import embedding_bag, grid_sample
 from transforms.kernel import Kernel, Parameters, change
 from transforms.keyed import Draws
 
-ATTEMPTS = 10  # to find a window that fits into the image
+ATTEMPTS = 10  # random windows, of which the first that fits into the image is used
 
 
 def _mode(transform: Any) -> Any:
-    """Its interpolation as in a YAML file ("nearest", ...), or one of Pillow's numbers."""
+    """The transform's interpolation, as in YAML ("nearest", ...) or as one of Pillow's numbers."""
     return getattr(transform.interpolation, "value", transform.interpolation)
 
 
 def takes_warp(transform: Any) -> bool:
-    """Not one of Pillow's numbers for ``interpolation``, nor a ``fill`` for each type of input."""
+    """Whether the interpolation is "nearest" or "bilinear", and ``fill`` is not a dict."""
     return _mode(transform) in ("nearest", "bilinear") and not isinstance(transform.fill, dict)
 
 
 def takes_rotation(transform: v2.RandomRotation) -> bool:
-    """As ``takes_warp``; and not expand=True, for the images would differ in size."""
+    """As ``takes_warp``, and not expand=True, which gives images of different sizes."""
     return not transform.expand and takes_warp(transform)
 
 
 def takes_resized_crop(transform: v2.RandomResizedCrop) -> bool:
-    """Interpolation "nearest" or "bilinear", or "bicubic" with antialias=True."""
+    """Whether interpolation is "nearest" or "bilinear", or "bicubic" with antialias=True."""
     return _mode(transform) in ("nearest", "bilinear") + ("bicubic",) * bool(transform.antialias)
 
 
 def _places(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """theta (B, n, 3) times (x, y, 1), of each pixel: (B, n, len(y), len(x)), in float32."""
+    """theta (B, n, 3) times (x, y, 1) for each pixel: (B, n, len(y), len(x)) float32."""
     of_x, of_y, of_1 = theta[..., None, None].unbind(2)
     return (x * of_x + y[:, None] * of_y).add_(of_1)
 
 
 def _warp(transform: Any, images: Tensor, places: Tensor) -> Tensor:
-    """``images`` at places (B, x and y, H, W) in -1..1; ``transform.fill`` beyond those.
+    """Sample ``images`` at places (B, 2, H, W), x and y in -1..1; elsewhere is ``transform.fill``.
 
-    Raises ValueError if ``fill`` is a list whose numbers are not as many as the channels.
+    Raises ValueError if ``fill`` is a list whose length is not the number of channels.
     """
     channels, mode, grid = images.shape[1], _mode(transform), places.movedim(1, 3)
     if transform.fill is None:
@@ -60,7 +60,7 @@ def _warp(transform: Any, images: Tensor, places: Tensor) -> Tensor:
         if len(fill) not in (1, channels):
             raise ValueError(f"fill has {len(fill)} numbers, and the images {channels} channels")
         fill = fill.to(images.device, non_blocking=True)
-        # grid_sample leaves of one more channel, of ones, what share of a pixel is in the image
+        # In an extra channel of ones, grid_sample returns each pixel's share inside the image.
         shape = (len(images), channels + 1, *images.shape[2:])
         values = images.new_ones(shape, dtype=torch.float32)
         values[:, :channels] = images
@@ -74,7 +74,7 @@ def _warp(transform: Any, images: Tensor, places: Tensor) -> Tensor:
 
 
 def _affine(transform: Any, images: Tensor, parameters: Parameters) -> Tensor:
-    """``images`` turned about ``transform.center``, moved, scaled and sheared."""
+    """Rotate ``images`` about ``transform.center``, translate, scale and shear them."""
     height, width = images.shape[2:]
     middle_x, middle_y = width * 0.5, height * 0.5
     center_x, center_y = transform.center or (middle_x, middle_y)
@@ -83,7 +83,7 @@ def _affine(transform: Any, images: Tensor, parameters: Parameters) -> Tensor:
         torch.column_stack([parameters["angle"], parameters["shear"]]).double()
     ).unbind(1)
     scale = parameters["scale"].double()
-    # [[a, b], [c, d]] turns and shears, with determinant 1; pixels are looked up by its inverse.
+    # [[a, b], [c, d]] rotates and shears, with determinant 1. Its inverse gives the source pixels.
     a = torch.cos(turn - shear_y) / torch.cos(shear_y)
     b = -(a * torch.tan(shear_x) + torch.sin(turn))
     c = torch.sin(turn - shear_y) / torch.cos(shear_y)
@@ -92,7 +92,7 @@ def _affine(transform: Any, images: Tensor, parameters: Parameters) -> Tensor:
     x, y = (center + parameters["translate"].double())[:, None].unbind(2)
     offset = center - inverse[..., 0] * x - inverse[..., 1] * y
     theta = torch.cat([inverse, offset[..., None]], 2).float()
-    theta = theta / torch.tensor([[middle_x], [middle_y]])  # grid_sample counts from -1 to 1
+    theta = theta / torch.tensor([[middle_x], [middle_y]])  # grid_sample's coordinates are -1 to 1
     columns = torch.arange(width, device=images.device) - (width - 1) * 0.5
     rows = torch.arange(height, device=images.device) - (height - 1) * 0.5
     theta = theta.to(images.device, non_blocking=True)
@@ -102,12 +102,12 @@ def _affine(transform: Any, images: Tensor, parameters: Parameters) -> Tensor:
 def draw_rotation(
     transform: v2.RandomRotation, size: tuple[int, int, int], draws: Draws
 ) -> Parameters:
-    """How far each sample is turned: angle, in degrees."""
+    """angle (B,): the rotation of each sample, in degrees."""
     return {"angle": draws.uniform(*transform.degrees)}
 
 
 def rotate(transform: v2.RandomRotation, images: Tensor, parameters: Parameters) -> Tensor:
-    """Turn each sample counterclockwise by its angle."""
+    """Rotate each sample counterclockwise by its angle."""
     angle = -torch.remainder(parameters["angle"].double(), 360.0)
     still = torch.zeros(len(images), 2)
     scale = torch.ones(len(images))
@@ -118,7 +118,7 @@ def rotate(transform: v2.RandomRotation, images: Tensor, parameters: Parameters)
 def draw_affine(transform: v2.RandomAffine, size: tuple[int, int, int], draws: Draws) -> Parameters:
     """Each sample's angle (degrees), translate (x and y, pixels), scale, shear (x and y, degrees).
 
-    An argument that is None leaves its parameter at 0, and scale at 1.
+    If an argument is None, its parameter is 0; scale is 1.
     """
     across, down = transform.translate or (0.0, 0.0)
     move_x, move_y = across * size[2], down * size[1]
@@ -135,16 +135,16 @@ def draw_affine(transform: v2.RandomAffine, size: tuple[int, int, int], draws: D
 def draw_perspective(
     transform: v2.RandomPerspective, size: tuple[int, int, int], draws: Draws
 ) -> Parameters:
-    """Which samples are changed, chosen, and each one's coefficients (B, 8), a to h.
+    """chosen (B,) bool: the samples to change; coefficients (B, 8): a to h of each sample.
 
-    The pixel at (x, y) is looked up at (ax + by + c, dx + ey + f) / (gx + hy + 1). Samples whose
-    corners come to lie on one line, as in images one pixel wide, are not chosen.
+    The pixel (x, y) comes from (ax + by + c, dx + ey + f) / (gx + hy + 1) in the image. Samples
+    whose moved corners are on one line, as in images one pixel wide, are not chosen.
     """
     _, height, width = size
     reach_x = int(transform.distortion_scale * (width // 2)) + 1
     reach_y = int(transform.distortion_scale * (height // 2)) + 1
     chosen = draws.uniform() < transform.p
-    # The corners, clockwise from the top left one: each moves inwards, to (x, y).
+    # The corners, clockwise from the top left; each moves inwards, to (x, y).
     corner_x = torch.tensor([0, width - 1, width - 1, 0])
     corner_y = torch.tensor([0, 0, height - 1, height - 1])
     inwards = torch.stack([draws.integers(reach) for reach in [reach_x] * 4 + [reach_y] * 4], 1)
@@ -156,14 +156,14 @@ def draw_perspective(
     matrices = torch.stack([for_x, for_y], 2).view(-1, 8, 8).double()
     corners = torch.stack([corner_x, corner_y], 1).view(8, 1).double().expand(len(x), 8, 1)
     coefficients = torch.linalg.solve_ex(matrices, corners).result[..., 0]
-    solved = (coefficients.abs() < 1e10).all(1)  # else nan, inf, or 1e15 and more, by rounding
+    solved = (coefficients.abs() < 1e10).all(1)  # unsolvable: nan, inf, or (by rounding) above 1e15
     return {"chosen": chosen & solved, "coefficients": coefficients.float()}
 
 
 def change_perspective(
     transform: v2.RandomPerspective, images: Tensor, parameters: Parameters
 ) -> Tensor:
-    """Look at the chosen samples from aside."""
+    """Change the perspective of the chosen samples."""
     height, width = images.shape[2:]
     columns = torch.arange(width, device=images.device) + 0.5
     rows = torch.arange(height, device=images.device) + 0.5
@@ -171,22 +171,22 @@ def change_perspective(
     above = coefficients[:, :6].view(-1, 2, 3) / torch.tensor([[0.5 * width], [0.5 * height]])
     below = torch.cat([coefficients[:, 6:], torch.ones(len(coefficients), 1)], 1)[:, None]
 
-    def project(some: Tensor, chosen: Tensor) -> Tensor:
+    def project(images: Tensor, chosen: Tensor) -> Tensor:
         numerator, denominator = (
-            _places(theta[chosen].to(some.device, non_blocking=True), columns, rows)
+            _places(theta[chosen].to(images.device, non_blocking=True), columns, rows)
             for theta in (above, below)
         )
         seen = numerator.div_(denominator).sub_(1.0)
-        return _warp(transform, some, seen.nan_to_num_(9.0, 9.0, -9.0))  # divided by 0: beyond
+        return _warp(transform, images, seen.nan_to_num_(9.0, 9.0, -9.0))  # x / 0 is outside
 
     return change(images, parameters["chosen"], project)
 
 
 def _rectangles(transform: Any, height: int, width: int, draws: Draws) -> tuple[Tensor, Tensor]:
-    """(B, ATTEMPTS) int64 each: the sides of rectangles of random area and aspect ratio.
+    """Two sides, each (B, ATTEMPTS) int64, of rectangles with random area and aspect ratio.
 
-    Their area is uniform in ``transform.scale`` of the image's; the ratio of the first side to the
-    second is in ``transform.ratio``, and its logarithm is uniform.
+    The area, as a share of the image's, is uniform in ``transform.scale``. The first side divided
+    by the second is in ``transform.ratio``; its logarithm is uniform.
     """
     numbers = draws.many(2 * ATTEMPTS).double()
     least, most = transform.scale
@@ -197,7 +197,7 @@ def _rectangles(transform: Any, height: int, width: int, draws: Draws) -> tuple[
 
 
 def _first(valid: Tensor, values: Tensor, otherwise: int) -> Tensor:
-    """The first of a row's ``values`` (B, n) that is ``valid``, ``otherwise`` if none is: (B,)."""
+    """(B,): in each row of ``values`` (B, n) the first ``valid`` one, else ``otherwise``."""
     found = values.gather(1, valid.byte().argmax(1, keepdim=True))[:, 0]
     return torch.where(valid.any(1), found, otherwise)
 
@@ -205,7 +205,7 @@ def _first(valid: Tensor, values: Tensor, otherwise: int) -> Tensor:
 def draw_resized_crop(
     transform: v2.RandomResizedCrop, size: tuple[int, int, int], draws: Draws
 ) -> Parameters:
-    """Each sample's window: top, left, height, width. After ten misfits, a central one."""
+    """top, left, height and width (B,) of each window; a central one if no attempt fits."""
     _, height, width = size
     widths, heights = _rectangles(transform, height, width, draws)
     valid = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
@@ -235,10 +235,10 @@ def _cubic(x: Tensor) -> Tensor:
 
 
 def _taps(transform: Any, start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """From which pixels each of ``size`` pixels is made: their places, and their weights.
+    """Source positions and weights for resizing a line of ``length`` pixels to ``size`` pixels.
 
-    The pixels show those from ``start`` to ``start + length`` (B,). Returns (B, size, taps), int64
-    and float32; how many taps there are depends on the batch, and those added weigh nothing.
+    Source pixels are those from ``start`` to ``start + length`` (B,). Returns (B, size, taps) int64
+    and float32. The number of taps depends on the batch; surplus taps have weight 0.
     """
     mode, last = _mode(transform), (length - 1)[:, None, None]
     if mode == "nearest":
@@ -258,23 +258,23 @@ def _taps(transform: Any, start: Tensor, length: Tensor, size: int) -> tuple[Ten
 
 
 def _combine_rows(images: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-    """(B, C, size, W): rows that are sums of the rows at ``places``, times ``weights``.
+    """Rows (B, C, size, W), each the sum of the rows at ``places`` times ``weights``.
 
-    images: (B, C, H, W) float32.  Each sum is taken in the order of the taps, as an embedding bag
-    does it: in one pass over memory, which makes it many times faster than a sum of products.
+    images: (B, C, H, W) float32.  embedding_bag adds the taps in their order and in one pass over
+    memory, which is many times faster than a sum of products.
     """
     batch, channels, height, width = images.shape
     first = (torch.arange(batch * channels) * height).view(batch, channels, 1, 1)
     bags = (first + places[:, None]).flatten(0, 2).to(images.device, non_blocking=True)
     weights = weights[:, None].expand(-1, channels, -1, -1).flatten(0, 2)
     weights = weights.to(images.device, non_blocking=True)
-    rows = images.reshape(-1, width).contiguous()  # of a view, embedding_bag adds in another order
+    rows = images.reshape(-1, width).contiguous()  # embedding_bag adds a view in another order
     sums = embedding_bag(bags, rows, mode="sum", per_sample_weights=weights)
     return sums.view(batch, channels, -1, width)
 
 
 def resized_crop(transform: v2.RandomResizedCrop, images: Tensor, parameters: Parameters) -> Tensor:
-    """Crop each sample to its window, and resize that to ``transform.size``."""
+    """Crop each sample to its window, and resize the crop to ``transform.size``."""
     height, width = transform.size
     rows = _taps(transform, parameters["top"], parameters["height"], height)
     columns = _taps(transform, parameters["left"], parameters["width"], width)
@@ -288,10 +288,10 @@ def resized_crop(transform: v2.RandomResizedCrop, images: Tensor, parameters: Pa
 def draw_erasing(
     transform: v2.RandomErasing, size: tuple[int, int, int], draws: Draws
 ) -> Parameters:
-    """Which samples lose a rectangle, chosen, and its place: i (top), j (left), h, w.
+    """chosen (B,) bool: the samples to change; their rectangles: i (top), j (left), h, w (B,).
 
-    noise, (B,) int64, is what the pixels of value "random" are a function of. Raises ValueError if
-    ``value`` is a list whose numbers are not as many as the channels.
+    noise (B,) int64: the seeds of the pixels if ``value`` is "random". Raises ValueError if
+    ``value`` is a list whose length is not the number of channels.
     """
     channels, height, width = size
     if transform.value is not None and len(transform.value) not in (1, channels):
@@ -313,7 +313,7 @@ def draw_erasing(
 
 
 def _normal(keys: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
-    """(len(keys), *shape) standard normal numbers, functions of the keys (Box and Muller, 1958)."""
+    """(len(keys), *shape) standard normal numbers, a function of keys (Box and Muller, 1958)."""
     draws, count = Draws(0, 0, keys), math.prod(shape)
     half = (count + 1) // 2
     radius = torch.sqrt(-2 * torch.log(1 - draws.many(half, device)))
@@ -325,19 +325,19 @@ def _normal(keys: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
 def erase(transform: v2.RandomErasing, images: Tensor, parameters: Parameters) -> Tensor:
     """Set the rectangles of the chosen samples to ``transform.value``; None stands for "random"."""
 
-    def paint(some: Tensor, chosen: Tensor) -> Tensor:
+    def paint(images: Tensor, chosen: Tensor) -> Tensor:
         top, left, height, width = (
-            parameters[name][chosen, None, None, None].to(some.device, non_blocking=True)
+            parameters[name][chosen, None, None, None].to(images.device, non_blocking=True)
             for name in "ijhw"
         )
-        y = torch.arange(some.shape[2], device=some.device)[:, None]
-        x = torch.arange(some.shape[3], device=some.device)
+        y = torch.arange(images.shape[2], device=images.device)[:, None]
+        x = torch.arange(images.shape[3], device=images.device)
         inside = (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
         if transform.value is None:
-            value = _normal(parameters["noise"][chosen], some.shape[1:], some.device)
+            value = _normal(parameters["noise"][chosen], images.shape[1:], images.device)
         else:
             value = torch.tensor(transform.value).view(-1, 1, 1)
-        return torch.where(inside, value.to(some.device, some.dtype, non_blocking=True), some)
+        return torch.where(inside, value.to(images.device, images.dtype, non_blocking=True), images)
 
     return change(images, parameters["chosen"], paint)
 

@@ -1,4 +1,4 @@
-"""What a batched random transform is: parameters drawn per sample, then applied to all at once."""
+"""The form of a batched random transform: draw parameters per sample, apply them to the batch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,12 +17,12 @@ def _always(transform: Any) -> bool:
 class Kernel(NamedTuple):
     """The batched form of one class of transforms.
 
-    draw(transform, (C, H, W), draws) gives the parameters: (B, ...) tensors on the CPU, named as
-    torchvision's ``make_params`` names them; ``chosen`` (B,) bool tells where a transform with a
-    probability acts at all.  apply(transform, images, parameters) changes images (B, C, H, W),
-    uint8 or float32, and returns new ones, with no read-back from their device; given the same
-    parameters it equals torchvision's transform of each sample.  takes(transform) is false for
-    arguments that it cannot serve: such a transform runs per sample.
+    draw(transform, (C, H, W), draws) returns the parameters: (B, ...) tensors on the CPU, with the
+    names of torchvision's ``make_params``. ``chosen`` (B,) bool: the samples that a transform with
+    a probability changes.  apply(transform, images, parameters) returns new images (B, C, H, W),
+    uint8 or float32, without waiting for their device. With the same parameters it equals
+    torchvision's transform of each sample.  takes(transform) is false for arguments that are not
+    supported; then the transform runs per sample.
     """
 
     draw: Callable[[Any, tuple[int, int, int], Draws], Parameters]
@@ -33,8 +33,8 @@ class Kernel(NamedTuple):
 def change(images: Tensor, chosen: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """``images`` with those that are ``chosen`` replaced by ``function(chosen images, rows)``.
 
-    chosen: (B,) bool on the CPU, so that a device need not be asked how many they are.  function
-    keeps the images' shape; rows (K,) int64 on the CPU are the chosen places in the batch.
+    chosen: (B,) bool on the CPU, so that counting them does not wait for a GPU.  function keeps the
+    images' shape; rows (K,) int64 on the CPU are the positions of the chosen samples in the batch.
     """
     rows = chosen.nonzero().flatten()
     if not len(rows):

@@ -1,7 +1,7 @@
 """All randomness of the data path: pure functions of integers, the same on every device.
 
-A random parameter is a function of (seed, epoch, sample index, transform position, draw), so a
-sample's augmentation does not depend on batch size, workers, processes, or where a run was resumed.
+A random parameter is a function of (seed, epoch, sample index, transform position, draw number), so
+augmentation does not depend on batch size, workers, ranks, or where a run was resumed.
 The numbers are those of SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom
 number generators"): output i of state s is mix(s + (i + 1) * gamma), in 64-bit integer arithmetic.
 """
@@ -26,7 +26,7 @@ _FACTOR_2 = _signed(0x94D049BB133111EB)
 
 
 def _shift_right(words: Tensor, bits: int) -> Tensor:
-    return (words >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts drag the sign bit along
+    return (words >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts copy the sign bit
 
 
 def _mix(words: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def _mix(words: Tensor) -> Tensor:
 
 
 def _outputs(state: int, counters: Tensor) -> Tensor:
-    """Those outputs (from 0) of SplitMix64 started at ``state``."""
+    """The outputs number ``counters`` (from 0) of SplitMix64 started at ``state``."""
     return _mix((counters + 1) * _GAMMA + state)
 
 
@@ -49,17 +49,17 @@ def seed_of(*parts: int | str) -> int:
 def seed_at(seed: int, number: int) -> int:
     """One of a sequence of seeds: the state of SplitMix64 after ``number`` outputs, in [0, 2**63).
 
-    Cheap enough for every step, which ``seed_of`` is not (10 microseconds).
+    Cheap enough for every step; ``seed_of`` takes 10 microseconds.
     """
     return (seed + number * 0x9E3779B97F4A7C15) % (1 << 63)
 
 
 class Draws:
-    """The random numbers of one transform for a batch: a stream of its own for each sample.
+    """The random numbers of one transform for a batch, with a separate stream for each sample.
 
     Each call takes the next draw of every stream. A stream is a function of (seed, epoch, sample
-    index, positions): the transform's place in the list, and within those that hold it.
-    Numbers lie where ``indices`` do; keep those on the CPU, for not every device has float64.
+    index, positions). ``positions`` are the transform's position in the list and in each transform
+    that contains it. Numbers are on the device of ``indices``: the CPU, as some GPUs lack float64.
     """
 
     def __init__(self, seed: int, epoch: int, indices: Tensor, *positions: int) -> None:
@@ -79,7 +79,7 @@ class Draws:
         return _shift_right(self._next(), 11).to(torch.float64) * 2.0**-53 * (high - low) + low
 
     def integers(self, high: int | Tensor) -> Tensor:
-        """(B,) int64, uniform in [0, high); ``high`` (one, or one a sample) lies in 1..2**31.
+        """(B,) int64, uniform in [0, high); ``high`` (one, or one per sample) is in 1..2**31.
 
         No value is likelier than another by more than high / 2**32 (Lemire, 2019, "Fast random
         integer generation in an interval", without rejection). Raises ValueError for another
@@ -97,19 +97,19 @@ class Draws:
         return _shift_right(words, 40).to(torch.float32) * 2.0**-24
 
     def permutation(self, n: int) -> Tensor:
-        """(B, n) int64: an order of 0..n-1 for each sample."""
+        """(B, n) int64: a random order of 0..n-1 for each sample."""
         return torch.argsort(self.many(n), dim=1, stable=True)
 
     def rows(self, rows: Tensor) -> "Draws":
-        """Those of some of the batch's samples, from their first draw."""
+        """Draws of the samples ``rows`` of the batch, from their first draw on."""
         return Draws(self.seed, self.epoch, self.indices[rows], *self.positions)
 
     def inside(self, position: int) -> "Draws":
-        """Those of the transform that this one holds at ``position``."""
+        """Draws of the inner transform at ``position``."""
         return Draws(self.seed, self.epoch, self.indices, *self.positions, position)
 
     def of_epoch(self, epoch: int) -> "Draws":
-        """Those of another epoch, from their first draw."""
+        """Draws of another epoch, from their first draw on."""
         return Draws(self.seed, epoch, self.indices, *self.positions)
 
 
@@ -120,21 +120,21 @@ def permutation(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def balanced(labels: Tensor, seed: int, epoch: int) -> Tensor:
-    """The order of an epoch that visits every class equally often: (n,) int64, of n labels.
+    """A random order in which an epoch visits every class equally often: (n,) int64, for n labels.
 
-    Classes are visited as often as each other, and the images of a class as often as each other,
-    both to within one; which have one more is drawn anew each epoch. The visit number k (from 0) of
-    sample i stands there as i + k * n, so that it can be told from the first.
+    Numbers of visits differ by at most one between classes, and between images of a class; which
+    get one more is random in each epoch. Visit k (from 0) of sample i is coded as i + k * n, so
+    that repeated visits get other random numbers.
     """
     n = len(labels)
     shuffled = permutation(n, seed_of("cycle", seed), epoch)
-    by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]  # each class in its own order
+    by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]  # each class in random order
     sizes = torch.bincount(labels)
-    sizes = sizes[sizes > 0]  # of a class without images nothing can be visited
+    sizes = sizes[sizes > 0]  # classes without images are not visited
     visits = torch.full_like(sizes, n // len(sizes))
     visits[permutation(len(sizes), seed_of("one more", seed), epoch)[: n % len(sizes)]] += 1
     classes = torch.repeat_interleave(visits)  # (n,) the class of each visit
-    number = torch.arange(n) - (visits.cumsum(0) - visits)[classes]  # which of its class's it is
+    number = torch.arange(n) - (visits.cumsum(0) - visits)[classes]  # within its class
     size, first = sizes[classes], (sizes.cumsum(0) - sizes)[classes]
     order: Tensor = by_class[first + number % size] + number // size * n
     return order[permutation(n, seed, epoch)]
@@ -142,9 +142,9 @@ def balanced(labels: Tensor, seed: int, epoch: int) -> Tensor:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run the body with torch's CPU generator seeded by ``seed``; its state is restored after.
+    """Context manager: seed torch's CPU generator with ``seed``; restore its state at the end.
 
-    The generator is one for the whole process: no other thread may draw from it meanwhile.
+    All threads share this generator: no other thread may draw from it meanwhile.
     """
     generator = torch.default_generator
     state = generator.get_state()

@@ -1,8 +1,8 @@
-"""MixUp and CutMix of each sample with its predecessor in the epoch's order, batch after batch.
+"""MixUp and CutMix of each sample with its predecessor in the epoch's order.
 
-torchvision mixes a batch with itself rolled by one place, all by one draw, so what a sample becomes
-depends on the batch. Here every sample has a draw of its own, and a batch begins with one sample
-more than it returns, the predecessor of the first: any cut of an order into batches gives the same.
+torchvision mixes a batch with itself rolled by one place, with one draw for all, so the result for
+a sample depends on the batch. Here every sample has its own draw, and the input of a batch begins
+with the predecessor of its first sample. So results do not depend on the batch size.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 from transforms.kernel import Parameters
 from transforms.keyed import Draws
 
-_ATTEMPTS = 16  # each succeeds with a probability above 0.95, so that all fail once in 10**21
+_ATTEMPTS = 16  # each succeeds with probability > 0.95; all fail once in 10**21
 
 
 def _uniforms(draws: Draws, count: int) -> Tensor:
@@ -26,11 +26,11 @@ def _uniforms(draws: Draws, count: int) -> Tensor:
 
 
 def _log_gamma_variates(alpha: float, draws: Draws) -> Tensor:
-    """Logarithms (B,) of draws from the gamma distribution of shape ``alpha``, in float64.
+    """Logarithms (B,) float64 of samples from the gamma distribution of shape ``alpha``.
 
     Marsaglia and Tsang (2000), "A simple method for generating gamma variables", with a fixed
-    number of attempts: a draw of shape alpha + 1, times U ** (1 / alpha). In logarithms, for with a
-    small alpha nearly all draws are below the smallest float.
+    number of attempts: a sample of shape alpha + 1, times U ** (1 / alpha). Logarithms, because for
+    a small alpha nearly all samples are below the smallest float.
     """
     uniforms = _uniforms(draws, 2 * _ATTEMPTS + 1)
     normals = torch.special.ndtri(uniforms[:, :_ATTEMPTS])
@@ -46,10 +46,10 @@ def _log_gamma_variates(alpha: float, draws: Draws) -> Tensor:
 
 
 def draw_mix_up(transform: Any, size: tuple[int, int, int], draws: Draws) -> Parameters:
-    """Each sample's share in its mixture: lam (B,) float64, from Beta(alpha, alpha).
+    """lam (B,) float64, from Beta(alpha, alpha): each sample's weight in its mixture.
 
-    A beta variate is x / (x + y) of two gamma variates x and y. Rounded to a float32 in (0, 1), as
-    torch's are: so no last bit of float64 can depend on the batch.
+    A beta variate is x / (x + y) of two gamma variates x and y. It is rounded to a float32 in
+    (0, 1), as torch's is, so that no last bit of float64 can depend on the batch.
     """
     x, y = (_log_gamma_variates(transform.alpha, draws) for _ in range(2))
     limits = torch.finfo(torch.float32)
@@ -58,9 +58,9 @@ def draw_mix_up(transform: Any, size: tuple[int, int, int], draws: Draws) -> Par
 
 
 def draw_cut_mix(transform: Any, size: tuple[int, int, int], draws: Draws) -> Parameters:
-    """The box that each sample takes from its predecessor, and the share that it keeps.
+    """The box that each sample gets from its predecessor, and the share of its own pixels.
 
-    lam as of ``draw_mix_up``; box (B, 4) int64: left, top, right and bottom edge in pixels, right
+    lam as in ``draw_mix_up``; box (B, 4) int64: left, top, right and bottom edge in pixels, right
     and bottom excluded; lam_adjusted (B,) float64: the share of the area outside the box.
     """
     _, height, width = size
@@ -80,16 +80,16 @@ def draw_cut_mix(transform: Any, size: tuple[int, int, int], draws: Draws) -> Pa
 
 
 def _blend(values: Tensor, lam: Tensor) -> Tensor:
-    """Of float32 values (B + 1, ...), lam * each + (1 - lam) * its predecessor: (B, ...)."""
+    """lam * value + (1 - lam) * its predecessor, (B, ...), for float32 values (B + 1, ...)."""
     lam = lam.view(-1, *[1] * (values.ndim - 1))
     own, other = (
-        share.to(torch.float32).to(values.device, non_blocking=True) for share in (lam, 1 - lam)
+        weight.to(torch.float32).to(values.device, non_blocking=True) for weight in (lam, 1 - lam)
     )
     return (values[:-1] * other).add_(values[1:] * own)
 
 
-def _shares(transform: Any, labels: Tensor) -> Tensor:
-    """Labels as class shares, (B + 1, num_classes) float32."""
+def _probabilities(transform: Any, labels: Tensor) -> Tensor:
+    """Labels as class probabilities, (B + 1, num_classes) float32."""
     if labels.ndim == 2:
         if transform.num_classes not in (None, labels.shape[1]):
             raise ValueError(
@@ -103,7 +103,7 @@ def _shares(transform: Any, labels: Tensor) -> Tensor:
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """(B,) int64 as (B, num_classes) float32; unlike torch's, it asks the device nothing."""
+    """(B,) int64 as (B, num_classes) float32; unlike torch's, it does not wait for the device."""
     return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(torch.float32)
 
 
@@ -113,12 +113,12 @@ def blend(
     """MixUp of samples 1 to B with samples 0 to B - 1, with the parameters of the former.
 
     images: (B + 1, C, H, W) float32.  labels: (B + 1,) int64 or (B + 1, num_classes).  Raises
-    ValueError for uint8 images, and for labels that do not fit to ``num_classes``.
+    ValueError for uint8 images, and for labels that do not fit ``num_classes``.
     """
     if not images.is_floating_point():
         raise ValueError(f"MixUp mixes float images, but these are {images.dtype}")
     lam = parameters["lam"]
-    return _blend(images, lam), _blend(_shares(transform, labels), lam)
+    return _blend(images, lam), _blend(_probabilities(transform, labels), lam)
 
 
 def paste(
@@ -127,7 +127,7 @@ def paste(
     """CutMix of samples 1 to B with samples 0 to B - 1, with the parameters of the former.
 
     images: (B + 1, C, H, W).  labels: (B + 1,) int64 or (B + 1, num_classes).  Raises ValueError
-    for labels that do not fit to ``num_classes``.
+    for labels that do not fit ``num_classes``.
     """
     height, width = images.shape[-2:]
     box = parameters["box"].to(images.device, non_blocking=True)[:, :, None, None, None]
@@ -136,10 +136,10 @@ def paste(
     rows = torch.arange(height, device=images.device)[:, None]
     inside = (left <= columns) & (columns < right) & (top <= rows) & (rows < bottom)
     mixed = torch.where(inside, images[:-1], images[1:])
-    return mixed, _blend(_shares(transform, labels), parameters["lam_adjusted"])
+    return mixed, _blend(_probabilities(transform, labels), parameters["lam_adjusted"])
 
 
-def _of_latter(parameters: Parameters) -> Parameters:
+def _without_first(parameters: Parameters) -> Parameters:
     """The parameters of samples 1 to B."""
     return {name: values[1:] for name, values in parameters.items()}
 
@@ -149,22 +149,22 @@ def mix_up(
 ) -> tuple[Tensor, Tensor]:
     """Mix each sample but the first with its predecessor: Zhang et al. (2018), "mixup".
 
-    images: (B + 1, C, H, W) float32.  labels: (B + 1,) int64, or (B + 1, num_classes) of an earlier
-    mixing.  Returns images (B, C, H, W) and labels (B, num_classes) float32.  Raises ValueError as
-    ``blend``.
+    images: (B + 1, C, H, W) float32.  labels: (B + 1,) int64, or (B + 1, num_classes) from an
+    earlier mixing.  Returns images (B, C, H, W) and labels (B, num_classes) float32.  Raises
+    ValueError as ``blend`` does.
     """
-    parameters = _of_latter(draw_mix_up(transform, _size(images), draws))
+    parameters = _without_first(draw_mix_up(transform, _size(images), draws))
     return blend(transform, images, labels, parameters)
 
 
 def cut_mix(
     transform: v2.CutMix, images: Tensor, labels: Tensor, draws: Draws
 ) -> tuple[Tensor, Tensor]:
-    """Paste a box of its predecessor on each sample but the first: Yun et al. (2019), "CutMix".
+    """Paste a box of the predecessor onto each sample but the first: Yun et al. (2019), "CutMix".
 
-    Shapes as of ``mix_up``; images may also be uint8.  Raises ValueError as ``paste``.
+    Shapes as in ``mix_up``; images may also be uint8.  Raises ValueError as ``paste`` does.
     """
-    parameters = _of_latter(draw_cut_mix(transform, _size(images), draws))
+    parameters = _without_first(draw_cut_mix(transform, _size(images), draws))
     return paste(transform, images, labels, parameters)
 
 

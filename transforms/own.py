@@ -1,6 +1,6 @@
-"""Transforms that torchvision lacks, or that a YAML file or a batch needs in another form.
+"""Transforms that torchvision lacks or has in a form that does not fit YAML or batches.
 
-Each is called with images (..., C, H, W), uint8 (0-255) or float32 (0-1 before ``Normalize``), and
+Each takes images (..., C, H, W), uint8 (0-255) or float32 (0-1 before ``Normalize``), and
 returns new images of the same type.
 """
 
@@ -14,12 +14,12 @@ from torch import Tensor
 
 
 class Letterbox:
-    """Resize an image to fit into ``size`` with its shape kept, and fill the rest with bars.
+    """Resize an image to fit into ``size`` with its aspect ratio kept, and fill the rest with bars.
 
     size: height and width of the result, or one number for both.  fill: grey level 0-255 of the
-    bars, or one a channel.  Bilinear with antialiasing, as ``Resize``; sides are rounded half up;
-    the bars are equal, or the bottom or right one is a pixel wider.  Raises ValueError for an
-    impossible size or fill.
+    bars, or one per channel.  Bilinear with antialiasing, as ``Resize``; sides are rounded half up.
+    If the bars cannot be equal, the bottom or right one is a pixel wider.  Raises ValueError for an
+    invalid size or fill.
     """
 
     def __init__(self, size: int | list[int], fill: int | list[int] = 0) -> None:
@@ -37,7 +37,7 @@ class Letterbox:
         channels, old_height, old_width = images.shape[-3:]
         if len(self.levels) not in (1, channels):
             raise ValueError(f"fill has {len(self.levels)} values for {channels} channels")
-        if old_height * self.width >= old_width * self.height:  # the image is the taller of the two
+        if old_height * self.width >= old_width * self.height:  # height limits the scale
             height, width = self.height, _rounded(old_width * self.height, old_height)
         else:
             height, width = _rounded(old_height * self.width, old_width), self.width
@@ -57,9 +57,9 @@ def _rounded(numerator: int, denominator: int) -> int:
 
 
 class SaltPepperNoise:
-    """Turn single pixels white (salt) or black (pepper), all channels of a pixel together.
+    """Make random pixels white (salt) or black (pepper), in all channels.
 
-    probability: that a pixel is hit, 0-1.  salt: that a hit one becomes white, 0-1.  Impulse noise
+    probability: that a pixel changes, 0-1.  salt: that a changed one is white, 0-1.  Impulse noise
     as in Gonzalez and Woods, "Digital Image Processing", section 5.2. Place it before
     ``Normalize``.  Raises ValueError for a probability outside 0-1.
     """
@@ -81,11 +81,11 @@ class SaltPepperNoise:
 
 
 class RandomErasing(v2.RandomErasing):  # type: ignore[misc]
-    """Fill a random rectangle: torchvision's, whose signature does not tell all of its values.
+    """torchvision's RandomErasing, which fills a random rectangle, with a complete signature.
 
     p: probability that an image is changed at all.  scale: range of the rectangle's share of the
-    image.  ratio: range of its height / width.  value: the fill, as a share of full scale, one a
-    channel, or "random" for normal noise.  inplace: accepted as torchvision's; images are never
+    image.  ratio: range of its height / width.  value: the fill, 0-1, one number or one per
+    channel, or "random" for normal noise.  inplace: accepted as in torchvision; images are never
     changed in place.  As in Zhong et al. (2017), "Random Erasing Data Augmentation".
     """
 
@@ -101,23 +101,23 @@ class RandomErasing(v2.RandomErasing):  # type: ignore[misc]
 
 
 class AlternatingFlip:
-    """Mirror each image left to right in every second epoch; a random half begins in the first.
+    """Mirror each image left to right in every second epoch: a random half in the first epoch.
 
-    As in Jordan (2024), "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6: in two
-    epochs each image is seen both ways, which a random flip leaves to chance. Always batched, by
-    its kernel in ``crops_and_flips.py``.
+    As in Jordan (2024), "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6: every
+    two epochs show each image both ways, which a random flip does not ensure. It always runs
+    batched, by its kernel in ``crops_and_flips.py``.
     """
 
 
 class Normalize:
-    """Subtract ``mean`` from each channel, then divide it by ``std``: torchvision's, bit for bit.
+    """Subtract ``mean`` from each channel, then divide by ``std``; bitwise equal to torchvision.
 
-    Images of uint8 are scaled to 0-1 first, as ToTensor does, in the same memory.
+    uint8 images are first scaled to 0-1, as ToTensor does; the other steps reuse that memory.
 
-    mean, std: one value a channel, or one for all; units of full scale (0-1).  inplace: accepted as
-    torchvision's; the result does not depend on it.  Deviations: three means for images of one
-    channel are a ValueError (torchvision makes three channels of it), and the constants stay on the
-    images' device (a copy in every step would make a GPU wait).
+    mean, std: one value per channel, or one for all; units of full scale (0-1).  inplace: accepted
+    as in torchvision, without effect.  Deviations: three means for images of one channel are a
+    ValueError (torchvision makes three channels), and the constants stay on the images' device (a
+    copy in every step would make a GPU wait).
     """
 
     def __init__(self, mean: list[float], std: list[float], inplace: bool = False) -> None:
@@ -131,7 +131,7 @@ class Normalize:
         self.std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (..., C, H, W) to float32 of the same shape. Raises ValueError as said above."""
+        """Images (..., C, H, W) to float32 of the same shape. ValueError: wrong channel count."""
         if len(self.mean) not in (1, images.shape[-3]):
             raise ValueError(
                 f"mean and std have {len(self.mean)} values, but the images have "
@@ -148,8 +148,8 @@ class LinearTransformation:
     """Flatten an image, subtract ``mean_vector``, multiply by ``transformation_matrix``.
 
     transformation_matrix: D x D with D = C * H * W;  mean_vector: D.  Each as (nested) lists, or as
-    the path of a .pt file that holds the tensor (read with ``weights_only=True``).  For whitening.
-    Raises ValueError if a file cannot be read or the sizes do not fit together.
+    the path of a .pt file with the tensor (read with ``weights_only=True``).  For whitening.
+    Raises ValueError if a file cannot be read or the sizes do not match.
     """
 
     def __init__(
@@ -165,19 +165,19 @@ class LinearTransformation:
         if transform.mean_vector.device != images.device:
             transform.transformation_matrix = transform.transformation_matrix.to(images.device)
             transform.mean_vector = transform.mean_vector.to(images.device)
-        # One product a sample: in a product of the batch, the last bits depend on the batch's size.
+        # One product per sample: the last bits of a product of the batch depend on the batch size.
         samples = images.reshape(-1, *images.shape[-3:])
         return torch.stack([transform(sample) for sample in samples]).reshape(images.shape)
 
 
 def _tensor(argument: str, value: list[list[float]] | list[float] | str, dimensions: int) -> Tensor:
-    """The float32 tensor that ``value`` holds or names; ValueError says which argument is wrong."""
+    """``value``, or the file it names, as a float32 tensor. ValueError names a wrong argument."""
     try:
         if isinstance(value, str):
             tensor = torch.load(Path(value), map_location="cpu", weights_only=True)
         else:
             tensor = torch.tensor(value)
-    except Exception as error:  # torch.load raises many kinds: missing, not a .pt, unsafe content
+    except Exception as error:  # torch.load raises many types: missing, not a .pt, unsafe content
         raise ValueError(f"{argument}: no tensor in {str(value)[:200]!r}: {error}") from error
     if not isinstance(tensor, Tensor) or tensor.ndim != dimensions:
         found = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor)
@@ -188,7 +188,7 @@ def _tensor(argument: str, value: list[list[float]] | list[float] | str, dimensi
 
 
 class ToTensor:
-    """Nothing: images are tensors from the start, and are scaled to 0-1 where that is needed."""
+    """Does nothing: images are tensors from the start, and are scaled to 0-1 where necessary."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """The images as they are."""
@@ -196,7 +196,7 @@ class ToTensor:
 
 
 class ToImage:
-    """Nothing: images are tensors from the start."""
+    """Does nothing: images are tensors from the start."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """The images as they are."""
@@ -204,9 +204,9 @@ class ToImage:
 
 
 class ToDtype:
-    """Nothing: images become float32 in 0-1 by themselves, before the first transform of floats.
+    """Does nothing: the pipeline makes images float32 in 0-1, before the first float transform.
 
-    Raises ValueError for a conversion that is not that one: another ``dtype``, or ``scale: false``.
+    Raises ValueError for any other conversion: another ``dtype``, or ``scale: false``.
     """
 
     def __init__(self, dtype: str, scale: bool = False) -> None:

@@ -24,8 +24,8 @@ from transforms.own import Normalize
 
 Transform = Callable[..., Any]
 
-# These work on float32 images in 0-1. RandomErasing is one for its `value`: 0.5 is mid-grey, and
-# "random" is normal noise, neither of which uint8 can hold.
+# These need float32 images in 0-1. RandomErasing does because of its `value`: uint8 holds neither
+# 0.5 (mid-grey) nor normal noise ("random").
 FLOAT = frozenset({"Normalize", "LinearTransformation", "RandomErasing", "MixUp"})
 CROPS = (v2.RandomCrop, v2.RandomResizedCrop)
 
@@ -39,11 +39,11 @@ class Pipeline:
     end.  predecessors: how many samples a batch needs before its first one, for MixUp and CutMix.
 
     Random parameters are functions of (seed, epoch, sample index, position in the list), so a
-    sample gets the same augmentation in any batch, and MixUp and CutMix mix it with the sample
-    that precedes it in the epoch.
+    sample gets the same augmentation in any batch. MixUp and CutMix mix a sample with the one
+    before it in the epoch's order.
 
-    Raises ValueError if a RandomApply, RandomChoice or RandomOrder holds MixUp or CutMix beside
-    transforms of single images, or AlternatingFlip beside one that runs per sample.
+    Raises ValueError if a RandomApply, RandomChoice or RandomOrder holds both MixUp or CutMix and
+    transforms of single images, or both AlternatingFlip and one that runs per sample.
     """
 
     def __init__(self, transforms: Sequence[Transform], seed: int) -> None:
@@ -69,10 +69,10 @@ class Pipeline:
         self.predecessors = sum(predecessors(transform) for transform in self.rest)
 
     def early(self, cached: bool) -> int:
-        """How many transforms of ``rest`` belong where an image is read, before it goes on.
+        """How many transforms of ``rest`` run where images are read (in worker processes).
 
-        Those up to the last one without a batched form, which runs per sample, and so in worker
-        processes; and where images are not ``cached``, the crop that makes them small and equal.
+        They end with the last one that has no batched form and so runs per sample. If images are
+        not ``cached``, they include the first crop, which makes images small and equal in size.
         """
         ways = [_way(transform) for transform in self.rest]
         count = max((i + 1 for i, way in enumerate(ways) if way == "per sample"), default=0)
@@ -82,10 +82,10 @@ class Pipeline:
         return count
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Stage 1: the fixed transforms, of one image or of a stack of images, with equal results.
+        """Stage 1: the fixed transforms; one image and a stack of images give equal results.
 
-        images: (..., C, H, W) uint8.  Returns the same with new C, H, W; FiveCrop and TenCrop add a
-        dimension before C.  Raises ValueError, naming the transform, if one refuses the images.
+        images: (..., C, H, W) uint8.  Returns uint8 with new C, H, W; FiveCrop and TenCrop add a
+        dimension before C.  Raises ValueError with the transform's name if it fails.
         """
         _check_uint8(images)
         for position, transform in enumerate(self.fixed):
@@ -96,24 +96,24 @@ class Pipeline:
     def __call__(
         self, images: Images, labels: Tensor, indices: Tensor, epoch: int
     ) -> tuple[Tensor, Tensor]:
-        """Stage 2: the other transforms, of a batch of what ``prepare`` returned.
+        """Stage 2: the other transforms, for a batch of images that ``prepare`` returned.
 
         images: (B, [crops,] C, H, W) uint8, or a list of B images whose sizes differ.  labels: (B,)
-        int64.  indices: (B,) int64, the samples' places in the dataset; keep them on the CPU.
-        The first ``predecessors`` of the samples are those before the batch in the epoch's order:
-        they are mixed in, and drop out.  Returns images (B, [crops,] C, H, W) float32, and the
-        labels, or (B, num_classes) float32 after MixUp or CutMix.
+        int64.  indices: (B,) int64, the samples' indices in the dataset, on the CPU.
+        The first ``predecessors`` samples are those before the batch in the epoch's order: they are
+        mixed into their successors and not returned.  Returns images (B, [crops,] C, H, W) float32,
+        and the labels, or class probabilities (B, num_classes) float32 after MixUp or CutMix.
 
-        Raises ValueError if a transform refuses the images, or if their sizes still differ at the
-        end. Transforms that run per sample seed torch's CPU generator and restore it, so no other
-        thread may draw from it meanwhile.
+        Raises ValueError if a transform fails, or if image sizes still differ at the end.
+        Transforms that run per sample seed torch's CPU generator and restore it, so no other thread
+        may draw from it meanwhile.
         """
         return self.finish(images, labels, indices, epoch, first=0)
 
     def begin(
         self, images: Images, labels: Tensor, indices: Tensor, epoch: int, count: int
     ) -> tuple[Images, Tensor]:
-        """The first ``count`` transforms of stage 2 only, where the images are read."""
+        """Run the first ``count`` transforms of stage 2 only, as where images are read."""
         if not 0 < len(images) == len(labels) == len(indices):
             raise ValueError(
                 "a batch needs one label and one index an image, and at least one image; it has "
@@ -125,7 +125,7 @@ class Pipeline:
     def finish(
         self, images: Images, labels: Tensor, indices: Tensor, epoch: int, first: int
     ) -> tuple[Tensor, Tensor]:
-        """Stage 2 from transform ``first`` on, of what ``begin`` returned."""
+        """Run stage 2 from transform ``first`` on, on the images and labels from ``begin``."""
         if first == 0:
             images, labels = self.begin(images, labels, indices, epoch, 0)
         steps = self._steps(first, len(self.rest))
@@ -133,9 +133,9 @@ class Pipeline:
         return _one_size(_each(_scaled, images)), labels
 
     def try_choices(self, images: Images, labels: Tensor, indices: Tensor) -> None:
-        """Run all that a RandomApply, RandomChoice or RandomOrder may choose, however seldom.
+        """Run every choice of each RandomApply and RandomChoice, and two orders of RandomOrder.
 
-        Raises ValueError where that fails, or where images would come out in several sizes.
+        At most 64 choices each. Raises ValueError if one fails, or if the image sizes differ.
         """
         steps = self._steps(0, len(self.rest))
         for number, (position, transform) in enumerate(steps):
@@ -148,14 +148,14 @@ class Pipeline:
                 result, _ = self._run(tried, stacked(images), labels, indices, 0)
                 shapes.add(_one_size(result).shape[1:])
             if len(shapes) > 1:
-                told = ", ".join(str(tuple(shape)) for shape in sorted(shapes))
+                sizes = ", ".join(str(tuple(shape)) for shape in sorted(shapes))
                 raise ValueError(
                     f"{_name(transform)} (transform {position}) leaves images of different sizes, "
-                    f"{told}, which cannot form a batch; let a Resize or a crop follow"
+                    f"{sizes}, which cannot form a batch; let a Resize or a crop follow"
                 )
 
     def _steps(self, first: int, last: int) -> list[tuple[int, Transform]]:
-        """Some of ``rest``, each with its place in the whole list."""
+        """Transforms ``first`` to ``last`` of ``rest``, each with its position in the full list."""
         return list(enumerate(self.rest[first:last], start=len(self.fixed) + first))
 
     def _run(
@@ -169,7 +169,7 @@ class Pipeline:
         for position, transform in steps:
             with _naming(transform, position, images):
                 if _names(transform) & FLOAT and not isinstance(transform, Normalize):
-                    images = _each(_scaled, images)  # Normalize does it itself
+                    images = _each(_scaled, images)  # Normalize scales by itself
                 if (way := _way(transform)) == "fixed":
                     images = _each(transform, images)
                     continue
@@ -185,7 +185,7 @@ class Pipeline:
 
     @property
     def without_batched_form(self) -> list[str]:
-        """The names of those transforms for which another, or they themselves, run per sample."""
+        """Names of the transforms without a batched form, because of which some run per sample."""
         return [
             name
             for transform in self.rest
@@ -208,7 +208,7 @@ def _name(transform: Transform) -> str:
 
 
 def _inner(transform: Transform) -> Sequence[Transform]:
-    """The transforms that a RandomApply, RandomChoice or RandomOrder holds; of others, none."""
+    """The inner transforms of a RandomApply, RandomChoice or RandomOrder; else none."""
     return transform.transforms if isinstance(transform, NESTING) else ()
 
 
@@ -217,12 +217,12 @@ def _names(transform: Transform) -> set[str]:
 
 
 def _ways_through(transform: Transform) -> Iterator[tuple[Transform, ...]]:
-    """Every sequence of plain transforms that one which holds others may choose."""
+    """Every sequence of plain transforms that ``transform`` may choose (two for RandomOrder)."""
     if not isinstance(transform, NESTING):
         yield (transform,)
         return
     inner = list(transform.transforms)
-    choices = [inner, inner[::-1]]  # of RandomOrder: two of many
+    choices = [inner, inner[::-1]]  # two of the many orders of RandomOrder
     if isinstance(transform, v2.RandomApply):
         choices = [inner] * (transform.p > 0) + [[]] * (transform.p < 1)
     elif isinstance(transform, v2.RandomChoice):
@@ -269,7 +269,7 @@ def _each(transform: Transform, images: Images) -> Images:
 def _scaled(images: Tensor) -> Tensor:
     if images.is_floating_point():
         return images
-    return images.div(255)  # as ToTensor; a product with 1/255 has other bits
+    return images.div(255)  # as ToTensor; multiplying by 1/255 gives other bits
 
 
 def _one_size(images: Images) -> Tensor:
@@ -295,12 +295,12 @@ def _shapes(images: Images) -> str:
 
 @contextmanager
 def _naming(transform: Transform, position: int, images: Images) -> Iterator[None]:
-    """Turn what a transform raises into a ValueError that says which one, and what it met."""
+    """Context manager: errors become a ValueError with the transform's name and image shapes."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # torchvision's functions raise many kinds
+    except Exception as error:  # torchvision's functions raise many types
         raise ValueError(
             f"{_name(transform)} (transform {position}) cannot work on images of shape "
             f"{_shapes(images)}: {str(error) or type(error).__name__}"
