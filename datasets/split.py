@@ -70,8 +70,7 @@ def conflicts(
 ) -> list[str]:
     """Warnings about equal contents, one sentence each.
 
-    They name contents with two labels, and contents in two splits (possible only with an official
-    split).
+    They name contents with two labels, and contents in two splits (which only official ones allow).
     """
     part_of = {index: part for part, indices in split.items() for index in indices}
     count = Counter(digests[index] for index in part_of)

@@ -33,8 +33,8 @@ class Rows:
         ``batch_size`` is the size of the whole batch. Rows beyond it are padding.
         """
         self.batch_size = max(batch_size, end)
-        is_part = end - start < self.batch_size
-        self.indices = torch.arange(start, end, device=device) if is_part else None
+        is_partial = end - start < self.batch_size
+        self.indices = torch.arange(start, end, device=device) if is_partial else None
 
 
 def drop_out_by_batch(model: nn.Module) -> Rows | None:

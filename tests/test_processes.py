@@ -71,7 +71,7 @@ def check_masks(make, images, each=1):
             rows.take(low, high, whole, CPU)
             parts.append(drawn(model, images, low * each, high * each))
         assert torch.equal(torch.cat(parts), expected)
-    rows.numbers, rows.whole = torch.arange(whole), whole  # drawn as a part, of all
+    rows.indices, rows.batch_size = torch.arange(whole), whole  # as micro-batch, but all rows
     assert torch.equal(drawn(model, images), expected)
     model.eval()
     assert torch.equal(model(images), images)
