@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value}: expected at least 1")
 
-    from trainer.errors import exit_code_of  # errors end here, as a message and an exit code
+    from trainer.exits import exit_code_of  # errors end here, as a message and an exit code
 
     return exit_code_of(lambda: run(arguments))
 

@@ -39,6 +39,7 @@ from scripts.benchmark_arms import (
     train_by_command,
     write_config,
 )
+from trainer.console import Say
 from trainer.errors import NonFiniteLoss
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +49,6 @@ FAST = (
     "by hand",
     "framework",
 )  # of others, a part of the images is enough
-Say = Callable[[str], None]
 
 
 def fashion_task(root: str, batch_size: int, device: torch.device, runs: Path) -> Task:

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.epochs < 7:
         parser.error(f"--epochs {arguments.epochs}: expected 7 or more")
 
-    from trainer.errors import exit_code_of
+    from trainer.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 

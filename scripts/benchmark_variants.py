@@ -12,12 +12,12 @@ import torch
 from scripts.benchmark_arms import synchronise
 from scripts.benchmark_cases import write_tiny
 from trainer.config import load_config
+from trainer.console import Say
 from trainer.errors import ConfigError
 from trainer.guard import Guard
 from trainer.job import prepare
 from trainer.loop import train_steps
 
-Say = Callable[[str], None]
 VARIANTS: Mapping[str, Sequence[str]] = {
     "plain": (),
     "tf32": ("train.precision=tf32",),

@@ -5,7 +5,6 @@ and whoever uses it later get the same numbers, and nobody waits for a compiler 
 """
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from models.freeze import train_mode
 from trainer.config import Config
-from trainer.console import duration
+from trainer.console import Say, duration
 from trainer.distributed import rank, world_size
 from trainer.errors import ConfigError, in_plain_words
 from trainer.loader import cut
@@ -24,7 +23,6 @@ from trainer.quick_start import real
 if TYPE_CHECKING:
     from trainer.job import Job
 
-Say = Callable[[str], None]
 COMPILERS = ("C++ compiler", "C compiler", "Python.h")  # in what PyTorch says without one
 MOST_VERSIONS = 64  # of compiled code; PyTorch would go on without it after 8
 

@@ -3,12 +3,13 @@
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from trainer.launch import is_first
 
 Item = TypeVar("Item")
+Say = Callable[[str], None]  # prints one permanent line, as ``say`` does
 
 
 def say(line: str = "") -> None:

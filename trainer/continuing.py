@@ -1,11 +1,11 @@
 """Going on in a run's folder: the checkpoint to go on from, and what must fit it."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import Entry, bring_back_best, load_checkpoint, sweep
+from trainer.console import Say
 from trainer.disk import read_json, write_file, write_json
 from trainer.errors import RunError
 from trainer.job import Job
@@ -16,7 +16,6 @@ from trainer.schedulers import forecast
 from trainer.state import State, restore
 from trainer.summary import data_path
 
-Say = Callable[[str], None]
 Found = tuple[Path, dict[str, Any]]  # a checkpoint's folder, and its content
 
 

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets import DataError
 from models.freeze import train_mode
 from trainer.config import Config
-from trainer.errors import ProcessFailed, RunError, in_plain_words
+from trainer.errors import ProcessFailed, RunError, Stopped, in_plain_words
 from trainer.launch import RANK, WORLD_SIZE, is_one_of_several
 from trainer.sharding import is_sharded, synchronise
 from trainer.stop import StopRequest
@@ -177,6 +177,8 @@ def on_main(action: Callable[[], Result]) -> Result:
     if is_main():
         try:
             outcome = [(action(), None)]
+        except Stopped as stopped:
+            outcome = [(None, stopped)]
         except Exception as error:
             outcome = [(None, _sendable(error))]
     dist.broadcast_object_list(outcome, src=0, group=_Ways.host)

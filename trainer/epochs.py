@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import DataError
 from trainer.config import Config
-from trainer.console import bar
+from trainer.console import Say, bar
 from trainer.distributed import buffers_from_main, is_main, met_by_all, on_main, world_size
 from trainer.errors import NonFiniteLoss, Stopped, WorkerDied
 from trainer.guard import Guard
@@ -26,8 +26,6 @@ from trainer.state import State
 from trainer.stop import StopRequest
 from trainer.tables import HIGHER_IS_BETTER
 from transforms.keyed import seed_at, seed_of
-
-Say = Callable[[str], None]
 
 
 @dataclass

@@ -1,34 +1,14 @@
-"""What can go wrong, in a user's words: faults of a configuration, and a process's exit codes."""
+"""What can go wrong, in a user's words: the exceptions, and the faults of a configuration."""
 
-import enum
 import errno
-import os
 import re
-import signal
-import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # How PyTorch says that memory ran out, on a GPU and on a CPU.
 NO_MEMORY = "out of memory|not enough memory|[Cc]an('t|not) allocate memory"
 
 MAX_SHOWN = 50  # more faults than this in one message help nobody
-
-
-class Exit(enum.IntEnum):
-    """Exit codes of every command, so that a scheduler can tell what to do next."""
-
-    DONE = 0
-    CONFIG = 2
-    DATA = 3
-    NON_FINITE = 4
-    CHECKPOINT = 5
-    DISTRIBUTED = 6
-    MEMORY = 7
-    WORKER = 8
-    BUG = 70
-    STOPPED = 75
 
 
 @dataclass(frozen=True)
@@ -112,86 +92,6 @@ class ProcessFailed(Exception):
 
 class Stopped(BaseException):
     """The process was asked to stop: like KeyboardInterrupt, no ``except Exception`` takes it."""
-
-
-def exit_code_of(action: Callable[[], None]) -> int:
-    """Run ``action`` and return its exit code; what went wrong is told on stderr."""
-    open_missing_streams()
-    from datasets import DataError
-
-    codes: list[tuple[type[Exception], Exit]] = [
-        (ConfigError, Exit.CONFIG),
-        (UsageError, Exit.CONFIG),
-        (DataError, Exit.DATA),
-        (NonFiniteLoss, Exit.NON_FINITE),
-        (RunError, Exit.CHECKPOINT),
-        (OutOfMemory, Exit.MEMORY),
-        (WorkerDied, Exit.WORKER),
-        (ProcessFailed, Exit.DISTRIBUTED),
-    ]
-    try:
-        action()
-        sys.stdout.flush()  # a full disk is told here, not when Python ends
-        return Exit.DONE
-    except Stopped as stopped:
-        told(stopped)
-        return Exit.STOPPED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stdout = open(os.devnull, "w")
-        return Exit.DONE
-    except Exception as raised:
-        error = in_plain_words(raised)
-        for kind, code in codes:
-            if isinstance(error, kind):
-                cause = error.__cause__ if getattr(error, "is_own", False) else None
-                known = tuple(kind for kind, _ in codes)
-                if isinstance(cause, Exception) and not isinstance(in_plain_words(cause), known):
-                    traceback.print_exception(cause)  # a fault of the trainer in one process
-                told(error)
-                return code
-        from trainer.launch import is_first
-
-        if is_first():  # of several processes that have all met it
-            traceback.print_exc()
-            fault = "this is a fault of the trainer itself; please report the lines above"
-            print(fault, file=sys.stderr)
-        return Exit.BUG
-
-
-def told(error: BaseException) -> None:
-    """Print an error's message and its notes; where nobody listens, the exit code has to do.
-
-    Of several processes the first one speaks, and any that failed alone.
-    """
-    from trainer.launch import is_first, restarts
-
-    if restarts() and isinstance(error, ConfigError | UsageError):
-        return  # torchrun tries once more what can't be otherwise: it was told
-    if not (is_first() or getattr(error, "is_own", False)):
-        return
-    try:
-        print(
-            "\n".join([str(error), *getattr(error, "__notes__", [])]), file=sys.stderr, flush=True
-        )
-    except OSError:
-        sys.stderr = open(os.devnull, "w")
-
-
-def open_missing_streams() -> None:
-    """Give a process that was started with closed ones a standard input, output and error.
-
-    Else the next file that is opened gets their numbers, and our messages.
-    """
-    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r+"))
 
 
 def in_plain_words(error: Exception) -> Exception:

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
     arguments = parser.parse_args(argv)
 
-    from trainer.errors import exit_code_of
+    from trainer.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args([word for word in words if word not in settings])
     arguments.overrides += settings
 
-    from trainer.errors import exit_code_of
+    from trainer.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.output and (arguments.output.suffix != ".png" or arguments.output.is_dir()):
         parser.error(f"--output {arguments.output}: expected a file's name that ends in .png")
 
-    from trainer.errors import exit_code_of
+    from trainer.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 

@@ -1,6 +1,6 @@
 """Everything that a run is made of, built from the configuration and checked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from trainer.build import (
 from trainer.compiled import make_fast
 from trainer.components import check_components
 from trainer.config import Config
+from trainer.console import Say
 from trainer.distributed import from_main, met_alike, over_processes, world_size
 from trainer.errors import ConfigError
 from trainer.launch import local_rank
@@ -36,8 +37,6 @@ from trainer.sharding import check_sharding, shard
 
 if TYPE_CHECKING:
     from trainer.distillation import Distillation
-
-Say = Callable[[str], None]
 
 
 @dataclass

@@ -14,7 +14,7 @@ from trainer.disk import load_tensors, make_folder, read_json, sha256_of, write_
 from trainer.distributed import is_main
 from trainer.errors import RunError
 from trainer.job import Job
-from trainer.launch import launcher
+from trainer.restarts import launcher
 from trainer.resume import MAY_CHANGE, differences, settings, shown
 from trainer.run import device_name, environment, uncommitted_patch
 from trainer.run_log import RunLog

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
 
-    from trainer.errors import exit_code_of
+    from trainer.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 

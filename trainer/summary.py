@@ -1,21 +1,18 @@
 """What is said of a job before it runs and after: the first and the last lines of a run."""
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainer.config import Config
-from trainer.console import duration
+from trainer.console import Say, duration
 from trainer.distributed import world_size
 from trainer.job import Job
 from trainer.judge import scalars
 from trainer.loader import Loader
 from trainer.run import device_name
-
-Say = Callable[[str], None]
 
 
 def data_path(job: Job) -> dict[str, Any]:

@@ -28,7 +28,7 @@ and resumable, 70 a fault of the trainer itself"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    from trainer.errors import exit_code_of
+    from trainer.exits import exit_code_of
     from trainer.stop import StopRequest
 
     argv = sys.argv[1:] if argv is None else argv

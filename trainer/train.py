@@ -27,7 +27,7 @@ EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 loss not finite, 5 check
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    from trainer.errors import exit_code_of  # errors end here, as a message and an exit code
+    from trainer.exits import exit_code_of  # errors end here, as a message and an exit code
     from trainer.stop import StopRequest
 
     argv = sys.argv[1:] if argv is None else argv

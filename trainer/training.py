@@ -3,7 +3,6 @@
 import shlex
 import shutil
 import statistics
-from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.console import Say
 from trainer.continuing import Found, continued, found_in, restored
 from trainer.disk import read_json
 from trainer.distributed import alone, everywhere, from_main, is_main, on_main, was_met_by_all
@@ -39,8 +39,6 @@ from trainer.sharding import is_sharded, model_part
 from trainer.state import State
 from trainer.stop import StopRequest
 from trainer.summary import conclude, introduce, shows_tensorboard
-
-Say = Callable[[str], None]
 
 
 def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest) -> Path:

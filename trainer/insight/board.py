@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
+from trainer.console import Say
 from trainer.disk import read_json
 from trainer.events import Events
 from trainer.insight import panels
@@ -24,8 +25,6 @@ from trainer.loader import Part
 from trainer.losses import probabilities
 from trainer.metrics import confusion_matrix
 from trainer.sharding import is_sharded
-
-Say = Callable[[str], None]
 
 KERNELS, LAYERS, CHANNELS = 64, 4, 16  # of the model's inside, at most
 RIGHT, WRONG = "#2ca02c", "#d62728"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer import disk
-from trainer.errors import Exit
+from trainer.exits import Exit
 from trainer.run import read_metrics
 from trainer.settings import Shown
 from trainer.sweeping.folder import MAY_CHANGE, Member, newest_run

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from trainer import disk
-from trainer.console import duration
-from trainer.errors import Exit
+from trainer.console import Say, duration
+from trainer.exits import Exit
 from trainer.insight.listing import is_held, short
 from trainer.run import ROOT
 from trainer.stop import StopRequest
@@ -39,8 +39,6 @@ from trainer.sweeping.process import (
 from trainer.sweeping.reading import Plan
 from trainer.sweeping.results import value_of
 from trainer.sweeping.trials import Trials
-
-Say = Callable[[str], None]
 
 STARTS = 3  # of a run that is killed each time: a machine without memory kills it always
 LOOK_EVERY = 0.1  # seconds between two looks at the processes
