@@ -20,8 +20,8 @@ from typing import Any
 # In a process of its own, after what every program with PyTorch has to wait for.
 RESUME = """
 import sys, time
-from trainer import quick_start
-quick_start.spin_briefly()
+from trainer.start import spin_briefly
+spin_briefly()
 import torch
 began = time.perf_counter()
 import trainer.train
@@ -90,16 +90,14 @@ def measure(
 
     Each lasts from the end of an epoch's judgement to the end of the next one's.
     """
-    from trainer import quick_start
+    from trainer.start import start
 
-    quick_start.spin_briefly()
-    quick_start.keep_freed_memory()
-    quick_start.defer_compiler()
-    import trainer.epochs
-    from trainer import training
-    from trainer.config import load_config
-    from trainer.job import prepare
-    from trainer.stop import StopRequest
+    with start():
+        import trainer.epochs
+        from trainer import training
+        from trainer.config import load_config
+        from trainer.job import prepare
+        from trainer.stop import StopRequest
 
     epochs: dict[bool, list[float]] = {False: [], True: []}
     waits: list[float] = []

@@ -41,17 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Train in turns, and tell what was measured."""
     from trainer.console import bar
-    from trainer.quick_start import (
-        collecting_later,
-        defer_compiler,
-        keep_freed_memory,
-        spin_briefly,
-    )
+    from trainer.start import start
 
-    spin_briefly()
-    keep_freed_memory()
-    with collecting_later():  # as the command does it
-        defer_compiler()
+    with start():  # as the command does it
         import trainer.training  # noqa: F401
     overrides = [f"dataset.root={arguments.root}", *arguments.overrides]
     kinds = {"shown": overrides, "not shown": [*overrides, *NOTHING]}

@@ -107,7 +107,7 @@ def import_once() -> None:
         os.environ[variable] = "1"
     os.environ["GIT_DIR"] = os.devnull  # a killed git would leave its lock in the checkout
     import trainer
-    from trainer.quick_start import defer_compiler
+    from trainer.compiler_stand_in import defer_compiler
 
     defer_compiler()
     importlib.import_module("torch").set_num_threads(1)

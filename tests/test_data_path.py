@@ -29,7 +29,7 @@ from trainer.guard import Guard
 from trainer.job import prepare
 from trainer.loader import Loader, Part, copied_ahead
 from trainer.parts import load_data, train_loader
-from trainer.quick_start import keep_freed_memory, spin_briefly
+from trainer.start import keep_freed_memory, spin_briefly
 from trainer.summary import dry_run
 from transforms.batched import KERNELS
 from transforms.own import Normalize
@@ -537,7 +537,7 @@ def test_training_does_not_load_the_compiler_and_compiling_afterwards_works(conf
 import sys
 from trainer.train import main
 assert main(["--config", {str(config_file)!r}, "--runs", {str(tmp_path)!r}]) == 0
-from trainer.quick_start import is_loaded
+from trainer.compiler_stand_in import is_loaded
 assert not is_loaded() and "torch._dynamo.symbolic_convert" not in sys.modules
 import os
 assert os.environ["GOMP_SPINCOUNT"] == "10000"

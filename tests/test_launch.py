@@ -1,23 +1,27 @@
 """What the environment tells of other processes: who speaks, and what a torchrun did before."""
 
 import json
-import tempfile
+import os
+import signal
 
 import pytest
 
-from trainer import launch
-from trainer.errors import UsageError
+import trainer.record
+from tests.test_distributed import at_step
+from trainer import launch, restarts
+from trainer.disk import read_json
+from trainer.errors import Stopped, UsageError
+from trainer.restarts import run_before_restart
 from trainer.train import main
 
 
 @pytest.fixture
-def torchrun(monkeypatch, tmp_path):
+def torchrun(monkeypatch):
     """Be a process that torchrun ``agent`` started, so many times again."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def be(agent="one", restarts=0, job="none"):
         now = {"agent": agent, "id": job, "restarts": restarts}
-        monkeypatch.setattr(launch, "launcher", lambda: now)
+        monkeypatch.setattr("trainer.restarts.launcher", lambda: now)
 
     return be
 
@@ -39,7 +43,7 @@ def left(tmp_path):
 
 def test_without_torchrun_nothing_is_found(left, tmp_path):
     left("20260101-000000-aaaa")
-    assert launch.run_before_restart(tmp_path / "runs", "small") == (None, False)
+    assert run_before_restart(tmp_path / "runs", "small") is None
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,15 @@ def test_a_torchrun_finds_its_own_run_again_and_no_other(
     run = left("20260101-000000-aaaa", **before)
     torchrun(**now)
     found = run if is_ours else None
-    assert launch.run_before_restart(tmp_path / "runs", "small") == (found, False)
+    assert run_before_restart(tmp_path / "runs", "small") == found
+
+
+def test_what_lies_beside_it_and_cannot_be_read_is_passed_over(torchrun, left, tmp_path):
+    run = left("20260101-000000-aaaa")
+    (left("20260102-000000-aaaa") / "launcher.json").write_text("[]")
+    (left("20260103-000000-aaaa") / "result.json").write_text("{")
+    torchrun(restarts=1)
+    assert run_before_restart(tmp_path / "runs", "small") == run
 
 
 def test_a_run_that_was_told_to_stop_stays_so_when_torchrun_starts_it_again(
@@ -67,34 +79,37 @@ def test_a_run_that_was_told_to_stop_stays_so_when_torchrun_starts_it_again(
 ):
     run = left("20260101-000000-aaaa", status="stopped")
     torchrun(restarts=1)
-    assert launch.run_before_restart(tmp_path / "runs", "small") == (run, True)
-    assert launch.run_before_restart(tmp_path / "elsewhere", "small", run) == (run, True)
+    with pytest.raises(Stopped, match=f"{run} was stopped"):
+        run_before_restart(tmp_path / "runs", "small")
+    with pytest.raises(Stopped):
+        run_before_restart(tmp_path / "elsewhere", "small", run)
     torchrun(restarts=0)  # torchrun stopped it itself: machines came or went
-    assert launch.run_before_restart(tmp_path / "runs", "small") == (run, False)
+    assert run_before_restart(tmp_path / "runs", "small") == run
     torchrun("another", restarts=1)
-    assert launch.run_before_restart(tmp_path / "elsewhere", "small", run) == (None, False)
+    assert run_before_restart(tmp_path / "elsewhere", "small", run) is None
 
 
-def test_so_does_a_start_that_was_told_to_stop_before_there_was_a_run(
-    torchrun, monkeypatch, tmp_path
-):
-    monkeypatch.setattr(launch, "local_world_size", lambda: 1)
-    torchrun()
-    launch.remember_early_stop()  # this process's own siblings live
-    torchrun(restarts=1)
-    assert launch.run_before_restart(tmp_path / "runs", "small") == (None, True)
-    torchrun("another", restarts=1)
-    assert launch.run_before_restart(tmp_path / "runs", "small") == (None, False)
+def test_so_it_does_in_all_processes_although_only_the_first_one_looks(together, tmp_path):
+    """As where torchrun runs on several machines: only rank 0 finds launcher.json to be its own."""
 
+    def under_torchrun(count):
+        def prepare(rank):
+            os.environ |= {"TORCHELASTIC_RUN_ID": "7", "TORCHELASTIC_RESTART_COUNT": str(count)}
+            now = {"agent": f"machine {rank}", "id": "none", "restarts": count}
+            restarts.launcher = trainer.record.launcher = lambda: now
+            if count == 0:
+                at_step(2, 0, lambda: os.kill(os.getpid(), signal.SIGTERM))(rank)
 
-def test_where_torchrun_told_it_because_another_is_gone_it_is_to_begin_again(
-    torchrun, monkeypatch, tmp_path
-):
-    monkeypatch.setattr(launch, "local_world_size", lambda: 1000)
-    torchrun()
-    launch.remember_early_stop()
-    torchrun(restarts=1)
-    assert launch.run_before_restart(tmp_path / "runs", "small") == (None, False)
+        return prepare
+
+    assert together(2, prepare=under_torchrun(0)) == [75, 75]
+    (run,) = (tmp_path / "together" / "small").iterdir()
+    before = read_json(run / "result.json")
+    assert together(2, prepare=under_torchrun(1)) == [75, 75]
+    assert f"{run} was stopped" in (tmp_path / "rank-0.txt").read_text()
+    assert "was stopped" not in (tmp_path / "rank-1.txt").read_text()
+    assert read_json(run / "result.json") == before
+    assert [run] == list((tmp_path / "together" / "small").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -117,11 +132,6 @@ def test_an_environment_that_cannot_be_is_told_at_once(
 
 
 def test_the_command_to_go_on_is_that_of_as_many_processes(together, tmp_path):
-    import os
-    import signal
-
-    from tests.test_distributed import at_step
-
     def stop():
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.freeze import train_mode
+from trainer.compiler_stand_in import real
 from trainer.config import Config
 from trainer.console import Say, duration
 from trainer.distributed import rank, world_size
@@ -18,7 +19,6 @@ from trainer.errors import ConfigError, in_plain_words
 from trainer.loader import cut
 from trainer.loop import in_parts
 from trainer.precision import HALF
-from trainer.quick_start import real
 
 if TYPE_CHECKING:
     from trainer.job import Job

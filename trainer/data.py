@@ -41,19 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.config import load_config
-    from trainer.quick_start import defer_compiler, keep_freed_memory, spin_briefly
+    from trainer.start import start
 
-    config = load_config(arguments.config, arguments.overrides)
-    for message in config.messages:
-        print(message, file=sys.stderr)
-    spin_briefly()
-    keep_freed_memory()
-    defer_compiler()
-    from trainer.components import check_components
-    from trainer.errors import ConfigError, UsageError
-    from trainer.insight.data_facts import look_at
-    from trainer.insight.data_report import is_ours, summary, write_data_report
-    from trainer.parts import BrokenImages
+    with start():
+        config = load_config(arguments.config, arguments.overrides)
+        for message in config.messages:
+            print(message, file=sys.stderr)
+        from trainer.components import check_components
+        from trainer.errors import ConfigError, UsageError
+        from trainer.insight.data_facts import look_at
+        from trainer.insight.data_report import is_ours, summary, write_data_report
+        from trainer.parts import BrokenImages
 
     of_data = ("dataset", "split", "transforms", "loader")
     faults = [fault for fault in check_components(config) if fault.path.startswith(of_data)]

@@ -34,14 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.config import load_config
-    from trainer.quick_start import defer_compiler, keep_freed_memory, spin_briefly
+    from trainer.start import start
 
-    spin_briefly()
-    keep_freed_memory()
-    defer_compiler()
-    from trainer.evaluation import evaluate_run
-    from trainer.run import find_run
-    from trainer.trained import warn_of_unfinished
+    with start():
+        from trainer.evaluation import evaluate_run
+        from trainer.run import find_run
+        from trainer.trained import warn_of_unfinished
 
     folder = find_run(arguments.run)
     config = load_config(folder / "config.yaml", arguments.overrides)

@@ -38,18 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.quick_start import defer_compiler, keep_freed_memory, spin_briefly
+    from trainer.start import start
 
-    spin_briefly()
-    keep_freed_memory()
-    defer_compiler()
-    from datasets import BrokenImage
-    from trainer.errors import UsageError
-    from trainer.insight.columns import visible
-    from trainer.insight.explanation import choose_folder, explain
-    from trainer.run import find_run
-    from trainer.trained import load_trained
-    from trainer.words import listed, suggestion
+    with start():
+        from datasets import BrokenImage
+        from trainer.errors import UsageError
+        from trainer.insight.columns import visible
+        from trainer.insight.explanation import choose_folder, explain
+        from trainer.run import find_run
+        from trainer.trained import load_trained
+        from trainer.words import listed, suggestion
 
     folder, path, name = find_run(arguments.run), Path(arguments.image), arguments.class_name
     if path.is_dir() or not os.path.lexists(path):

@@ -68,12 +68,11 @@ def run(arguments: argparse.Namespace) -> None:
     if output and (output.suffix in (".pt2", ".onnx", ".safetensors") or output.is_file()):
         raise UsageError(f"--output {output}: name a folder; the files are named after the run.")
 
-    from trainer.quick_start import keep_freed_memory, spin_briefly
+    from trainer.start import start
 
-    spin_briefly()
-    keep_freed_memory()
-    from trainer.exporting import export_run
-    from trainer.run import find_run
+    with start():
+        from trainer.exporting import export_run
+        from trainer.run import find_run
 
     folder = find_run(arguments.run)
     export_run(folder, formats, output or folder / "export", images, arguments.overrides)

@@ -54,20 +54,12 @@ def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.config import load_config
     from trainer.console import say
-    from trainer.quick_start import (
-        collecting_later,
-        defer_compiler,
-        keep_freed_memory,
-        spin_briefly,
-    )
+    from trainer.start import start
 
-    spin_briefly()
-    keep_freed_memory()
-    config = load_config(arguments.config, arguments.overrides)
-    for message in config.messages:
-        print(message, file=sys.stderr)
-    with collecting_later():
-        defer_compiler()
+    with start():
+        config = load_config(arguments.config, arguments.overrides)
+        for message in config.messages:
+            print(message, file=sys.stderr)
         from trainer.insight.lr_finder import find_rate
         from trainer.job import prepare
         from trainer.summary import introduce

@@ -107,17 +107,15 @@ def views(text: str) -> int | str:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.quick_start import defer_compiler, keep_freed_memory, spin_briefly
+    from trainer.start import start
 
-    spin_briefly()
-    keep_freed_memory()
-    defer_compiler()
-    from datasets import DataError
-    from trainer.errors import UsageError
-    from trainer.insight.image_files import find_images
-    from trainer.insight.prediction import MAX_SHEET, predict_files
-    from trainer.run import find_run
-    from trainer.trained import load_trained
+    with start():
+        from datasets import DataError
+        from trainer.errors import UsageError
+        from trainer.insight.image_files import find_images
+        from trainer.insight.prediction import MAX_SHEET, predict_files
+        from trainer.run import find_run
+        from trainer.trained import load_trained
 
     folder = find_run(arguments.run)
     files = output_files(arguments)

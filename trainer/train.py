@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from trainer.config import Config
+    from trainer.job import Job
     from trainer.stop import StopRequest
 
 EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 loss not finite, 5 checkpoint or disk,
@@ -36,21 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(argv: Sequence[str], stop: "StopRequest") -> None:
-    """Parse the command line and run it."""
-    from trainer.errors import Stopped
-    from trainer.launch import remember_early_stop, started_by
-
+    """Parse the command line and run it; after an early stop, say how to start again."""
     try:
         run(*parse(argv), stop)
-    except (Stopped, Exception):
-        if not stop.came_early:
-            raise
-        # Whatever it is: a Stopped that found someone between `try` and `finally` may be another.
-        remember_early_stop()
-        again = f"{started_by()} {shlex.join(['-m', 'trainer.train', *argv])}"
-        stopped = Stopped(f"stopped by {stop.reason}")
-        stopped.add_note(f"before training began, nothing was written; to start again:\n  {again}")
-        raise stopped from None
+    finally:
+        if stop.came_early:  # whatever was raised: a Stopped can turn up as somebody else's error
+            from trainer.errors import Stopped
+            from trainer.launch import started_by
+
+            again = f"{started_by()} {shlex.join(['-m', 'trainer.train', *argv])}"
+            raise Stopped(
+                f"stopped by {stop.reason}\n"
+                f"before training began, nothing was written; to start again:\n  {again}"
+            ) from None
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -62,7 +62,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--config", metavar="FILE", help="the YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optimizer.lr=0.1")
-    parser.add_argument("--runs", metavar="DIR", default="runs", help="root of runs (default runs)")
+    parser.add_argument(
+        "--runs", metavar="DIR", type=Path, default="runs", help="root of runs (default runs)"
+    )
     parser.add_argument(
         "--resume",
         metavar="RUN",
@@ -88,63 +90,67 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequest") -> None:
     """Do what the command line asks for."""
     from trainer.config import load_config
-    from trainer.console import say
-    from trainer.errors import Stopped, UsageError
-    from trainer.launch import is_first, is_one_of_several, run_before_restart
-    from trainer.quick_start import (
-        collecting_later,
-        defer_compiler,
-        keep_freed_memory,
-        spin_briefly,
-    )
+    from trainer.launch import is_first, is_one_of_several
+    from trainer.start import collecting_later, start
 
-    spin_briefly()
-    keep_freed_memory()
-
-    runs = Path(arguments.runs)
-    if arguments.resume is not None:
-        from trainer.resume import find_resumable
-
-        config, folder = find_resumable(arguments.resume, arguments.config, overrides, runs)
-    else:
-        config, folder = load_config(arguments.config, overrides), None
-    if is_first():
-        for message in config.messages:
-            print(message, file=sys.stderr)
-    if arguments.print_config:
-        print(config.print() if is_first() else "", end="")
-        return
-
-    if arguments.dry_run and is_one_of_several():
-        raise UsageError("--dry-run looks at one process; leave torchrun out.")
-    begun, stopped = run_before_restart(runs, config.name, folder)
-    if stopped:
-        raise Stopped(f"{begun or 'this start'} was stopped")
-    with collecting_later():
-        defer_compiler()
-        from trainer.disk import read_json
+    with start():
+        config, folder = read(arguments, overrides)
+        if arguments.print_config:
+            print(config.print() if is_first() else "", end="")
+            return
+        from trainer.console import say
         from trainer.distributed import everywhere, joined, on_main
         from trainer.job import distribute, fetch, prepare
-        from trainer.record import require_same_split
-        from trainer.summary import dry_run
+        from trainer.restarts import run_before_restart
         from trainer.training import train
-
     with joined(config, stop):
-        begun, _ = on_main(lambda: run_before_restart(runs, config.name, folder))
+        begun = on_main(lambda: run_before_restart(arguments.runs, config.name, folder))
         if begun is not None:
-            say(f"torchrun started its processes again: {begun} goes on")
             config, folder = load_config(begun / "config.yaml"), begun
         with collecting_later():
             if is_one_of_several():
                 everywhere(lambda: fetch(config))
             job = everywhere(lambda: prepare(config, say))
         if arguments.dry_run:
-            if folder is not None:
-                require_same_split(job, read_json(folder / "result.json").get("split"), folder)
-            dry_run(job, say)
-        else:
-            distribute(job, say)
-            train(job, runs, folder, say, stop)
+            look_at(job, folder)
+            return
+        distribute(job, say)
+        train(job, arguments.runs, folder, say, stop)
+
+
+def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Config", Path | None]:
+    """The configuration and, with ``--resume``, the run's folder; without PyTorch."""
+    from trainer.config import load_config
+    from trainer.errors import UsageError
+    from trainer.launch import is_first, is_one_of_several
+
+    folder = None
+    if arguments.resume is None:
+        config = load_config(arguments.config, overrides)
+    else:
+        from trainer.resume import find_resumable
+
+        config, folder = find_resumable(
+            arguments.resume, arguments.config, overrides, arguments.runs
+        )
+    if is_first():
+        for message in config.messages:
+            print(message, file=sys.stderr)
+    if arguments.dry_run and is_one_of_several():
+        raise UsageError("--dry-run looks at one process; leave torchrun out.")
+    return config, folder
+
+
+def look_at(job: "Job", folder: Path | None) -> None:
+    """Do what ``--dry-run`` asks for; ``folder`` is the run to resume, of the same split."""
+    from trainer.console import say
+    from trainer.disk import read_json
+    from trainer.record import require_same_split
+    from trainer.summary import dry_run
+
+    if folder is not None:
+        require_same_split(job, read_json(folder / "result.json").get("split"), folder)
+    dry_run(job, say)
 
 
 if __name__ == "__main__":

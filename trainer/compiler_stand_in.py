@@ -1,26 +1,14 @@
-"""Things done before a run that make it faster, and change nothing of what it computes.
+"""A stand-in for PyTorch's compiler until it is used: importing it takes 1.1 s of each start.
 
-PyTorch's compiler is imported when it is used, not before: torchvision and torch's optimizers
-import ``torch._dynamo`` (1.1 s) only to mark functions that it should leave alone. A stand-in does
-that until anything else of the compiler is asked for, which then loads the real one.
-
-Python's garbage is collected later: what imports and tables allocate is no garbage, and searching
-it again and again takes 0.2 s.
-
-OpenMP's threads do not wait long for one that another program keeps from its core.
-
-And the C library keeps memory that is freed: to give each large tensor back to the system, and to
-have the next one's pages cleared again, takes 10 to 30 % of a step on a CPU.
+torchvision and torch's optimizers import ``torch._dynamo`` only to mark functions that it should
+leave alone. The stand-in does that until anything else of the compiler is asked for, which then
+loads the real one.
 """
 
-import ctypes
 import functools
-import gc
 import importlib
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
@@ -30,51 +18,10 @@ from typing import Any
 NAME = "torch._dynamo"
 
 
-@contextmanager
-def collecting_later() -> Iterator[None]:
-    """Run the body without searches for garbage."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def spin_briefly() -> None:
-    """Have OpenMP's threads wait for each other for microseconds, then sleep; before torch starts.
-
-    libgomp's waits are long: where another program needs one of the cores, each of a step's
-    hundred waits burns it until the system takes it away (30 times as slow; now 6).
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
-
-def keep_freed_memory() -> bool:
-    """Have glibc's ``malloc`` keep what is freed for the next tensor; whether it could be done.
-
-    Left alone where the environment tells how memory is to be had, and on other systems.
-    """
-    told = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")) for name in os.environ)
-    if told or sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # musl
-        return False
-    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
-
-
 def defer_compiler() -> None:
     """Put the stand-in where ``torch._dynamo`` will be looked for, unless that is there already."""
-    import torch
-
     if NAME not in sys.modules:
-        sys.modules[NAME] = torch._dynamo = _StandIn(NAME)
+        sys.modules[NAME] = _StandIn(NAME)
         sys.modules[f"{NAME}.utils"] = _Utils(f"{NAME}.utils")
         sys.meta_path.insert(0, _Finder())
 
