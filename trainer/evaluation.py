@@ -6,18 +6,16 @@ from typing import Any
 
 import torch
 
-from trainer.build import build_loss, build_model, check_size, choose_device
-from trainer.components import check_components
+from datasets import DataError
+from trainer.build import build_loss, check_size
 from trainer.config import Config, load_config
 from trainer.disk import read_json
-from trainer.errors import ConfigError, RunError
+from trainer.errors import RunError
 from trainer.judge import judge
 from trainer.loop import predict
 from trainer.parts import check_shape, digest_of_split, eval_loader, load_part
-from trainer.precision import build_precision
-from trainer.record import load_best, require_same_model
 from trainer.resume import refuse_changes, require_own_images
-from trainer.trained import without_weights
+from trainer.trained import load_with
 
 # What may differ from the run when it is judged again: where, not what.
 MAY_DIFFER = (
@@ -32,38 +30,29 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     """
     refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
     require_own_images(run, config)
-    if faults := check_components(config):
-        raise ConfigError(faults)
-    device = choose_device(config)
     saved = read_json(run / "split.json")
     if not isinstance(saved.get(split), dict) or not isinstance(saved.get("train"), dict):
         raise RunError(f"{run / 'split.json'} names no {split} split: the run folder is damaged.")
-    require_unchanged(run, config, saved)
+    require_same_digest(run, saved)
+    trained = load_with(config, run)
+    device, config = trained.device, trained.config
     dataset, part = load_part(config, saved[split], device)
-    config = without_weights(config)
-    shape = check_shape(config, part, "eval")
-    model = build_model(config, dataset.classes, shape)
-    check_size(config, model, shape)
-    load_best(model, run)
-    model.to(device)
-    channels_last = bool(read_json(run / "data_path.json").get("channels_last"))
-    if channels_last:  # the same arithmetic as in the run
-        model.to(memory_format=torch.channels_last)
-    with closing(eval_loader(config, part, device, channels_last)) as loader:
-        logits, labels = predict(model, loader.epoch(), build_precision(config, device))
+    if dataset.classes != trained.classes:
+        raise DataError(f"{config.dataset.name} no longer has the classes of this run.")
+    check_size(config, trained.model, check_shape(config, part, "eval"))
+    with closing(eval_loader(config, part, device, trained.channels_last)) as loader:
+        logits, labels = predict(trained.model, loader.epoch(), trained.precision)
     label_of = dict(zip(dataset.ids, dataset.labels, strict=True))
     train_labels = [label_of[name] for name in saved["train"] if name in label_of]
     loss_fn = build_loss(config, torch.tensor(train_labels), len(dataset.classes)).to(device)
     return judge(config, logits, labels, loss_fn)
 
 
-def require_unchanged(run: Path, config: Config, split: dict[str, Any]) -> None:
-    """Raise RunError where split.json or config.yaml is no longer what the run left."""
+def require_same_digest(run: Path, split: dict[str, Any]) -> None:
+    """Raise RunError where split.json is no longer what the run left."""
     try:
         digest = digest_of_split(split)
     except TypeError:
         digest = ""
     if read_json(run / "result.json").get("split") != digest:
         raise RunError(f"{run / 'split.json'} is not the split that result.json names.")
-    if (run / "model.json").exists():  # else no epoch was the best yet, which `load_best` tells
-        require_same_model(run, config)

@@ -115,12 +115,17 @@ def save(
     saver.save(state.step, content, best and card(job, best), checkpoint, judged)
 
 
-def best_weights(run: Path) -> dict[str, Any]:
-    """The run's best weights; raises RunError where the file is not that of model.json."""
+def require_best(run: Path) -> None:
+    """Raise RunError where a run has no best weights."""
     if not (run / "model.pt").is_file():
         raise RunError(
             f"{run / 'model.pt'} is missing: no epoch was the best yet, or it was removed."
         )
+
+
+def best_weights(run: Path) -> dict[str, Any]:
+    """The run's best weights; raises RunError where the file is not that of model.json."""
+    require_best(run)
     expected = read_json(run / "model.json").get("weights")
     if not isinstance(expected, dict) or sha256_of(run / "model.pt") != expected.get("sha256"):
         raise RunError(f"{run / 'model.pt'} is not the file that model.json describes.")

@@ -20,7 +20,7 @@ from trainer.loop import logits_of
 from trainer.losses import probabilities
 from trainer.parts import build_pipelines
 from trainer.precision import FP32, Precision, build_precision
-from trainer.record import load_best, require_same_model
+from trainer.record import load_best, require_best, require_same_model
 from transforms.pipeline import Pipeline
 
 
@@ -40,6 +40,7 @@ class Trained:
     pipeline: Pipeline
     device: torch.device
     precision: Precision = FP32
+    channels_last: bool = False
 
     def read(self, path: Path) -> Tensor:
         """An image file as the run's dataset would give it: (C, H, W) uint8, upright.
@@ -90,10 +91,15 @@ def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
     settings that cannot be used.
     """
     warn_of_unfinished(run)
-    config = load_config(run / "config.yaml", overrides)
+    return load_with(load_config(run / "config.yaml", overrides), run)
+
+
+def load_with(config: Config, run: Path) -> Trained:
+    """As ``load_trained``, with the run's configuration as it was loaded, and no word to stderr."""
     if faults := check_components(config):
         raise ConfigError(faults)
     device = choose_device(config)
+    require_best(run)
     require_same_model(run, config)
     card = read_json(run / "model.json")
     try:
@@ -106,10 +112,21 @@ def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
     check_size(config, model, shape)
     load_best(model, run)
     model.to(device).eval()
-    if read_json(run / "data_path.json").get("channels_last"):  # the same arithmetic as in the run
+    channels_last = bool(read_json(run / "data_path.json").get("channels_last"))
+    if channels_last:  # the same arithmetic as in the run
         model.to(memory_format=torch.channels_last)
-    precision = build_precision(config, device)  # as the run computed
-    return Trained(run, config, classes, shape, model, image_channels, pipeline, device, precision)
+    return Trained(
+        run=run,
+        config=config,
+        classes=classes,
+        input_shape=shape,
+        model=model,
+        image_channels=image_channels,
+        pipeline=pipeline,
+        device=device,
+        precision=build_precision(config, device),  # as the run computed
+        channels_last=channels_last,
+    )
 
 
 def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, int], int]:
