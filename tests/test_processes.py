@@ -30,6 +30,7 @@ from trainer.loader import Loader, cut
 from trainer.loop import predict, train_steps
 from trainer.schedulers import build_schedule
 from trainer.sharding import blocks, check_sharding, size
+from trainer.sync_batch_norm import with_synced_batch_norm
 from transforms.keyed import seed_at, seed_of
 
 CPU = torch.device("cpu")
@@ -193,6 +194,36 @@ def test_synced_batch_norm_needs_an_image_in_each_process(config_file, monkeypat
         check_batches(config, loader, model)
 
 
+def test_processes_on_a_cpu_refuse_synced_batch_norm(together, tmp_path):
+    assert together(2, "train.sync_batch_norm=true", "train.device=cpu") == [2, 2]
+    told = (tmp_path / "rank-0.txt").read_text()
+    assert "train.sync_batch_norm: needs GPUs" in told and "write false" in told
+    assert not (tmp_path / "together").exists()
+
+
+class Whitening(nn.BatchNorm2d):
+    """A batch norm of somebody else, of which nothing is known."""
+
+
+def test_only_batch_norm_layers_that_are_known_are_synced():
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Linear(2, 2))
+    names = list(model.state_dict())
+    assert with_synced_batch_norm(model) is model
+    assert [type(module) for module in model] == [nn.Conv2d, nn.SyncBatchNorm, nn.Linear]
+    assert list(model.state_dict()) == names
+    with pytest.raises(ValueError, match="Whitening cannot be synchronised"):
+        with_synced_batch_norm(nn.Sequential(Whitening(3)))
+
+
+def test_timms_batch_norm_keeps_its_activation():
+    norm_act = pytest.importorskip("timm.layers.norm_act")
+    layer = norm_act.BatchNormAct2d(5)
+    images = torch.randn(4, 5, 6, 6)
+    expected = copy.deepcopy(layer).eval()(images)
+    assert torch.equal(with_synced_batch_norm(layer).eval()(images), expected)
+    assert isinstance(layer, nn.SyncBatchNorm)
+
+
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_process_of_several_leaves_its_interpreter_whole(processes):
     code = (
@@ -226,7 +257,8 @@ class SmallNet(nn.Module):
     def __init__(self, norm=True):
         super().__init__()
         self.first = nn.Conv2d(3, 5, 3)
-        self.norm = nn.BatchNorm2d(5, momentum=None) if norm else nn.Identity()
+        self.norm = nn.BatchNorm2d(5, momentum=None) if norm else nn.GroupNorm(1, 5)
+        self.register_buffer("kept", torch.ones(3))
         self.drop = nn.Dropout(0.4)
         self.last = nn.Linear(180, 2)
 
@@ -300,7 +332,6 @@ def in_processes(output):
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from trainer.batch_norm import with_synced_batch_norm
     from trainer.sharding import hand_over, model_part, optimizer_part, shard
     from trainer.state import copied
 
@@ -309,14 +340,15 @@ def in_processes(output):
     rank, world = dist.get_rank(), dist.get_world_size()
     found = {}
 
-    # Batch norm over processes: of one step, all that comes out and back.
-    for layout in (torch.contiguous_format, torch.channels_last):
-        expected = small_net().to(memory_format=layout)
+    # Batch norm over processes, which may share a GPU: of one step, all that comes out and back.
+    on_gpu = torch.cuda.is_available()
+    for layout in (torch.contiguous_format, torch.channels_last) if on_gpu else ():
+        expected = small_net().to("cuda", memory_format=layout)
         expected.drop.p = 0.0
         model = with_synced_batch_norm(copy.deepcopy(expected))
         network = DistributedDataParallel(model)
         for images, labels in BATCHES[:2]:
-            images = images.to(memory_format=layout)
+            images, labels = images.to("cuda", memory_format=layout), labels.to("cuda")
             low, high = cut(len(images), rank, world)
             whole = images.clone().requires_grad_()
             own = images[low:high].clone().requires_grad_()
@@ -343,10 +375,10 @@ def in_processes(output):
         trained(model, DistributedDataParallel(model), BATCHES, accumulate, rank)
         found[f"dropout, {accumulate}"] = difference(model.state_dict(), expected.state_dict())
 
-    # FSDP with both of them.
-    expected = by_hand(small_net(), BATCHES[:2], clip=1.0)
+    # FSDP, with dropout.
+    expected = by_hand(small_net(norm=False), BATCHES[:2], clip=1.0)
     images = BATCHES[0][0][:2]
-    model = with_synced_batch_norm(small_net())
+    model = small_net(norm=False)
     drop_out_by_batch(model)
     shard(model, images)
     optimizer = trained(model, model, BATCHES[:2], 1, rank, clip=1.0)
@@ -368,10 +400,10 @@ def in_processes(output):
         found[f"fsdp: momentum {number}"] = difference(momenta["state"][number], state)
 
     # A plain model takes what was saved, and a cut one what a plain one saved.
-    again = small_net()
+    again = small_net(norm=False)
     again.load_state_dict(weights)
     optimizer_of(again).load_state_dict(momenta)
-    cut_again = small_net()
+    cut_again = small_net(norm=False)
     shard(cut_again, images)
     optimizer = optimizer_of(cut_again)
     cut_again.load_state_dict(model_part(cut_again, expected.state_dict()))
@@ -413,6 +445,7 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_synced_batch_norm_is_that_of_one_process_over_the_whole_batch(found, layout):
     for what in ("weights", "statistics", "images"):
         assert found[f"synced, {layout}: {what}"] < 2e-6
@@ -424,7 +457,7 @@ def test_processes_train_a_model_with_dropout_as_one_does(found, accumulate):
 
 
 def test_a_cut_model_trains_as_a_whole_one(found):
-    """With dropout, synced batch norm, momentum and the gradient's length limited."""
+    """With dropout, momentum and the gradient's length limited."""
     assert found["fsdp: weights"] < 2e-6
     assert 0.3 < found["fsdp: kept"] < 0.5  # of three processes, the first has the most
 

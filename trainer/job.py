@@ -12,7 +12,6 @@ from models.dropout import draws_elsewhere, drop_out_by_batch
 from models.freeze import train_mode
 from models.recompute import recompute
 from trainer.averages import Average
-from trainer.batch_norm import with_synced_batch_norm
 from trainer.build import (
     build_average,
     build_loss,
@@ -34,6 +33,7 @@ from trainer.parts import Data, check_shape, eval_loader, load_data, open_datase
 from trainer.precision import Precision, build_precision, notes_on_precision
 from trainer.schedulers import Schedule
 from trainer.sharding import check_sharding, shard
+from trainer.sync_batch_norm import with_synced_batch_norm
 
 if TYPE_CHECKING:
     from trainer.distillation import Distillation
