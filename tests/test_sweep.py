@@ -178,7 +178,7 @@ def test_every_fault_of_a_sweep_and_of_what_it_sets_is_told_at_once(write):
         (12, "sweep.params.transforms.train.9.padding.0"): "is a list with items 0 to 2",
         (13, "sweep.seeds.1"): "listed twice",
         (14, "sweep.prune.name"): "did you mean 'MedianPruner'",
-        (15, "sweep.storage"): "postgresql://",
+        (15, "sweep.storage"): "storage: FILE",
     }
     assert set(told) == set(expected)
     for place, words in expected.items():
@@ -687,14 +687,24 @@ def test_what_an_extra_is_missing_for_is_told(write, monkeypatch, capsys, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_database_that_is_not_there_is_told_without_its_password(write, tmp_path, capsys):
-    pytest.importorskip("psycopg2")
-    address = "postgresql://me:secret@127.0.0.1:1/none"
-    file = write(f"{SEARCH.format(trials=3)}  storage: {address}\n")
+def test_a_journal_that_cannot_be_written_is_told(write, tmp_path, capsys):
+    pytest.importorskip("optuna")
+    journal = tmp_path / "nowhere" / "shared.journal"
+    file = write(f"{SEARCH.format(trials=3)}  storage: {journal}\n")
     assert sweep_command.main(["--config", str(file), "--runs", str(tmp_path / "runs")]) == 5
     told = capsys.readouterr().err
-    assert "sweep.storage postgresql://127.0.0.1:1/none" in told and "secret" not in told
-    assert "secret" not in (tmp_path / "runs" / "trial" / "plan.json").read_text()
+    assert str(journal) in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("address", ["postgresql://me@server/sweeps", "mysql://host/x"])
+def test_a_database_is_refused_and_the_file_that_does_the_same_is_named(
+    write, tmp_path, capsys, address
+):
+    file = write(f"{SEARCH.format(trials=3)}  storage: {address}\n")
+    assert sweep_command.main(["--config", str(file), "--runs", str(tmp_path / "runs")]) == 2
+    told = capsys.readouterr().err
+    assert "sweep.storage: " in told and "write storage: FILE, a journal file on a shared" in told
+    assert not (tmp_path / "runs").exists()
 
 
 # What it leaves

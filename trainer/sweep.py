@@ -43,9 +43,7 @@ def command(argv: Sequence[str], stop: "StopRequest") -> None:
     try:
         run(parse(argv), stop)
     except Stopped as stopped:
-        from trainer.run import without_password
-
-        again = shlex.join(["python", "-m", "trainer.sweep", *map(without_password, argv)])
+        again = shlex.join(["python", "-m", "trainer.sweep", *argv])
         stopped.add_note(f"what ended is kept, the rest is saved; to go on:\n  {again}")
         raise
 
@@ -125,8 +123,6 @@ def require_extras(plan: "Plan") -> None:
     from trainer.errors import UsageError
 
     needed = ["optuna"] if plan.sweep.method == "tpe" or plan.sweep.storage else []
-    if (plan.sweep.storage or "").startswith("postgresql://"):
-        needed += ["sqlalchemy", "psycopg2"]
     if missing := [name for name in needed if find_spec(name) is None]:
         raise UsageError(
             f"method: tpe and storage need {', '.join(missing)}, an extra: "

@@ -17,7 +17,6 @@ from typing import IO, Any
 from trainer import disk
 from trainer.errors import ConfigError, RunError
 from trainer.resume import differences, settings, shown
-from trainer.run import without_password
 from trainer.sweeping.reading import Plan
 from trainer.sweeping.space import Settings
 
@@ -68,7 +67,6 @@ def open_folder(plan: Plan, runs: Path) -> tuple[Path, str]:
     except OSError as error:
         raise RunError(f"--runs {runs}: {folder} cannot be made ({error.strerror}).") from None
     file = plan.file.model_dump(mode="json")
-    file["sweep"]["storage"] = without_password(plan.sweep.storage or "") or None
     asked = {"sweep": file["sweep"], "base": settings(plan.config)}
     with locked(folder / "sweep.lock"):
         identity = secrets.token_hex(4)

@@ -160,8 +160,8 @@ def _rules(data: Any) -> Iterator[Finding]:
         message = f"only method: tpe stops trials early, and this is {method}"
         yield Finding(("sweep", "prune"), message, at_key=True)
     storage = sweep.get("storage")
-    if isinstance(storage, str) and "://" in storage and not storage.startswith("postgresql"):
-        message = "expected the path of a journal file, or postgresql://USER@HOST/DATABASE"
+    if isinstance(storage, str) and "://" in storage:
+        message = "a database is no storage; write storage: FILE, a journal file on a shared disk"
         yield Finding(("sweep", "storage"), message)
     seeds = sweep.get("seeds")
     if isinstance(seeds, list):

@@ -98,7 +98,7 @@ class Sweep(Frozen):
     prune: Annotated[Pruner, BeforeValidator(_named)] | None = None
     """Which trials of tpe are stopped before their end; null: none."""
     storage: str | None = None
-    """A journal file or postgresql://USER@HOST/DATABASE that workers share; null: the folder."""
+    """A journal file, on a disk that the machines share; null: in the sweep's folder."""
 
 
 class SweepFile(Frozen):

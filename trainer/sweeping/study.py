@@ -1,4 +1,4 @@
-"""The trials of a sweep in an Optuna study: a journal file, or a PostgreSQL database.
+"""The trials of a sweep in an Optuna study, which is a journal file.
 
 A study's trial carries the number that it has in the sweep ("number"), its settings, and the folder
 whose workers make its runs. Of two trials of one number the one that was created first counts.
@@ -6,7 +6,6 @@ Akiba et al., 2019, "Optuna"; of the Tree-structured Parzen Estimator: Bergstra 
 """
 
 import json
-import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 
 from trainer.document import flow
 from trainer.errors import RunError, UsageError
-from trainer.run import without_password
 from trainer.sweeping.folder import Trial, locked
 from trainer.sweeping.reading import Plan
 from trainer.sweeping.space import Settings, points
@@ -75,18 +73,7 @@ class Study:
             self._refuse_another(study)
 
     def _storage(self) -> "optuna.storages.BaseStorage":
-        where = self.plan.sweep.storage
-        if where is not None and "://" in where:
-            # The driver that the extra brings: SQLAlchemy's own choice depends on its version.
-            where = re.sub("^postgresql://", "postgresql+psycopg2://", where)
-            try:
-                return _database(where)
-            except ImportError:
-                raise UsageError(
-                    f"sweep.storage: no driver for {without_password(where)}; "
-                    "python -m pip install -e '.[sweep]' brings psycopg2"
-                ) from None
-        path = self.folder / "study.journal" if where is None else Path(where)
+        path = Path(self.plan.sweep.storage or self.folder / "study.journal")
         backend = JournalFileBackend(
             str(path),
             lock_obj=_Lock(path.with_name(f"{path.name}.lock")),  # type: ignore[arg-type]
@@ -102,30 +89,22 @@ class Study:
         if began is None:
             study.set_user_attr("sweep", mine)
         elif began != mine:
-            where = without_password(self.plan.sweep.storage or str(self.folder))
             raise RunError(
-                f"{where} holds a study '{self.name}' of another sweep, with other params, seeds "
-                "or folds. Give this one another name."
+                f"{self.plan.sweep.storage or self.folder} holds a study '{self.name}' of another "
+                "sweep, with other params, seeds or folds. Give this one another name."
             )
 
     @contextmanager
     def _in_plain_words(self) -> Iterator[None]:
-        """What a database says, as an error of ours; without the warnings of what is new."""
+        """Raise RunError where the journal cannot be used; keep Optuna's warnings quiet."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
-        except (UsageError, RunError):
-            raise
-        except Exception as error:
-            kinds = [kind.__module__.partition(".")[0] for kind in type(error).__mro__]
-            if not {"sqlalchemy", "alembic", "psycopg2"} & set(kinds) and not isinstance(
-                error, optuna.exceptions.StorageInternalError | OSError | ValueError
-            ):
-                raise
-            where = without_password(self.plan.sweep.storage or "study.journal")
+        except (OSError, ValueError) as error:
             said = " ".join(str(error.__cause__ or error).split())[:300]
-            raise RunError(f"sweep.storage {where}: {without_password(said)}") from None
+            where = self.plan.sweep.storage or "study.journal"
+            raise RunError(f"sweep.storage {where}: {said}") from None
 
     def counted(self) -> dict[int, FrozenTrial]:
         """The study's trials by their number in the sweep, without what is lost or one too many."""
@@ -303,20 +282,6 @@ class Study:
                     elsewhere = json.loads(found.user_attrs.get("runs", "[]"))
                 result.append((self._trial(found), elsewhere))
         return result
-
-
-def _database(where: str) -> "optuna.storages.BaseStorage":
-    """The database, with Optuna's tables; of two that make them at once, one has to look again."""
-    from sqlalchemy.exc import IntegrityError, ProgrammingError
-
-    for attempt in range(5):
-        try:
-            return optuna.storages.RDBStorage(where, engine_kwargs={"pool_pre_ping": True})
-        except (IntegrityError, ProgrammingError):
-            if attempt == 4:
-                raise
-            time.sleep(1.0)
-    raise AssertionError
 
 
 def _pruner(plan: Plan) -> "optuna.pruners.BasePruner":
