@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.ending import code_of_writing
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the pictures. Returns the exit code: 0, or 5 (the target cannot be written)."""
@@ -29,15 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         parser.error(f"--target {target}: exists already; name a folder that is new or empty")
 
-    from datasets.draw import draw
+    def work() -> None:
+        from datasets.draw import draw
 
-    try:
         draw(target, per_class, seed)
-    except OSError as error:
-        print(f"error: {target}: cannot be written: {error.strerror}.", file=sys.stderr)
-        return 5
-    print(f"{target}: {per_class} pictures of each value, seed {seed}")
-    return 0
+        print(f"{target}: {per_class} pictures of each value, seed {seed}")
+
+    return code_of_writing(target, work)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.ending import code_of_writing
+
 if TYPE_CHECKING:
     from datasets import BrokenImage
     from datasets.image_folder import ImageFolder
@@ -50,23 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         import webdataset  # noqa: F401 - here, to say what is missing before any work is done
     except ImportError:
         parser.error('packing needs the library webdataset: pip install -e ".[shards]"')
-    from datasets import DataError
     from datasets.image_folder import ImageFolder
 
-    try:
+    def work() -> None:
         dataset = ImageFolder(str(source))
         digests = _check(dataset, arguments.skip_broken)
         print(_pack(dataset, digests, target, arguments.size))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except OSError as error:
-        print(f"error: {target}: cannot be written: {error.strerror}.", file=sys.stderr)
-        return 5
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written.", file=sys.stderr)
-        return 130
-    return 0
+
+    return code_of_writing(target, work, "interrupted: nothing was written.")
 
 
 def _bytes(text: str) -> int:

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from scripts.ending import code_of_writing
+
 if TYPE_CHECKING:
     from datasets.image_folder import ImageFolder
 
@@ -36,20 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--target {target}: lies inside --source {source}, whose images it would join"
         )
 
-    # Only now: these import torch, which --help and a mistyped argument should not wait for.
-    from datasets import DataError
-    from datasets.image_folder import ImageFolder
+    def work() -> None:
+        from datasets.image_folder import ImageFolder  # torch: a mistyped argument need not wait
 
-    try:
         dataset = ImageFolder(str(source), on_broken=arguments.on_broken)
         _write(dataset, target, arguments.ratios, arguments.seed, arguments.mode)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except OSError as error:
-        print(f"error: {target}: cannot be written: {error.strerror}.", file=sys.stderr)
-        return 5
-    return 0
+
+    return code_of_writing(target, work)
 
 
 def _parser() -> argparse.ArgumentParser:

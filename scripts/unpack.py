@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.ending import code_of_writing
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Unpack. Returns the exit code: 0, 2, 3 (a bad archive), 5 (target not written) or 130."""
@@ -25,24 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     archive, target = arguments.archive, arguments.target.absolute()
 
-    from datasets import DataError
     from datasets.archive import unpack
     from trainer.console import say
 
-    try:
+    def work() -> None:
         say(f"unpacking {archive} ...")
         count = unpack(archive, target, arguments.sha256)
         say(f"{target}: {count:,} files")
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except OSError as error:
-        print(f"error: {target}: cannot be written: {error.strerror}.", file=sys.stderr)
-        return 5
-    except KeyboardInterrupt:
-        print("interrupted: nothing was unpacked.", file=sys.stderr)
-        return 130
-    return 0
+
+    return code_of_writing(target, work, "interrupted: nothing was unpacked.")
 
 
 def _digest(text: str) -> str:
