@@ -4,13 +4,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from datasets import DataError
+
 
 def code_of_writing(
     target: Path, action: Callable[[], None], interrupted: str = "interrupted."
 ) -> int:
     """Run ``action``; returns 0, 3 (bad data), 5 (``target`` cannot be written) or 130 (Ctrl-C)."""
-    from datasets import DataError  # imports torch, for which --help should not wait
-
     try:
         action()
         return 0

@@ -502,7 +502,7 @@ SABOTAGES = [
     Sabotage(
         "exit code 0 of a stopped run",
         "a scheduler takes a stopped run for a finished one",
-        "trainer/errors.py",
+        "trainer/exits.py",
         "        return Exit.STOPPED",
         "        return Exit.DONE",
         (BUDGET,),

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from datasets import DataError
 from trainer.errors import (
     ConfigError,
     NonFiniteLoss,
@@ -37,21 +38,21 @@ class Exit(enum.IntEnum):
     STOPPED = 75
 
 
-def exit_code_of(action: Callable[[], None]) -> int:
-    """Run ``action`` and return its exit code; what went wrong is told on stderr."""
-    open_missing_streams()
-    from datasets import DataError
+CODES = {
+    ConfigError: Exit.CONFIG,
+    UsageError: Exit.CONFIG,
+    DataError: Exit.DATA,
+    NonFiniteLoss: Exit.NON_FINITE,
+    RunError: Exit.CHECKPOINT,
+    OutOfMemory: Exit.MEMORY,
+    WorkerDied: Exit.WORKER,
+    ProcessFailed: Exit.DISTRIBUTED,
+}
 
-    codes: list[tuple[type[Exception], Exit]] = [
-        (ConfigError, Exit.CONFIG),
-        (UsageError, Exit.CONFIG),
-        (DataError, Exit.DATA),
-        (NonFiniteLoss, Exit.NON_FINITE),
-        (RunError, Exit.CHECKPOINT),
-        (OutOfMemory, Exit.MEMORY),
-        (WorkerDied, Exit.WORKER),
-        (ProcessFailed, Exit.DISTRIBUTED),
-    ]
+
+def exit_code_of(action: Callable[[], None]) -> int:
+    """Run ``action`` and return its exit code. An error's message goes to stderr."""
+    open_missing_streams()
     try:
         action()
         sys.stdout.flush()  # a full disk is told here, not when Python ends
@@ -67,11 +68,12 @@ def exit_code_of(action: Callable[[], None]) -> int:
         return Exit.DONE
     except Exception as raised:
         error = in_plain_words(raised)
-        for kind, code in codes:
+        for kind, code in CODES.items():
             if isinstance(error, kind):
                 cause = error.__cause__ if getattr(error, "is_own", False) else None
-                known = tuple(kind for kind, _ in codes)
-                if isinstance(cause, Exception) and not isinstance(in_plain_words(cause), known):
+                if isinstance(cause, Exception) and not isinstance(
+                    in_plain_words(cause), tuple(CODES)
+                ):
                     traceback.print_exception(cause)  # a fault of the trainer in one process
                 print_message(message_of(error))
                 return code

@@ -203,7 +203,7 @@ class Train(Frozen):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several processes (torchrun) share a model: each has it all, or a part (it is larger)."""
     sync_batch_norm: bool = False
-    """Take batch norm's statistics over all processes' images, not over each one's own."""
+    """Take batch norm's statistics over all processes' images, not each one's own; needs GPUs."""
     threads: AtLeastOne | Literal["auto"] = "auto"
     """CPU threads of the arithmetic; auto is PyTorch's choice. Sums may differ in the last bits."""
     channels_last: bool | Literal["auto"] = "auto"
