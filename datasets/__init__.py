@@ -18,6 +18,7 @@ DATASETS = {
     "CSVImages": "datasets.csv_images:CSVImages",
     "Shards": "datasets.shards:Shards",
 }
+RMB_ROOT = "data/rmb"  # where RMB looks, unless it is told another folder
 
 
 class DataError(Exception):

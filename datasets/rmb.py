@@ -6,11 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from datasets import DataError
+from datasets import RMB_ROOT, DataError
 from datasets.draw import MARK, draw
 from datasets.files import ImageFiles, missing_folder, scan, user_path
 
-ROOT = "data/rmb"
 DRAWN = "data/rmb_drawn"
 
 
@@ -27,20 +26,21 @@ class RMB(ImageFiles):
 
     def __init__(
         self,
-        root: str = ROOT,
+        root: str = RMB_ROOT,
         draw_if_absent: bool = False,
         on_broken: Literal["error", "skip"] = "error",
     ) -> None:
         folder = user_path(root, "dataset.root")
-        if not folder.exists() and root == ROOT:
+        if not folder.exists() and root == RMB_ROOT:
             if not draw_if_absent:
                 raise DataError(
-                    f"{missing_folder(folder)} Put photographs into {ROOT}/1/ and {ROOT}/100/, or "
-                    f"set dataset.draw_if_absent=true to train on drawn pictures."
+                    f"{missing_folder(folder)} Put photographs into {RMB_ROOT}/1/ and "
+                    f"{RMB_ROOT}/100/, or set dataset.draw_if_absent=true to train on drawn "
+                    "pictures."
                 )
             folder = Path(DRAWN)
             if not folder.exists():  # takes seconds; silence would look like a hang
-                print(f"{ROOT} is absent: drawing notes into {DRAWN} ...", file=sys.stderr)
+                print(f"{RMB_ROOT} is absent: drawing notes into {DRAWN} ...", file=sys.stderr)
                 try:
                     draw(folder)
                 except OSError as error:

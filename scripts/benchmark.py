@@ -137,7 +137,7 @@ def machine(device: Any) -> dict[str, str]:
     import datetime
     import os
 
-    from trainer.run import environment
+    from trainer.environment import environment
 
     found = environment(device)
     changed = " and changes" if found["git_changed_files"] else ""

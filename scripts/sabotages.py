@@ -63,7 +63,7 @@ SABOTAGES = [
     Sabotage(
         "no fsync of the folder of runs",
         "a power cut takes all runs of a new name away",
-        "trainer/run.py",
+        "trainer/folder.py",
         "        disk.sync_folder(runs)\n",
         "",
         CHECKPOINT,
@@ -527,7 +527,7 @@ SABOTAGES = [
     Sabotage(
         "run folder taken twice",
         "two runs started in one second write into each other",
-        "trainer/run.py",
+        "trainer/folder.py",
         "                disk.make_folder(run)\n",
         "                run.mkdir(exist_ok=True)\n",
         (f"{TRAINING}test_two_starts_in_one_second_get_two_folders",),
@@ -535,7 +535,7 @@ SABOTAGES = [
     Sabotage(
         "lock not taken",
         "two processes write one run",
-        "trainer/run.py",
+        "trainer/folder.py",
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
         (f"{TRAINING}test_a_run_has_one_writer",),
@@ -543,7 +543,7 @@ SABOTAGES = [
     Sabotage(
         "lock inherited by workers",
         "after a kill a run cannot be resumed until its workers are gone",
-        "trainer/run.py",
+        "trainer/folder.py",
         "        os.register_at_fork(after_in_child=lock.close)\n",
         "",
         (f"{RESUME}test_workers_that_outlive_a_killed_trainer_do_not_hold_its_run",),
@@ -585,7 +585,7 @@ SABOTAGES = [
     Sabotage(
         "YAML builds objects",
         "a configuration of others runs its code",
-        "trainer/parse.py",
+        "trainer/yaml_text.py",
         "    forbidden = yaml.reader.Reader.NON_PRINTABLE\n",
         "    yaml.unsafe_load(text)\n    forbidden = yaml.reader.Reader.NON_PRINTABLE\n",
         (f"{ARCHITECTURE}test_no_weights_are_unpickled_and_no_yaml_is_executed",),
@@ -593,7 +593,7 @@ SABOTAGES = [
     Sabotage(
         "YAML tags accepted",
         "what a tag asks for is dropped without a word",
-        "trainer/parse.py",
+        "trainer/yaml_text.py",
         "        if event.tag is not None:",
         "        if False:",
         ("tests/test_config.py::test_what_yaml_allows_and_we_do_not_is_told_alone",),
@@ -619,7 +619,7 @@ SABOTAGES = [
     Sabotage(
         "environment dumped",
         "passwords are published with a run",
-        "trainer/run.py",
+        "trainer/environment.py",
         '        "cpu_count": os.cpu_count(),\n',
         '        "cpu_count": os.cpu_count(),\n        "environment": dict(os.environ),\n',
         ("tests/test_hostile_input.py::test_no_secret_reaches_an_artifact_of_a_run",),

@@ -550,7 +550,7 @@ def sixteen_starts(trial: Trial) -> None:
     def meet() -> None:
         barrier.wait(TIMEOUT)
 
-    arms = [lambda: faults.wrap("trainer.run:create_run", before=meet)]
+    arms = [lambda: faults.wrap("trainer.folder:create_run", before=meet)]
     trial.use("train.epochs=1")
     processes = [trial.start(*arms, arguments=first_arguments(trial)) for _ in range(16)]
     codes = [trial.wait(process) for process in processes]

@@ -23,17 +23,18 @@ from tests.test_training import CPU, assert_same_run, last_state, same, weights
 from trainer.averages import EMA, SWA, Average, Lookahead
 from trainer.checkpoint import checkpoints, digest_of, problem_of, read_state
 from trainer.config import load_config
-from trainer.disk import read_json, save_tensors, write_json
+from trainer.disk import read_json, write_json
+from trainer.duration import Duration
 from trainer.errors import ConfigError
 from trainer.evaluation import evaluate_run
+from trainer.folder import read_metrics
 from trainer.guard import Guard
 from trainer.job import prepare
 from trainer.loop import predict
 from trainer.parts import load_data
 from trainer.precision import FP32
 from trainer.resume import find_resumable
-from trainer.run import read_metrics
-from trainer.settings import Duration
+from trainer.tensors import save_tensors
 from trainer.train import main
 from transforms.keyed import permutation, seed_of
 

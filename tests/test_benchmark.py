@@ -24,7 +24,7 @@ from scripts.benchmark_cases import fashion_task, measure_rmb, measure_step
 from scripts.benchmark_report import fashion_ratios, own_cost, picture, report, rmb_ratio
 from scripts.benchmark_showing import main as showing
 from trainer.errors import RunError
-from trainer.run import read_metrics
+from trainer.folder import read_metrics
 
 CPU = torch.device("cpu")
 MACHINE = {"processor": "a & b", "torch": "2", "commit": "abc1234"}

@@ -33,12 +33,13 @@ from trainer.checkpoint import (
 )
 from trainer.config import load_config
 from trainer.errors import NonFiniteLoss, RunError
+from trainer.folder import create_run
 from trainer.job import prepare
 from trainer.record import compare, save
-from trainer.run import create_run
 from trainer.run_log import Lengths, RunLog
 from trainer.saver import Saver
 from trainer.state import State, restore, snapshot
+from trainer.tensors import load_tensors, save_tensors
 
 KINDS = ("open", "write", "fsync", "close", "replace", "mkdir")
 
@@ -61,7 +62,7 @@ def write(run: Path, step: int, keep: int = 9, best: dict | None = None) -> Path
 
 def save_best(run: Path, step: int) -> dict:
     """model.pt of an epoch that ended with ``step``."""
-    return disk.save_tensors(run / "model.pt", state_of(step)["model"])
+    return save_tensors(run / "model.pt", state_of(step)["model"])
 
 
 def steps(run: Path) -> list[str]:
@@ -583,7 +584,7 @@ def test_a_better_epoch_between_two_checkpoints_is_the_one_that_goes_along(run):
     for folder, best_step in zip(checkpoints(run), (1, 1, 3), strict=True):
         (run / "model.pt").unlink(missing_ok=True)
         bring_back_best(folder, print)
-        assert disk.load_tensors(run / "model.pt")["weight"].eq(best_step).all()
+        assert load_tensors(run / "model.pt")["weight"].eq(best_step).all()
 
 
 def test_a_damaged_file_costs_no_other_checkpoint_though_model_pt_is_ahead(run):
@@ -651,7 +652,7 @@ def test_whatever_call_fails_the_best_weights_and_their_copy_are_whole_and_no_li
         assert load(run)[0] in ((1, 2) if failed else (2,))
         bring_back_best(checkpoints(run)[-1], print)
         step = load(run)[0]
-        assert disk.load_tensors(run / "model.pt")["weight"].eq(step).all()
+        assert load_tensors(run / "model.pt")["weight"].eq(step).all()
         assert not [path for path in run.rglob("*") if "tmp" in path.name]
         if sum(name == kind for name, *_ in faulty.calls) < n:
             break
@@ -861,7 +862,7 @@ def test_training_may_go_on_at_once_and_the_file_still_holds_the_moment(run, con
     saved = read_state(checkpoints(run)[-1])
     assert saved.keys() == expected.keys()
     assert_equal(saved, expected)
-    assert_equal(disk.load_tensors(run / "model.pt"), expected["model"])
+    assert_equal(load_tensors(run / "model.pt"), expected["model"])
 
 
 @pytest.mark.parametrize("change", ["a tensor less", "a tensor more", "a shape", "a part less"])
@@ -940,7 +941,7 @@ def test_the_best_weights_are_written_before_the_state_that_counts_on_them(run):
     assert json.loads((run / "model.json").read_text())["weights"] == saver.best
     newest = load_checkpoint(run, print)
     assert newest is not None and bring_back_best(newest[0], print) == saver.best
-    assert disk.load_tensors(newest[0] / "best.pt")["weight"].eq(1).all()
+    assert load_tensors(newest[0] / "best.pt")["weight"].eq(1).all()
 
 
 def test_what_fails_beside_training_is_raised_at_the_next_look(run):

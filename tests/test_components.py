@@ -13,12 +13,14 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 
-from trainer.components import build, check_components
-from trainer.config import Component, components, load_config
+from trainer.component_schema import RESERVED, TABLES
+from trainer.components import build
+from trainer.config import components, load_config
 from trainer.errors import ConfigError
-from trainer.rules import RESERVED, TABLES
+from trainer.settings import Component
 from trainer.signatures import SUPPLIED, describe, parameters_of, resolve, schema_of
 from trainer.train import main as train
+from trainer.trial import check_components
 from transforms import TRANSFORMS
 
 SHIPPED = sorted(Path("configs").glob("*.yaml"))

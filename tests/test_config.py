@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trainer.config import Component, Duration, load_config
+from trainer.config import load_config
 from trainer.document import Document, write
+from trainer.duration import Duration
 from trainer.errors import ConfigError, Fault
-from trainer.parse import parse
-from trainer.scalar import scalar
+from trainer.settings import Component
+from trainer.yaml_text import parse, scalar
 
 SHIPPED = sorted(Path("configs").glob("*.yaml"))
 GOOD = """\
@@ -125,7 +126,7 @@ def test_inner_transforms_and_warmup_are_typed(load):
     (outer,) = config.transforms.train[1].arguments["transforms"]
     assert outer.arguments["transforms"] == [Component(name="ColorJitter")]
     assert config.scheduler is not None
-    assert config.scheduler.arguments["warmup"] == Duration(20, "st")
+    assert config.scheduler.trainer_arguments == {"warmup": "20st"}
     assert load(config.dump()) == config
 
 

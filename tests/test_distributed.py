@@ -16,8 +16,8 @@ from datasets import DataError
 from trainer import distributed
 from trainer.checkpoint import checkpoints, read_state
 from trainer.disk import read_json
+from trainer.folder import read_metrics
 from trainer.loader import cut
-from trainer.run import read_metrics
 
 ODD = ("loader.batch_size=9", "loader.eval_batch_size=2")  # 40 = 4 x 9 + 4 images; 5 to judge
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from trainer import settings
+from trainer.component_schema import SCHEMA_FILE, TABLES
 from trainer.config import Config
-from trainer.rules import SCHEMA_FILE, TABLES
 from trainer.schema_page import anchor, as_page
 from trainer.signatures import SUPPLIED, parameters_of, resolve
 
@@ -122,7 +122,7 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head(page):
 def test_everything_that_log_show_can_choose_is_told():
     page = TEXTS[Path("docs/seeing.md")]
     assert re.findall(r"^\| `(\w+)` \| .*\|.*\|.*\|$", page, re.MULTILINE) == list(
-        settings.Log().show
+        settings.LogSettings().show
     )
 
 
@@ -150,7 +150,7 @@ def test_every_key_of_the_settings_is_told_with_its_default():
     }
     for name, model in settings.__dict__.items():
         if isinstance(model, type) and issubclass(model, settings.Frozen):
-            key = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
+            key = re.sub("(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Settings")).lower()
             if key in Config.model_fields:
                 tables[key] = (model, section(f"## {key}").split("\n### ")[0])
     assert len(tables) == 9

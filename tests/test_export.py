@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from trainer.agreement import Difference, Sample, take_sample
-from trainer.build import build_model
+from trainer.build_model import build_model
 from trainer.config import load_config
 from trainer.export import main
 from trainer.exporting import export, write_onnx, write_pt2, write_safetensors

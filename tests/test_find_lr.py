@@ -13,6 +13,7 @@ from PIL import ImageChops, ImageColor
 from trainer.config import load_config
 from trainer.errors import ConfigError, UsageError
 from trainer.find_lr import main
+from trainer.folder import find_run
 from trainer.insight import lr_finder
 from trainer.insight.charts import COLOURS, MARKS
 from trainer.insight.lr_finder import (
@@ -24,7 +25,6 @@ from trainer.insight.lr_finder import (
     sweep_rates,
 )
 from trainer.job import prepare
-from trainer.run import find_run
 from trainer.tables import OPTIMIZERS
 
 

@@ -12,10 +12,10 @@ import trainer.epochs
 from trainer.checkpoint import checkpoints, is_finite, read_state
 from trainer.config import load_config
 from trainer.errors import NonFiniteLoss, Stopped
+from trainer.folder import read_metrics
 from trainer.guard import Guard
 from trainer.job import prepare
 from trainer.loop import number_right, train_steps
-from trainer.run import read_metrics
 from trainer.stop import StopRequest
 from trainer.training import train as train_job
 

@@ -347,7 +347,7 @@ def test_no_secret_reaches_an_artifact_of_a_run(config_file, tmp_path, monkeypat
     subprocess.run([*git, "config", "http.extraheader", f"Authorization: {secret()}"], check=True)
     (checkout / "code.py").write_text("x = 2\n")
     (checkout / ".env").write_text(f"PASSWORD={secret()}\n")
-    monkeypatch.setattr("trainer.run.ROOT", checkout)
+    monkeypatch.setattr("trainer.environment.ROOT", checkout)
     argv = [
         f"https://me:{secret()}@example.com/a",
         f"https://{secret()}@example.com/b",

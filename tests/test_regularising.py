@@ -12,13 +12,13 @@ from models.arguments import DEPTH
 from models.external import timm_model, torchvision_model
 from tests.test_resume import stopped_at
 from tests.test_training import assert_same_run
-from trainer.build import build_model
-from trainer.components import check_components
+from trainer.build_model import build_model
 from trainer.config import load_config
 from trainer.guard import Guard
 from trainer.job import prepare
 from trainer.loop import train_steps
 from trainer.trained import load_trained
+from trainer.trial import check_components
 from trainer.use_code import building
 
 DEEP = "{name: torchvision/efficientnet_b0, stochastic_depth_prob: 0.5, dropout: 0.0}"

@@ -25,9 +25,10 @@ from tests.conftest import SMALL
 from tests.test_training import assert_same_run, last_state, same, tags_of
 from trainer.checkpoint import checkpoints, digest_of, problem_of, read_state
 from trainer.config import load_config
-from trainer.disk import read_json, save_tensors, write_json
+from trainer.disk import read_json, write_json
 from trainer.errors import ConfigError, RunError, WorkerDied
 from trainer.evaluate import main as evaluate
+from trainer.folder import lock_run, read_metrics
 from trainer.guard import Guard
 from trainer.insight.board import show_epoch
 from trainer.job import prepare
@@ -35,10 +36,10 @@ from trainer.judge import judge
 from trainer.loader import Loader, from_workers, quiet_where_the_trainer_hangs_up
 from trainer.record import save
 from trainer.resume import find_resumable, flatten, settings
-from trainer.run import lock_run, read_metrics
 from trainer.run_log import Lengths
 from trainer.schedulers import forecast
 from trainer.state import CLOCKS, PLAIN, State, restore, snapshot
+from trainer.tensors import save_tensors
 from trainer.train import main
 
 JITTER = "transforms.train.1={name: ColorJitter, brightness: 0.5}"

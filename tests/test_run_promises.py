@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import trainer.epochs
-import trainer.run
 import trainer.saver
 import trainer.training
 from tests.test_guard import CPU, Spoiled, flat
@@ -21,13 +20,14 @@ from tests.test_stop import asking, newest
 from tests.test_training import tags_of
 from trainer.checkpoint import checkpoints
 from trainer.config import load_config
-from trainer.disk import load_tensors, read_json
+from trainer.disk import read_json
 from trainer.errors import NonFiniteLoss, RunError
+from trainer.folder import lock_run
 from trainer.guard import Guard
 from trainer.job import prepare
 from trainer.loop import train_steps
-from trainer.run import lock_run
 from trainer.saver import Saver
+from trainer.tensors import load_tensors
 
 
 def test_a_save_that_failed_ends_a_run_at_the_next_step_and_not_at_the_next_save(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from trainer.folder import lock_run
 from trainer.insight.columns import lay_out, visible, width_of, wrap
 from trainer.insight.listing import look_at
-from trainer.run import lock_run
 from trainer.runs import main
 
 ROOT = Path(__file__).resolve().parent.parent

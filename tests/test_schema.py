@@ -7,9 +7,9 @@ import jsonschema
 import pytest
 import yaml
 
-from trainer.check import Judge
+from trainer.component_schema import SCHEMA_FILE, TABLES
 from trainer.document import Document
-from trainer.rules import SCHEMA_FILE, TABLES
+from trainer.json_schema import Validator
 from trainer.schema import as_text, generate, made_with, main
 
 SHIPPED = sorted(Path("configs").glob("*.yaml"))
@@ -94,14 +94,14 @@ def test_every_shipped_config_is_valid_and_names_the_schema(path, validator):
 )
 def test_the_judge_and_jsonschema_refuse_the_same(place, value, schema, validator):
     data = read(Path("configs/lenet_rmb.yaml"))
-    judge = Judge(schema["$defs"])
-    assert list(judge.judge(data, schema)) == []
+    ours = Validator(schema["$defs"])
+    assert list(ours.findings(data, schema)) == []
     inner = data
     for key in place[:-1]:
         inner = inner[key]
     inner[place[-1]] = value
     assert not validator.is_valid(data)
-    findings = list(judge.judge(data, schema))
+    findings = list(ours.findings(data, schema))
     assert findings
     assert all(finding.place[: len(place)] == place for finding in findings)
 
@@ -127,7 +127,7 @@ def test_the_judge_and_jsonschema_accept_the_same(place, value, schema, validato
         inner = inner[key]
     inner[place[-1]] = value
     assert list(validator.iter_errors(data)) == []
-    assert list(Judge(schema["$defs"]).judge(data, schema)) == []
+    assert list(Validator(schema["$defs"]).findings(data, schema)) == []
 
 
 def test_the_judge_knows_every_word_of_the_schema(schema):

@@ -850,7 +850,7 @@ def test_twelve_real_trials_killed_twice_end_with_twelve_results(write, tmp_path
 
 def test_a_sweeps_folder_is_refused_as_a_run_and_its_best_one_named(swept):
     from trainer.errors import UsageError
-    from trainer.run import find_run
+    from trainer.folder import find_run
 
     folder, _ = swept("\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n")
     (best,) = folder.glob("t001-seed0/2*")

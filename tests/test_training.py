@@ -19,12 +19,12 @@ from trainer.config import load_config
 from trainer.disk import sha256_of
 from trainer.errors import ConfigError, NonFiniteLoss, RunError, Stopped
 from trainer.evaluation import evaluate_run
+from trainer.folder import create_run, lock_run, read_metrics
 from trainer.guard import Guard
 from trainer.job import prepare
 from trainer.loop import predict
 from trainer.parts import load_data
 from trainer.resume import find_resumable
-from trainer.run import create_run, lock_run, read_metrics
 from trainer.run_log import Lengths
 from trainer.state import State, restore, snapshot
 from transforms.keyed import permutation, seed_of

@@ -21,11 +21,11 @@ from trainer.checkpoint import checkpoints, read_state
 from trainer.config import load_config
 from trainer.errors import ConfigError, NonFiniteLoss, Stopped
 from trainer.evaluation import evaluate_run
+from trainer.folder import read_metrics
 from trainer.guard import Guard
 from trainer.insight.model_summary import kept_for_backward
 from trainer.job import prepare
 from trainer.loop import train_steps
-from trainer.run import read_metrics
 
 CPU = torch.device("cpu")
 DEVICES = [

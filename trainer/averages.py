@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.freeze import train_mode
-from trainer.settings import Duration
+from trainer.duration import Duration
 
 ONCE_A_STEP, ONCE_AN_EPOCH = Duration(1, "st"), Duration(1, "ep")
 

@@ -23,6 +23,7 @@ import torch
 
 from trainer import disk
 from trainer.errors import RunError
+from trainer.tensors import load_tensors, save_tensors
 
 MANIFEST, STATE, WEIGHTS, BEST = "MANIFEST.json", "state.pt", "weights.pt", "best.pt"
 SCHEMA = 3  # of the manifest, and which files there are
@@ -34,7 +35,7 @@ def write_best(run: Path, weights: object, card: dict[str, Any], *copies: Path) 
 
     ``copies`` become the same file as model.pt: all are written in one go. Returns their entry.
     """
-    entry = disk.save_tensors(run / "model.pt", weights, *copies)
+    entry = save_tensors(run / "model.pt", weights, *copies)
     disk.write_json(run / "model.json", card | {"weights": entry})
     return entry
 
@@ -71,9 +72,9 @@ def write_checkpoint(
         else:
             if card:
                 best = write_best(run, judged, card)
-            weights = disk.save_tensors(temporary / WEIGHTS, state["model"])
+            weights = save_tensors(temporary / WEIGHTS, state["model"])
         rest = {name: value for name, value in state.items() if name != "model"}
-        files = {WEIGHTS: weights, STATE: disk.save_tensors(temporary / STATE, rest)}
+        files = {WEIGHTS: weights, STATE: save_tensors(temporary / STATE, rest)}
         if best and best != weights:
             files[BEST] = best
             take_along(run, best, temporary / BEST)
@@ -175,10 +176,10 @@ def require_rights(folder: Path) -> None:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """The state that a checkpoint holds; raises RunError where its files are none of ours."""
-    state = disk.load_tensors(folder / STATE)
+    state = load_tensors(folder / STATE)
     if not isinstance(state, dict):
         raise RunError(f"{folder / STATE} holds no state.")
-    return {"model": disk.load_tensors(folder / WEIGHTS)} | state
+    return {"model": load_tensors(folder / WEIGHTS)} | state
 
 
 def free_name(path: Path) -> Path:

@@ -5,6 +5,7 @@
 Nothing here imports torch: every wrong key, type and name is told in a fraction of a second.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,39 +14,40 @@ from typing import Annotated, Any
 from pydantic import Field, PrivateAttr
 from pydantic_core import to_jsonable_python
 
-from trainer.check import Schema
-from trainer.document import COMMAND_LINE, Document, flow, read_document, write
-from trainer.errors import ConfigError, Fault
-from trainer.parse import Place
-from trainer.rules import (
-    check_document,
-    default_monitor,
-    judge_document,
+from trainer.component_schema import (
+    NESTING,
+    SECTIONS,
+    full_schema,
+    home,
     published,
     unset_arguments,
 )
+from trainer.document import COMMAND_LINE, Document, flow, read_document, write
+from trainer.duration import Duration
+from trainer.errors import ConfigError, Fault
+from trainer.json_schema import Finding, Schema, Validator
+from trainer.rules import default_monitor, rule_findings
 from trainer.settings import (
-    NESTING,
-    Average,
-    Checkpoint,
+    AverageSettings,
+    CheckpointSettings,
     Component,
     Count,
-    Dataset,
-    Distill,
-    Duration,
-    EarlyStop,
+    DatasetSettings,
+    DistillSettings,
+    EarlyStopSettings,
     Frozen,
-    Loader,
-    Log,
-    Loss,
-    Metric,
-    Model,
-    Optimizer,
-    Scheduler,
-    Split,
-    Train,
-    Transforms,
+    LoaderSettings,
+    LogSettings,
+    LossSettings,
+    MetricSettings,
+    ModelSettings,
+    OptimizerSettings,
+    SchedulerSettings,
+    SplitSettings,
+    TrainSettings,
+    TransformsSettings,
 )
+from trainer.yaml_text import Place
 
 __all__ = ["Component", "Config", "Duration", "components", "load_config"]
 
@@ -59,37 +61,33 @@ class Config(Frozen):
     """The run's name and folder; default the file's name."""
     seed: Count = 0
     """Decides weights, order and augmentation; not the split."""
-    dataset: Dataset
+    dataset: DatasetSettings
     """Where images and labels come from."""
-    split: Split = Split()
-    transforms: Transforms = Transforms(train=(), eval=())
+    split: SplitSettings = SplitSettings()
+    transforms: TransformsSettings = TransformsSettings(train=(), eval=())
     """What happens to images before the model; scaling to 0-1 happens by itself."""
-    loader: Loader = Loader()
-    model: Model
+    loader: LoaderSettings = LoaderSettings()
+    model: ModelSettings
     """What is trained; num_classes and in_channels come from the data."""
-    loss: Loss = Component(name="CrossEntropyLoss")
+    loss: LossSettings = Component(name="CrossEntropyLoss")
     """What training makes small."""
-    optimizer: Optimizer
+    optimizer: OptimizerSettings
     """How weights follow the gradient."""
-    scheduler: Scheduler | None = None
+    scheduler: SchedulerSettings | None = None
     """How the learning rate changes; null keeps it."""
-    average: Average | None = None
+    average: AverageSettings | None = None
     """Averaged weights, to be judged and kept in place of the trained ones; null has none."""
-    distill: Distill | None = None
+    distill: DistillSettings | None = None
     """A finished run to learn from, beside the labels; null has none."""
-    metrics: tuple[Metric, ...] = (Component(name="accuracy"),)
+    metrics: tuple[MetricSettings, ...] = (Component(name="accuracy"),)
     """What is measured on val and test."""
-    train: Train
-    early_stop: EarlyStop | None = None
+    train: TrainSettings
+    early_stop: EarlyStopSettings | None = None
     """When to stop before the last epoch; null never does."""
-    checkpoint: Checkpoint = Checkpoint()
-    log: Log = Log()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
 
     _document: Document = PrivateAttr()
-
-    def __eq__(self, other: object) -> bool:
-        """Equal settings; where they were written does not matter."""
-        return isinstance(other, Config) and self.__dict__ == other.__dict__
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -112,16 +110,17 @@ class Config(Frozen):
                 if "default" in schema
                 else f"{name}: from the run"
                 for name, schema in unset_arguments(
-                    kind, component.name, component.arguments, described
+                    kind, component.name, component.written, described
                 )
             ]
             if also:
                 below[as_place(path)] = f"also: {', '.join(also)}"
         return write(self.model_dump(mode="json"), self._document.told_origin, below)
 
-    def check(self, described: Mapping[str, Schema]) -> list[Fault]:
-        """Every fault by the JSON Schemas of its components' arguments."""
-        return judge_document(self._document, type(self).model_json_schema(), described)
+    def check_arguments(self, described: Mapping[str, Schema]) -> list[Fault]:
+        """Every fault in the components' arguments, by their JSON Schemas."""
+        found = _component_findings(self._document.data, full_schema(_settings_schema(), described))
+        return [self._document.fault(*finding) for finding in found]
 
     def fault(self, path: str, message: str) -> Fault:
         """A fault where ``path`` ("optimizer.lr") stands in the file, or its nearest parent."""
@@ -167,11 +166,49 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         document.override(typed, DEFAULTS)
     _let_folds_replace_ratios(document)
     _fill_in(document, Path(path).stem)
-    if faults := check_document(document, Config.model_json_schema()):
+    if faults := _faults(document):
         raise ConfigError(faults, document.file)
     config = Config.model_validate(document.data)
     config._document = document
     return config
+
+
+def _faults(document: Document) -> list[Fault]:
+    """Every fault that can be told without PyTorch: of keys, types, names, and what goes together.
+
+    Arguments of components are left to the constructors' signatures, unless there are other faults:
+    then configs/schema.json describes them, so that one go tells everything.
+    """
+    data = document.data
+    if data is None and not document.faults:
+        return [document.fault((), "is empty; expected a configuration")]
+
+    @functools.cache
+    def by_file() -> Schema:
+        return full_schema(_settings_schema(), published())
+
+    schema = full_schema(_settings_schema(), {})
+    validator = Validator(schema["$defs"], lambda place: home(place, data, by_file()))
+    found = {finding.place: finding for finding in validator.findings(data, schema)}
+    rules = list(rule_findings(data)) if isinstance(data, dict) else []
+    if found or rules or document.faults:
+        found |= {finding.place: finding for finding in _component_findings(data, by_file())}
+    known = [f for f in (*found.values(), *rules) if not document.is_unknown(f.place)]
+    return document.faults + [document.fault(*finding) for finding in known]
+
+
+def _component_findings(data: Any, schema: Schema) -> Iterator[Finding]:
+    """What is wrong with the components, their arguments too, by the ``schema`` of a whole file."""
+    validator = Validator(schema["$defs"], lambda place: home(place, data, schema))
+    for section in SECTIONS:
+        if isinstance(data, dict) and section in data:
+            inner = schema["properties"][section]
+            yield from validator.findings(data[section], inner, (section,))
+
+
+@functools.cache
+def _settings_schema() -> Schema:
+    return Config.model_json_schema()
 
 
 def _depth(typed: str) -> int:

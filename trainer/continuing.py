@@ -8,9 +8,9 @@ from trainer.checkpoint import Entry, bring_back_best, load_checkpoint, sweep
 from trainer.console import Say
 from trainer.disk import read_json, write_file, write_json
 from trainer.errors import RunError
+from trainer.folder import read_metrics
 from trainer.job import Job
 from trainer.record import card, compare, describe, first_result, write_launcher, write_split
-from trainer.run import read_metrics
 from trainer.run_log import Lengths
 from trainer.schedulers import forecast
 from trainer.state import State, restore

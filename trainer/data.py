@@ -47,11 +47,11 @@ def run(arguments: argparse.Namespace) -> None:
         config = load_config(arguments.config, arguments.overrides)
         for message in config.messages:
             print(message, file=sys.stderr)
-        from trainer.components import check_components
         from trainer.errors import ConfigError, UsageError
         from trainer.insight.data_facts import look_at
         from trainer.insight.data_report import is_ours, summary, write_data_report
         from trainer.parts import BrokenImages
+        from trainer.trial import check_components
 
     of_data = ("dataset", "split", "transforms", "loader")
     faults = [fault for fault in check_components(config) if fault.path.startswith(of_data)]

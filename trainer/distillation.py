@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import Component, Config
+from trainer.config import Config
 from trainer.disk import read_json
 from trainer.errors import ConfigError, RunError, UsageError
-from trainer.run import find_run
+from trainer.folder import find_run
+from trainer.settings import Component
 from trainer.trained import Trained, load_trained
 
 SIGMOID = ("BCELoss", "BCEWithLogitsLoss")

@@ -11,8 +11,7 @@ from typing import Any
 import yaml
 
 from trainer.errors import ConfigError, Fault
-from trainer.parse import MAX_DEPTH, Origin, Place, parse
-from trainer.scalar import is_text
+from trainer.yaml_text import MAX_DEPTH, Origin, Place, is_text, parse
 
 MAX_BYTES = 1 << 20
 COMMAND_LINE = "command line"

@@ -12,6 +12,7 @@ from datasets import DataError
 from trainer.config import Config
 from trainer.console import Say, bar
 from trainer.distributed import buffers_from_main, is_main, met_by_all, on_main, world_size
+from trainer.duration import Duration
 from trainer.errors import NonFiniteLoss, Stopped, WorkerDied
 from trainer.guard import Guard
 from trainer.insight.board import show_epoch
@@ -21,7 +22,6 @@ from trainer.loop import Batches, predict, reseed, train_steps
 from trainer.record import save
 from trainer.run_log import RunLog
 from trainer.saver import Saver
-from trainer.settings import Duration
 from trainer.state import State
 from trainer.stop import StopRequest
 from trainer.tables import HIGHER_IS_BETTER

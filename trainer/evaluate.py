@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     with start():
         from trainer.evaluation import evaluate_run
-        from trainer.run import find_run
+        from trainer.folder import find_run
         from trainer.trained import warn_of_unfinished
 
     folder = find_run(arguments.run)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from datasets import DataError
-from trainer.build import build_loss, check_size
+from trainer.build_model import build_loss, check_size
 from trainer.config import Config, load_config
 from trainer.disk import read_json
 from trainer.errors import RunError

@@ -43,9 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
     with start():
         from datasets import BrokenImage
         from trainer.errors import UsageError
+        from trainer.folder import find_run
         from trainer.insight.columns import visible
         from trainer.insight.explanation import choose_folder, explain
-        from trainer.run import find_run
         from trainer.trained import load_trained
         from trainer.words import listed, suggestion
 

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     with start():
         from trainer.exporting import export_run
-        from trainer.run import find_run
+        from trainer.folder import find_run
 
     folder = find_run(arguments.run)
     export_run(folder, formats, output or folder / "export", images, arguments.overrides)

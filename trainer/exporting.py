@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.agreement import TOLERANCE, Difference, Model, Sample, compare, note, take_sample
-from trainer.build import build_model
+from trainer.build_model import build_model
 from trainer.config import load_config
 from trainer.disk import read_json, rename, sync_folder, write_file, write_json
 from trainer.errors import RunError, in_plain_words

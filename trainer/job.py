@@ -12,19 +12,12 @@ from models.dropout import draws_elsewhere, drop_out_by_batch
 from models.freeze import train_mode
 from models.recompute import recompute
 from trainer.averages import Average
-from trainer.build import (
-    build_average,
-    build_loss,
-    build_model,
-    build_optimizer,
-    build_schedule_of,
-    check_size,
-    choose_device,
-)
+from trainer.build_model import build_loss, build_model, check_size
+from trainer.build_optimizer import build_average, build_optimizer, build_schedule_of
 from trainer.compiled import make_fast
-from trainer.components import check_components
 from trainer.config import Config
 from trainer.console import Say
+from trainer.device import choose_device
 from trainer.distributed import from_main, met_alike, over_processes, world_size
 from trainer.errors import ConfigError
 from trainer.launch import local_rank
@@ -34,6 +27,7 @@ from trainer.precision import Precision, build_precision, notes_on_precision
 from trainer.schedulers import Schedule
 from trainer.sharding import check_sharding, shard
 from trainer.sync_batch_norm import with_synced_batch_norm
+from trainer.trial import check_components
 
 if TYPE_CHECKING:
     from trainer.distillation import Distillation

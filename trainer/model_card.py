@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from models import MODELS
+from trainer.environment import ROOT
 from trainer.judge import scalars
-from trainer.run import ROOT
 from trainer.trained import Trained
 from trainer.use_code import SIGMOIDS, program
 
@@ -69,7 +69,6 @@ def hub_files(trained: Trained, card: Mapping[str, Any]) -> dict[str, str]:
             "model_args": {"in_chans": channels, **trained.config.model.arguments},
             "pretrained_cfg": {"num_classes": len(classes), "input_size": trained.input_shape},
         }
-        config["model_args"].pop("freeze", None)
     keys = ("input", "image_channels", "transforms")
     preprocessor = {key: card[key] for key in keys}
     use = program("safetensors", trained)

@@ -112,9 +112,9 @@ def run(arguments: argparse.Namespace) -> None:
     with start():
         from datasets import DataError
         from trainer.errors import UsageError
+        from trainer.folder import find_run
         from trainer.insight.image_files import find_images
         from trainer.insight.prediction import MAX_SHEET, predict_files
-        from trainer.run import find_run
         from trainer.trained import load_trained
 
     folder = find_run(arguments.run)

@@ -1,4 +1,4 @@
-"""What a job leaves in its run folder: what it is, its best weights, its state, its result."""
+"""What a job leaves in its run folder: what it is, its state, its result."""
 
 import json
 import time
@@ -6,17 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from trainer.checkpoint import is_finite
-from trainer.config import Config
-from trainer.disk import load_tensors, make_folder, read_json, sha256_of, write_file, write_json
+from trainer.disk import make_folder, read_json, write_file, write_json
 from trainer.distributed import is_main
+from trainer.environment import device_name, environment, uncommitted_patch
 from trainer.errors import RunError
 from trainer.job import Job
 from trainer.restarts import launcher
 from trainer.resume import MAY_CHANGE, differences, settings, shown
-from trainer.run import device_name, environment, uncommitted_patch
 from trainer.run_log import RunLog
 from trainer.saver import Saver
 from trainer.sharding import hand_over, is_sharded
@@ -113,48 +109,6 @@ def save(
     if best and job.average is not None:
         judged = {name: copied(w).contiguous() for name, w in job.average.weights().items()}
     saver.save(state.step, content, best and card(job, best), checkpoint, judged)
-
-
-def require_best(run: Path) -> None:
-    """Raise RunError where a run has no best weights."""
-    if not (run / "model.pt").is_file():
-        raise RunError(
-            f"{run / 'model.pt'} is missing: no epoch was the best yet, or it was removed."
-        )
-
-
-def best_weights(run: Path) -> dict[str, Any]:
-    """The run's best weights; raises RunError where the file is not that of model.json."""
-    require_best(run)
-    expected = read_json(run / "model.json").get("weights")
-    if not isinstance(expected, dict) or sha256_of(run / "model.pt") != expected.get("sha256"):
-        raise RunError(f"{run / 'model.pt'} is not the file that model.json describes.")
-    content: dict[str, Any] = load_tensors(run / "model.pt")
-    return content
-
-
-def load_best(model: nn.Module, run: Path) -> None:
-    """Load the run's best weights; raises RunError where the file holds no such weights."""
-    content = best_weights(run)
-    try:
-        model.load_state_dict(content)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise RunError(f"{run / 'model.pt'} does not fit the run's model: {reason}") from None
-    if not is_finite(content):
-        raise RunError(f"{run / 'model.pt'} holds weights that are no numbers.")
-
-
-def require_same_model(run: Path, config: Config) -> None:
-    """Raise RunError where config.yaml's model or eval transforms are not those of model.json."""
-    card = read_json(run / "model.json")
-    settings = json.loads(json.dumps(config.model_dump(mode="json")))
-    for name, value in (
-        ("model", settings["model"]),
-        ("transforms", settings["transforms"]["eval"]),
-    ):
-        if card.get(name) != value:
-            raise RunError(f"{run / 'config.yaml'}: its {name} is not that of model.json.")
 
 
 def require_same_split(job: Job, digest: object, run: Path) -> None:

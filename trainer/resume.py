@@ -6,12 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from datasets import DataError
-from datasets.rmb import ROOT
+from datasets import RMB_ROOT, DataError
 from trainer.config import Config, load_config
 from trainer.disk import read_json
 from trainer.errors import ConfigError, RunError, UsageError
-from trainer.run import find_run
+from trainer.folder import find_run
 
 # Keys that leave every weight as it is (or, for epochs, only add to the run).
 # Another place of the data is judged by its contents, the split's digests; a teacher by its own.
@@ -47,7 +46,7 @@ def find_resumable(
 def require_own_images(run: Path, config: Config) -> None:
     """Raise DataError where a run's photographs are away, and others would be drawn instead."""
     arguments = config.dataset.arguments
-    root = str(arguments.get("root", ROOT))
+    root = str(arguments.get("root", RMB_ROOT))
     if not arguments.get("draw_if_absent") or Path(root).exists():
         return
     drawn = True

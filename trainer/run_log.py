@@ -13,7 +13,7 @@ from trainer.config import Config
 from trainer.console import Table, duration
 from trainer.disk import AppendedFile
 from trainer.events import Events
-from trainer.run import read_metrics
+from trainer.folder import read_metrics
 
 
 def memory_used(device: torch.device) -> float | None:

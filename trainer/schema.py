@@ -16,10 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from trainer.component_schema import SCHEMA_FILE, TABLES, component_key, full_schema
 from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.exits import Exit
-from trainer.rules import SCHEMA_FILE, TABLES, component_key, full_schema
 from trainer.schema_page import as_page
 from trainer.signatures import describe
 

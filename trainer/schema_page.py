@@ -4,9 +4,9 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from trainer.check import Schema
+from trainer.component_schema import RESERVED, component_key
 from trainer.document import flow
-from trainer.rules import RESERVED, component_key
+from trainer.json_schema import Schema
 from trainer.words import listed
 
 HEAD = """# The YAML, key by key

@@ -1,60 +1,21 @@
 """The sections of a configuration, as types: what each may hold, and what it holds by default."""
 
-import re
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     WithJsonSchema,
     model_serializer,
     model_validator,
 )
-from pydantic_core import CoreSchema, core_schema
 
-from trainer.words import listed
-
-NESTING = ("RandomApply", "RandomChoice", "RandomOrder")  # their `transforms:` are components too
-
-
-class Duration(NamedTuple):
-    """A length of training: ``20st`` steps, ``1ep`` epochs or ``10m`` minutes."""
-
-    value: int
-    unit: str  # "st", "ep" or "m"
-
-    def __str__(self) -> str:
-        return f"{self.value}{self.unit}"
-
-    @classmethod
-    def parse(cls, text: object) -> "Duration":
-        """Read ``20st``; raises ValueError for anything else."""
-        match = re.fullmatch("([1-9][0-9]{0,8})(st|ep|m)", str(text))
-        if match is None:
-            raise ValueError("expected a duration such as 20st, 1ep or 10m")
-        return cls(int(match[1]), match[2])
-
-    @classmethod
-    def schema(cls, *units: str) -> dict[str, Any]:
-        """The JSON Schema of a duration in some of the units."""
-        examples = {"st": "20st", "ep": "1ep", "m": "10m"}
-        names = {"st": "steps", "ep": "epochs", "m": "minutes"}
-        return {
-            "type": "string",
-            "$comment": f"a whole number of {listed([names[unit] for unit in units], 'or')}",
-            "pattern": f"^[1-9][0-9]{{0,8}}({'|'.join(units)})$",
-            "examples": [examples[unit] for unit in units],
-        }
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            cls.parse, serialization=core_schema.to_string_ser_schema(when_used="always")
-        )
+from trainer.component_schema import NESTING, RESERVED
+from trainer.duration import Duration
 
 
 class Frozen(BaseModel):
@@ -67,16 +28,30 @@ class Frozen(BaseModel):
         ser_json_inf_nan="constants",  # infinity stays infinity
     )
 
+    def __eq__(self, other: object) -> bool:
+        """Equal settings; where and in which order they were written does not matter."""
+        return isinstance(other, type(self)) and self.__dict__ == other.__dict__
+
 
 class Component(Frozen):
-    """One part of a run, by its name in a table, with the arguments of its constructor.
+    """One part of a run: its name in a table, and the arguments of its constructor.
 
     In the YAML ``{name: X, **arguments}``, or a bare ``X``. Arguments are plain values, except the
-    ``transforms`` of RandomApply and its like (components) and a scheduler's ``warmup`` (Duration).
+    ``transforms`` of RandomApply and its like, which are components. ``trainer_arguments`` are
+    those that the trainer takes itself (RESERVED), such as a model's ``freeze``.
     """
 
     name: str
     arguments: dict[str, Any] = {}
+    trainer_arguments: dict[str, Any] = {}
+
+    _order: dict[str, None] = PrivateAttr(default_factory=dict)  # of the YAML's keys
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """Arguments of both kinds, in the order of the YAML."""
+        both = self.arguments | self.trainer_arguments
+        return {key: both[key] for key in {**self._order, **both} if key in both}
 
     @model_validator(mode="before")
     @classmethod
@@ -90,11 +65,20 @@ class Component(Frozen):
 
     @model_serializer
     def _to_yaml(self) -> dict[str, Any]:
-        arguments = {
-            key: str(value) if isinstance(value, Duration) else value
-            for key, value in self.arguments.items()
-        }
-        return {"name": self.name, **arguments}
+        return {"name": self.name, **self.written}
+
+
+def _apart(kind: str) -> AfterValidator:
+    """Set the trainer's own arguments of a kind of component apart from its constructor's."""
+
+    def set_apart(component: Component) -> Component:
+        own, theirs = dict(component.trainer_arguments), dict(component.arguments)
+        own |= {key: theirs.pop(key) for key in RESERVED[kind] if key in theirs}
+        apart = component.model_copy(update={"arguments": theirs, "trainer_arguments": own})
+        apart._order = dict.fromkeys(component.written)
+        return apart
+
+    return AfterValidator(set_apart)
 
 
 def _with_inner_transforms(component: Component) -> Component:
@@ -105,33 +89,27 @@ def _with_inner_transforms(component: Component) -> Component:
     return component
 
 
-def _with_warmup(component: Component) -> Component:
-    arguments = component.arguments
-    if isinstance(warmup := arguments.get("warmup"), str):
-        arguments = {**arguments, "warmup": Duration.parse(warmup)}
-        return component.model_copy(update={"arguments": arguments})
-    return component
-
-
-Dataset = Annotated[Component, WithJsonSchema({"component": "dataset"})]
-Transform = Annotated[
+DatasetSettings = Annotated[Component, WithJsonSchema({"component": "dataset"})]
+TransformSettings = Annotated[
     Component, AfterValidator(_with_inner_transforms), WithJsonSchema({"component": "transform"})
 ]
-Model = Annotated[Component, WithJsonSchema({"component": "model"})]
-Loss = Annotated[Component, WithJsonSchema({"component": "loss"})]
-Optimizer = Annotated[Component, WithJsonSchema({"component": "optimizer"})]
-Scheduler = Annotated[
-    Component, AfterValidator(_with_warmup), WithJsonSchema({"component": "scheduler"})
+ModelSettings = Annotated[Component, _apart("model"), WithJsonSchema({"component": "model"})]
+LossSettings = Annotated[Component, _apart("loss"), WithJsonSchema({"component": "loss"})]
+OptimizerSettings = Annotated[
+    Component, _apart("optimizer"), WithJsonSchema({"component": "optimizer"})
 ]
-Average = Annotated[Component, WithJsonSchema({"component": "average"})]
-Metric = Annotated[Component, WithJsonSchema({"component": "metric"})]
+SchedulerSettings = Annotated[
+    Component, _apart("scheduler"), WithJsonSchema({"component": "scheduler"})
+]
+AverageSettings = Annotated[Component, WithJsonSchema({"component": "average"})]
+MetricSettings = Annotated[Component, WithJsonSchema({"component": "metric"})]
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
-class Split(Frozen):
+class SplitSettings(Frozen):
     """How samples are cut into train, val and test."""
 
     ratios: tuple[Positive, Positive, Annotated[float, Field(ge=0)]] = (8, 1, 1)
@@ -154,16 +132,16 @@ class Split(Frozen):
         return {key: value for key, value in section.items() if key not in idle}
 
 
-class Transforms(Frozen):
+class TransformsSettings(Frozen):
     """What happens to images before the model, in order."""
 
-    train: tuple[Transform, ...]
+    train: tuple[TransformSettings, ...]
     """For the training split; may be random."""
-    eval: tuple[Transform, ...]
+    eval: tuple[TransformSettings, ...]
     """For val and test, and for use; never random."""
 
 
-class Loader(Frozen):
+class LoaderSettings(Frozen):
     """How batches are made."""
 
     batch_size: AtLeastOne = 32
@@ -180,7 +158,7 @@ class Loader(Frozen):
     """What an epoch trains on: every image once, or as many images, every class equally often."""
 
 
-class Train(Frozen):
+class TrainSettings(Frozen):
     """The training itself."""
 
     epochs: AtLeastOne
@@ -221,7 +199,7 @@ class Train(Frozen):
     Of equal epochs the one of lower val/loss is."""
 
 
-class Distill(Frozen):
+class DistillSettings(Frozen):
     """A teacher, whose answers training follows beside the labels."""
 
     run: str
@@ -232,7 +210,7 @@ class Distill(Frozen):
     """What both models' logits are divided by: above 1, unlikely classes tell more."""
 
 
-class EarlyStop(Frozen):
+class EarlyStopSettings(Frozen):
     """Stop when the monitored value no longer gets better."""
 
     patience: AtLeastOne
@@ -241,7 +219,7 @@ class EarlyStop(Frozen):
     """How much better counts as better."""
 
 
-class Checkpoint(Frozen):
+class CheckpointSettings(Frozen):
     """When to save what is needed to resume."""
 
     every: Annotated[Duration, WithJsonSchema(Duration.schema("st", "ep", "m"))] = Duration(1, "ep")
@@ -267,7 +245,7 @@ Shown = Literal[
 ]
 
 
-class Log(Frozen):
+class LogSettings(Frozen):
     """What is written while training."""
 
     every: Annotated[Duration, WithJsonSchema(Duration.schema("st"))] = Duration(20, "st")

@@ -14,10 +14,10 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
-from trainer.check import Schema
+from trainer.component_schema import RESERVED, TABLES
+from trainer.duration import Duration
 from trainer.errors import UsageError
-from trainer.rules import RESERVED, TABLES
-from trainer.settings import Duration
+from trainer.json_schema import Schema
 
 # What the trainer gives to constructors that ask for it, so that a YAML must not.
 SUPPLIED: Mapping[str, Collection[str]] = {

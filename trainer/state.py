@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from trainer.distributed import world_size
+from trainer.environment import device_name
 from trainer.errors import RunError
 from trainer.job import Job
 from trainer.resume import settings
-from trainer.run import device_name
 from trainer.run_log import Lengths
 from trainer.sharding import is_sharded, model_part, optimizer_part, whole
 

@@ -9,10 +9,10 @@ import torch
 from trainer.config import Config
 from trainer.console import Say, duration
 from trainer.distributed import world_size
+from trainer.environment import device_name
 from trainer.job import Job
 from trainer.judge import scalars
 from trainer.loader import Loader
-from trainer.run import device_name
 
 
 def data_path(job: Job) -> dict[str, Any]:

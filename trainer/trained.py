@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from datasets.images import read_image
-from trainer.build import build_model, check_size, choose_device
-from trainer.components import check_components
+from trainer.best import load_best, require_best, require_same_model
+from trainer.build_model import build_model, check_size
 from trainer.config import Config, load_config
+from trainer.device import choose_device
 from trainer.disk import read_json
 from trainer.errors import ConfigError, RunError
 from trainer.insight.columns import visible
@@ -20,7 +21,7 @@ from trainer.loop import logits_of
 from trainer.losses import probabilities
 from trainer.parts import build_pipelines
 from trainer.precision import FP32, Precision, build_precision
-from trainer.record import load_best, require_best, require_same_model
+from trainer.trial import check_components
 from transforms.pipeline import Pipeline
 
 
@@ -151,6 +152,6 @@ def warn_of_unfinished(run: Path) -> None:
 
 def without_weights(config: Config) -> Config:
     """The configuration of a model that gets the run's own weights: none are drawn or fetched."""
-    arguments = {k: v for k, v in config.model.arguments.items() if k not in ("weights", "init")}
-    bare = config.model.model_copy(update={"arguments": arguments})
+    kept = {k: v for k, v in config.model.trainer_arguments.items() if k == "freeze"}
+    bare = config.model.model_copy(update={"trainer_arguments": kept})
     return config.model_copy(update={"model": bare})

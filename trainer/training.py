@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.best import best_weights, load_best
 from trainer.console import Say
 from trainer.continuing import Found, continued, found_in, restored
 from trainer.disk import read_json
 from trainer.distributed import alone, everywhere, from_main, is_main, on_main, was_met_by_all
 from trainer.epochs import Session, train_epochs
 from trainer.errors import NonFiniteLoss, RunError, Stopped, in_plain_words
+from trainer.folder import create_run, lock_run, read_metrics
 from trainer.guard import Guard
 from trainer.insight.board import show_end, show_start
 from trainer.insight.report import write_report
@@ -26,13 +28,7 @@ from trainer.loader import Part
 from trainer.loop import predict
 from trainer.losses import probabilities
 from trainer.parts import eval_loader
-from trainer.record import (
-    best_weights,
-    describe,
-    load_best,
-    update_result,
-)
-from trainer.run import create_run, lock_run, read_metrics
+from trainer.record import describe, update_result
 from trainer.run_log import Lengths, NoLog, RunLog
 from trainer.saver import Saver
 from trainer.sharding import is_sharded, model_part

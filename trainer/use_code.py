@@ -198,7 +198,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 def building(trained: Trained) -> tuple[str, list[str]]:
     """The import and the lines that make an empty ``model`` for the weights."""
     family, _, name = trained.config.model.name.partition("/")
-    arguments = {k: v for k, v in trained.config.model.arguments.items() if k != "freeze"}
+    arguments = trained.config.model.arguments
     classes, (channels, *sides) = len(trained.classes), trained.input_shape
     if not name:  # one of ours, whose source lies in the folder
         module, _, attribute = MODELS[family].partition(":")

@@ -12,9 +12,10 @@ from datasets import DataError
 from trainer.config import Config
 from trainer.disk import write_file, write_json
 from trainer.errors import ConfigError, RunError
+from trainer.insight.charts import draw_bars
 from trainer.insight.columns import visible
 from trainer.insight.data_facts import Look, differs
-from trainer.insight.pictures import draw_bars, sheet, write_picture
+from trainer.insight.pictures import sheet, write_picture
 from trainer.insight.samples import as_seen, one_crop
 from trainer.loader import Part, order_of
 from trainer.parts import transform_fault

@@ -12,7 +12,8 @@ from torch import Tensor
 from trainer.disk import sha256_of, write_json
 from trainer.errors import RunError
 from trainer.insight.features import feature_maps, first_kernels, grad_cam
-from trainer.insight.pictures import drawable, fit, font, grid, sheet, to_picture, write_picture
+from trainer.insight.fonts import drawable, font
+from trainer.insight.pictures import fit, grid, sheet, to_picture, write_picture
 from trainer.insight.samples import as_seen
 from trainer.trained import Trained
 

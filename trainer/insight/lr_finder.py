@@ -15,11 +15,12 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from trainer.build import build_optimizer
+from trainer.build_optimizer import build_optimizer
 from trainer.console import bar
 from trainer.errors import ConfigError, NonFiniteLoss
 from trainer.guard import Guard
-from trainer.insight.pictures import draw_lines, write_picture
+from trainer.insight.charts import draw_lines
+from trainer.insight.pictures import write_picture
 from trainer.job import Job
 from trainer.loop import train_steps
 from trainer.schedulers import Schedule

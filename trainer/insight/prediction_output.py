@@ -11,7 +11,8 @@ from PIL import Image
 
 from trainer.disk import Digest, write_with
 from trainer.insight.columns import pad, visible, width_of
-from trainer.insight.pictures import drawable, sheet
+from trainer.insight.fonts import drawable
+from trainer.insight.pictures import sheet
 from trainer.insight.prediction import THUMBNAIL, Prediction
 
 

@@ -108,7 +108,7 @@ def draw(runs: Sequence[Compared]) -> "Image.Image | None":
 
     More runs than there are colours go into further panels.
     """
-    from trainer.insight.pictures import draw_lines
+    from trainer.insight.charts import draw_lines
 
     names = short_names(runs)
     monitors = in_order([[r.found.monitor] for r in runs if r.found.monitor])

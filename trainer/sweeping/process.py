@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer import disk
 from trainer.exits import Exit
-from trainer.run import read_metrics
+from trainer.folder import read_metrics
 from trainer.settings import Shown
 from trainer.sweeping.folder import MAY_CHANGE, Member, newest_run
 from trainer.sweeping.reading import Plan

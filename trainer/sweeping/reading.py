@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.check import Finding, Judge, Schema
+from trainer.component_schema import published
 from trainer.config import NAME_PATTERN, Config, load_config
 from trainer.document import COMMAND_LINE, Document, flow, read_document
 from trainer.errors import ConfigError, Fault
-from trainer.parse import Place
-from trainer.rules import published
+from trainer.json_schema import Finding, Schema, Validator
 from trainer.sweeping.settings import Sweep, SweepFile
 from trainer.sweeping.space import Settings, overrides, points, samples
 from trainer.tables import HIGHER_IS_BETTER
+from trainer.yaml_text import Place
 
 MAX_TRIALS = 10_000
 CHECKED = 200  # of a grid's combinations; each choice is checked whatever their number
@@ -85,8 +85,8 @@ def load_sweep(path: str | Path, typed: Sequence[str] = ()) -> Plan:
         _override(document, text)
     _fill_in(document, path.stem)
     schema: Schema = SweepFile.model_json_schema()
-    judge = Judge(schema["$defs"], lambda place: _home(place, schema))
-    findings = list(judge.judge(document.data, schema)) if document.data is not None else []
+    validator = Validator(schema["$defs"], lambda place: _home(place, schema))
+    findings = list(validator.findings(document.data, schema)) if document.data is not None else []
     if document.data is None and not document.faults:
         findings = [Finding((), "is empty; expected 'base:' and 'sweep:'")]
     findings += _rules(document.data)
@@ -233,7 +233,7 @@ def _experiment(
     except ConfigError as error:
         faults += error.faults
         return base, None
-    faults += config.check(published())
+    faults += config.check_arguments(published())
     return base, config
 
 
@@ -285,7 +285,7 @@ def check_with_torch(plan: Plan) -> None:
     Each is built once, the others at their first: it imports torch, and takes some milliseconds a
     choice, as much as the model needs.
     """
-    from trainer.components import check_components
+    from trainer.trial import check_components
 
     tried: list[tuple[Settings, str, Place, list[Fault]]] = []
     for settings, key, place in samples(plan.sweep):
@@ -314,7 +314,7 @@ def check_with_torch(plan: Plan) -> None:
 def faults_of(base: Path, typed: Sequence[str], settings: Mapping[str, Any]) -> list[Fault]:
     """What is wrong with the experiment under these settings."""
     try:
-        return load_config(base, [*typed, *overrides(settings)]).check(published())
+        return load_config(base, [*typed, *overrides(settings)]).check_arguments(published())
     except ConfigError as error:
         return error.faults
 

@@ -15,9 +15,9 @@ from typing import IO, Any
 
 from trainer import disk
 from trainer.console import Say, duration
+from trainer.environment import ROOT
 from trainer.exits import Exit
 from trainer.insight.listing import is_held, short
-from trainer.run import ROOT
 from trainer.stop import StopRequest
 from trainer.sweeping.folder import (
     Member,

@@ -1,4 +1,4 @@
-"""Judge plain data against a JSON Schema, in words one wants to read.
+"""Validate plain data against a JSON Schema, in words that help.
 
 The schema is the one that editors get (configs/schema.json), so an editor and the trainer agree. Of
 JSON Schema it knows what ours uses, and is stricter in one thing: 3.0 is no whole number.
@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from trainer.parse import Place
-from trainer.scalar import scalar
 from trainer.words import listed, shortened, suggestion
+from trainer.yaml_text import Place, scalar
 
 Schema = Mapping[str, Any]
 
@@ -26,7 +25,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Judge:
+class Validator:
     """Finds everything in a value that a schema does not allow.
 
     ``definitions`` are the schema's ``$defs``. ``hint`` is asked about each unknown key and answers
@@ -36,7 +35,7 @@ class Judge:
     definitions: Schema
     hint: Callable[[Place], str] = lambda place: ""
 
-    def judge(self, value: Any, schema: Schema, place: Place = ()) -> Iterator[Finding]:
+    def findings(self, value: Any, schema: Schema, place: Place = ()) -> Iterator[Finding]:
         """Each fault, in the order of the value."""
         schema = self.resolved(schema)
         if "not" in schema:
@@ -54,7 +53,7 @@ class Judge:
             firsts, rest = schema.get("prefixItems", []), schema.get("items", {})
             for index, item in enumerate(value):
                 inner = firsts[index] if index < len(firsts) else rest
-                yield from self.judge(item, inner, (*place, index))
+                yield from self.findings(item, inner, (*place, index))
 
     def resolved(self, schema: Schema) -> Schema:
         """The schema itself, or the definition that it refers to."""
@@ -68,14 +67,14 @@ class Judge:
         for key, item in value.items():
             inner = (*place, key)
             if key in known:
-                yield from self.judge(item, known[key], inner)
+                yield from self.findings(item, known[key], inner)
             elif others is False:
                 allowed = [name for name, described in known.items() if "not" not in described]
                 mended = self.hint(inner) or suggestion(key, allowed) or _described(key, known)
                 message = f"unknown key '{shortened(key)}'{mended}; allowed are {listed(allowed)}"
                 yield Finding(inner, message, at_key=True)
             else:
-                yield from self.judge(item, others, inner)
+                yield from self.findings(item, others, inner)
         for key in schema.get("required", ()):
             if key not in value:
                 wanted = self.expected(known.get(key, {}))
@@ -96,7 +95,7 @@ class Judge:
             yield Finding((*place, "name"), f"expected the {kind}'s name, got {got(name)}")
         elif self._is_known(name, mapping):
             reference = mapping.get(name) or mapping[_family(name)]
-            yield from self.judge(component, {"$ref": reference}, place)
+            yield from self.findings(component, {"$ref": reference}, place)
         else:
             message = f"unknown {kind} '{shortened(name)}'"
             reason = schema.get("unsupported", {}).get(name)
@@ -115,7 +114,7 @@ class Judge:
         self, value: Any, alternatives: Iterable[Schema], schema: Schema, place: Place
     ) -> Iterator[Finding]:
         """Nothing where one fits; else the faults by the one that was most likely meant."""
-        attempts = [list(self.judge(value, inner, place)) for inner in alternatives]
+        attempts = [list(self.findings(value, inner, place)) for inner in alternatives]
         if not all(attempts):
             return
         if deeper := [found for found in attempts if all(f.place != place for f in found)]:

@@ -1,9 +1,11 @@
 """YAML text to plain data with the origin of every key and value, and every fault at once.
 
-Tags, anchors, aliases, merge keys and repeated keys are faults: a file is read from top to bottom,
-by itself.
+Unquoted text means what it does in YAML 1.2's core schema: ``1e-3`` is a number, ``off`` and
+``12:30`` are text, ``010`` is ten, only true and false are booleans. Tags, anchors, aliases, merge
+keys and repeated keys are faults: a file is read from top to bottom, by itself.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +15,6 @@ from typing import Any, NamedTuple
 import yaml
 
 from trainer.errors import Fault
-from trainer.scalar import scalar
 
 Place = tuple[str | int, ...]  # ("transforms", "train", 1, "padding")
 
@@ -22,6 +23,17 @@ MAX_NODES = 10_000
 MAX_SHOWN = 1000  # characters of a line that a message repeats
 
 _TOP_LEVEL_KEY = re.compile(r"""["']?([A-Za-z_][\w.-]*)["']?[ ]*:(?=\s|$)""")
+
+_INT = re.compile(r"[-+]?[0-9]{1,30}|0o[0-7]{1,30}|0x[0-9a-fA-F]{1,30}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), math.inf),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -math.inf),
+}
+_NOT_A_NUMBER = (".nan", ".NaN", ".NAN")
 
 # What PyYAML's parser says, and what a person would.
 _SYNTAX = {
@@ -282,3 +294,31 @@ def _twice(key: str, first: Origin) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def scalar(text: str) -> Any:
+    """The value of unquoted text; raises ValueError for a number that nothing can hold."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+        number = int(text, base)
+        if abs(number) >= 1 << 63:
+            raise ValueError("this number is too large")
+        return number
+    if text in _NOT_A_NUMBER:
+        raise ValueError("'.nan' is no setting; write a number")
+    if _FLOAT.fullmatch(text):
+        value = float(text)
+        if math.isinf(value):
+            raise ValueError("this number is too large")
+        return value
+    return text
+
+
+def is_text(text: str) -> bool:
+    """Whether ``text`` means itself when it is written without quotes."""
+    try:
+        return isinstance(scalar(text), str)
+    except ValueError:
+        return False
