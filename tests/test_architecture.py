@@ -83,6 +83,29 @@ def test_a_wrong_key_is_told_before_torch_is_imported(tmp_path):
     assert f"{file}:1:1: datasett: " in done.stderr and "dataset" in done.stderr
 
 
+def test_a_wrong_override_on_resume_is_told_before_torch_is_imported(tmp_path):
+    run = tmp_path / "runs" / "lenet_rmb" / "20260131-120000-ab12"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text((ROOT / "configs" / "lenet_rmb.yaml").read_text())
+    code = (
+        "import sys; from trainer.train import main\n"
+        f"code = main(['--resume', {str(run)!r}, 'wrong.key=1', 'train.epochs=none'])\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "unknown key 'wrong'" in done.stderr and "train.epochs: expected" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "module", ["config", "signatures", "components", "resume", "disk", "folder", "environment"]
+)
+def test_what_is_needed_before_torch_imports_none(module):
+    code = f"import sys, trainer.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def test_no_weights_are_unpickled_and_no_yaml_is_executed():
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
