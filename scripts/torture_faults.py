@@ -27,7 +27,10 @@ PHASES = {  # where a run is while the functions of these modules are called
     "decoding": ("reading",),
     "train": ("loop", "guard", "schedulers", "epochs", "training"),
     "eval and test": ("judge", "metrics"),
-    "save": ("saver", "checkpoint", "disk", "record", "run", "run_log", "events", "state"),
+    "save": (
+        *("saver", "checkpoint", "disk", "tensors", "record", "best", "folder", "environment"),
+        *("run_log", "events", "state"),
+    ),
     "report": ("insight.report", "insight.findings", "insight.board", "insight.pictures"),
 }
 

@@ -60,6 +60,8 @@ class Component(Frozen):
             return {"name": value}
         if isinstance(value, dict) and not isinstance(value.get("arguments"), dict):
             rest = {key: item for key, item in value.items() if key != "name"}
+            if value.get("name") in NESTING and isinstance(inner := rest.get("transforms"), list):
+                rest["transforms"] = [cls.model_validate(item) for item in inner]
             return {"name": value.get("name"), "arguments": rest}
         return value
 
@@ -72,27 +74,17 @@ def _apart(kind: str) -> AfterValidator:
     """Set the trainer's own arguments of a kind of component apart from its constructor's."""
 
     def set_apart(component: Component) -> Component:
-        own, theirs = dict(component.trainer_arguments), dict(component.arguments)
-        own |= {key: theirs.pop(key) for key in RESERVED[kind] if key in theirs}
-        apart = component.model_copy(update={"arguments": theirs, "trainer_arguments": own})
+        own, ours = dict(component.arguments), dict(component.trainer_arguments)
+        ours |= {key: own.pop(key) for key in RESERVED[kind] if key in own}
+        apart = component.model_copy(update={"arguments": own, "trainer_arguments": ours})
         apart._order = dict.fromkeys(component.written)
         return apart
 
     return AfterValidator(set_apart)
 
 
-def _with_inner_transforms(component: Component) -> Component:
-    arguments = component.arguments
-    if component.name in NESTING and isinstance(inner := arguments.get("transforms"), list):
-        built = [_with_inner_transforms(Component.model_validate(item)) for item in inner]
-        return component.model_copy(update={"arguments": {**arguments, "transforms": built}})
-    return component
-
-
 DatasetSettings = Annotated[Component, WithJsonSchema({"component": "dataset"})]
-TransformSettings = Annotated[
-    Component, AfterValidator(_with_inner_transforms), WithJsonSchema({"component": "transform"})
-]
+TransformSettings = Annotated[Component, WithJsonSchema({"component": "transform"})]
 ModelSettings = Annotated[Component, _apart("model"), WithJsonSchema({"component": "model"})]
 LossSettings = Annotated[Component, _apart("loss"), WithJsonSchema({"component": "loss"})]
 OptimizerSettings = Annotated[

@@ -18,7 +18,7 @@ from typing import Any
 
 STAMPED = re.compile(
     r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-[0-9a-f]{4}"
-)  # as trainer.run names a run's folder
+)  # as trainer.folder names a run's folder
 STATES = ("running", "stopped", "failed", "done")
 MAX_DEPTH = 3  # runs/NAME/RUN, and a folder of such folders
 MAX_BYTES = 2**28
@@ -136,7 +136,7 @@ def look_at(run: Path) -> Found:
 
 
 def is_held(run: Path) -> bool:
-    """Whether a process holds the run, as trainer.run's ``lock_run`` does; changes nothing.
+    """Whether a process holds the run, as trainer.folder's ``lock_run`` does; changes nothing.
 
     The lock is asked for as one of many readers, and given back at once.
     """
