@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from trainer.agreement import Difference, Sample, take_sample
@@ -28,7 +28,7 @@ from trainer.parts import build_pipelines
 from trainer.stop import StopRequest
 from trainer.trained import Trained, load_trained
 from trainer.training import train
-from trainer.use_code import building, preprocessing, program
+from trainer.use_code import building, program
 
 pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
 pytest.importorskip("safetensors", reason='needs pip install -e ".[export]"')
@@ -231,7 +231,7 @@ def test_the_model_card_is_what_hugging_face_reads(exported, run):
 def test_a_class_name_cannot_break_the_card(untrained):
     hostile = ("a|b", "<script>alert(1)</script>", "`x`\n---\nlicense: mit", "猫")
     trained = untrained(classes=hostile)
-    text = readme(describe(trained, {}), "use\n", 4)
+    text = readme(describe(trained, {}), "use\n")
     assert "<script" not in text.replace("\\<script", "") and "\n---\nlicense" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ") and "猫" in line]
     assert rows == ["| 3 | 猫 |"]
@@ -433,6 +433,13 @@ EVAL = {
 }
 
 
+def prepared(trained, path):
+    """A file as the program beside an exported model prepares it, told by the model's card."""
+    names: dict = {"__name__": "use", "__file__": "use.py"}
+    exec(program("pt2", trained), names)
+    return names["preprocess"](path, json.loads(json.dumps(describe(trained, {}))))
+
+
 @pytest.mark.parametrize("name", EVAL)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_programs_prepare_a_photograph_as_the_run_does(untrained, tmp_path, name, channels):
@@ -446,16 +453,27 @@ def test_the_programs_prepare_a_photograph_as_the_run_does(untrained, tmp_path, 
     picture = Image.fromarray(np.uint8(127 + 100 * smooth.numpy())).convert("RGBA")
     picture.putalpha(Image.linear_gradient("L").resize(picture.size))
     picture.save(tmp_path / "photo.png")
-    names: dict = {"np": np, "Image": Image, "ImageOps": ImageOps}
-    exec("\n".join(preprocessing(trained)), names)
-    found = names["preprocess"](tmp_path / "photo.png")
+    found = prepared(trained, tmp_path / "photo.png")
     expected = trained.inputs([trained.read(tmp_path / "photo.png")]).numpy()
     assert found.dtype == np.float32 and found.shape == expected.shape
     # Two ways to round an 8-bit image differ by one or two levels, divided by the smallest std.
     np.testing.assert_allclose(found, expected, atol=2.1 / 255 / 0.2)
 
 
-def test_a_transform_without_a_form_in_pillow_stops_the_program_by_name(untrained):
-    text = "{name: Resize, size: [32, 32], interpolation: nearest}, " + NORMALIZE
-    lines = preprocessing(untrained(transforms=text))
-    assert any("raise NotImplementedError" in line and "Resize" in line for line in lines)
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        "{name: Resize, size: [32, 32], interpolation: nearest}, " + NORMALIZE,
+        "{name: Resize, size: 32, max_size: 40}, " + NORMALIZE,
+        "{name: Resize, size: 32, antialias: false}, {name: CenterCrop, size: 32}",
+        f"{RESIZE}, {{name: Pad, padding: 2, padding_mode: reflect}}, {NORMALIZE}",
+        f"{RESIZE}, {NORMALIZE}, {{name: CenterCrop, size: 28}}",
+        f"{RESIZE}, {{name: GaussianBlur, kernel_size: 3}}",
+    ],
+)
+def test_a_transform_without_a_form_in_pillow_stops_the_program_by_name(
+    untrained, notes, transforms
+):
+    trained = untrained(transforms=transforms)
+    with pytest.raises(NotImplementedError, match="do here what the run's .* does: {"):
+        prepared(trained, photographs(notes)[0])

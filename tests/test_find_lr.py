@@ -15,7 +15,8 @@ from trainer.errors import ConfigError, UsageError
 from trainer.find_lr import main
 from trainer.folder import find_run
 from trainer.insight import lr_finder
-from trainer.insight.charts import COLOURS, MARKS
+from trainer.insight.axes import COLOURS
+from trainer.insight.charts import MARKS
 from trainer.insight.lr_finder import (
     NoSuggestion,
     RangeTest,

@@ -1,6 +1,7 @@
 """The drawing: what a picture shows is where it belongs, whatever the names and numbers."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,24 @@ from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
 from trainer.insight import charts, fonts
-from trainer.insight.charts import (
-    COLOURS,
-    MARKS,
-    MAX_BARS,
+from trainer.insight.axes import COLOURS
+from trainer.insight.charts import MARKS, MAX_BARS
+from trainer.insight.fonts import CJK_FONTS
+from trainer.insight.pictures import (
     draw_bars,
     draw_calibration,
     draw_confusion,
     draw_curves,
     draw_lines,
+    drawable,
+    fit,
+    font,
+    grid,
+    png,
+    sheet,
+    to_picture,
+    write_picture,
 )
-from trainer.insight.fonts import CJK_FONTS, drawable, font
-from trainer.insight.pictures import fit, grid, png, sheet, to_picture, write_picture
 
 BLUE, ORANGE, WHITE = (31, 119, 180), (255, 127, 14), (255, 255, 255)
 HISTORY = [
@@ -190,27 +197,35 @@ def test_bars_of_very_many_classes_show_the_smallest_and_the_largest():
     assert height(MAX_BARS) < height(1000) == height(10_000) < 1300
 
 
-def stripes(curves):
-    """The colours along the middle of the axes' upper edge, one pixel after the other."""
+@pytest.mark.parametrize("first", [0, 1], ids=["below a dashed one", "above it"])
+@pytest.mark.parametrize("epochs", [2, 30, 60, 61, 1000])
+def test_of_two_curves_that_coincide_both_are_seen(epochs, first):
+    curves = {"other": [(0.0, 0.0), (epochs - 1.0, 0.5)]} if first else {}
+    curves |= {f"run {i}": [(float(e), 1.0) for e in range(epochs)] for i in range(2)}
     picture = draw_lines({"accuracy": curves}, "epoch")
-    return [picture.getpixel((x, 44)) for x in range(100, 720)]
+    upper_edge = [picture.getpixel((x, 44)) for x in range(100, 720)]  # the middle of both lines
+    pair = COLOURS[first : first + 2]
+    shares = [upper_edge.count(ImageColor.getrgb(colour)) for colour in pair]
+    assert min(shares) > 0.25 * len(upper_edge)
 
 
-@pytest.mark.parametrize("count", [2, 3, 8])
-@pytest.mark.parametrize("epochs", [2, 100, 1000])
-def test_of_curves_that_coincide_each_is_seen(count, epochs):
-    curves = {f"run {i}": [(float(e), 1.0) for e in range(epochs)] for i in range(count)}
-    seen = stripes(curves)
-    shares = [seen.count(ImageColor.getrgb(colour)) for colour in COLOURS[:count]]
-    assert min(shares) > 0.6 * len(seen) / count
-    alone = stripes({"a": [(1.0, 1.0), (30.0, 1.0)], "b": [(1.0, 0.0), (30.0, 0.5)]})
-    assert set(alone) == {BLUE}
+def test_a_curve_alone_is_solid_and_its_neighbour_is_dashed_in_the_legend_too():
+    curves = {name: [(1.0, y), (9.0, y)] for name, y in (("a", 1.0), ("b", 0.0))}
+    picture = draw_lines({"loss": curves}, "epoch")
+
+    def pieces(colour, y, left, right):
+        row = [picture.getpixel((x, y)) == colour for x in range(left, right)]
+        return sum(now and not before for before, now in pairwise([False, *row]))
+
+    assert pieces(BLUE, 44, 100, 720) == 1 and 35 <= pieces(ORANGE, 276, 100, 720) <= 40
+    assert pieces(BLUE, 54, 740, 775) == 1 and pieces(ORANGE, 76, 740, 775) == 2
 
 
 @pytest.mark.parametrize("end", [(7.0, 0.6), (7.0, 1.5), (5.0, 3.3), (2.0, 3.3), (1.01, 3.3)])
 def test_a_line_is_as_thick_whatever_its_slope(end):
     def drawn(**more):
-        frame = {"frame": [(0.0, 0.0), (8.0, 0.0), (8.0, 4.0)]}  # so that axes stay the same
+        # So that axes stay the same, and that the line is the third, which is solid.
+        frame = {"frame": [(0.0, 0.0), (8.0, 0.0), (8.0, 4.0)], "second": [(0.0, 0.0)]}
         return draw_lines({"loss": frame | more}, "epoch").convert("L").crop((90, 44, 730, 276))
 
     begin = (1.0, 0.6)

@@ -420,6 +420,15 @@ def test_a_points_number_is_told_where_it_lies(tmp_path):
     assert "epoch 2: val/accuracy 0.7500" in page.sections["Curves"]
 
 
+def test_of_two_equal_curves_in_the_page_both_are_seen(tmp_path):
+    """The second one is dashed and lies above the first."""
+    history = [{"epoch": epoch, "train/loss": 1.0, "val/loss": 1.0} for epoch in (1, 2)]
+    lines = [a for tag, a in page_of(tmp_path, history=history).elements if tag == "polyline"]
+    assert [line["class"] for line in lines] == ["c0", "c1 dashed"]
+    assert lines[0]["points"] == lines[1]["points"]
+    assert "polyline.dashed { stroke-dasharray:" in (tmp_path / "report.html").read_text()
+
+
 def test_names_cannot_become_markup_in_the_page(tmp_path):
     balance = {part: [0, 1, 2, 3, 4, 5] for part in ("train", "val", "test")}
     probabilities = torch.eye(6).roll(1, dims=0)

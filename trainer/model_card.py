@@ -12,11 +12,14 @@ import yaml
 
 from models import MODELS
 from trainer.environment import ROOT
+from trainer.insight.page import render
 from trainer.judge import scalars
 from trainer.trained import Trained
-from trainer.use_code import SIGMOIDS, program
+from trainer.use_code import program
 
 MAX_LISTED = 100  # classes in the README; all of them are in config.json
+SIGMOIDS = ("BCELoss", "BCEWithLogitsLoss")
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 
 
 def describe(trained: Trained, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def hub_files(trained: Trained, card: Mapping[str, Any]) -> dict[str, str]:
         "config.json": _json(config),
         "preprocessor_config.json": _json(preprocessor),
         "use.py": use,
-        "README.md": readme(card, use, len(classes)),
+        "README.md": readme(card, use),
         **({} if name else sources(MODELS[family].partition(":")[0])),
     }
 
@@ -95,7 +98,7 @@ def sources(module: str) -> dict[str, str]:
     return found
 
 
-def readme(card: Mapping[str, Any], use: str, count: int) -> str:
+def readme(card: Mapping[str, Any], use: str) -> str:
     """A model card: what the model is, how good it is, how to use it."""
     model = card["model"]["name"]
     family = model.partition("/")[0]
@@ -113,31 +116,8 @@ def readme(card: Mapping[str, Any], use: str, count: int) -> str:
         results = [{"task": task, "dataset": data, "metrics": metrics}]
         head["model-index"] = [{"name": card["name"], "results": results}]
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
-    shape = ", ".join(map(str, card["input"]["shape"]))
-    rows = [f"| {label} | {_cell(name)} |" for label, name in enumerate(card["classes"])]
-    more = ["", f"... and {count - MAX_LISTED} more in config.json"] if count > MAX_LISTED else []
-    lines = [
-        *("---", "# license: yours to choose, e.g. mit", front.rstrip(), "---", ""),
-        *(f"# {card['name']}", ""),
-        f"{model}, trained on {card['dataset']} to tell {count} classes of images apart.",
-        *("", "## Results on the test split", "", "| metric | value |", "|---|---:|"),
-        *(f"| {_cell(metric['name'])} | {metric['value']:.4f} |" for metric in metrics),
-        *("", "## Input and output", ""),
-        f"Input: float32 ({shape}), images after the transforms of `preprocessor_config.json`.",
-        f"Output: logits (batch, {count}), not probabilities; those are the "
-        f"{card['probabilities'].removesuffix(' of the logits')} of them.",
-        *("", "## Classes", "", "| label | class |", "|---:|---|", *rows[:MAX_LISTED], *more),
-        *("", "## Use", "", "Needs torch, safetensors, numpy and pillow. This is `use.py`:", ""),
-        *("```python", use.rstrip(), "```", ""),
-    ]
-    return "\n".join(lines)
+    return render(TEMPLATE, card=card, front=front, use=use, max_listed=MAX_LISTED)
 
 
 def _json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-def _cell(text: str) -> str:
-    """A name in a Markdown table; names come from folders and files, and may hold anything."""
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return "".join("\\" + c if c in "\\|<>&`[]*_" else c for c in text)

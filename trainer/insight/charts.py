@@ -3,27 +3,24 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw
 
+from trainer.insight.axes import COLOURS, Curves, Points, ticks, x_ticks
 from trainer.insight.fonts import drawable, font, legible, shortened
 
 RIGHT, WRONG = "#2ca02c", "#d62728"
-COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
 _WIDTH, _HEIGHT = 960, 320  # pixels of a panel of curves
 _LEFT, _RIGHT, _TOP, _BOTTOM = 90, 230, 44, 44  # its margins; the right one holds the legend
 _FINE = 3  # curves are drawn so many times larger, then averaged: Pillow smooths no edges
 _EDGE = 8  # pixels around the axes that a point at their end may cover
-_STRIPE = 8  # pixels of each colour where curves lie upon each other
+_DASH = 8  # pixels of a dash, and of the gap behind it
 INK, GRID = "#222222", "#dddddd"
 MARKS = ("#777777", "#9467bd")  # of vertical lines
 MAX_BARS = 40  # names in a bar chart
-
-Points = list[tuple[float, float]]
-Curves = dict[str, Points]
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
@@ -168,23 +165,23 @@ def _draw_panel(
         return (1 - (y - low) / (high - low)) * tall
 
     colours = _colours(curves, faint)
-    spots = {n: [(across(x), down(y)) for x, y in curve] for n, curve in curves.items()}
-    strong = {name: places for name, places in spots.items() if name not in faint}
+    spots = {n: [(across(x), down(y)) for x, y in curve] for n, curve in curves.items() if curve}
+    # Every second curve is dashed and lies above the others, so that of two equal ones both show.
+    strong = [name for name in spots if name not in faint]
+    solid, dashed = strong[::2], strong[1::2]
     fine = _Fine(wide, tall)
     for tick in y_ticks:
         fine.line([(0, round(down(tick))), (wide, round(down(tick)))], GRID, 1)
     for colour, x in zip(MARKS * len(marks), marks.values(), strict=False):
         fine.line([(across(x), 0), (across(x), tall)], colour, 2)
-    for name, places in spots.items():
-        fine.line(places, colours[name], 1.5 if name in faint else 3)
-    for name, places in _stripes(strong):
-        fine.line(places, colours[name], 3)
-    dots: dict[tuple[int, int], list[str]] = {}
-    for name, places in strong.items():
-        for x, y in places if len(places) <= 60 else []:
-            dots.setdefault((round(x), round(y)), []).append(colours[name])
-    for dot, shares in dots.items():
-        fine.dot(dot, shares)
+    for name in [*(name for name in spots if name in faint), *solid]:
+        fine.line(spots[name], colours[name], 1.5 if name in faint else 3)
+    for name in dashed:
+        for dash in _dashes(spots[name]):
+            fine.line(dash, colours[name], 3)
+    for name in solid + dashed:
+        for x, y in spots[name] if len(spots[name]) <= 60 else []:
+            fine.dot((round(x), round(y)), colours[name], 2.5 if name in dashed else 4)
     picture.paste(fine.reduced(), (left - _EDGE, top - _EDGE))
 
     heading = shortened(legible(title), 18, wide)
@@ -204,7 +201,9 @@ def _draw_panel(
         line = top + 10 + 22 * i
         text = shortened(legible(name), 15, _RIGHT - 56)
         if colour:
-            draw.line([(right + 16, line), (right + 40, line)], colour, 3)
+            sample: Points = [(right + 16, line), (right + 40, line)]
+            for piece in _dashes(sample) if name in dashed else [sample]:
+                draw.line(piece, colour, 3)
         draw.text((right + 48, line), text, INK, font(15, text), "lm")
 
 
@@ -217,26 +216,16 @@ def _colours(curves: Curves, faint: Collection[str]) -> dict[str, str]:
     return colours
 
 
-def _stripes(spots: Mapping[str, Points]) -> Iterator[tuple[str, Points]]:
-    """Pieces to draw again where curves lie upon each other, so that each is seen in its turn."""
-    met: dict[tuple[int, ...], dict[str, list[Points]]] = {}
-    for name, line in spots.items():
-        for start, end in pairwise(line):
-            near = tuple(round(value / 2) for value in (*start, *end))
-            met.setdefault(near, {}).setdefault(name, []).append([start, end])
-    for curves in met.values():
-        for turn, (name, pieces) in enumerate(curves.items() if len(curves) > 1 else ()):
-            for piece in pieces:
-                yield from ((name, part) for part in _every(piece, turn, len(curves)))
-
-
-def _every(piece: Points, turn: int, count: int) -> Iterator[Points]:
-    """Of a piece of a line the stripes, counted along x, that are one's turn of ``count``."""
-    (x0, y0), (x1, y1) = piece
-    for stripe in range(int(x0 // _STRIPE), int(x1 // _STRIPE) + 1):
-        if stripe % count == turn and x1 > x0:
-            ends = max(x0, stripe * _STRIPE), min(x1, (stripe + 1) * _STRIPE)
-            yield [(x, y0 + (y1 - y0) * (x - x0) / (x1 - x0)) for x in ends]
+def _dashes(line: Points) -> Iterator[Points]:
+    """The pieces of a dashed line: dashes and gaps are equally long, whatever its slope."""
+    points = np.asarray(line)
+    along = np.cumsum([0.0, *np.hypot(*np.diff(points, axis=0).T)])  # pixels from the start
+    edges = np.arange(0, along[-1], _DASH)
+    places = np.union1d(along, edges)
+    xs, ys = (np.interp(places, along, axis).tolist() for axis in points.T)
+    cuts = [*np.searchsorted(places, edges).tolist(), len(places)]
+    for begin, end in zip(cuts[::2], cuts[1::2], strict=False):
+        yield list(zip(xs[begin : end + 1], ys[begin : end + 1], strict=True))
 
 
 class _Fine:
@@ -257,42 +246,14 @@ class _Fine:
         joint = "curve" if 2 < len(spots) <= 1000 else None
         self.draw.line(self.place(spots), colour, round(width * _FINE), joint)
 
-    def dot(self, spot: tuple[float, float], colours: Sequence[str]) -> None:
-        """A dot; of several colours each has its part."""
-        ((x, y),), r, part = self.place([spot]), 4 * _FINE, 360 / len(colours)
-        box = (x - r, y - r, x + r, y + r)
-        for i, colour in enumerate(colours):
-            self.draw.pieslice(box, i * part, (i + 1) * part, colour)
+    def dot(self, spot: tuple[float, float], colour: str, radius: float) -> None:
+        """A dot, ``radius`` pixels from its middle to its edge."""
+        ((x, y),), r = self.place([spot]), radius * _FINE
+        self.draw.ellipse((x - r, y - r, x + r, y + r), colour)
 
     def reduced(self) -> Image.Image:
         """The lines in their size; the axes begin _EDGE pixels from the left and the top."""
         return self.picture.reduce(_FINE)
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers from at most ``low`` to at least ``high``."""
-    largest = max(abs(low), abs(high))
-    span = high - low
-    if span <= 1e-9 * largest:  # steps so small would be lost in the float's last digits
-        span = largest
-    span = max(span, 1e-300) if span else 1.0
-    low = min(low, high - span)  # a constant stands at the upper edge: no accuracy above 1
-    power = 10 ** math.floor(math.log10(span / 4))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= span / 5 * (1 - 1e-9))
-    start, stop = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [i * step for i in range(start, max(stop, start + 1) + 1)]
-
-
-def x_ticks(first: float, last: float, log_x: bool = False) -> list[float]:
-    """Numbers for the axis from ``first`` to ``last``: both ends, and round ones between them."""
-    if log_x:
-        powers = range(math.ceil(math.log10(first)), math.floor(math.log10(last)) + 1)
-        decades = [10.0**power for power in powers]
-        return decades if len(decades) >= 2 else sorted({first, last, *decades})
-    room = (last - first) / 20  # between the numbers of the ends and those within
-    whole = float(first).is_integer() and float(last).is_integer()
-    within = (round(x) if whole else x for x in ticks(first, last))
-    return sorted({first, last} | {x for x in within if first + room < x < last - room})
 
 
 def draw_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Image.Image:

@@ -17,6 +17,7 @@ from trainer.insight.columns import visible
 from trainer.insight.data_facts import Look, differs
 from trainer.insight.pictures import sheet, write_picture
 from trainer.insight.samples import as_seen, one_crop
+from trainer.insight.text import markdown, markdown_table, shown
 from trainer.loader import Part, order_of
 from trainer.parts import transform_fault
 
@@ -164,9 +165,9 @@ def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
     """The whole of data.md."""
     dataset, pixels, sizes = facts["dataset"], facts["pixels"], facts["sizes"]
     parts = [f"# Data: {dataset['name']}", f"{dataset['images']:,} images."]
-    parts += [f"**Note:** {cell(dataset['note'])}"] if dataset["note"] else []
+    parts += [f"**Note:** {markdown(dataset['note'])}"] if dataset["note"] else []
     parts += ["## Warnings"]
-    parts += ["\n".join(f"- {cell(line)}" for line in facts["warnings"]) or "None."]
+    parts += ["\n".join(f"- {markdown(line)}" for line in facts["warnings"]) or "None."]
     parts += ["## Images by class and part"]
     counts = facts["counts"]
     rows = [
@@ -248,23 +249,15 @@ def duplicates_of(facts: Mapping[str, Any], drawn: bool) -> list[str]:
 
 def listing(lines: Sequence[str]) -> str:
     """Lines as a list, of many the first."""
-    shown = [f"- {cell(line)}" for line in lines[:MAX_LISTED]]
+    shown = [f"- {markdown(line)}" for line in lines[:MAX_LISTED]]
     left = len(lines) - MAX_LISTED
     return "\n".join(shown + [f"- {left:,} more are in data.json"] * (left > 0)) or "None."
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table, numbers to the right."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
-
-
-def cell(value: Any) -> str:
-    """A value as Markdown; names come from files and may hold anything."""
-    if isinstance(value, int):
-        return f"{value:,}"
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    return "".join("\\" + c if c in "\\|<>&`[]*_" else c for c in text)
+    shown_rows = [[shown(v) if isinstance(v, int) else v for v in row] for row in rows]
+    return markdown_table(header, shown_rows)
 
 
 def numbers_of(values: Any) -> str:

@@ -18,6 +18,7 @@ from trainer.disk import read_json
 from trainer.errors import RunError
 from trainer.insight.charts import numbers
 from trainer.insight.pictures import to_picture
+from trainer.insight.text import Bins
 from trainer.metrics import confusion_matrix, per_class
 from trainer.words import listed
 
@@ -34,8 +35,6 @@ SECONDS = {
     "save": "checkpoints",
     "log": "metrics, TensorBoard",
 }
-
-Bins = list[tuple[int, float, float]]
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,16 @@ class Findings:
         return list(
             dict.fromkeys(["epoch", *(tag for row in self.history for tag in numbers(row))])
         )
+
+    @property
+    def epochs(self) -> list[list[float | None]]:
+        """The rows of the history's table; None where an epoch has no such number."""
+        return [[numbers(row).get(tag) for tag in self.tags] for row in self.history]
+
+    @property
+    def balance_sums(self) -> list[tuple[str, int, int, int]]:
+        """Each part's images, those of its smallest class and of its largest."""
+        return [(part, sum(c), min(c), max(c)) for part, c in self.balance.items()]
 
     @property
     def certainty(self) -> str:
@@ -282,13 +291,3 @@ def _commands(run: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
         ("compare the runs of this name", f"python -m trainer.compare {siblings}"),
         ("train on", f"python -m trainer.train --resume {folder} train.epochs={2 * epochs}"),
     ]
-
-
-def plain(text: str) -> str:
-    """Text on one line without control characters, half letters and changes of direction."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
-
-
-def shown_number(value: float) -> str:
-    """A number as tables have it."""
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 10 else f"{value:.4g}"

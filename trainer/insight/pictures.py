@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from trainer.disk import write_file
-from trainer.insight.charts import COLOURS as COLOURS
 from trainer.insight.charts import GRID, INK
 from trainer.insight.charts import RIGHT as RIGHT
 from trainer.insight.charts import WRONG as WRONG

@@ -1,7 +1,6 @@
 """A run's report folder: report.md, report.html and pictures, from the test split measured once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,13 @@ from trainer.insight.charts import (
     draw_calibration,
     draw_confusion,
     draw_curves,
-    numbers,
 )
-from trainer.insight.findings import SECONDS, Findings, find, plain, shown_number
+from trainer.insight.findings import SECONDS, Findings, find
 from trainer.insight.html import page
+from trainer.insight.page import render
 from trainer.insight.pictures import sheet, write_picture
+
+TEMPLATE = Path(__file__).parent / "templates" / "report.md.j2"
 
 
 def write_report(
@@ -64,7 +65,8 @@ def write_report(
     write_picture(folder / "confusion_matrix.png", confusion)
     write_picture(folder / "curves.png", draw_curves(found.history, found.best_epoch))
     write_picture(folder / "calibration.png", draw_calibration(found.bins))
-    if pictures := [shown.picture for shown in found.shown if shown.picture]:
+    pictures = [shown.picture for shown in found.shown if shown.picture]
+    if pictures:
         captions = [
             [f"{shown.true} -> {shown.predicted}", f"{shown.of_predicted:.2%}", shown.name]
             for shown in found.shown
@@ -74,105 +76,24 @@ def write_report(
         write_picture(folder / "mistakes.png", sheet(pictures, captions, colours))
     else:
         (folder / "mistakes.png").unlink(missing_ok=True)  # an older report's
-    write_file(folder / "report.md", _markdown(found))
+    write_file(folder / "report.md", _markdown(found, bool(pictures)))
     write_file(folder / "report.html", page(found, confusion))
 
 
-def _markdown(found: Findings) -> str:
-    parts = [f"# Report: {_escape(found.title)}"]
-    parts += ["\n".join(f"- {name}: {_escape(value)}" for name, value in found.facts.items())]
-    parts += [f"**Note:** {_escape(note)}" for note in found.notes]
-    if found.left_out:
-        parts += [f"{len(found.left_out)} images could not be read and were left out:"]
-        more = len(found.left_out) - 100
-        lines = found.left_out[:100] + ([f"and {more} more"] if more > 0 else [])
-        parts += ["\n".join(f"- {_escape(line)}" for line in lines)]
-    parts += ["## Test split"]
-    parts += [
-        f"{found.num_images} images, measured once with the weights of epoch {found.best_epoch}."
-    ]
-    parts += [_table(["metric", "value"], list(found.metrics.items()))]
-    parts += [f"Accuracy of {found.certainty} (Wilson interval)."] if found.certainty else []
-    parts += ["## Classes"]
-    if found.many:
-        parts += [f"The {len(found.worst)} of the smallest F1, of {len(found.classes)}."]
-    rows = [list(row.values()) for row in found.worst]
-    parts += [_table(["class", "images", "precision", "recall", "F1"], rows)]
-    parts += ["## Confusion matrix", "![confusion matrix](confusion_matrix.png)"]
-    if found.many:
-        header = ["true", "predicted", "images", "share of the true class"]
-        parts += ["The pairs most often confused:", _table(header, found.confused)]
-    else:
-        matrix = zip(found.classes, found.confusion, strict=True)
-        rows = [[name, *counts] for name, counts in matrix]
-        parts += [_table(["true / predicted", *found.classes], rows)]
-    parts += ["## Worst mistakes", _mistakes(found)]
-    parts += ["## Calibration", "![calibration](calibration.png)"]
-    parts += [
-        f"Expected calibration error: {shown_number(found.calibration_error)} "
-        f"({len(found.bins)} intervals of confidence; Guo et al., 2017)."
-    ]
-    parts += ["## Curves", "![curves](curves.png)"]
-    parts += [
-        _table(found.tags, [[numbers(row).get(t) for t in found.tags] for row in found.history])
-    ]
-    parts += _balance(found)
-    if found.seconds:
-        whole = sum(found.seconds.values()) or 1
-        rows = [
+def _markdown(found: Findings, has_pictures: bool) -> str:
+    counts = list(zip(*found.balance.values(), strict=True)) or [()] * len(found.classes)
+    whole = sum(found.seconds.values()) or 1
+    return render(
+        TEMPLATE,
+        found=found,
+        classes=[row.values() for row in found.worst],
+        matrix=[[name, *n] for name, n in zip(found.classes, found.confusion, strict=True)],
+        has_pictures=has_pictures,
+        mistakes=[[s.name, s.true, s.predicted, s.of_predicted, s.of_true] for s in found.shown],
+        balance=[[name, *row] for name, row in zip(found.classes, counts, strict=True)],
+        seconds=[
             [name, SECONDS.get(name, ""), f"{value:.2f}", f"{value / whole:.1%}"]
             for name, value in found.seconds.items()
-        ]
-        parts += ["## What the time went to", _table(["part", "what", "seconds", "share"], rows)]
-    parts += ["## To go on"]
-    parts += ["\n".join(f"    # {what}\n    {plain(command)}" for what, command in found.commands)]
-    if found.many:
-        counts = zip(*found.balance.values(), strict=True) if found.balance else repeat(())
-        rows = [[*row.values(), *more] for row, more in zip(found.by_class, counts, strict=False)]
-        parts += ["## All classes", _table([*found.by_class[0], *found.balance], rows)]
-    indented = "\n".join(f"    {plain(line)}".rstrip() for line in found.config_text.splitlines())
-    parts += ["## Config", indented]
-    return "\n\n".join(parts) + "\n"
-
-
-def _mistakes(found: Findings) -> str:
-    """The wrongly predicted images, those of the highest probability first."""
-    rows = [[s.name, s.true, s.predicted, s.of_predicted, s.of_true] for s in found.shown]
-    header = ["image", "true", "predicted", "probability of predicted", "of true"]
-    said = f"{len(rows)} of {found.num_wrong} wrong among {found.num_images} images."
-    if not found.num_wrong:
-        said = "None: every image is predicted right. The least certain ones:"
-    pictures = any(shown.picture for shown in found.shown)
-    parts = [said, "![worst mistakes](mistakes.png)" if pictures else "", _table(header, rows)]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _balance(found: Findings) -> list[str]:
-    if not found.balance:
-        return []
-    parts = list(found.balance)
-    if found.many:
-        header = ["part", "images", "smallest class", "largest class"]
-        rows = [[p, sum(c), min(c), max(c)] for p, c in found.balance.items()]
-    else:
-        header = ["class", *parts]
-        counts = zip(*found.balance.values(), strict=True)
-        rows = [[name, *row] for name, row in zip(found.classes, counts, strict=True)]
-    return ["## Class balance", _table(header, rows)]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    """A value as it stands in a table."""
-    if value is None:
-        return ""
-    return shown_number(value) if isinstance(value, float) else _escape(str(value))
-
-
-def _escape(text: str) -> str:
-    """Text without markup; names come from files and may hold anything."""
-    return "".join("\\" + c if c in "\\|<>&`*[]" else c for c in plain(text))
+        ],
+        all_classes=[[*r.values(), *n] for r, n in zip(found.by_class, counts, strict=True)],
+    )

@@ -1,21 +1,33 @@
 """The pictures of a sweep's page: values by parameter, over trials, and parallel coordinates."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from trainer.insight.charts import ticks
-from trainer.insight.findings import shown_number
-from trainer.insight.svg import escaped
+from markupsafe import Markup
+
+from trainer.insight.svg import (
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    WIDTH,
+    below,
+    dot,
+    figure,
+    path,
+    polyline,
+    scale,
+    svg,
+    text,
+    vertical_axis,
+)
+from trainer.insight.text import shown_number
 from trainer.sweeping.reading import Plan
 from trainer.sweeping.results import Row, ranked
 from trainer.sweeping.space import overrides, told
 
-_WIDTH, _HEIGHT = 480, 240  # units of a chart
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 12, 36
 MAX_LABEL = 14  # letters below an axis
-
-Place = Callable[[float], float]
+_across = scale(0, 1, LEFT + 12, WIDTH - RIGHT - 12)
 
 
 def axis(values: Sequence[Any], log: bool = False) -> tuple[list[float], list[tuple[float, str]]]:
@@ -47,125 +59,75 @@ def is_log(plan: Plan, key: str) -> bool:
     return len(numbers) == len(space) and min(numbers) > 0 and max(numbers) >= 20 * min(numbers)
 
 
-def by_parameter(plan: Plan, rows: Sequence[Row], key: str) -> str:
+def by_parameter(plan: Plan, rows: Sequence[Row], key: str) -> Markup:
     """A dot a run's value over one parameter, and a dash at each trial's mean."""
     seen = [row for row in rows if row.values]
     places, marks = axis([row.settings[key] for row in seen], is_log(plan, key))
-    values = [value for row in seen for value in row.values]
-    up, parts = _up(values)
-    parts += [_below(_across(place), text) for place, text in marks]
+    up, parts = vertical_axis([value for row in seen for value in row.values])
+    parts += [below(_across(place), _short(mark)) for place, mark in marks]
     for row, place in zip(seen, places, strict=True):
         tip, x = _tip(plan, row), _across(place)
-        kind = "c0" if row.status == "done" else '"" style="--c:var(--dim)"'
-        parts += [
-            f'<circle class={kind} cx="{x}" cy="{up(v)}" r="3">{tip}</circle>' for v in row.values
-        ]
+        parts += [dot(_kind(row), x, up(value), tip) for value in row.values]
         if row.mean is not None and len(row.values) > 1:
-            parts += [f'<path class=c3 d="M{x - 7} {up(row.mean)}h14">{tip}</path>']
-    return _figure(key, f"{plan.monitor} by {key}", parts)
+            parts += [path("c3", f"M{x - 7} {up(row.mean)}h14", tip)]
+    return figure(key, svg(f"{plan.monitor} by {key}", parts))
 
 
-def over_trials(plan: Plan, rows: Sequence[Row]) -> str:
+def over_trials(plan: Plan, rows: Sequence[Row]) -> Markup:
     """Each trial's mean in their order, and the best so far as steps."""
-    seen = [row for row in rows if row.mean is not None]
+    seen = [(row, row.mean) for row in rows if row.mean is not None]
     last = max([row.number for row in rows] + [1])
-    up, parts = _up([row.mean or 0.0 for row in seen])
-    parts += [_below(_across(n / last), str(n)) for n in sorted({0, last // 2, last})]
-    line: list[str] = []
+    up, parts = vertical_axis([mean for _, mean in seen])
+    parts += [below(_across(n / last), str(n)) for n in sorted({0, last // 2, last})]
+    line: list[tuple[float, float]] = []
     best: float | None = None
-    for row in seen:
-        assert row.mean is not None
+    for row, mean in seen:
         x = _across(row.number / last)
-        if row.status == "done" and (best is None or plan.sign * row.mean > plan.sign * best):
-            line += [f"{x},{up(best)}"] if best is not None else []
-            best = row.mean
+        if row.status == "done" and (best is None or plan.sign * mean > plan.sign * best):
+            line += [(x, up(best))] if best is not None else []
+            best = mean
         if best is not None:
-            line += [f"{x},{up(best)}"]
-        kind = "c0" if row.status == "done" else '"" style="--c:var(--dim)"'
-        parts += [
-            f'<circle class={kind} cx="{x}" cy="{up(row.mean)}" r="3">{_tip(plan, row)}</circle>'
-        ]
-    parts.insert(0, f'<polyline class=c2 points="{" ".join(line)}"/>')
-    parts += [f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 3}" class=end>trial</text>']
-    return _figure("by trial, and the best so far", f"{plan.monitor} by trial", parts)
+            line += [(x, up(best))]
+        parts += [dot(_kind(row), x, up(mean), _tip(plan, row))]
+    parts.insert(0, polyline("c2", line))
+    parts += [text(WIDTH - RIGHT, HEIGHT - 3, "trial", "end")]
+    return figure("by trial, and the best so far", svg(f"{plan.monitor} by trial", parts))
 
 
-def parallel(plan: Plan, rows: Sequence[Row]) -> str:
+def parallel(plan: Plan, rows: Sequence[Row]) -> Markup:
     """Parallel coordinates: a line a trial through its settings to its value."""
     seen = [row for row in rows if row.mean is not None and row.status == "done"]
     keys = list(plan.sweep.params)
     axes = [axis([row.settings[key] for row in seen], is_log(plan, key)) for key in keys]
     axes.append(axis([row.mean for row in seen]))
-    width, top, bottom = max(_WIDTH, 170 * len(axes)), 30, 220
-    wide = (width - 140) / max(len(axes) - 1, 1)
-    xs = [round(70 + i * wide, 1) for i in range(len(axes))]
+    width, top, bottom = max(WIDTH, 170 * len(axes)), 30, 220
+    up, across = scale(0, 1, bottom, top), scale(0, max(len(axes) - 1, 1), 70, width - 70)
     order = ranked(plan, rows)
     parts = []
     for row in reversed(order):  # the best is drawn last, above the others
         at = seen.index(row)
         share = order.index(row) / max(len(order) - 1, 1)
-        points = " ".join(
-            f"{x},{bottom - places[at] * (bottom - top):.1f}"
-            for x, (places, _) in zip(xs, axes, strict=True)
-        )
+        spots = [(across(i), up(places[at])) for i, (places, _) in enumerate(axes)]
         kind, bold = ("c1", 3) if share == 0 else ("c0", 1.5)
         style = f"stroke-width:{bold};opacity:{1 - 0.8 * share:.2f}"
-        parts += [
-            f'<polyline class={kind} style="{style}" points="{points}">{_tip(plan, row)}</polyline>'
-        ]
-    for x, (_, marks), name in zip(xs, axes, [*keys, plan.monitor], strict=True):
-        parts += [f'<path class=grid d="M{x} {top}V{bottom}"/>']
-        parts += [f'<text x="{x}" y="{top - 12}" class=middle>{_short(name, 26)}</text>']
-        for place, text in marks:
-            y = bottom - place * (bottom - top) + 4
-            parts += [f'<text x="{x + 5}" y="{y:.1f}" class=dim>{_short(text)}</text>']
-    return _svg(f"{plan.monitor} of {len(order)} trials by their settings", parts, width, 240)
+        parts += [polyline(kind, spots, _tip(plan, row), style)]
+    for i, ((_, marks), name) in enumerate(zip(axes, [*keys, plan.monitor], strict=True)):
+        parts += [path("grid", f"M{across(i)} {top}V{bottom}")]
+        parts += [text(across(i), top - 12, _short(name, 26), "middle")]
+        parts += [text(across(i) + 5, up(place) + 4, _short(mark), "dim") for place, mark in marks]
+    alt = f"{plan.monitor} of {len(order)} trials by their settings"
+    return svg(alt, parts, width, 240)
 
 
-def _up(values: Sequence[float]) -> tuple[Place, list[str]]:
-    """Where a value stands, and the lines of its axis."""
-    marks = ticks(min(values), max(values))
-    low, high = marks[0], marks[-1]
-
-    def up(value: float) -> float:
-        share = (value - low) / (high - low)
-        return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1)
-
-    lines = []
-    for mark in marks:
-        y = up(mark)
-        lines += [f'<path class=grid d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>']
-        lines += [f'<text x="{_LEFT - 6}" y="{y + 4}" class=end>{mark:.6g}</text>']
-    return up, lines
+def _kind(row: Row) -> str:
+    return "c0" if row.status == "done" else "dim"
 
 
-def _across(share: float) -> float:
-    room = _WIDTH - _LEFT - _RIGHT - 24
-    return round(_LEFT + 12 + share * room, 1)
-
-
-def _below(x: float, text: str) -> str:
-    return f'<text x="{x}" y="{_HEIGHT - _BOTTOM + 16}" class=middle>{_short(text)}</text>'
-
-
-def _short(text: str, length: int = MAX_LABEL) -> str:
-    return escaped(text if len(text) <= length else f"{text[: length - 1]}…")
+def _short(label: str, length: int = MAX_LABEL) -> str:
+    return label if len(label) <= length else f"{label[: length - 1]}…"
 
 
 def _tip(plan: Plan, row: Row) -> str:
     value = "" if row.mean is None else shown_number(row.mean)
     settings = " ".join(overrides(row.settings))
-    text = f"t{row.number:03d}: {plan.monitor} {value} ({row.status}) {settings}"
-    return f"<title>{escaped(text)}</title>"
-
-
-def _figure(title: str, alt: str, parts: Iterable[str]) -> str:
-    head = f"<figcaption><b>{escaped(title)}</b></figcaption>"
-    return f"<figure>{head}{_svg(alt, parts)}</figure>"
-
-
-def _svg(alt: str, parts: Iterable[str], width: float = _WIDTH, height: float = _HEIGHT) -> str:
-    inner = "".join(parts)
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escaped(alt)}">{inner}</svg>'
-    )
+    return f"t{row.number:03d}: {plan.monitor} {value} ({row.status}) {settings}"

@@ -1,0 +1,40 @@
+"""Text as pages show it: on one line, without markup, numbers in few digits. Imports no torch."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+Bins = list[tuple[int, float, float]]  # (images, mean confidence, accuracy) of each interval
+
+
+def plain(text: str) -> str:
+    """Text on one line without control characters, half letters and changes of direction."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+
+
+def shown_number(value: float) -> str:
+    """A number as tables have it."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 10 else f"{value:.4g}"
+
+
+def shown(value: Any) -> Any:
+    """A value as tables have it: ``1,234``, ``0.5000``, nothing for None; the rest as it is."""
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else shown_number(value)
+    return "" if value is None else value
+
+
+def markdown(text: object) -> str:
+    """Text that Markdown shows as it is, on one line; names come from files and hold anything."""
+    # Between letters an underscore means nothing, and model_a is easier to read than model\_a.
+    return re.sub(r"[\\|<>&`*\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", plain(str(text)))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table without a last line break; numbers to the right, None as an empty cell."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return markdown(shown(value) if value is None or isinstance(value, float) else value)
