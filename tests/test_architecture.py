@@ -106,6 +106,19 @@ def test_what_is_needed_before_torch_imports_none(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    "modules, absent",
+    [
+        ("trainer.sweeping.page, trainer.insight.svg", "torch"),  # a sweep's page needs none
+        ("trainer.train, trainer.training, trainer.sweeping.page, trainer.exporting", "jinja2"),
+    ],
+)
+def test_what_a_page_is_made_with_is_imported_when_there_is_one(modules, absent):
+    code = f"import sys, {modules}\nassert {absent!r} not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_weights_are_unpickled_and_no_yaml_is_executed():
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -468,7 +468,6 @@ def test_the_programs_prepare_a_photograph_as_the_run_does(untrained, tmp_path, 
         "{name: Resize, size: 32, antialias: false}, {name: CenterCrop, size: 32}",
         f"{RESIZE}, {{name: Pad, padding: 2, padding_mode: reflect}}, {NORMALIZE}",
         f"{RESIZE}, {NORMALIZE}, {{name: CenterCrop, size: 28}}",
-        f"{RESIZE}, {{name: GaussianBlur, kernel_size: 3}}",
     ],
 )
 def test_a_transform_without_a_form_in_pillow_stops_the_program_by_name(

@@ -13,23 +13,17 @@ from PIL import Image, ImageColor
 
 from trainer.insight import charts, fonts
 from trainer.insight.axes import COLOURS
-from trainer.insight.charts import MARKS, MAX_BARS
-from trainer.insight.fonts import CJK_FONTS
-from trainer.insight.pictures import (
+from trainer.insight.charts import (
+    MARKS,
+    MAX_BARS,
     draw_bars,
     draw_calibration,
     draw_confusion,
     draw_curves,
     draw_lines,
-    drawable,
-    fit,
-    font,
-    grid,
-    png,
-    sheet,
-    to_picture,
-    write_picture,
 )
+from trainer.insight.fonts import CJK_FONTS, drawable, font
+from trainer.insight.pictures import fit, grid, png, sheet, to_picture, write_picture
 
 BLUE, ORANGE, WHITE = (31, 119, 180), (255, 127, 14), (255, 255, 255)
 HISTORY = [

@@ -5,7 +5,6 @@ Of a run it holds the file's name, and for a folder of weights how the model is 
 """
 
 from pathlib import Path
-from typing import Any
 
 from models import MODELS
 from models.arguments import without_depth
@@ -23,12 +22,18 @@ def program(kind: str, trained: Trained) -> str:
 
     kind: "pt2", "onnx" or "safetensors". It needs NumPy, Pillow, and what reads the file.
     """
-    values: dict[str, Any] = {"file": f"{trained.config.name}.{kind}", "library": "", "own": ""}
+    imports, built, own = ["import numpy as np", "from PIL import Image, ImageOps"], [""], ""
+    # Older ones average padded pools wrongly: AlexNet's normalisation has those.
+    reader = "import onnxruntime  # 1.25 or newer" if kind == "onnx" else "import torch"
     if kind == "safetensors":
-        imported, values["building"] = building(trained)
-        is_own = "/" not in trained.config.model.name
-        values |= {"file": "model.safetensors", "own" if is_own else "library": imported}
-    return render(TEMPLATE, kind=kind, **values)
+        own, built = building(trained)
+        imports += ["from safetensors.torch import load_file"]
+        if "/" in trained.config.model.name:
+            imports, own = [*imports, own], ""
+    imports = sorted([*imports, reader], key=lambda line: (line.startswith("from"), line.lower()))
+    name = "model" if kind == "safetensors" else trained.config.name
+    values = {"imports": [*imports, *(["", own] if own else [])], "building": built}
+    return render(TEMPLATE, kind=kind, file=f"{name}.{kind}", **values)
 
 
 def building(trained: Trained) -> tuple[str, list[str]]:

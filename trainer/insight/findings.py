@@ -87,9 +87,24 @@ class Findings:
         return [[numbers(row).get(tag) for tag in self.tags] for row in self.history]
 
     @property
-    def balance_sums(self) -> list[tuple[str, int, int, int]]:
+    def balance_rows(self) -> list[tuple[Any, ...]]:
+        """Each class with its images in each part."""
+        counts = list(zip(*self.balance.values(), strict=True)) or [()] * len(self.classes)
+        return [(name, *row) for name, row in zip(self.classes, counts, strict=True)]
+
+    @property
+    def balance_sums(self) -> list[tuple[Any, ...]]:
         """Each part's images, those of its smallest class and of its largest."""
         return [(part, sum(c), min(c), max(c)) for part, c in self.balance.items()]
+
+    @property
+    def times(self) -> list[tuple[str, str, str, str]]:
+        """What the time went to: part, what it is, seconds, share of all."""
+        whole = sum(self.seconds.values()) or 1
+        return [
+            (name, SECONDS.get(name, ""), f"{value:.2f}", f"{value / whole:.1%}")
+            for name, value in self.seconds.items()
+        ]
 
     @property
     def certainty(self) -> str:

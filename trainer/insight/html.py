@@ -2,19 +2,16 @@
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from trainer.insight.axes import COLOURS
 from trainer.insight.charts import panels_of
-from trainer.insight.findings import SECONDS, Findings
+from trainer.insight.findings import Findings
 from trainer.insight.page import render
 from trainer.insight.pictures import png
-from trainer.insight.svg import calibration_chart, curves_chart
-from trainer.insight.text import shown_number
+from trainer.insight.svg import calibration_chart, curves_chart, element
 
 FIT = 10  # classes whose confusion matrix a phone shows whole
 SMALL = 64  # pixels of a side; smaller pictures are shown crisp
@@ -27,55 +24,35 @@ def page(found: Findings, confusion: Image.Image) -> str:
         curves_chart(title, curves, found.best_epoch)
         for title, curves in panels_of(found.history).items()
     ]
+    kinds = [f"c{i % len(COLOURS)}" for i in range(len(found.seconds))]
     return render(
         TEMPLATE,
         title=found.title,
         kind="report",
         facts=found.facts,
         found=found,
+        worst=[row.values() for row in found.worst],
+        by_class=[row.values() for row in found.by_class],
         charts=charts,
-        matrix=_matrix(found) if not found.many else [],
         confusion=confusion,
         fit=FIT,
-        class_rows=_class_rows,
         calibration_chart=calibration_chart(found.bins, found.calibration_error),
         intervals=[
             (f"{i / len(found.bins):.2f} to {(i + 1) / len(found.bins):.2f}", *row)
             for i, row in enumerate(found.bins)
             if row[0]
         ],
-        balance=_balance(found),
-        what=SECONDS,
-        colours=len(COLOURS),
+        times=[
+            [
+                element("span", element("span", kind=f"swatch {kind}"), row[0], kind="label"),
+                *row[1:],
+            ]
+            for kind, row in zip(kinds, found.times, strict=True)
+        ],
+        kinds=kinds,
         data_url=_data_url,
         small=SMALL,
     )
-
-
-def _matrix(found: Findings) -> list[tuple[str, list[tuple[str, int, float]]]]:
-    """Each true class with its (predicted class, images, their share of the true class)."""
-    return [
-        (name, [(p, n, n / (sum(counts) or 1)) for p, n in zip(found.classes, counts, strict=True)])
-        for name, counts in zip(found.classes, found.confusion, strict=True)
-    ]
-
-
-def _class_rows(rows: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
-    scores = ("precision", "recall", "f1")
-    return [
-        [row["class"], row["images"], *((row[key], shown_number(row[key])) for key in scores)]
-        for row in rows
-    ]
-
-
-def _balance(found: Findings) -> list[list[Any]]:
-    """Each class with its images in each part, as shares of the largest class's there."""
-    most = [max(counts, default=0) or 1 for counts in found.balance.values()]
-    by_class = zip(*found.balance.values(), strict=True)
-    return [
-        [name, *((n / whole, f"{n:,}") for n, whole in zip(counts, most, strict=True))]
-        for name, counts in zip(found.classes, by_class, strict=False)
-    ]
 
 
 def _data_url(picture: Image.Image) -> str:

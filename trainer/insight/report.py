@@ -15,12 +15,10 @@ from trainer.insight.charts import (
     draw_confusion,
     draw_curves,
 )
-from trainer.insight.findings import SECONDS, Findings, find
+from trainer.insight.findings import Findings, find
 from trainer.insight.html import page
-from trainer.insight.page import render
 from trainer.insight.pictures import sheet, write_picture
-
-TEMPLATE = Path(__file__).parent / "templates" / "report.md.j2"
+from trainer.insight.text import markdown, markdown_table, plain, shown_number
 
 
 def write_report(
@@ -65,8 +63,7 @@ def write_report(
     write_picture(folder / "confusion_matrix.png", confusion)
     write_picture(folder / "curves.png", draw_curves(found.history, found.best_epoch))
     write_picture(folder / "calibration.png", draw_calibration(found.bins))
-    pictures = [shown.picture for shown in found.shown if shown.picture]
-    if pictures:
+    if pictures := [shown.picture for shown in found.shown if shown.picture]:
         captions = [
             [f"{shown.true} -> {shown.predicted}", f"{shown.of_predicted:.2%}", shown.name]
             for shown in found.shown
@@ -76,24 +73,67 @@ def write_report(
         write_picture(folder / "mistakes.png", sheet(pictures, captions, colours))
     else:
         (folder / "mistakes.png").unlink(missing_ok=True)  # an older report's
-    write_file(folder / "report.md", _markdown(found, bool(pictures)))
+    write_file(folder / "report.md", _markdown(found))
     write_file(folder / "report.html", page(found, confusion))
 
 
-def _markdown(found: Findings, has_pictures: bool) -> str:
-    counts = list(zip(*found.balance.values(), strict=True)) or [()] * len(found.classes)
-    whole = sum(found.seconds.values()) or 1
-    return render(
-        TEMPLATE,
-        found=found,
-        classes=[row.values() for row in found.worst],
-        matrix=[[name, *n] for name, n in zip(found.classes, found.confusion, strict=True)],
-        has_pictures=has_pictures,
-        mistakes=[[s.name, s.true, s.predicted, s.of_predicted, s.of_true] for s in found.shown],
-        balance=[[name, *row] for name, row in zip(found.classes, counts, strict=True)],
-        seconds=[
-            [name, SECONDS.get(name, ""), f"{value:.2f}", f"{value / whole:.1%}"]
-            for name, value in found.seconds.items()
-        ],
-        all_classes=[[*r.values(), *n] for r, n in zip(found.by_class, counts, strict=True)],
-    )
+def _markdown(found: Findings) -> str:
+    parts = [f"# Report: {markdown(found.title)}"]
+    parts += ["\n".join(f"- {name}: {markdown(value)}" for name, value in found.facts.items())]
+    parts += [f"**Note:** {markdown(note)}" for note in found.notes]
+    if found.left_out:
+        parts += [f"{len(found.left_out)} images could not be read and were left out:"]
+        more = len(found.left_out) - 100
+        lines = found.left_out[:100] + ([f"and {more} more"] if more > 0 else [])
+        parts += ["\n".join(f"- {markdown(line)}" for line in lines)]
+    parts += ["## Test split"]
+    parts += [
+        f"{found.num_images} images, measured once with the weights of epoch {found.best_epoch}."
+    ]
+    parts += [markdown_table(["metric", "value"], list(found.metrics.items()))]
+    parts += [f"Accuracy of {found.certainty} (Wilson interval)."] if found.certainty else []
+    parts += ["## Classes"]
+    if found.many:
+        parts += [f"The {len(found.worst)} of the smallest F1, of {len(found.classes)}."]
+    rows: list[Sequence[Any]] = [list(row.values()) for row in found.worst]
+    parts += [markdown_table(["class", "images", "precision", "recall", "F1"], rows)]
+    parts += ["## Confusion matrix", "![confusion matrix](confusion_matrix.png)"]
+    if found.many:
+        header = ["true", "predicted", "images", "share of the true class"]
+        parts += ["The pairs most often confused:", markdown_table(header, found.confused)]
+    else:
+        matrix = zip(found.classes, found.confusion, strict=True)
+        rows = [[name, *counts] for name, counts in matrix]
+        parts += [markdown_table(["true / predicted", *found.classes], rows)]
+    told = f"{len(found.shown)} of {found.num_wrong} wrong among {found.num_images} images."
+    if not found.num_wrong:
+        told = "None: every image is predicted right. The least certain ones:"
+    parts += ["## Worst mistakes", told]
+    if any(shown.picture for shown in found.shown):
+        parts += ["![worst mistakes](mistakes.png)"]
+    rows = [[s.name, s.true, s.predicted, s.of_predicted, s.of_true] for s in found.shown]
+    header = ["image", "true", "predicted", "probability of predicted", "of true"]
+    parts += [markdown_table(header, rows)]
+    parts += ["## Calibration", "![calibration](calibration.png)"]
+    parts += [
+        f"Expected calibration error: {shown_number(found.calibration_error)} "
+        f"({len(found.bins)} intervals of confidence; Guo et al., 2017)."
+    ]
+    parts += ["## Curves", "![curves](curves.png)"]
+    parts += [markdown_table(found.tags, found.epochs)]
+    if found.balance:
+        sums = ["part", "images", "smallest class", "largest class"], found.balance_sums
+        table = sums if found.many else (["class", *found.balance], found.balance_rows)
+        parts += ["## Class balance", markdown_table(*table)]
+    if found.seconds:
+        header = ["part", "what", "seconds", "share"]
+        parts += ["## What the time went to", markdown_table(header, found.times)]
+    parts += ["## To go on"]
+    parts += ["\n".join(f"    # {what}\n    {plain(command)}" for what, command in found.commands)]
+    if found.many:
+        both = zip(found.by_class, found.balance_rows, strict=True)
+        rows = [(*row.values(), *counts) for row, (_, *counts) in both]
+        parts += ["## All classes", markdown_table([*found.by_class[0], *found.balance], rows)]
+    indented = "\n".join(f"    {plain(line)}".rstrip() for line in found.config_text.splitlines())
+    parts += ["## Config", indented]
+    return "\n\n".join(parts) + "\n"

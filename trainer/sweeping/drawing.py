@@ -6,28 +6,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.insight.svg import (
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    WIDTH,
-    below,
-    dot,
-    figure,
-    path,
-    polyline,
-    scale,
-    svg,
-    text,
-    vertical_axis,
-)
+from trainer.insight import svg
+from trainer.insight.svg import HEIGHT, LEFT, RIGHT, WIDTH, below, element
 from trainer.insight.text import shown_number
 from trainer.sweeping.reading import Plan
 from trainer.sweeping.results import Row, ranked
 from trainer.sweeping.space import overrides, told
 
 MAX_LABEL = 14  # letters below an axis
-_across = scale(0, 1, LEFT + 12, WIDTH - RIGHT - 12)
+_across = svg.scale(0, 1, LEFT + 12, WIDTH - RIGHT - 12)
 
 
 def axis(values: Sequence[Any], log: bool = False) -> tuple[list[float], list[tuple[float, str]]]:
@@ -63,35 +50,37 @@ def by_parameter(plan: Plan, rows: Sequence[Row], key: str) -> Markup:
     """A dot a run's value over one parameter, and a dash at each trial's mean."""
     seen = [row for row in rows if row.values]
     places, marks = axis([row.settings[key] for row in seen], is_log(plan, key))
-    up, parts = vertical_axis([value for row in seen for value in row.values])
+    up, parts = svg.vertical_axis([value for row in seen for value in row.values])
     parts += [below(_across(place), _short(mark)) for place, mark in marks]
     for row, place in zip(seen, places, strict=True):
         tip, x = _tip(plan, row), _across(place)
-        parts += [dot(_kind(row), x, up(value), tip) for value in row.values]
+        parts += [svg.dot(_kind(row), x, up(value), tip) for value in row.values]
         if row.mean is not None and len(row.values) > 1:
-            parts += [path("c3", f"M{x - 7} {up(row.mean)}h14", tip)]
-    return figure(key, svg(f"{plan.monitor} by {key}", parts))
+            parts += [
+                element("path", element("title", tip), kind="c3", d=f"M{x - 7} {up(row.mean)}h14")
+            ]
+    return svg.figure(key, svg.svg(f"{plan.monitor} by {key}", parts))
 
 
 def over_trials(plan: Plan, rows: Sequence[Row]) -> Markup:
     """Each trial's mean in their order, and the best so far as steps."""
     seen = [(row, row.mean) for row in rows if row.mean is not None]
     last = max([row.number for row in rows] + [1])
-    up, parts = vertical_axis([mean for _, mean in seen])
+    up, parts = svg.vertical_axis([mean for _, mean in seen])
     parts += [below(_across(n / last), str(n)) for n in sorted({0, last // 2, last})]
-    line: list[tuple[float, float]] = []
+    steps: list[tuple[float, float]] = []
     best: float | None = None
     for row, mean in seen:
         x = _across(row.number / last)
         if row.status == "done" and (best is None or plan.sign * mean > plan.sign * best):
-            line += [(x, up(best))] if best is not None else []
+            steps += [(x, up(best))] if best is not None else []
             best = mean
         if best is not None:
-            line += [(x, up(best))]
-        parts += [dot(_kind(row), x, up(mean), _tip(plan, row))]
-    parts.insert(0, polyline("c2", line))
-    parts += [text(WIDTH - RIGHT, HEIGHT - 3, "trial", "end")]
-    return figure("by trial, and the best so far", svg(f"{plan.monitor} by trial", parts))
+            steps += [(x, up(best))]
+        parts += [svg.dot(_kind(row), x, up(mean), _tip(plan, row))]
+    parts.insert(0, svg.line("c2", steps))
+    parts += [svg.text(WIDTH - RIGHT, HEIGHT - 3, "trial", "end")]
+    return svg.figure("by trial, and the best so far", svg.svg(f"{plan.monitor} by trial", parts))
 
 
 def parallel(plan: Plan, rows: Sequence[Row]) -> Markup:
@@ -101,7 +90,7 @@ def parallel(plan: Plan, rows: Sequence[Row]) -> Markup:
     axes = [axis([row.settings[key] for row in seen], is_log(plan, key)) for key in keys]
     axes.append(axis([row.mean for row in seen]))
     width, top, bottom = max(WIDTH, 170 * len(axes)), 30, 220
-    up, across = scale(0, 1, bottom, top), scale(0, max(len(axes) - 1, 1), 70, width - 70)
+    up, across = svg.scale(0, 1, bottom, top), svg.scale(0, max(len(axes) - 1, 1), 70, width - 70)
     order = ranked(plan, rows)
     parts = []
     for row in reversed(order):  # the best is drawn last, above the others
@@ -110,13 +99,15 @@ def parallel(plan: Plan, rows: Sequence[Row]) -> Markup:
         spots = [(across(i), up(places[at])) for i, (places, _) in enumerate(axes)]
         kind, bold = ("c1", 3) if share == 0 else ("c0", 1.5)
         style = f"stroke-width:{bold};opacity:{1 - 0.8 * share:.2f}"
-        parts += [polyline(kind, spots, _tip(plan, row), style)]
+        parts += [svg.line(kind, spots, element("title", _tip(plan, row)), style=style)]
     for i, ((_, marks), name) in enumerate(zip(axes, [*keys, plan.monitor], strict=True)):
-        parts += [path("grid", f"M{across(i)} {top}V{bottom}")]
-        parts += [text(across(i), top - 12, _short(name, 26), "middle")]
-        parts += [text(across(i) + 5, up(place) + 4, _short(mark), "dim") for place, mark in marks]
+        parts += [element("path", kind="grid", d=f"M{across(i)} {top}V{bottom}")]
+        parts += [svg.text(across(i), top - 12, _short(name, 26), "middle")]
+        parts += [
+            svg.text(across(i) + 5, up(place) + 4, _short(mark), "dim") for place, mark in marks
+        ]
     alt = f"{plan.monitor} of {len(order)} trials by their settings"
-    return svg(alt, parts, width, 240)
+    return svg.svg(alt, parts, width, 240)
 
 
 def _kind(row: Row) -> str:
