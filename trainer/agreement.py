@@ -14,7 +14,7 @@ from datasets.images import SUFFIXES
 from trainer.config import Config
 from trainer.disk import read_json
 from trainer.errors import ConfigError
-from trainer.evaluation import require_same_digest
+from trainer.evaluation import require_unchanged
 from trainer.losses import probabilities
 from trainer.parts import load_part
 from trainer.signatures import parameters_of, resolve
@@ -109,7 +109,7 @@ def inputs_of_test_images(run: Path, config: Config) -> Tensor:
     Raises DataError or ConfigError where the dataset is absent or has changed.
     """
     split = read_json(run / "split.json")
-    require_same_digest(run, split)
+    require_unchanged(run, split)
     names: list[str] = list(split["test"])
     known = parameters_of(resolve(DATASETS, config.dataset.name))
     offline = {name: False for name in ("download", "draw_if_absent") if name in known}

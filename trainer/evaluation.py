@@ -33,7 +33,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     saved = read_json(run / "split.json")
     if not isinstance(saved.get(split), dict) or not isinstance(saved.get("train"), dict):
         raise RunError(f"{run / 'split.json'} names no {split} split: the run folder is damaged.")
-    require_same_digest(run, saved)
+    require_unchanged(run, saved)
     trained = load_with(config, run)
     device, config = trained.device, trained.config
     dataset, part = load_part(config, saved[split], device)
@@ -48,7 +48,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     return judge(config, logits, labels, loss_fn)
 
 
-def require_same_digest(run: Path, split: dict[str, Any]) -> None:
+def require_unchanged(run: Path, split: dict[str, Any]) -> None:
     """Raise RunError where split.json is no longer what the run left."""
     try:
         digest = digest_of_split(split)
