@@ -25,10 +25,10 @@ from torch.utils.tensorboard.summary import compute_curve
 from trainer.config import load_config
 from trainer.events import Events
 from trainer.insight import board, panels, projector
-from trainer.insight.board import show_end, show_epoch, show_start
+from trainer.insight.board import Board, show_end, show_epoch, show_start
 from trainer.insight.columns import visible
 from trainer.insight.features import penultimate
-from trainer.insight.samples import as_seen
+from trainer.insight.samples import as_pictures
 from trainer.job import prepare
 from trainer.loop import predict
 from trainer.parts import eval_loader
@@ -48,15 +48,15 @@ def show(tmp_path):
     def shown(job, epochs=1, say=lambda line: pytest.fail(line)):
         (tmp_path / "environment.json").write_text(json.dumps({"python": "3.x", "a|b": ["<b>"]}))
         events = Events(tmp_path)
-        show_start(events, job, tmp_path, 0, say)
+        show_start(Board(events, job, say), tmp_path, 0)
         images, labels = next(iter(job.train_loader.epoch()))
         job.loss_fn(job.model(images), labels).backward()
         for epoch in range(1, epochs + 1):
             logits, labels = predict(job.model, job.val_loader.epoch())
-            show_epoch(events, job, epoch, 10 * epoch, logits, labels, say)
+            show_epoch(Board(events, job, say), epoch, 10 * epoch, logits, labels)
         part = job.data.parts["test"]
         logits, labels = predict(job.model, eval_loader(job.config, part, job.device).epoch())
-        show_end(events, tmp_path, job, part, logits, labels, 10 * epochs, say)
+        show_end(Board(events, job, say), tmp_path, part, logits, labels, 10 * epochs)
         events.close()
         return read(tmp_path)
 
@@ -154,7 +154,7 @@ def test_two_runs_of_one_seed_write_events_of_equal_sizes(config_file, tmp_path)
         (tmp_path / name).mkdir()
         events = Events(tmp_path / name)
         logits, labels = predict(made.model, made.val_loader.epoch())
-        show_epoch(events, made, 1, 10, logits, labels, pytest.fail)
+        show_epoch(Board(events, made, pytest.fail), 1, 10, logits, labels)
         events.close()
         (file,) = (tmp_path / name).glob("events*")
         sizes.append(file.stat().st_size)
@@ -202,9 +202,10 @@ def test_showing_changes_neither_weights_nor_statistics_nor_generators(job, tmp_
     before = {name: value.clone() for name, value in values.items()}
     modes = [layer.training for layer in made.model.modules()]
     state = torch.get_rng_state()
-    show_start(events, made, tmp_path, 0, pytest.fail)
-    show_epoch(events, made, 1, 10, torch.zeros(len(labels), 2), labels, pytest.fail)
-    show_end(events, tmp_path, made, part, chances, test_labels, 10, pytest.fail)
+    shown = Board(events, made, pytest.fail)
+    show_start(shown, tmp_path, 0)
+    show_epoch(shown, 1, 10, torch.zeros(len(labels), 2), labels)
+    show_end(shown, tmp_path, part, chances, test_labels, 10)
     events.close()
     assert modes == [layer.training for layer in made.model.modules()]
     assert torch.equal(state, torch.get_rng_state())
@@ -358,7 +359,7 @@ def test_pictures_of_inputs_have_their_own_colours_again(job):
     part = made.data.parts["val"]
     inputs, _ = part.sample(torch.arange(3))
     assert inputs.min() < -0.1
-    seen = as_seen(part.pipeline, inputs)
+    seen = as_pictures(part.pipeline, inputs)
     assert torch.equal(seen, part.images[:3])
 
 

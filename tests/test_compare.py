@@ -12,9 +12,9 @@ from PIL import Image
 from trainer.compare import main
 from trainer.document import write
 from trainer.insight.columns import width_of
-from trainer.insight.compared import flat, read_curves, read_run, read_runs
-from trainer.insight.comparison import best_of, differing, in_order, shown_metrics
-from trainer.insight.side_by_side import draw, short_names, text_of
+from trainer.insight.compared import flat_config, read_curves, read_run, read_runs
+from trainer.insight.comparison import best_of, differing, merge_orders, shown_metrics
+from trainer.insight.side_by_side import draw_comparison, short_names, text_of
 
 SETTINGS = {
     "name": "x",
@@ -120,12 +120,12 @@ def test_a_transform_more_leaves_the_others_arguments_in_their_place(make, compa
 
 def test_two_components_of_a_name_are_told_apart():
     pads = [{"name": "Pad", "by": 1}, {"name": "Pad", "by": 2}]
-    assert flat({"t": pads}) == {"t": ["Pad", "Pad"], "t.Pad#1.by": 1, "t.Pad#2.by": 2}
+    assert flat_config({"t": pads}) == {"t": ["Pad", "Pad"], "t.Pad#1.by": 1, "t.Pad#2.by": 2}
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdef"), unique=True), min_size=1))
 def test_keys_in_order_are_all_there_and_each_once(lists):
-    merged = in_order(lists)
+    merged = merge_orders(lists)
     assert sorted(merged) == sorted({word for words in lists for word in words})
     assert merged[: len(lists[0])] == lists[0] or set(merged) > set(lists[0])
 
@@ -303,11 +303,11 @@ def test_a_run_without_an_epoch_yet_is_compared_and_keeps_its_colour(make):
     empty, full = make(losses=(), best={}, test={}, status="stopped"), make()
     runs = read_runs([empty, full])
     assert runs[0].found.epochs == 0
-    picture = draw(runs)
+    picture = draw_comparison(runs)
     assert picture is not None
     shades = {colour for _, colour in picture.getcolors(1 << 24) or ()}
     assert {(0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E)} <= shades  # both in the legend
-    assert draw(read_runs([empty, make(losses=())])) is None
+    assert draw_comparison(read_runs([empty, make(losses=())])) is None
 
 
 def test_the_picture_lies_where_all_runs_do_and_its_path_is_printed(make, capsys, tmp_path):
@@ -355,7 +355,7 @@ def test_a_named_picture_is_replaced(make, compared, tmp_path):
 
 def test_values_that_no_curve_can_hold_are_left_out(make, tmp_path):
     folder = make(losses=(1e300, float("nan"), 5e-324, 0.5))
-    assert draw(read_runs([folder, make()])) is not None
+    assert draw_comparison(read_runs([folder, make()])) is not None
     assert read_run("A", folder).curves["val/loss"] == [(3, 0.0), (4, 0.5)]
 
 

@@ -19,10 +19,10 @@ from datasets.images import read_image
 from trainer.config import load_config
 from trainer.data import main
 from trainer.insight import data_facts
-from trainer.insight.data_facts import look_at, moments
+from trainer.insight.data_facts import inspect_dataset, moments
 from trainer.insight.data_report import augmented
 from trainer.insight.duplicates import DETAIL, near_duplicates, thumbnail
-from trainer.insight.samples import as_seen
+from trainer.insight.samples import as_pictures
 from trainer.parts import load_data, train_loader
 
 SHARED = Path("../shared/data")
@@ -237,8 +237,8 @@ def test_every_broken_file_is_listed_and_the_rest_is_reported_all_the_same(
     assert "2 of 50 images cannot be read" in capsys.readouterr().err
     skipping = load_config(config_file, [root, "dataset.on_broken=skip"])
     data = load_data(skipping, torch.device("cpu"))
-    look = look_at(skipping)
-    assert look.parts == {name: part.indices.tolist() for name, part in data.parts.items()}
+    look = inspect_dataset(skipping)
+    assert look.splits == {name: part.indices.tolist() for name, part in data.parts.items()}
     assert facts(root, "dataset.on_broken=skip")["counts"] == found["counts"]
 
 
@@ -269,11 +269,11 @@ def test_a_picture_without_augmentation_is_the_image_itself(config_file, notes):
         config_file,
         ["transforms.train=[{name: Normalize, mean: [0.5, 0.4, 0.3], std: [0.25, 0.2, 0.3]}]"],
     )
-    look = look_at(config, search_near=False)
+    look = inspect_dataset(config, search_near=False)
     image = look.dataset.image(0)
     made, _ = look.pipelines["train"]([image], torch.zeros(1).long(), torch.zeros(1).long(), 0)
     assert torch.equal(
-        as_seen(look.pipelines["train"], made[:1])[0], read_image(notes / "1/000.jpg")
+        as_pictures(look.pipelines["train"], made[:1])[0], read_image(notes / "1/000.jpg")
     )
 
 

@@ -15,7 +15,7 @@ from trainer.explain import main
 from trainer.insight.explanation import MAX_CHANNELS, choose_folder, explain, file_name, overlay
 from trainer.insight.features import grad_cam
 from trainer.insight.pictures import to_picture
-from trainer.insight.samples import as_seen
+from trainer.insight.samples import as_pictures
 from trainer.job import prepare
 from trainer.stop import StopRequest
 from trainer.trained import load_trained
@@ -115,7 +115,7 @@ def test_without_heat_the_picture_stays_as_it_is():
 def test_what_the_model_sees_is_its_input_before_it_is_normalised(trained, image):
     pixels = trained.read(image)
     inputs = trained.inputs([pixels])
-    seen = as_seen(trained.pipeline, inputs)[0]
+    seen = as_pictures(trained.pipeline, inputs)[0]
     undone = inputs[0] * 0.25 + 0.5
     assert seen.dtype == torch.uint8
     assert torch.equal(seen, (undone * 255).round().clamp(0, 255).byte())
@@ -186,7 +186,7 @@ def test_of_several_crops_the_middle_one_is_shown(trained, image, tmp_path):
     assert "5 crops" in made.notes[0]
     middle = v2.functional.center_crop(v2.functional.resize(pixels, [48, 48]), [32, 32])
     inputs = crops.inputs([pixels])[:, 4]
-    assert torch.equal(as_seen(crops.pipeline, inputs)[0], middle)
+    assert torch.equal(as_pictures(crops.pipeline, inputs)[0], middle)
     # The pictures that were written are those of this crop.
     (expected,) = [heat for heat, _ in [grad_cam(crops.model, inputs, predicted(crops, pixels))]]
     drawn = overlay(to_picture(middle), expected)

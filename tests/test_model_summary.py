@@ -13,11 +13,11 @@ from trainer.insight.model_summary import (
     bytes_of,
     count_flops,
     kept_for_backward,
+    layer_table,
     lines,
+    real_steps,
     scaled,
-    steps_of,
     summarize,
-    table,
     table_of,
 )
 from trainer.job import prepare
@@ -112,7 +112,7 @@ def test_no_hook_is_left_and_the_model_goes_on_training(job_of):
     assert not any(module._forward_hooks for module in job.model.modules())
     assert torch.backends.mha.get_fastpath_enabled()
     batches = job.train_loader.epoch(2)
-    assert sum(1 for _ in steps_of(job, batches)) == len(job.train_loader)
+    assert sum(1 for _ in real_steps(job, batches)) == len(job.train_loader)
 
 
 class Odd(nn.Module):
@@ -174,7 +174,7 @@ def test_a_model_that_cannot_be_counted_is_listed_all_the_same():
 @pytest.mark.parametrize("layers", [60, 61, 400])
 def test_a_long_flat_model_is_cut_off_and_says_by_how_much(layers):
     model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(layers)])
-    shown = table(summary_of(model, torch.rand(1, 2)))
+    shown = layer_table(summary_of(model, torch.rand(1, 2)))
     if layers > MOST_ROWS:
         assert len(shown) == 1 + MOST_ROWS + 1 and f"{layers - MOST_ROWS} more" in shown[-1]
     else:
@@ -184,7 +184,7 @@ def test_a_long_flat_model_is_cut_off_and_says_by_how_much(layers):
 def test_long_names_keep_their_ends_and_the_table_its_width():
     model = nn.Sequential()
     model.add_module("a" * 90 + "_end", nn.Linear(2, 2))
-    shown = table(summary_of(model, torch.rand(1, 2)))
+    shown = layer_table(summary_of(model, torch.rand(1, 2)))
     assert max(map(len, shown)) <= 100 and "_end" in shown[1]
 
 

@@ -19,7 +19,7 @@ from trainer.config import load_config
 from trainer.evaluation import evaluate_run
 from trainer.insight import prediction
 from trainer.insight.image_files import find_images
-from trainer.insight.prediction import in_order, predict_files
+from trainer.insight.prediction import map_in_order, predict_files
 from trainer.insight.prediction_output import table_lines
 from trainer.job import prepare
 from trainer.predict import main
@@ -393,7 +393,7 @@ def test_files_are_read_only_a_few_ahead():
         return i
 
     ahead = 2 * min(os.cpu_count() or 1, 16) + 1
-    for taken, result in enumerate(in_order(begin, range(500))):
+    for taken, result in enumerate(map_in_order(begin, range(500))):
         assert result == taken
         assert len(begun) <= taken + 1 + ahead
 

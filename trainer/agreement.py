@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 MAX_IMAGES = 64  # of the run's test images, or of those that the user names
 
 Items = TypeVar("Items", list[Path], list[str], Tensor)
-Model = Callable[[Tensor], Tensor]
+ImagesToLogits = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Difference:
 def take_sample(trained: Trained, config: Config, images: Sequence[Path] | None) -> Sample:
     """The images named, or else the run's test images, or else noise, with a note that says so."""
     if images is not None:
-        files = some([file for path in images for file in image_files(path)])
+        files = at_most_max_images([file for path in images for file in image_files(path)])
         if not files:
             raise DataError(f"--images: no images in {listed(images)}.")
         try:
@@ -91,7 +91,7 @@ def take_sample(trained: Trained, config: Config, images: Sequence[Path] | None)
             f"the run takes the mean over {inputs.shape[1]} crops of an image; the files take one "
             "crop as one image: give them all, and average the logits"
         )
-        inputs = some(inputs.flatten(0, 1))
+        inputs = at_most_max_images(inputs.flatten(0, 1))
         source = f"{len(inputs)} crops of {source}"
     return Sample(inputs.contiguous(), source)
 
@@ -115,18 +115,18 @@ def inputs_of_test_images(run: Path, config: Config) -> Tensor:
     offline = {name: False for name in ("download", "draw_if_absent") if name in known}
     arguments = config.dataset.arguments | offline
     dataset = config.dataset.model_copy(update={"arguments": arguments})
-    part = {name: split["test"][name] for name in some(names)}
+    part = {name: split["test"][name] for name in at_most_max_images(names)}
     config = config.model_copy(update={"dataset": dataset})
     rows = torch.arange(len(part))
     return load_part(config, part, torch.device("cpu"))[1].sample(rows)[0]
 
 
-def some(items: Items) -> Items:
+def at_most_max_images(items: Items) -> Items:
     """At most MAX_IMAGES of them, spread over all."""
     return items[:: max(1, -(-len(items) // MAX_IMAGES))]
 
 
-def compare(trained: Trained, other: Model, sample: Sample) -> Difference:
+def measure_difference(trained: Trained, other: ImagesToLogits, sample: Sample) -> Difference:
     """How far another model's answers are from those of the run's, over batches of several sizes.
 
     Raises ValueError where it answers with another shape.

@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.insight.columns import terminal_width, visible
     from trainer.insight.compared import read_runs
-    from trainer.insight.comparison import as_json, common_folder
-    from trainer.insight.side_by_side import draw, text_of
+    from trainer.insight.comparison import common_folder, comparison_json
+    from trainer.insight.side_by_side import draw_comparison, text_of
 
     folders = folders_of(arguments.runs)
     picture = None
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.json:
         for line in text_of(runs, terminal_width(), arguments.all):
             print(line)
-    if picture and (drawn := draw(runs)):
+    if picture and (drawn := draw_comparison(runs)):
         from trainer.insight.pictures import write_picture
 
         try:
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         picture = None
     if arguments.json:
-        print(json.dumps(as_json(runs, picture), indent=2))
+        print(json.dumps(comparison_json(runs, picture), indent=2))
     elif picture:
         print(f"\ncurves   {visible(str(picture))}")
 

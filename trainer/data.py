@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         for message in config.messages:
             print(message, file=sys.stderr)
         from trainer.errors import ConfigError, UsageError
-        from trainer.insight.data_facts import look_at
+        from trainer.insight.data_facts import inspect_dataset
         from trainer.insight.data_report import is_ours, summary, write_data_report
         from trainer.parts import BrokenImages
         from trainer.trial import check_components
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     # What a long search says of itself must not come into the JSON.
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-        look = look_at(config, search_near=not arguments.no_near)
+        look = inspect_dataset(config, search_near=not arguments.no_near)
         files = write_data_report(look, folder)
     if arguments.json:
         print(json.dumps(look.facts))

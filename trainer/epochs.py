@@ -15,7 +15,7 @@ from trainer.distributed import buffers_from_main, is_main, met_by_all, on_main,
 from trainer.duration import Duration
 from trainer.errors import NonFiniteLoss, Stopped, WorkerDied
 from trainer.guard import Guard
-from trainer.insight.board import show_epoch
+from trainer.insight.board import Board, show_epoch
 from trainer.job import Job
 from trainer.judge import judge, scalars
 from trainer.loop import Batches, predict, reseed, train_steps
@@ -238,9 +238,8 @@ def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
     state.batch = 0
     with state.spending("log"):
         if is_main():
-            show_epoch(
-                session.log.events, job, state.epoch, state.step, logits, labels, session.say
-            )
+            board = Board(session.log.events, job, session.say)
+            show_epoch(board, state.epoch, state.step, logits, labels)
         session.log.epoch(record, speed, is_best)
     return record if is_best else None
 

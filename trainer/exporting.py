@@ -16,6 +16,16 @@ from torch import Tensor, nn
 
 from trainer.agreement import TOLERANCE, Difference, Model, Sample, compare, note, take_sample
 from trainer.build_model import build_model
+from trainer.agreement import (
+    TOLERANCE,
+    Difference,
+    ImagesToLogits,
+    Sample,
+    measure_difference,
+    note,
+    take_sample,
+)
+from trainer.build import build_model
 from trainer.config import load_config
 from trainer.disk import read_json, rename, sync_folder, write_file, write_json
 from trainer.errors import RunError, in_plain_words
@@ -52,7 +62,7 @@ def export_run(
     if not trained.logits(sample.inputs).isfinite().all():
         raise RunError(f"{run}: its model gives no numbers (NaN) on {sample.source}.")
     card = describe(trained, result)
-    make_folder(folder)
+    make_export_folder(folder)
     write = {"safetensors": write_safetensors, "pt2": write_pt2, "onnx": write_onnx}
     print(f"{run}: {card['model']['name']}, input (batch, {', '.join(map(str, sample.shape))})")
     print(f"tried on {sample.source}")
@@ -72,7 +82,7 @@ def export_run(
 def keep(
     path: Path,
     content: bytes,
-    read: Callable[[Path], Model],
+    read: Callable[[Path], ImagesToLogits],
     trained: Trained,
     sample: Sample,
 ) -> Difference:
@@ -83,8 +93,8 @@ def keep(
     unproven = path.with_name(f".unproven-{path.name}")
     try:
         write_file(unproven, content)
-        with telling(f"{path.name} cannot be read back"), quiet(), torch.inference_mode():
-            seen = compare(trained, read(unproven), sample)
+        with as_run_error(f"{path.name} cannot be read back"), quiet(), torch.inference_mode():
+            seen = measure_difference(trained, read(unproven), sample)
         if not seen.is_small:
             raise RunError(
                 f"{path.name} was removed: on {sample.source} it differs from the run's model by "
@@ -104,7 +114,7 @@ def export(trained: Trained, inputs: Tensor) -> torch.export.ExportedProgram:
     model = plain_copy(trained.model)
     example = inputs[torch.arange(2) % len(inputs)]
     sizes = ({0: torch.export.Dim("batch", min=1)},)
-    with telling(f"torch.export cannot export {trained.config.model.name}"), quiet():
+    with as_run_error(f"torch.export cannot export {trained.config.model.name}"), quiet():
         exported = torch.export.export(model, (example,), dynamic_shapes=sizes, strict=False)
     for module in exported.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
@@ -124,11 +134,11 @@ def write_pt2(
     """Write NAME.pt2, which PyTorch reads without this project; NAME.json and NAME_pt2.py."""
     name = trained.config.name
     content = io.BytesIO()
-    with telling("pt2"), quiet():
+    with as_run_error("pt2"), quiet():
         torch.export.save(exported, content, extra_files={"card.json": json.dumps(card)})
 
-    def read(path: Path) -> Model:
-        model: Model = torch.export.load(path).module()
+    def read(path: Path) -> ImagesToLogits:
+        model: ImagesToLogits = torch.export.load(path).module()
         return model
 
     seen = keep(folder / f"{name}.pt2", content.getvalue(), read, trained, sample)
@@ -148,7 +158,7 @@ def write_onnx(
             f"{trained.config.model.name} takes {size / 2**30:.1f} GiB, and an ONNX file holds at "
             "most 2; use --format pt2 or safetensors."
         )
-    with telling(f"ONNX cannot express {trained.config.model.name}"), quiet():
+    with as_run_error(f"ONNX cannot express {trained.config.model.name}"), quiet():
         made = torch.onnx.export(
             exported,
             dynamo=True,
@@ -159,7 +169,7 @@ def write_onnx(
         )
         assert made is not None
         proto = made.model_proto
-        for key, value in flat(card).items():
+        for key, value in card_strings(card).items():
             proto.metadata_props.add(key=key, value=value)
         content = proto.SerializeToString()
     seen = keep(folder / f"{name}.onnx", content, onnx_model, trained, sample)
@@ -168,7 +178,7 @@ def write_onnx(
     return folder / f"{name}.onnx", seen
 
 
-def onnx_model(path: Path) -> Model:
+def onnx_model(path: Path) -> ImagesToLogits:
     """An ONNX file, run by ONNX Runtime on the CPU."""
     import onnxruntime
 
@@ -190,29 +200,29 @@ def write_safetensors(
     import safetensors.torch
 
     folder = folder / f"{trained.config.name}-safetensors"
-    make_folder(folder)
+    make_export_folder(folder)
     # A copy of each: tied tensors share memory, which the format refuses.
     tensors = {k: v.clone() for k, v in plain_copy(trained.model).state_dict().items()}
-    content = safetensors.torch.save(tensors, {"format": "pt", **flat(card)})
+    content = safetensors.torch.save(tensors, {"format": "pt", **card_strings(card)})
 
-    def read(path: Path) -> Model:
+    def read(path: Path) -> ImagesToLogits:
         model = build_model(trained.config, trained.classes, trained.input_shape).eval()
         model.load_state_dict(safetensors.torch.load_file(path))
         return model
 
     seen = keep(folder / "model.safetensors", content, read, trained, sample)
     for name, text in hub_files(trained, card).items():
-        make_folder((folder / name).parent)
+        make_export_folder((folder / name).parent)
         write_file(folder / name, text)
     return folder / "model.safetensors", seen
 
 
-def flat(card: Mapping[str, Any]) -> dict[str, str]:
+def card_strings(card: Mapping[str, Any]) -> dict[str, str]:
     """A card as strings, which is all that the formats keep; each value as JSON, in ASCII."""
     return {key: json.dumps(value) for key, value in card.items()}
 
 
-def make_folder(folder: Path) -> None:
+def make_export_folder(folder: Path) -> None:
     """Make a folder, unless it is there; RunError for a link, behind which nothing is written."""
     if folder.is_symlink():
         raise RunError(f"{folder} is a link; nothing is written behind it.")
@@ -220,7 +230,7 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def telling(what: str) -> Iterator[None]:
+def as_run_error(what: str) -> Iterator[None]:
     """Turn what a library raises into a RunError that begins with ``what``."""
     try:
         yield

@@ -132,7 +132,7 @@ def run(arguments: argparse.Namespace) -> None:
         thumbnails=MAX_SHEET if arguments.sheet else 0,
     )
     with closing(predictions):
-        broken = tell(arguments, trained.classes, paths, predictions, files)
+        broken = print_predictions(arguments, trained.classes, paths, predictions, files)
     if broken:
         count = f"{len(broken)} of {len(paths)} files cannot be used; the others are done."
         raise DataError("\n".join([*faults, *broken, count]))
@@ -157,7 +157,7 @@ def output_files(arguments: argparse.Namespace) -> dict[str, Path]:
     return files
 
 
-def tell(
+def print_predictions(
     arguments: argparse.Namespace,
     classes: Sequence[str],
     paths: Sequence[str],

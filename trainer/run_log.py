@@ -38,8 +38,8 @@ class Lengths(NamedTuple):
     events: int = 0
 
 
-NOTHING = Lengths()
-CPU = torch.device("cpu")
+NO_LENGTHS = Lengths()
+ON_CPU = torch.device("cpu")
 
 
 class RunLog:
@@ -52,8 +52,8 @@ class RunLog:
         self,
         run: Path,
         config: Config,
-        lengths: Lengths = NOTHING,
-        device: torch.device = CPU,
+        lengths: Lengths = NO_LENGTHS,
+        device: torch.device = ON_CPU,
     ) -> None:
         """Open all three; of a resumed run, ``lengths`` are those that its state was saved with."""
         self.events = Events(run, lengths.events)
@@ -153,7 +153,7 @@ class NoLog(RunLog):
 
     def flush(self) -> Lengths:
         """No lengths."""
-        return NOTHING
+        return NO_LENGTHS
 
     def sync(self) -> None:
         """Nothing."""

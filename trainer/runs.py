@@ -65,11 +65,11 @@ def run(arguments: argparse.Namespace) -> None:
     from trainer.insight.columns import terminal_width
     from trainer.insight.listing import look_at, runs_below
 
-    folders = [folder_of(text, arguments.runs) for text in arguments.folders] or [
+    folders = [named_folder(text, arguments.runs) for text in arguments.folders] or [
         Path(arguments.runs)
     ]
     if not arguments.folders and arguments.runs != RUNS:
-        folder_of(arguments.runs, "")
+        named_folder(arguments.runs, "")
     paths = dict.fromkeys(path for folder in folders for path in runs_below(folder))
     found = sorted(map(look_at, paths), key=order(arguments.sort))
     if not found:
@@ -77,13 +77,13 @@ def run(arguments: argparse.Namespace) -> None:
         how = "python -m trainer.train --config configs/lenet_rmb.yaml"
         print(f"no runs in {where} yet; to start one: {how}", file=sys.stderr)
     if arguments.json:
-        print(json.dumps([as_json(one) for one in found], indent=2))
+        print(json.dumps([run_json(one) for one in found], indent=2))
     elif found:
-        for line in table(found, Path(arguments.runs), terminal_width(without=10_000)):
+        for line in runs_table(found, Path(arguments.runs), terminal_width(without=10_000)):
             print(line)
 
 
-def folder_of(text: str, runs: str) -> Path:
+def named_folder(text: str, runs: str) -> Path:
     """The folder that is meant by a name below ``runs``, or by a path."""
     from trainer.errors import UsageError
     from trainer.insight.columns import visible
@@ -121,7 +121,7 @@ def metric_of(one: "Found", split: str) -> str:
     return monitor if split == "val" else monitor.removeprefix("val/")
 
 
-def table(found: "Sequence[Found]", runs: Path, width: int) -> list[str]:
+def runs_table(found: "Sequence[Found]", runs: Path, width: int) -> list[str]:
     """Lines within ``width``: a head, a row a run, why some failed, and how many there are."""
     from trainer.insight.columns import GAP, pad, shorten, visible, width_of
     from trainer.insight.listing import short, took
@@ -164,7 +164,7 @@ def table(found: "Sequence[Found]", runs: Path, width: int) -> list[str]:
     return [*lines, f"best val and test are {same}"] if same else lines
 
 
-def as_json(one: "Found") -> dict[str, object]:
+def run_json(one: "Found") -> dict[str, object]:
     """A run as plain values."""
     from trainer.insight.listing import plain
 

@@ -19,7 +19,7 @@ from trainer.epochs import Session, train_epochs
 from trainer.errors import NonFiniteLoss, RunError, Stopped, in_plain_words
 from trainer.folder import create_run, lock_run, read_metrics
 from trainer.guard import Guard
-from trainer.insight.board import show_end, show_start
+from trainer.insight.board import Board, show_end, show_start
 from trainer.insight.report import write_report
 from trainer.job import Job
 from trainer.judge import judge, scalars
@@ -72,7 +72,7 @@ def train(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest
                 if is_main():
                     with state.spending("log"):
                         log.begin_anew_what_is_lost(say)
-                        show_start(log.events, job, run, state.step, say)
+                        show_start(Board(log.events, job, say), run, state.step)
                 train_epochs(session)
                 result = judge_best(session)
         except Stopped as stopped:
@@ -146,7 +146,8 @@ def judge_best(session: Session) -> dict[str, Any]:
         test = judge(job.config, logits, labels, job.loss_fn)
     with state.spending("log"):
         log.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
-        show_end(log.events, run, job, part, logits, labels, state.step, session.say)
+        board = Board(log.events, job, session.say)
+        show_end(board, run, part, logits, labels, state.step)
     # The first epoch warms caches up; of a run of one epoch there is no other.
     speeds = state.speeds[1:] or state.speeds
     best = {name: value for name, value in state.best.items() if not name.startswith("lr/")}

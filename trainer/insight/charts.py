@@ -11,6 +11,7 @@ from PIL import Image, ImageColor, ImageDraw
 
 from trainer.insight.axes import COLOURS, Curves, Points, ticks, x_ticks
 from trainer.insight.fonts import drawable, font, legible, shortened
+from trainer.insight.fonts import drawable, fit_to_pixels, font, legible
 
 RIGHT, WRONG = "#2ca02c", "#d62728"
 _WIDTH, _HEIGHT = 960, 320  # pixels of a panel of curves
@@ -68,7 +69,7 @@ def draw_confusion(
 def _confusion_frame(classes: tuple[str, ...], cell: int, named: bool) -> tuple[Image.Image, int]:
     """The names around a confusion matrix, and where its cells begin."""
     size = min(18, cell // 2) if named else 16
-    names = [shortened(drawable(name, i), size, 140) for i, name in enumerate(classes) if named]
+    names = [fit_to_pixels(drawable(name, i), size, 140) for i, name in enumerate(classes) if named]
     margin = 60 + math.ceil(max((font(size, name).getlength(name) for name in names), default=0))
     end = margin + len(classes) * cell
     picture = Image.new("RGB", (max(end + 20, 420), end + 20), "white")
@@ -184,7 +185,7 @@ def _draw_panel(
             fine.dot((round(x), round(y)), colours[name], 2.5 if name in dashed else 4)
     picture.paste(fine.reduced(), (left - _EDGE, top - _EDGE))
 
-    heading = shortened(legible(title), 18, wide)
+    heading = fit_to_pixels(legible(title), 18, wide)
     draw.text((left, offset + 12), heading, INK, font(18, heading))
     for tick in y_ticks:
         draw.text((left - 10, top + down(tick)), f"{tick:.6g}", INK, small, "rm")
@@ -199,7 +200,7 @@ def _draw_panel(
     entries += zip(marks, MARKS * len(marks), strict=False)
     for i, (name, colour) in enumerate(entries):
         line = top + 10 + 22 * i
-        text = shortened(legible(name), 15, _RIGHT - 56)
+        text = fit_to_pixels(legible(name), 15, _RIGHT - 56)
         if colour:
             sample: Points = [(right + 16, line), (right + 40, line)]
             for piece in _dashes(sample) if name in dashed else [sample]:
@@ -267,7 +268,7 @@ def draw_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Im
     if left_out > 0:
         by_sum = sorted(order, key=lambda i: (sums[i], i))
         order = by_sum[: MAX_BARS // 2] + by_sum[-(MAX_BARS // 2) :]
-    texts = [shortened(drawable(names[i], i), 15, 200) for i in order]
+    texts = [fit_to_pixels(drawable(names[i], i), 15, 200) for i in order]
     left = 24 + math.ceil(max((font(15, text).getlength(text) for text in texts), default=0))
     thick, gap, top = 14, 10, 44
     group = len(series) * thick + gap

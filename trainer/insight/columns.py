@@ -72,7 +72,7 @@ def lay_out(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     first, *columns = [list(column) for column in zip(*rows, strict=True)]
     natural = [max(map(width_of, column)) for column in columns]
     first_width = min(max(map(width_of, first)), max(width // 3, width - least_room(rows), FIRST))
-    if fits(rows, width):  # then in one block
+    if fits_in_one_block(rows, width):  # then in one block
         first_width = min(first_width, width - least_room(rows))
     room = width - first_width
     blocks: list[list[int]] = [[]]
@@ -105,7 +105,7 @@ def least_room(rows: Sequence[Sequence[str]]) -> int:
     return sum(min(max(map(width_of, c)), NARROWEST) + len(GAP) for c in columns)
 
 
-def fits(rows: Sequence[Sequence[str]], width: int) -> bool:
+def fits_in_one_block(rows: Sequence[Sequence[str]], width: int) -> bool:
     """Whether ``lay_out`` needs one block only."""
     first = min(max(width_of(row[0]) for row in rows), FIRST)
     return first + least_room(rows) <= width

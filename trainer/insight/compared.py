@@ -1,4 +1,4 @@
-"""A run as it is compared with others: its settings, its curves, and what it was made with."""
+"""What is compared of a run: its settings, its curves, its code, data and device."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -18,19 +18,19 @@ from trainer.insight.listing import (
     read_text,
 )
 
-Points = list[tuple[float, float]]
+CurvePoints = list[tuple[float, float]]
 
-LARGEST = 1e30  # a loss beyond it is no curve that one could draw
+LARGEST = 1e30  # a larger loss cannot be drawn
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A run among others. ``config`` is flat; ``curves`` are by tag, over the epochs."""
+    """A run to compare. ``config`` is flat; ``curves`` holds (epoch, value) points by tag."""
 
     label: str
     found: Found
     config: dict[str, Any]
-    curves: dict[str, Points]
+    curves: dict[str, CurvePoints]
     commit: str
     torch: str
     device: str
@@ -40,21 +40,23 @@ class Compared:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Compared]:
-    """All that is compared of each run; it is called A, B, ..., or of more than 26 R1, R2, ..."""
+    """Read what is compared of each run. Labels are A, B, ..., or R1, R2, ... for more than 26."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     labels = letters if len(folders) <= len(letters) else [f"R{i + 1}" for i in range(len(folders))]
     return [read_run(label, folder) for label, folder in zip(labels, folders, strict=False)]
 
 
 def read_run(label: str, folder: Path) -> Compared:
-    """What is compared of a run; ``faults`` tells what of it cannot be read."""
+    """Read what is compared of a run; ``faults`` says which of its files cannot be read."""
     found, faults = look_at(folder), []
     config: dict[str, Any] = {}
     try:
-        if read_text(folder / "config.yaml")[1]:  # a pipe, say, which would be waited for
+        if read_text(folder / "config.yaml")[1]:  # such as a pipe, which would block
             raise ConfigError([])
         document = read_document(folder / "config.yaml")
-        config = flat(document.data) if document.data and isinstance(document.data, dict) else {}
+        config = (
+            flat_config(document.data) if document.data and isinstance(document.data, dict) else {}
+        )
         if document.faults or not config:
             faults.append("config.yaml is damaged")
     except ConfigError:
@@ -81,7 +83,7 @@ def read_run(label: str, folder: Path) -> Compared:
 
 
 def code_of(folder: Path, environment: Mapping[str, Any]) -> str:
-    """The commit in short, and what stands for the changes that were not committed."""
+    """Return the short commit, with a digest of the changes that were not committed."""
     commit = environment.get("git_commit")
     patch, fault = read_text(folder / "uncommitted.patch")
     if not isinstance(commit, str):
@@ -90,10 +92,11 @@ def code_of(folder: Path, environment: Mapping[str, Any]) -> str:
     return commit[:10] + (f" + changes {digest}" if patch and not fault else "")
 
 
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``; of a list of components the names, and by these the
+def flat_config(value: Any, path: str = "") -> dict[str, Any]:
+    """Return ``{"a": {"b": 1}}`` as ``{"a.b": 1}``.
 
-    arguments of each: ``transforms.train: [Resize]`` and ``transforms.train.Resize.size: 32``.
+    A list of components becomes the list of their names, and the arguments of each under its name:
+    ``transforms.train: [Resize]`` and ``transforms.train.Resize.size: 32``.
     """
     if isinstance(value, dict) and value:
         items = [(str(key), inner) for key, inner in value.items()]
@@ -109,12 +112,12 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
         return {path: value}
     result = {path: names} if is_components(value) else {}
     for key, inner in items:
-        result |= flat(inner, f"{path}.{key}" if path else key)
+        result |= flat_config(inner, f"{path}.{key}" if path else key)
     return result
 
 
 def is_components(value: Any) -> bool:
-    """Whether a value is a list of ``{name: X, ...}``."""
+    """Return whether a value is a list of components: ``{name: X, ...}``."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -122,17 +125,17 @@ def is_components(value: Any) -> bool:
     )
 
 
-def read_curves(path: Path) -> tuple[dict[str, Points], str]:
-    """The curves over the epochs in a metrics.jsonl, and what is wrong with it.
+def read_curves(path: Path) -> tuple[dict[str, CurvePoints], str]:
+    """Return the curves over the epochs of a metrics.jsonl, and what is wrong with it ("" if nothing).
 
-    A last line that is not whole is one that was being written.
+    A last line without its end is left out: the run is writing it.
     """
     text, fault = read_text(path)
     *lines, _ = text.split("\n")
-    curves: dict[str, Points] = {}
+    curves: dict[str, CurvePoints] = {}
     damaged = 0
     for line in lines:
-        if '"val/' not in line and line.endswith("}"):  # a step's
+        if '"val/' not in line and line.endswith("}"):  # a step's line
             continue
         values = parsed(line)
         epoch = number(values.get("epoch")) if isinstance(values, dict) else None

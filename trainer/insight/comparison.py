@@ -1,4 +1,4 @@
-"""What differs between runs: their settings, their numbers, and what makes these incomparable."""
+"""What differs between runs: settings, metrics, and what makes the metrics incomparable."""
 
 import math
 import os
@@ -12,8 +12,8 @@ from trainer.insight.listing import SMALL, number, plain, read_object, short, to
 from trainer.tables import HIGHER_IS_BETTER
 from trainer.words import listed
 
-# Keys that leave every weight as it is.
-MATTER_NOT = (
+# Keys that change no weight.
+NO_EFFECT = (
     *("name", "dataset.root", "dataset.draw_if_absent", "log.", "checkpoint."),
     *("loader.workers", "loader.cache", "loader.eval_batch_size", "train.budget"),
 )
@@ -22,19 +22,19 @@ MAX_LABELS = 8  # in a sentence
 
 
 def differing(runs: Sequence[Compared], everything: bool = False) -> list[str]:
-    """The keys whose values are not the same in all runs, in the order of the YAML.
+    """Return the keys whose values are not the same in all runs, in the order of the YAML.
 
-    Where a component is another one, all of its arguments. ``everything``: the equal ones too.
+    If a component differs, all of its arguments come too. everything: return the equal keys too.
     """
     known = [run.config for run in runs if run.config]
-    keys = in_order([list(config) for config in known])
+    keys = merge_orders([list(config) for config in known])
     other = {key for key in keys if not all_equal([c.get(key, ...) for c in known])}
     renamed = tuple(key.removesuffix("name") for key in other if key.endswith(".name"))
     return [key for key in keys if everything or key in other or key.startswith(renamed)]
 
 
-def in_order(lists: Sequence[Sequence[str]]) -> list[str]:
-    """Each word of the lists once, every one after what stands before it in its first list."""
+def merge_orders(lists: Sequence[Sequence[str]]) -> list[str]:
+    """Return each word of the lists once, in one order that fits the order of each list if possible."""
     merged: list[str] = []
     for words in lists:
         at = 0
@@ -48,15 +48,15 @@ def in_order(lists: Sequence[Sequence[str]]) -> list[str]:
 
 
 def all_equal(values: Sequence[Any]) -> bool:
-    """Whether all values are the same, in kind too: True is not 1; but 1 is 1.0."""
+    """Return whether all values are equal; True does not equal 1, but 1 equals 1.0."""
     first = values[0]
     return all(v == first and isinstance(v, bool) == isinstance(first, bool) for v in values)
 
 
 def metric_rows(runs: Sequence[Compared]) -> dict[str, list[float | None]]:
-    """The numbers of the runs by what they are: best val metrics, test metrics, speed, size."""
-    best = in_order([[k for k in r.found.best if k.startswith("val/")] for r in runs])
-    test = in_order([list(r.found.test) for r in runs])
+    """Return the rows of results: best val metrics, test metrics, speed, size; a number for each run."""
+    best = merge_orders([[k for k in r.found.best if k.startswith("val/")] for r in runs])
+    test = merge_orders([list(r.found.test) for r in runs])
     rows: dict[str, list[float | None]] = {}
     for key in sorted(best, key=lambda key: key == "val/loss"):
         rows[f"best {key}"] = [r.found.best.get(key) for r in runs]
@@ -71,18 +71,18 @@ def metric_rows(runs: Sequence[Compared]) -> dict[str, list[float | None]]:
 
 
 def shown_metrics(row: str, values: Sequence[float | None]) -> list[str]:
-    """The numbers of a row as they are printed.
+    """Return the numbers of a row as they are printed.
 
-    Where one of them is tiny, all are powers of ten, as losses are compared by their size then; of
-    an accuracy the digits count still.
+    If a loss is tiny, all losses of the row are printed as powers of ten, so that their magnitudes
+    can be compared. An accuracy keeps its digits.
     """
-    share = row.rpartition("/")[2] in HIGHER_IS_BETTER
-    powers = not share and any(value and abs(value) < SMALL for value in values)
+    is_fraction = row.rpartition("/")[2] in HIGHER_IS_BETTER
+    powers = not is_fraction and any(value and abs(value) < SMALL for value in values)
     return [shown_metric(row, value, powers) for value in values]
 
 
 def shown_metric(row: str, value: float | None, powers: bool) -> str:
-    """A number of a row as it is printed."""
+    """Return one number of a row as it is printed."""
     if value is None or math.isnan(value):
         return ABSENT if value is None else "nan"
     if row == "training time":
@@ -93,55 +93,55 @@ def shown_metric(row: str, value: float | None, powers: bool) -> str:
 
 
 def best_of(row: str, values: Sequence[float | None]) -> set[int]:
-    """Which of the values are the best, as far as is shown; none where all are the same."""
+    """Return the indices of the best values, as printed; none if all are printed the same."""
     if row in ("best epoch", "epochs", "parameters"):
         return set()
     metric = row.rpartition("/")[2]
     sign = 1 if metric in HIGHER_IS_BETTER or row == "images/s" else -1
-    judged = {i: sign * v for i, v in enumerate(values) if v is not None and math.isfinite(v)}
+    scores = {i: sign * v for i, v in enumerate(values) if v is not None and math.isfinite(v)}
     texts = shown_metrics(row, values)
-    shown = {i: texts[i] for i in judged}
+    shown = {i: texts[i] for i in scores}
     if len(set(shown.values())) < 2:
         return set()
-    best = shown[max(judged, key=lambda i: judged[i])]
+    best = shown[max(scores, key=lambda i: scores[i])]
     return {i for i, text in shown.items() if text == best}
 
 
 def warnings(runs: Sequence[Compared]) -> list[str]:
-    """What keeps the numbers from being comparable, or from being there."""
-    told = []
+    """Return why numbers cannot be compared, or are missing: a sentence each."""
+    messages = []
     for run in runs:
         reason = f": {' '.join(run.found.reason.split())}" if run.found.reason else ""
         if run.found.status != "done":
-            told.append(f"{run.label} is {run.found.status}{reason}")
+            messages.append(f"{run.label} is {run.found.status}{reason}")
         elif not run.found.best:
-            told.append(f"{run.label} has no best epoch")
-        told += [f"{run.label}: {fault}" for fault in run.faults if fault not in reason]
+            messages.append(f"{run.label} has no best epoch")
+        messages += [f"{run.label}: {fault}" for fault in run.faults if fault not in reason]
     datasets = grouped(runs, lambda run: run.dataset)
-    told += differ("datasets differ", datasets, "their numbers cannot be compared")
+    messages += differ("datasets differ", datasets, "their numbers cannot be compared")
     for alike in datasets.values():
         splits = grouped(alike, lambda run: run.split[:10])
-        told += differ("splits differ", splits)
-        told += shared_images([group[0] for group in splits.values()])
-    told += differ("code differs", grouped(runs, lambda run: run.commit or "unknown"))
-    told += differ("torch differs", grouped(runs, lambda run: run.torch))
+        messages += differ("splits differ", splits)
+        messages += shared_images([group[0] for group in splits.values()])
+    messages += differ("code differs", grouped(runs, lambda run: run.commit or "unknown"))
+    messages += differ("torch differs", grouped(runs, lambda run: run.torch))
     devices = grouped(runs, lambda run: run.device)
-    told += differ("devices differ", devices, "their speeds cannot be compared")
-    return told
+    messages += differ("devices differ", devices, "their speeds cannot be compared")
+    return messages
 
 
 def differ(what: str, groups: Mapping[str, Sequence[Compared]], effect: str = "") -> list[str]:
-    """A sentence on who has which value, where there are several."""
+    """Return a sentence on which runs have which value, or nothing if all have the same."""
     if len(groups) < 2:
         return []
-    said = "; ".join(f"{labels(group)}: {name}" for name, group in groups.items())
-    return [f"{what}: {said}" + (f": {effect}" if effect else "")]
+    values = "; ".join(f"{labels(group)}: {name}" for name, group in groups.items())
+    return [f"{what}: {values}" + (f": {effect}" if effect else "")]
 
 
 def grouped(
     runs: Iterable[Compared], value: Callable[[Compared], str]
 ) -> dict[str, list[Compared]]:
-    """Runs by a value of theirs; those that have none are left out."""
+    """Group runs by a value of theirs; runs without one are left out."""
     groups: dict[str, list[Compared]] = {}
     for run in runs:
         if value(run):
@@ -150,50 +150,50 @@ def grouped(
 
 
 def labels(runs: Sequence[Compared]) -> str:
-    """ "A, B and C"; of many, the first ones."""
+    """Return the runs' labels as "A, B and C"; at most MAX_LABELS of them."""
     more = [f"{len(runs) - MAX_LABELS} more"] if len(runs) > MAX_LABELS else []
     return listed([run.label for run in runs[:MAX_LABELS]] + more)
 
 
 def shared_images(runs: Sequence[Compared]) -> list[str]:
-    """How many test images, by content, the first of the runs shares with each other one."""
+    """Say how many test images, by content, the first run shares with each other run."""
     if len(runs) < 2:
         return []
-    parts = [read_object(run.found.folder / "split.json")[0] for run in runs]
+    manifests = [read_object(run.found.folder / "split.json")[0] for run in runs]
     contents = [
         {
-            part: {d for d in part_of.values() if isinstance(d, str)}
-            for part, part_of in split.items()
-            if isinstance(part_of, dict)
+            split: {digest for digest in images.values() if isinstance(digest, str)}
+            for split, images in manifest.items()
+            if isinstance(images, dict)
         }
-        for split in parts
+        for manifest in manifests
     ]
-    told = []
+    messages = []
     mine = contents[0].get("test")
     for run, other in zip(runs[1:], contents[1:], strict=True):
         theirs = other.get("test")
         if not mine or not theirs:
-            told.append(f"{runs[0].label} and {run.label}: their split.json cannot be compared")
+            messages.append(f"{runs[0].label} and {run.label}: their split.json cannot be compared")
             continue
         if mine == theirs:
-            told.append(f"{runs[0].label} and {run.label} share all {len(mine)} test images")
+            messages.append(f"{runs[0].label} and {run.label} share all {len(mine)} test images")
             continue
         sizes = f"{len(mine)} and {len(theirs)}" if len(mine) != len(theirs) else f"{len(mine)}"
         common = len(mine & theirs)
-        told.append(
+        messages.append(
             f"{runs[0].label} and {run.label} share {common} of their {sizes} test images: "
             "their test numbers cannot be compared"
         )
-    return told
+    return messages
 
 
 def over_seeds(runs: Sequence[Compared]) -> dict[str, tuple[float, float]]:
-    """(mean, standard deviation) of each metric over runs of which only the seed differs.
+    """Return (mean, standard deviation) of each metric over runs that differ in their seed only.
 
-    Empty where something else differs that matters, or a run is not done. The deviation is the
-    sample's (n - 1).
+    Empty if something else differs that changes weights, or if a run is not done. The standard
+    deviation divides by n - 1.
     """
-    keys = {key for key in differing(runs) if not key.startswith(MATTER_NOT)}
+    keys = {key for key in differing(runs) if not key.startswith(NO_EFFECT)}
     seeds = [run.config.get("seed") for run in runs]
     same = len({(run.dataset, run.split) for run in runs}) == 1
     done = all(run.found.status == "done" and run.config for run in runs)
@@ -207,8 +207,8 @@ def over_seeds(runs: Sequence[Compared]) -> dict[str, tuple[float, float]]:
     return result
 
 
-def as_json(runs: Sequence[Compared], picture: Path | None) -> dict[str, Any]:
-    """The comparison as plain values; runs by their label, a key that a run lacks left out."""
+def comparison_json(runs: Sequence[Compared], picture: Path | None) -> dict[str, Any]:
+    """Return the comparison as plain values, by the runs' labels; keys that a run lacks are left out."""
     content = {
         "runs": {
             run.label: {
@@ -245,7 +245,7 @@ def as_json(runs: Sequence[Compared], picture: Path | None) -> dict[str, Any]:
 
 
 def common_folder(folders: Sequence[Path]) -> Path:
-    """The nearest folder that all runs lie below."""
+    """Return the deepest folder that holds all runs."""
     common = os.path.commonpath([os.path.abspath(folder.parent) for folder in folders])
     here = os.path.relpath(common)
     return Path(common if here.startswith("..") else here)

@@ -1,4 +1,4 @@
-"""What is to be known of a dataset before anything is trained on it, gathered in one pass."""
+"""Facts about a dataset that matter before training, gathered in one pass over its images."""
 
 import math
 from collections import Counter
@@ -22,20 +22,21 @@ from trainer.parts import BrokenImages, build_pipelines, cut, open_dataset, tran
 from trainer.reading import attempt, in_threads
 from transforms.pipeline import Pipeline
 
-FEW = 10  # images of a class in a part, below which its numbers are coarse
-SMALL_PART = 100  # images of val or test, below which one of them is a point of accuracy
+FEW = 10  # with fewer images of a class in a split, the metrics of the class are coarse
+SMALL_SPLIT = 100  # with fewer images in val or test, one image is 1 % of accuracy or more
 IMBALANCE = 10
-# Images whose results are joined at once: kept one by one, they take ten times the memory, for
-# each lies between what was freed.
+# Images whose facts are joined at once. One by one they would take ten times the memory, because
+# each small tensor lies between blocks that were freed.
 TOGETHER = 16
-SLICE = 2**22  # values whose squares are summed in one go
+SLICE = 2**22  # values that are squared and summed at once
 
 
-class Seen(NamedTuple):
-    """What is kept of N images: height and width, mean and mean square by channel, and so on.
+class ImageFacts(NamedTuple):
+    """Facts about N images, whose pixels are not kept.
 
-    raw, prepared: (N, 2, C) float64 in units of full scale, before and after the fixed transforms.
-    thumbnails: (N, 32, 32) uint8. forms: as "JPEG RGB", "" where there is no file.
+    sizes: height and width. raw, prepared: mean and mean square of each channel, (N, 2, C) float64
+    in units of full scale, before and after the fixed transforms. thumbnails: (N, 32, 32) uint8.
+    forms: such as "JPEG RGB", "" if there is no file.
     """
 
     sizes: list[tuple[int, int]]
@@ -46,64 +47,64 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Look:
-    """A dataset as it was found. facts holds plain values only: it is what data.json holds.
+class Inspection:
+    """A dataset as it was found. facts holds plain values only: the content of data.json.
 
-    parts: the usable samples of train, val and test, as training would cut them. exact: groups of
-    samples of equal content. near: pairs of samples and their likeness. broken: what has no pixels.
+    splits: the readable samples of train, val and test, split as training does. exact: groups of
+    samples of equal content. near: pairs of samples and their likeness. broken: unreadable images.
     """
 
     config: Config
     dataset: Dataset
     pipelines: dict[str, Pipeline]
-    parts: dict[str, list[int]]
+    splits: dict[str, list[int]]
     exact: list[list[int]]
     near: list[tuple[int, int, float]]
     broken: list[BrokenImage]
     facts: dict[str, Any]
 
-    def part_of(self) -> dict[int, str]:
-        """The part of each usable sample."""
-        return {index: part for part, indices in self.parts.items() for index in indices}
+    def split_of(self) -> dict[int, str]:
+        """Return the split of each readable sample."""
+        return split_of_each(self.splits)
 
 
-def look_at(config: Config, search_near: bool = True) -> Look:
-    """Read every image once, cut the rest as ``on_broken: skip`` would, and count.
+def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
+    """Read every image once, split those that can be read, and gather the facts.
 
-    Raises DataError where no split can be made of what can be read, ConfigError for a transform
-    that refuses an image.
+    search_near: look for similar images too. Raises DataError if the readable images cannot be
+    split, ConfigError if a transform refuses an image.
     """
     dataset = open_dataset(config)
     pipelines = build_pipelines(config, num_classes=len(dataset.classes))
     try:
-        digests, seen, broken = read_all(dataset, pipelines["eval"])
+        digests, found, broken = read_all(dataset, pipelines["eval"])
     except ValueError as error:
         raise ConfigError([transform_fault(config, "eval", error)]) from None
     usable = [index for index in range(len(dataset)) if digests[index]]
     try:
-        parts = cut(dataset, usable, digests, config)
+        splits = cut(dataset, usable, digests, config)
     except DataError as error:
         if not broken:
             raise
         raise DataError(f"{error}\n{BrokenImages(broken, len(dataset))}") from None
-    sizes, raw, prepared, thumbnails, found_forms = seen  # row r of each is sample usable[r]
+    sizes, raw, prepared, thumbnails, found_forms = found  # row r of each is sample usable[r]
     row_of = {index: row for row, index in enumerate(usable)}
-    rows = torch.tensor([row_of[index] for index in parts["train"]])
+    rows = torch.tensor([row_of[index] for index in splits["train"]])
     exact = groups_of_equals(usable, digests)
     near = near_in(dataset, usable, digests, thumbnails, sizes) if search_near else []
-    part_of = {index: part for part, indices in parts.items() for index in indices}
-    exact.sort(key=lambda group: _rank(dataset, part_of, group))
-    near.sort(key=lambda pair: _rank(dataset, part_of, pair[:2]))  # stable: then by likeness
+    split_of = split_of_each(splits)
+    exact.sort(key=lambda group: _rank(dataset, split_of, group))
+    near.sort(key=lambda pair: _rank(dataset, split_of, pair[:2]))  # stable: then by likeness
 
     def samples(indices: Sequence[int]) -> dict[str, Any]:
-        told = [
-            {"id": dataset.ids[i], "class": dataset.classes[dataset.labels[i]], "part": part_of[i]}
+        entries = [
+            {"id": dataset.ids[i], "class": dataset.classes[dataset.labels[i]], "part": split_of[i]}
             for i in indices
         ]
         return {
-            "across_parts": len({one["part"] for one in told}) > 1,
-            "across_classes": len({one["class"] for one in told}) > 1,
-            "samples": told,
+            "across_parts": len({entry["part"] for entry in entries}) > 1,
+            "across_classes": len({entry["class"] for entry in entries}) > 1,
+            "samples": entries,
         }
 
     flat = is_flat(thumbnails).nonzero().flatten().tolist()
@@ -115,7 +116,7 @@ def look_at(config: Config, search_near: bool = True) -> Look:
             "images": len(dataset),
             "classes": list(dataset.classes),
         },
-        "counts": counts_of(dataset, parts),
+        "counts": counts_of(dataset, splits),
         "sizes": sizes_of(sizes),
         "formats": dict(forms.most_common()),
         "pixels": pixels_of(config, pipelines["eval"], raw[rows], prepared[rows]),
@@ -126,67 +127,74 @@ def look_at(config: Config, search_near: bool = True) -> Look:
         "broken": [{"path": error.path, "reason": error.reason} for error in broken],
     }
     facts["warnings"] = warnings_about(facts)
-    return Look(config, dataset, pipelines, parts, exact, near, broken, facts)
+    return Inspection(config, dataset, pipelines, splits, exact, near, broken, facts)
 
 
-def read_all(dataset: Dataset, pipeline: Pipeline) -> tuple[list[str], Seen, list[BrokenImage]]:
-    """Digests of all samples ("" for a broken one), what was seen of the others, and the broken."""
+def split_of_each(splits: Mapping[str, Sequence[int]]) -> dict[int, str]:
+    """Return the name of the split that holds each sample."""
+    return {index: name for name, indices in splits.items() for index in indices}
+
+
+def read_all(
+    dataset: Dataset, pipeline: Pipeline
+) -> tuple[list[str], ImageFacts, list[BrokenImage]]:
+    """Return the digest of each sample ("" if broken), the facts of the others, the broken ones."""
     known = dataset.digests(range(len(dataset)))
     if dataset.images is not None and known is not None:  # none can be broken
         chunks = torch.split(dataset.images, 2048)
         watched = bar(chunks, "looking at images", len(chunks), unit="chunk")
-        return known, joined([see(chunk, pipeline, "") for chunk in watched]), []
+        return known, join_facts([image_facts(chunk, pipeline, "") for chunk in watched]), []
 
-    def look(index: int) -> tuple[str, Seen]:
+    def read(index: int) -> tuple[str, ImageFacts]:
         digest = known[index] if known is not None else dataset.digest(index)
-        return digest, see(dataset.image(index)[None], pipeline, form_of(dataset, index))
+        return digest, image_facts(dataset.image(index)[None], pipeline, form_of(dataset, index))
 
-    def look_at_some(first: int) -> tuple[list[str], Seen | None, list[BrokenImage]]:
+    def read_some(first: int) -> tuple[list[str], ImageFacts | None, list[BrokenImage]]:
         indices = range(first, min(first + TOGETHER, len(dataset)))
-        results = [attempt(look, index) for index in indices]
-        seen = [result[1] for result in results if not isinstance(result, BrokenImage)]
+        results = [attempt(read, index) for index in indices]
+        facts = [result[1] for result in results if not isinstance(result, BrokenImage)]
         return (
             ["" if isinstance(result, BrokenImage) else result[0] for result in results],
-            joined(seen) if seen else None,
+            join_facts(facts) if facts else None,
             [result for result in results if isinstance(result, BrokenImage)],
         )
 
     firsts = range(0, len(dataset), TOGETHER)
-    found = in_threads(look_at_some, firsts, f"looking at images, by {TOGETHER}")
+    found = in_threads(read_some, firsts, f"looking at images, by {TOGETHER}")
     broken = [error for _, _, errors in found for error in errors]
-    seen = [some for _, some, _ in found if some is not None]
-    if not seen:
+    facts = [chunk for _, chunk, _ in found if chunk is not None]
+    if not facts:
         raise BrokenImages(broken, len(dataset))
-    return [digest for digests, _, _ in found for digest in digests], joined(seen), broken
+    return [digest for digests, _, _ in found for digest in digests], join_facts(facts), broken
 
 
-def joined(some: Sequence[Seen]) -> Seen:
-    """All of them as one."""
-    return Seen(
-        [size for one in some for size in one.sizes],
-        torch.cat([one.raw for one in some]),
-        torch.cat([one.prepared for one in some]),
-        torch.cat([one.thumbnails for one in some]),
-        [form for one in some for form in one.forms],
+def join_facts(chunks: Sequence[ImageFacts]) -> ImageFacts:
+    """Concatenate the facts of several chunks of images."""
+    return ImageFacts(
+        [size for chunk in chunks for size in chunk.sizes],
+        torch.cat([chunk.raw for chunk in chunks]),
+        torch.cat([chunk.prepared for chunk in chunks]),
+        torch.cat([chunk.thumbnails for chunk in chunks]),
+        [form for chunk in chunks for form in chunk.forms],
     )
 
 
-def see(images: Tensor, pipeline: Pipeline, form: str) -> Seen:
-    """What is kept of images (N, C, H, W) uint8."""
+def image_facts(images: Tensor, pipeline: Pipeline, form: str) -> ImageFacts:
+    """Return the facts of images (N, C, H, W) uint8 of one size and form."""
     count, _, height, width = images.shape
     raw = moments(images)
     prepared = moments(pipeline.prepare(images)) if pipeline.fixed else raw
-    return Seen([(height, width)] * count, raw, prepared, thumbnail(images), [form] * count)
+    return ImageFacts([(height, width)] * count, raw, prepared, thumbnail(images), [form] * count)
 
 
 def moments(images: Tensor) -> Tensor:
-    """Mean and mean square of each channel of images (N, [crops,] C, H, W) uint8: (N, 2, C)."""
+    """Return (N, 2, C): mean and mean square by channel of images (N, [crops,] C, H, W) uint8."""
     if images.ndim == 5:  # FiveCrop or TenCrop: the crops of an image side by side
         images = images.transpose(1, 2).flatten(2, 3)
     sums = torch.zeros(2, *images.shape[:2], dtype=torch.int64)
     lines = max(1, SLICE // max(1, images[..., :1, :].numel()))
-    for some in torch.split(images, lines, dim=-2):
-        values = some.int()
+    for piece in torch.split(images, lines, dim=-2):
+        values = piece.int()
         sums[0] += values.sum(dim=(-2, -1))
         sums[1] += values.square_().sum(dim=(-2, -1))
     pixels = images.shape[-2] * images.shape[-1]
@@ -195,18 +203,18 @@ def moments(images: Tensor) -> Tensor:
 
 
 def form_of(dataset: Dataset, index: int) -> str:
-    """Format and mode of an image's file, as "JPEG RGB"; "" where images have no files."""
+    """Return format and mode of an image's file, such as "JPEG RGB"; "" if images have no files."""
     if not isinstance(dataset, ImageFiles):
         return ""
     try:
         with Image.open(dataset.root / dataset.ids[index], formats=FORMATS) as image:
             return f"{image.format} {image.mode}"
-    except Exception:  # damaged metadata raise anything, and whether it can be read is known
+    except Exception:  # damaged metadata raise anything; that the image can be read is known
         return "unknown"
 
 
 def groups_of_equals(usable: Sequence[int], digests: Sequence[str]) -> list[list[int]]:
-    """The samples of each content that is there more than once."""
+    """Return the groups of samples of equal content."""
     groups: dict[str, list[int]] = {}
     for index in usable:
         groups.setdefault(digests[index], []).append(index)
@@ -220,7 +228,10 @@ def near_in(
     thumbnails: Tensor,
     sizes: Sequence[tuple[int, int]],
 ) -> list[tuple[int, int, float]]:
-    """Pairs of samples that are nearly the same, and their likeness; of equal ones the first."""
+    """Return pairs of samples that are nearly the same, with their likeness, up to 1.
+
+    Only the first sample of a group of equal ones is compared.
+    """
     first: dict[str, int] = {}
     for row, index in enumerate(usable):
         first.setdefault(digests[index], row)
@@ -238,23 +249,23 @@ def near_in(
     return [(usable[rows[i]], usable[rows[j]], likeness) for i, j, likeness in found]
 
 
-def _rank(dataset: Dataset, part_of: Mapping[int, str], group: Sequence[int]) -> tuple[bool, bool]:
-    """Sort key: first what has two labels, then what is in two parts."""
-    labels, parts = {dataset.labels[i] for i in group}, {part_of[i] for i in group}
-    return len(parts) == 1, len(labels) == 1
+def _rank(dataset: Dataset, split_of: Mapping[int, str], group: Sequence[int]) -> tuple[bool, bool]:
+    """Return a sort key: groups in several splits first, then groups of several classes."""
+    labels, splits = {dataset.labels[i] for i in group}, {split_of[i] for i in group}
+    return len(splits) == 1, len(labels) == 1
 
 
-def counts_of(dataset: Dataset, parts: Mapping[str, Sequence[int]]) -> dict[str, dict[str, int]]:
-    """Images of each class in each part."""
-    counted = {part: Counter(dataset.labels[i] for i in parts[part]) for part in PARTS}
+def counts_of(dataset: Dataset, splits: Mapping[str, Sequence[int]]) -> dict[str, dict[str, int]]:
+    """Return the number of images of each class in each split."""
+    counted = {split: Counter(dataset.labels[i] for i in splits[split]) for split in PARTS}
     return {
-        part: {name: count[label] for label, name in enumerate(dataset.classes)}
-        for part, count in counted.items()
+        split: {name: count[label] for label, name in enumerate(dataset.classes)}
+        for split, count in counted.items()
     }
 
 
 def sizes_of(sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """Smallest, middle and largest height, width and width / height; the commonest sizes."""
+    """Return min, median and max of height, width and width / height, and the commonest sizes."""
 
     def spread(values: list[float]) -> dict[str, float]:
         values = sorted(values)
@@ -271,7 +282,11 @@ def sizes_of(sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
 
 
 def pixels_of(config: Config, pipeline: Pipeline, raw: Tensor, prepared: Tensor) -> dict[str, Any]:
-    """Mean and std of the training images, in all as many pixels of each, beside the config's."""
+    """Return mean and std of the training images, beside those of the config's Normalize.
+
+    raw, prepared: moments (N, 2, C) before and after the fixed transforms. Every image counts
+    alike, whatever its size.
+    """
 
     def mean_and_std(found: Tensor) -> dict[str, list[float]]:
         mean, square = found.mean(dim=0)
@@ -295,10 +310,10 @@ def pixels_of(config: Config, pipeline: Pipeline, raw: Tensor, prepared: Tensor)
 
 
 def warnings_about(facts: Mapping[str, Any]) -> list[str]:
-    """What may spoil a result, the worst first: one sentence each."""
-    told = []
+    """Return what may spoil a result, the worst first: one sentence each."""
+    messages = []
     if broken := len(facts["broken"]):
-        told.append(f"{broken} of {facts['dataset']['images']} images cannot be read.")
+        messages.append(f"{broken} of {facts['dataset']['images']} images cannot be read.")
     exact, near = facts["exact_duplicates"], facts["near_duplicates"]
     kinds = (
         (exact, "groups of equal images", "what is tested was trained on"),
@@ -306,33 +321,33 @@ def warnings_about(facts: Mapping[str, Any]) -> list[str]:
     )
     for found, name, meaning in kinds:
         if count := sum(group["across_classes"] for group in found):
-            told.append(f"{count} {name} are in different classes: one of the labels is wrong.")
+            messages.append(f"{count} {name} are in different classes: one of the labels is wrong.")
         if count := sum(group["across_parts"] for group in found):
-            told.append(f"{count} {name} are in different parts: {meaning}.")
-    for part, counts in facts["counts"].items():
+            messages.append(f"{count} {name} are in different splits: {meaning}.")
+    for split, counts in facts["counts"].items():
         if absent := [name for name, count in counts.items() if not count]:
-            told.append(f"{part} has no image of {_some(absent)}.")
+            messages.append(f"{split} has no image of {_first_classes(absent)}.")
         if few := [name for name, count in counts.items() if 0 < count < FEW]:
-            told.append(f"{part} has fewer than {FEW} images of {_some(few)}.")
+            messages.append(f"{split} has fewer than {FEW} images of {_first_classes(few)}.")
     train = {name: count for name, count in facts["counts"]["train"].items() if count}
     most, least = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
     if train[most] > IMBALANCE * train[least]:
-        told.append(
+        messages.append(
             f"train has {train[most] / train[least]:.0f} times as many images of '{most}' as of "
             f"'{least}': macro_f1 and loss.weight: balanced look at classes alike."
         )
-    for part in ("val", "test"):
-        if (total := sum(facts["counts"][part].values())) < SMALL_PART:
-            told.append(
-                f"{part} has {total} images: one of them is {100 / total:.1f} % of accuracy."
+    for split in ("val", "test"):
+        if (total := sum(facts["counts"][split].values())) < SMALL_SPLIT:
+            messages.append(
+                f"{split} has {total} images: one of them is {100 / total:.1f} % of accuracy."
             )
     if one_colour := len(facts["one_colour"]):
-        told.append(f"{one_colour} images are of nearly one colour.")
-    return told
+        messages.append(f"{one_colour} images are of nearly one colour.")
+    return messages
 
 
 def differs(pixels: Mapping[str, Any]) -> bool:
-    """Whether the config's Normalize is far from what was measured."""
+    """Return whether the config's Normalize is far from the measured mean and std."""
     written, channels = pixels["config"], len(pixels["mean"])
     if not written or not all(isinstance(written[key], list) for key in ("mean", "std")):
         return False
@@ -343,6 +358,6 @@ def differs(pixels: Mapping[str, Any]) -> bool:
     return any(not math.isclose(x, y, abs_tol=0.02) for x, y in [*pairs[0], *pairs[1]])
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_classes(names: Sequence[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:5])
     return shown + (f" and {len(names) - 5} more classes" if len(names) > 5 else "")

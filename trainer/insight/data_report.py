@@ -1,4 +1,4 @@
-"""What was found of a dataset, as a person reads it: data.md, data.json and pictures."""
+"""The facts about a dataset for a person: data.md, data.json and pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,84 +18,90 @@ from trainer.insight.data_facts import Look, differs
 from trainer.insight.pictures import sheet, write_picture
 from trainer.insight.samples import as_seen, one_crop
 from trainer.insight.text import markdown, markdown_table, shown
+from trainer.insight.data_facts import Inspection, differs
+from trainer.insight.pictures import draw_bars, sheet, write_picture
+from trainer.insight.samples import as_pictures, one_crop
 from trainer.loader import Part, order_of
 from trainer.parts import transform_fault
 
 EPOCHS = 7  # columns of augmentation.png beside the image itself
-SAMPLES = 6  # its rows
+SAMPLES = 6  # rows of augmentation.png
 OF_A_CLASS = 8  # columns of classes.png
-MAX_CLASSES = 40  # its rows
-MAX_SHOWN = 24  # pairs of duplicates.png
-MAX_LISTED = 100  # rows of a table of data.md; data.json holds all
+MAX_CLASS_ROWS = 40  # rows of classes.png
+MAX_PAIRS = 24  # pairs of duplicates.png
+MAX_TABLE_ROWS = 100  # rows of a table of data.md; data.json holds all
 RED = "#d62728"
 
 
-def write_data_report(look: Look, folder: Path) -> list[Path]:
-    """Write data.md, data.json and the pictures into ``folder``, making it; returns the files."""
+def write_data_report(found: Inspection, folder: Path) -> list[Path]:
+    """Write data.md, data.json and the pictures; return the files.
+
+    ``folder`` is made if it is absent. Raises RunError if it is a link.
+    """
     if folder.is_symlink():
         raise RunError(f"{folder} is a link; nothing is written behind it.")
     pictures = {
         "counts.png": draw_bars(
-            look.dataset.classes,
-            {part: list(counts.values()) for part, counts in look.facts["counts"].items()},
+            found.dataset.classes,
+            {split: list(counts.values()) for split, counts in found.facts["counts"].items()},
         ),
-        "augmentation.png": draw_augmentation(look),
-        "classes.png": draw_classes(look),
-        "duplicates.png": draw_duplicates(look),
+        "augmentation.png": draw_augmentation(found),
+        "classes.png": draw_classes(found),
+        "duplicates.png": draw_duplicates(found),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         if picture is None:
-            (folder / name).unlink(missing_ok=True)  # an earlier look's
+            (folder / name).unlink(missing_ok=True)  # from an earlier inspection
         else:
             write_picture(folder / name, picture)
     drawn = [name for name, picture in pictures.items() if picture is not None]
-    write_json(folder / "data.json", look.facts)
-    write_file(folder / "data.md", as_markdown(look.facts, drawn))
+    write_json(folder / "data.json", found.facts)
+    write_file(folder / "data.md", as_markdown(found.facts, drawn))
     return [folder / name for name in ("data.md", "data.json", *drawn)]
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder is empty, or holds an earlier look: nothing else is written over."""
+    """Return whether a folder is empty or holds an earlier report: nothing else is overwritten."""
     return (folder / "data.json").is_file() or not any(folder.iterdir())
 
 
-def draw_augmentation(look: Look) -> Image.Image:
-    """Training images as they are, and as they will be in the first epochs."""
-    indices = torch.tensor(look.parts["train"])
-    labels = torch.tensor(look.dataset.labels)[indices]
+def draw_augmentation(found: Inspection) -> Image.Image:
+    """Draw training images as they are, and as the first epochs will augment them."""
+    indices = torch.tensor(found.splits["train"])
+    labels = torch.tensor(found.dataset.labels)[indices]
     two = torch.arange(min(2, len(indices)))
-    part = Part(look.dataset, look.pipelines["train"], indices, labels, None, two)
+    subset = Part(found.dataset, found.pipelines["train"], indices, labels, None, two)
     pictures: list[Tensor] = []
     captions: list[list[str]] = []
-    for row in evenly(range(len(part)), SAMPLES):
+    for row in evenly(range(len(subset)), SAMPLES):
         index = int(indices[row])
-        pictures.append(look.dataset.image(index))
-        captions.append([look.dataset.classes[int(labels[row])], tail(look.dataset.ids[index])])
+        pictures.append(found.dataset.image(index))
+        captions.append([found.dataset.classes[int(labels[row])], tail(found.dataset.ids[index])])
         for epoch in range(EPOCHS):
             try:
-                images, shares = augmented(look.config, part, row, epoch)
+                images, shares = augmented(found.config, subset, row, epoch)
             except DataError as error:
-                raise ConfigError([transform_fault(look.config, "train", error)]) from None
-            pictures.append(as_seen(part.pipeline, one_crop(images))[0])
-            captions.append([f"epoch {epoch + 1}", *mixture(shares[0], look.dataset.classes)])
+                raise ConfigError([transform_fault(found.config, "train", error)]) from None
+            pictures.append(as_pictures(subset.pipeline, one_crop(images))[0])
+            captions.append([f"epoch {epoch + 1}", *mixture(shares[0], found.dataset.classes)])
     return sheet(pictures, captions, columns=EPOCHS + 1, size=120)
 
 
-def augmented(config: Config, part: Part, row: int, epoch: int) -> tuple[Tensor, Tensor]:
-    """The image and label (1, ...) that training on ``part`` makes of one of its rows in an epoch.
+def augmented(config: Config, subset: Part, row: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """Return the image and label (1, ...) that training makes of a row of ``subset`` in an epoch.
 
-    MixUp and CutMix mix it with those that come before it in that epoch's order; one that balanced
-    sampling leaves out of the epoch is shown as if it began it.
+    MixUp and CutMix mix it with the rows before it in the epoch's order. If balanced sampling
+    leaves the row out of the epoch, it is taken as the first one.
     """
-    order = order_of(part.labels, config.seed, epoch, config.loader.sampling)
+    order = order_of(subset.labels, config.seed, epoch, config.loader.sampling)
     place = next(iter((order == row).nonzero().flatten().tolist()), 0)
-    before = torch.arange(place - part.pipeline.predecessors, place) % len(part)
-    return part.batch(torch.cat([order[before], torch.tensor([row])]), epoch)
+    before = torch.arange(place - subset.pipeline.predecessors, place) % len(subset)
+    return subset.batch(torch.cat([order[before], torch.tensor([row])]), epoch)
 
 
 def mixture(label: Tensor, classes: Sequence[str]) -> list[str]:
-    """ "70 % 1" and "30 % 100" of a label that MixUp or CutMix made; nothing of any other."""
+    """Return ["70 % 1", "30 % 100"] for a label that MixUp or CutMix made, [] for any other."""
     if not label.ndim:
         return []
     shares, labels = label.sort(descending=True)
@@ -103,125 +109,129 @@ def mixture(label: Tensor, classes: Sequence[str]) -> list[str]:
     return [f"{share:.0%} {classes[k]}" for share, k in list(pairs)[:2] if share > 0.005]
 
 
-def draw_classes(look: Look) -> Image.Image:
-    """Some images of each class, a row each; of many classes some."""
-    usable = sorted(index for indices in look.parts.values() for index in indices)
-    by_class: dict[int, list[int]] = {label: [] for label in range(len(look.dataset.classes))}
+def draw_classes(found: Inspection) -> Image.Image:
+    """Draw some images of each class, a row each, of at most MAX_CLASS_ROWS classes."""
+    usable = sorted(index for indices in found.splits.values() for index in indices)
+    by_class: dict[int, list[int]] = {label: [] for label in range(len(found.dataset.classes))}
     for index in usable:
-        by_class[look.dataset.labels[index]].append(index)
+        by_class[found.dataset.labels[index]].append(index)
     pictures: list[Image.Image | Tensor] = []
     captions: list[list[str]] = []
-    for label in evenly(range(len(by_class)), MAX_CLASSES):
+    for label in evenly(range(len(by_class)), MAX_CLASS_ROWS):
         shown = evenly(by_class[label], OF_A_CLASS)
-        pictures += [look.dataset.image(index) for index in shown]
-        captions += [[look.dataset.classes[label], tail(look.dataset.ids[i])] for i in shown]
+        pictures += [found.dataset.image(index) for index in shown]
+        captions += [[found.dataset.classes[label], tail(found.dataset.ids[i])] for i in shown]
         missing = OF_A_CLASS - len(shown)
         pictures += [Image.new("RGB", (8, 8), "#f2f2f2")] * missing
-        captions += [[look.dataset.classes[label], "(no more)"]] * missing
+        captions += [[found.dataset.classes[label], "(no more)"]] * missing
     return sheet(pictures, captions, columns=OF_A_CLASS, size=120)
 
 
-def draw_duplicates(look: Look) -> Image.Image | None:
-    """Equal and similar images side by side, three pairs a row; red where it spoils a result."""
-    part_of = look.part_of()
-    pairs = [(group[0], other_of(look, group, part_of), "equal") for group in look.exact]
-    pairs = pairs[: MAX_SHOWN // 2] if look.near else pairs
-    pairs += [(i, j, f"likeness {likeness:.3f}") for i, j, likeness in look.near]
+def draw_duplicates(found: Inspection) -> Image.Image | None:
+    """Draw equal and similar images side by side, three pairs a row; None if there are none.
+
+    A red frame says that the two are in different splits or classes, which spoils a result.
+    """
+    split_of = found.part_of()
+    pairs = [(group[0], other_of(found, group, split_of), "equal") for group in found.exact]
+    pairs = pairs[: MAX_PAIRS // 2] if found.near else pairs
+    pairs += [(i, j, f"likeness {likeness:.3f}") for i, j, likeness in found.near]
     pictures: list[Tensor] = []
     captions: list[list[str]] = []
     colours: list[str | None] = []
-    for i, j, what in pairs[:MAX_SHOWN]:
-        spoils = part_of[i] != part_of[j] or look.dataset.labels[i] != look.dataset.labels[j]
+    for i, j, what in pairs[:MAX_PAIRS]:
+        spoils = split_of[i] != split_of[j] or found.dataset.labels[i] != found.dataset.labels[j]
         for index in (i, j):
-            name = look.dataset.classes[look.dataset.labels[index]]
-            pictures.append(look.dataset.image(index))
-            captions.append([f"{part_of[index]}: {name}", tail(look.dataset.ids[index]), what])
+            name = found.dataset.classes[found.dataset.labels[index]]
+            pictures.append(found.dataset.image(index))
+            captions.append([f"{split_of[index]}: {name}", tail(found.dataset.ids[index]), what])
             colours.append(RED if spoils else None)
     return sheet(pictures, captions, colours, columns=6, size=150) if pairs else None
 
 
-def other_of(look: Look, group: Sequence[int], part_of: Mapping[int, str]) -> int:
-    """Of a group of equal images the one to show beside the first: of another class or part."""
+def other_of(found: Inspection, group: Sequence[int], split_of: Mapping[int, str]) -> int:
+    """Return the image of a group to show beside its first: best of another class or split."""
 
     def key(index: int) -> tuple[bool, bool]:
-        same_class = look.dataset.labels[index] == look.dataset.labels[group[0]]
-        return same_class, part_of[index] == part_of[group[0]]
+        same_class = found.dataset.labels[index] == found.dataset.labels[group[0]]
+        return same_class, split_of[index] == split_of[group[0]]
 
     return min(group[1:], key=key)
 
 
 def evenly(items: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of the items, evenly spaced."""
+    """Return at most ``count`` of the items, evenly spaced."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
 
 def tail(name: str) -> str:
-    """The end of a path, which is what tells files apart, short enough for a picture's caption."""
+    """Return the end of a path, short enough for a caption: files differ in the end of their paths."""
     return visible(name if len(name) <= 18 else f"...{name[-16:]}")
 
 
 def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
-    """The whole of data.md."""
+    """Return the content of data.md; ``pictures`` are the names of those that were drawn."""
     dataset, pixels, sizes = facts["dataset"], facts["pixels"], facts["sizes"]
-    parts = [f"# Data: {dataset['name']}", f"{dataset['images']:,} images."]
-    parts += [f"**Note:** {markdown(dataset['note'])}"] if dataset["note"] else []
-    parts += ["## Warnings"]
-    parts += ["\n".join(f"- {markdown(line)}" for line in facts["warnings"]) or "None."]
-    parts += ["## Images by class and part"]
+    blocks = [f"# Data: {dataset['name']}", f"{dataset['images']:,} images."]
+    blocks += [f"**Note:** {markdown(dataset['note'])}"] if dataset["note"] else []
+    blocks += ["## Warnings"]
+    blocks += ["\n".join(f"- {markdown(line)}" for line in facts["warnings"]) or "None."]
+    blocks += ["## Images by class and split"]
     counts = facts["counts"]
     rows = [
         [name, *numbers, sum(numbers)]
         for name in dataset["classes"]
-        for numbers in [[counts[part][name] for part in counts]]
+        for numbers in [[counts[split][name] for split in counts]]
     ]
     totals = [sum(row[k] for row in rows) for k in range(1, len(counts) + 2)]
-    parts += [table(["class", *counts, "all"], [*rows, ["all", *totals]])]
-    parts += ["![images by class and part](counts.png)"]
-    parts += ["## Sizes"]
+    blocks += [data_table(["class", *counts, "all"], [*rows, ["all", *totals]])]
+    blocks += ["![images by class and split](counts.png)"]
+    blocks += ["## Sizes"]
     names = {"height": "height", "width": "width", "aspect_ratio": "width / height"}
     spread = [[names[key], *sizes[key].values()] for key in names]
-    parts += [table(["pixels", "smallest", "middle", "largest"], spread)]
+    blocks += [data_table(["pixels", "smallest", "middle", "largest"], spread)]
     common = ", ".join(f"{h} x {w} ({n:,})" for h, w, n in sizes["most_common"])
-    parts += [f"{sizes['distinct']:,} different sizes; height x width of most: {common}."]
+    blocks += [f"{sizes['distinct']:,} different sizes; height x width of most: {common}."]
     if facts["formats"]:
-        parts += ["Files: " + ", ".join(f"{n:,} {name}" for name, n in facts["formats"].items())]
-    parts += ["## Mean and std"]
+        blocks += ["Files: " + ", ".join(f"{n:,} {name}" for name, n in facts["formats"].items())]
+    blocks += ["## Mean and std"]
     after = f"after {', '.join(pixels['after'])}" if pixels["after"] else "as they are"
-    parts += [
+    blocks += [
         f"Of the {pixels['images']:,} training images {after} (`transforms.eval` up to the first "
         "transform of floats), every image counting alike, 1.0 being white:"
     ]
-    rows = [["measured", *map(numbers_of, (pixels["mean"], pixels["std"]))]]
+    rows = [["measured", *map(by_channel, (pixels["mean"], pixels["std"]))]]
     if pixels["after"]:
-        rows += [["before any transform", *(numbers_of(pixels["raw"][key]) for key in MEAN_STD)]]
+        rows += [["before any transform", *(by_channel(pixels["raw"][key]) for key in MEAN_STD)]]
     if pixels["config"]:
-        rows += [["Normalize in the YAML", *(numbers_of(pixels["config"][k]) for k in MEAN_STD)]]
-    parts += [table(["", *MEAN_STD], rows), f"    {pixels['yaml']}"]
+        rows += [["Normalize in the YAML", *(by_channel(pixels["config"][k]) for k in MEAN_STD)]]
+    blocks += [data_table(["", *MEAN_STD], rows), f"    {pixels['yaml']}"]
     if differs(pixels):
-        parts += [
+        blocks += [
             "The YAML's numbers are not those measured here. A model with pretrained weights wants "
             "the numbers that it was trained with."
         ]
-    parts += duplicates_of(facts, "duplicates.png" in pictures)
-    parts += ["## Images of nearly one colour", listing(facts["one_colour"])]
+    blocks += duplicates_of(facts, "duplicates.png" in pictures)
+    blocks += ["## Images of nearly one colour", listing(facts["one_colour"])]
     broken = [f"{entry['path']}: {entry['reason']}" for entry in facts["broken"]]
-    parts += ["## Images that cannot be read", listing(broken)]
-    parts += ["## Augmentation", "The image itself, then as training will see it in its epochs."]
-    parts += ["![augmentation](augmentation.png)", "## Classes", "![classes](classes.png)"]
-    return "\n\n".join(parts) + "\n"
+    blocks += ["## Images that cannot be read", listing(broken)]
+    blocks += ["## Augmentation", "The image itself, then as training will see it in its epochs."]
+    blocks += ["![augmentation](augmentation.png)", "## Classes", "![classes](classes.png)"]
+    return "\n\n".join(blocks) + "\n"
 
 
 MEAN_STD = ("mean", "std")
 
 
 def duplicates_of(facts: Mapping[str, Any], drawn: bool) -> list[str]:
-    """The section on equal and on similar images."""
+    """Return the sections on equal and on similar images."""
 
     def rows(found: Sequence[Mapping[str, Any]]) -> str:
         lines = []
-        for group in found[:MAX_LISTED]:
-            what = [" and ".join(w for w in ("classes", "parts") if group[f"across_{w}"])]
+        for group in found[:MAX_TABLE_ROWS]:
+            across = {"classes": group["across_classes"], "splits": group["across_parts"]}
+            what = [" and ".join(name for name, differs in across.items() if differs)]
             names = ", ".join(
                 f"{one['id']} ({one['part']}, {one['class']})" for one in group["samples"][:10]
             )
@@ -230,69 +240,71 @@ def duplicates_of(facts: Mapping[str, Any], drawn: bool) -> list[str]:
             if "likeness" in group:
                 lines[-1].append(f"{group['likeness']:.4f}")
         head = ["images", "in different"] + ["likeness"] * ("likeness" in found[0])
-        left = len(found) - MAX_LISTED
-        return table(head, lines) + (f"\n\n{left:,} more are in data.json." if left > 0 else "")
+        left = len(found) - MAX_TABLE_ROWS
+        return data_table(head, lines) + (
+            f"\n\n{left:,} more are in data.json." if left > 0 else ""
+        )
 
     exact, near = facts["exact_duplicates"], facts["near_duplicates"]
-    parts = ["## Equal images", rows(exact) if exact else "None."]
-    parts += ["## Similar images"]
+    blocks = ["## Equal images", rows(exact) if exact else "None."]
+    blocks += ["## Similar images"]
     if not facts["near_searched"]:
-        parts += ["Not searched for (`--no-near`)."]
+        blocks += ["Not searched for (`--no-near`)."]
     else:
-        parts += [
+        blocks += [
             "Pictures that are nearly the same: re-encoded, resized, brightened, slightly cropped. "
             "Look at them before removing any: small pictures of like things can be alike too.",
             rows(near) if near else "None.",
         ]
-    return parts + (["![equal and similar images](duplicates.png)"] if drawn else [])
+    return blocks + (["![equal and similar images](duplicates.png)"] if drawn else [])
 
 
 def listing(lines: Sequence[str]) -> str:
-    """Lines as a list, of many the first."""
-    shown = [f"- {markdown(line)}" for line in lines[:MAX_LISTED]]
-    left = len(lines) - MAX_LISTED
+    """Return a Markdown list of the first MAX_TABLE_ROWS lines."""
+    shown = [f"- {markdown(line)}" for line in lines[:MAX_TABLE_ROWS]]
+    left = len(lines) - MAX_TABLE_ROWS
     return "\n".join(shown + [f"- {left:,} more are in data.json"] * (left > 0)) or "None."
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table, numbers to the right."""
+def data_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a Markdown table with all columns but the first aligned right."""
     shown_rows = [[shown(v) if isinstance(v, int) else v for v in row] for row in rows]
     return markdown_table(header, shown_rows)
 
 
-def numbers_of(values: Any) -> str:
-    """A list of shares of full scale, one a channel."""
+def by_channel(values: Any) -> str:
+    """Return one number for each channel, in units of full scale, as text."""
     if not isinstance(values, list | tuple):
         return str(values)
     return ", ".join(f"{value:.4f}" for value in values)
 
 
 def summary(facts: Mapping[str, Any]) -> list[str]:
-    """The few lines that are printed."""
+    """Return the lines that the command prints."""
     dataset, sizes, pixels = facts["dataset"], facts["sizes"], facts["pixels"]
-    totals = {part: sum(counts.values()) for part, counts in facts["counts"].items()}
-    of_parts = ", ".join(f"{part} {total:,}" for part, total in totals.items())
+    totals = {split: sum(counts.values()) for split, counts in facts["counts"].items()}
+    by_split = ", ".join(f"{split} {total:,}" for split, total in totals.items())
     lines = [
         f"{dataset['name']}: {dataset['images']:,} images of {len(dataset['classes'])} classes "
-        f"({of_parts})"
+        f"({by_split})"
     ]
     lines += [f"note        {dataset['note']}"] if dataset["note"] else []
     sides = [sizes[key] for key in ("height", "width")]
     if sizes["distinct"] == 1:
-        told = f"all {sides[0]['min']} x {sides[1]['min']}"
+        text = f"all {sides[0]['min']} x {sides[1]['min']}"
     else:
         spread = ["{min} to {max}".format(**side) for side in sides]
-        told = f"{sizes['distinct']:,} different, heights {spread[0]}, widths {spread[1]}"
-    lines.append(f"sizes       {told}")
+        text = f"{sizes['distinct']:,} different, heights {spread[0]}, widths {spread[1]}"
+    lines.append(f"sizes       {text}")
     after = f" after {', '.join(pixels['after'])}" if pixels["after"] else ""
     lines.append(
-        f"training    mean {numbers_of(pixels['mean'])}, std {numbers_of(pixels['std'])}{after}"
+        f"training    mean {by_channel(pixels['mean'])}, std {by_channel(pixels['std'])}{after}"
     )
     if pixels["after"]:
-        mean, std = (numbers_of(pixels["raw"][key]) for key in MEAN_STD)
+        mean, std = (by_channel(pixels["raw"][key]) for key in MEAN_STD)
         lines.append(f"as read     mean {mean}, std {std}")
     if pixels["config"]:
-        mean, std = (numbers_of(pixels["config"][key]) for key in MEAN_STD)
+        mean, std = (by_channel(pixels["config"][key]) for key in MEAN_STD)
         lines.append(f"the YAML's  mean {mean}, std {std}")
     lines.append(f"            {pixels['yaml']}")
     near = f"{len(facts['near_duplicates']):,} pairs" if facts["near_searched"] else "not searched"

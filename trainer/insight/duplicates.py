@@ -1,11 +1,11 @@
 """Pictures that are nearly the same: re-encoded, resized, brightened or slightly cropped copies.
 
-Three steps, each dearer and stricter than the one before. Every image is described by its coarsest
-cosine waves (the numbers whose signs are pHash's bits), and its nearest neighbours are found by
-matrix products. A neighbour is laid over the image as well as a small shift, stretch and change of
-brightness can do it (Lucas and Kanade, 1981), and their edges are compared at 32 x 32. Where
-images are larger, this is done again at 128 x 128, on files read anew: two photographs of the same
-kind of banknote agree to 0.99 there, copies of one photograph to 0.997.
+The search has three steps, each slower and stricter than the one before. First, every image gets
+a descriptor of its lowest cosine frequencies (their signs are pHash's bits), and matrix products
+find its nearest neighbours. Second, a neighbour is aligned with the image by a small shift, stretch
+and change of brightness (Lucas and Kanade, 1981), and the edges of both are compared at 32 x 32.
+Third, larger images are read again and compared at 128 x 128: there, two photographs of the same
+kind of banknote agree to 0.99, copies of one photograph to 0.997.
 """
 
 import math
@@ -17,26 +17,27 @@ from torchvision.transforms.v2 import functional
 
 from trainer.console import bar
 
-SIZE = 32  # pixels of a side of the thumbnails that are kept
-DETAIL = 128  # of those that decide where images are larger
-WAVES = 8  # of a side, kept of the cosine transform
+SIZE = 32  # side of the thumbnails that are kept, in pixels
+DETAIL = 128  # side of the thumbnails that decide for larger images, in pixels
+WAVES = 8  # lowest frequencies of the cosine transform, along each side
 NEIGHBOURS = 8
-FLAT = 4.0  # grey levels: a thumbnail of less contrast looks like any other
+FLAT = 4.0  # grey levels: thumbnails with a smaller standard deviation all look alike
 
-# Correlations that must be passed, measured on copies and on 80 million pairs of other images: of
-# descriptors; of edges of 16 x 16 as they lie; of edges laid over each other, by side.
+# A pair must exceed these correlations, measured on copies and on 80 million pairs of other images:
+# of descriptors; of the edges of 16 x 16, not aligned; of aligned edges, by side.
 RELATED, SIMILAR = 0.9, 0.88
 ALIKE = {SIZE // 2: 0.98, SIZE: 0.987, DETAIL: 0.994}
-LARGE = 96  # images of shorter sides have no more detail to look at
+LARGE_SIDE = 96  # pixels: an image with a shorter side has no more detail than its thumbnail
 
 
 def near_duplicates(
     thumbnails: Tensor, shortest: Tensor, detail: Callable[[list[int]], Tensor]
 ) -> list[tuple[int, int, float]]:
-    """Pairs of images that are nearly the same, the likest first: (i, j, likeness), i < j.
+    """Return pairs of images that are nearly the same, the most alike first: (i, j, likeness), i < j.
 
-    thumbnails: (N, SIZE, SIZE) of images of different contents. shortest: (N,) the pixels of each
-    one's shorter side. detail: gives thumbnails (n, DETAIL, DETAIL) of the images of n numbers.
+    thumbnails: (N, SIZE, SIZE) uint8 of images of different contents. shortest: (N,) the shorter
+    side of each image in pixels. detail: returns thumbnails (n, DETAIL, DETAIL) for n indices.
+    likeness is at most 1.
     """
     pairs = related(descriptors(thumbnails))
     half = nn.functional.avg_pool2d(thumbnails.float()[:, None], 2)[:, 0]
@@ -44,14 +45,14 @@ def near_duplicates(
     pairs = pairs[either_way(pairs, half, half, "comparing edges") > ALIKE[SIZE // 2]]
     scores = either_way(pairs, thumbnails, thumbnails, "comparing closer")
     pairs, scores = pairs[scores > ALIKE[SIZE]], scores[scores > ALIKE[SIZE]]
-    large = (shortest[pairs] >= LARGE).all(dim=1)
+    large = (shortest[pairs] >= LARGE_SIDE).all(dim=1)
     found = [(pairs[~large], scores[~large])]
-    for some in torch.split(pairs[large], 2048) if large.any() else ():
-        numbers, places = torch.unique(some, return_inverse=True)
+    for chunk in torch.split(pairs[large], 2048) if large.any() else ():
+        numbers, places = torch.unique(chunk, return_inverse=True)
         fine = detail(numbers.tolist())
         coarse = nn.functional.avg_pool2d(fine.float()[:, None], 2)[:, 0]
         scores = either_way(places, coarse, fine, "comparing details")
-        found.append((some[scores > ALIKE[DETAIL]], scores[scores > ALIKE[DETAIL]]))
+        found.append((chunk[scores > ALIKE[DETAIL]], scores[scores > ALIKE[DETAIL]]))
     pairs, scores = (torch.cat(column) for column in zip(*found, strict=True))
     order = scores.argsort(descending=True, stable=True)
     rows = zip(pairs[order].tolist(), scores[order].tolist(), strict=True)
@@ -59,7 +60,7 @@ def near_duplicates(
 
 
 def thumbnail(images: Tensor, size: int = SIZE) -> Tensor:
-    """Images (..., C, H, W) uint8 in grey: (..., size, size) uint8, stretched to a square."""
+    """Return images (..., C, H, W) uint8 in grey, stretched to a square: (..., size, size) uint8."""
     small = functional.resize(images, [size, size], antialias=True)
     if small.shape[-3] == 3:
         small = functional.rgb_to_grayscale(small)
@@ -68,14 +69,14 @@ def thumbnail(images: Tensor, size: int = SIZE) -> Tensor:
 
 
 def descriptors(thumbnails: Tensor) -> Tensor:
-    """Unit vectors (N, WAVES * WAVES) of thumbnails (N, S, S), blind to brightness and contrast.
+    """Return a unit vector for each thumbnail (N, S, S): (N, WAVES * WAVES).
 
-    Zero for those of hardly any contrast.
+    It does not depend on brightness or contrast. It is zero for a thumbnail of hardly any contrast.
     """
     side = thumbnails.shape[-1]
     places, frequencies = torch.arange(side) + 0.5, torch.arange(WAVES)
     waves = torch.cos(math.pi / side * frequencies[:, None] * places)
-    # Photographs have little of the high frequencies, and that little tells them apart.
+    # Photographs have little of the high frequencies, but differ most in them.
     weights = torch.hypot(frequencies[:, None].float(), frequencies.float()).sqrt()
     found = []
     for chunk in torch.split(thumbnails, 4096):
@@ -87,13 +88,13 @@ def descriptors(thumbnails: Tensor) -> Tensor:
 
 
 def is_flat(thumbnails: Tensor) -> Tensor:
-    """(N,) bool: whether a thumbnail is of nearly one colour."""
+    """Return (N,) bool: whether a thumbnail is of nearly one colour."""
     return thumbnails.float().flatten(1).std(dim=1, correction=0) < FLAT
 
 
 def related(vectors: Tensor) -> Tensor:
-    """(P, 2) int64, i < j: each vector and those of its nearest neighbours that are near enough."""
-    count = min(NEIGHBOURS + 1, len(vectors))  # it is its own neighbour, mostly
+    """Return pairs (P, 2) int64, i < j, of vectors and their nearest neighbours above RELATED."""
+    count = min(NEIGHBOURS + 1, len(vectors))  # a vector is mostly its own nearest neighbour
     found = []
     rows = torch.split(torch.arange(len(vectors)), max(1, 2**23 // len(vectors)))
     for chunk in bar(rows, "comparing images", len(rows), unit="chunk"):
@@ -103,13 +104,13 @@ def related(vectors: Tensor) -> Tensor:
         pairs = pairs[pairs[:, 0] != pairs[:, 1]]
         found.append(torch.stack([pairs.amin(1), pairs.amax(1)], dim=1))
     pairs = torch.cat(found)
-    # Each pair is found from both sides, mostly; as one number, sorting is ten times as fast.
+    # Most pairs are found twice. Sorting is ten times as fast if a pair is one number.
     numbers = torch.unique(pairs[:, 0] * len(vectors) + pairs[:, 1])
     return torch.stack([numbers // len(vectors), numbers % len(vectors)], dim=1)
 
 
 def as_they_lie(pairs: Tensor, images: Tensor) -> Tensor:
-    """(P,) the correlation of the edges of each pair of images (N, S, S)."""
+    """Return (P,): the correlation of the edges of each pair of images (N, S, S), not aligned."""
     if not len(pairs):
         return torch.zeros(0)
     chunks = torch.split(pairs, 4096)
@@ -119,7 +120,7 @@ def as_they_lie(pairs: Tensor, images: Tensor) -> Tensor:
 
 
 def edges(images: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Differences between neighbours, to the right and down, of blurred images (P, S, S)."""
+    """Return differences of neighbouring pixels, to the right and down, of blurred images (P, S, S)."""
     soft = nn.functional.avg_pool2d(images[:, None], 2, 1)
     soft = nn.functional.avg_pool2d(soft, 2, 1, padding=1)[:, 0]
     found = torch.stack([soft[:, 1:, 1:] - soft[:, 1:, :-1], soft[:, 1:, 1:] - soft[:, :-1, 1:]], 1)
@@ -130,18 +131,19 @@ def edges(images: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """(P,) from -1 to 1, of rows (P, D) whose mean is taken for zero."""
+    """Return (P,) from -1 to 1: the correlation of rows (P, D), whose means are taken as zero."""
     found: Tensor = nn.functional.cosine_similarity(a, b, dim=1, eps=1e-6)
     return found
 
 
 def likeness(a: Tensor, b: Tensor, fine_a: Tensor, fine_b: Tensor) -> Tensor:
-    """(P,) up to 1: how well b can be laid over a, (P, S, S), judged by the edges of the fine ones.
+    """Return (P,) up to 1: the correlation of the edges of fine_a and the aligned fine_b.
 
-    Three steps of Gauss and Newton over shift and scale of x and y, and contrast and brightness.
+    The alignment of b with a, both (P, S, S), is found by three Gauss-Newton steps over shift and
+    scale in x and y, contrast and brightness.
     """
     side = a.shape[-1]
-    place = (torch.arange(side) + 0.5) / side * 2 - 1  # as grid_sample counts: -1 to 1
+    place = (torch.arange(side) + 0.5) / side * 2 - 1  # in grid_sample's units: -1 to 1
     x, y = place[None, None, :], place[None, :, None]
     moved = torch.zeros(len(a), 4)  # shift and scale of x, of y
     target = a.flatten(1)[:, None]
@@ -163,7 +165,7 @@ def likeness(a: Tensor, b: Tensor, fine_a: Tensor, fine_b: Tensor) -> Tensor:
 
 
 def _warped(images: Tensor, moved: Tensor, mode: str) -> tuple[Tensor, Tensor]:
-    """Images (P, S, S) shifted and scaled, and where they are not from beyond the edge."""
+    """Return images (P, S, S) shifted and scaled, and a mask: 1 for pixels from inside the image."""
     side = images.shape[-1]
     place = ((torch.arange(side) + 0.5) / side * 2 - 1).expand(len(images), side)
     xs = (place * (1 + moved[:, 1:2]) + moved[:, 0:1])[:, None, :].expand(-1, side, -1)
@@ -177,14 +179,14 @@ def _warped(images: Tensor, moved: Tensor, mode: str) -> tuple[Tensor, Tensor]:
 
 
 def either_way(pairs: Tensor, coarse: Tensor, fine: Tensor, description: str) -> Tensor:
-    """(P,) the likeness of each pair of thumbnails, laid over each other either way."""
+    """Return (P,): the likeness of each pair, the larger of a aligned with b and b with a."""
     if not len(pairs):
         return torch.zeros(0)
     found = []
     chunks = torch.split(pairs, max(1, 2**18 // fine.shape[-1] ** 2))
     for chunk in bar(chunks, description, len(chunks), unit="chunk"):
         (a, b), (fine_a, fine_b) = (
-            [some[chunk[:, k]].float() for k in (0, 1)] for some in (coarse, fine)
+            [images[chunk[:, k]].float() for k in (0, 1)] for images in (coarse, fine)
         )
         one, other = likeness(a, b, fine_a, fine_b), likeness(b, a, fine_b, fine_a)
         found.append(torch.maximum(one, other))

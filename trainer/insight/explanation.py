@@ -15,12 +15,14 @@ from trainer.insight.features import feature_maps, first_kernels, grad_cam
 from trainer.insight.fonts import drawable, font
 from trainer.insight.pictures import fit, grid, sheet, to_picture, write_picture
 from trainer.insight.samples import as_seen
+from trainer.insight.pictures import drawable, fit, font, grid, sheet, to_picture, write_picture
+from trainer.insight.samples import as_pictures
 from trainer.trained import Trained
 
 MAX_CHANNELS = 64  # shown of a layer
 PANEL = 320  # pixels of a picture in the overview
 TOP = 5  # classes named
-NAME = "explanation.json"
+EXPLANATION_FILE = "explanation.json"
 
 # From little to much evidence; what has none keeps the picture's own grey.
 _HEAT = torch.tensor(
@@ -62,7 +64,7 @@ def explain(
             f"the run averages {inputs.shape[1]} crops; the pictures are of the middle one"
         )
         inputs = inputs[:, 4]  # FiveCrop's and TenCrop's fifth
-    seen = to_picture(as_seen(trained.pipeline, inputs.cpu())[0])
+    seen = to_picture(as_pictures(trained.pipeline, inputs.cpu())[0])
     predicted = int(probabilities.argmax())
     panels = [to_picture(image), seen]
     captions = [
@@ -88,14 +90,17 @@ def explain(
     if kernels is None:
         notes.append("no kernels: the first layer is no convolution, and not linear in the pixels")
     else:
-        write("kernels.png", *_some(kernels, "kernels of the first layer"))
+        write("kernels.png", *_channel_grid(kernels, "kernels of the first layer"))
     layers = dict(trained.model.named_modules())
     with trained.precision.autocast():
         all_maps = feature_maps(trained.model, inputs)
     for number, (name, maps) in enumerate(all_maps.items()):
         kind = type(layers[name.partition(" (")[0]]).__name__  # "relu (2)" is its second turn
         file = f"feature_maps/{number:02d}_{re.sub('[^A-Za-z0-9._-]+', '_', name)}.png"
-        write(file, *_some(maps, f"maps of {name} ({kind}), {maps.shape[2]} x {maps.shape[1]}"))
+        write(
+            file,
+            *_channel_grid(maps, f"maps of {name} ({kind}), {maps.shape[2]} x {maps.shape[1]}"),
+        )
 
     values, labels = probabilities.topk(min(TOP, len(probabilities)))
     likeliest = list(zip(labels.tolist(), values.tolist(), strict=True))
@@ -103,7 +108,9 @@ def explain(
     write("overview.png", overview(panels, captions, bars), "all at a glance")
     written.insert(0, written.pop())
     top = [(trained.classes[i], p) for i, p in likeliest]
-    write_json(folder / NAME, {"image": str(path), "sha256": sha256_of(path), "top": dict(top)})
+    write_json(
+        folder / EXPLANATION_FILE, {"image": str(path), "sha256": sha256_of(path), "top": dict(top)}
+    )
     return Explanation(written, top, notes)
 
 
@@ -163,7 +170,10 @@ def choose_folder(run: Path, image: Path) -> Path:
             if place.is_symlink():
                 raise RunError(f"{place} is a link; nothing is written behind it.")
         try:
-            if json.loads((folder / NAME).read_text(encoding="utf-8"))["sha256"] == digest:
+            if (
+                json.loads((folder / EXPLANATION_FILE).read_text(encoding="utf-8"))["sha256"]
+                == digest
+            ):
                 return folder
         except FileNotFoundError:
             return folder
@@ -177,7 +187,7 @@ def _safe(name: str) -> str:
     return safe.strip(". ") or "_"  # neither this folder nor the one above
 
 
-def _some(maps: Tensor, what: str) -> tuple[Image.Image, str]:
+def _channel_grid(maps: Tensor, what: str) -> tuple[Image.Image, str]:
     """A grid of the first MAX_CHANNELS, and what is to be said of it."""
     shown = maps[:MAX_CHANNELS]
     return grid(shown), f"{len(shown)} of {len(maps)} {what}"

@@ -1,7 +1,7 @@
-"""What a model makes of an image inside: kernels, feature maps, last features, Grad-CAM.
+"""What is inside a model: kernels, feature maps, last features, Grad-CAM.
 
-All run the model in eval mode and leave it as it was: modes, buffers, gradients, hooks, and the
-generators that dropout draws from.
+All functions run the model in eval mode and leave it as it was: modes, buffers, gradients, hooks,
+and the random generators that dropout uses.
 """
 
 import math
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Seen = Callable[[str, nn.Module, Tensor], Tensor | None]
+OutputHook = Callable[[str, nn.Module, Tensor], Tensor | None]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def first_kernels(model: nn.Module, input_shape: tuple[int, int, int]) -> Tensor | None:
-    """The first layer's weights as (N, C, h, w) float pictures on the CPU.
+    """Return the first layer's weights as (N, C, h, w) float pictures on the CPU.
 
-    A first convolution's kernels; of a first linear layer over the flattened (C, H, W) input, its
-    rows. None where the first layer with weights is neither.
+    These are the kernels of a convolution, or the rows of a linear layer over the flattened
+    (C, H, W) input. None if the model begins otherwise.
     """
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
@@ -36,33 +36,32 @@ def first_kernels(model: nn.Module, input_shape: tuple[int, int, int]) -> Tensor
 def feature_maps(
     model: nn.Module, inputs: Tensor, channels: int | None = None
 ) -> dict[str, Tensor]:
-    """What each layer makes of one image (1, C, H, W): name -> (channels, h, w) float on the CPU.
+    """Return the output maps of each layer for one image (1, C, H, W), in the order of the forward.
 
-    Every layer without inner ones whose output is such a stack of maps of more than one pixel, in
-    the order in which they run; one that runs again has its turn behind its name. ``channels``:
-    only the first so many.
+    name -> (channels, h, w) float on the CPU, for layers without inner layers whose maps have more
+    than one pixel. A layer that runs twice comes again as "name (2)". channels: at most so many.
     """
     maps: dict[str, Tensor] = {}
 
     def keep(name: str, layer: nn.Module, output: Tensor) -> None:
         if any(layer.children()):
             return
-        # A copy: a ReLU may write into what the layer before it gave.
-        maps[_again(name, maps)] = output[0, :channels].float().cpu().clone()
+        # A copy: an in-place ReLU may write into the output of the layer before it.
+        maps[_numbered(name, maps)] = output[0, :channels].float().cpu().clone()
 
     with evaluating(model, inputs.device), torch.inference_mode():
-        with _watching(model, inputs, maps=keep):
+        with _outputs_hooked(model, inputs, maps=keep):
             model(inputs)
     return maps
 
 
 def penultimate(model: nn.Module, inputs: Tensor) -> Tensor:
-    """What the last linear layer reads of images (B, C, H, W): (B, F) float on the CPU.
+    """Return the last linear layer's input for images (B, C, H, W): (B, F) float on the CPU.
 
-    Of a model without one, the last convolution's input, averaged over its positions.
-    Raises ValueError for a model without either.
+    Without a linear layer it is the last convolution's input, averaged over its positions.
+    Raises ValueError if the model has neither.
     """
-    read: dict[bool, Tensor] = {}  # by whether it is a linear layer's
+    read: dict[bool, Tensor] = {}  # key: whether the layer is linear
 
     def keep(layer: nn.Module, arguments: Any) -> None:
         if arguments and isinstance(arguments[0], Tensor) and len(arguments[0]) == len(inputs):
@@ -80,11 +79,11 @@ def penultimate(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def grad_cam(model: nn.Module, inputs: Tensor, class_index: int) -> tuple[Tensor, str]:
-    """Where a model looks for a class in one image (1, C, H, W): (H, W) in 0-1, and the layer.
+    """Return where a model finds evidence for a class: (H, W) in 0-1, and the name of the layer.
 
-    Selvaraju et al., 2017, "Grad-CAM", eq. 1 and 2, at the last layer that gives maps of more than
-    one pixel; enlarged to the image, its largest value 1 (0 where nothing speaks for the class).
-    Raises ValueError for a model that has no such layer, or leaves its maps for tokens.
+    inputs: one image (1, C, H, W). Selvaraju et al., 2017, "Grad-CAM", eq. 1 and 2, at the last
+    layer whose maps have more than one pixel; enlarged to the image. The largest value is 1, or 0
+    if there is no evidence. Raises ValueError if no layer has such maps, or tokens follow them.
     """
     found: list[tuple[str, Tensor, Tensor]] = []
     tokens: list[str] = []
@@ -92,9 +91,9 @@ def grad_cam(model: nn.Module, inputs: Tensor, class_index: int) -> tuple[Tensor
     def keep(name: str, layer: nn.Module, output: Tensor) -> Tensor | None:
         is_block = any(layer.children())
         if found and output is found[-1][2] and is_block and not output._version:
-            return None  # it ends in the layer just seen, and has written nothing into its output
+            return None  # the block returns its last layer's output, unchanged
         tokens.clear()
-        found.append((name, output, output.clone()))  # what comes next may write into its input
+        found.append((name, output, output.clone()))  # the next layer may write into its input
         return found[-1][2]
 
     def other(name: str, layer: nn.Module, output: Tensor) -> None:
@@ -103,9 +102,10 @@ def grad_cam(model: nn.Module, inputs: Tensor, class_index: int) -> tuple[Tensor
 
     name_of_model = type(model).__name__
     with evaluating(model, inputs.device), torch.inference_mode(False), torch.enable_grad():
-        # Of the input too: a frozen model has no other gradient. Twice: a leaf can't be written to.
+        # The input gets a gradient too: a frozen model has no other. The second clone is no leaf,
+        # so that an in-place layer may write into it.
         images = inputs.detach().clone().requires_grad_().clone()
-        with _watching(model, images, maps=keep, others=other):
+        with _outputs_hooked(model, images, maps=keep, others=other):
             logits = model(images)
         if not found:
             raise ValueError(f"{name_of_model} has no layer that gives maps: no place to look at")
@@ -119,14 +119,14 @@ def grad_cam(model: nn.Module, inputs: Tensor, class_index: int) -> tuple[Tensor
     if gradient is None:
         raise ValueError(f"{name_of_model}'s logits do not depend on its last maps ({name})")
     weights = gradient.float().mean(dim=(2, 3), keepdim=True)
-    seen = (weights * maps.detach().float()).sum(dim=1, keepdim=True).relu()
-    seen = functional.interpolate(seen, inputs.shape[-2:], mode="bilinear")[0, 0].cpu()
-    return seen / seen.max().clamp_min(torch.finfo(seen.dtype).tiny), name
+    heat = (weights * maps.detach().float()).sum(dim=1, keepdim=True).relu()
+    heat = functional.interpolate(heat, inputs.shape[-2:], mode="bilinear")[0, 0].cpu()
+    return heat / heat.max().clamp_min(torch.finfo(heat.dtype).tiny), name
 
 
 @contextmanager
 def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Run the body in eval mode; modes and generators are afterwards as they were."""
+    """Context manager: eval mode inside; modes and random generators are restored afterwards."""
     was_training = [layer for layer in model.modules() if layer.training]
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -134,18 +134,22 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
         try:
             yield
         finally:
-            for layer in was_training:  # one by one: some layers of a model may be frozen
+            for layer in was_training:  # one by one: frozen layers were in eval mode before
                 layer.training = True
 
 
 @contextmanager
-def _watching(
+def _outputs_hooked(
     model: nn.Module,
     inputs: Tensor,
-    maps: Seen,
-    others: Seen = lambda name, layer, output: None,
+    maps: OutputHook,
+    others: OutputHook = lambda name, layer, output: None,
 ) -> Iterator[None]:
-    """Show each layer's output to ``maps`` or ``others``; what they return replaces it."""
+    """Context manager: inside, each layer calls ``maps`` or ``others`` with its name and output.
+
+    What they return, if not None, replaces the output. ``maps`` gets (B, C, h, w) that has about
+    the image's proportions, ``others`` what has no such shape at all.
+    """
     names = {layer: name for name, layer in model.named_modules()}
     height, width = inputs.shape[-2:]
 
@@ -154,8 +158,8 @@ def _watching(
             return None
         if output.ndim != 4 or output.shape[-2:].numel() < 2:
             return others(names[layer], layer, output)
-        # Swin and ConvNeXt turn their maps to have channels last and work along these. What has
-        # not about the image's proportions is no picture of it.
+        # Linear layers and LayerNorms of Swin and ConvNeXt have channels last: these are no maps.
+        # Neither is an output whose proportions are not about the image's.
         h, w = output.shape[-2:]
         stretched = (h * width) / (w * height)
         if isinstance(layer, nn.Linear) or type(layer) is nn.LayerNorm:
@@ -168,7 +172,7 @@ def _watching(
         yield
 
 
-def _again(name: str, taken: dict[str, Tensor]) -> str:
+def _numbered(name: str, taken: dict[str, Tensor]) -> str:
     turn = 1
     while (f"{name} ({turn})" if turn > 1 else name) in taken:
         turn += 1

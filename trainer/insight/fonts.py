@@ -76,7 +76,7 @@ def legible(text: str) -> str:
     return "".join(c if c.isprintable() and _can_write(c) else "?" for c in text)
 
 
-def shortened(text: str, size: int, width: float) -> str:
+def fit_to_pixels(text: str, size: int, width: float) -> str:
     """Text no wider than ``width`` pixels in a font of this size."""
     face = font(size, text)
     if face.getlength(text) <= width:

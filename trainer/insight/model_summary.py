@@ -20,7 +20,7 @@ from trainer.job import Job
 from trainer.loop import Batches, predict, train_steps
 
 MOST_ROWS = 60  # of the table of layers; deeper levels are summed up where there are more
-PATIENCE = 1.5  # seconds of training that are timed, or an epoch where it takes less
+TIMED_SECONDS = 1.5  # seconds of training that are timed, or an epoch where it takes less
 WIDTHS = (38, 22, 18)  # characters of a layer's name, type and output at most
 
 
@@ -148,13 +148,13 @@ def table_of(model: nn.Module, outputs: dict[str, str]) -> tuple[list[Layer], in
     modules = [(name, module) for name, module in model.named_modules() if name] or [("", model)]
     deepest = max(name.count(".") for name, _ in modules)
     for depth in range(deepest, -1, -1):
-        rows = list(_rows(model, outputs, depth))
+        rows = list(_layer_rows(model, outputs, depth))
         if len(rows) <= MOST_ROWS:
             break
     return rows[:MOST_ROWS], max(len(rows) - MOST_ROWS, 0)
 
 
-def _rows(model: nn.Module, outputs: dict[str, str], depth: int) -> Iterator[Layer]:
+def _layer_rows(model: nn.Module, outputs: dict[str, str], depth: int) -> Iterator[Layer]:
     counted: set[int] = set()  # parameters that several modules share belong to the first
     for name, module in model.named_modules():
         level = name.count(".") if name else -1
@@ -191,10 +191,12 @@ def measure(job: Job, images: Tensor, labels: Tensor) -> Cost:
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(job.device)
     began = now(job.device)
-    for _ in steps_of(job, [(images, labels)]):
+    for _ in real_steps(job, [(images, labels)]):
         pass
     step_seconds = now(job.device) - began
-    is_slow = step_seconds > PATIENCE  # nobody waits for more steps, and warming up is little of it
+    is_slow = (
+        step_seconds > TIMED_SECONDS
+    )  # nobody waits for more steps, and warming up is little of it
     peak = torch.cuda.max_memory_allocated(job.device) if on_gpu else None
     gradients = [p.grad for p in job.model.parameters() if p.grad is not None]
     parameters = [*job.model.parameters(), *job.model.buffers()]
@@ -240,7 +242,7 @@ def kept_for_backward(job: Job, images: Tensor, labels: Tensor) -> tuple[float, 
     return loss.item(), sum(kept.values())
 
 
-def steps_of(job: Job, batches: Batches) -> Iterator[Any]:
+def real_steps(job: Job, batches: Batches) -> Iterator[Any]:
     """Real steps of training, whatever their loss."""
     config = job.config
     return train_steps(
@@ -260,14 +262,14 @@ def steps_of(job: Job, batches: Batches) -> Iterator[Any]:
 
 
 def time_training(job: Job) -> float:
-    """Seconds of an epoch's steps with their data, from as many as PATIENCE allows."""
+    """Seconds of an epoch's steps with their data, from as many as TIMED_SECONDS allows."""
     batches = islice(job.train_loader.epoch(0), 2)  # warms the machine up, starts the workers
-    for _ in steps_of(job, batches):
+    for _ in real_steps(job, batches):
         pass
     done, began = 0, now(job.device)
-    for _ in steps_of(job, job.train_loader.epoch(1)):
+    for _ in real_steps(job, job.train_loader.epoch(1)):
         done += 1
-        if time.perf_counter() - began > PATIENCE:
+        if time.perf_counter() - began > TIMED_SECONDS:
             break
     return (now(job.device) - began) * len(job.train_loader) / done
 
@@ -283,7 +285,7 @@ def time_validation(job: Job, warm_up: bool) -> float:
         for images, labels in job.val_loader.epoch():
             yield images, labels
             done += len(labels)
-            if time.perf_counter() - began > PATIENCE / 3:
+            if time.perf_counter() - began > TIMED_SECONDS / 3:
                 return
 
     began = now(job.device)
@@ -319,7 +321,7 @@ def lines(summary: ModelSummary) -> list[str]:
     frozen = f", {summary.frozen:,} of them frozen" if summary.frozen else ""
     epoch = f"{seconds(cost.train_seconds)} of training, {seconds(cost.val_seconds)} of validation"
     return [
-        *table(summary),
+        *layer_table(summary),
         f"total   {summary.parameters:,} parameters{frozen}; one image forward: {flops}",
         f"batch   {images}, loss {cost.loss:.4f}",
         f"memory  {memory}{peak}",
@@ -327,7 +329,7 @@ def lines(summary: ModelSummary) -> list[str]:
     ]
 
 
-def table(summary: ModelSummary) -> list[str]:
+def layer_table(summary: ModelSummary) -> list[str]:
     """The rows of layers under their head, in columns as wide as they need."""
     cells = [("layer", "type", "output", "parameters", "trained")]
     words = {None: "", True: "yes", False: "no", "part": "part"}

@@ -1,4 +1,4 @@
-"""What TensorBoard's dashboards read, made of tensors and settings: one function for each kind."""
+"""Tensors and settings as what TensorBoard's dashboards read: one function for each kind."""
 
 import html
 import json
@@ -27,22 +27,22 @@ from trainer.insight.pictures import png
 from trainer.tables import SCALAR
 
 BINS = 50  # of a histogram; TensorBoard draws 30
-ELEMENTS = 32_000  # of a tensor that a histogram counts: what torch does on one thread
+ELEMENTS = 32_000  # of a tensor, counted in a histogram: so many torch counts on one thread
 THRESHOLDS = 127  # of a PR curve; TensorBoard reads no more
-NO_CHOICE = (  # settings by which runs are not told apart
+NO_CHOICE = (  # settings that people do not vary to compare runs
     *("name", "log.", "checkpoint.", "metrics", "dataset.root", "dataset.draw_if_absent"),
     *("loader.workers", "loader.cache", "loader.eval_batch_size"),
     *("train.device", "train.threads", "train.budget", "train.skip_non_finite"),
 )
 OFF = ("null", "false")
-CURVES = 20  # classes of which there is a PR curve
+MAX_PR_CURVES = 20  # the first so many classes get a PR curve
 _PR_CURVE = PrCurvePluginData(version=0, num_thresholds=THRESHOLDS).SerializeToString()
 _SHARES = [min(1.0, (255 - grey) / (255 - 43)) for grey in range(256)]  # 43 is the blue's grey
 _BLUES = [round(255 + share * (c - 255)) for share in _SHARES for c in (8, 48, 107)]
 
 
 def picture(tag: str, made: Image.Image) -> Any:
-    """A picture for the images dashboard."""
+    """Return a picture for the images dashboard."""
     encoded = Summary.Image(
         encoded_image_string=png(made), width=made.width, height=made.height, colorspace=3
     )
@@ -50,19 +50,22 @@ def picture(tag: str, made: Image.Image) -> Any:
 
 
 def in_blue(made: Image.Image) -> Image.Image:
-    """A picture that is white to dark blue with a byte a pixel: written in a fifth of the time."""
+    """Return a white to dark blue picture with one byte a pixel: it is written 5 times faster."""
     one_plane = made.convert("L")
     one_plane.putpalette(_BLUES)
     return one_plane
 
 
 def histogram(tag: str, tensor: Tensor) -> Any | None:
-    """How a tensor's numbers are spread, of at most ELEMENTS in even strides; None without any."""
+    """Return a histogram of at most ELEMENTS numbers of a tensor, in even strides.
+
+    Numbers that are not finite are left out; None if no number is left.
+    """
     values = tensor.detach().flatten()
     values = values[:: math.ceil(len(values) / ELEMENTS) or 1].float().cpu()
-    if not (spread := values.sum()).isfinite():
+    if not (total := values.sum()).isfinite():
         values = values[values.isfinite()]
-        spread = values.sum()
+        total = values.sum()
     if not len(values):
         return None
     low, high = (end.item() for end in values.aminmax())
@@ -72,21 +75,21 @@ def histogram(tag: str, tensor: Tensor) -> Any | None:
     else:
         counts, limits = [float(len(values))], [high]
     square = torch.dot(values, values).item()
-    parts = (low, high, len(values), spread.item(), square, limits, counts)
-    return summary.histogram_raw(tag, *parts)  # type: ignore[no-untyped-call]
+    numbers = (low, high, len(values), total.item(), square, limits, counts)
+    return summary.histogram_raw(tag, *numbers)  # type: ignore[no-untyped-call]
 
 
 def pr_curves(tag: str, chances: Tensor, labels: Tensor, classes: Sequence[str]) -> Iterator[Any]:
-    """Precision and recall of each class against the rest, by threshold; of the first CURVES.
+    """Yield precision and recall over the threshold, one class against the rest.
 
-    chances (N, K) are probabilities, labels (N,) int64.
+    chances (N, K) are probabilities, labels (N,) int64. Only the first MAX_PR_CURVES classes.
     """
-    numbers = torch.arange(min(len(classes), CURVES))
+    numbers = torch.arange(min(len(classes), MAX_PR_CURVES))
     places = (chances[:, : len(numbers)].nan_to_num(0) * (THRESHOLDS - 1)).long()
     places = places.clamp(0, THRESHOLDS - 1) + numbers * THRESHOLDS
     is_of_class = labels[:, None] == numbers
 
-    def above(chosen: Tensor) -> Tensor:  # (K, THRESHOLDS): how many lie at or above each
+    def above(chosen: Tensor) -> Tensor:  # (K, THRESHOLDS): counts at or above each threshold
         counts = chosen.bincount(minlength=len(numbers) * THRESHOLDS)
         return counts.view(-1, THRESHOLDS).flip(1).cumsum(1).flip(1).double()
 
@@ -97,7 +100,7 @@ def pr_curves(tag: str, chances: Tensor, labels: Tensor, classes: Sequence[str])
     recall = right / (right + missed).clamp_min(1e-7)
     curves = torch.stack([right, wrong, rejected, missed, precision, recall], dim=1).float()
     for name, curve in zip(classes, curves.numpy(), strict=False):
-        # summary.pr_curve_raw, which makes a Python number of each, takes three times as long.
+        # summary.pr_curve_raw makes a Python number of each, which takes three times as long.
         plugin = SummaryMetadata.PluginData(plugin_name="pr_curves", content=_PR_CURVE)
         value = Summary.Value(
             tag=f"{tag}/{visible(name)}", metadata=SummaryMetadata(plugin_data=plugin)
@@ -110,11 +113,11 @@ def pr_curves(tag: str, chances: Tensor, labels: Tensor, classes: Sequence[str])
 
 
 def graph(model: nn.Module, input_shape: tuple[int, int, int], device: torch.device) -> bytes:
-    """The model as a GraphDef, traced in eval mode with one image; raises what tracing raises."""
+    """Return the model as a GraphDef, traced in eval mode with one image; raises as tracing does."""
     inputs = (torch.zeros(1, *input_shape, device=device),)
     with evaluating(model, device), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that tracing will go, and of sizes that become constants
-        # Not checked by tracing again: of transformers the two differ, in nothing that is drawn.
+        warnings.simplefilter("ignore")  # tracing is deprecated, and sizes become constants
+        # check_trace would trace again: two traces of a transformer differ, but not in the graph.
         trace = torch.jit.trace(model, inputs, strict=False, check_trace=False)  # type: ignore[no-untyped-call]
         traced = trace.graph
         torch._C._jit_pass_inline(traced)
@@ -124,7 +127,7 @@ def graph(model: nn.Module, input_shape: tuple[int, int, int], device: torch.dev
 
 
 def curves_together(config: Config) -> Any:
-    """The layout of the custom scalars: what belongs together is in one chart."""
+    """Return the layout of the custom scalars: curves that belong together share a chart."""
     metrics = [metric.name for metric in config.metrics if metric.name in SCALAR]
     charts = {"loss": ["train/loss_epoch", "val/loss"]}
     charts |= {name: [f"val/{name}"] for name in metrics}
@@ -136,18 +139,19 @@ def curves_together(config: Config) -> Any:
 
 
 def hyperparameters(config: Config) -> dict[str, float | str]:
-    """What people vary, flat: ``optimizer.lr: 0.05``. Numbers stay numbers, all else is text.
+    """Return the settings that people vary, flat: ``{"optimizer.lr": 0.05}``.
 
-    Left out is what is off, and what changes no result: TensorBoard shows the first five.
+    Numbers stay numbers, all else is text. Settings that are off or change no result are left out:
+    TensorBoard shows the first five only.
     """
-    values = _flat("", config.model_dump(mode="json"))
+    values = _flat_settings("", config.model_dump(mode="json"))
     return {key: v for key, v in values if not key.startswith(NO_CHOICE) and v not in OFF}
 
 
-def _flat(path: str, value: Any) -> Iterator[tuple[str, float | str]]:
+def _flat_settings(path: str, value: Any) -> Iterator[tuple[str, float | str]]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flat(f"{path}.{key}" if path else key, inner)
+            yield from _flat_settings(f"{path}.{key}" if path else key, inner)
     elif isinstance(value, list):
         yield path, visible(", ".join(map(_in_short, value)))
     elif isinstance(value, bool) or value is None:  # TensorBoard shows 1.0000, and leaves None out
@@ -157,7 +161,7 @@ def _flat(path: str, value: Any) -> Iterator[tuple[str, float | str]]:
 
 
 def _in_short(item: Any) -> str:
-    """A component as ``Resize(size=[32, 32])``, any other value as it is in the YAML."""
+    """Return a component as ``Resize(size=[32, 32])``, any other value as the YAML has it."""
     if isinstance(item, dict) and "name" in item:
         arguments = [f"{key}={_in_short(value)}" for key, value in item.items() if key != "name"]
         return f"{item['name']}({', '.join(arguments)})" if arguments else str(item["name"])
@@ -167,18 +171,18 @@ def _in_short(item: Any) -> str:
 
 
 def metrics_of(config: Config) -> list[str]:
-    """The tags of the numbers by which runs are compared."""
+    """Return the tags of the metrics by which runs are compared."""
     names = ["loss"] + [metric.name for metric in config.metrics if metric.name in SCALAR]
     return [f"{split}/{name}" for split in ("val", "test") for name in names]
 
 
 def code(text: str) -> str:
-    """Markdown that shows a text as it is."""
+    """Return Markdown that shows a text as it is."""
     return "\n".join(f"    {visible(line)}" for line in text.splitlines())
 
 
-def table(values: Mapping[str, Any]) -> str:
-    """Markdown's table of names and values; lists and mappings are a line each."""
+def name_value_table(values: Mapping[str, Any]) -> str:
+    """Return a Markdown table of names and values; items of a list or mapping get a line each."""
     lines = ["| | |", "|---|---|"]
     for key, value in values.items():
         if key == "command" and isinstance(value, list):
@@ -186,11 +190,11 @@ def table(values: Mapping[str, Any]) -> str:
         elif isinstance(value, dict):
             value = [f"{name} {content}" for name, content in value.items()]
         items = value if isinstance(value, list) else [value]
-        lines.append(f"| {_plain(key)} | {'<br>'.join(map(_plain, items))} |")
+        lines.append(f"| {_escaped(key)} | {'<br>'.join(map(_escaped, items))} |")
     return "\n".join(lines)
 
 
-def _plain(value: object) -> str:
-    """Text that is no markup, neither HTML's nor Markdown's."""
+def _escaped(value: object) -> str:
+    """Return text in which nothing is markup, neither HTML's nor Markdown's."""
     escaped = html.escape(visible(str(value)), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", escaped).replace("\\|", "&#124;")

@@ -20,8 +20,8 @@ from trainer.insight.charts import draw_confusion as draw_confusion
 from trainer.insight.charts import draw_curves as draw_curves
 from trainer.insight.charts import draw_lines as draw_lines
 from trainer.insight.fonts import drawable as drawable
+from trainer.insight.fonts import fit_to_pixels, legible
 from trainer.insight.fonts import font as font
-from trainer.insight.fonts import legible, shortened
 
 
 def to_picture(image: Tensor) -> Image.Image:
@@ -56,7 +56,7 @@ def sheet(
         fitted = fit(to_picture(picture) if isinstance(picture, Tensor) else picture, size)
         made.paste(fitted, (x + (size - fitted.width) // 2, y + (size - fitted.height) // 2))
         for n, line in enumerate(texts):
-            text = shortened(legible(line), 13, size + 6)
+            text = fit_to_pixels(legible(line), 13, size + 6)
             draw.text((x - 3, y + size + 7 + 17 * n), text, colour or INK, font(13, text))
     return made
 

@@ -26,11 +26,11 @@ from transforms.keyed import seed_of
 from transforms.pipeline import Pipeline
 
 MAX_SHEET = 100  # pictures on a sheet
-THUMBNAIL = 160  # pixels
+SHEET_THUMBNAIL = 160  # pixels
 BATCH_SIZE = 32  # views of images, of a model as large as they come on a laptop
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
@@ -91,23 +91,23 @@ def predict_files(
         thumbnail = None
         if path in with_thumbnail:
             thumbnail = to_picture(image)
-            thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+            thumbnail.thumbnail((SHEET_THUMBNAIL, SHEET_THUMBNAIL))
         return _Views(path, inputs, draws, thumbnail)
 
     at_once = batch_size or trained.config.loader.eval_batch_size or BATCH_SIZE
     size = max(1, at_once // (count + 1))
     waiting: list[_Views | Prediction] = []
-    with closing(in_order(read, paths)) as results:
+    with closing(map_in_order(read, paths)) as results:
         for result in results:
             waiting.append(result)
             if len(waiting) == size:
-                yield from _judged(trained, waiting, tta == "flip")
+                yield from _predicted(trained, waiting, tta == "flip")
                 waiting = []
     if waiting:
-        yield from _judged(trained, waiting, tta == "flip")
+        yield from _predicted(trained, waiting, tta == "flip")
 
 
-def _judged(
+def _predicted(
     trained: Trained, waiting: Sequence[_Views | Prediction], flip: bool
 ) -> Iterator[Prediction]:
     """Predictions of what was read, in one batch."""
@@ -150,13 +150,13 @@ def draw_views(pipeline: Pipeline, image: Tensor, count: int) -> Tensor:
     return pipeline(images, torch.zeros(count, dtype=torch.int64), numbers, 0)[0]
 
 
-def in_order(
-    function: Callable[[Item], Result], items: Iterable[Item]
-) -> Generator[Result, None, None]:
+def map_in_order(
+    function: Callable[[Input], Output], items: Iterable[Input]
+) -> Generator[Output, None, None]:
     """``function`` of each item, in order, by threads that are only a few items ahead."""
     workers = min(os.cpu_count() or 1, 16)
     pool = ThreadPoolExecutor(workers)
-    running: deque[Future[Result]] = deque()
+    running: deque[Future[Output]] = deque()
     try:
         for item in items:
             running.append(pool.submit(function, item))

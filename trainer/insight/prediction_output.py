@@ -14,6 +14,8 @@ from trainer.insight.columns import pad, visible, width_of
 from trainer.insight.fonts import drawable
 from trainer.insight.pictures import sheet
 from trainer.insight.prediction import THUMBNAIL, Prediction
+from trainer.insight.pictures import drawable, sheet
+from trainer.insight.prediction import SHEET_THUMBNAIL, Prediction
 
 
 def table_lines(
@@ -110,4 +112,4 @@ def prediction_sheet(predictions: Iterable[Prediction], classes: Sequence[str]) 
                 [f"{names[label]} ({one.probabilities[label]:.4f})", os.path.basename(one.path)]
             )
     columns = 4 if len(pictures) <= 16 else 10
-    return sheet(pictures, captions, columns=columns, size=THUMBNAIL)
+    return sheet(pictures, captions, columns=columns, size=SHEET_THUMBNAIL)

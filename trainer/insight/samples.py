@@ -9,34 +9,35 @@ from transforms.pipeline import Pipeline
 
 
 def spread(count: int, most: int) -> Tensor:
-    """At most ``most`` of 0..count-1 in even strides: folders come class by class."""
+    """Return at most ``most`` of 0..count-1 in even strides, as files are sorted by class."""
     if count <= most:
         return torch.arange(count)
     return torch.arange(most) * count // most
 
 
 def one_crop(images: Tensor) -> Tensor:
-    """The images (B, C, H, W) of a batch; of (B, crops, C, H, W) the first crop of each."""
+    """Return images (B, C, H, W) as they are, or the first crop of each of (B, crops, C, H, W)."""
     return images if images.ndim == 4 else images.flatten(1, -4)[:, 0]
 
 
-def original_image(part: Part, row: int) -> Tensor:
-    """An image of a part (C, H, W) uint8 as the dataset gives it."""
-    return part.dataset.image(int(part.indices[row]))
+def original_image(subset: Part, row: int) -> Tensor:
+    """Return an image of a split as the dataset gives it: (C, H, W) uint8."""
+    return subset.dataset.image(int(subset.indices[row]))
 
 
-def stored_image(part: Part, row: int) -> Tensor:
-    """An image of a part (C, H, W) uint8 as it is kept, else as the dataset gives it."""
-    if part.images is None:
-        return original_image(part, row)
-    image = part.images[row].cpu()
+def stored_image(subset: Part, row: int) -> Tensor:
+    """Return an image of a split from the cache, else from the dataset: (C, H, W) uint8."""
+    if subset.images is None:
+        return original_image(subset, row)
+    image = subset.images[row].cpu()
     return image if image.ndim == 3 else image.flatten(0, -4)[0]
 
 
-def as_seen(pipeline: Pipeline, inputs: Tensor) -> Tensor:
-    """Inputs (B, C, H, W) float of a model as pictures of 0-255 uint8, without Normalize.
+def as_pictures(pipeline: Pipeline, inputs: Tensor) -> Tensor:
+    """Return a model's inputs (B, C, H, W) float as uint8 pictures, with Normalize undone.
 
-    Other numbers than 0-1 are stretched to it. Of channels that are neither 1 nor 3, the first.
+    If values are then outside 0-1, the range is stretched to 0-1. Other channels than 1 or 3
+    become the first one.
     """
     images = inputs
     for transform in reversed((*pipeline.fixed, *pipeline.rest)):

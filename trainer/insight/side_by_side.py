@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trainer.document import flow
-from trainer.insight.columns import fits, lay_out, visible
-from trainer.insight.compared import Compared, Points
+from trainer.insight.columns import fits_in_one_block, lay_out, visible
+from trainer.insight.compared import Compared, CurvePoints
 from trainer.insight.comparison import (
     ABSENT,
-    MATTER_NOT,
+    NO_EFFECT,
     best_of,
     differing,
-    in_order,
+    merge_orders,
     metric_rows,
     over_seeds,
     shown_metrics,
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # What tells runs apart best.
-FIRST_TOLD = ("model.name", "optimizer.name", "optimizer.lr", "seed", "loader.batch_size")
+NAMED_FIRST = ("model.name", "optimizer.name", "optimizer.lr", "seed", "loader.batch_size")
 LONGER = 10  # times as many epochs as another run
-CURVES = 8  # as many colours as a panel has
+CURVES_IN_A_PANEL = 8  # as many colours as a panel has
 MAX_PANELS = 12
 
 
@@ -71,7 +71,7 @@ def side_by_side(
     """A column a run where there is room for it, else a line a run."""
     table = [["", *(run.label for run in runs)]]
     table += [[visible(name), *cells] for name, cells in rows.items()]
-    if not fits(table, width):
+    if not fits_in_one_block(table, width):
         table = [list(column) for column in zip(*table, strict=True)]
     return lay_out(table, width)
 
@@ -82,14 +82,14 @@ def settings_of(
     """The settings side by side; where that has no room, what most runs have, and who has not."""
     across = [["", *(run.label for run in runs)], *([key, *cells] for key, cells in rows.items())]
     down = list(zip(*across, strict=True))
-    if fits(across, width) or fits(down, width):
+    if fits_in_one_block(across, width) or fits_in_one_block(down, width):
         return side_by_side(runs, rows, width)
     usual = {key: most_common(cells) for key, cells in rows.items()}
     present = {key: value for key, value in usual.items() if value != ABSENT}
-    table = [["", "settings"], ["most", told_settings(present)]]
+    table = [["", "settings"], ["most", settings_text(present)]]
     for i, run in enumerate(runs):
         own = {key: cells[i] for key, cells in rows.items() if cells[i] != usual[key]}
-        table.append([run.label, told_settings(own) or "as most"])
+        table.append([run.label, settings_text(own) or "as most"])
     return lay_out(table, width)
 
 
@@ -98,12 +98,12 @@ def most_common(cells: Sequence[str]) -> str:
     return Counter(cells).most_common(1)[0][0]
 
 
-def told_settings(values: Mapping[str, str]) -> str:
+def settings_text(values: Mapping[str, str]) -> str:
     """Settings one after the other, as the command line takes them."""
     return "; ".join(f"{visible(key)}={value}" for key, value in values.items())
 
 
-def draw(runs: Sequence[Compared]) -> "Image.Image | None":
+def draw_comparison(runs: Sequence[Compared]) -> "Image.Image | None":
     """The curves of all runs, a colour each; None where no epoch has ended yet.
 
     More runs than there are colours go into further panels.
@@ -111,13 +111,15 @@ def draw(runs: Sequence[Compared]) -> "Image.Image | None":
     from trainer.insight.charts import draw_lines
 
     names = short_names(runs)
-    monitors = in_order([[r.found.monitor] for r in runs if r.found.monitor])
-    panels: dict[str, dict[str, Points]] = {}
+    monitors = merge_orders([[r.found.monitor] for r in runs if r.found.monitor])
+    panels: dict[str, dict[str, CurvePoints]] = {}
     for tag in dict.fromkeys(["val/loss", *monitors, "train/loss_epoch"]):
         title = tag.removesuffix("_epoch")
-        for begin in range(0, len(runs), CURVES):
-            part = runs[begin : begin + CURVES]
-            within = f" ({part[0].label} to {part[-1].label})" if len(runs) > CURVES else ""
+        for begin in range(0, len(runs), CURVES_IN_A_PANEL):
+            part = runs[begin : begin + CURVES_IN_A_PANEL]
+            within = (
+                f" ({part[0].label} to {part[-1].label})" if len(runs) > CURVES_IN_A_PANEL else ""
+            )
             curves = {names[run.label]: run.curves.get(tag, []) for run in part}
             if any(curves.values()) and len(panels) < MAX_PANELS:
                 panels[title + within] = curves
@@ -132,10 +134,10 @@ def draw(runs: Sequence[Compared]) -> "Image.Image | None":
 def short_names(runs: Sequence[Compared]) -> dict[str, str]:
     """What each run is called in a legend: its label, and what it has that most have not.
 
-    Of more than two such settings, those that come first in FIRST_TOLD; of none, the run's name.
+    Of more than two such settings, those that come first in NAMED_FIRST; of none, the run's name.
     """
-    keys = [key for key in differing(runs) if not key.startswith(MATTER_NOT)]
-    keys.sort(key=lambda key: FIRST_TOLD.index(key) if key in FIRST_TOLD else len(FIRST_TOLD))
+    keys = [key for key in differing(runs) if not key.startswith(NO_EFFECT)]
+    keys.sort(key=lambda key: NAMED_FIRST.index(key) if key in NAMED_FIRST else len(NAMED_FIRST))
     cells = {key: [shown_value(run, key) for run in runs] for key in keys}
     names = {}
     for i, run in enumerate(runs):
