@@ -211,7 +211,7 @@ def test_a_key_that_is_none_to_sort_by_is_answered_with_those_that_are(key, caps
     told = capsys.readouterr().err
     assert ended.value.code == 2 and repr(key) in told
     assert "started, name, status, epochs, val, test or time" in told
-    assert "val and test are the metric that a run is judged by" in told
+    assert "val and test are the metric that the run's train.monitor names" in told
 
 
 def test_of_losses_the_lowest_is_the_best(tmp_path, listed):

@@ -1,4 +1,4 @@
-"""Whether an exported model answers as the run's own does: the images to ask, and the verdict."""
+"""Whether an exported model gives the outputs of the run's model: test inputs, and comparison."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -23,33 +23,33 @@ from trainer.words import listed
 from transforms.keyed import seed_of
 
 TOLERANCE = 1e-5
-MAX_IMAGES = 64  # of the run's test images, or of those that the user names
+MAX_IMAGES = 64  # of the run's test images, or of the user's
 
 Items = TypeVar("Items", list[Path], list[str], Tensor)
-ImagesToLogits = Callable[[Tensor], Tensor]
+Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Inputs (N, C, H, W) float32 on the CPU, and what they are, in words."""
+    """Inputs (N, C, H, W) float32 on the CPU, and a phrase for what they are."""
 
     inputs: Tensor
     source: str
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W)."""
+        """(C, H, W) of an input."""
         return tuple(self.inputs.shape[1:])
 
     def batches(self) -> list[Tensor]:
-        """One, two and seven of them, and all; too few are taken again."""
+        """Return batches of one, two, seven and all inputs; inputs repeat if there are too few."""
         sizes = sorted({1, 2, 7, len(self.inputs)})
         return [self.inputs[torch.arange(size) % len(self.inputs)] for size in sizes]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The greatest absolute differences, and the largest absolute logit of the original."""
+    """The greatest absolute differences, and the largest absolute logit of the run's model."""
 
     logits: float
     probabilities: float
@@ -57,16 +57,16 @@ class Difference:
 
     @property
     def is_small(self) -> bool:
-        """Whether both are within TOLERANCE; of the logits, where they exceed 1, relative to them.
+        """Whether both are within TOLERANCE. For logits above 1 it is relative to the largest.
 
-        A float32 has seven digits: two exact ways to sum up a logit of 100 may differ by 1e-5.
+        A float32 has seven digits: a logit of 100, summed in another order, may differ by 1e-5.
         """
         allowed = TOLERANCE * max(1.0, self.largest)
-        return self.logits <= allowed and self.probabilities <= TOLERANCE  # False of NaN
+        return self.logits <= allowed and self.probabilities <= TOLERANCE  # False for NaN
 
 
 def take_sample(trained: Trained, config: Config, images: Sequence[Path] | None) -> Sample:
-    """The images named, or else the run's test images, or else noise, with a note that says so."""
+    """Return the named images, else the run's test images, else noise, with a note on stderr."""
     if images is not None:
         files = at_most_max_images([file for path in images for file in image_files(path)])
         if not files:
@@ -97,16 +97,16 @@ def take_sample(trained: Trained, config: Config, images: Sequence[Path] | None)
 
 
 def image_files(path: Path) -> list[Path]:
-    """The path itself, or the image files in and under that folder."""
+    """Return the path itself, or, for a folder, the image files in and below it."""
     if not path.is_dir():
         return [path]
     return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
 def inputs_of_test_images(run: Path, config: Config) -> Tensor:
-    """Up to MAX_IMAGES of the test split, as the model sees them; nothing is fetched or drawn.
+    """Return up to MAX_IMAGES of the test split as the model's inputs.
 
-    Raises DataError or ConfigError where the dataset is absent or has changed.
+    No dataset is downloaded or drawn. Raises DataError or ConfigError if it is absent or changed.
     """
     split = read_json(run / "split.json")
     require_unchanged(run, split)
@@ -115,21 +115,21 @@ def inputs_of_test_images(run: Path, config: Config) -> Tensor:
     offline = {name: False for name in ("download", "draw_if_absent") if name in known}
     arguments = config.dataset.arguments | offline
     dataset = config.dataset.model_copy(update={"arguments": arguments})
-    part = {name: split["test"][name] for name in at_most_max_images(names)}
+    chosen = {name: split["test"][name] for name in at_most_max_images(names)}
     config = config.model_copy(update={"dataset": dataset})
-    rows = torch.arange(len(part))
-    return load_part(config, part, torch.device("cpu"))[1].sample(rows)[0]
+    rows = torch.arange(len(chosen))
+    return load_part(config, chosen, torch.device("cpu"))[1].sample(rows)[0]
 
 
 def at_most_max_images(items: Items) -> Items:
-    """At most MAX_IMAGES of them, spread over all."""
+    """Return at most MAX_IMAGES items, spread evenly over all."""
     return items[:: max(1, -(-len(items) // MAX_IMAGES))]
 
 
-def measure_difference(trained: Trained, other: ImagesToLogits, sample: Sample) -> Difference:
-    """How far another model's answers are from those of the run's, over batches of several sizes.
+def deviation(trained: Trained, other: Network, sample: Sample) -> Difference:
+    """Compare another model's outputs with those of the run's model, over batches of several sizes.
 
-    Raises ValueError where it answers with another shape.
+    Raises ValueError if its output has another shape.
     """
     logits, chances, largest = [], [], []
     for batch in sample.batches():
@@ -144,5 +144,5 @@ def measure_difference(trained: Trained, other: ImagesToLogits, sample: Sample) 
 
 
 def note(text: str) -> None:
-    """Tell something beside the result."""
+    """Print a note on stderr."""
     print(f"note: {text}", file=sys.stderr)

@@ -75,13 +75,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def folders_of(texts: Sequence[str]) -> list[Path]:
-    """The run folders that the command line names, each once; raises UsageError."""
+    """Return the run folders that are named, each once; raises UsageError for fewer than two."""
     from trainer.errors import UsageError
     from trainer.insight.columns import visible
     from trainer.insight.listing import runs_below
 
     found: dict[Path, Path] = {}
-    others = []  # of runs/NAME/*: an older compare.png, a folder of pictures of the data
+    others = []  # runs/NAME/* also names an older compare.png, or a folder of trainer.data
     for text in texts:
         runs = list(runs_below(Path(text)))
         if not runs and Path(text).exists():
@@ -94,8 +94,8 @@ def folders_of(texts: Sequence[str]) -> list[Path]:
         is_folder = Path(others[0]).is_dir()
         raise no_run(others[0], "holds no run" if is_folder else "is a file, not a run's folder")
     if others:
-        told = ", ".join(map(visible, others))
-        print(f"note: passed over what is no run: {told}", file=sys.stderr)
+        names = ", ".join(map(visible, others))
+        print(f"note: passed over what is no run: {names}", file=sys.stderr)
     if len(found) < 2:
         raise UsageError(
             f"to compare takes two or more runs, and {visible(str(next(iter(found.values()))))} "
@@ -105,7 +105,7 @@ def folders_of(texts: Sequence[str]) -> list[Path]:
 
 
 def no_run(text: str, what: str) -> Exception:
-    """The fault of an argument that names no run."""
+    """Return the error for an argument that names no run."""
     from trainer.errors import UsageError
     from trainer.insight.columns import visible
 
@@ -116,7 +116,7 @@ def no_run(text: str, what: str) -> Exception:
 
 
 def picture_at(text: str | None) -> Path | None:
-    """The file that --picture names; raises UsageError where it is none that can be made."""
+    """Return the file that --picture names; raises UsageError if it is no new or old .png file."""
     from trainer.errors import UsageError
     from trainer.insight.columns import visible
 

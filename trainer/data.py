@@ -1,10 +1,10 @@
-"""Look at a dataset before training on it: no model is built, nothing of the data is changed.
+"""Inspect a dataset before training: no model is built, and the data are not changed.
 
     python -m trainer.data --config configs/lenet_rmb.yaml
     python -m trainer.data --config configs/lenet_rmb.yaml dataset.root=/photos --output look
 
-Counts by class and part, sizes, mean and std for Normalize, equal and similar images, broken files,
-and pictures: of each class, and of what augmentation makes of training images.
+Reports counts by class and split, sizes, mean and std for Normalize, equal and similar images,
+broken files, and pictures: of each class, and of augmented training images.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{folder} holds other things than an earlier look at data; name a folder that is "
             "empty or new: --output DIR"
         )
-    # What a long search says of itself must not come into the JSON.
+    # Messages of the search go to stderr, so that stdout holds JSON only.
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
         look = inspect_dataset(config, search_near=not arguments.no_near)
         files = write_data_report(look, folder)

@@ -1,4 +1,4 @@
-"""The file that TensorBoard reads: one a run, on one step axis."""
+"""The event file that TensorBoard reads: one for each run, with one step axis."""
 
 import os
 import socket
@@ -16,25 +16,25 @@ from trainer.disk import AppendedFile
 
 
 class Events:
-    """The run's event file. Writing waits for the end of an epoch, or ten seconds.
+    """The run's event file. It is written at the end of an epoch, or after ten seconds.
 
-    SummaryWriter writes from a thread, where a full disk ends in a traceback and not in an error.
+    Not torch's SummaryWriter: that writes in a thread, where a full disk raises no error here.
     """
 
     def __init__(self, run: Path, length: int = 0) -> None:
-        """Go on in the run's file after its first ``length`` bytes; a new one where that is gone.
+        """Continue the run's file after its first ``length`` bytes; begin a new one if it is gone.
 
-        What was written after the state that is resumed is written again, in the same places: a
-        TensorBoard that is open reads on. Other files that it would read are moved aside.
+        Events after the resumed state are overwritten in place, so that an open TensorBoard reads
+        on. Other event files are renamed, so that TensorBoard does not read them.
         """
         own: Path | None = None
-        self.tags: set[str] = set()  # what the file tells of step 0, which is told once
+        self.tags: set[str] = set()  # tags of step 0, which are written once
         self.moved: list[Path] = []
         for path in sorted(path for path in run.glob("events.out.tfevents.*") if path.is_file()):
             tags = None if own else tags_of_start(path, length)
             if tags is not None:
                 own, self.tags = path, tags
-            else:  # cut short, damaged, or a second one: its points would be there twice
+            else:  # cut short, damaged, or a second file: its points would come twice
                 aside = path.name.replace("tfevents", "events")
                 self.moved.append(path.rename(path.with_name(f"damaged.{aside}")))
         self.is_new = own is None or not length
@@ -42,7 +42,7 @@ class Events:
         self._file = AppendedFile(own or run / name, length if own else 0)
         self._waiting = bytearray()
         self._flushed = time.monotonic()
-        self.given_up: set[str] = set()  # what could not be drawn: said once, and not tried again
+        self.given_up: set[str] = set()  # what could not be drawn is not tried again
         if not self._file.length:
             self.add(0, file_version="brain.Event:2")
             self.flush()
@@ -50,7 +50,7 @@ class Events:
     def add(self, step: int, **content: Any) -> None:
         """Add an event: a ``summary``, or another field of TensorBoard's Event.
 
-        What is there of step 0 is not added again.
+        An event of step 0 whose tags are in the file is not added again.
         """
         event = Event(wall_time=time.time(), step=step, **content)
         if step == 0:
@@ -63,21 +63,21 @@ class Events:
         self._waiting += length + _masked(length) + record + _masked(record)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Add one point for each tag."""
+        """Add a point for each tag."""
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self.add(step, summary=Summary(value=points))
         if time.monotonic() - self._flushed > 10:
             self.flush()
 
     def flush(self) -> int:
-        """Let a TensorBoard that is open show what was added; the file's length."""
+        """Write what was added, so that TensorBoard can show it; return the file's bytes."""
         waiting, self._waiting = bytes(self._waiting), bytearray()
         self._file.write(waiting)
         self._flushed = time.monotonic()
         return self._file.length
 
     def sync(self) -> None:
-        """Bring what was flushed to the disk."""
+        """Sync what was flushed to the disk."""
         self._file.sync()
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class Events:
 
 
 def tags_of_start(path: Path, length: int) -> set[str] | None:
-    """What the first ``length`` bytes of an event file tell of step 0; None if they are damaged."""
+    """Return the tags of step 0 in the first ``length`` bytes; None if these are damaged."""
     content = memoryview(path.read_bytes())
     tags: set[str] = set()
     place = 0
@@ -113,7 +113,7 @@ def _tags(event: Event) -> set[str]:
 
 
 def _masked(data: bytes | memoryview) -> bytes:
-    """The checksum of a TFRecord's part, turned as its format wants it."""
+    """Return the masked CRC32C of a field, as the TFRecord format defines it."""
     checksum = google_crc32c.value(bytes(data))
     turned = (checksum >> 15 | checksum << 17) + 0xA282EAD8
     return struct.pack("<I", turned & 0xFFFFFFFF)

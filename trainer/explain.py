@@ -1,11 +1,11 @@
-"""Show why a run's best weights say what they say of one picture.
+"""Show why a run's best weights predict what they predict for one image.
 
     python -m trainer.explain runs/lenet_rmb photo.jpg
     python -m trainer.explain runs/lenet_rmb photo.jpg --class 100 --output folder
 
-Writes overview.png (the picture, what the model sees of it, Grad-CAM, the likeliest classes),
-grad_cam.png (grad_cam_100.png for --class 100), kernels.png and feature_maps/ to
-RUN/explain/PICTURE, and says what is what.
+Writes overview.png (the image, the model's input, Grad-CAM, the likeliest classes), grad_cam.png
+(grad_cam_100.png for --class 100), kernels.png and feature_maps/ to RUN/explain/IMAGE, and prints
+what each file shows.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m trainer.export runs/lenet_rmb --format onnx
     python -m trainer.export runs/lenet_rmb/20260131-120000-ab12 --format all --images photos/
 
-A file is kept only where it answers as the run's own model does.
+A file is kept only if its outputs are those of the run's model.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-# What each format needs beyond the project's own dependencies.
+# The packages that each format needs beyond the project's own dependencies.
 FORMATS: dict[str, tuple[str, ...]] = {
     "safetensors": ("safetensors",),
     "pt2": (),
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "overrides", nargs="*", metavar="key=value", help="e.g. dataset.root=..., train.threads=2"
     )
     words = list(sys.argv[1:] if argv is None else argv)
-    # Else the lists of --format and --images would take the settings that follow them.
+    # Taken out first: the lists of --format and --images would take the settings after them.
     settings = [word for word in words if re.match(r"[a-z_]+(\.\w+)+=", word)]
     arguments = parser.parse_intermixed_args([word for word in words if word not in settings])
     arguments.overrides += settings
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def require_packages(formats: Sequence[str]) -> None:
-    """Raise UsageError where a package is absent that one of the formats needs."""
+    """Raise UsageError if a package that one of the formats needs is absent."""
     from importlib.util import find_spec
 
     from trainer.errors import UsageError

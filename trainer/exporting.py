@@ -1,4 +1,4 @@
-"""A run's best model in the formats of others: written, read back, compared, and only then kept."""
+"""A run's best model in other formats: written, read back, compared, and only then kept."""
 
 import copy
 import dataclasses
@@ -25,6 +25,7 @@ from trainer.agreement import (
     note,
     take_sample,
 )
+from trainer.agreement import TOLERANCE, Difference, Network, Sample, deviation, note, take_sample
 from trainer.build import build_model
 from trainer.config import load_config
 from trainer.disk import read_json, rename, sync_folder, write_file, write_json
@@ -36,7 +37,7 @@ from trainer.resume import refuse_changes
 from trainer.trained import Trained, load_trained
 from trainer.use_code import program
 
-MAX_ONNX = 2**31 - 2**24  # protobuf's limit, less what the graph takes
+MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's limit, less the graph
 
 
 def export_run(
@@ -46,14 +47,14 @@ def export_run(
     images: Sequence[Path] | None = None,
     overrides: Sequence[str] = (),
 ) -> None:
-    """Write the run's best model into ``folder`` in each of the formats, and tell what was done.
+    """Write the run's best model into ``folder`` in each format, and print what was done.
 
-    images: files or folders to try it on, in place of the run's test images. Raises RunError where
-    the model cannot be exported, or where what was written answers otherwise than the run's model.
+    images: files or folders to try it on, in place of the run's test images. Raises RunError if
+    the model cannot be exported, or if a file gives other outputs than the run's model.
     """
     config = load_config(run / "config.yaml", overrides)
     refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
-    trained = load_trained(run, [*overrides, "train.device=cpu"])  # files differ by no machine
+    trained = load_trained(run, [*overrides, "train.device=cpu"])  # equal files on any machine
     if config.train.precision in HALF:  # the weights are float32, and few tools compute otherwise
         note(f"the run computed in {config.train.precision}, the files do in float32")
         trained = dataclasses.replace(trained, precision=FP32)
@@ -71,10 +72,10 @@ def export_run(
     for name in formats:
         if name != "safetensors" and exported is None:
             exported = export(trained, sample.inputs)
-        path, seen = write[name](folder, trained, sample, card, exported)
+        path, difference = write[name](folder, trained, sample, card, exported)
         print(f"{name:<12} {path} ({path.stat().st_size / 2**20:,.1f} MiB)")
-        print(f"{'':<12} greatest difference: logits {seen.logits:.1e}, "
-            f"probabilities {seen.probabilities:.1e}")  # fmt: skip
+        print(f"{'':<12} greatest difference: logits {difference.logits:.1e}, "
+            f"probabilities {difference.probabilities:.1e}")  # fmt: skip
         written.append(path)
     print(f"use it: the .py files in {folder} show how, without this project")
 
@@ -82,35 +83,35 @@ def export_run(
 def keep(
     path: Path,
     content: bytes,
-    read: Callable[[Path], ImagesToLogits],
+    read: Callable[[Path], Network],
     trained: Trained,
     sample: Sample,
 ) -> Difference:
-    """Write ``content``, read it back, and give it its name where it answers as the run's model.
+    """Write ``content``, read it back, and give it its name if its outputs are the run's.
 
-    Raises RunError where it does not; the file is removed then, and an older one stays.
+    Raises RunError if they differ: the file is removed, and an older one stays.
     """
     unproven = path.with_name(f".unproven-{path.name}")
     try:
         write_file(unproven, content)
         with as_run_error(f"{path.name} cannot be read back"), quiet(), torch.inference_mode():
-            seen = measure_difference(trained, read(unproven), sample)
-        if not seen.is_small:
+            difference = deviation(trained, read(unproven), sample)
+        if not difference.is_small:
             raise RunError(
                 f"{path.name} was removed: on {sample.source} it differs from the run's model by "
-                f"{seen.logits:.1e} in the logits (of up to {seen.largest:.3g}) and "
-                f"{seen.probabilities:.1e} in the probabilities; {TOLERANCE:.0e} is allowed. "
+                f"{difference.logits:.1e} in the logits (of up to {difference.largest:.3g}) and "
+                f"{difference.probabilities:.1e} in the probabilities; {TOLERANCE:.0e} is allowed. "
                 "A newer version of what reads it may help, or another --format."
             )
         rename(unproven, path)
     finally:
         unproven.unlink(missing_ok=True)
     sync_folder(path.parent)
-    return seen
+    return difference
 
 
 def export(trained: Trained, inputs: Tensor) -> torch.export.ExportedProgram:
-    """The model as a graph for batches of any size, without paths of this machine in it."""
+    """Return the model as a graph for batches of any size, without paths of this machine."""
     model = plain_copy(trained.model)
     example = inputs[torch.arange(2) % len(inputs)]
     sizes = ({0: torch.export.Dim("batch", min=1)},)
@@ -123,7 +124,7 @@ def export(trained: Trained, inputs: Tensor) -> torch.export.ExportedProgram:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """The model without gradients, its weights in the order in which everybody expects them."""
+    """Return a copy of the model without gradients, with contiguous weights for other tools."""
     model = copy.deepcopy(model).requires_grad_(False).eval()
     return model.to(memory_format=torch.contiguous_format)
 
@@ -131,26 +132,26 @@ def plain_copy(model: nn.Module) -> nn.Module:
 def write_pt2(
     folder: Path, trained: Trained, sample: Sample, card: dict[str, Any], exported: Any
 ) -> tuple[Path, Difference]:
-    """Write NAME.pt2, which PyTorch reads without this project; NAME.json and NAME_pt2.py."""
+    """Write NAME.pt2, which PyTorch reads without this project, with NAME.json and NAME_pt2.py."""
     name = trained.config.name
     content = io.BytesIO()
     with as_run_error("pt2"), quiet():
         torch.export.save(exported, content, extra_files={"card.json": json.dumps(card)})
 
-    def read(path: Path) -> ImagesToLogits:
-        model: ImagesToLogits = torch.export.load(path).module()
+    def read(path: Path) -> Network:
+        model: Network = torch.export.load(path).module()
         return model
 
-    seen = keep(folder / f"{name}.pt2", content.getvalue(), read, trained, sample)
+    difference = keep(folder / f"{name}.pt2", content.getvalue(), read, trained, sample)
     write_json(folder / f"{name}.json", card)
     write_file(folder / f"{name}_pt2.py", program("pt2", trained))
-    return folder / f"{name}.pt2", seen
+    return folder / f"{name}.pt2", difference
 
 
 def write_onnx(
     folder: Path, trained: Trained, sample: Sample, card: dict[str, Any], exported: Any
 ) -> tuple[Path, Difference]:
-    """Write NAME.onnx, one file with the classes in its metadata; NAME.json and NAME_onnx.py."""
+    """Write NAME.onnx, one file with the card in its metadata, with NAME.json and NAME_onnx.py."""
     name = trained.config.name
     size = sum(tensor.nbytes for tensor in exported.state_dict.values())
     if size > MAX_ONNX:
@@ -172,14 +173,14 @@ def write_onnx(
         for key, value in card_strings(card).items():
             proto.metadata_props.add(key=key, value=value)
         content = proto.SerializeToString()
-    seen = keep(folder / f"{name}.onnx", content, onnx_model, trained, sample)
+    difference = keep(folder / f"{name}.onnx", content, onnx_model, trained, sample)
     write_json(folder / f"{name}.json", card)
     write_file(folder / f"{name}_onnx.py", program("onnx", trained))
-    return folder / f"{name}.onnx", seen
+    return folder / f"{name}.onnx", difference
 
 
-def onnx_model(path: Path) -> ImagesToLogits:
-    """An ONNX file, run by ONNX Runtime on the CPU."""
+def onnx_model(path: Path) -> Network:
+    """Return a function that runs an ONNX file in ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -196,34 +197,34 @@ def onnx_model(path: Path) -> ImagesToLogits:
 def write_safetensors(
     folder: Path, trained: Trained, sample: Sample, card: dict[str, Any], exported: Any = None
 ) -> tuple[Path, Difference]:
-    """Write NAME-safetensors/ as Hugging Face lays a model out; weights first."""
+    """Write NAME-safetensors/, weights first, in Hugging Face's layout of a model."""
     import safetensors.torch
 
     folder = folder / f"{trained.config.name}-safetensors"
     make_export_folder(folder)
-    # A copy of each: tied tensors share memory, which the format refuses.
+    # Copies: tied tensors share memory, which the format refuses.
     tensors = {k: v.clone() for k, v in plain_copy(trained.model).state_dict().items()}
     content = safetensors.torch.save(tensors, {"format": "pt", **card_strings(card)})
 
-    def read(path: Path) -> ImagesToLogits:
+    def read(path: Path) -> Network:
         model = build_model(trained.config, trained.classes, trained.input_shape).eval()
         model.load_state_dict(safetensors.torch.load_file(path))
         return model
 
-    seen = keep(folder / "model.safetensors", content, read, trained, sample)
+    difference = keep(folder / "model.safetensors", content, read, trained, sample)
     for name, text in hub_files(trained, card).items():
         make_export_folder((folder / name).parent)
         write_file(folder / name, text)
-    return folder / "model.safetensors", seen
+    return folder / "model.safetensors", difference
 
 
 def card_strings(card: Mapping[str, Any]) -> dict[str, str]:
-    """A card as strings, which is all that the formats keep; each value as JSON, in ASCII."""
+    """Return a card with each value as JSON in ASCII: the formats keep strings only."""
     return {key: json.dumps(value) for key, value in card.items()}
 
 
 def make_export_folder(folder: Path) -> None:
-    """Make a folder, unless it is there; RunError for a link, behind which nothing is written."""
+    """Make a folder if it is absent. Raises RunError for a link."""
     if folder.is_symlink():
         raise RunError(f"{folder} is a link; nothing is written behind it.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +232,7 @@ def make_export_folder(folder: Path) -> None:
 
 @contextmanager
 def as_run_error(what: str) -> Iterator[None]:
-    """Turn what a library raises into a RunError that begins with ``what``."""
+    """Context manager: turn what a library raises into a RunError that begins with ``what``."""
     try:
         yield
     except Exception as error:  # exporters raise every kind
@@ -243,7 +244,7 @@ def as_run_error(what: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep exporters from telling their progress, and from warning of what no user can change."""
+    """Context manager: suppress the output and the warnings of exporters."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,10 +1,10 @@
-"""Find a learning rate: a short test in which it rises with every step, from one YAML file.
+"""Find a learning rate for a YAML file: in a short test the rate rises with every step.
 
     python -m trainer.find_lr --config configs/lenet_rmb.yaml
     python -m trainer.find_lr --config configs/lenet_rmb.yaml optimizer.momentum=0 --steps 200
 
-Trains a fresh model with the file's data, loss and optimizer, without its scheduler; keeps nothing
-but the curve, as a picture.
+Trains a new model with the file's data, loss and optimizer, without its scheduler. Only a picture
+of the curve is kept.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Say what is on pictures, with a run's best weights.
+"""Predict the classes of images, with a run's best weights.
 
     python -m trainer.predict runs/lenet_rmb photo.jpg folder 'more/**/*.png'
     python -m trainer.predict runs/lenet_rmb folder --json result.json --sheet sheet.png
 
-Needs the run's folder alone, not its dataset: images are prepared as they were in training.
+It needs the run's folder only, not its dataset: images are prepared as in the run's evaluation.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="as train.threads")
     given = without_paths_taken_for_files(sys.argv[1:] if argv is None else argv)
-    # Intermixed, argparse forgets what -- means.
+    # parse_intermixed_args loses the meaning of --.
     parse = parser.parse_args if "--" in given else parser.parse_intermixed_args
     arguments = parse(given)
     if arguments.json == arguments.csv == "-":
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def without_paths_taken_for_files(argv: Sequence[str]) -> list[str]:
-    """``--json photo.jpg`` as ``--json=- photo.jpg``: what has another ending is a PATH."""
+    """Turn ``--json photo.jpg`` into ``--json=- photo.jpg``: another ending means a PATH."""
     given = list(argv)
     for i, text in enumerate(given):
         if text == "--":
@@ -79,7 +79,7 @@ def without_paths_taken_for_files(argv: Sequence[str]) -> list[str]:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A type of argument: a whole number from ``least`` on."""
+    """Return an argument type: a whole number of at least ``least``."""
 
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -90,7 +90,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def ending_in(suffix: str) -> Callable[[str], str]:
-    """A type of argument: a file's name with this suffix, or "-"."""
+    """Return an argument type: a file's name with this suffix, or "-"."""
 
     def name(text: str) -> str:
         if text != "-" and not text.lower().endswith(suffix):
@@ -101,7 +101,7 @@ def ending_in(suffix: str) -> Callable[[str], str]:
 
 
 def views(text: str) -> int | str:
-    """The argument of --tta."""
+    """Return the argument of --tta: "flip", or a whole number of at least 2."""
     return text if text == "flip" else at_least(2)(text)
 
 
@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def output_files(arguments: argparse.Namespace) -> dict[str, Path]:
-    """The files to write: "json", "csv", "sheet"; raises UsageError where that cannot be."""
+    """Return the files to write, by kind; raises UsageError if one cannot be written."""
     from trainer.errors import UsageError
 
     files = {}
@@ -151,7 +151,7 @@ def output_files(arguments: argparse.Namespace) -> dict[str, Path]:
         files[kind] = file = Path(name)
         if not file.parent.is_dir():
             raise UsageError(f"{file}: there is no folder {file.parent}.")
-        # A pattern after --sheet, and the first of the photographs would be drawn over.
+        # The shell may expand a pattern after --sheet: the first photograph would be overwritten.
         if file.is_dir() or (kind == "sheet" and file.exists()):
             raise UsageError(f"{file} is there already; give another name, or remove it.")
     return files
@@ -164,7 +164,7 @@ def print_predictions(
     predictions: Iterable["Prediction_"],
     files: Mapping[str, Path],
 ) -> list[str]:
-    """Print the predictions as they come, then write ``files``; returns what is wrong with some."""
+    """Print predictions as they come, then write ``files``; return what cannot be read, and why."""
     from trainer.console import bar, draws_bars, say
     from trainer.insight.columns import visible
     from trainer.insight.pictures import write_picture
@@ -200,10 +200,10 @@ def print_predictions(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     for line in lines:
-        if sys.stdout.isatty():  # below a bar, and nothing that a terminal would obey
+        if sys.stdout.isatty():  # below a bar, without control characters
             say(visible(line))
         else:
-            print(line)  # which tells of a full disk
+            print(line)  # which raises if the disk is full
     sys.stdout.flush()
     if "json" in files:
         write_lines(files["json"], json_lines(done, classes))

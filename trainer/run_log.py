@@ -17,9 +17,9 @@ from trainer.folder import read_metrics
 
 
 def memory_used(device: torch.device) -> float | None:
-    """The most memory that this process held so far, in MiB: that of the GPU where it is one.
+    """Return the peak memory of this process in MiB: the GPU's if ``device`` is one.
 
-    None where the system does not say.
+    None if the system does not say.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -43,9 +43,9 @@ ON_CPU = torch.device("cpu")
 
 
 class RunLog:
-    """The three places, kept in step. Times go to TensorBoard and the terminal only.
+    """metrics.jsonl, TensorBoard and the terminal. Times go to the last two only.
 
-    metrics.jsonl holds none, so that it is equal to the byte for two runs of one seed.
+    So metrics.jsonl is equal to the byte for two runs with one seed.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class RunLog:
         lengths: Lengths = NO_LENGTHS,
         device: torch.device = ON_CPU,
     ) -> None:
-        """Open all three; of a resumed run, ``lengths`` are those that its state was saved with."""
+        """Open the files; for a resumed run, ``lengths`` are those of its checkpoint."""
         self.events = Events(run, lengths.events)
         self.metrics = AppendedFile(run / "metrics.jsonl", lengths.metrics)
         self.run, self.lengths, self.device = run, lengths, device
@@ -65,22 +65,22 @@ class RunLog:
         self.table: Table | None = None
 
     def step(self, step: int, epoch: int, values: dict[str, float]) -> None:
-        """Log a step of the epoch that is under way (counted from 1)."""
+        """Log a step of the current epoch (counted from 1)."""
         self._line({"step": step, "epoch": epoch, **values})
         self.scalars(values, step)
 
-    def epoch(self, record: dict[str, Any], speed: float | None, is_best: bool) -> None:
-        """Log a finished epoch: its line of metrics, its images/s, and whether it is the best."""
-        self._line(record)
-        values = self._curves(record)
+    def epoch(self, epoch_metrics: dict[str, Any], speed: float | None, is_best: bool) -> None:
+        """Log a finished epoch: its metrics, its images/s, and whether it is the best so far."""
+        self._line(epoch_metrics)
+        values = self._curves(epoch_metrics)
         if speed is not None:
             values["perf/images_per_second"] = speed
         if (memory := memory_used(self.device)) is not None:
             values["perf/memory_mib"] = memory
-        self.scalars(values, record["step"])
+        self.scalars(values, epoch_metrics["step"])
         self.events.flush()
-        cells = {"epoch": f"{record['epoch']}/{self.epochs}"}
-        for name, value in record.items():
+        cells = {"epoch": f"{epoch_metrics['epoch']}/{self.epochs}"}
+        for name, value in epoch_metrics.items():
             if name == "train/loss_epoch":
                 cells["train/loss"] = f"{value:.4f}"
             elif name == "lr/group0":
@@ -89,14 +89,14 @@ class RunLog:
                 cells[name] = f"{value:.4f}"
         self.epochs_logged += 1
         an_epoch = (time.monotonic() - self.began) / self.epochs_logged
-        left = duration(an_epoch * (self.epochs - record["epoch"]))
+        left = duration(an_epoch * (self.epochs - epoch_metrics["epoch"]))
         cells |= {"images/s": "" if speed is None else f"{speed:,.0f}", "left": left}
         if self.table is None:
             self.table = Table(list(cells))
         self.table.row(list(cells.values()), "* best" if is_best else "")
 
     def _curves(self, line: dict[str, Any]) -> dict[str, float]:
-        """What a line of metrics.jsonl gives TensorBoard; each tag once a step."""
+        """Return the points of a line of metrics.jsonl for TensorBoard, each tag once a step."""
         twice = "train/loss_epoch" in line and line["step"] % self.every == 0
         return {
             name: value
@@ -105,7 +105,7 @@ class RunLog:
         }
 
     def begin_anew_what_is_lost(self, say: Callable[[str], None]) -> None:
-        """Draw the curves of metrics.jsonl again where the event file is gone or damaged."""
+        """Write the curves of metrics.jsonl again if the event file is gone or damaged."""
         for path in self.events.moved:
             say(f"note    {path.name}: damaged, or one too many; TensorBoard no longer reads it")
         if self.events.is_new and self.lengths.metrics:
@@ -121,11 +121,11 @@ class RunLog:
         self.metrics.write((json.dumps(values) + "\n").encode())
 
     def flush(self) -> Lengths:
-        """Let others see what was logged; how long the files are now."""
+        """Write what was logged; return the lengths of the files."""
         return Lengths(self.metrics.length, self.events.flush())
 
     def sync(self) -> None:
-        """Bring what was flushed to the disk; may be called from another thread."""
+        """Sync what was flushed to the disk; may be called from another thread."""
         self.metrics.sync()
         self.events.sync()
 
@@ -138,14 +138,14 @@ class RunLog:
 
 
 class NoLog(RunLog):
-    """The log of a process that writes nothing, for the main one does."""
+    """The log of a rank other than 0: it writes nothing, because rank 0 does."""
 
     def __init__(self) -> None: ...
 
     def step(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """Nothing."""
 
-    def epoch(self, record: dict[str, Any], speed: float | None, is_best: bool) -> None:
+    def epoch(self, epoch_metrics: dict[str, Any], speed: float | None, is_best: bool) -> None:
         """Nothing."""
 
     def scalars(self, values: dict[str, float], step: int) -> None:

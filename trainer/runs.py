@@ -1,4 +1,4 @@
-"""List the runs: how far each is, and how good.
+"""List the runs: status, epochs, best metrics and time of each.
 
     python -m trainer.runs list
     python -m trainer.runs list lenet_rmb --sort test
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="started",
         metavar="KEY",
         help=f"what is largest or best comes last: {', '.join(SORT)}; val and test are the "
-        "metric that a run is judged by, its train.monitor",
+        "metric that the run's train.monitor names",
     )
     one.add_argument("--json", action="store_true", help="print one JSON list only")
     arguments = parser.parse_args(argv)
@@ -51,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def sort_key(text: str) -> str:
-    """One of SORT; raises ArgumentTypeError."""
+    """Return ``text`` if it is one of SORT; raises ArgumentTypeError if not."""
     if text not in SORT:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected {', '.join(SORT[:-1])} or {SORT[-1]}; val and test are the metric "
-            "that a run is judged by (train.monitor), such as the accuracy"
+            "that the run's train.monitor names, such as the accuracy"
         )
     return text
 
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def named_folder(text: str, runs: str) -> Path:
-    """The folder that is meant by a name below ``runs``, or by a path."""
+    """Return the folder that a name below ``runs``, or a path, names; raises UsageError if none."""
     from trainer.errors import UsageError
     from trainer.insight.columns import visible
 
@@ -96,15 +96,15 @@ def named_folder(text: str, runs: str) -> Path:
 
 
 def order(key: str) -> "Callable[[Found], tuple[object, ...]]":
-    """What to sort by, so that the largest or best comes last; runs without it come first."""
+    """Return a sort key: the largest or best run comes last, runs without a value come first."""
     from trainer.tables import HIGHER_IS_BETTER
 
     def place(one: "Found") -> tuple[object, ...]:
         value: object = one.stamp
         if key in ("val", "test"):
-            judged = (one.best.get if key == "val" else one.test.get)(metric_of(one, key))
+            number = (one.best.get if key == "val" else one.test.get)(metric_of(one, key))
             metric = metric_of(one, "test")
-            value = judged if judged is None or metric in HIGHER_IS_BETTER else -judged
+            value = number if number is None or metric in HIGHER_IS_BETTER else -number
             value = None if value != value else value  # NaN
         elif key != "started":
             value = {"name": one.name, "status": one.status, "epochs": one.epochs}.get(
@@ -116,13 +116,13 @@ def order(key: str) -> "Callable[[Found], tuple[object, ...]]":
 
 
 def metric_of(one: "Found", split: str) -> str:
-    """What the run is judged by, as ``best`` (val) and ``test`` name it."""
+    """Return the name of the run's monitored metric in ``best`` (val) or ``test``."""
     monitor = one.monitor or "val/loss"
     return monitor if split == "val" else monitor.removeprefix("val/")
 
 
 def runs_table(found: "Sequence[Found]", runs: Path, width: int) -> list[str]:
-    """Lines within ``width``: a head, a row a run, why some failed, and how many there are."""
+    """Return lines within ``width``: a head, a row for each run, why some failed, and counts."""
     from trainer.insight.columns import GAP, pad, shorten, visible, width_of
     from trainer.insight.listing import short, took
 
@@ -159,13 +159,13 @@ def runs_table(found: "Sequence[Found]", runs: Path, width: int) -> list[str]:
     lines += ["", *reasons[:MAX_REASONS]] if reasons else []
     lines += [f"and {more} more; --json tells all"] if more > 0 else []
     counts = Counter(one.status for one in found)
-    said = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    lines += ["", f"{len(found)} run{'s' * (len(found) != 1)} in {visible(str(runs))}: {said}"]
+    states = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    lines += ["", f"{len(found)} run{'s' * (len(found) != 1)} in {visible(str(runs))}: {states}"]
     return [*lines, f"best val and test are {same}"] if same else lines
 
 
 def run_json(one: "Found") -> dict[str, object]:
-    """A run as plain values."""
+    """Return a run as plain values."""
     from trainer.insight.listing import plain
 
     values = {

@@ -1,4 +1,4 @@
-"""A run's best model, ready to be used: from the run's folder alone, without its dataset."""
+"""A run's best model, loaded for use from the run's folder alone, without its dataset."""
 
 import sys
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ from transforms.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Trained:
-    """What is needed to use a run: label k is ``classes[k]``; input_shape is the model's (C, H, W).
+    """A run's best model with what its use needs. Label k is ``classes[k]``.
 
-    image_channels: those of the dataset's own images, 1 or 3, before any transform.
+    input_shape: the model's (C, H, W). image_channels: 1 or 3, before any transform.
     """
 
     run: Path
@@ -44,9 +44,9 @@ class Trained:
     channels_last: bool = False
 
     def read(self, path: Path) -> Tensor:
-        """An image file as the run's dataset would give it: (C, H, W) uint8, upright.
+        """Return an image file as the run's dataset would give it: (C, H, W) uint8, upright.
 
-        Raises BrokenImage, which says why, for what is no image.
+        Raises BrokenImage, with the reason, if it cannot be read.
         """
         image = read_image(path)
         if self.image_channels == 1:  # Pillow's "L", exact for grey pictures kept as RGB
@@ -55,13 +55,13 @@ class Trained:
         return image
 
     def inputs(self, images: Sequence[Tensor]) -> Tensor:
-        """Images as the model sees them, of what ``read`` gave: (B, C, H, W) float32 on the device;
+        """Return the model's inputs for images of ``read``: (B, [crops,] C, H, W) float32.
 
-        (B, crops, C, H, W) where the eval transforms cut crops. Raises ValueError where a transform
-        refuses an image, or leaves another size than the model was trained with.
+        They are on the device. Raises ValueError if a transform refuses an image, or leaves
+        another size than the model was trained with.
         """
         prepared = [self.pipeline.prepare(image) for image in images]
-        zeros = torch.zeros(len(prepared), dtype=torch.int64)  # labels and numbers play no part
+        zeros = torch.zeros(len(prepared), dtype=torch.int64)  # labels, numbers: without effect
         inputs = self.pipeline(prepared, zeros, zeros, 0)[0]
         if inputs.shape[-3:] != self.input_shape:
             became, wanted = (
@@ -75,21 +75,21 @@ class Trained:
 
     @torch.inference_mode()
     def logits(self, inputs: Tensor) -> Tensor:
-        """Logits (B, num_classes) of a batch of ``inputs``; of crops, their mean."""
+        """Return the logits (B, num_classes) of a batch of ``inputs``, the mean over crops."""
         with self.precision.autocast():
             return logits_of(self.model, inputs)
 
     def probabilities(self, inputs: Tensor) -> Tensor:
-        """Probabilities (B, num_classes) on the CPU, as the run's loss reads its logits."""
+        """Return probabilities (B, num_classes) on the CPU, by the run's loss."""
         return probabilities(self.config.loss.name, self.logits(inputs).cpu())
 
 
 def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
-    """The best weights of a run, in eval mode, with its classes and eval transforms.
+    """Load the best weights of a run, in eval mode, with its classes and eval transforms.
 
-    overrides may set ``train.device`` and ``train.threads``. Of a run that is not done, stderr is
-    told so. Raises RunError for a folder that is damaged or has no weights yet, ConfigError for
-    settings that cannot be used.
+    overrides may set ``train.device`` and ``train.threads``. A run that is not done is noted on
+    stderr. Raises RunError if the folder is damaged or has no weights yet, ConfigError if settings
+    cannot be used.
     """
     warn_of_unfinished(run)
     return load_with(load_config(run / "config.yaml", overrides), run)
@@ -131,7 +131,7 @@ def load_with(config: Config, run: Path) -> Trained:
 
 
 def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, int], int]:
-    """Classes, the model's (C, H, W), and the images' channels; others may have written them."""
+    """Return classes, the model's (C, H, W) and the images' channels, if the card is ours."""
     classes, sizes = card["classes"], [card["in_channels"], *card["input_size"]]
     channels, height, width = sizes
     numbers = [*sizes, card["image_channels"]]
@@ -144,14 +144,14 @@ def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, i
 
 
 def warn_of_unfinished(run: Path) -> None:
-    """Say on stderr where a run's best weights may not be its last word."""
+    """Print a note on stderr if a run is not done: better weights may follow."""
     if (status := read_json(run / "result.json").get("status")) != "done":
-        said = visible(str(status))
-        print(f"note: this run is {said}; these are its best weights so far", file=sys.stderr)
+        shown = visible(str(status))
+        print(f"note: this run is {shown}; these are its best weights so far", file=sys.stderr)
 
 
 def without_weights(config: Config) -> Config:
-    """The configuration of a model that gets the run's own weights: none are drawn or fetched."""
+    """Return the config without initial weights: the model gets the run's own weights."""
     kept = {k: v for k, v in config.model.trainer_arguments.items() if k == "freeze"}
     bare = config.model.model_copy(update={"trainer_arguments": kept})
     return config.model_copy(update={"model": bare})

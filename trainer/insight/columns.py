@@ -1,16 +1,16 @@
-"""Text in columns that fit a terminal: what is too long goes on below, or is cut in the middle."""
+"""Text in columns that fit a terminal: long text is wrapped, or cut in the middle."""
 
 import shutil
 import unicodedata
 from collections.abc import Sequence
 
-NARROWEST = 12  # no column is made narrower, however many there are
-FIRST = 20  # nor the first one
+NARROWEST = 12  # least width of a column
+FIRST = 20  # least width of the first column, if its cells are so wide
 GAP = "  "
 
 
 def visible(text: str) -> str:
-    """Text without control characters and other things that a terminal would act on."""
+    """Return text with escapes in place of control characters, which a terminal would act on."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
         for c in text
@@ -18,24 +18,24 @@ def visible(text: str) -> str:
 
 
 def terminal_width(without: int = 100) -> int:
-    """Columns of the terminal; ``without`` one, as in a pipe, so many."""
+    """Return the columns of the terminal, at least 40; ``without`` if there is no terminal."""
     return max(shutil.get_terminal_size((without, 24)).columns, 40)
 
 
 def width_of(text: str) -> int:
-    """Columns that ``text`` takes: a Chinese letter takes two."""
+    """Return the columns that ``text`` takes in a terminal: a Chinese letter takes two."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
 def pad(text: str, width: int, right: bool = False) -> str:
-    """Text with blanks after it, or before it."""
+    """Return text filled with blanks to ``width``: after it, or before it if ``right``."""
     blanks = " " * (width - width_of(text))
     return blanks + text if right else text + blanks
 
 
 def shorten(text: str, width: int, end: int = 0) -> str:
-    """Text that takes at most ``width``; "..." stands for what is cut before its last ``end``."""
+    """Return text of at most ``width`` columns; "..." stands for a cut before its last ``end``."""
     if width_of(text) <= width:
         return text
     end = min(end, max(width - 3, 0))
@@ -46,10 +46,7 @@ def shorten(text: str, width: int, end: int = 0) -> str:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Text in lines of at most ``width``, cut after a blank if one is near the end, else after a
-
-    dot and its like, else anywhere.
-    """
+    """Return text in lines of at most ``width``: cut after a blank, else a sign, else anywhere."""
     lines = []
     while width_of(text) > width:
         fits = width
@@ -64,10 +61,10 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def lay_out(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Lines of a table within ``width``; ``rows[0]`` is the head, the first column names a row.
+    """Return a table as lines of at most ``width``; ``rows[0]`` is the head.
 
-    Long cells go on below themselves; columns that find no room make another table below, which
-    repeats the first column.
+    Long cells are wrapped. Columns that have no room go into another table below, which repeats
+    the first column.
     """
     first, *columns = [list(column) for column in zip(*rows, strict=True)]
     natural = [max(map(width_of, column)) for column in columns]
@@ -93,26 +90,26 @@ def lay_out(rows: Sequence[Sequence[str]], width: int) -> list[str]:
             cells = [first[number], *(columns[i][number] for i in block)]
             wrapped = [wrap(cell, w) for cell, w in zip(cells, widths, strict=True)]
             for at in range(max(map(len, wrapped))):
-                parts = [part[at] if at < len(part) else "" for part in wrapped]
-                padded = [pad(part, w) for part, w in zip(parts, widths, strict=True)]
+                texts = [cell[at] if at < len(cell) else "" for cell in wrapped]
+                padded = [pad(text, w) for text, w in zip(texts, widths, strict=True)]
                 lines.append(GAP.join(padded).rstrip())
     return lines
 
 
 def least_room(rows: Sequence[Sequence[str]]) -> int:
-    """Columns of the terminal that a table takes beside its first column, when made narrow."""
+    """Return the least width that a table takes beside its first column."""
     columns = list(zip(*rows, strict=True))[1:]
     return sum(min(max(map(width_of, c)), NARROWEST) + len(GAP) for c in columns)
 
 
 def fits_in_one_block(rows: Sequence[Sequence[str]], width: int) -> bool:
-    """Whether ``lay_out`` needs one block only."""
+    """Return whether ``lay_out`` needs no second table below the first."""
     first = min(max(width_of(row[0]) for row in rows), FIRST)
     return first + least_room(rows) <= width
 
 
 def _fair(natural: Sequence[int], room: int) -> int:
-    """The width to which the widest columns are cut, so that all of them fit."""
+    """Return the width to which the widest columns are cut, so that all columns fit."""
     limit = max(natural, default=0)
     while limit > NARROWEST and sum(min(n, limit) for n in natural) > room:
         limit -= 1

@@ -54,9 +54,7 @@ def read_run(label: str, folder: Path) -> Compared:
         if read_text(folder / "config.yaml")[1]:  # such as a pipe, which would block
             raise ConfigError([])
         document = read_document(folder / "config.yaml")
-        config = (
-            flat_config(document.data) if document.data and isinstance(document.data, dict) else {}
-        )
+        config = flat_config(document.data) if isinstance(document.data, dict) else {}
         if document.faults or not config:
             faults.append("config.yaml is damaged")
     except ConfigError:
@@ -126,7 +124,7 @@ def is_components(value: Any) -> bool:
 
 
 def read_curves(path: Path) -> tuple[dict[str, CurvePoints], str]:
-    """Return the curves over the epochs of a metrics.jsonl, and what is wrong with it ("" if nothing).
+    """Return the curves over the epochs of a metrics.jsonl, and what is wrong with it, else "".
 
     A last line without its end is left out: the run is writing it.
     """

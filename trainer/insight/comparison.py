@@ -34,7 +34,7 @@ def differing(runs: Sequence[Compared], everything: bool = False) -> list[str]:
 
 
 def merge_orders(lists: Sequence[Sequence[str]]) -> list[str]:
-    """Return each word of the lists once, in one order that fits the order of each list if possible."""
+    """Return each word once, after the words before it in the first list that has it."""
     merged: list[str] = []
     for words in lists:
         at = 0
@@ -54,7 +54,7 @@ def all_equal(values: Sequence[Any]) -> bool:
 
 
 def metric_rows(runs: Sequence[Compared]) -> dict[str, list[float | None]]:
-    """Return the rows of results: best val metrics, test metrics, speed, size; a number for each run."""
+    """Return rows of one number a run: best val metrics, test metrics, speed, size."""
     best = merge_orders([[k for k in r.found.best if k.startswith("val/")] for r in runs])
     test = merge_orders([list(r.found.test) for r in runs])
     rows: dict[str, list[float | None]] = {}
@@ -208,7 +208,7 @@ def over_seeds(runs: Sequence[Compared]) -> dict[str, tuple[float, float]]:
 
 
 def comparison_json(runs: Sequence[Compared], picture: Path | None) -> dict[str, Any]:
-    """Return the comparison as plain values, by the runs' labels; keys that a run lacks are left out."""
+    """Return the comparison as plain values by label; a key that a run lacks is left out."""
     content = {
         "runs": {
             run.label: {

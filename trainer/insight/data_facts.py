@@ -23,7 +23,7 @@ from trainer.reading import attempt, in_threads
 from transforms.pipeline import Pipeline
 
 FEW = 10  # with fewer images of a class in a split, the metrics of the class are coarse
-SMALL_SPLIT = 100  # with fewer images in val or test, one image is 1 % of accuracy or more
+SMALL_SPLIT = 100  # with fewer images in val or test, one image is more than 1 % of accuracy
 IMBALANCE = 10
 # Images whose facts are joined at once. One by one they would take ten times the memory, because
 # each small tensor lies between blocks that were freed.
@@ -62,10 +62,6 @@ class Inspection:
     near: list[tuple[int, int, float]]
     broken: list[BrokenImage]
     facts: dict[str, Any]
-
-    def split_of(self) -> dict[int, str]:
-        """Return the split of each readable sample."""
-        return split_of_each(self.splits)
 
 
 def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
@@ -228,10 +224,7 @@ def near_in(
     thumbnails: Tensor,
     sizes: Sequence[tuple[int, int]],
 ) -> list[tuple[int, int, float]]:
-    """Return pairs of samples that are nearly the same, with their likeness, up to 1.
-
-    Only the first sample of a group of equal ones is compared.
-    """
+    """Return pairs (i, j, likeness) of nearly equal samples; equal ones are compared once."""
     first: dict[str, int] = {}
     for row, index in enumerate(usable):
         first.setdefault(digests[index], row)
@@ -282,11 +275,7 @@ def sizes_of(sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
 
 
 def pixels_of(config: Config, pipeline: Pipeline, raw: Tensor, prepared: Tensor) -> dict[str, Any]:
-    """Return mean and std of the training images, beside those of the config's Normalize.
-
-    raw, prepared: moments (N, 2, C) before and after the fixed transforms. Every image counts
-    alike, whatever its size.
-    """
+    """Return mean and std over moments (N, 2, C) of the training images, beside the config's."""
 
     def mean_and_std(found: Tensor) -> dict[str, list[float]]:
         mean, square = found.mean(dim=0)

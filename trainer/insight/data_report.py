@@ -19,6 +19,7 @@ from trainer.insight.pictures import sheet, write_picture
 from trainer.insight.samples import as_seen, one_crop
 from trainer.insight.text import markdown, markdown_table, shown
 from trainer.insight.data_facts import Inspection, differs
+from trainer.insight.data_facts import Inspection, differs, split_of_each
 from trainer.insight.pictures import draw_bars, sheet, write_picture
 from trainer.insight.samples import as_pictures, one_crop
 from trainer.loader import Part, order_of
@@ -34,10 +35,7 @@ RED = "#d62728"
 
 
 def write_data_report(found: Inspection, folder: Path) -> list[Path]:
-    """Write data.md, data.json and the pictures; return the files.
-
-    ``folder`` is made if it is absent. Raises RunError if it is a link.
-    """
+    """Write data.md, data.json and the pictures; return the files. Raises RunError for a link."""
     if folder.is_symlink():
         raise RunError(f"{folder} is a link; nothing is written behind it.")
     pictures = {
@@ -128,11 +126,8 @@ def draw_classes(found: Inspection) -> Image.Image:
 
 
 def draw_duplicates(found: Inspection) -> Image.Image | None:
-    """Draw equal and similar images side by side, three pairs a row; None if there are none.
-
-    A red frame says that the two are in different splits or classes, which spoils a result.
-    """
-    split_of = found.part_of()
+    """Draw equal and similar pairs, three a row, red if in two splits or classes; None if none."""
+    split_of = split_of_each(found.splits)
     pairs = [(group[0], other_of(found, group, split_of), "equal") for group in found.exact]
     pairs = pairs[: MAX_PAIRS // 2] if found.near else pairs
     pairs += [(i, j, f"likeness {likeness:.3f}") for i, j, likeness in found.near]
@@ -166,7 +161,7 @@ def evenly(items: Sequence[int], count: int) -> list[int]:
 
 
 def tail(name: str) -> str:
-    """Return the end of a path, short enough for a caption: files differ in the end of their paths."""
+    """Return the end of a path, in which files differ, short enough for a caption."""
     return visible(name if len(name) <= 18 else f"...{name[-16:]}")
 
 

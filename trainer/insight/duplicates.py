@@ -33,7 +33,7 @@ LARGE_SIDE = 96  # pixels: an image with a shorter side has no more detail than 
 def near_duplicates(
     thumbnails: Tensor, shortest: Tensor, detail: Callable[[list[int]], Tensor]
 ) -> list[tuple[int, int, float]]:
-    """Return pairs of images that are nearly the same, the most alike first: (i, j, likeness), i < j.
+    """Return pairs of images that are nearly the same: (i, j, likeness), i < j, most alike first.
 
     thumbnails: (N, SIZE, SIZE) uint8 of images of different contents. shortest: (N,) the shorter
     side of each image in pixels. detail: returns thumbnails (n, DETAIL, DETAIL) for n indices.
@@ -60,7 +60,7 @@ def near_duplicates(
 
 
 def thumbnail(images: Tensor, size: int = SIZE) -> Tensor:
-    """Return images (..., C, H, W) uint8 in grey, stretched to a square: (..., size, size) uint8."""
+    """Return images (..., C, H, W) uint8 in grey, stretched to (..., size, size) uint8."""
     small = functional.resize(images, [size, size], antialias=True)
     if small.shape[-3] == 3:
         small = functional.rgb_to_grayscale(small)
@@ -120,7 +120,7 @@ def as_they_lie(pairs: Tensor, images: Tensor) -> Tensor:
 
 
 def edges(images: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return differences of neighbouring pixels, to the right and down, of blurred images (P, S, S)."""
+    """Return differences of neighbouring pixels, right and down, of blurred images (P, S, S)."""
     soft = nn.functional.avg_pool2d(images[:, None], 2, 1)
     soft = nn.functional.avg_pool2d(soft, 2, 1, padding=1)[:, 0]
     found = torch.stack([soft[:, 1:, 1:] - soft[:, 1:, :-1], soft[:, 1:, 1:] - soft[:, :-1, 1:]], 1)
@@ -165,7 +165,7 @@ def likeness(a: Tensor, b: Tensor, fine_a: Tensor, fine_b: Tensor) -> Tensor:
 
 
 def _warped(images: Tensor, moved: Tensor, mode: str) -> tuple[Tensor, Tensor]:
-    """Return images (P, S, S) shifted and scaled, and a mask: 1 for pixels from inside the image."""
+    """Return images (P, S, S) shifted and scaled, and a mask of pixels from inside the image."""
     side = images.shape[-1]
     place = ((torch.arange(side) + 0.5) / side * 2 - 1).expand(len(images), side)
     xs = (place * (1 + moved[:, 1:2]) + moved[:, 0:1])[:, None, :].expand(-1, side, -1)

@@ -1,11 +1,11 @@
-"""The letters in pictures: Pillow's own font, or a Chinese one of the system's where needed."""
+"""Fonts for pictures: Pillow's own font, or a Chinese font of the system if a text needs it."""
 
 from functools import lru_cache
 
 from PIL import ImageFont
 
-# Fonts with Chinese letters, as Linux, macOS and Windows call the files; which face of a collection
-# has the simplified forms.
+# Font files with Chinese letters on Linux, macOS and Windows, and the index of the face with
+# simplified forms.
 CJK_FONTS = (
     ("NotoSansCJK-Regular.ttc", 2),
     ("NotoSansCJKsc-Regular.otf", 0),
@@ -25,13 +25,13 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def font(size: int, text: str = "") -> Font:
-    """Pillow's own font, or the system's Chinese one where ``text`` needs it and there is one."""
+    """Return Pillow's own font, or the system's Chinese one if ``text`` needs it and it exists."""
     found = None if _is_latin(text) else _cjk_font(size)
     return found or _own_font(size)
 
 
 def drawable(name: str, index: int) -> str:
-    """The name, or its place where no font can write it; to be drawn with ``font(size, name)``."""
+    """Return ``name``, or "#index" if no font can write it. Draw it with ``font(size, name)``."""
     return name if name.isprintable() and all(map(_can_write, name)) else f"#{index}"
 
 
@@ -50,7 +50,7 @@ def _cjk_font(size: int) -> Font | None:
 @lru_cache
 def _cjk_file() -> tuple[str, int] | None:
     for name, face in CJK_FONTS:
-        try:  # Pillow looks through the system's folders of fonts
+        try:  # Pillow searches the system's font folders
             return str(ImageFont.truetype(name, 16, face).path), face
         except OSError:
             continue
@@ -71,13 +71,13 @@ def _is_latin(text: str) -> bool:
 
 
 def legible(text: str) -> str:
-    """Text of which every letter can be written."""
+    """Return text with "?" in place of letters that no font can write."""
     text = text.replace("\u2192", "->")
     return "".join(c if c.isprintable() and _can_write(c) else "?" for c in text)
 
 
 def fit_to_pixels(text: str, size: int, width: float) -> str:
-    """Text no wider than ``width`` pixels in a font of this size."""
+    """Return text, shortened with "..." if it is wider than ``width`` pixels."""
     face = font(size, text)
     if face.getlength(text) <= width:
         return text

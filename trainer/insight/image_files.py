@@ -10,11 +10,11 @@ from trainer.insight.columns import visible
 
 
 def find_images(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The image files that files, folders and patterns stand for, and what is wrong with the texts.
+    """Return the image files that files, folders and patterns name, and the faults of the texts.
 
-    A file is taken whatever its suffix; of a folder, and of what a pattern matches, those with one
-    of ``SUFFIXES``, sorted naturally, links to folders not followed, hidden ones left out. What is
-    there by that very name is no pattern. Each file comes once.
+    A file may have any suffix. A folder or pattern gives the files with one of ``SUFFIXES``, sorted
+    naturally, without hidden files; links to folders are not followed. A text that is the name of
+    a file is no pattern. Each file comes once.
     """
     found: dict[str, None] = {}
     faults: list[str] = []
@@ -48,17 +48,17 @@ def _in_folder(folder: str, faults: list[str]) -> list[str]:
 
 
 def _matching(pattern: str, faults: list[str]) -> list[str]:
-    """What the shell would have made of the pattern, ``**`` standing for any folders."""
-    parts = Path(pattern).parts
-    fixed = 0  # how many parts are there by that very name
-    while fixed < len(parts) and os.path.exists(Path(*parts[: fixed + 1])):
+    """Return the images that the shell would find for the pattern; ``**`` is any folders."""
+    names = Path(pattern).parts
+    fixed = 0  # so many names exist as they are
+    while fixed < len(names) and os.path.exists(Path(*names[: fixed + 1])):
         fixed += 1
-    base = Path(*parts[:fixed])
+    base = Path(*names[:fixed])
     # "a**" is "a*" in a shell; pathlib refuses it.
-    rest = [part if part == "**" else part.replace("**", "*") for part in parts[fixed:]]
+    rest = [name if name == "**" else name.replace("**", "*") for name in names[fixed:]]
     found: list[str] = []
-    for path in base.glob("/".join(rest)):  # does not follow links either where it goes down
-        if any(part.startswith(".") for part in path.parts[fixed:]):
+    for path in base.glob("/".join(rest)):  # follows no links to folders either
+        if any(name.startswith(".") for name in path.parts[fixed:]):
             continue
         if path.is_dir():
             found += _in_folder(str(path), faults)

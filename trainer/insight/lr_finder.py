@@ -1,7 +1,7 @@
-"""The learning-rate range test: the rate rises with every step, and the loss tells how far it may.
+"""The learning-rate range test: the rate rises with every step until the loss diverges.
 
-Smith, 2017, "Cyclical learning rates for training neural networks", section 3.3; the rate rises
-exponentially, the loss is smoothed and the test ends where it diverges, as in fastai and Lightning.
+Smith, 2017, "Cyclical learning rates for training neural networks", section 3.3. As in fastai and
+Lightning, the rate rises exponentially, and the loss is smoothed.
 """
 
 import math
@@ -25,12 +25,12 @@ from trainer.job import Job
 from trainer.loop import train_steps
 from trainer.schedulers import Schedule
 
-SMOOTHING = 0.9  # of the moving mean: about the last ten steps
-DIVERGED = 4.0  # times the least loss
-FEWEST = 10  # steps to suggest anything from
-LEARNED = 0.02  # share of the first loss that it must fall by at least
-NOISE = 1.5  # times what batches differ by, which it must fall by too: less may be chance
-FALLEN = 0.95  # share of the fall after which more rate brings next to nothing
+SMOOTHING = 0.9  # decay of the moving mean: about the last ten steps
+DIVERGED = 4.0  # the test ends if the smoothed loss is so many times its least
+FEWEST = 10  # steps needed for a suggestion
+LEARNED = 0.02  # the loss must fall by this fraction of the first loss
+NOISE = 1.5  # and by so many times the difference between batches: less may be chance
+FALLEN = 0.95  # after this fraction of the fall, a higher rate brings next to nothing
 
 
 class NoSuggestion(NonFiniteLoss):
@@ -39,9 +39,9 @@ class NoSuggestion(NonFiniteLoss):
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What a range test saw: of each step the rate, the batch's loss, and the smoothed loss.
+    """The results of a range test: rate, batch loss and smoothed loss of each step.
 
-    own: the rate that the YAML sets. diverged: the test ended before its last step.
+    own: the rate that the YAML sets. diverged: whether the test ended before its last step.
     """
 
     rates: list[float]
@@ -54,19 +54,19 @@ class RangeTest:
 def sweep_rates(job: Job, low: float, high: float, steps: int) -> RangeTest:
     """Train ``job`` for at most ``steps`` steps at rates from ``low`` to ``high``.
 
-    The YAML's optimizer begins anew without its scheduler, groups keep the proportions of their
-    rates. Ends where the smoothed loss is above DIVERGED times its least, or no number. The job is
-    of no use afterwards.
+    The YAML's optimizer is built anew, without a scheduler; parameter groups keep the ratios of
+    their rates. The test ends if the smoothed loss exceeds DIVERGED times its least, or if loss or
+    gradient is not finite. The job cannot be used afterwards. Raises ConfigError for Rprop.
     """
     if job.config.optimizer.name == "Rprop":
         message = "takes its rate for the first step only and adapts it by itself; no need to find"
         raise ConfigError([job.config.fault("optimizer.name", f"Rprop {message} one")])
-    optimizer = build_optimizer(job.config, job.model)  # job's own has a scheduler's rates by now
+    optimizer = build_optimizer(job.config, job.model)  # a scheduler has set the rates of job's own
     groups = optimizer.param_groups
-    own = float(optimizer.defaults["lr"])  # of groups, each may have another
+    own = float(optimizer.defaults["lr"])  # a group may have another rate
     shares = [float(group["lr"]) / own if own else 1.0 for group in groups]
     rates = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
-    # A guard that looks at every step: a NaN ends the test, and is no error here.
+    # A guard with the results of every step: a NaN ends the test, and is no error here.
     guard = Guard(job.model, optimizer, job.device, lag=1)
     done = train_steps(
         job.network,
@@ -90,12 +90,12 @@ def sweep_rates(job: Job, low: float, high: float, steps: int) -> RangeTest:
         for group, share in zip(groups, shares, strict=True):
             group["lr"] = rate * share
         next(done)
-        seen = guard.seen(wait=True)[-1]
-        if not (math.isfinite(seen.loss) and (math.isfinite(seen.norm) or seen.is_overflow)):
+        result = guard.seen(wait=True)[-1]
+        if not (math.isfinite(result.loss) and (math.isfinite(result.norm) or result.is_overflow)):
             diverged = True
             break
-        losses.append(seen.loss)
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * seen.loss
+        losses.append(result.loss)
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * result.loss
         smoothed.append(mean / (1 - SMOOTHING ** len(losses)))  # the mean began at 0
         if smoothed[-1] > DIVERGED * min(smoothed):
             diverged = True
@@ -104,7 +104,7 @@ def sweep_rates(job: Job, low: float, high: float, steps: int) -> RangeTest:
 
 
 def _batches(job: Job, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """As many batches as asked for, over as many epochs as they take."""
+    """Yield ``steps`` batches, over as many epochs as they take."""
     left = steps
     for epoch in count():
         for batch in job.train_loader.epoch(epoch):
@@ -115,27 +115,27 @@ def _batches(job: Job, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def suggest(test: RangeTest) -> float:
-    """Half the rate at which 95 % of the fall of the smoothed loss was done, before any jump.
+    """Return half the rate at which the smoothed loss had done 95 % of its fall, before any jump.
 
-    Chosen, constants too, on seven pairs of model and optimizer with three seeds each: 16 of these
-    21 rates lay within three times of the best one of short trainings (0.13 to 2.6 times it); none
-    were held out. The tenth of the rate of the least loss was up to 15 times too low, the middle of
-    the fall (fastai's "valley") 20 to 700 times. It is for the default range and 100 steps: with
-    more of them it comes out lower. Raises NoSuggestion, which says what to try.
+    Rule and constants were chosen on seven pairs of model and optimizer with three seeds each, none
+    held out: 16 of the 21 rates were within a factor of three of the best rate of short trainings
+    (0.13 to 2.6 times it). A tenth of the rate of the least loss was up to 15 times too low, the
+    middle of the fall (fastai's "valley") 20 to 700 times. More than 100 steps give a lower rate.
+    Raises NoSuggestion, which says what to try.
     """
-    seen = len(test.losses)
-    if not seen:
+    steps_done = len(test.losses)
+    if not steps_done:
         raise NoSuggestion(
             "no suggestion: loss or gradient is no number in the first step already. "
             "Look at transforms (Normalize?), model and loss, not at the rate."
         )
-    if seen <= FEWEST:
+    if steps_done <= FEWEST:
         raise NoSuggestion(
-            f"no suggestion: the loss diverged after {seen} steps, at a rate of "
+            f"no suggestion: the loss diverged after {steps_done} steps, at a rate of "
             f"{test.rates[-1]:.2g}. Try a smaller --from, and look at the inputs (Normalize?)."
         )
     first, end = first_loss(test), max(calm_until(test), FEWEST + 1)
-    least = min(test.smoothed[FEWEST:end])  # before, it is hardly a mean
+    least = min(test.smoothed[FEWEST:end])  # before FEWEST steps it is hardly a mean
     steps = [abs(b - a) for a, b in zip(test.losses[:end], test.losses[1:end], strict=False)]
     if first - least <= max(LEARNED * first, NOISE * statistics.median(steps)):
         more = "more --steps" if test.diverged else "a higher --to, more --steps"
@@ -150,17 +150,17 @@ def suggest(test: RangeTest) -> float:
 
 
 def first_loss(test: RangeTest) -> float:
-    """The mean loss of the first tenth of the steps, in which next to nothing is learned."""
+    """Return the mean loss of the first tenth of the steps, which learn next to nothing."""
     head = test.losses[: max(len(test.losses) // 10, FEWEST // 2)]
     return sum(head) / len(head)
 
 
 def calm_until(test: RangeTest) -> int:
-    """How many steps there were before one whose batch lost twice as much as at first.
+    """Return the number of steps before the first batch whose loss is twice the first loss.
 
-    After such a jump a model may fall again, to what it can do at rates that no run bears: by
-    heart where it sees few images often, or with all its units dead. Jumps before anything was
-    learned are those of small batches.
+    After such a jump the loss may fall again at rates too high for any run: the model has learned
+    a few images by heart, or all its units are dead. Jumps before anything was learned do not
+    count: they come from small batches.
     """
     first = first_loss(test)
     learned = False
@@ -172,8 +172,8 @@ def calm_until(test: RangeTest) -> int:
 
 
 def draw_range(test: RangeTest, suggestion: float | None) -> Image.Image:
-    """The losses over the rate, with the suggested and the YAML's own rate marked."""
-    # What diverges would flatten all the rest; it leaves the picture at the top.
+    """Draw the losses over the rate, with marks at the suggested rate and the YAML's own."""
+    # A diverging loss would flatten all the rest, so it is cut at the top.
     top = 1.5 * max(test.smoothed[:FEWEST]) if test.smoothed else 1.0
     each = [min(loss, top) for loss in test.losses]
     mean = [min(loss, top) for loss in test.smoothed]
@@ -190,8 +190,8 @@ def draw_range(test: RangeTest, suggestion: float | None) -> Image.Image:
 def find_rate(
     job: Job, low: float, high: float, steps: int, output: Path, say: Callable[[str], None]
 ) -> float:
-    """Do the test, write its picture, and say and return what it suggests; raises NoSuggestion."""
-    output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before
+    """Do the test, write its picture, print and return the suggested rate; raises NoSuggestion."""
+    output.parent.mkdir(parents=True, exist_ok=True)  # so that this fails before the test
     with closing(job.train_loader), closing(job.val_loader):
         test = sweep_rates(job, low, high, steps)
     try:
@@ -210,7 +210,7 @@ def find_rate(
 
 
 def compared(suggestion: float, own: float) -> str:
-    """How the suggestion compares with the YAML's own rate."""
+    """Return a sentence on how the suggestion compares with the YAML's own rate."""
     if own <= 0:
         return "the YAML has 0"
     times = max(suggestion / own, own / suggestion)

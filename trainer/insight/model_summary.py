@@ -1,7 +1,7 @@
-"""What a model is made of and will cost: its layers, and what a real step of a job takes.
+"""What a model consists of and costs: its layers, and the memory and time of real steps.
 
-Everything but the FLOPs is measured, by doing it: a forward pass, a step, some batches of training
-and of validation. The job is changed by that, and of no use afterwards but to be described.
+Everything but the FLOPs is measured: a forward pass, a step, some batches of training and of
+validation. This changes the job, so it cannot be trained afterwards.
 """
 
 import time
@@ -19,16 +19,17 @@ from trainer.guard import Guard
 from trainer.job import Job
 from trainer.loop import Batches, predict, train_steps
 
-MOST_ROWS = 60  # of the table of layers; deeper levels are summed up where there are more
-TIMED_SECONDS = 1.5  # seconds of training that are timed, or an epoch where it takes less
+MOST_ROWS = 60  # of the table of layers; if there are more, deeper levels are summed up
+TIMED_SECONDS = 1.5  # of training, or an epoch if it takes less
 WIDTHS = (38, 22, 18)  # characters of a layer's name, type and output at most
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A row of the table: ``output`` without the batch; ``parameters`` counts shared ones once.
+    """A row of the table of layers. ``output`` is the shape without the batch.
 
-    trainable is None where there are no parameters, and "part" where some are frozen.
+    parameters: shared ones count in the first layer only. trainable: None without parameters,
+    "part" if some are frozen.
     """
 
     name: str
@@ -40,10 +41,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step of training takes, in bytes, and an epoch, in seconds.
+    """The bytes that a training step takes, and the seconds of an epoch.
 
-    loss: the first batch's. activations: what the forward pass keeps for the backward pass, for a
-    batch or for one of its ``train.accumulate`` parts. peak: the most that a GPU held, else None.
+    loss: of the first batch. activations: what the forward pass of a micro-batch keeps for the
+    backward pass. peak: the most that the GPU held, None without a GPU.
     """
 
     batch: tuple[int, ...]
@@ -60,9 +61,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A job's model and what it costs; flops of one image's forward pass, None if uncountable.
+    """A job's model and its cost.
 
-    rows are the layers as they are shown, hidden the number of further ones left out.
+    rows: the layers that are shown. hidden: the number of layers that are not. flops: of one
+    image's forward pass, None if they cannot be counted.
     """
 
     rows: list[Layer]
@@ -75,8 +77,8 @@ class ModelSummary:
 
 
 def summarize(job: Job) -> ModelSummary:
-    """Measure a job that is ready to train; the job's weights are others afterwards."""
-    images, labels = (part.clone() for part in next(job.train_loader.epoch()))
+    """Measure a job that is ready to train. This changes the job's weights."""
+    images, labels = (tensor.clone() for tensor in next(job.train_loader.epoch()))
     flops, outputs = count_flops(job.model, images[:1])
     rows, hidden = table_of(job.model, outputs)
     parameters = list(job.model.parameters())
@@ -92,11 +94,11 @@ def summarize(job: Job) -> ModelSummary:
 
 
 def count_flops(model: nn.Module, image: Tensor) -> tuple[int | None, dict[str, str]]:
-    """FLOPs of a forward pass of ``image`` (1, C, H, W), and each module's output shape, by name.
+    """Return the FLOPs of a forward pass of ``image`` (1, C, H, W), and each module's output shape.
 
-    A multiplication and an addition are two. Convolutions, matrix products and attention are
-    counted, as torch does, and nothing else: the rest takes time for memory, not for arithmetic.
-    None where torch cannot count. The model is in eval mode afterwards.
+    A multiplication and an addition are two FLOPs. As torch does, only convolutions, matrix
+    products and attention are counted: other layers take time for memory, not for arithmetic.
+    FLOPs are None if torch cannot count them. The model is in eval mode afterwards.
     """
     from torch.utils.flop_counter import FlopCounterMode  # 0.1 s
 
@@ -106,7 +108,7 @@ def count_flops(model: nn.Module, image: Tensor) -> tuple[int | None, dict[str, 
         for name, module in model.named_modules()
     ]
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one kernel for all, which is not counted
+    torch.backends.mha.set_fastpath_enabled(False)  # its one fused kernel is not counted
     model.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -129,7 +131,7 @@ def _recorder(outputs: dict[str, str], name: str) -> Any:
 
 
 def _shape(output: Any) -> str:
-    """The shape of a tensor, or of the first in a collection, without the batch."""
+    """Return the shape, without the batch, of a tensor or of the first one in a collection."""
     if isinstance(output, Tensor):
         return " x ".join(map(str, output.shape[1:])) or "1"
     if isinstance(output, dict):
@@ -141,9 +143,9 @@ def _shape(output: Any) -> str:
 
 
 def table_of(model: nn.Module, outputs: dict[str, str]) -> tuple[list[Layer], int]:
-    """The layers of a model in their order, as deep as MOST_ROWS allow, and how many are left out.
+    """Return the layers in order, as deep as MOST_ROWS allow, and the number of layers left out.
 
-    A module deeper than that is summed up in the one it belongs to.
+    A deeper module is summed up in the module that contains it.
     """
     modules = [(name, module) for name, module in model.named_modules() if name] or [("", model)]
     deepest = max(name.count(".") for name, _ in modules)
@@ -155,24 +157,24 @@ def table_of(model: nn.Module, outputs: dict[str, str]) -> tuple[list[Layer], in
 
 
 def _layer_rows(model: nn.Module, outputs: dict[str, str], depth: int) -> Iterator[Layer]:
-    counted: set[int] = set()  # parameters that several modules share belong to the first
+    counted: set[int] = set()  # shared parameters count in the first module that has them
     for name, module in model.named_modules():
         level = name.count(".") if name else -1
-        whole = level == depth or not any(module.children())
+        is_leaf = level == depth or not any(module.children())
         if level > depth:
             continue
         if isinstance(module, nn.Identity):
             continue
-        own = [p for p in module.parameters(recurse=whole) if id(p) not in counted]
+        own = [p for p in module.parameters(recurse=is_leaf) if id(p) not in counted]
         counted.update(map(id, own))
-        if not whole and not own:  # a container, whose layers have their own rows
+        if not is_leaf and not own:  # the layers of a container have their own rows
             continue
         trained = {p.requires_grad for p in own}
         inside = sum(1 for inner in module.modules() if not any(inner.children()))
         kind = type(module).__name__
         yield Layer(
             name=name or "(model)",
-            kind=f"{kind}, {inside} layers" if whole and inside > 1 else kind,
+            kind=f"{kind}, {inside} layers" if is_leaf and inside > 1 else kind,
             output=outputs.get(name, "-"),
             parameters=sum(p.numel() for p in own),
             trainable=None if not own else "part" if len(trained) > 1 else trained.pop(),
@@ -180,13 +182,13 @@ def _layer_rows(model: nn.Module, outputs: dict[str, str], depth: int) -> Iterat
 
 
 def measure(job: Job, images: Tensor, labels: Tensor) -> Cost:
-    """Do a forward pass, a step, and some batches of training and validation, and say what it took.
+    """Measure a forward pass, a step, and some batches of training and validation.
 
-    images and labels are a first batch, as the loader gave it.
+    images and labels are the first batch of the loader.
     """
     train_mode(job.model)
-    parts = job.config.train.accumulate
-    loss, activations = kept_for_backward(job, images.chunk(parts)[0], labels.chunk(parts)[0])
+    count = job.config.train.accumulate
+    loss, activations = kept_for_backward(job, images.chunk(count)[0], labels.chunk(count)[0])
     on_gpu = job.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(job.device)
@@ -194,18 +196,16 @@ def measure(job: Job, images: Tensor, labels: Tensor) -> Cost:
     for _ in real_steps(job, [(images, labels)]):
         pass
     step_seconds = now(job.device) - began
-    is_slow = (
-        step_seconds > TIMED_SECONDS
-    )  # nobody waits for more steps, and warming up is little of it
+    is_slow = step_seconds > TIMED_SECONDS  # then one step is enough, and needs no warm-up
     peak = torch.cuda.max_memory_allocated(job.device) if on_gpu else None
     gradients = [p.grad for p in job.model.parameters() if p.grad is not None]
     parameters = [*job.model.parameters(), *job.model.buffers()]
     state = [v for kept in job.optimizer.state.values() for v in kept.values()]
     train_seconds = step_seconds * len(job.train_loader) if is_slow else time_training(job)
     image_seconds = time_validation(job, warm_up=not is_slow)
-    sizes = {name: len(part) for name, part in job.data.parts.items()}
+    sizes = {split: len(images) for split, images in job.data.parts.items()}
     epochs = job.config.train.epochs
-    judged = epochs * sizes["val"] + sizes["test"]  # each epoch on val, at last the best on test
+    evaluated = epochs * sizes["val"] + sizes["test"]  # each epoch on val, the best weights on test
     return Cost(
         batch=tuple(images.shape),
         loss=loss,
@@ -216,15 +216,15 @@ def measure(job: Job, images: Tensor, labels: Tensor) -> Cost:
         peak=peak,
         train_seconds=train_seconds,
         val_seconds=image_seconds * sizes["val"],
-        run_seconds=epochs * train_seconds + image_seconds * judged,
+        run_seconds=epochs * train_seconds + image_seconds * evaluated,
     )
 
 
 def kept_for_backward(job: Job, images: Tensor, labels: Tensor) -> tuple[float, int]:
-    """The loss of a batch, and the bytes that its forward pass keeps for the backward pass.
+    """Return the loss of a batch, and the bytes that its forward pass keeps for the backward pass.
 
-    Weights are not among them; of several views of one memory all of it counts, once. What a
-    compiler would keep in their place is not known to it.
+    Weights do not count. Several views of one storage count once, as the whole storage. A compiled
+    model may keep other tensors: the uncompiled model is measured.
     """
     known = {p.untyped_storage().data_ptr() for p in job.model.parameters()}
     known |= {b.untyped_storage().data_ptr() for b in job.model.buffers()}
@@ -243,7 +243,7 @@ def kept_for_backward(job: Job, images: Tensor, labels: Tensor) -> tuple[float, 
 
 
 def real_steps(job: Job, batches: Batches) -> Iterator[Any]:
-    """Real steps of training, whatever their loss."""
+    """Do real steps of training, whatever their loss."""
     config = job.config
     return train_steps(
         job.network,
@@ -262,8 +262,8 @@ def real_steps(job: Job, batches: Batches) -> Iterator[Any]:
 
 
 def time_training(job: Job) -> float:
-    """Seconds of an epoch's steps with their data, from as many as TIMED_SECONDS allows."""
-    batches = islice(job.train_loader.epoch(0), 2)  # warms the machine up, starts the workers
+    """Return the seconds of an epoch's steps with loading, from those done in TIMED_SECONDS."""
+    batches = islice(job.train_loader.epoch(0), 2)  # warm-up: starts the workers, fills caches
     for _ in real_steps(job, batches):
         pass
     done, began = 0, now(job.device)
@@ -275,7 +275,7 @@ def time_training(job: Job) -> float:
 
 
 def time_validation(job: Job, warm_up: bool) -> float:
-    """Seconds to predict one image of the validation split, with its data."""
+    """Return the seconds to load and predict one image of the validation split."""
     if warm_up:
         predict(job.model, islice(job.val_loader.epoch(), 1), job.precision)
     done = 0
@@ -294,19 +294,19 @@ def time_validation(job: Job, warm_up: bool) -> float:
 
 
 def now(device: torch.device) -> float:
-    """The clock's seconds, once all that a GPU was given is done."""
+    """Return the clock in seconds, after the GPU has done all its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
 def bytes_of(tensors: list[Tensor]) -> int:
-    """Bytes of distinct tensors."""
+    """Return the bytes of the distinct tensors among ``tensors``."""
     return sum(t.nbytes for t in {id(t): t for t in tensors}.values())
 
 
 def lines(summary: ModelSummary) -> list[str]:
-    """The summary for a terminal of 100 columns."""
+    """Return the summary as lines for a terminal of 100 columns."""
     cost = summary.cost
     flops = "not countable" if summary.flops is None else f"{scaled(summary.flops)}FLOPs"
     sizes = {
@@ -330,7 +330,7 @@ def lines(summary: ModelSummary) -> list[str]:
 
 
 def layer_table(summary: ModelSummary) -> list[str]:
-    """The rows of layers under their head, in columns as wide as they need."""
+    """Return the table of layers as lines, with columns as wide as they need."""
     cells = [("layer", "type", "output", "parameters", "trained")]
     words = {None: "", True: "yes", False: "no", "part": "part"}
     for row in summary.rows:
@@ -341,16 +341,16 @@ def layer_table(summary: ModelSummary) -> list[str]:
         )
         cells.append((name, kind, output, number, words[row.trainable]))
     wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    table = [
+    rows = [
         f"{name:<{wide[0]}}  {kind:<{wide[1]}}  {output:<{wide[2]}}  {number:>{wide[3]}}  {trained}"
         for name, kind, output, number, trained in cells
     ]
     more = [f"... and {summary.hidden} more layers"] if summary.hidden else []
-    return [line.rstrip() for line in table] + more
+    return [line.rstrip() for line in rows] + more
 
 
 def scaled(number: int) -> str:
-    """``1540000`` as ``1.54 M``."""
+    """Return ``1540000`` as ``1.54 M``."""
     for power, letter in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
         if number >= 10**power:
             return f"{number / 10**power:.4g} {letter}"
@@ -358,10 +358,10 @@ def scaled(number: int) -> str:
 
 
 def mebibytes(size: int) -> str:
-    """Bytes as MiB."""
+    """Return bytes as MiB."""
     return f"{size / 2**20:,.1f} MiB"
 
 
 def seconds(number: float) -> str:
-    """A time as a person says it."""
+    """Return seconds as text, such as ``1m35s`` or ``0.27 s``."""
     return duration(number) if number >= 10 else f"{number:.2g} s"

@@ -57,10 +57,7 @@ def in_blue(made: Image.Image) -> Image.Image:
 
 
 def histogram(tag: str, tensor: Tensor) -> Any | None:
-    """Return a histogram of at most ELEMENTS numbers of a tensor, in even strides.
-
-    Numbers that are not finite are left out; None if no number is left.
-    """
+    """Return a histogram of a tensor's finite numbers, of at most ELEMENTS; None without any."""
     values = tensor.detach().flatten()
     values = values[:: math.ceil(len(values) / ELEMENTS) or 1].float().cpu()
     if not (total := values.sum()).isfinite():
@@ -113,7 +110,7 @@ def pr_curves(tag: str, chances: Tensor, labels: Tensor, classes: Sequence[str])
 
 
 def graph(model: nn.Module, input_shape: tuple[int, int, int], device: torch.device) -> bytes:
-    """Return the model as a GraphDef, traced in eval mode with one image; raises as tracing does."""
+    """Return the model as a GraphDef, traced in eval mode with one image; raises as torch does."""
     inputs = (torch.zeros(1, *input_shape, device=device),)
     with evaluating(model, device), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated, and sizes become constants

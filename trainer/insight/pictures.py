@@ -25,7 +25,7 @@ from trainer.insight.fonts import font as font
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """A uint8 image (C, H, W), C being 1 or 3, as an RGB picture."""
+    """Return a uint8 image (C, H, W), where C is 1 or 3, as an RGB picture."""
     planes = image.cpu().expand(3, -1, -1) if len(image) == 1 else image.cpu()
     return Image.fromarray(planes.permute(1, 2, 0).contiguous().numpy())
 
@@ -37,9 +37,9 @@ def sheet(
     columns: int = 4,
     size: int = 160,
 ) -> Image.Image:
-    """Pictures or uint8 images (C, H, W) in rows, each fitted into size x size over its caption.
+    """Return pictures or uint8 images (C, H, W) in rows, each fitted into size x size pixels.
 
-    captions: a line, or several, below each. colours: that of a picture's frame and caption.
+    captions: one or more lines below each. colours: of each frame and caption.
     """
     lines = [[text] if isinstance(text, str) else list(text) for text in captions]
     frames = colours or [None] * len(pictures)
@@ -62,7 +62,7 @@ def sheet(
 
 
 def fit(picture: Image.Image, size: int) -> Image.Image:
-    """The picture within size x size; a small one a whole number of times larger, and crisp."""
+    """Return the picture fitted into size x size; a small one is enlarged by a whole number."""
     picture = picture if picture.mode == "RGB" else picture.convert("RGB")
     largest = max(picture.size)
     if largest * 2 <= size:
@@ -79,10 +79,10 @@ def fit(picture: Image.Image, size: int) -> Image.Image:
 def grid(
     tensor: Tensor, columns: int | None = None, scale: int | None = None, each: bool = True
 ) -> Image.Image:
-    """Kernels or feature maps (N, h, w), or coloured ones (N, 3, h, w), float, as one picture.
+    """Return float planes (N, h, w) or (N, 3, h, w), such as kernels, as one picture.
 
-    Each is stretched to black..white by its own range, or all by their common one. Of (N, C, h, w)
-    with another C every plane is shown. scale: pixels an element, 0 elements making no picture.
+    Of (N, C, h, w) with another C, every plane is shown. each: stretch each plane to black..white
+    by its own range, else all by the common range. scale: pixels of an element.
     """
     planes = tensor.detach().float().cpu().nan_to_num(0, 0, 0)
     if planes.ndim == 3 or planes.shape[1] != 3:
@@ -91,7 +91,7 @@ def grid(
     if not planes.numel():
         return Image.new("RGB", (8, 8), "white")
     columns = columns or min(count, 8 if count <= 64 else math.ceil(math.sqrt(count)))
-    room = 128 if columns <= 8 else 1024 // columns  # pixels for each
+    room = 128 if columns <= 8 else 1024 // columns  # pixels for each plane
     scale = scale or max(1, round(room / max(height, width)))
     over = (1, 2, 3) if each else (0, 1, 2, 3)
     low, high = planes.amin(over, keepdim=True), planes.amax(over, keepdim=True)
@@ -102,17 +102,17 @@ def grid(
     rows = math.ceil(count / columns)
     values = torch.cat([values, values.new_full((rows * columns - count, *values.shape[1:]), 255)])
     tall, wide = values.shape[-2:]
-    whole = values.view(rows, columns, 3, tall, wide).permute(2, 0, 3, 1, 4)
-    return to_picture(pad(whole.reshape(3, rows * tall, columns * wide), (2, 0, 2, 0), value=255))
+    planes = values.view(rows, columns, 3, tall, wide).permute(2, 0, 3, 1, 4)
+    return to_picture(pad(planes.reshape(3, rows * tall, columns * wide), (2, 0, 2, 0), value=255))
 
 
 def png(picture: Image.Image) -> bytes:
-    """The picture as a PNG, of which speed matters more than the last tenth of its size."""
+    """Return the picture as a PNG, compressed fast: files are a tenth larger than they could be."""
     content = io.BytesIO()
     picture.save(content, "PNG", compress_level=2)
     return content.getvalue()
 
 
 def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture as PNG, at once."""
+    """Write a picture as PNG, atomically."""
     write_file(path, png(picture))

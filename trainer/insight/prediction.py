@@ -1,4 +1,4 @@
-"""What a trained model makes of image files, read in threads and judged in batches."""
+"""A trained model's predictions for image files, read in threads and predicted in batches."""
 
 import hashlib
 import os
@@ -26,8 +26,8 @@ from transforms.keyed import seed_of
 from transforms.pipeline import Pipeline
 
 MAX_SHEET = 100  # pictures on a sheet
-SHEET_THUMBNAIL = 160  # pixels
-BATCH_SIZE = 32  # views of images, of a model as large as they come on a laptop
+SHEET_THUMBNAIL = 160  # longest side in pixels
+BATCH_SIZE = 32  # views of images: fits the largest model on a laptop
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -35,7 +35,7 @@ Output = TypeVar("Output")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model makes of one file: (K,) probabilities, or the reason why there are none."""
+    """A file's prediction: (K,) probabilities, or the reason why there are none."""
 
     path: str
     probabilities: Tensor | None = None
@@ -45,7 +45,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Views:
-    """A file as the model is to see it: (1, [crops,] C, H, W), and (N, C, H, W) random draws."""
+    """A file's inputs (1, [crops,] C, H, W), and random draws of it (N, C, H, W)."""
 
     path: str
     inputs: Tensor
@@ -61,18 +61,16 @@ def predict_files(
     tta: int | Literal["flip"] = 1,
     thumbnails: int = 0,
 ) -> Generator[Prediction, None, None]:
-    """A Prediction for each path, in their order, in memory that does not grow with their number.
+    """Yield a Prediction for each path, in order. Memory does not grow with the number of paths.
 
     tta: the probabilities are the mean over the image and its mirror image ("flip"), or over the
-    image and so many - 1 draws of the run's own training transforms, those that mix images left
-    out. A draw depends on the picture's pixels alone, not on its name or its neighbours.
-    thumbnails: so many of the files come with a small picture.
-
-    Raises UsageError where there is nothing to draw.
+    image and tta - 1 random draws of the run's training transforms without those that mix images.
+    The draws depend on the image's pixels only. thumbnails: so many predictions come with a small
+    picture. Raises UsageError if tta asks for draws and no transform is random.
     """
     augment = None if tta in (1, "flip") else augmentation(trained)
     count = tta - 1 if isinstance(tta, int) else 0
-    one_at_a_time = Lock()  # some transforms draw from the process's one generator
+    one_at_a_time = Lock()  # some transforms use the process's one generator
     with_thumbnail = set(paths[:thumbnails])
 
     def read(path: str) -> _Views | Prediction:
@@ -110,7 +108,7 @@ def predict_files(
 def _predicted(
     trained: Trained, waiting: Sequence[_Views | Prediction], flip: bool
 ) -> Iterator[Prediction]:
-    """Predictions of what was read, in one batch."""
+    """Yield the predictions of what was read, in one batch."""
     views = [item for item in waiting if isinstance(item, _Views)]
     rows: Iterator[Tensor] = iter(())
     if views:
@@ -131,9 +129,9 @@ def _predicted(
 
 
 def augmentation(trained: Trained) -> Pipeline:
-    """The run's training transforms of single images; raises UsageError if none is random."""
-    whole = build_pipelines(trained.config, len(trained.classes))["train"]
-    kept = [step for step in (*whole.fixed, *whole.rest) if not predecessors(step)]
+    """Return the run's training transforms of one image; raises UsageError if none is random."""
+    full = build_pipelines(trained.config, len(trained.classes))["train"]
+    kept = [step for step in (*full.fixed, *full.rest) if not predecessors(step)]
     if not any(type(step).__name__ in RANDOM for step in kept):
         raise UsageError(
             "--tta: this run's training transforms draw nothing at random for one image; "
@@ -143,7 +141,7 @@ def augmentation(trained: Trained) -> Pipeline:
 
 
 def draw_views(pipeline: Pipeline, image: Tensor, count: int) -> Tensor:
-    """Random views (count, C, H, W) float32 of an image (C, H, W) uint8, always the same ones."""
+    """Return random views (count, C, H, W) float32, seeded by the image (C, H, W) uint8 only."""
     pixels = hashlib.sha256(image.numpy().tobytes()).hexdigest()
     numbers = torch.tensor([seed_of("view", pixels, number) for number in range(count)])
     images = pipeline.prepare(image).expand(count, -1, -1, -1).contiguous()
@@ -153,7 +151,7 @@ def draw_views(pipeline: Pipeline, image: Tensor, count: int) -> Tensor:
 def map_in_order(
     function: Callable[[Input], Output], items: Iterable[Input]
 ) -> Generator[Output, None, None]:
-    """``function`` of each item, in order, by threads that are only a few items ahead."""
+    """Yield ``function(item)`` in order, computed by threads that are only a few items ahead."""
     workers = min(os.cpu_count() or 1, 16)
     pool = ThreadPoolExecutor(workers)
     running: deque[Future[Output]] = deque()

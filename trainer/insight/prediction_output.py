@@ -1,4 +1,4 @@
-"""How predictions are told: a table, JSON, CSV, or a sheet of pictures."""
+"""Predictions as a table, JSON, CSV, or a sheet of pictures."""
 
 import csv
 import io
@@ -25,9 +25,9 @@ def table_lines(
     top: int = 1,
     columns: int = 240,
 ) -> Iterator[str]:
-    """Lines for a person: the ``top`` classes of each file, one below the other.
+    """Yield the lines of a table: the ``top`` classes of each file, one below the other.
 
-    A path that leaves no room for the rest within ``columns`` gets a line of its own.
+    A path that leaves no room for the other columns gets a line of its own.
     """
     names = [visible(name) for name in classes]
     width = max(len("class"), *map(width_of, names))
@@ -50,12 +50,12 @@ def table_lines(
 def json_lines(
     predictions: Iterable[Prediction], classes: Sequence[str], ascii_only: bool = False
 ) -> Iterator[str]:
-    r"""One JSON list, a line for each file, its numbers exact.
+    r"""Yield the lines of a JSON list, a line for each file, with exact numbers.
 
-    A byte of a file's name that is no UTF-8 becomes an escape, \udc80 to \udcff, as Python and
-    its ``os.fsencode`` have it.
+    A byte of a path that is no UTF-8 becomes an escape, \udc80 to \udcff, which ``os.fsencode``
+    turns back.
     """
-    line = "["  # waits for its comma, which JSON wants between entries only
+    line = "["  # held back until its comma is known: JSON has none after the last entry
     for one in predictions:
         if one.probabilities is None:
             continue
@@ -76,11 +76,11 @@ def json_lines(
 
 
 def csv_lines(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[str]:
-    """path, class, probability, then a column for each class; a name may hold a line break."""
+    """Yield CSV rows: path, class, probability, then a column for each class."""
 
     def line(cells: Sequence[object]) -> str:
         text = io.StringIO()
-        csv.writer(text).writerow(cells)  # it quotes what is in its own line's end, \r and \n
+        csv.writer(text).writerow(cells)  # it quotes \r and \n, its own line end
         return text.getvalue().removesuffix("\r\n")
 
     yield line(["path", "class", "probability", *classes])
@@ -91,7 +91,7 @@ def csv_lines(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iter
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write lines of text as UTF-8, at once; what is none becomes an escape, as in JSON."""
+    """Write lines of text as UTF-8, atomically; what is no UTF-8 becomes an escape, as in JSON."""
 
     def fill(file: Digest) -> None:
         for line in lines:
@@ -101,7 +101,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def prediction_sheet(predictions: Iterable[Prediction], classes: Sequence[str]) -> Image.Image:
-    """The predictions that have a thumbnail, each with its file's name, class and probability."""
+    """Return a sheet of the thumbnails, each with its class, probability and file name."""
     names = [drawable(name, label) for label, name in enumerate(classes)]
     pictures, captions = [], []
     for one in predictions:

@@ -1,4 +1,4 @@
-"""A comparison of runs as a person sees it: tables that fit the terminal, and one picture."""
+"""A comparison of runs for a person: tables that fit the terminal, and one picture."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,15 @@ from trainer.insight.listing import short
 if TYPE_CHECKING:
     from PIL import Image
 
-# What tells runs apart best.
+# Settings that a legend names first.
 NAMED_FIRST = ("model.name", "optimizer.name", "optimizer.lr", "seed", "loader.batch_size")
-LONGER = 10  # times as many epochs as another run
-CURVES_IN_A_PANEL = 8  # as many colours as a panel has
+LONGER = 10  # times as many epochs as another run: the axis becomes logarithmic
+MAX_CURVES = 8  # in a panel, which has so many colours
 MAX_PANELS = 12
 
 
 def text_of(runs: Sequence[Compared], width: int, everything: bool = False) -> list[str]:
-    """The comparison as lines of at most ``width``."""
+    """Return the comparison as lines of at most ``width``; everything: with equal settings."""
     lines = [f"{r.label}  {r.found.status:<11}  {visible(str(r.found.folder))}" for r in runs]
     keys = differing(runs, everything)
     if keys:
@@ -51,13 +51,13 @@ def text_of(runs: Sequence[Compared], width: int, everything: bool = False) -> l
         lines += ["", f"only the seed differs: mean and standard deviation of {len(runs)} runs"]
         broad = max(map(len, spread))
         lines += [f"{row:<{broad}}  {short(m)} +- {short(std)}" for row, (m, std) in spread.items()]
-    if told := warnings(runs):
-        lines += ["", *(f"warning: {visible(text)}" for text in told)]
+    if messages := warnings(runs):
+        lines += ["", *(f"warning: {visible(text)}" for text in messages)]
     return lines
 
 
 def shown_value(run: Compared, key: str) -> str:
-    """A setting as the YAML has it."""
+    """Return a setting of a run as the YAML has it."""
     if key not in run.config:
         return ABSENT
     value = run.config[key]
@@ -68,7 +68,7 @@ def shown_value(run: Compared, key: str) -> str:
 def side_by_side(
     runs: Sequence[Compared], rows: Mapping[str, Sequence[str]], width: int
 ) -> list[str]:
-    """A column a run where there is room for it, else a line a run."""
+    """Return lines of a table with a column for each run, or a row for each if that is too wide."""
     table = [["", *(run.label for run in runs)]]
     table += [[visible(name), *cells] for name, cells in rows.items()]
     if not fits_in_one_block(table, width):
@@ -79,7 +79,7 @@ def side_by_side(
 def settings_of(
     runs: Sequence[Compared], rows: Mapping[str, Sequence[str]], width: int
 ) -> list[str]:
-    """The settings side by side; where that has no room, what most runs have, and who has not."""
+    """Return the settings side by side, or, if too wide, what most runs have and who differs."""
     across = [["", *(run.label for run in runs)], *([key, *cells] for key, cells in rows.items())]
     down = list(zip(*across, strict=True))
     if fits_in_one_block(across, width) or fits_in_one_block(down, width):
@@ -94,19 +94,19 @@ def settings_of(
 
 
 def most_common(cells: Sequence[str]) -> str:
-    """What most of the runs have; of equally many, the first."""
+    """Return the most common cell, the first one if several are as common."""
     return Counter(cells).most_common(1)[0][0]
 
 
 def settings_text(values: Mapping[str, str]) -> str:
-    """Settings one after the other, as the command line takes them."""
+    """Return settings as the command line takes them: ``key=value; key=value``."""
     return "; ".join(f"{visible(key)}={value}" for key, value in values.items())
 
 
 def draw_comparison(runs: Sequence[Compared]) -> "Image.Image | None":
-    """The curves of all runs, a colour each; None where no epoch has ended yet.
+    """Return a picture of the curves of all runs, or None if no epoch has ended yet.
 
-    More runs than there are colours go into further panels.
+    Each run has a colour. If there are more runs than colours, the others go into further panels.
     """
     from trainer.insight.charts import draw_lines
 
@@ -115,26 +115,24 @@ def draw_comparison(runs: Sequence[Compared]) -> "Image.Image | None":
     panels: dict[str, dict[str, CurvePoints]] = {}
     for tag in dict.fromkeys(["val/loss", *monitors, "train/loss_epoch"]):
         title = tag.removesuffix("_epoch")
-        for begin in range(0, len(runs), CURVES_IN_A_PANEL):
-            part = runs[begin : begin + CURVES_IN_A_PANEL]
-            within = (
-                f" ({part[0].label} to {part[-1].label})" if len(runs) > CURVES_IN_A_PANEL else ""
-            )
-            curves = {names[run.label]: run.curves.get(tag, []) for run in part}
+        for begin in range(0, len(runs), MAX_CURVES):
+            shown = runs[begin : begin + MAX_CURVES]
+            within = f" ({shown[0].label} to {shown[-1].label})" if len(runs) > MAX_CURVES else ""
+            curves = {names[run.label]: run.curves.get(tag, []) for run in shown}
             if any(curves.values()) and len(panels) < MAX_PANELS:
                 panels[title + within] = curves
     ends = [x for curves in panels.values() for curve in curves.values() for x, _ in curve[-1:]]
     if not ends:
         return None
-    if max(ends) > LONGER * min(ends):  # else the short ones would be a dash at the edge
+    if max(ends) > LONGER * min(ends):  # else short curves would be a dash at the edge
         return draw_lines(panels, "epoch (logarithmic)", log_x=True)
     return draw_lines(panels, "epoch")
 
 
 def short_names(runs: Sequence[Compared]) -> dict[str, str]:
-    """What each run is called in a legend: its label, and what it has that most have not.
+    """Return the legend's name of each run: its label, and at most two settings that most lack.
 
-    Of more than two such settings, those that come first in NAMED_FIRST; of none, the run's name.
+    Settings of NAMED_FIRST come first. A run without such settings gets its own name.
     """
     keys = [key for key in differing(runs) if not key.startswith(NO_EFFECT)]
     keys.sort(key=lambda key: NAMED_FIRST.index(key) if key in NAMED_FIRST else len(NAMED_FIRST))
@@ -142,10 +140,10 @@ def short_names(runs: Sequence[Compared]) -> dict[str, str]:
     names = {}
     for i, run in enumerate(runs):
         own = [k for k in keys if len(keys) <= 2 or cells[k][i] != most_common(cells[k])]
-        told = []
+        texts = []
         for key in own[:2]:
             section, _, rest = key.partition(".")
             named = "" if rest == "name" else key if section == "split" else rest or key
-            told.append(f"{named} {cells[key][i]}".strip())
-        names[run.label] = f"{run.label}: {', '.join(told) or run.found.name}"
+            texts.append(f"{named} {cells[key][i]}".strip())
+        names[run.label] = f"{run.label}: {', '.join(texts) or run.found.name}"
     return names
