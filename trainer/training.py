@@ -146,8 +146,7 @@ def judge_best(session: Session) -> dict[str, Any]:
         test = judge(job.config, logits, labels, job.loss_fn)
     with state.spending("log"):
         log.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
-        board = Board(log.events, job, session.say)
-        show_end(board, run, part, logits, labels, state.step)
+        show_end(Board(log.events, job, session.say), run, part, logits, labels, state.step)
     # The first epoch warms caches up; of a run of one epoch there is no other.
     speeds = state.speeds[1:] or state.speeds
     best = {name: value for name, value in state.best.items() if not name.startswith("lr/")}

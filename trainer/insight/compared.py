@@ -54,7 +54,8 @@ def read_run(label: str, folder: Path) -> Compared:
         if read_text(folder / "config.yaml")[1]:  # such as a pipe, which would block
             raise ConfigError([])
         document = read_document(folder / "config.yaml")
-        config = flat_config(document.data) if isinstance(document.data, dict) else {}
+        data = document.data
+        config = flat_config(data) if data and isinstance(data, dict) else {}
         if document.faults or not config:
             faults.append("config.yaml is damaged")
     except ConfigError:

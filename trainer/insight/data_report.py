@@ -226,7 +226,7 @@ def duplicates_of(facts: Mapping[str, Any], drawn: bool) -> list[str]:
         lines = []
         for group in found[:MAX_TABLE_ROWS]:
             across = {"classes": group["across_classes"], "splits": group["across_parts"]}
-            what = [" and ".join(name for name, differs in across.items() if differs)]
+            what = [" and ".join(name for name, is_so in across.items() if is_so)]
             names = ", ".join(
                 f"{one['id']} ({one['part']}, {one['class']})" for one in group["samples"][:10]
             )
@@ -236,9 +236,8 @@ def duplicates_of(facts: Mapping[str, Any], drawn: bool) -> list[str]:
                 lines[-1].append(f"{group['likeness']:.4f}")
         head = ["images", "in different"] + ["likeness"] * ("likeness" in found[0])
         left = len(found) - MAX_TABLE_ROWS
-        return data_table(head, lines) + (
-            f"\n\n{left:,} more are in data.json." if left > 0 else ""
-        )
+        more = f"\n\n{left:,} more are in data.json." if left > 0 else ""
+        return data_table(head, lines) + more
 
     exact, near = facts["exact_duplicates"], facts["near_duplicates"]
     blocks = ["## Equal images", rows(exact) if exact else "None."]

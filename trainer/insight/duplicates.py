@@ -37,7 +37,6 @@ def near_duplicates(
 
     thumbnails: (N, SIZE, SIZE) uint8 of images of different contents. shortest: (N,) the shorter
     side of each image in pixels. detail: returns thumbnails (n, DETAIL, DETAIL) for n indices.
-    likeness is at most 1.
     """
     pairs = related(descriptors(thumbnails))
     half = nn.functional.avg_pool2d(thumbnails.float()[:, None], 2)[:, 0]

@@ -145,11 +145,7 @@ def _outputs_hooked(
     maps: OutputHook,
     others: OutputHook = lambda name, layer, output: None,
 ) -> Iterator[None]:
-    """Context manager: inside, each layer calls ``maps`` or ``others`` with its name and output.
-
-    What they return, if not None, replaces the output. ``maps`` gets (B, C, h, w) that has about
-    the image's proportions, ``others`` what has no such shape at all.
-    """
+    """Context manager: give each layer's output to a hook; what the hook returns replaces it."""
     names = {layer: name for name, layer in model.named_modules()}
     height, width = inputs.shape[-2:]
 

@@ -26,10 +26,9 @@ WIDTHS = (38, 22, 18)  # characters of a layer's name, type and output at most
 
 @dataclass(frozen=True)
 class Layer:
-    """A row of the table of layers. ``output`` is the shape without the batch.
+    """A row of the table. output: without the batch. parameters: shared ones count once.
 
-    parameters: shared ones count in the first layer only. trainable: None without parameters,
-    "part" if some are frozen.
+    trainable: None without parameters, "part" if some are frozen.
     """
 
     name: str
@@ -61,10 +60,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A job's model and its cost.
+    """A job's model and its cost. flops: of one image's forward pass, None if uncountable.
 
-    rows: the layers that are shown. hidden: the number of layers that are not. flops: of one
-    image's forward pass, None if they cannot be counted.
+    rows: the layers that are shown. hidden: the number of layers that are not.
     """
 
     rows: list[Layer]

@@ -35,11 +35,7 @@ PROJECTOR = """embeddings {{
 
 
 def write_projector(run: Path, job: Job, subset: Part, chances: Tensor, labels: Tensor) -> None:
-    """Write the features of at most POINTS test images, with their classes, files and thumbnails.
-
-    chances (N, K) and labels (N,) are those of the test split ``subset``. Raises RunError if the
-    folder RUN/projector is a link.
-    """
+    """Write features, classes and pictures of at most POINTS images; raises RunError for a link."""
     rows, classes = spread(len(subset), POINTS), job.data.classes
     vectors, thumbnails, largest = [], [], 64 if len(rows) <= 256 else 32
     for chunk in torch.split(rows, job.val_loader.batch_size):
