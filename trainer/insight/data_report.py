@@ -236,8 +236,8 @@ def duplicates_of(facts: Mapping[str, Any], drawn: bool) -> list[str]:
                 lines[-1].append(f"{group['likeness']:.4f}")
         head = ["images", "in different"] + ["likeness"] * ("likeness" in found[0])
         left = len(found) - MAX_TABLE_ROWS
-        more = f"\n\n{left:,} more are in data.json." if left > 0 else ""
-        return data_table(head, lines) + more
+        rest = f"\n\n{left:,} more are in data.json." if left > 0 else ""
+        return data_table(head, lines) + rest
 
     exact, near = facts["exact_duplicates"], facts["near_duplicates"]
     blocks = ["## Equal images", rows(exact) if exact else "None."]
