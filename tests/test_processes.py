@@ -292,7 +292,7 @@ def by_hand(model, batches, clip=None):
 def trained(model, network, batches, accumulate=1, rank=0, clip=None):
     """Do the trainer's steps on a process's share of the batches; returns the optimizer."""
     optimizer = optimizer_of(model)
-    schedule = build_schedule(None, {}, optimizer, 1, len(batches), 0, "min")
+    schedule = build_schedule(None, {}, optimizer, 1, len(batches), 0)
     own = []
     for images, labels in batches:
         low, high = cut(len(images), rank, int(os.environ.get("WORLD_SIZE", "1")))

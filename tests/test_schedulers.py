@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from trainer.build import build_schedule_of
+from trainer.config import load_config
 from trainer.schedulers import build_schedule
 from trainer.tables import SCHEDULERS
 
@@ -33,9 +35,9 @@ def new_optimizer():
     )
 
 
-def build(name, optimizer, warmup_steps=0, mode="max", extra=None):
+def build(name, optimizer, warmup_steps=0, extra=None):
     arguments = {**ARGUMENTS.get(name, {}), **(extra or {})}
-    return build_schedule(name, arguments, optimizer, EPOCHS, STEPS, warmup_steps, mode)
+    return build_schedule(name, arguments, optimizer, EPOCHS, STEPS, warmup_steps)
 
 
 def rates(optimizer, schedule, first_step=0):
@@ -77,7 +79,7 @@ def test_every_scheduler_of_the_table_is_tested():
         ("CosineAnnealingLR", {"T_max": EPOCHS}),
         ("LinearLR", {}),
         ("PolynomialLR", {"total_iters": EPOCHS}),
-        ("ReduceLROnPlateau", {"mode": "max"}),
+        ("ReduceLROnPlateau", {}),
     ],
 )
 def test_a_scheduler_equals_torchs_advanced_once_an_epoch(name, arguments):
@@ -98,10 +100,6 @@ def test_arguments_of_the_yaml_win_over_the_runs():
     optimizer = new_optimizer()
     schedule = build("CosineAnnealingLR", optimizer, extra={"T_max": 2})
     assert rates(optimizer, schedule)[2 * STEPS] == pytest.approx(0, abs=1e-12)
-    optimizer = new_optimizer()
-    schedule = build("ReduceLROnPlateau", optimizer, mode="min", extra={"mode": "max"})
-    rates(optimizer, schedule)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(LR / 2)
 
 
 def test_one_cycle_ends_at_its_lowest_rate_and_rests_there():
@@ -119,10 +117,21 @@ def test_the_cosine_falls_to_its_end_with_the_last_epoch():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("max", LR / 2), ("min", LR / 4)])
-def test_a_plateau_is_judged_by_the_direction_of_the_monitored_value(mode, expected):
+@pytest.mark.parametrize(
+    ("monitor", "more", "expected"),
+    [
+        ("val/accuracy", "", LR / 2),
+        ("val/loss", "", LR / 4),
+        ("val/loss", ", mode: max", LR / 2),
+    ],
+)
+def test_a_plateau_goes_by_the_direction_of_the_monitored_value(
+    monitor, more, expected, config_file
+):
+    scheduler = f"scheduler={{name: ReduceLROnPlateau, patience: 1, factor: 0.5{more}}}"
+    config = load_config(config_file, [scheduler, f"train.monitor={monitor}"])
     optimizer = new_optimizer()
-    rates(optimizer, build("ReduceLROnPlateau", optimizer, mode=mode))
+    rates(optimizer, build_schedule_of(config, optimizer, STEPS))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 

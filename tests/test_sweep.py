@@ -191,7 +191,7 @@ def test_every_fault_of_a_sweep_and_of_what_it_sets_is_told_at_once(write):
         ("\n  method: grid\n", "nothing is varied"),
         ("\n  method: random\n  params: {optimizer.lr: [1]}\n", "must know how many"),
         ("\n  method: grid\n  trials: 3\n  params: {optimizer.lr: [1]}\n", "every combination"),
-        ("\n  method: grid\n  params: {optimizer.lr: {low: 1, high: 2}}\n", "no end of numbers"),
+        ("\n  method: grid\n  params: {optimizer.lr: {low: 1, high: 2}}\n", "a list of choices"),
         ("\n  method: tpe\n  trials: 2\n  seeds: [0]\n", "'params' is missing"),
         (
             "\n  method: random\n  trials: 2\n  params: {seed: [1]}\n  prune: MedianPruner\n",
@@ -408,16 +408,16 @@ def test_another_sweep_does_not_go_on_in_the_folder(swept, capsys):
 
 
 def test_a_stop_leaves_in_order_and_the_same_command_goes_on(swept, monkeypatch, capsys):
-    tell, ended = sweep_command.tell, []
+    print_trial, ended = sweep_command.print_trial, []
 
-    def tell_and_stop(trial, work):
-        tell(trial, work)
+    def print_and_stop(trial, work):
+        print_trial(trial, work)
         ended.append(trial)
         if len(ended) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_command, "tell", tell_and_stop)
+        patch.setattr(sweep_command, "print_trial", print_and_stop)
         folder, code = swept(TWELVE, "--jobs", "2", seconds=0.6)
     told = capsys.readouterr().err
     assert code == 75 and "to go on:\n  python -m trainer.sweep --config" in told

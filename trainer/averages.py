@@ -1,8 +1,8 @@
-"""Averages of the weights over training: they are judged and kept, training goes on as it was.
+"""Averages of the weights over training. The average is evaluated and saved; training is unchanged.
 
-Each keeps tensors of its own beside those of the model, by their names in its state_dict. They go
-by the number of steps, one that is left out (no number) being a step in which no weight moved: what
-an average becomes never depends on when a GPU is asked. Frozen parameters take no part.
+An average keeps its own tensors, by their names in the model's state_dict. It counts all steps,
+also those that are skipped for a loss that is not finite (the weights do not move in them): so it
+never depends on when a GPU answers. Frozen parameters are not averaged.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,46 +20,46 @@ ONCE_A_STEP, ONCE_AN_EPOCH = Duration(1, "st"), Duration(1, "ep")
 
 
 class Average:
-    """What the averages share: the tensors, and a model that holds them for a while.
+    """Base of the averages: their tensors, and a model that can hold them for a while.
 
-    count: how often the weights were taken in; while it is 0, the model itself is judged.
+    count: the number of updates. While it is 0, the model's own weights are evaluated.
     """
 
     def __init__(self, model: nn.Module, with_buffers: bool = False) -> None:
-        """``with_buffers``: average floating-point buffers (batch norm's statistics) too."""
-        # All names of a parameter that has several.
+        """``with_buffers``: average floating-point buffers (batch-norm statistics) too."""
+        # A shared parameter is listed with all its names.
         parameters = model.named_parameters(remove_duplicate=False)
         moving = {name for name, parameter in parameters if parameter.requires_grad}
         buffers = dict(model.named_buffers(remove_duplicate=False))
         if with_buffers:
             moving |= {name for name, buffer in buffers.items() if buffer.is_floating_point()}
         self.model, self.count = model, 0
-        self._all = model.state_dict()  # of the model's own memory
+        self._all = model.state_dict()  # shares the model's memory
         self._changing = [name for name in self._all if name in moving or name in buffers]
         self.values = {name: self._all[name].clone() for name in self._all if name in moving}
         self._own = list(self.values.values())
         self._live = [self._all[name] for name in self.values]
 
     def after_step(self, step: int) -> None:
-        """Heed that ``step`` steps are done; nothing here waits for the device."""
+        """Update the average after step ``step`` (from 1). Never waits for the device."""
         raise NotImplementedError
 
-    def judged(self) -> dict[str, Tensor]:
-        """The tensors that differ from the model's where it is judged, by their names."""
+    def averaged(self) -> dict[str, Tensor]:
+        """The tensors that replace the model's in evaluation, by their names."""
         return self.values if self.count else {}
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's state_dict as it is judged, partly of the model's own memory."""
-        weights = self.model.state_dict()  # with the version numbers that go along
-        weights.update(self.judged())
+        """The state_dict to evaluate and save; what is not averaged shares the model's memory."""
+        weights = self.model.state_dict()  # with torch's version numbers
+        weights.update(self.averaged())
         return weights
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Have the model hold what is judged for the time of the body."""
+        """Context manager: inside, the model holds the average; afterwards its own weights."""
         kept = {name: self._all[name].clone() for name in self._changing if self.count}
         try:
-            self._put(self.judged())
+            self._put(self.averaged())
             yield
         finally:
             self._put(kept)
@@ -69,7 +69,7 @@ class Average:
             self._all[name].copy_(tensor)
 
     def needs_statistics(self) -> bool:
-        """Whether ``take_statistics`` is to be called before the model is judged."""
+        """Whether ``take_statistics`` must be called before the average is evaluated."""
         return False
 
     def take_statistics(
@@ -78,14 +78,14 @@ class Average:
         autocast: Callable[[], AbstractContextManager[None]],
         reseed: Callable[[int], None],
     ) -> None:
-        """Measure what the average itself can't tell."""
+        """Measure the batch-norm statistics of the average; only SWA does."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``load_state_dict`` goes on from exactly."""
+        """A state from which ``load_state_dict`` continues exactly."""
         return {"count": self.count, "values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``; raises ValueError where it is not that of such an average."""
+        """Continue from ``state``; raises ValueError if it is no average of these weights."""
         count, values = state["count"], state["values"]
         if type(count) is not int or not 0 <= count < 2**53:
             raise ValueError("the count of its average is none")
@@ -100,10 +100,10 @@ class Average:
 class EMA(Average):
     """The exponential moving average of the weights, and of batch norm's statistics.
 
-    An update makes it d * average + (1 - d) * weights; it begins at the first weights. Update n has
-    d = min(decay, (1 + n) / (10 + n)) with ``warmup``, as TensorFlow's ExponentialMovingAverage:
-    a short run is not judged by the weights that were drawn. Floating-point buffers are averaged as
-    the weights are, as timm's ModelEmaV3 and torchvision's references do.
+    It begins with the initial weights; an update makes it d * average + (1 - d) * weights. With
+    ``warmup``, update n has d = min(decay, (1 + n) / (10 + n)), as TensorFlow's
+    ExponentialMovingAverage: the random initial weights soon count for little. Floating-point
+    buffers are averaged like weights, as in timm's ModelEmaV3 and torchvision's references.
 
     decay: The share of the average that an update keeps, 0 or more, less than 1.
     every: The time between two updates.
@@ -125,7 +125,7 @@ class EMA(Average):
         self.every = steps_of(every, steps_per_epoch)
 
     def after_step(self, step: int) -> None:
-        """Take the weights in, if their time has come."""
+        """Update the average every ``every`` steps."""
         if step % self.every:
             return
         self.count += 1
@@ -137,11 +137,11 @@ class SWA(Average):
     """Stochastic weight averaging: the mean of weights at ``start`` and each ``every`` after it.
 
     Izmailov et al., 2018, "Averaging weights leads to wider optima and better generalization",
-    algorithm 1. Batch norm's statistics are measured anew on the training images before the mean is
-    judged, as torch.optim.swa_utils.update_bn does. The learning rate is the scheduler's: one that
-    goes to 0 leaves nothing to average.
+    algorithm 1. Before the mean is evaluated, the batch-norm statistics are measured again on the
+    training images, as torch.optim.swa_utils.update_bn does. The learning rate is the scheduler's:
+    with a rate near 0 the weights hardly move, and their mean is no better than they are.
 
-    start: When the first weights are taken; before, the trained ones are judged.
+    start: When the first weights are taken; before, the trained ones are evaluated.
     every: The time between two that are taken.
     """
 
@@ -158,19 +158,19 @@ class SWA(Average):
         self._statistics: dict[str, Tensor] = {}
 
     def after_step(self, step: int) -> None:
-        """Take the weights in, if their time has come."""
+        """Add the weights to the mean at step ``start``, and then every ``every`` steps."""
         if step < self.start or (step - self.start) % self.every:
             return
         torch._foreach_lerp_(self._own, self._live, 1 / (self.count + 1))
         self.count += 1
 
-    def judged(self) -> dict[str, Tensor]:
-        """The mean, and the statistics last measured for it."""
+    def averaged(self) -> dict[str, Tensor]:
+        """The mean of the weights, and the batch-norm statistics last measured for it."""
         return {**self.values, **self._statistics} if self.count else {}
 
     def needs_statistics(self) -> bool:
-        """Whether the model has batch norm layers whose statistics are to be measured."""
-        return self.count > 0 and bool(measuring(self.model))
+        """Whether the model has batch norm layers whose statistics must be measured."""
+        return self.count > 0 and bool(unfrozen_batch_norms(self.model))
 
     def take_statistics(
         self,
@@ -178,12 +178,12 @@ class SWA(Average):
         autocast: Callable[[], AbstractContextManager[None]],
         reseed: Callable[[int], None],
     ) -> None:
-        """Measure batch norm's statistics over ``batches``, the mean of each batch's.
+        """Measure the batch-norm statistics: the mean over ``batches`` of each batch's statistics.
 
-        The model must hold the average (``applied``) and takes them. ``reseed`` is called with each
-        batch's number, for dropout. Layers that are frozen keep theirs.
+        The model must hold the average (see ``applied``); it then has the new statistics too.
+        ``reseed`` is called with the number of each batch, for dropout. Frozen layers keep theirs.
         """
-        layers = measuring(self.model)
+        layers = unfrozen_batch_norms(self.model)
         momenta = [layer.momentum for layer in layers]
         try:
             for layer in layers:
@@ -192,7 +192,7 @@ class SWA(Average):
                 for number, (images, _) in enumerate(batches):
                     reseed(number)
                     for layer in layers:
-                        layer.momentum = 1 / (number + 1)  # as None, which would ask the device
+                        layer.momentum = 1 / (number + 1)  # like None, which waits for the device
                     with autocast():
                         self.model(images)
         finally:
@@ -203,13 +203,13 @@ class SWA(Average):
 
 
 class Lookahead(Average):
-    """Slow weights: every ``steps`` steps they go part of the way, and training goes on from there.
+    """Slow weights: every ``steps`` steps they move towards the trained ones, which restart there.
 
     Zhang, Lucas, Hinton and Ba, 2019, "Lookahead optimizer: k steps forward, 1 step back",
-    algorithm 1. The slow weights are judged, with batch norm's statistics as they are. The
+    algorithm 1. The slow weights are evaluated, with the batch-norm statistics as they are. The
     optimizer's momentum stays as it is.
 
-    steps: The steps between two meetings, the paper's k.
+    steps: The steps between two moves of the slow weights, the paper's k.
     alpha: The share of the way to the trained weights, more than 0, at most 1.
     """
 
@@ -224,7 +224,7 @@ class Lookahead(Average):
         self.steps, self.alpha = steps, alpha
 
     def after_step(self, step: int) -> None:
-        """Have slow and trained weights meet, if their time has come."""
+        """Every ``steps`` steps move the slow weights, and set the trained ones to them."""
         if step % self.steps:
             return
         self.count += 1
@@ -233,13 +233,13 @@ class Lookahead(Average):
 
 
 def steps_of(duration: Duration, steps_per_epoch: int) -> int:
-    """A duration of steps or epochs in steps."""
+    """The number of steps of a duration, which is given in steps or epochs."""
     return duration.value * (steps_per_epoch if duration.unit == "ep" else 1)
 
 
-def measuring(model: nn.Module) -> list[_BatchNorm]:
-    """The batch norm layers that take statistics in training: those that are not frozen."""
-    train_mode(model)  # whoever judges or trains sets the mode anyway
+def unfrozen_batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The batch norm layers that update their statistics in training. Sets ``train_mode``."""
+    train_mode(model)  # evaluation and training set their own mode afterwards
     return [
         module
         for module in model.modules()

@@ -82,16 +82,18 @@ def build_schedule_of(
     scheduler = config.scheduler
     warmup = scheduler.trainer_arguments.get("warmup") if scheduler else None
     warmup_steps = steps_of(Duration.parse(warmup), steps_per_epoch) if warmup is not None else 0
-    metric = config.train.monitor.removeprefix("val/")
+    arguments = scheduler.arguments if scheduler else {}
+    if scheduler and scheduler.name == "ReduceLROnPlateau":
+        more_is_better = config.train.monitor.removeprefix("val/") in HIGHER_IS_BETTER
+        arguments = {"mode": "max" if more_is_better else "min", **arguments}
     try:
         return build_schedule(
             scheduler.name if scheduler else None,
-            scheduler.arguments if scheduler else {},
+            arguments,
             optimizer,
             epochs=config.train.epochs,
             steps_per_epoch=steps_per_epoch,
             warmup_steps=warmup_steps,
-            mode="max" if metric in HIGHER_IS_BETTER else "min",
         )
     except ValueError as error:
         raise ConfigError([config.fault("scheduler", str(error))]) from None

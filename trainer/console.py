@@ -1,4 +1,4 @@
-"""What a person sees: permanent lines on stdout, a bar that vanishes on stderr, no escape codes."""
+"""Output for people: permanent lines on stdout, a temporary bar on stderr, no escape codes."""
 
 import os
 import sys
@@ -13,12 +13,10 @@ Say = Callable[[str], None]  # prints one permanent line, as ``say`` does
 
 
 def say(line: str = "") -> None:
-    """Print a permanent line at once, also where stdout is a pipe; a bar above it is kept whole.
+    """Print a permanent line at once, also if stdout is a pipe; a progress bar stays whole.
 
-    Of several processes the first one speaks.
-
-    A reader that has seen enough (``| head``), a closed terminal or a full disk under the log does
-    not end a run: the rest is not printed.
+    Only rank 0 prints. If stdout cannot be written to (``| head`` has ended, the terminal is
+    closed, the disk is full), the run goes on and nothing more is printed.
     """
     if not is_first():
         return
@@ -36,14 +34,14 @@ def say(line: str = "") -> None:
 
 
 def draws_bars() -> bool:
-    """Whether stderr is a terminal that can redraw a line."""
+    """Whether bars are drawn: on rank 0, if stderr is a terminal that can redraw a line."""
     return is_first() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def bar(
     items: Iterable[Item], description: str, total: int, initial: int = 0, unit: str = "image"
 ) -> Iterator[Item]:
-    """Yield ``items`` under a progress bar; without a terminal, a plain line every 30 seconds."""
+    """Yield ``items`` with a progress bar; without a terminal print a line every 30 seconds."""
     if draws_bars():
         from tqdm import tqdm
 
@@ -60,7 +58,7 @@ def bar(
 
 
 def duration(seconds: float) -> str:
-    """``95`` seconds as ``1m35s``, ``0.42`` as ``0.4s``."""
+    """A duration for people: ``1m35s`` for 95 seconds, ``0.4s`` for 0.42."""
     if seconds < 9.95:
         return f"{seconds:.1f}s"
     minutes, seconds = divmod(round(seconds), 60)
@@ -71,7 +69,7 @@ def duration(seconds: float) -> str:
 
 
 class Table:
-    """Rows printed one by one under a head that is printed once; columns as wide as their names."""
+    """Prints rows one by one; the first call prints the column names, which give the widths."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns, self._head_printed = columns, False

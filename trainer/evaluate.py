@@ -1,9 +1,9 @@
-"""Judge a run's best weights again, from its folder.
+"""Evaluate a run's best weights again, from its folder.
 
     python -m trainer.evaluate runs/lenet_rmb/20260131-120000-ab12
     python -m trainer.evaluate runs/lenet_rmb --split val dataset.root=/other/place
 
-Prints the numbers of result.json again: same images, same weights, same arithmetic.
+Prints the same numbers as result.json: with the same images, weights and arithmetic.
 """
 
 import argparse
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.evaluate",
-        description="Judge a run's best weights on one of its splits.",
+        description="Evaluate a run's best weights on one of its splits.",
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder, or one of runs for the newest")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")

@@ -1,8 +1,8 @@
 """The losses: each takes raw logits, and labels as class numbers or as a mixture of classes.
 
 logits: (B, K) float; labels: (B,) int64, or (B, K) float whose rows sum to one (from MixUp and
-CutMix). The result is the mean over the B images, so that the mean of parts of a batch, weighted by
-their numbers of images, is exactly the mean of the whole, with class weights too.
+CutMix). The result is the mean over the B images, with class weights too. So the losses of
+micro-batches, weighted by their numbers of images, have exactly the batch's loss as their mean.
 
 ``weight`` holds K numbers; an image of class k counts ``weight[k]`` times.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class _Weighted(nn.Module):
-    """What all losses share: ``weight``, moved to the logits' device by ``.to``."""
+    """Base of all losses: holds ``weight`` as a buffer, which ``.to`` moves to the device."""
 
     weight: Tensor | None
 
@@ -27,8 +27,8 @@ class _Weighted(nn.Module):
 class CrossEntropyLoss(_Weighted):
     """Cross entropy of the softmax, as ``torch.nn.CrossEntropyLoss``.
 
-    Deviation: with ``weight``, torch divides by the weights' sum when the labels are class numbers
-    and by B when they are mixtures; this always divides by B (see the top of this file).
+    Deviation: with ``weight``, torch divides by the sum of the weights if the labels are class
+    numbers, and by B if they are mixtures. This loss always divides by B (see the top of the file).
     """
 
     def __init__(self, weight: list[float] | None = None, label_smoothing: float = 0.0) -> None:
@@ -59,8 +59,9 @@ class FocalLoss(_Weighted):
     """Focal loss, -(1 - p)^gamma log(p) for the true class's softmax probability p.
 
     Lin et al., 2017, "Focal loss for dense object detection", eq. 5, whose alpha is ``weight``.
-    Deviations: softmax over K classes for the paper's sigmoid; a mixed label sums the terms of its
-    classes by their shares. ``gamma`` 0 is cross entropy; the paper's best is 2.
+    Deviations: a softmax over K classes replaces the paper's sigmoid; the loss of a mixed label is
+    the sum of its classes' terms, weighted by their shares. ``gamma`` 0 gives cross entropy; 2 is
+    best in the paper.
     """
 
     def __init__(self, gamma: float = 2.0, weight: list[float] | None = None) -> None:
@@ -79,7 +80,7 @@ class FocalLoss(_Weighted):
 
 
 class BCELoss(_Weighted):
-    """Binary cross entropy of each class against the rest, as ``torch.nn.BCELoss`` of sigmoids."""
+    """Binary cross entropy of each class against the rest: ``torch.nn.BCELoss`` of the sigmoids."""
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over images and classes, a scalar."""
@@ -89,9 +90,9 @@ class BCELoss(_Weighted):
 
 
 class BCEWithLogitsLoss(_Weighted):
-    """BCELoss in the form that stays exact for large logits, as ``torch.nn.BCEWithLogitsLoss``.
+    """BCELoss computed so that large logits stay exact, as ``torch.nn.BCEWithLogitsLoss``.
 
-    ``pos_weight``: K numbers; class k's positive term counts ``pos_weight[k]`` times.
+    ``pos_weight``: K numbers; the positive term of class k counts ``pos_weight[k]`` times.
     """
 
     pos_weight: Tensor | None
@@ -112,7 +113,7 @@ class BCEWithLogitsLoss(_Weighted):
 
 
 class MSELoss(_Weighted):
-    """Mean squared distance of the logits from the one-hot labels, as ``torch.nn.MSELoss``."""
+    """Mean squared difference of logits and one-hot labels, as ``torch.nn.MSELoss``."""
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over images and classes, a scalar."""
@@ -121,7 +122,7 @@ class MSELoss(_Weighted):
 
 
 class L1Loss(_Weighted):
-    """Mean distance of the logits from the one-hot labels, as ``torch.nn.L1Loss``."""
+    """Mean absolute difference of logits and one-hot labels, as ``torch.nn.L1Loss``."""
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over images and classes, a scalar."""
@@ -130,11 +131,11 @@ class L1Loss(_Weighted):
 
 
 def balanced_weight(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:
-    """Class weights under which every class counts the same in sum: N / (K * count of the class).
+    """Class weights with which all classes have the same total weight: N / (K * images of a class).
 
-    labels: (N,) class numbers of the training split. Returns (K,) float32, which average to one
-    over the images (as scikit-learn's ``class_weight="balanced"``). Raises ValueError for a class
-    without an image.
+    labels: (N,) class numbers of the training split. Returns (K,) float32; their mean over the
+    images is one (as with scikit-learn's ``class_weight="balanced"``). Raises ValueError if a class
+    has no image.
     """
     counts = torch.bincount(torch.as_tensor(labels, dtype=torch.int64), minlength=num_classes)
     if empty := (counts == 0).nonzero().flatten().tolist():
@@ -143,10 +144,10 @@ def balanced_weight(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:
 
 
 def probabilities(loss_name: str, logits: Tensor) -> Tensor:
-    """Class probabilities (N, K) float32, rows summing to one, of a model trained with the loss.
+    """Class probabilities of a model trained with this loss, from its logits (N, K).
 
-    The two BCE losses train one sigmoid a class, so theirs are sigmoids divided by their sum; all
-    others are softmax.
+    Returns (N, K) float32; each row sums to one. The two BCE losses train one sigmoid per class:
+    the sigmoids are divided by their sum. For every other loss it is the softmax.
     """
     if loss_name in ("BCELoss", "BCEWithLogitsLoss"):
         logits = F.logsigmoid(logits.float())  # exp(logsigmoid) / sum, without 0 / 0
@@ -163,12 +164,12 @@ def _class_weight(weight: list[float] | None) -> Tensor | None:
 
 
 def _targets(logits: Tensor, labels: Tensor) -> Tensor:
-    """Labels as (B, K) shares of each class, in the logits' type."""
+    """Labels as shares of the classes, (B, K), with the dtype of the logits."""
     if labels.ndim == 1:
         labels = F.one_hot(labels, logits.shape[1])
     return labels.to(logits.dtype)
 
 
 def _mean(terms: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of ``terms`` (B, K), each image counted by the weight of its class."""
+    """Mean of ``terms`` (B, K); an image counts with the weight of its class."""
     return (terms.mean(dim=1) * (1 if weight is None else targets @ weight)).mean()

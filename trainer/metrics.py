@@ -1,9 +1,9 @@
-"""The metrics, each measured once over a whole split.
+"""The metrics. Each is computed once, over all images of a split.
 
 Each takes probabilities (N, K) float and labels (N,) int64 on the CPU, N >= 1. The predicted class
-is the likeliest, the first of equals. All but ``confusion_matrix`` return one number in 0..1.
-Means over classes take the classes that occur among labels or predictions, and 0 / 0 counts as 0,
-as scikit-learn does with ``average="macro", zero_division=0``.
+has the highest probability; of several equal ones it is the first. All metrics return one number in
+0..1, except ``confusion_matrix``. A mean over classes is over those that occur in the labels or the
+predictions, and 0 / 0 counts as 0, as in scikit-learn with ``average="macro", zero_division=0``.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_BINS = 1_000_000  # memory for more is better spent
+MAX_BINS = 1_000_000  # so that a typing error does not fill the memory
 
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> float:
-    """Fraction of images whose predicted class is the true one."""
+    """Fraction of images whose predicted class is the true class."""
     return (probabilities.argmax(dim=1) == labels).double().mean().item()
 
 
 def top_k(probabilities: Tensor, labels: Tensor, k: int = 5) -> float:
-    """Fraction of images whose true class is among the ``k`` likeliest; 1 where k >= K."""
+    """Fraction of images whose true class is among the ``k`` most likely ones; 1 if k >= K."""
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     likeliest = probabilities.argsort(dim=1, descending=True, stable=True)[:, :k]
@@ -29,12 +29,12 @@ def top_k(probabilities: Tensor, labels: Tensor, k: int = 5) -> float:
 
 
 def precision(probabilities: Tensor, labels: Tensor) -> float:
-    """Of the images predicted as a class, the fraction that are of it; mean over classes."""
+    """Fraction of the images predicted as a class that belong to it; mean over classes."""
     return _by_class(probabilities, labels)["precision"].nanmean().item()
 
 
 def recall(probabilities: Tensor, labels: Tensor) -> float:
-    """Of a class's images, the fraction predicted as it; mean over classes."""
+    """Fraction of a class's images that are predicted as this class; mean over classes."""
     return _by_class(probabilities, labels)["recall"].nanmean().item()
 
 
@@ -46,9 +46,9 @@ def macro_f1(probabilities: Tensor, labels: Tensor) -> float:
 def auroc(probabilities: Tensor, labels: Tensor) -> float:
     """Area under the ROC curve of each class against the rest; mean over classes.
 
-    The chance that an image of the class gets a higher probability of it than one of another class
-    does, a tie counting half (Hanley and McNeil, 1982). Classes without images are left out; with
-    fewer than two classes the area is undefined and 0.5, pure chance, is returned.
+    The area is the chance that an image of the class has a higher probability for the class than an
+    image of another class; a tie counts half (Hanley and McNeil, 1982). Classes without images are
+    left out. With fewer than two classes the area is undefined, and 0.5 (pure chance) is returned.
     """
     areas = []
     for k in range(probabilities.shape[1]):
@@ -62,10 +62,11 @@ def auroc(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error: how far confidence and accuracy lie apart, 0 being best.
+    """Expected calibration error: the mean gap between confidence and accuracy; 0 is best.
 
-    Guo et al., 2017, "On calibration of modern neural networks", eq. 3: the predicted class's
-    probability is cut into ``bins`` equal intervals (a, b], each weighted by its images.
+    Guo et al., 2017, "On calibration of modern neural networks", eq. 3. Images are sorted into
+    ``bins`` equal intervals (a, b] by the probability of the predicted class; each interval is
+    weighted by its number of images.
     """
     if not 1 <= bins <= MAX_BINS:
         raise ValueError(f"bins must be 1 to {MAX_BINS}, not {bins}")
@@ -77,7 +78,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
 
 
 def confusion_matrix(probabilities: Tensor, labels: Tensor) -> list[list[int]]:
-    """Numbers of images: a row for each true class, a column for each predicted one."""
+    """Numbers of images, with a row for each true class and a column for each predicted class."""
     rows: list[list[int]] = _confusion(probabilities, labels).tolist()
     return rows
 
@@ -85,7 +86,7 @@ def confusion_matrix(probabilities: Tensor, labels: Tensor) -> list[list[int]]:
 def per_class(
     probabilities: Tensor, labels: Tensor, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A row a class: {"class", "images", "precision", "recall", "f1"}, undefined ones being 0."""
+    """One dict per class: class, images, precision, recall, f1. An undefined number is 0."""
     columns = {
         name: v.nan_to_num(0).tolist() for name, v in _by_class(probabilities, labels).items()
     }
@@ -97,13 +98,13 @@ def per_class(
 
 
 def _confusion(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """(K, K) int64, rows true, columns predicted."""
+    """Numbers of images, (K, K) int64: rows are true classes, columns predicted ones."""
     k = probabilities.shape[1]
     return (labels * k + probabilities.argmax(dim=1)).bincount(minlength=k * k).view(k, k)
 
 
 def _by_class(probabilities: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Precision, recall and f1, (K,) float64; NaN for a class neither labelled nor predicted."""
+    """Precision, recall and f1, (K,) float64; NaN for a class neither true nor predicted."""
     confusion = _confusion(probabilities, labels).double()
     right, of_class, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
     absent = of_class + predicted == 0

@@ -1,4 +1,4 @@
-"""What torch.optim leaves open: which parameters are treated how, and which Muon may have."""
+"""Parameter groups (weight decay, learning rate per layer), and Muon together with AdamW."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ _NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.R
 
 @dataclass(frozen=True)
 class Chosen:
-    """Parameters that have settings of their own: those named, unless an earlier one has them.
+    """Parameters with settings of their own. A parameter belongs to the first that names it.
 
-    settings are arguments of the optimizer; ``lr_scale`` is a factor on the rate that a parameter
-    would have without it.
+    settings are arguments of the optimizer, or ``lr_scale``: a factor on the learning rate that the
+    parameter would have without it. title is for people.
     """
 
     title: str
@@ -32,19 +32,18 @@ def parameter_groups(
     layer_decay: float | None = None,
     chosen: Sequence[Chosen] = (),
 ) -> list[dict[str, Any]]:
-    """The model's trainable parameters, as the groups that an optimizer of rate ``lr`` takes.
+    """The model's trainable parameters, as groups for an optimizer with learning rate ``lr``.
 
-    With ``no_decay`` the parameters of norm layers, and all others of at most one dimension
-    (biases, scales), stand in groups of weight_decay 0, ``chosen`` or not. With ``layer_decay`` the
-    rate of each of the model's ``layers`` is that of the one above times it, from ``lr`` at the
-    head downwards (Clark et al., 2020, "ELECTRA"; Bao et al., 2021, "BEiT"); a rate that is chosen
-    by ``lr`` stays.
+    ``no_decay``: norm layers and all parameters of at most one dimension (biases, scales) get
+    weight_decay 0, also those in ``chosen``. ``layer_decay``: the head has ``lr``, and each of the
+    model's ``layers`` below has the rate of the layer above it times this factor (Clark et al.,
+    2020, "ELECTRA"; Bao et al., 2021, "BEiT"). A rate that ``chosen`` sets by ``lr`` stays.
 
-    The groups that are not chosen come first, then those chosen, each from the head downwards, what
-    decays before what does not. Where ``layer_decay`` or ``chosen`` is given, groups have a "name"
-    for people. Raises ValueError when all parameters are frozen.
+    Groups outside ``chosen`` come first. Within both kinds the order is from the head downwards,
+    and groups with weight decay come before those without. With ``layer_decay`` or ``chosen`` each
+    group has a "name" for people. Raises ValueError if all parameters are frozen.
     """
-    # A shared one is listed once.
+    # named_parameters lists a shared parameter once.
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("every parameter of the model is frozen: there is nothing to train")
@@ -79,14 +78,14 @@ def parameter_groups(
 class Muon(torch.optim.Optimizer):
     """Muon on the model's hidden matrices and AdamW on everything else, with one learning rate.
 
-    Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks", with the update
-    scaled to AdamW's size so that ``lr`` and ``weight_decay`` mean the same for both (Liu et al.,
-    2025, "Muon is scalable for LLM training"). Of the weights (parameters of two or more
-    dimensions, in the model's order) the first and the last, input and output layer, are AdamW's;
-    so are convolutions, which are no matrices. Raises ValueError when no hidden weight is a matrix.
+    Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks". The update is
+    scaled to AdamW's size, so that ``lr`` and ``weight_decay`` mean the same for both (Liu et al.,
+    2025, "Muon is scalable for LLM training"). AdamW updates the first and the last weight (input
+    and output layer), convolutions (which are no matrices), and all parameters of fewer than two
+    dimensions. Raises ValueError if no hidden weight is a matrix.
 
     momentum, nesterov, ns_steps (Newton-Schulz iterations) are Muon's; betas are AdamW's. in_order:
-    the parameters in the model's order, where the groups have another.
+    the parameters in the model's order; needed if the groups have another order.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         in_order: Sequence[Tensor] | None = None,
     ) -> None:
-        # `momentum` and `betas` in every group: OneCycleLR may set them in each.
+        # Every group has `momentum` and `betas`, because OneCycleLR may set them in each.
         shared = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas}
         super().__init__(params, shared)
         every = [p for group in self.param_groups for p in group["params"]]
@@ -136,7 +135,7 @@ class Muon(torch.optim.Optimizer):
         """Update every parameter from its gradient."""
         for inner in self._inner:
             is_muon = isinstance(inner, torch.optim.Muon)
-            # Groups and state are this optimizer's own, and new objects after load_state_dict.
+            # load_state_dict replaces this optimizer's groups and state, so pass them on each time.
             inner.param_groups = [g for g in self.param_groups if g["muon"] == is_muon]
             inner.state = self.state
             inner.step()

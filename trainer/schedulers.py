@@ -1,4 +1,4 @@
-"""The learning rate over a run: a torch scheduler, and a warm-up before it."""
+"""The learning rate over a run: a warm-up, and then a scheduler of torch."""
 
 import copy
 import warnings
@@ -14,12 +14,12 @@ from trainer.tables import SCHEDULERS
 class Schedule:
     """Sets the learning rate of ``optimizer`` after every step and every epoch.
 
-    The first ``warmup_steps`` (W) steps rise linearly, step i (from 0) to (i + 1) / (W + 1) of the
-    rate at which ``scheduler`` begins; then the scheduler starts, its first epoch being the one in
-    which the warm-up ends, or the next when the warm-up ends exactly with the epoch. It advances
-    once an epoch, OneCycleLR once a step; None keeps the rate.
+    In the first ``warmup_steps`` (W) steps the rate rises linearly: step i (from 0) has
+    (i + 1) / (W + 1) of the rate at which ``scheduler`` begins. Then the scheduler starts. The
+    first epoch of the scheduler is the one in which the warm-up ends, or the next one if both end
+    together. It advances once per epoch, OneCycleLR once per step; without one the rate stays.
 
-    The rates themselves live in the optimizer: to resume, load its state too, in any order.
+    The optimizer holds the rates: to resume, load its state too; the order does not matter.
     """
 
     def __init__(
@@ -34,17 +34,17 @@ class Schedule:
         self._warm_up()
 
     def after_step(self) -> None:
-        """Set the rates of the next step."""
+        """Set the learning rates of the next step."""
         self.steps += 1
         if self.steps <= self.warmup_steps:
             self._warm_up()
         elif isinstance(self.scheduler, OneCycleLR):
-            # Behind its end the curve would rise again, so there the rate rests.
+            # After its end the curve would rise again, so the rate stays at its last value.
             if self.scheduler.last_epoch + 1 < self.scheduler.total_steps:
                 self.scheduler.step()
 
     def after_epoch(self, monitored: float) -> None:
-        """Set the rates of the next epoch; ``monitored`` is what ReduceLROnPlateau watches."""
+        """Set the learning rates of the next epoch; ReduceLROnPlateau compares ``monitored``."""
         if self.steps <= self.warmup_steps:
             return
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -53,12 +53,12 @@ class Schedule:
             self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, from which ``load_state_dict`` goes on exactly."""
+        """Plain values from which ``load_state_dict`` continues exactly."""
         scheduler = None if self.scheduler is None else self.scheduler.state_dict()
         return {"steps": self.steps, "scheduler": scheduler}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``, in a schedule built with the same arguments."""
+        """Continue from ``state``; the schedule must have been built with the same arguments."""
         self.steps = state["steps"]
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -72,9 +72,9 @@ class Schedule:
 def forecast(
     schedule: Schedule, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int
 ) -> list[float] | None:
-    """The first group's rate at the beginning of each of the next ``epochs`` epochs.
+    """The first group's learning rate at the beginning of each of the next ``epochs`` epochs.
 
-    None where they depend on what validation will give. The schedule is left as it was.
+    Returns None for ReduceLROnPlateau, whose rates depend on results. The schedule does not change.
     """
     if isinstance(schedule.scheduler, ReduceLROnPlateau):
         return None
@@ -82,7 +82,7 @@ def forecast(
     groups = [dict(group) for group in optimizer.param_groups]
     rates = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch misses the optimizer's steps in between
+        warnings.simplefilter("ignore")  # torch warns that the optimizer does no steps
         for _ in range(epochs):
             rates.append(float(optimizer.param_groups[0]["lr"]))
             for _ in range(steps_per_epoch):
@@ -101,16 +101,15 @@ def build_schedule(
     epochs: int,
     steps_per_epoch: int,
     warmup_steps: int,
-    mode: str,
 ) -> Schedule:
-    """The schedule of a run of ``epochs`` epochs, ``name`` being in SCHEDULERS or None.
+    """The schedule of a run of ``epochs`` epochs; ``name`` is a key of SCHEDULERS, or None.
 
-    Where ``arguments`` leave them open, the run decides: CosineAnnealingLR's T_max and
-    PolynomialLR's total_iters are the epochs after the warm-up, OneCycleLR's total_steps the steps
-    after it and its max_lr the optimizer's lr, ReduceLROnPlateau's mode is ``mode`` (min or max).
-    A max_lr is that of the groups that have the optimizer's lr: others keep their proportion to it.
-    A warm-up that fills the run leaves the scheduler unused. Raises ValueError for one longer than
-    the run, and what the scheduler's constructor raises.
+    The run gives the arguments that are missing: T_max (CosineAnnealingLR) and total_iters
+    (PolynomialLR) are the epochs after the warm-up; total_steps (OneCycleLR) is the steps after the
+    warm-up, and max_lr the optimizer's lr. A max_lr holds for the groups that have the optimizer's
+    lr; the other groups keep their proportion to it. If the warm-up fills the run, the scheduler is
+    not used. Raises ValueError if the warm-up is longer than the run, and what the scheduler's
+    constructor raises.
     """
     steps = epochs * steps_per_epoch
     if warmup_steps > steps:
@@ -128,12 +127,11 @@ def build_schedule(
             "max_lr": [group["lr"] for group in optimizer.param_groups],
             "total_steps": max(steps - warmup_steps, 1),
         },
-        "ReduceLROnPlateau": {"mode": mode},
     }
     own = optimizer.defaults["lr"]
     if name == "OneCycleLR" and isinstance(arguments.get("max_lr"), int | float) and own:
         shares = [group["lr"] / own for group in optimizer.param_groups]
-        if any(share != 1 for share in shares):  # else torch gives every group the same
+        if any(share != 1 for share in shares):  # torch gives every group the same max_lr
             top = arguments["max_lr"]
             arguments = {**arguments, "max_lr": [top * share for share in shares]}
     scheduler_class = resolve_name(SCHEDULERS[name])

@@ -1,4 +1,4 @@
-"""The schema of a YAML file as a page to read: docs/yaml.md."""
+"""docs/yaml.md: the schema of a YAML file as a page for people."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -36,10 +36,10 @@ TYPES = {
 
 
 def as_page(schema: Schema) -> str:
-    """The page of a schema as ``trainer.schema.generate`` makes it: nothing else decides it."""
+    """The Markdown page of a schema from ``trainer.schema.generate``."""
     made_with = re.sub("^generated .* with", "Made with", schema["$comment"])
     blocks = [HEAD.format(made_with=f"{made_with}.")]
-    blocks += [_table("key", _rows(schema["properties"], schema["required"], schema))]
+    blocks += [_key_table("key", _key_rows(schema["properties"], schema["required"], schema))]
     for key, described in schema["properties"].items():
         blocks += _section(key, described, schema)
     return "\n".join(blocks)
@@ -54,7 +54,7 @@ def _section(key: str, described: Schema, schema: Schema) -> Iterator[str]:
     if "properties" in inner:
         text = described.get("description") or inner.get("description", "")
         yield f"{heading}\n{text}\n"
-        yield _table("key", _rows(inner["properties"], inner.get("required", ()), schema))
+        yield _key_table("key", _key_rows(inner["properties"], inner.get("required", ()), schema))
         inner = next((d for d in _definitions(inner["properties"], schema)), {})
     else:
         yield f"{heading}\n{described.get('description', '')}\n"
@@ -63,7 +63,7 @@ def _section(key: str, described: Schema, schema: Schema) -> Iterator[str]:
 
 
 def _definitions(node: Any, schema: Schema) -> Iterator[dict[str, Any]]:
-    """What a schema refers to, in the order of its text."""
+    """The definitions to which a schema refers, in the order of its text."""
     if isinstance(node, dict):
         if "$ref" in node:
             yield schema["$defs"][node["$ref"].removeprefix("#/$defs/")]
@@ -74,7 +74,7 @@ def _definitions(node: Any, schema: Schema) -> Iterator[dict[str, Any]]:
 
 
 def _components(kind: Schema, schema: Schema) -> Iterator[str]:
-    """Every component of a kind: its sentence and its arguments."""
+    """Every component of a kind: its description and its arguments."""
     title = kind["title"]
     names = list(kind["discriminator"]["mapping"])
     yield ", ".join(f"[{name}](#{anchor(_heading(name))})" for name in names) + "\n"
@@ -83,7 +83,7 @@ def _components(kind: Schema, schema: Schema) -> Iterator[str]:
     common = RESERVED.get(title, {})
     if common:
         yield ALSO[title] + "\n"
-        yield _table("argument", _rows(common, (), schema))
+        yield _key_table("argument", _key_rows(common, (), schema))
     for name in names:
         described = schema["$defs"][component_key(title, name)]
         yield f"### {_heading(name)}\n\n{_escaped(described.get('description', ''))}\n"
@@ -94,8 +94,8 @@ def _components(kind: Schema, schema: Schema) -> Iterator[str]:
             for argument, how in described["properties"].items()
             if argument not in ("name", *common)
         }
-        if rows := list(_rows(own, described["required"], schema, "from the run")):
-            yield _table("argument", rows)
+        if rows := list(_key_rows(own, described["required"], schema, "from the run")):
+            yield _key_table("argument", rows)
 
 
 def _heading(name: str) -> str:
@@ -103,16 +103,16 @@ def _heading(name: str) -> str:
 
 
 def anchor(heading: str) -> str:
-    """The name by which GitHub links to a heading."""
+    """The name with which GitHub links to a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-def _rows(
+def _key_rows(
     properties: Mapping[str, Schema], required: Collection[str], schema: Schema, unset: str = ""
 ) -> Iterator[tuple[str, ...]]:
-    """Name, type, default and help of each; without those that the trainer sets itself.
+    """Name, type, default and help of each key, without keys that the trainer sets itself.
 
-    unset: the default of what is neither required nor has one.
+    unset: the text for a key that is not required and has no default.
     """
     for name, described in properties.items():
         if "not" in described:
@@ -126,7 +126,7 @@ def _rows(
             default = "all"
         help_text = described.get("description", "")
         section = next(_definitions(described, schema), {})
-        if "properties" in section:  # its own table tells the rest
+        if "properties" in section:  # a section has its own table
             kind = f"[keys](#{anchor(name)})"
             default = "required" if name in required else ""
             if described.get("default", 0) is None:
@@ -136,7 +136,7 @@ def _rows(
 
 
 def _types(schema: Schema) -> list[str]:
-    """What a value may be: one or more choices, in words."""
+    """The types and choices of a value, in words."""
     if "anyOf" in schema:
         words = [word for choice in schema["anyOf"] for word in _types(choice)]
         return list(dict.fromkeys(words))
@@ -159,11 +159,11 @@ def _types(schema: Schema) -> list[str]:
     return words
 
 
-def _table(first: str, rows: Iterable[tuple[str, ...]]) -> str:
+def _key_table(first: str, rows: Iterable[tuple[str, ...]]) -> str:
     lines = [(first, "type", "default", "what"), ("---",) * 4, *rows]
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines) + "\n"
 
 
 def _escaped(text: str) -> str:
-    """Plain text as Markdown shows it, in a table's cell too."""
+    """Plain text with Markdown's special characters escaped, also for the cell of a table."""
     return re.sub(r"([|\\*<\[\]`])", r"\\\1", " ".join(text.split()))

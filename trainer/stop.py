@@ -12,9 +12,9 @@ from trainer.errors import Stopped
 from trainer.launch import WORLD_SIZE, is_first
 
 Item = TypeVar("Item")
-BUDGET = 1000  # beside the signals' numbers
+BUDGET = 1000  # stands for a used-up budget among the numbers of signals
 
-# What asks a program to end: Ctrl-C, a scheduler, a terminal that is closed.
+# Sent by Ctrl-C, by a scheduler, and by a terminal that is closed.
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -23,25 +23,25 @@ SIGNALS = [
 class StopRequest:
     """Whether the process was asked to stop, by a signal or because its time is used up.
 
-    Until ``training_begins`` there is nothing to save, and a signal raises Stopped where it finds
-    the program, as Ctrl-C does. From then on the handler only remembers it.
+    Before ``training_begins`` there is nothing to save: a signal raises Stopped at once, as Ctrl-C
+    does. From then on the handler only remembers the signal, and ``check`` raises.
     """
 
     def __init__(self) -> None:
-        self.reason = ""  # "SIGTERM", or "train.budget (30m)"; empty while nothing came
-        # Of several processes one may be asked: given a signal's number, says what any of them got.
+        self.reason = ""  # "SIGTERM" or "train.budget (30m)"; empty if no stop was asked for
+        # Given this rank's signal (0: none), returns the one that any rank got.
         self.agree: Callable[[int], int] = int
         self._nothing_to_save = True
         self._deadline, self._budget = math.inf, ""
         self._began = time.monotonic()
-        self._asked: float | None = None  # when the first signal came; a budget is none
-        self._signal = 0  # its number
+        self._asked: float | None = None  # when the first signal came; not set by the budget
+        self._signal = 0  # the number of the first signal
         self._is_one_of_several = os.environ.get(WORLD_SIZE, "1") != "1"
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish goes first
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has SIGHUP ignored
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -51,8 +51,8 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._asked is not None:
-            # `timeout` sends its signal to the process and to its group; a person takes longer.
-            # torchrun passes on what its processes got too, and what another of them ended with.
+            # `timeout` sends a signal twice, to the process and its group; a person is slower.
+            # torchrun passes signals on to ranks that got them already, or when a rank has ended.
             passed_on = self._is_one_of_several and number != signal.SIGINT
             patience = 3.0 if self._is_one_of_several else 0.5
             if not passed_on and time.monotonic() - self._asked > patience:
@@ -65,12 +65,12 @@ class StopRequest:
             if again == signal.SIGINT:
                 if not self._is_one_of_several:
                     signal.signal(again, signal.SIG_DFL)
-            elif again != signal.SIGTERM:  # a shell that ends sends SIGHUP, and then the system
+            elif again != signal.SIGTERM:  # a shell that ends sends SIGHUP, then the system does
                 signal.signal(again, signal.SIG_IGN)
         if self._nothing_to_save:
             raise Stopped(f"stopped by {self.reason}")
         if not is_first() or (self._is_one_of_several and number != signal.SIGINT):
-            return  # torchrun's own signal may come because another process is lost
+            return  # torchrun may have sent the signal because another rank is lost
         try:
             os.write(2, b"\nstopping after this step and saving; again: stop at once, unsaved\n")
         except OSError:
@@ -78,11 +78,11 @@ class StopRequest:
 
     @property
     def came_early(self) -> bool:
-        """Whether the process was asked to stop while there was nothing to save."""
+        """Whether the process was asked to stop before ``training_begins``."""
         return bool(self.reason) and self._nothing_to_save
 
     def training_begins(self, budget: int | None) -> None:
-        """From now on a stop waits for the next check; ``budget`` is in minutes, from the start."""
+        """From now on a stop waits for ``check``. ``budget``: minutes since the command began."""
         self._nothing_to_save = False
         if budget is not None:
             self._deadline, self._budget = self._began + budget * 60, f"train.budget ({budget}m)"
@@ -92,7 +92,7 @@ class StopRequest:
         return time.monotonic() - self._began
 
     def check(self) -> None:
-        """Raise Stopped if a signal came or the budget is used up."""
+        """Raise Stopped if any rank got a signal or the budget is used up."""
         if not self.reason and time.monotonic() >= self._deadline:
             self.reason = self._budget
         mine = self._signal or (BUDGET if self.reason else 0)
@@ -102,9 +102,9 @@ class StopRequest:
             raise Stopped(f"stopped by {self.reason}")
 
     def watch(self, items: Iterable[Item], rounds: int = 0) -> Iterator[Item]:
-        """Yield ``items`` until a stop is asked for; then raise Stopped.
+        """Yield ``items``, with a ``check`` before each, which raises Stopped.
 
-        At least ``rounds`` times it is asked for: in each of several processes as often.
+        ``rounds``: the least number of checks. All ranks must check equally often.
         """
         done = 0
         for item in items:

@@ -1,10 +1,10 @@
-"""Run many trials of one experiment: a grid, random draws, or a search; with several seeds, folds.
+"""Run many trials of one experiment (grid, random or tpe), each with several seeds or folds.
 
     python -m trainer.sweep --config configs/sweeps/lenet_rmb_lr.yaml
     python -m trainer.sweep --config configs/sweeps/lenet_rmb_lr.yaml --dry-run
     python -m trainer.sweep --config configs/sweeps/lenet_rmb_lr.yaml --jobs 2 dataset.root=photos
 
-The same command again goes on with what is not done yet; in a second terminal, it shares the work.
+The same command again does what is not done yet; in a second terminal it shares the work.
 """
 
 import argparse
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from trainer.sweeping.reading import Plan
     from trainer.sweeping.trials import Trials
 
-EXIT_CODES = """exit codes: 0 all trials ended, one at least as done: others may have failed, which
-the last lines and sweep.json tell; 2 config, 5 disk or storage, or every trial failed, 75 stopped
+EXIT_CODES = """exit codes: 0 all trials ended and at least one is done (the last lines and
+sweep.json name those that failed), 2 config, 5 disk or storage, or every trial failed, 75 stopped
 and resumable, 70 a fault of the trainer itself"""
 
 
@@ -33,18 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     argv = sys.argv[1:] if argv is None else argv
     with StopRequest() as stop:
-        return exit_code_of(lambda: command(argv, stop))
+        return exit_code_of(lambda: parse_and_run(argv, stop))
 
 
-def command(argv: Sequence[str], stop: "StopRequest") -> None:
-    """Parse the command line and run it."""
+def parse_and_run(argv: Sequence[str], stop: "StopRequest") -> None:
+    """Parse the command line and run it. On a stop, add to Stopped how to go on."""
     from trainer.errors import Stopped
 
     try:
         run(parse(argv), stop)
     except Stopped as stopped:
         again = shlex.join(["python", "-m", "trainer.sweep", *argv])
-        stopped.add_note(f"what ended is kept, the rest is saved; to go on:\n  {again}")
+        stopped.add_note(f"what has ended is kept, the rest is saved; to go on:\n  {again}")
         raise
 
 
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace, stop: "StopRequest") -> None:
     from trainer.launch import is_one_of_several
     from trainer.sweeping.reading import check_with_torch, load_sweep
 
-    if is_one_of_several():  # its runs would take themselves for parts of one
+    if is_one_of_several():  # torchrun's environment would make its runs the ranks of one run
         raise UsageError("a sweep makes each run in one process; leave torchrun out, use --jobs.")
     plan = load_sweep(arguments.config, arguments.overrides)
     require_extras(plan)
@@ -86,38 +86,40 @@ def run(arguments: argparse.Namespace, stop: "StopRequest") -> None:
         print(message, file=sys.stderr)
     check_with_torch(plan)
     if arguments.dry_run:
-        dry_run(plan, Path(arguments.runs))
+        list_trials(plan, Path(arguments.runs))
         return
 
     from trainer.console import say
     from trainer.errors import RunError
+    from trainer.insight.columns import terminal_width
     from trainer.sweeping.folder import open_folder
-    from trainer.sweeping.report import show_all, write_all
-    from trainer.sweeping.results import ranked, rows_of
+    from trainer.sweeping.results import conclusion, ranked, rows_of, sweep_table
     from trainer.sweeping.trials import trials_of
-    from trainer.sweeping.work import Work
+    from trainer.sweeping.work import Work, write_results
 
     folder, identity = open_folder(plan, Path(arguments.runs))
     trials = trials_of(plan, folder, identity)
     if arguments.retry:
         forget_failures(plan, folder, trials)
-    introduce(plan, folder, trials)
-    work = Work(plan, folder, trials, arguments.jobs, say, lambda trial: tell(trial, work))
+    introduce_sweep(plan, folder, trials)
+    work = Work(plan, folder, trials, arguments.jobs, say, lambda trial: print_trial(trial, work))
     stop.training_begins(None)
     try:
         work.run(stop)
     finally:
         rows = rows_of(plan, folder, trials)
-        write_all(plan, folder, rows)
-    for line in show_all(plan, folder, rows):
+        write_results(plan, folder, rows)
+    table = sweep_table(plan, rows, terminal_width())
+    for line in ["", *table, "", *conclusion(plan, folder, rows)]:
         say(line)
+    say(f"page    {folder / 'sweep.html'}")
     failed = [row for row in rows if row.status == "failed"]
     if failed and not ranked(plan, rows):
         raise RunError(f"every trial failed; t{failed[0].number:03d}: {failed[0].reason}")
 
 
 def require_extras(plan: "Plan") -> None:
-    """Raise UsageError where the sweep needs what is not installed."""
+    """Raise UsageError if the sweep needs packages that are not installed."""
     from importlib.util import find_spec
 
     from trainer.errors import UsageError
@@ -130,14 +132,14 @@ def require_extras(plan: "Plan") -> None:
         )
 
 
-def dry_run(plan: "Plan", runs: Path) -> None:
-    """List what would be run; everything was checked already."""
+def list_trials(plan: "Plan", runs: Path) -> None:
+    """Print the trials and the runs of each, for a dry run; tpe has only its ranges yet."""
     from trainer.console import say
     from trainer.insight.columns import visible
     from trainer.sweeping.space import count, in_words, overrides, points
 
     many, each = count(plan.sweep), len(plan.members)
-    say(f"sweep   {plan.file.name}: {plan.sweep.method}, {told_number(many, each)}")
+    say(f"sweep   {plan.file.name}: {plan.sweep.method}, {number_of_trials(many, each)}")
     say(f"folder  {visible(str(runs / plan.file.name))}")
     say(f"best    by {plan.monitor}, {'more' if plan.sign > 0 else 'less'} is better")
     if plan.sweep.method == "tpe":
@@ -151,39 +153,38 @@ def dry_run(plan: "Plan", runs: Path) -> None:
     say("dry run: no trial was begun")
 
 
-def told_number(trials: int, each: int) -> str:
-    """ "12 trials of 2 runs"."""
+def number_of_trials(trials: int, each: int) -> str:
+    """The number of trials and of the runs of each, for people: "12 trials of 2 runs"."""
     return f"{trials} trial{'s' * (trials != 1)}" + (f" of {each} runs" if each > 1 else "")
 
 
-def introduce(plan: "Plan", folder: Path, trials: "Trials") -> None:
-    """Say what is to be done, and what is done already."""
+def introduce_sweep(plan: "Plan", folder: Path, trials: "Trials") -> None:
+    """Print the number of trials, how many have ended already, and the folder."""
     from trainer.console import say
     from trainer.sweeping.results import rows_of
     from trainer.sweeping.space import count
 
     over = [r for r in rows_of(plan, folder, trials) if r.status not in ("begun", "waiting")]
     before = f", {len(over)} of them over" if over else ""
-    what = told_number(count(plan.sweep), len(plan.members))
+    what = number_of_trials(count(plan.sweep), len(plan.members))
     say(f"sweep   {plan.file.name}: {plan.sweep.method}, {what}{before}")
     say(f"folder  {folder}, to look: tensorboard --logdir {shlex.quote(str(folder))}")
 
 
-def tell(trial: "Trial", work: object) -> None:
-    """Print a trial that has ended, and bring what is written up to date."""
+def print_trial(trial: "Trial", work: object) -> None:
+    """Print one line about a trial that has ended, and write the results so far."""
     from trainer.console import say
     from trainer.insight.columns import visible
-    from trainer.sweeping.report import write_all
     from trainer.sweeping.results import ranked, rows_of
     from trainer.sweeping.space import count, told
-    from trainer.sweeping.work import Work
+    from trainer.sweeping.work import Work, write_results
 
     assert isinstance(work, Work)
     plan = work.plan
     rows = rows_of(plan, work.folder, work.trials)
     began = time.monotonic()
-    if began - work.written > 10 * work.writing:  # thousands of rows take a while
-        write_all(plan, work.folder, rows)
+    if began - work.written > 10 * work.writing:  # writing thousands of rows takes a while
+        write_results(plan, work.folder, rows)
         work.written = time.monotonic()
         work.writing = work.written - began
     row = next(row for row in rows if row.number == trial.number)
@@ -202,13 +203,16 @@ def tell(trial: "Trial", work: object) -> None:
 
 
 def forget_failures(plan: "Plan", folder: Path, trials: "Trials") -> None:
-    """Let runs that failed be made again, from their last checkpoint where they have one."""
+    """Let failed runs be done again, from their last checkpoint if they have one.
+
+    Raises UsageError for a study, which has used the results already.
+    """
     from trainer.errors import UsageError
     from trainer.sweeping.folder import claim, ended, members_of
 
     if plan.sweep.method == "tpe" or plan.sweep.storage is not None:
         raise UsageError(
-            "--retry: a study has judged its trials already; it is for grid and random"
+            "--retry: a study has used the results of its trials already; it is for grid and random"
         )
     for trial in trials.known():
         for member in members_of(plan, trial):

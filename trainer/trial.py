@@ -141,7 +141,7 @@ def _try_optimizer(config: Config, more: Mapping[str, Any]) -> torch.optim.Optim
 def _try_schedule(config: Config, component: Component) -> object:
     epochs, stepped = min(config.train.epochs, MAX_TRIED_EPOCHS), _try_optimizer(config, {})
     # A prime number of steps, so that no round share of the run ends exactly on one.
-    built = build_schedule(component.name, component.arguments, stepped, epochs, 997, 0, "min")
+    built = build_schedule(component.name, component.arguments, stepped, epochs, 997, 0)
     for epoch in range(1, max(epochs, 2) + 1):
         built.after_step()
         built.after_epoch(0.5)

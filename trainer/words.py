@@ -1,4 +1,4 @@
-"""Small pieces of the sentences in which faults are told."""
+"""Small pieces of the sentences in messages."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,7 +6,10 @@ from typing import Any
 
 
 def suggestion(word: Any, known: Iterable[Any]) -> str:
-    """ "; did you mean 'x'?" for the nearest known word, a model's with or without its family."""
+    """ "; did you mean 'x'?" with the nearest known word; "" if none is near.
+
+    The family of a model's name (``torchvision/``) may be missing in ``word``.
+    """
     if not isinstance(word, str):
         return ""
     words = [name for name in known if isinstance(name, str)]
@@ -17,12 +20,12 @@ def suggestion(word: Any, known: Iterable[Any]) -> str:
 
 
 def listed(words: Iterable[object], joint: str = "and") -> str:
-    """ "a, b and c"."""
+    """The words as a list in a sentence: "a, b and c"; "nothing" if there are none."""
     *most, last = [str(word) for word in words] or ["nothing"]
     return f"{', '.join(most)} {joint} {last}" if most else last
 
 
 def shortened(text: str, length: int = 60) -> str:
-    """Text short enough for a message, and on one line."""
+    """The text on one line, cut to ``length`` letters for a message."""
     text = text.replace("\r", "\\r").replace("\n", "\\n")
     return text if len(text) <= length else f"{text[: length - 3]}..."

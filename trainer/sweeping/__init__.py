@@ -1,1 +1,1 @@
-"""Many runs of one experiment: which, on what, how they ended. Imports torch only at the end."""
+"""Many runs of one experiment: which trials, their work, their results. Imports torch late."""

@@ -1,4 +1,4 @@
-"""A sweep's folder: what it began as, its runs, who works on which, and how each ended.
+"""A sweep's folder: its plan, its runs, the claims of workers, and how each run ended.
 
 plan.json  base.yaml  tNNN-seedS[-foldF]/{claim.lock, log.txt, end.json, RUN/}  hparams/
 sweep.json  sweep.csv  sweep.html  study.journal (with tpe)
@@ -20,8 +20,8 @@ from trainer.resume import differences, settings, shown
 from trainer.sweeping.reading import Plan
 from trainer.sweeping.space import Settings
 
-# What may be another when a sweep goes on: it leaves every weight as it is.
-MAY_CHANGE = (
+# Settings that may change when a sweep goes on: they have no influence on the weights.
+SWEEP_MAY_CHANGE = (
     *("log.", "checkpoint.", "dataset.root", "train.budget", "train.skip_non_finite"),
     *("loader.workers", "loader.cache", "loader.eval_batch_size"),
 )
@@ -29,7 +29,7 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class Trial:
-    """One of a sweep's settings, by its number from 0; ``key`` is its id in an Optuna study."""
+    """One trial of a sweep. ``number`` counts from 0; ``key`` is its id in an Optuna study."""
 
     number: int
     settings: Settings
@@ -38,7 +38,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a trial: with this seed, on this fold."""
+    """One run of a trial: its seed and fold."""
 
     trial: Trial
     seed: int
@@ -46,20 +46,21 @@ class Member:
 
     @property
     def name(self) -> str:
-        """The run's name, and its folder within the sweep's."""
+        """The run's name, which is also its folder within the sweep's."""
         fold = "" if self.fold is None else f"-fold{self.fold}"
         return f"t{self.trial.number:03d}-seed{self.seed}{fold}"
 
 
 def members_of(plan: Plan, trial: Trial) -> list[Member]:
-    """The runs of a trial, in the order in which they are made."""
+    """The runs of a trial, in the order in which they are done."""
     return [Member(trial, seed, fold) for seed, fold in plan.members]
 
 
 def open_folder(plan: Plan, runs: Path) -> tuple[Path, str]:
-    """The sweep's folder, made where it is not there yet, and its id.
+    """The sweep's folder, which is made if needed, and the sweep's id.
 
-    Raises ConfigError where the sweep there is another one: with other params, another base.
+    Raises ConfigError if the folder holds a sweep with other settings or another experiment, and
+    RunError if it cannot be used.
     """
     folder = runs / plan.file.name
     try:
@@ -79,7 +80,7 @@ def open_folder(plan: Plan, runs: Path) -> tuple[Path, str]:
                 raise damaged(folder / "plan.json") from None
         elif any(folder.glob("*/config.yaml")):
             raise RunError(
-                f"{folder} holds runs that are of no sweep; give the sweep another name:"
+                f"{folder} holds runs that belong to no sweep; give the sweep another name:"
             )
         disk.write_file(folder / "base.yaml", plan.config.dump())
         disk.write_json(folder / "plan.json", {"id": identity, **asked})
@@ -87,21 +88,22 @@ def open_folder(plan: Plan, runs: Path) -> tuple[Path, str]:
 
 
 def refuse_another(plan: Plan, folder: Path, began: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raise ConfigError with what differs, other than what may: more trials, more seeds."""
+    """Raise ConfigError with all differences that are not allowed. More trials or seeds are."""
     another = "give this one another name, as in name=again"
     faults = []
     old, new = began["sweep"], asked["sweep"]
-    alone = new["storage"] is None and new["method"] != "tpe"  # else older trials are told already
+    # A study already has the values of older trials, so their seeds cannot change.
+    in_study = new["storage"] is not None or new["method"] == "tpe"
     for key in new:
         before, now = old.get(key), new[key]
         more = (key == "trials" and before and now and before <= now) or (
-            key == "seeds" and alone and before and now and set(before) <= set(now)
+            key == "seeds" and not in_study and before and now and set(before) <= set(now)
         )
         if before != now and not more:
             message = f"is {shown(now)}, but the sweep in {folder} began with {shown(before)}"
             faults.append(plan.document.fault(("sweep", key), f"{message}; {another}"))
     for path, before, now in differences(began["base"], asked["base"]):
-        if not path.startswith(MAY_CHANGE):
+        if not path.startswith(SWEEP_MAY_CHANGE):
             message = f"is {shown(now)}, but the sweep in {folder} began with {shown(before)}"
             faults.append(plan.config.fault(path, f"{message}; {another}"))
     if faults:
@@ -110,7 +112,7 @@ def refuse_another(plan: Plan, folder: Path, began: dict[str, Any], asked: dict[
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock for a moment; a process that dies gives it back."""
+    """Context manager: holds a lock, which the system frees if the process dies."""
     with path.open("a") as file:
         if sys.platform == "win32":
             import msvcrt
@@ -124,9 +126,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def claim(folder: Path) -> IO[str] | None:
-    """The right to work on the run in ``folder`` while the file is open; None if another has it.
+    """Claim the run in ``folder``: an open file; None if another worker holds the claim.
 
-    A process that is started with the open file keeps the claim, should this one die before it.
+    The claim lasts until all processes that have the file open have closed it or ended.
     """
     folder.mkdir(exist_ok=True)
     file = (folder / "claim.lock").open("a")
@@ -148,7 +150,7 @@ def claim(folder: Path) -> IO[str] | None:
 
 
 def ended(folder: Path) -> dict[str, Any] | None:
-    """How the run in ``folder`` ended; None where it has not."""
+    """The content of the run's end.json; None if the run has not ended."""
     path = folder / "end.json"
     if not path.exists():
         return None
@@ -160,17 +162,17 @@ def ended(folder: Path) -> dict[str, Any] | None:
 
 
 def damaged(path: Path) -> RunError:
-    """What to say of a file of ours that others have changed."""
+    """The error for a file of the sweep that something else has changed."""
     return RunError(f"{path} is not what the sweep wrote; remove it, or give the sweep a new name.")
 
 
 def newest_run(folder: Path) -> Path | None:
-    """The run in ``folder`` that was begun last."""
+    """The run in ``folder`` that was begun last; None if there is none."""
     return max((path.parent for path in folder.glob("*/config.yaml")), default=None)
 
 
 def end_of(run: Path | None, monitor: str, status: str, reason: str = "") -> dict[str, Any]:
-    """What end.json says of a run; ``value`` is its best epoch's by validation."""
+    """The content of a run's end.json; ``value`` is the monitored one of its best epoch."""
     from trainer.insight.listing import look_at
 
     found = None if run is None else look_at(run)

@@ -1,4 +1,4 @@
-"""TensorBoard's HPARAMS table of a sweep: a row a trial, its params and what it came to."""
+"""TensorBoard's HPARAMS table of a sweep: one row per trial, with its params and results."""
 
 import hashlib
 import os
@@ -20,13 +20,13 @@ ENDED = ("done", "pruned", "failed")
 
 
 def write_hparams(plan: Plan, folder: Path, rows: Sequence[Row]) -> None:
-    """Add what is not there yet: the table's head, and a row for each trial that ended.
+    """Write the table's head, and a row for each trial that ended, unless they exist already.
 
-    Each is a folder that appears whole: hparams/experiment, hparams/t003.
+    Each is a folder that appears atomically: hparams/experiment, hparams/t003.
     """
     place = folder / "hparams"
     place.mkdir(exist_ok=True)
-    _add(place / "experiment", [_experiment(plan)], {})
+    _add(place / "experiment", [_experiment_summary(plan)], {})
     for row in rows:
         if row.status in ENDED:
             numbers = {} if row.mean is None else {f"{plan.monitor} (mean)": row.mean}
@@ -40,7 +40,7 @@ def write_hparams(plan: Plan, folder: Path, rows: Sequence[Row]) -> None:
 
 
 def _add(folder: Path, summaries: Sequence[Summary], numbers: dict[str, float]) -> None:
-    """Make a folder of one event file, or replace one that tells something else."""
+    """Make a folder with one event file; replace a folder with other content."""
     content = b"".join(s.SerializeToString(deterministic=True) for s in summaries)
     digest = hashlib.sha256(content + repr(numbers).encode()).hexdigest()
     named = folder / "content.sha256"
@@ -65,7 +65,7 @@ def _add(folder: Path, summaries: Sequence[Summary], numbers: dict[str, float]) 
     sync_folder(folder.parent)
 
 
-def _experiment(plan: Plan) -> Summary:
+def _experiment_summary(plan: Plan) -> Summary:
     several = len(plan.members) > 1
     kinds = ["mean", "std", "min", "max"] if several else ["mean"]
     infos = [

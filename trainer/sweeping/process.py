@@ -1,4 +1,4 @@
-"""A run of a sweep as a process: its command, where it computes, how far it is, why it failed."""
+"""The process of a sweep's run: its command, its GPU, how far it is, and why it failed."""
 
 import os
 import re
@@ -11,19 +11,19 @@ from trainer import disk
 from trainer.exits import Exit
 from trainer.folder import read_metrics
 from trainer.settings import Shown
-from trainer.sweeping.folder import MAY_CHANGE, Member, newest_run
+from trainer.sweeping.folder import SWEEP_MAY_CHANGE, Member, newest_run
 from trainer.sweeping.reading import Plan
 
-MAX_REASON = 1000  # letters of why a run failed
+MAX_REASON = 1000  # letters of the reason for which a run failed
 
 
 def train_command(plan: Plan, folder: Path, member: Member) -> list[str]:
-    """The command that makes a run, or goes on with the one that is there."""
+    """The command that begins a run, or resumes it if it was begun before."""
     command = [sys.executable, "-m", "trainer.train"]
     if (run := newest_run(folder / member.name)) is not None:
-        moved = [text for text in plan.overrides if text.startswith(MAY_CHANGE)]
-        return [*command, "--resume", str(run), *moved]
-    # TensorBoard's table is of trials, not of single runs: the sweep writes it.
+        changed = [text for text in plan.overrides if text.startswith(SWEEP_MAY_CHANGE)]
+        return [*command, "--resume", str(run), *changed]
+    # The sweep writes TensorBoard's HPARAMS table itself: it has a row per trial, not per run.
     shown: list[Shown] = [name for name in plan.config.log.show if name != "hparams"]
     arguments = [
         *plan.arguments(member.trial.settings, member.seed, member.fold),
@@ -34,23 +34,26 @@ def train_command(plan: Plan, folder: Path, member: Member) -> list[str]:
 
 
 def end_with(parent: int) -> Callable[[], None] | None:
-    """What a new process does first: ask Linux for SIGTERM when this one dies, however it does."""
+    """A ``preexec_fn``: has Linux send the new process SIGTERM when this one dies for any reason.
+
+    Elsewhere None: the run goes on to its end, and keeps its claim until then.
+    """
     if not sys.platform.startswith("linux"):
-        return None  # elsewhere such a run goes on to its end, and keeps its claim until then
+        return None
     import ctypes
 
     prctl = ctypes.CDLL(None).prctl
 
     def first() -> None:
         prctl(1, int(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it died in between
+        if os.getppid() != parent:  # the parent died before prctl
             os._exit(Exit.STOPPED)
 
     return first
 
 
 def gpus_of(plan: Plan) -> list[str]:
-    """The GPUs among which runs are shared out; none where there is one, or the YAML names it."""
+    """The GPUs over which runs are spread; [] if there is only one, or if the YAML names one."""
     if plan.config.train.device not in ("auto", "cuda"):
         return []
     import torch
@@ -62,7 +65,7 @@ def gpus_of(plan: Plan) -> list[str]:
 
 
 def metrics_length(run: Path | None) -> int:
-    """Bytes of a run's metrics.jsonl."""
+    """The bytes of a run's metrics.jsonl; 0 if there is none."""
     try:
         return 0 if run is None else (run / "metrics.jsonl").stat().st_size
     except OSError:
@@ -70,7 +73,7 @@ def metrics_length(run: Path | None) -> int:
 
 
 def values_of(run: Path, monitor: str) -> dict[int, float]:
-    """What a run's epochs reached so far, by their number."""
+    """The monitored value of each epoch so far, by the epoch's number."""
     lines = read_metrics(run / "metrics.jsonl", _whole_lines(run / "metrics.jsonl"))
     return {
         line["epoch"]: line[monitor]
@@ -80,18 +83,18 @@ def values_of(run: Path, monitor: str) -> dict[int, float]:
 
 
 def _whole_lines(path: Path) -> int:
-    """Bytes up to the last line's end: the run may be writing the next."""
+    """The bytes up to the end of the last whole line: the run may be writing the next one."""
     return path.read_bytes().rfind(b"\n") + 1
 
 
 def reason_of(folder: Path, run: Path | None, code: int) -> str:
-    """Why a run failed, in one line: as its result says, or the end of what it printed."""
-    if run is not None and (told := disk.read_json(run / "result.json").get("reason")):
-        return " ".join(str(told).split())[:MAX_REASON]
+    """Why a run failed, in one line: from its result.json, or else the end of its output."""
+    if run is not None and (reason := disk.read_json(run / "result.json").get("reason")):
+        return " ".join(str(reason).split())[:MAX_REASON]
     text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
     heads = [at for at, line in enumerate(lines) if re.fullmatch(r"\d+ faults?( in .*)?", line)]
-    if code == Exit.CONFIG and heads:  # its faults, without the lines of the file below each
+    if code == Exit.CONFIG and heads:  # keep the faults, drop the YAML's lines below each
         lines = [line for line in lines[heads[-1] + 1 :] if not line.startswith(" ")]
     else:
         lines = lines[-3:]

@@ -1,4 +1,4 @@
-"""A sweep's YAML read and checked, with the experiment that it varies: every fault at once."""
+"""Reads and checks a sweep's YAML and its experiment. All faults are reported at once."""
 
 import math
 import re
@@ -18,11 +18,11 @@ from trainer.tables import HIGHER_IS_BETTER
 from trainer.yaml_text import Place
 
 MAX_TRIALS = 10_000
-CHECKED = 200  # of a grid's combinations; each choice is checked whatever their number
-ANOTHERS = {  # keys that a sweep may not vary, and what is meant instead
+MAX_CHECKED = 200  # combinations of a grid that are checked; every single choice always is
+NOT_VARIED = {  # keys that a sweep may not vary, and what to write instead
     "name": "names the folders of the sweep's runs",
-    "seed": "is varied by 'seeds: [0, 1, 2]', which also tells mean and spread",
-    "split.fold": "is varied by 'folds: 5', which also tells mean and spread",
+    "seed": "is varied by 'seeds: [0, 1, 2]', which also shows mean and spread",
+    "split.fold": "is varied by 'folds: 5', which also shows mean and spread",
     "split.folds": "is set by 'folds: 5', which runs each fold",
     "train.monitor": "is what trials are compared by, and must be the same for all",
     "train.device": "is chosen for all: on the command line, or in the experiment",
@@ -31,48 +31,48 @@ ANOTHERS = {  # keys that a sweep may not vary, and what is meant instead
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep that can run: its settings, the experiment it varies, and how that was asked for."""
+    """A sweep that can run: its settings, the experiment that it varies, and the command line."""
 
     file: SweepFile
-    base: Path
-    config: Config
+    base: Path  # the experiment's YAML
+    config: Config  # the experiment
     overrides: tuple[str, ...]  # of the experiment, on the command line
-    document: Document  # the sweep's own
+    document: Document  # the sweep's YAML
 
     @property
     def sweep(self) -> Sweep:
-        """What is varied."""
+        """What is varied, how and how often."""
         return self.file.sweep
 
     @property
     def monitor(self) -> str:
-        """What trials are compared by: ``val/accuracy``."""
+        """The number by which trials are compared, such as ``val/accuracy``."""
         return self.config.train.monitor
 
     @property
     def sign(self) -> int:
-        """1 where more is better, -1 where less is."""
+        """1 if more is better, -1 if less is."""
         return 1 if self.monitor.removeprefix("val/") in HIGHER_IS_BETTER else -1
 
     @property
     def members(self) -> list[tuple[int, int | None]]:
-        """(seed, fold) of each run of a trial; fold None where there are none."""
+        """(seed, fold) of each run of a trial; fold is None if the sweep has no folds."""
         seeds = self.config.seed if self.sweep.seeds is None else self.sweep.seeds
         folds = [None] if self.sweep.folds is None else list(range(self.sweep.folds))
         listed = [seeds] if isinstance(seeds, int) else seeds
         return [(seed, fold) for seed in listed for fold in folds]
 
     def arguments(self, settings: Settings, seed: int, fold: int | None) -> list[str]:
-        """The overrides of one run, beside its name."""
+        """The ``key=value`` overrides of one run, without its name."""
         folds = {} if fold is None else {"split.folds": self.sweep.folds, "split.fold": fold}
         return [*self.overrides, *overrides({**settings, "seed": seed, **folds})]
 
 
 def load_sweep(path: str | Path, typed: Sequence[str] = ()) -> Plan:
-    """Read a sweep and ``key=value`` overrides, those of ``sweep.`` or else of the experiment.
+    """Read a sweep, with ``key=value`` overrides of the sweep (``sweep.``) or of its experiment.
 
-    Every choice, both ends of every range and the first combinations of a grid are tried as
-    configurations. Raises ConfigError with all faults; imports no torch.
+    Every choice, both ends of every range and the first combinations of a grid are checked as
+    configurations. Raises ConfigError with all faults. Imports no torch.
     """
     path = Path(path)
     document = read_document(path)
@@ -83,18 +83,19 @@ def load_sweep(path: str | Path, typed: Sequence[str] = ()) -> Plan:
     others = tuple(text for text in typed if text not in own)
     for text in own:
         _override(document, text)
-    _fill_in(document, path.stem)
+    _fill_in_name(document, path.stem)
     schema: Schema = SweepFile.model_json_schema()
-    validator = Validator(schema["$defs"], lambda place: _home(place, schema))
+    validator = Validator(schema["$defs"], lambda place: _where_it_belongs(place, schema))
     findings = list(validator.findings(document.data, schema)) if document.data is not None else []
     if document.data is None and not document.faults:
         findings = [Finding((), "is empty; expected 'base:' and 'sweep:'")]
     findings += _rules(document.data)
     known = [finding for finding in findings if not document.is_unknown(finding.place)]
     faults = [*document.faults, *(document.fault(*finding) for finding in known)]
-    base, config = _experiment(document, path.parent, others, faults)
-    if config is not None and (sweep := _params_without_faults(document.data, faults)) is not None:
-        faults += _tried(document, base, [*others, f"train.monitor={config.train.monitor}"], sweep)
+    base, config = _load_experiment(document, path.parent, others, faults)
+    if config is not None and (sweep := _without_faults(document.data, faults)) is not None:
+        typed = [*others, f"train.monitor={config.train.monitor}"]
+        faults += _faults_of_choices(document, base, typed, sweep)
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)), document.file)
     assert config is not None
@@ -106,9 +107,10 @@ def _is_experiment(data: dict[Any, Any]) -> bool:
 
 
 def _override(document: Document, typed: str) -> None:
-    """Set what ``sweep.params.optimizer.lr=[1, 2]`` says: all below params is one key, with dots.
+    """Apply an override such as ``sweep.params.optimizer.lr=[1, 2]``.
 
-    Of a range, its ends too: ``sweep.params.optimizer.lr.high=1``.
+    All that follows ``sweep.params.`` is one key, with its dots. If the YAML has a range for the
+    key, an override may set one of its ends: ``sweep.params.optimizer.lr.high=1``.
     """
     key = typed.partition("=")[0].strip()
     match = re.fullmatch(r"sweep\.params\.([\w-]+(?:\.[\w-]+)+)", key)
@@ -118,13 +120,13 @@ def _override(document: Document, typed: str) -> None:
         return
     params = sweep.get("params")
     known = params if isinstance(params, dict) else {}
-    whole, (outer, _, last) = match[1], match[1].rpartition(".")
-    within = whole not in known and isinstance(known.get(outer), dict)
-    parts = ["sweep", "params", outer, last] if within else ["sweep", "params", whole]
-    document.override(typed, {}, parts)
+    path, (outer, _, last) = match[1], match[1].rpartition(".")
+    in_range = path not in known and isinstance(known.get(outer), dict)
+    keys = ["sweep", "params", outer, last] if in_range else ["sweep", "params", path]
+    document.override(typed, {}, keys)
 
 
-def _fill_in(document: Document, stem: str) -> None:
+def _fill_in_name(document: Document, stem: str) -> None:
     if isinstance(document.data, dict) and "name" not in document.data:
         if not re.fullmatch(NAME_PATTERN, stem):
             message = f"the file's name '{stem}' is no name for a sweep; add 'name:' to the file"
@@ -133,8 +135,8 @@ def _fill_in(document: Document, stem: str) -> None:
         document.data = {"name": stem, **document.data}
 
 
-def _home(place: Place, schema: Schema) -> str:
-    """Where an unknown key belongs: `trials` at the top level, `base` within `sweep`."""
+def _where_it_belongs(place: Place, schema: Schema) -> str:
+    """The end of the message about an unknown key that exists at another place; else ""."""
     inner = schema["$defs"]["Sweep"]["properties"]
     if len(place) == 1 and place[0] in inner:
         return "; it belongs in 'sweep'"
@@ -144,7 +146,7 @@ def _home(place: Place, schema: Schema) -> str:
 
 
 def _rules(data: Any) -> Iterator[Finding]:
-    """What goes together, of what has the right type."""
+    """Faults that the schema does not find: values that do not go together, and limits."""
     sweep = data.get("sweep") if isinstance(data, dict) else None
     if not isinstance(sweep, dict):
         return
@@ -155,7 +157,7 @@ def _rules(data: Any) -> Iterator[Finding]:
         message = "a grid tries every combination; remove it, or write method: random"
         yield Finding(("sweep", "trials"), message, at_key=True)
     if type(trials) is int and trials > MAX_TRIALS:
-        yield Finding(("sweep", "trials"), f"more than {MAX_TRIALS:,} are not kept apart; fewer")
+        yield Finding(("sweep", "trials"), f"a sweep has at most {MAX_TRIALS:,} trials")
     if sweep.get("prune") is not None and method in ("grid", "random"):
         message = f"only method: tpe stops trials early, and this is {method}"
         yield Finding(("sweep", "prune"), message, at_key=True)
@@ -187,7 +189,7 @@ def _space_rules(place: Place, space: Any, method: Any) -> Iterator[Finding]:
         message = f"'{key}' is no path of a setting; expected one such as optimizer.lr"
         yield Finding(place, message, at_key=True)
         return
-    if reason := ANOTHERS.get(key):
+    if reason := NOT_VARIED.get(key):
         yield Finding(place, f"'{key}' {reason}", at_key=True)
     if isinstance(space, list):
         for index, choice in enumerate(space):
@@ -196,7 +198,7 @@ def _space_rules(place: Place, space: Any, method: Any) -> Iterator[Finding]:
     if not isinstance(space, dict):
         return
     if method == "grid":
-        message = "a range has no end of numbers; list some, or write method: random or tpe"
+        message = "a grid needs a list of choices, not a range; or write method: random or tpe"
         yield Finding(place, message)
     low, high, step = (_number(space.get(name)) for name in ("low", "high", "step"))
     if low is not None and high is not None:
@@ -217,10 +219,10 @@ def _number(value: Any) -> float | None:
     return value if type(value) in (int, float) else None
 
 
-def _experiment(
+def _load_experiment(
     document: Document, folder: Path, typed: Sequence[str], faults: list[Fault]
 ) -> tuple[Path, Config | None]:
-    """The experiment as it is without the sweep; its faults are added."""
+    """The path and the configuration of the experiment without the sweep; adds its ``faults``."""
     named = document.data.get("base") if isinstance(document.data, dict) else None
     if not isinstance(named, str) or document.is_unknown(("base",)):
         return folder, None
@@ -237,28 +239,30 @@ def _experiment(
     return base, config
 
 
-def _params_without_faults(data: Any, faults: Sequence[Fault]) -> Sweep | None:
-    """The sweep with what of it can be tried: params of the right form under a key of their own."""
-    spoiled = {fault.path for fault in faults}
+def _without_faults(data: Any, faults: Sequence[Fault]) -> Sweep | None:
+    """A sweep of those params that have no fault, to check their choices; None if impossible."""
+    faulty = {fault.path for fault in faults}
     sweep = data.get("sweep")
     if not isinstance(sweep, dict) or not isinstance(sweep.get("params", {}), dict):
         return None
     params = {}
     for key, space in sweep.get("params", {}).items():
         path = f"sweep.params.{key}"
-        inner = isinstance(space, dict) and any(p.startswith(f"{path}.") for p in spoiled)
-        if path not in spoiled and not inner:
+        inner = isinstance(space, dict) and any(p.startswith(f"{path}.") for p in faulty)
+        if path not in faulty and not inner:
             params[key] = space
     kept: dict[str, Any] = {"method": sweep.get("method"), "params": params}
     if kept["method"] not in ("grid", "tpe"):
         kept["method"] = "random"
-    if "folds" in sweep and "sweep.folds" not in spoiled:
+    if "folds" in sweep and "sweep.folds" not in faulty:
         kept["folds"] = sweep["folds"]
     return Sweep.model_validate(kept)
 
 
-def _tried(document: Document, base: Path, typed: Sequence[str], sweep: Sweep) -> list[Fault]:
-    """The faults of the experiment under each choice, and then under combinations."""
+def _faults_of_choices(
+    document: Document, base: Path, typed: Sequence[str], sweep: Sweep
+) -> list[Fault]:
+    """The experiment's faults with each choice; if there are none, with combinations of a grid."""
     faults: dict[Fault, None] = {}
     for settings, key, place in samples(sweep):
         at: Place = ("sweep", "params", key, place)
@@ -271,7 +275,7 @@ def _tried(document: Document, base: Path, typed: Sequence[str], sweep: Sweep) -
     if faults or sweep.method != "grid":
         return list(faults)
     together: dict[tuple[str, str], Fault] = {}
-    for settings in points(sweep)[:CHECKED]:
+    for settings in points(sweep)[:MAX_CHECKED]:
         for fault in faults_of(base, typed, settings):
             message = f"{fault.path}: {fault.message} (with {' '.join(overrides(settings))})"
             found = document.fault(("sweep", "params"), message)
@@ -282,8 +286,8 @@ def _tried(document: Document, base: Path, typed: Sequence[str], sweep: Sweep) -
 def check_with_torch(plan: Plan) -> None:
     """Raise ConfigError for choices, and ends of ranges, that PyTorch's constructors refuse.
 
-    Each is built once, the others at their first: it imports torch, and takes some milliseconds a
-    choice, as much as the model needs.
+    Each is built once, while the other keys have their first choice. Imports torch; a choice takes
+    some milliseconds, depending on the model.
     """
     from trainer.trial import check_components
 
@@ -293,17 +297,17 @@ def check_with_torch(plan: Plan) -> None:
         tried.append((settings, key, ("sweep", "params", key, place), check_components(config)))
     if not tried:  # nothing but seeds and folds
         tried = [({}, "", ("sweep",), check_components(plan.config))]
-    # What is wrong whatever is chosen is told once, where it stands.
-    everywhere = set.intersection(*(set(faults) for *_, faults in tried))
+    # A fault that no choice changes is reported once, at its own line.
+    common = set.intersection(*(set(faults) for *_, faults in tried))
     found, others = dict[tuple[str, str], list[Fault]](), dict[tuple[str, str], list[Fault]]()
     for settings, key, at, faults in tried:
         for fault in faults:
             what = fault.path, fault.message
-            if fault in everywhere and _set_by(fault) not in plan.sweep.params:
+            if fault in common and _set_by(fault) not in plan.sweep.params:
                 found[what] = [fault]
             elif _concerns(fault, key):
-                told = plan.document.fault(at, _message(fault, key))
-                found.setdefault(what, []).append(told)
+                moved = plan.document.fault(at, _message(fault, key))
+                found.setdefault(what, []).append(moved)
             else:  # two choices that do not go together
                 message = f"{fault.path}: {fault.message} (with {' '.join(overrides(settings))})"
                 others.setdefault(what, [plan.document.fault(("sweep", "params"), message)])
@@ -312,7 +316,7 @@ def check_with_torch(plan: Plan) -> None:
 
 
 def faults_of(base: Path, typed: Sequence[str], settings: Mapping[str, Any]) -> list[Fault]:
-    """What is wrong with the experiment under these settings."""
+    """The experiment's faults with these settings."""
     try:
         return load_config(base, [*typed, *overrides(settings)]).check_arguments(published())
     except ConfigError as error:
@@ -320,14 +324,14 @@ def faults_of(base: Path, typed: Sequence[str], settings: Mapping[str, Any]) -> 
 
 
 def _concerns(fault: Fault, key: str) -> bool:
-    """Whether a fault is of what this override set; else it is of another's, told there."""
+    """Whether to report a fault at this key: unless another override has caused it."""
     if fault.file != COMMAND_LINE:
         return True
     return _set_by(fault) == key
 
 
 def _set_by(fault: Fault) -> str | None:
-    """The key of the override that a fault is of."""
+    """The key of the override that caused a fault; None if none did."""
     if fault.file != COMMAND_LINE or fault.source is None:
         return None
     return fault.source.partition("=")[0].strip()

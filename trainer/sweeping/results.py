@@ -1,4 +1,4 @@
-"""What a sweep found: a row a trial, from how its runs ended; as table, JSON and CSV."""
+"""The results of a sweep, one row per trial, as table, JSON and CSV."""
 
 import csv
 import io
@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from trainer.sweeping.trials import Trials
 
 MAX_ROWS = 60  # of the table in the terminal
-MAX_FAILED = 10  # trials below it, with the reason of each
-STATES = ("done", "pruned", "failed", "begun", "waiting")
+MAX_FAILED = 10  # failed trials that are listed below the table
+TRIAL_STATES = ("done", "pruned", "failed", "begun", "waiting")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trial: its settings, and what its runs (one a seed and fold) came to.
+    """A trial: its settings, and the results of its runs (one per seed and fold).
 
-    ``values`` are the best epochs' by validation, of the runs that ended; ``loss`` is their mean
-    val/loss, ``test`` the mean of each test number. ``status`` is one of STATES.
+    ``values``: the monitored value of each ended run, at its best epoch by validation. ``loss``:
+    the mean val/loss of these epochs. ``test``: the mean of each test number. ``runs``: the content
+    of each end.json. ``status``: one of TRIAL_STATES.
     """
 
     number: int
@@ -45,27 +46,27 @@ class Row:
 
     @property
     def mean(self) -> float | None:
-        """The mean of its values; None where there are none."""
+        """The mean of the values; None if there are none."""
         return statistics.fmean(self.values) if self.values else None
 
     @property
     def std(self) -> float | None:
-        """The standard deviation of its values (of n - 1); None for fewer than two."""
+        """The standard deviation of the values (divided by n - 1); None for fewer than two."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def shown(self) -> str:
-        """Mean and deviation: ``0.9375 ± 0.0312``."""
+        """Mean and standard deviation: ``0.9375 ± 0.0312``."""
         return _mean_and_std(self.values)
 
     @property
     def spread(self) -> str:
-        """The least and the largest value: ``0.9062..0.9688``."""
+        """The smallest and the largest value: ``0.9062..0.9688``; "" for fewer than two."""
         return _spread(self.values)
 
     @property
     def tests(self) -> dict[str, tuple[str, str]]:
-        """Each test number as ``shown`` and ``spread`` tell the value: reported, never judged."""
+        """(mean ± std, min..max) of each test number. They are shown, but never rank trials."""
         found = {name: [end["test"].get(name) for end in self.runs] for name in self.test}
         numbers = {name: [v for v in values if _is_number(v)] for name, values in found.items()}
         return {name: (_mean_and_std(v), _spread(v)) for name, v in numbers.items()}
@@ -81,16 +82,16 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def reported_test(plan: Plan, rows: Sequence[Row]) -> str | None:
-    """The test number to be told beside what is monitored: the same metric's, where there is one.
+    """The monitored metric's name, if its test number stands in the table too.
 
-    None where a trial has one run only, or no run was tested.
+    None if a trial has only one run, or if no run has this number.
     """
     name = plan.monitor.removeprefix("val/")
     return name if len(plan.members) > 1 and any(name in row.test for row in rows) else None
 
 
 def value_of(ends: Sequence[Mapping[str, Any]]) -> float | None:
-    """A trial's value: the mean over its runs; None where one failed or has no number."""
+    """A trial's value: the mean over its runs; None if one of them failed or has no number."""
     values = [end["value"] for end in ends if end["status"] == "done"]
     if len(values) < len(ends) or not values or any(v is None for v in values):
         return None
@@ -99,7 +100,7 @@ def value_of(ends: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def rows_of(plan: Plan, folder: Path, trials: "Trials") -> list[Row]:
-    """Every trial as it stands now, in their order."""
+    """A row for every trial in its present state, in the order of their numbers."""
     from trainer.sweeping.folder import ended, members_of
 
     rows = []
@@ -150,20 +151,20 @@ def _is_number(value: object) -> bool:
 
 
 def ranked(plan: Plan, rows: Sequence[Row]) -> list[Row]:
-    """The trials that are done, the best first; of equal ones that of the lower val/loss."""
+    """The trials that are done, the best first; of equal ones the one with the lower val/loss."""
     done = [row for row in rows if row.status == "done" and row.mean is not None]
     return sorted(done, key=lambda row: (-plan.sign * (row.mean or 0), row.loss, row.number))
 
 
 def in_rank(plan: Plan, rows: Sequence[Row]) -> list[Row]:
-    """All trials: those that are done by their rank, then the others by their state."""
+    """All trials: first those that are done, the best first; then the others by their state."""
     best = ranked(plan, rows)
     rest = [row for row in rows if row not in best]
-    return best + sorted(rest, key=lambda row: (STATES.index(row.status), row.number))
+    return best + sorted(rest, key=lambda row: (TRIAL_STATES.index(row.status), row.number))
 
 
-def table(plan: Plan, rows: Sequence[Row], width: int) -> list[str]:
-    """Lines for the terminal, the best first."""
+def sweep_table(plan: Plan, rows: Sequence[Row], width: int) -> list[str]:
+    """The trials as lines for a terminal of ``width`` columns, the best first."""
     keys = list(plan.sweep.params)
     several = len(plan.members) > 1
     head = ["trial", *keys, plan.monitor + (" mean ± std" if several else "")]
@@ -174,8 +175,8 @@ def table(plan: Plan, rows: Sequence[Row], width: int) -> list[str]:
     cells = [head]
     listed = in_rank(plan, rows)
     for row in listed[:MAX_ROWS]:
-        told_ = [visible(told(row.settings[key])) for key in keys]
-        line = [f"t{row.number:03d}", *told_, row.shown] + [row.spread] * several
+        values = [visible(told(row.settings[key])) for key in keys]
+        line = [f"t{row.number:03d}", *values, row.shown] + [row.spread] * several
         if test:
             line += row.tests.get(test, ("-", ""))
         epochs = "-" if row.epochs is None else f"{row.epochs:.0f}"
@@ -189,9 +190,9 @@ def table(plan: Plan, rows: Sequence[Row], width: int) -> list[str]:
 
 
 def conclusion(plan: Plan, folder: Path, rows: Sequence[Row]) -> list[str]:
-    """Lines that follow the table: how many ended how, the best, and its test numbers."""
+    """Lines below the table: trials per state, the best trial with its test numbers, failures."""
     counts = Counter(row.status for row in rows)
-    many = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    many = ", ".join(f"{counts[state]} {state}" for state in TRIAL_STATES if counts[state])
     lines = [f"trials  {many or 'none'}"]
     if best := ranked(plan, rows)[:1]:
         (row,) = best
@@ -215,8 +216,8 @@ def conclusion(plan: Plan, folder: Path, rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def as_json(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
-    """Everything as plain values."""
+def sweep_json(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
+    """The content of sweep.json: all trials and their runs."""
     best = ranked(plan, rows)[:1]
     trials = [
         {
@@ -253,8 +254,8 @@ def as_json(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
     return content
 
 
-def as_csv(plan: Plan, rows: Sequence[Row]) -> str:
-    """A line a run, its trial's settings beside it."""
+def sweep_csv(plan: Plan, rows: Sequence[Row]) -> str:
+    """The content of sweep.csv: one line per run, with the settings of its trial."""
     keys = list(plan.sweep.params)
     tests = list(dict.fromkeys(name for row in rows for name in row.test))
     text = io.StringIO()
@@ -262,7 +263,7 @@ def as_csv(plan: Plan, rows: Sequence[Row]) -> str:
     head = ["trial", *keys, "seed", "fold", "status", plan.monitor, "epoch", "epochs", "seconds"]
     writer.writerow([*head, *(f"test/{name}" for name in tests), "run", "reason"])
     for row in rows:
-        settings = [_cell(row.settings[key]) for key in keys]
+        settings = [_csv_cell(row.settings[key]) for key in keys]
         for end in row.runs:
             own = [end[key] for key in ("seed", "fold", "status", "value", "epoch", "epochs")]
             test = [end["test"].get(name) for name in tests]
@@ -271,10 +272,10 @@ def as_csv(plan: Plan, rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def _csv_cell(value: Any) -> Any:
     return value if isinstance(value, int | float | str) else flow(value)
 
 
 def _harmless(cell: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula."""
+    """The cell with a leading quote if a spreadsheet would read it as a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@" and cell else cell

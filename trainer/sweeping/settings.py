@@ -1,4 +1,4 @@
-"""A sweep's YAML as types: what each key may hold, and what it holds by default."""
+"""A sweep's YAML as types: what each key may hold, and its default."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,60 +10,60 @@ Method = Literal["grid", "random", "tpe"]
 
 
 class Range(Frozen):
-    """Numbers from ``low`` to ``high``; whole ones where both ends (and ``step``) are."""
+    """Numbers from ``low`` to ``high``: only whole ones if both ends and ``step`` are whole."""
 
     low: int | float
-    """The least."""
+    """The smallest number."""
     high: int | float
-    """The largest, which may be drawn too."""
+    """The largest number, which may be drawn too."""
     log: bool = False
-    """Draw the logarithm evenly: for learning rates and the like."""
+    """Draw the logarithm evenly: for learning rates and similar settings."""
     step: int | float | None = None
     """Draw only low, low + step, ...; null: any number, or any whole one."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is one of whole numbers."""
+        """Whether only whole numbers are drawn."""
         ends = (self.low, self.high, 1 if self.step is None else self.step)
         return all(type(end) is int for end in ends)
 
 
 class MedianPruner(Frozen):
-    """Stop what is worse than the median of earlier trials at the same epoch."""
+    """Stop a trial that is worse than the median of earlier trials at the same epoch."""
 
     name: Literal["MedianPruner"] = "MedianPruner"
     n_startup_trials: Count = 5
-    """Trials that are not stopped, to compare with."""
+    """The first trials, which are not stopped: later ones are compared with them."""
     n_warmup_steps: Count = 0
-    """Epochs in which none is stopped."""
+    """The first epochs of a trial, in which it is not stopped."""
     interval_steps: AtLeastOne = 1
-    """Epochs between two looks."""
+    """Epochs between two comparisons."""
 
 
 class PercentilePruner(Frozen):
-    """Stop what is not among the best ``percentile`` percent at the same epoch."""
+    """Stop a trial that is not among the best ``percentile`` percent at the same epoch."""
 
     name: Literal["PercentilePruner"]
     percentile: Annotated[float, Field(ge=0, le=100)]
-    """How many of a hundred go on."""
+    """The percentage of trials that go on."""
     n_startup_trials: Count = 5
-    """Trials that are not stopped, to compare with."""
+    """The first trials, which are not stopped: later ones are compared with them."""
     n_warmup_steps: Count = 0
-    """Epochs in which none is stopped."""
+    """The first epochs of a trial, in which it is not stopped."""
     interval_steps: AtLeastOne = 1
-    """Epochs between two looks."""
+    """Epochs between two comparisons."""
 
 
 class SuccessiveHalvingPruner(Frozen):
-    """Let 1 of ``reduction_factor`` go on at ever more epochs (Li et al., 2018, ASHA)."""
+    """Let the best of ``reduction_factor`` trials go on, repeatedly (Li et al., 2018, ASHA)."""
 
     name: Literal["SuccessiveHalvingPruner"]
     min_resource: AtLeastOne = 1
-    """Epochs of the first look."""
+    """The epoch of the first comparison."""
     reduction_factor: Annotated[int, Field(ge=2)] = 4
-    """One of so many goes on, for so many times as long."""
+    """One of this many trials goes on, until this many times the epoch."""
     min_early_stopping_rate: Count = 0
-    """Looks that are left out at the beginning."""
+    """The number of first comparisons that are left out."""
 
 
 def _named(value: Any) -> Any:
@@ -88,13 +88,13 @@ class Sweep(Frozen):
     params: dict[str, Annotated[list[Any], Field(min_length=1)] | Range] = {}
     """Keys of the experiment, each with a list of choices or a range {low, high, log, step}."""
     trials: AtLeastOne | None = None
-    """How many settings random and tpe try; a grid knows it by itself."""
+    """The number of trials of random and tpe; a grid has one per combination."""
     seed: Count = 0
-    """Decides the draws of random and tpe; the runs' own seeds are ``seeds``."""
+    """Seed of the draws of random and tpe; the seeds of the runs are ``seeds``."""
     seeds: Annotated[list[Count], Field(min_length=1)] | None = None
-    """Each setting is run with each of these seeds; null: with the experiment's own."""
+    """Each trial has a run with each of these seeds; null: with the experiment's seed."""
     folds: Annotated[int, Field(ge=2, le=1000)] | None = None
-    """Each setting is run on each of so many folds (split.folds, split.fold); null: on none."""
+    """Each trial has a run on each of this many folds (split.folds, split.fold); null: no folds."""
     prune: Annotated[Pruner, BeforeValidator(_named)] | None = None
     """Which trials of tpe are stopped before their end; null: none."""
     storage: str | None = None
@@ -102,10 +102,10 @@ class Sweep(Frozen):
 
 
 class SweepFile(Frozen):
-    """The whole file."""
+    """The whole YAML file of a sweep."""
 
     name: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["lr"])]
-    """The sweep's folder in --runs; default the file's name."""
+    """The name of the sweep's folder in --runs; default: the file's name."""
     base: str
     """The experiment's YAML, relative to this file."""
     sweep: Sweep

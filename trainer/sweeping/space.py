@@ -1,4 +1,4 @@
-"""The settings that a sweep tries: a grid's combinations, or draws that depend on a seed alone."""
+"""The settings that a sweep tries: a grid's combinations, or random draws from a seed."""
 
 import itertools
 import math
@@ -8,29 +8,29 @@ from typing import Any
 from trainer.document import component_name, flow
 from trainer.sweeping.settings import Range, Sweep
 
-Settings = dict[str, Any]  # key of the experiment -> value
+Settings = dict[str, Any]  # of one trial: key of the experiment -> value
 
 
 def points(sweep: Sweep) -> list[Settings]:
-    """Every setting of a grid, the last key changing fastest, or every random one, in order."""
+    """The settings of all trials: a grid's combinations, the last key fastest, or random draws."""
     if sweep.method == "grid":
         lists = [choices for choices in sweep.params.values() if isinstance(choices, list)]
         combined = itertools.product(*lists)
         return [dict(zip(sweep.params, values, strict=True)) for values in combined]
-    return [draw(sweep, number) for number in range(sweep.trials or 0)]
+    return [draw_settings(sweep, number) for number in range(sweep.trials or 0)]
 
 
 def count(sweep: Sweep) -> int:
-    """How many settings there will be."""
+    """The number of trials."""
     if sweep.method != "grid":
         return sweep.trials or 0
     return math.prod(len(c) for c in sweep.params.values() if isinstance(c, list))
 
 
-def draw(sweep: Sweep, number: int) -> Settings:
-    """Setting ``number`` (from 0) of a random sweep: a function of seed, number and key.
+def draw_settings(sweep: Sweep, number: int) -> Settings:
+    """The settings of random trial ``number`` (from 0).
 
-    So more trials, or another key, move none of the others.
+    A value depends on seed, number and key only: more trials or another key leave it as it is.
     """
     from transforms.keyed import seed_of
 
@@ -45,10 +45,10 @@ def draw(sweep: Sweep, number: int) -> Settings:
 
 
 def at(space: Range, share: float) -> int | float:
-    """The number at ``share`` (in [0, 1)) of a range; equal shares for equal parts of it."""
+    """The number at ``share`` (in [0, 1)) of the way from low to high, or of their logarithms."""
     low, high = space.low, space.high
     if space.log:
-        # Whole numbers from half below the least to half above the largest, then rounded.
+        # Whole numbers are drawn from half below low to half above high, and then rounded.
         around = 0.5 if space.is_whole else 0.0
         first, last = math.log(low - around), math.log(high + around)
         found = math.exp(first + share * (last - first))
@@ -62,9 +62,9 @@ def at(space: Range, share: float) -> int | float:
 
 
 def samples(sweep: Sweep) -> Iterator[tuple[Settings, str, int | str]]:
-    """Settings that hold each choice and both ends of each range, the others at their first.
+    """Settings for checks: each choice and both ends of each range, with the other keys' first.
 
-    Each with the key that it is made for, and the choice's number, ``low`` or ``high``.
+    Yields (settings, the key, the number of the choice or ``low`` or ``high``).
     """
     first = {key: ends(space)[0][1] for key, space in sweep.params.items()}
     for key, space in sweep.params.items():
@@ -73,14 +73,14 @@ def samples(sweep: Sweep) -> Iterator[tuple[Settings, str, int | str]]:
 
 
 def ends(space: list[Any] | Range) -> list[tuple[int | str, Any]]:
-    """The choices by their number, or the ends of a range by their name."""
+    """(number, choice) of a list, or (name, number) of both ends of a range."""
     if isinstance(space, list):
         return list(enumerate(space))
     return [("low", space.low), ("high", space.high)]
 
 
 def in_words(space: list[Any] | Range) -> str:
-    """What is drawn from, as a person says it: ``0.001 to 1, evenly in its logarithm``."""
+    """Choices or a range, for people: ``0.001 to 1, evenly in the logarithm``."""
     if isinstance(space, list):
         return f"one of {', '.join(map(told, space))}"
     kind = "whole numbers from " if space.is_whole else ""
@@ -90,12 +90,12 @@ def in_words(space: list[Any] | Range) -> str:
 
 
 def overrides(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as the command line takes them: ``optimizer.lr=0.1``."""
+    """Settings as overrides on the command line: ``optimizer.lr=0.1``."""
     return [f"{key}={flow(value)}" for key, value in settings.items()]
 
 
 def told(value: Any) -> str:
-    """A value as a table shows it: a component by its name and arguments."""
+    """A value for people: ``0.001``; a component as ``SGD(lr=0.1)``."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict) and component_name(value):

@@ -1,4 +1,4 @@
-"""Which trials there are, and which come next: a list in the folder, or a study that is shared."""
+"""Which trials there are and which is next: from a list, or from a study that workers share."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,32 +10,32 @@ from trainer.sweeping.space import points
 
 
 class Trials(Protocol):
-    """What the work asks of either."""
+    """What a worker needs of a list or a study. The names ask, tell and report are Optuna's."""
 
     def known(self) -> Sequence[Trial]:
-        """Trials of this folder that may have runs to make, in order."""
+        """Trials of this folder that may have runs to do, in order."""
 
     def ask(self) -> Trial | None:
-        """The next trial; None where there are as many as were asked for."""
+        """A new trial; None if there are enough."""
 
     def report(self, trial: Trial, values: dict[int, float]) -> bool:
-        """Tell a trial's values after epochs (from 1); whether it should be stopped."""
+        """Pass on the monitored values by epoch (from 1). Returns whether to stop the trial."""
 
     def tell(self, trial: Trial, rows: Sequence[dict[str, Any]], value: float | None) -> None:
-        """Tell how a trial's runs ended, and its value; None where it failed."""
+        """Pass on how a trial's runs ended, and the trial's value; None if it failed."""
 
     def alive(self, trials: Sequence[Trial]) -> None:
-        """Let others know that these are being worked on."""
+        """Let other workers know that this one is still at work on ``trials``."""
 
     def others(self) -> int:
-        """How many trials are being worked on elsewhere."""
+        """The number of trials on which workers with other folders are at work."""
 
     def everything(self) -> list[tuple[Trial, list[dict[str, Any]] | None]]:
-        """Every trial; with its runs' ends where they are not in this folder."""
+        """Every trial, with its runs' ends if they are not in this folder; else None."""
 
 
 class Listed:
-    """The trials of a grid or of random draws: all are known, and their folders tell the rest."""
+    """The trials of a grid or of random draws. All are known; their state is in their folders."""
 
     def __init__(self, plan: Plan) -> None:
         self.trials = [
@@ -47,30 +47,30 @@ class Listed:
         return self.trials
 
     def ask(self) -> Trial | None:
-        """None: all are known."""
+        """Return None: all trials are known."""
         return None
 
     def report(self, trial: Trial, values: dict[int, float]) -> bool:
-        """None is stopped."""
+        """Return False: no trial is stopped early."""
         return False
 
     def tell(self, trial: Trial, rows: Sequence[dict[str, Any]], value: float | None) -> None:
-        """Nothing: end.json of each run tells it."""
+        """Do nothing: each run has its end.json."""
 
     def alive(self, trials: Sequence[Trial]) -> None:
-        """Nothing: the claims tell it."""
+        """Do nothing: each run has its claim."""
 
     def others(self) -> int:
-        """None: there is but this folder."""
+        """Return 0: there are no other folders."""
         return 0
 
     def everything(self) -> list[tuple[Trial, list[dict[str, Any]] | None]]:
-        """All of them, none elsewhere."""
+        """All trials; their runs are in this folder."""
         return [(trial, None) for trial in self.trials]
 
 
 def trials_of(plan: Plan, folder: Path, identity: str) -> Trials:
-    """The folder's own list; or a study, for tpe and where ``storage`` names one."""
+    """The trials of a sweep: a Study for tpe or with ``storage``, else a list."""
     if plan.sweep.method == "tpe" or plan.sweep.storage is not None:
         from trainer.sweeping.study import Study
 

@@ -1,14 +1,14 @@
-"""The work of a sweep: runs claimed one by one, each made by a process of its own.
+"""The work of a sweep: a worker claims one run after another and starts a process for each.
 
-A run is `python -m trainer.train`, whose crash ends nothing but itself. It holds the run's claim
-together with this process: whoever kills this one leaves no run that two processes write.
+The process is `python -m trainer.train`; if it crashes, the sweep goes on. It holds the claim to
+its run together with this one: if this one is killed, no other worker can write to the same run.
 """
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +28,8 @@ from trainer.sweeping.folder import (
     members_of,
     newest_run,
 )
+from trainer.sweeping.hparams import write_hparams
+from trainer.sweeping.page import page
 from trainer.sweeping.process import (
     end_with,
     gpus_of,
@@ -37,30 +39,30 @@ from trainer.sweeping.process import (
     values_of,
 )
 from trainer.sweeping.reading import Plan
-from trainer.sweeping.results import value_of
+from trainer.sweeping.results import Row, sweep_csv, sweep_json, value_of
 from trainer.sweeping.trials import Trials
 
-STARTS = 3  # of a run that is killed each time: a machine without memory kills it always
+STARTS = 3  # starts of a run that is killed each time, for example for lack of memory
 LOOK_EVERY = 0.1  # seconds between two looks at the processes
-ASK_EVERY = 2.0  # seconds between two looks at what other workers have left
+ASK_EVERY = 2.0  # seconds between two searches for runs that other workers have left
 
 
 @dataclass
 class Slot:
-    """A run that is being made: its claim, its process, and how long its metrics.jsonl is."""
+    """A run at work: its claim, its process, and the bytes of its metrics.jsonl."""
 
     member: Member
     claim: IO[str]
     process: "subprocess.Popen[bytes]"
-    place: int
-    first_length: int  # when the process began
-    length: int  # when it was last looked at
+    place: int  # from 0 to jobs - 1; decides the GPU
+    first_length: int  # bytes when the process began
+    length: int  # bytes at the last look
     began: float = field(default_factory=time.monotonic)
     pruned: bool = False
 
 
 class Work:
-    """One worker of a sweep: ``jobs`` runs at once until none is left."""
+    """One worker of a sweep: does ``jobs`` runs at once until none is left."""
 
     def __init__(
         self,
@@ -76,16 +78,16 @@ class Work:
         self.say, self.show = say, show
         self.slots: list[Slot] = []
         self.over: set[int] = set()  # numbers of trials that ended
-        self.ends: dict[str, dict[str, Any]] = {}  # of runs, by name
-        self.starts: dict[str, int] = {}
-        self.seconds: list[float] = []  # that runs took here
-        self.asked = 0.0  # when it was last looked for what is left
-        self.waiting = self.told_waiting = False
+        self.ends: dict[str, dict[str, Any]] = {}  # content of end.json, by the run's name
+        self.starts: dict[str, int] = {}  # how often each run was started, by its name
+        self.seconds: list[float] = []  # duration of each run that was done here
+        self.asked = 0.0  # when the last search for runs was
+        self.waiting = self.said_waiting = False
         self.gpus = gpus_of(plan)
-        self.written = self.writing = 0.0  # when the page and its like were, and how long it took
+        self.written = self.writing = 0.0  # when results were last written, and how long it took
 
     def run(self, stop: StopRequest) -> None:
-        """Make runs until all have ended; raises Stopped once those under way are saved."""
+        """Do runs until all have ended. On a stop, raises Stopped after the runs have saved."""
         try:
             while True:
                 stop.check()
@@ -102,9 +104,10 @@ class Work:
             raise
 
     def _next(self, at_once: bool) -> tuple[Member, IO[str]] | None:
-        """A run that nobody makes, and the claim to it; trials all of whose runs ended are told.
+        """Claim a run that no worker does; None if there is none.
 
-        ``waiting`` tells afterwards whether others still work on runs.
+        Also reports trials whose runs have all ended, and sets ``waiting``: whether other workers
+        still do runs. Without ``at_once``, searches only every ASK_EVERY seconds.
         """
         if not at_once and time.monotonic() - self.asked < ASK_EVERY and self.asked:
             return None
@@ -116,34 +119,34 @@ class Work:
                     continue
                 left = self._left(trial)
                 if not left:
-                    self._told(trial)
+                    self._report_end(trial)
                 for member in left:
                     if (taken := claim(self.folder / member.name)) is None:
                         others += 1
                         continue
                     run = newest_run(self.folder / member.name)
-                    if run is not None and is_held(run):  # somebody goes on with it by hand
+                    if run is not None and is_held(run):  # a person has resumed it by hand
                         others += 1
                     elif self._end(member) is None and not self._is_done(member):
                         return member, taken
                     taken.close()
                 if left and not self._left(trial):
-                    self._told(trial)
+                    self._report_end(trial)
             if (asked := self.trials.ask()) is None:
                 break
             self.over.discard(asked.number)
         mine = len(self.slots)
         others += self.trials.others() - mine
         self.waiting = others > 0
-        if self.waiting and not mine and not self.told_waiting:
-            self.told_waiting = True
-            self.say(f"note    waiting for {others} runs that other workers make")
+        if self.waiting and not mine and not self.said_waiting:
+            self.said_waiting = True
+            self.say(f"note    waiting for {others} runs of other workers")
         return None
 
     def _left(self, trial: Trial) -> list[Member]:
         """The runs of a trial that have not ended and may begin.
 
-        Where trials are stopped early, that is judged by the first run: the others wait for it.
+        With a pruner only the first run decides whether the trial goes on: the others wait for it.
         """
         members = members_of(self.plan, trial)
         if self.plan.sweep.prune is not None:
@@ -160,7 +163,7 @@ class Work:
         return self.ends.get(member.name)
 
     def _is_done(self, member: Member) -> bool:
-        """Whether a run reached its end while nobody was there to write it down."""
+        """Whether a run is done but has no end.json, which is then written."""
         run = newest_run(self.folder / member.name)
         if run is None:
             return False
@@ -174,8 +177,8 @@ class Work:
         disk.write_json(self.folder / member.name / "end.json", end)
         self.ends[member.name] = end
 
-    def _told(self, trial: Trial) -> None:
-        """Tell that a trial has ended."""
+    def _report_end(self, trial: Trial) -> None:
+        """Report to ``trials`` that a trial has ended; show it if a run of it was done here."""
         rows = [
             {"seed": member.seed, "fold": member.fold, **end}
             for member in members_of(self.plan, trial)
@@ -184,10 +187,10 @@ class Work:
         self.trials.tell(trial, rows, value_of(rows))
         self.over.add(trial.number)
         if any(member.name in self.starts for member in members_of(self.plan, trial)):
-            self.show(trial)  # not what had ended before, or others made
+            self.show(trial)
 
     def _start(self, member: Member, taken: IO[str]) -> None:
-        """Begin a run, or go on with it."""
+        """Start the process of a run, which begins or resumes the run."""
         folder = self.folder / member.name
         length = metrics_length(newest_run(folder))
         place = min(set(range(self.jobs)) - {slot.place for slot in self.slots})
@@ -200,7 +203,7 @@ class Work:
                 stderr=subprocess.STDOUT,
                 env=self._environment(place),
                 pass_fds=() if sys.platform == "win32" else (taken.fileno(),),
-                start_new_session=True,  # Ctrl-C is for this process, which then asks it to save
+                start_new_session=True,  # Ctrl-C reaches this process only, which asks it to save
                 preexec_fn=end_with(os.getpid()),
             )
         self.slots.append(Slot(member, taken, process, place, length, length))
@@ -217,11 +220,11 @@ class Work:
         return environment
 
     def _look_after(self) -> bool:
-        """Take note of processes that ended, and stop what is not worth its end."""
+        """Handle processes that ended, and prune trials. Returns whether to search for new runs."""
         changed = not self.asked
         for slot in list(self.slots):
             code = slot.process.poll()
-            self._judge(slot, code)
+            self._prune(slot, code)
             if code is not None:
                 self.slots.remove(slot)
                 try:
@@ -231,8 +234,8 @@ class Work:
                 changed = True
         return changed
 
-    def _judge(self, slot: Slot, code: int | None) -> None:
-        """Report a first run's values; ask it to stop where the pruner says so."""
+    def _prune(self, slot: Slot, code: int | None) -> None:
+        """Report the values of a trial's first run; ask the run to stop if the pruner says so."""
         first = members_of(self.plan, slot.member.trial)[0]
         if self.plan.sweep.prune is None or slot.pruned or slot.member.name != first.name:
             return
@@ -246,7 +249,7 @@ class Work:
             slot.process.terminate()
 
     def _ended(self, slot: Slot, code: int) -> None:
-        """Write down how a run ended, unless it has only been interrupted."""
+        """Write end.json after the process of a run has ended, unless the run will be resumed."""
         member, run = slot.member, newest_run(self.folder / slot.member.name)
         monitor = self.plan.monitor
         if code == 0 and run is not None:
@@ -260,18 +263,18 @@ class Work:
             grown = code == Exit.STOPPED and metrics_length(run) > slot.first_length
             self.starts[member.name] = 0 if grown else self.starts[member.name]
             if self.starts[member.name] < STARTS:
-                return  # it goes on
+                return  # it will be resumed
             what = f"killed by signal {-code}" if code < 0 else "stopped"
             end = end_of(run, monitor, "failed", f"{what}, {STARTS} times")
         else:
             reason = reason_of(self.folder / member.name, run, code)
             end = end_of(run, monitor, "failed", f"exit code {code}: {reason}")
-            if len(self.plan.members) > 1:  # the line of the trial tells why
+            if len(self.plan.members) > 1:  # the trial's line will have the reason
                 self.say(f"  {member.name}  failed")
         self._write_end(member, end)
 
     def _leave(self) -> None:
-        """Ask all processes to save and end, and wait for them."""
+        """Ask all processes to save and to end, and wait for them."""
         for slot in self.slots:
             slot.process.terminate()
         if self.slots:
@@ -284,8 +287,16 @@ class Work:
         self.slots = []
 
     def time_left(self, runs: int) -> str:
-        """How long ``runs`` more may take, as those did that were made here; "" if none was."""
+        """The expected duration of ``runs`` more runs, from those done here; "" if none was."""
         if not self.seconds:
             return ""
         each = sum(self.seconds) / len(self.seconds)
         return duration(each * runs / min(self.jobs, max(runs, 1)))
+
+
+def write_results(plan: Plan, folder: Path, rows: Sequence[Row]) -> None:
+    """Write sweep.json, sweep.csv, sweep.html and TensorBoard's HPARAMS table."""
+    disk.write_json(folder / "sweep.json", sweep_json(plan, rows))
+    disk.write_file(folder / "sweep.csv", sweep_csv(plan, rows))
+    disk.write_file(folder / "sweep.html", page(plan, rows))
+    write_hparams(plan, folder, rows)
