@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer.build import build_schedule_of
+from trainer.build_optimizer import build_schedule_of
 from trainer.config import load_config
 from trainer.schedulers import build_schedule
 from trainer.tables import SCHEDULERS

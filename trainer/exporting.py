@@ -14,19 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.agreement import TOLERANCE, Difference, Model, Sample, compare, note, take_sample
-from trainer.build_model import build_model
 from trainer.agreement import (
     TOLERANCE,
     Difference,
-    ImagesToLogits,
+    Network,
     Sample,
-    measure_difference,
+    deviation,
     note,
     take_sample,
 )
-from trainer.agreement import TOLERANCE, Difference, Network, Sample, deviation, note, take_sample
-from trainer.build import build_model
+from trainer.build_model import build_model
 from trainer.config import load_config
 from trainer.disk import read_json, rename, sync_folder, write_file, write_json
 from trainer.errors import RunError, in_plain_words

@@ -59,9 +59,8 @@ class FocalLoss(_Weighted):
     """Focal loss, -(1 - p)^gamma log(p) for the true class's softmax probability p.
 
     Lin et al., 2017, "Focal loss for dense object detection", eq. 5, whose alpha is ``weight``.
-    Deviations: a softmax over K classes replaces the paper's sigmoid; the loss of a mixed label is
-    the sum of its classes' terms, weighted by their shares. ``gamma`` 0 gives cross entropy; 2 is
-    best in the paper.
+    Deviations: a softmax over K classes replaces the paper's sigmoid; a mixed label has the sum of
+    its classes' terms, weighted by their shares. ``gamma`` 0 gives cross entropy; the paper uses 2.
     """
 
     def __init__(self, gamma: float = 2.0, weight: list[float] | None = None) -> None:

@@ -14,8 +14,8 @@ HEAD = """# The YAML, key by key
 Written by `python -m trainer.schema` from the settings and the constructors' signatures: change
 those, not this page. {made_with}
 
-A component is `{{name: X, argument: value}}`, or a bare `X` where no argument is required. Names
-and arguments are those of PyTorch and torchvision v2; a wrong key, type or name is told with its
+A component is `{{name: X, argument: value}}`, or a bare `X` if no argument is required. Names and
+arguments are those of PyTorch and torchvision v2. A wrong key, type or name is reported with its
 line. `python -m trainer.train --config FILE --print-config` shows each value, and where it is from.
 """
 ALSO = {

@@ -6,10 +6,7 @@ from typing import Any
 
 
 def suggestion(word: Any, known: Iterable[Any]) -> str:
-    """ "; did you mean 'x'?" with the nearest known word; "" if none is near.
-
-    The family of a model's name (``torchvision/``) may be missing in ``word``.
-    """
+    """ "; did you mean 'x'?" with the nearest known word, with or without a family; else ""."""
     if not isinstance(word, str):
         return ""
     words = [name for name in known if isinstance(name, str)]

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
-from trainer.console import Say
 from trainer.disk import read_json
 from trainer.events import Events
 from trainer.insight import panels

@@ -10,7 +10,6 @@ import torch
 from PIL import Image, ImageColor, ImageDraw
 
 from trainer.insight.axes import COLOURS, Curves, Points, ticks, x_ticks
-from trainer.insight.fonts import drawable, font, legible, shortened
 from trainer.insight.fonts import drawable, fit_to_pixels, font, legible
 
 RIGHT, WRONG = "#2ca02c", "#d62728"

@@ -14,14 +14,10 @@ from trainer.disk import write_file, write_json
 from trainer.errors import ConfigError, RunError
 from trainer.insight.charts import draw_bars
 from trainer.insight.columns import visible
-from trainer.insight.data_facts import Look, differs
-from trainer.insight.pictures import sheet, write_picture
-from trainer.insight.samples import as_seen, one_crop
-from trainer.insight.text import markdown, markdown_table, shown
-from trainer.insight.data_facts import Inspection, differs
 from trainer.insight.data_facts import Inspection, differs, split_of_each
-from trainer.insight.pictures import draw_bars, sheet, write_picture
+from trainer.insight.pictures import sheet, write_picture
 from trainer.insight.samples import as_pictures, one_crop
+from trainer.insight.text import markdown, markdown_table, shown
 from trainer.loader import Part, order_of
 from trainer.parts import transform_fault
 

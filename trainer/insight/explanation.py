@@ -15,8 +15,6 @@ from trainer.errors import RunError
 from trainer.insight.features import feature_maps, first_kernels, grad_cam
 from trainer.insight.fonts import drawable, font
 from trainer.insight.pictures import fit, grid, sheet, to_picture, write_picture
-from trainer.insight.samples import as_seen
-from trainer.insight.pictures import drawable, fit, font, grid, sheet, to_picture, write_picture
 from trainer.insight.samples import as_pictures
 from trainer.trained import Trained
 

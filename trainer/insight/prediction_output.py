@@ -13,8 +13,6 @@ from trainer.disk import Digest, write_with
 from trainer.insight.columns import pad, visible, width_of
 from trainer.insight.fonts import drawable
 from trainer.insight.pictures import sheet
-from trainer.insight.prediction import THUMBNAIL, Prediction
-from trainer.insight.pictures import drawable, sheet
 from trainer.insight.prediction import SHEET_THUMBNAIL, Prediction
 
 

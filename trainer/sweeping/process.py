@@ -34,12 +34,9 @@ def train_command(plan: Plan, folder: Path, member: Member) -> list[str]:
 
 
 def end_with(parent: int) -> Callable[[], None] | None:
-    """A ``preexec_fn``: has Linux send the new process SIGTERM when this one dies for any reason.
-
-    Elsewhere None: the run goes on to its end, and keeps its claim until then.
-    """
+    """A ``preexec_fn`` with which Linux sends the new process SIGTERM when this one dies."""
     if not sys.platform.startswith("linux"):
-        return None
+        return None  # the run goes on to its end, and keeps its claim until then
     import ctypes
 
     prctl = ctypes.CDLL(None).prctl
