@@ -1,9 +1,11 @@
 """Small data of each dataset's own format, and a configuration that trains on it in a second."""
 
 import ctypes
+import functools
 import gzip
 import os
 import random
+import shutil
 import signal
 import socket
 import struct
@@ -104,6 +106,47 @@ def train(config_file, tmp_path) -> Callable[..., Path]:
             return train_job(job, tmp_path / "runs", resume, print, stop)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shared_config(tmp_path_factory, notes) -> Path:
+    """The YAML of ``config_file``, for what several tests share"""
+    path = tmp_path_factory.mktemp("shared") / "small.yaml"
+    path.write_text(SMALL.format(root=notes))
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def _trained_once(shared_config) -> Callable[..., Path]:
+    """Train the small configuration, but only once for each set of overrides."""
+    from trainer.config import load_config
+    from trainer.job import prepare
+    from trainer.stop import StopRequest
+    from trainer.training import train as train_job
+
+    @functools.cache
+    def run(*overrides: str) -> Path:
+        job = prepare(load_config(shared_config, overrides), print)
+        with StopRequest() as stop:
+            return train_job(job, shared_config.parent / "runs", None, print, stop)
+
+    return run
+
+
+@pytest.fixture
+def finished(_trained_once, tmp_path) -> Callable[..., Path]:
+    """What ``train`` leaves, for a test that only begins with it: a copy of a run trained once.
+
+    Call it while nothing of the trainer is patched: other tests get copies of the same run.
+    """
+    from trainer.run import create_run
+
+    def copy(*overrides: str) -> Path:
+        run = _trained_once(*overrides)
+        place = create_run(tmp_path / "runs", run.parent.name)
+        return Path(shutil.copytree(run, place, symlinks=True, dirs_exist_ok=True))
+
+    return copy
 
 
 @pytest.fixture

@@ -231,9 +231,9 @@ def swa_by_hand(step, model, mean):
     ("override", "after_step"), [(EMA_3, ema_by_hand), (SWA_3, swa_by_hand)], ids=["EMA", "SWA"]
 )
 def test_the_average_is_judged_and_kept_and_training_goes_on_as_without(
-    train, config_file, override, after_step
+    finished, config_file, override, after_step
 ):
-    plain, run = train(), train(override)
+    plain, run = finished(), finished(override)
     state = last_state(run)
     assert same(state["model"], last_state(plain)["model"])
     assert state["optimizer"]["state"].keys() and last_state(plain)["average"] is None
@@ -258,8 +258,8 @@ def test_the_average_is_judged_and_kept_and_training_goes_on_as_without(
 
 
 @pytest.mark.parametrize("override", [EMA_3, SWA_3, LOOKAHEAD_3])
-def test_evaluate_gives_the_numbers_of_the_result_again(train, override):
-    run = train(override, MOBILE, "optimizer.lr=0.001", "log.show=[]")
+def test_evaluate_gives_the_numbers_of_the_result_again(finished, override):
+    run = finished(override, MOBILE, "optimizer.lr=0.001", "log.show=[]")
     result = read_json(run / "result.json")
     again = evaluate_run(run, load_config(run / "config.yaml"), "test")
     assert {name: again[name] for name in result["test"]} == result["test"]
@@ -270,10 +270,10 @@ def test_evaluate_gives_the_numbers_of_the_result_again(train, override):
 
 @pytest.mark.parametrize("override", [EMA_3, SWA_3, LOOKAHEAD_3])
 def test_stopped_in_mid_epoch_and_gone_on_with_a_run_is_the_same(
-    train, monkeypatch, tmp_path, override
+    train, finished, monkeypatch, tmp_path, override
 ):
     more = (override, MOBILE, "optimizer.lr=0.001", "log.show=[]")
-    straight = train(*more)
+    straight = finished(*more)
     stopped_at(train, monkeypatch, 2, *more)
     run = max((tmp_path / "runs" / "small").iterdir(), key=lambda path: path.stat().st_ctime_ns)
     for step in (4, 7):
@@ -283,12 +283,12 @@ def test_stopped_in_mid_epoch_and_gone_on_with_a_run_is_the_same(
 
 
 def test_stopped_while_statistics_are_measured_a_run_goes_on_from_the_trained_weights(
-    train, monkeypatch, tmp_path
+    train, finished, monkeypatch, tmp_path
 ):
     from trainer.errors import Stopped
 
     more = (SWA_3, MOBILE, "optimizer.lr=0.001", "log.show=[]")
-    straight = train(*more)
+    straight = finished(*more)
 
     def stopped(self, batches, *rest):
         raise Stopped("stopped")
@@ -364,8 +364,8 @@ def test_durations_of_an_average_come_back_from_the_runs_own_file(config_file, t
     assert isinstance(again, SWA) and (again.start, again.every) == (5, 5)
 
 
-def test_another_average_is_another_run(train):
-    run = train(EMA_3, "log.show=[]")
+def test_another_average_is_another_run(finished):
+    run = finished(EMA_3, "log.show=[]")
     for change in ("average.decay=0.8", "average=null", "average=SWA"):
         with pytest.raises(ConfigError, match="average|start"):
             find_resumable(str(run), None, [change], run)
@@ -381,8 +381,8 @@ def test_another_average_is_another_run(train):
         ("values", {"conv1.weight": torch.zeros(1)}),
     ],
 )
-def test_an_average_that_others_made_is_refused_in_one_message(train, capfd, key, value):
-    run = train(EMA_3, "log.show=[]")
+def test_an_average_that_others_made_is_refused_in_one_message(finished, capfd, key, value):
+    run = finished(EMA_3, "log.show=[]")
     folder = checkpoints(run)[-1]
     content = read_state(folder)
     content["average"][key] = value
@@ -397,12 +397,12 @@ def test_an_average_that_others_made_is_refused_in_one_message(train, capfd, key
 
 
 def test_best_weights_of_an_earlier_step_come_back_though_a_later_epoch_was_better(
-    train, tmp_path, notes
+    train, finished, tmp_path, notes
 ):
     """model.pt is not the checkpoint's weights.pt: the checkpoint has a copy of its own."""
     file = tmp_path / "small.yaml"
     file.write_text(SMALL.format(root=notes))
-    run = train(EMA_3, "train.epochs=1", "log.show=[]")
+    run = finished(EMA_3, "train.epochs=1", "log.show=[]")
     folder = checkpoints(run)[-1]
     assert (folder / "best.pt").read_bytes() == (run / "model.pt").read_bytes()
     kept = (run / "model.pt").read_bytes()

@@ -238,10 +238,10 @@ def test_the_cost_of_saving_is_measured_in_one_run_saved_in_every_second_epoch(
     assert len(names) == 2 and len(read_metrics(run / "metrics.jsonl")) > 9
 
 
-def test_the_time_to_resume_is_that_of_a_real_run(train, monkeypatch):
+def test_the_time_to_resume_is_that_of_a_real_run(finished, monkeypatch):
     from scripts.benchmark_saving import resume
 
-    assert 0 < resume(train(), 2) < 60
+    assert 0 < resume(finished(), 2) < 60
 
 
 def test_what_showing_costs_is_measured_on_real_runs(config_file, notes, capsys):

@@ -373,8 +373,8 @@ def points(run) -> list[tuple[str, int]]:
     ]
 
 
-def test_after_a_crash_and_a_resume_each_tag_has_each_step_once(train):
-    run = train("train.epochs=4")
+def test_after_a_crash_and_a_resume_each_tag_has_each_step_once(train, finished):
+    run = finished("train.epochs=4")
     uninterrupted = points(run)
     assert len(set(uninterrupted)) == len(uninterrupted)
     (file,) = run.glob("events*")
@@ -394,9 +394,9 @@ def counted(run) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "overwritten", "doubled"])
 def test_an_event_file_that_is_lost_or_damaged_begins_anew_with_all_its_curves(
-    train, damage, capsys
+    train, finished, damage, capsys
 ):
-    run = train()
+    run = finished()
     (file,) = run.glob("events*")
     content = file.read_bytes()
     if damage == "gone":
@@ -413,15 +413,15 @@ def test_an_event_file_that_is_lost_or_damaged_begins_anew_with_all_its_curves(
     assert ("TensorBoard no longer reads it" in told) == (damage != "gone")
     found = counted(run)
     assert len(set(found)) == len(found)
-    straight = counted(train("train.epochs=3"))
+    straight = counted(finished("train.epochs=3"))
     kinds = ("train/", "val/", "lr/", "test/", "images/", "config/", "_hparams_", "custom_scalars")
     for kind in kinds:  # pictures of past epochs cannot be drawn again
         expected = [point for point in straight if point[0].startswith(kind)]
         assert expected and [point for point in found if point[0].startswith(kind)] == expected
 
 
-def test_what_the_file_tells_already_is_not_made_again_on_resume(train, monkeypatch):
-    run = train()
+def test_what_the_file_tells_already_is_not_made_again_on_resume(train, finished, monkeypatch):
+    run = finished()
     drawn: list[str] = []
     monkeypatch.setattr(panels, "graph", lambda *_: drawn.append("graph"))
     monkeypatch.setattr(board, "_show_inputs", lambda *_: drawn.append("inputs"))
@@ -429,8 +429,8 @@ def test_what_the_file_tells_already_is_not_made_again_on_resume(train, monkeypa
     assert not drawn
 
 
-def test_what_log_show_adds_on_resume_is_shown_from_the_start_on(train):
-    run = train("log.show=[scalars]")
+def test_what_log_show_adds_on_resume_is_shown_from_the_start_on(train, finished):
+    run = finished("log.show=[scalars]")
     more = "log.show=[scalars,text,hparams,inputs,graph,kernels]"
     train("train.epochs=3", more, resume=run, file=run / "config.yaml")
     tags = {tag for tag, _ in points(run)}

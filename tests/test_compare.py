@@ -431,8 +431,8 @@ def test_what_others_wrote_cannot_speak_to_the_terminal(make, capsys):
     assert not {"\x1b", "\x07", "\u202e"} & set(capsys.readouterr().out)
 
 
-def test_real_runs_are_compared(train, compared, capsys):
-    a, b = train(), train("seed=1", "optimizer.lr=0.001")
+def test_real_runs_are_compared(finished, compared, capsys):
+    a, b = finished(), finished("seed=1", "optimizer.lr=0.001")
     capsys.readouterr()
     said = compared(a.parent, more=())
     assert said["config"].keys() == {"seed", "optimizer.lr"}

@@ -317,11 +317,11 @@ def test_a_pattern_that_leaves_a_group_nothing_is_refused(config_file, groups, p
 
 
 def test_a_run_with_groups_goes_on_exactly_logs_each_rate_and_refuses_others(
-    train, monkeypatch, tmp_path, capsys
+    train, finished, monkeypatch, tmp_path, capsys
 ):
     overrides = (GROUPS, "optimizer.no_decay=true", "optimizer.layer_decay=0.9",
                  "scheduler={name: OneCycleLR, warmup: 2st}")  # fmt: skip
-    straight = train(*overrides)
+    straight = finished(*overrides)
     stopped_at(train, monkeypatch, 4, *overrides)
     runs = (tmp_path / "runs" / "small").iterdir()
     run = max(runs, key=lambda path: path.stat().st_ctime_ns)

@@ -127,12 +127,12 @@ def test_blocks_are_passed_by_in_training_and_never_in_evaluation(config_file):
 @pytest.mark.parametrize(
     "model", [DEEP, "{name: timm/test_vit, drop_path_rate: 0.5, img_size: 32}"]
 )
-def test_a_run_with_stochastic_depth_goes_on_exactly(train, monkeypatch, tmp_path, model):
+def test_a_run_with_stochastic_depth_goes_on_exactly(train, finished, monkeypatch, tmp_path, model):
     """The draws are keyed by seed and step."""
     if "timm/" in model:
         pytest.importorskip("timm")
     overrides = (f"model={model}", "train.epochs=1", "log.show=[]", "optimizer.lr=0.001")
-    straight = train(*overrides)
+    straight = finished(*overrides)
     stopped_at(train, monkeypatch, 2, *overrides)
     runs = (tmp_path / "runs" / "small").iterdir()
     run = max(runs, key=lambda path: path.stat().st_ctime_ns)

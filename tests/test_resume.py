@@ -109,10 +109,10 @@ def flow(value):
 
 
 @pytest.mark.parametrize(("key", "value"), [*MAY_CHANGE.items(), *REFUSED.items()])
-def test_each_key_may_change_or_is_refused_with_both_values(train, config_file, key, value):
+def test_each_key_may_change_or_is_refused_with_both_values(finished, config_file, key, value):
     begin = ["early_stop={patience: 3}", "scheduler={name: StepLR, step_size: 1}"]
     begin += ["average=EMA"]
-    run = train(*begin, "train.epochs=1")
+    run = finished(*begin, "train.epochs=1")
     if key.startswith("distill"):  # what a run that began with a teacher has there
         text = (run / "config.yaml").read_text()
         taught = "distill: {run: somewhere, weight: 0.5, temperature: 4.0}\n"
@@ -149,8 +149,8 @@ def test_every_key_of_a_configuration_is_judged_above(config_file):
         assert component or any(key.startswith(known) for known in [*judged, *others]), key
 
 
-def test_what_differs_is_said_when_a_run_goes_on(train, capsys, monkeypatch):
-    run = train()
+def test_what_differs_is_said_when_a_run_goes_on(train, finished, capsys, monkeypatch):
+    run = finished()
     monkeypatch.setattr(
         trainer.state, "made_on", lambda job: {"torch": "9.9", "device": "cpu", "machine": "m"}
     )
@@ -177,8 +177,8 @@ def test_what_differs_is_said_when_a_run_goes_on(train, capsys, monkeypatch):
         "{name: StepLR, step_size: 1, warmup: 3st}",
     ],
 )
-def test_a_run_with_more_epochs_says_which_rates_they_will_have(train, capsys, scheduler):
-    run = train(f"scheduler={scheduler}")
+def test_a_run_with_more_epochs_says_which_rates_they_will_have(train, finished, capsys, scheduler):
+    run = finished(f"scheduler={scheduler}")
     capsys.readouterr()
     train("train.epochs=4", resume=run, file=run / "config.yaml")
     told = re.search(
@@ -245,10 +245,10 @@ def test_a_run_with_more_epochs_says_which_rates_they_will_have(train, capsys, s
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
 )
 def test_a_checkpoint_that_others_made_is_refused_in_one_message_or_is_plain_data(
-    train, capfd, place, value
+    finished, capfd, place, value
 ):
     """Its manifest certifies it: whoever can write the one can write the other."""
-    run = train("scheduler={name: StepLR, step_size: 1}")
+    run = finished("scheduler={name: StepLR, step_size: 1}")
     folder = checkpoints(run)[-1]
     content = read_state(folder)
     holder = content
@@ -275,8 +275,8 @@ def test_a_forecast_leaves_schedule_and_rates_as_they_were(config_file):
         assert same(before, (job.schedule.state_dict(), job.optimizer.state_dict()))
 
 
-def test_plateau_goes_on_by_what_it_watches(train, capsys):
-    run = train("scheduler=ReduceLROnPlateau")
+def test_plateau_goes_on_by_what_it_watches(train, finished, capsys):
+    run = finished("scheduler=ReduceLROnPlateau")
     train("train.epochs=3", resume=run, file=run / "config.yaml")
     assert "ReduceLROnPlateau goes on as before" in capsys.readouterr().out
 
@@ -351,9 +351,9 @@ def stopped_at(train, monkeypatch, step, *overrides, resume=None, file=None):
     ids=["batch norm", "dropout and workers", "early stopping"],
 )
 def test_stopped_three_times_within_two_epochs_a_run_is_still_the_same(
-    train, monkeypatch, tmp_path, overrides
+    train, finished, monkeypatch, tmp_path, overrides
 ):
-    straight = train(*overrides)
+    straight = finished(*overrides)
     stopped_at(train, monkeypatch, 3, *overrides)
     runs = (tmp_path / "runs" / "small").iterdir()
     run = max(runs, key=lambda path: path.stat().st_ctime_ns)
@@ -397,8 +397,8 @@ def test_killed_between_its_test_and_its_end_a_run_shows_the_test_once(train, mo
         assert tags_of(path)["val/accuracy"] == [5, 10]
 
 
-def test_a_run_whose_checkpoints_are_away_is_not_begun_anew_over_its_logs(train):
-    run = train("train.epochs=1")
+def test_a_run_whose_checkpoints_are_away_is_not_begun_anew_over_its_logs(train, finished):
+    run = finished("train.epochs=1")
     for path in [run / "result.json", run / "config.yaml"]:
         path.write_text(path.read_text().replace('"done"', '"stopped"'))
     before = {path: path.read_bytes() for path in run.glob("*") if path.is_file()}
@@ -411,8 +411,8 @@ def test_a_run_whose_checkpoints_are_away_is_not_begun_anew_over_its_logs(train)
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(train, monkeypatch):
-    run = train()
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(train, finished, monkeypatch):
+    run = finished()
     forbidden, access = checkpoints(run)[-1] / "weights.pt", os.access
     monkeypatch.setattr(
         os,
@@ -424,8 +424,8 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(train, monkeypa
     assert forbidden.exists()
 
 
-def test_a_log_that_is_a_pipe_is_not_waited_for(train):
-    run = train("train.epochs=1")
+def test_a_log_that_is_a_pipe_is_not_waited_for(train, finished):
+    run = finished("train.epochs=1")
     (run / "metrics.jsonl").unlink()
     os.mkfifo(run / "metrics.jsonl")
     with pytest.raises(RunError, match="it is no file"):
@@ -491,10 +491,10 @@ def test_what_the_time_went_to_adds_up(train, monkeypatch):
 
 
 def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended(
-    train, config_file, notes, tmp_path, monkeypatch, capfd
+    finished, config_file, notes, tmp_path, monkeypatch, capfd
 ):
     """With nothing kept in memory, an image that vanishes is met when its turn comes."""
-    straight = train("loader.cache=off")
+    straight = finished("loader.cache=off")
     broken: list[str] = []
     read = ImageFiles.image
     monkeypatch.setattr(trainer.loader, "BLOCK", 1)  # batch by batch, as large images are
@@ -548,9 +548,9 @@ def test_workers_end_with_a_run_whose_test_images_cannot_be_read(train, config_f
 
 
 def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(
-    train, config_file, tmp_path, monkeypatch, capfd
+    finished, config_file, tmp_path, monkeypatch, capfd
 ):
-    straight = train(JITTER)
+    straight = finished(JITTER)
     rates = trainer.epochs.learning_rates
     killed: list[int] = []
 
@@ -613,9 +613,9 @@ def test_a_worker_that_closes_its_connection_before_it_is_gone_is_told_as_dead(e
     ids=lambda error: type(error).__name__,
 )
 def test_memory_that_runs_out_ends_in_one_message_its_exit_code_and_a_valid_checkpoint(
-    train, config_file, tmp_path, monkeypatch, capfd, error
+    finished, config_file, tmp_path, monkeypatch, capfd, error
 ):
-    straight = train("checkpoint.every=1st")
+    straight = finished("checkpoint.every=1st")
     norm, calls = Guard.norm, []
 
     def failing(*arguments):

@@ -54,8 +54,8 @@ def test_a_save_that_failed_ends_a_run_at_the_next_step_and_not_at_the_next_save
     assert done[-1] == 3
 
 
-def test_a_resumed_run_removes_what_a_killed_process_left_half_written(train):
-    run = train()
+def test_a_resumed_run_removes_what_a_killed_process_left_half_written(train, finished):
+    run = finished()
     (run / "checkpoints" / "step-000000099.tmp-1").mkdir()
     (run / ".model.pt.1.tmp").write_text("half")
     train("train.epochs=3", resume=run, file=run / "config.yaml")
@@ -158,8 +158,8 @@ def test_what_fails_before_the_first_step_is_said_to_have_failed(train, monkeypa
     assert read_json(run / "result.json")["status"] == "failed"
 
 
-def test_an_event_file_that_was_cut_is_put_aside_and_the_new_one_goes_on(train):
-    run = train()
+def test_an_event_file_that_was_cut_is_put_aside_and_the_new_one_goes_on(train, finished):
+    run = finished()
     (cut,) = run.glob("events*")
     cut.write_bytes(cut.read_bytes()[:100])
     for epochs in (3, 4):

@@ -288,8 +288,8 @@ def test_it_is_quick_and_loads_neither_torch_nor_pydantic_nor_yaml(tmp_path):
     assert time.monotonic() - began < 5  # 0.15 s on an idle machine
 
 
-def test_a_real_run_is_read_as_its_files_tell(train):
-    run = train()
+def test_a_real_run_is_read_as_its_files_tell(finished):
+    run = finished()
     found = look_at(run)
     result = json.loads((run / "result.json").read_text())
     assert (found.status, found.epochs, found.planned) == ("done", 2, 2)

@@ -139,9 +139,11 @@ def test_shuffle_is_the_permutation_and_its_keys_are_the_samples_numbers():
     assert torch.equal(part._keys(torch.arange(10)), part.indices)
 
 
-def test_a_balanced_run_goes_on_exactly_and_evaluates_as_ever(train, monkeypatch, tmp_path):
+def test_a_balanced_run_goes_on_exactly_and_evaluates_as_ever(
+    train, finished, monkeypatch, tmp_path
+):
     overrides = ("loader.sampling=balanced", "loader.batch_size=7", "split.ratios=[6, 2, 2]")
-    straight = train(*overrides)
+    straight = finished(*overrides)
     stopped_at(train, monkeypatch, 3, *overrides)
     runs = (tmp_path / "runs" / "small").iterdir()
     run = max(runs, key=lambda path: path.stat().st_ctime_ns)

@@ -120,9 +120,9 @@ def test_a_stop_that_breaks_into_somebodys_finally_is_still_a_stop(start, monkey
     ],
 )
 def test_a_signal_in_any_phase_of_a_run_saves_within_a_step_and_tells_how_to_go_on(
-    start, train, monkeypatch, tmp_path, capfd, place, name, at, step, number
+    start, finished, monkeypatch, tmp_path, capfd, place, name, at, step, number
 ):
-    straight = train()
+    straight = finished()
     done = [0]
     rates = trainer.epochs.learning_rates
 
@@ -175,7 +175,7 @@ def test_the_second_signal_ends_the_process_at_once(first, second):
 
 
 def test_two_ctrl_c_through_a_save_leave_the_earlier_checkpoint_and_the_same_result(
-    train, config_file, tmp_path
+    train, finished, config_file, tmp_path
 ):
     """A real process, whose second save takes long: the second signal does not wait for it."""
     script = f"""
@@ -202,7 +202,7 @@ sys.exit(main(["--config", {str(config_file)!r}, "--runs", {str(tmp_path / "runs
     run = newest(tmp_path)
     assert [path.name for path in checkpoints(run)] == ["step-000000003"]
     train("checkpoint.every=3st", resume=run, file=run / "config.yaml")
-    assert_same_run(train("checkpoint.every=3st"), run)
+    assert_same_run(finished("checkpoint.every=3st"), run)
 
 
 def test_a_wish_to_outlive_the_terminal_is_kept(monkeypatch):
@@ -224,10 +224,10 @@ def test_the_handlers_of_others_come_back():
 
 @pytest.mark.parametrize("step", [1, 4, 5, 8])
 def test_a_budget_that_is_used_up_stops_a_run_as_a_signal_does(
-    start, train, monkeypatch, tmp_path, capfd, step
+    start, finished, monkeypatch, tmp_path, capfd, step
 ):
     """The clock jumps by twenty minutes at ``step``; each resume has the whole budget again."""
-    straight = train()
+    straight = finished()
     rates, clock = trainer.epochs.learning_rates, [0.0]
 
     class Clock:

@@ -58,8 +58,8 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
 
 
-def test_a_run_leaves_the_folder_that_is_promised(train):
-    run = train()
+def test_a_run_leaves_the_folder_that_is_promised(finished):
+    run = finished()
     for name in ("config.yaml", "environment.json", "uncommitted.patch", "split.json"):
         assert (run / name).is_file(), name
     for name in ("metrics.jsonl", "model.pt", "model.json", "result.json", "report/report.md"):
@@ -76,13 +76,13 @@ def test_a_run_leaves_the_folder_that_is_promised(train):
     assert not list(run.rglob("*.tmp*"))
 
 
-def test_the_weights_load_into_a_plain_model(train):
+def test_the_weights_load_into_a_plain_model(finished):
     model = LeNet(num_classes=2, in_channels=3)
-    model.load_state_dict(weights(train()))
+    model.load_state_dict(weights(finished()))
 
 
-def test_the_last_checkpoint_holds_tensors_and_plain_values_only(train):
-    state = torch.load(checkpoints(train())[-1] / "state.pt", weights_only=True)
+def test_the_last_checkpoint_holds_tensors_and_plain_values_only(finished):
+    state = torch.load(checkpoints(finished())[-1] / "state.pt", weights_only=True)
     assert state["counters"]["epoch"] == 2
 
 
@@ -98,15 +98,15 @@ def test_seed_zero_is_used_and_stored(train):
     assert_same_run(run, train())
 
 
-def test_only_split_seed_moves_the_split(train):
-    first, other_seed, other_split = train(), train("seed=1"), train("split.seed=1")
+def test_only_split_seed_moves_the_split(finished):
+    first, other_seed, other_split = finished(), finished("seed=1"), finished("split.seed=1")
     splits = [json.loads((run / "split.json").read_text()) for run in (first, other_seed)]
     assert splits[0] == splits[1]
     moved = json.loads((other_split / "split.json").read_text())
     assert moved["test"] != splits[0]["test"]
 
 
-def test_training_equals_a_hand_written_loop(train, config_file):
+def test_training_equals_a_hand_written_loop(finished, config_file):
     """The same bits as plain PyTorch that knows nothing of this framework but its order."""
     config = load_config(config_file)
     part = load_data(config, CPU).parts["train"]
@@ -125,7 +125,7 @@ def test_training_equals_a_hand_written_loop(train, config_file):
             loss.backward()
             optimizer.step()
             losses.append((loss.item(), len(rows)))
-    run = train("log.every=3st")
+    run = finished("log.every=3st")
     assert same(last_state(run)["model"], model.state_dict())
     lines = read_metrics(run / "metrics.jsonl")
 
@@ -151,10 +151,10 @@ def test_training_equals_a_hand_written_loop(train, config_file):
 )
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 7])
 def test_a_run_stopped_by_sigterm_and_resumed_equals_one_that_never_stopped(
-    train, monkeypatch, overrides, stop_at
+    train, finished, monkeypatch, overrides, stop_at
 ):
     """40 training images in batches of 8: step 5 ends an epoch, the others are amid one."""
-    straight = train(*overrides)
+    straight = finished(*overrides)
     seen, rates = [0], trainer.epochs.learning_rates
 
     def interrupting(job):
@@ -186,10 +186,10 @@ def tags_of(run: Path) -> dict[str, list[int]]:
     return {tag: [event.step for event in accumulator.Scalars(tag)] for tag in tags}
 
 
-def test_one_run_folder_is_one_tensorboard_run_with_config_and_images(train):
+def test_one_run_folder_is_one_tensorboard_run_with_config_and_images(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = train()
+    run = finished()
     assert not [path for path in run.rglob("events*") if path.parent != run]
     tags = tags_of(run)
     assert {"train/loss", "val/loss", "val/accuracy", "lr/group0"} <= set(tags)
@@ -200,8 +200,8 @@ def test_one_run_folder_is_one_tensorboard_run_with_config_and_images(train):
     assert {"config/text_summary", "environment/text_summary"} <= set(other["tensors"])
 
 
-def test_every_logged_step_and_epoch_is_one_line_without_clock(train):
-    lines = read_metrics(train() / "metrics.jsonl")
+def test_every_logged_step_and_epoch_is_one_line_without_clock(finished):
+    lines = read_metrics(finished() / "metrics.jsonl")
     epochs = [line for line in lines if "val/accuracy" in line]
     assert [line["epoch"] for line in epochs] == [1, 2]
     steps = [line["step"] for line in lines if "train/loss" in line]
@@ -209,8 +209,8 @@ def test_every_logged_step_and_epoch_is_one_line_without_clock(train):
     assert not any("second" in key for line in lines for key in line)
 
 
-def test_a_saved_config_gives_the_identical_config(train, config_file):
-    run = train("optimizer.lr=1e-3")
+def test_a_saved_config_gives_the_identical_config(finished, config_file):
+    run = finished("optimizer.lr=1e-3")
     assert load_config(run / "config.yaml") == load_config(config_file, ["optimizer.lr=1e-3"])
     assert load_config(run / "config.yaml").optimizer.arguments["lr"] == 0.001
 
@@ -240,8 +240,8 @@ def step(job):
     job.optimizer.step()
 
 
-def test_evaluate_gives_the_numbers_of_the_run_again(train):
-    run = train("loss.weight=balanced")
+def test_evaluate_gives_the_numbers_of_the_run_again(finished):
+    run = finished("loss.weight=balanced")
     config = load_config(run / "config.yaml")
     test = json.loads((run / "result.json").read_text())["test"]
     assert evaluate_run(run, config, "test") == test
@@ -265,9 +265,9 @@ def test_evaluate_refuses_images_that_changed(train, config_file, notes, tmp_pat
         evaluate_run(run, load_config(run / "config.yaml"), "test")
 
 
-def test_epoch_means_count_images_when_the_last_batch_is_short(train, monkeypatch):
+def test_epoch_means_count_images_when_the_last_batch_is_short(finished, monkeypatch):
     """Batches of 16 from about 40 images, at a rate so small that the weights stay as they are."""
-    run = train("loader.batch_size=16", "optimizer.lr=1e-30", "train.epochs=1")
+    run = finished("loader.batch_size=16", "optimizer.lr=1e-30", "train.epochs=1")
     config = load_config(run / "config.yaml")
     job = prepare(config, print)
     logits, labels = predict(job.model, job.train_loader.epoch(0))
@@ -286,8 +286,8 @@ def test_two_passes_over_validation_give_the_same_tensors(config_file):
     )
 
 
-def test_accumulated_parts_give_the_gradient_of_the_whole_batch(train):
-    whole, parts = train(), train("train.accumulate=3")
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(finished):
+    whole, parts = finished(), finished("train.accumulate=3")
     for name, tensor in last_state(whole)["model"].items():
         torch.testing.assert_close(tensor, last_state(parts)["model"][name], rtol=1e-4, atol=1e-5)
 
@@ -319,15 +319,15 @@ def test_a_step_reads_nothing_back(config_file, monkeypatch):
     assert read == []
 
 
-def test_early_stopping_ends_a_run_that_no_longer_improves(train):
-    run = train("optimizer.lr=1e-30", "train.epochs=9", "early_stop={patience: 2}")
+def test_early_stopping_ends_a_run_that_no_longer_improves(finished):
+    run = finished("optimizer.lr=1e-30", "train.epochs=9", "early_stop={patience: 2}")
     result = json.loads((run / "result.json").read_text())
     assert result["early_stopped"] and result["epochs"] == 3
     assert result["best"]["epoch"] == 1  # a tie does not replace the earlier one
 
 
-def test_the_best_epoch_is_the_one_of_the_monitored_metric(train):
-    run = train("train.monitor=val/loss", "train.epochs=4", "optimizer.lr=0.05")
+def test_the_best_epoch_is_the_one_of_the_monitored_metric(finished):
+    run = finished("train.monitor=val/loss", "train.epochs=4", "optimizer.lr=0.05")
     result = json.loads((run / "result.json").read_text())
     lines = [line for line in read_metrics(run / "metrics.jsonl") if "val/loss" in line]
     best = min(lines, key=lambda line: line["val/loss"])
@@ -353,14 +353,14 @@ def test_two_starts_in_one_second_get_two_folders(tmp_path, monkeypatch):
     assert (first.name, second.name) == ("20260101-000000-a", "20260101-000000-b")
 
 
-def test_a_run_has_one_writer(train):
-    run = train()
+def test_a_run_has_one_writer(finished):
+    run = finished()
     with lock_run(run), pytest.raises(RunError, match="another process"):
         lock_run(run)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_named(train, capsys):
-    run = train("checkpoint.every=1st", "checkpoint.keep=9")
+def test_a_damaged_checkpoint_is_passed_over_and_named(train, finished, capsys):
+    run = finished("checkpoint.every=1st", "checkpoint.keep=9")
     straight = last_state(run)
     newest = checkpoints(run)[-1]
     data = bytearray((newest / "weights.pt").read_bytes())
@@ -372,17 +372,17 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(train, capsys):
     assert same(again["model"], straight["model"])
 
 
-def test_resume_refuses_another_setting_and_shows_it(train, tmp_path):
-    run = train()
+def test_resume_refuses_another_setting_and_shows_it(finished, tmp_path):
+    run = finished()
     with pytest.raises(ConfigError, match=r"optimizer\.lr.*0\.5.*0\.01"):
         find_resumable(str(run), None, ["optimizer.lr=0.5"], tmp_path)
     config, _ = find_resumable(str(run), None, ["train.epochs=3"], tmp_path)
     assert config.train.epochs == 3
 
 
-def test_a_resumed_run_can_be_given_more_epochs(train):
-    longer = train("train.epochs=3")
-    run = train()
+def test_a_resumed_run_can_be_given_more_epochs(train, finished):
+    longer = finished("train.epochs=3")
+    run = finished()
     train("train.epochs=3", resume=run, file=run / "config.yaml")
     assert same(last_state(run)["model"], last_state(longer)["model"])
 
@@ -465,13 +465,13 @@ def test_evaluation_averages_the_crops(config_file, cut):
     torch.testing.assert_close(logits[: len(images)], by_hand.detach())
 
 
-def test_cached_and_uncached_runs_are_the_same_run(train):
-    assert same(weights(train("loader.cache=ram")), weights(train("loader.cache=off")))
+def test_cached_and_uncached_runs_are_the_same_run(finished):
+    assert same(weights(finished("loader.cache=ram")), weights(finished("loader.cache=off")))
 
 
-def test_workers_change_no_bit(train):
+def test_workers_change_no_bit(finished):
     jitter = "transforms.train.1={name: ColorJitter, brightness: 0.5}"
-    assert same(weights(train(jitter)), weights(train(jitter, "loader.workers=2")))
+    assert same(weights(finished(jitter)), weights(finished(jitter, "loader.workers=2")))
 
 
 def test_one_batch_can_be_memorised(train, config_file):
@@ -547,10 +547,10 @@ def test_a_file_name_that_is_no_utf8_is_no_obstacle(train, notes, tmp_path):
     evaluate_run(run, load_config(run / "config.yaml"), "test")
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_ends_the_same(train):
+def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_ends_the_same(train, finished):
     import shutil
 
-    straight, killed = train(), train()
+    straight, killed = finished(), finished()
     for checkpoint in checkpoints(killed):
         shutil.rmtree(checkpoint)
     (killed / "result.json").write_text((killed / "result.json").read_text().replace("done", "no"))
@@ -586,8 +586,8 @@ def test_each_state_is_written_once(train, monkeypatch):
     assert saved == [10]
 
 
-def test_a_resumed_run_is_said_to_be_running(train, monkeypatch):
-    run = train()
+def test_a_resumed_run_is_said_to_be_running(train, finished, monkeypatch):
+    run = finished()
     seen = []
     monkeypatch.setattr(
         "trainer.training.train_epochs",
@@ -597,16 +597,16 @@ def test_a_resumed_run_is_said_to_be_running(train, monkeypatch):
     assert seen == ["running"]
 
 
-def test_a_finished_run_is_not_tested_again_whatever_its_checkpoints(train, capsys):
-    run = train("checkpoint.every=1st")
+def test_a_finished_run_is_not_tested_again_whatever_its_checkpoints(train, finished, capsys):
+    run = finished("checkpoint.every=1st")
     before = (run / "result.json").stat().st_mtime_ns
     train(resume=run, file=run / "config.yaml")
     assert "is finished" in capsys.readouterr().out
     assert (run / "result.json").stat().st_mtime_ns == before
 
 
-def test_a_config_that_was_edited_in_the_run_folder_is_refused_on_resume(train):
-    run = train()
+def test_a_config_that_was_edited_in_the_run_folder_is_refused_on_resume(train, finished):
+    run = finished()
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("CrossEntropyLoss", "MSELoss"))
     config, folder = find_resumable(str(run), None, ["train.epochs=3"], run.parent)
@@ -614,25 +614,25 @@ def test_a_config_that_was_edited_in_the_run_folder_is_refused_on_resume(train):
         train("train.epochs=3", resume=folder, file=run / "config.yaml")
 
 
-def test_lost_lines_of_metrics_are_told_before_training_goes_on(train):
-    run = train()
+def test_lost_lines_of_metrics_are_told_before_training_goes_on(train, finished):
+    run = finished()
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(RunError, match="lines of it are lost"):
         train("train.epochs=3", resume=run, file=run / "config.yaml")
 
 
-def test_an_early_stopped_run_goes_on_with_more_patience(train):
+def test_an_early_stopped_run_goes_on_with_more_patience(train, finished):
     stopping = ("optimizer.lr=1e-30", "train.epochs=9")
-    patient = train(*stopping, "early_stop={patience: 4}")
-    run = train(*stopping, "early_stop={patience: 2}")
+    patient = finished(*stopping, "early_stop={patience: 4}")
+    run = finished(*stopping, "early_stop={patience: 2}")
     train("early_stop.patience=4", resume=run, file=run / "config.yaml")
     assert_same_run(patient, run)
 
 
-def test_a_run_goes_on_where_its_data_was_moved_but_not_changed(train, notes, tmp_path):
+def test_a_run_goes_on_where_its_data_was_moved_but_not_changed(train, finished, notes, tmp_path):
     import shutil
 
-    longer, run = train("train.epochs=3"), train()
+    longer, run = finished("train.epochs=3"), finished()
     shutil.copytree(notes, tmp_path / "moved")
     moved = (f"dataset.root={tmp_path / 'moved'}", "train.epochs=3")
     config, folder = find_resumable(str(run), None, moved, run.parent)
@@ -649,8 +649,8 @@ def test_a_run_goes_on_where_its_data_was_moved_but_not_changed(train, notes, tm
         ("model.json", '"mean"', '"std"'),
     ],
 )
-def test_evaluate_refuses_a_run_whose_files_do_not_belong_together(train, file, old, new):
-    run = train()
+def test_evaluate_refuses_a_run_whose_files_do_not_belong_together(finished, file, old, new):
+    run = finished()
     content = (run / file).read_text()
     assert old in content
     (run / file).write_text(content.replace(old, new))
@@ -658,16 +658,16 @@ def test_evaluate_refuses_a_run_whose_files_do_not_belong_together(train, file, 
         evaluate_run(run, load_config(run / "config.yaml"), "val")
 
 
-def test_evaluate_says_of_a_run_without_a_best_epoch_that_it_has_none(train):
-    run = train()
+def test_evaluate_says_of_a_run_without_a_best_epoch_that_it_has_none(finished):
+    run = finished()
     for name in ("model.pt", "model.json"):
         (run / name).unlink()
     with pytest.raises(RunError, match="no epoch was the best yet"):
         evaluate_run(run, load_config(run / "config.yaml"), "test")
 
 
-def test_evaluate_refuses_what_would_not_be_the_run(train):
-    run = train()
+def test_evaluate_refuses_what_would_not_be_the_run(finished):
+    run = finished()
     for override in ("model.name=MLP", "optimizer.lr=3", "transforms.eval.0.size=16"):
         with pytest.raises(ConfigError, match="but the run began with"):
             evaluate_run(run, load_config(run / "config.yaml", [override]), "test")

@@ -182,11 +182,11 @@ def test_an_epoch_trains_the_same_in_the_longer_variants(
 
 @pytest.mark.parametrize("overrides", [["train.compile=true"], ["train.precision=fp16"]], ids=str)
 def test_a_run_stopped_in_mid_epoch_and_resumed_has_the_bits_of_one_that_was_not(
-    train, monkeypatch, overrides
+    train, finished, monkeypatch, overrides
 ):
     """Also where the resumed one meets the short batch before a full one."""
     overrides = [*overrides, "loader.batch_size=9", "log.show=[]"]
-    straight = train(*overrides)
+    straight = finished(*overrides)
     seen, rates = [0], trainer.epochs.learning_rates
 
     def stopping(job):
@@ -207,8 +207,8 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_has_the_bits_of_one_that_was_not
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_run_judged_again_gives_its_numbers_to_the_last_digit(train, precision):
-    run = train(f"train.precision={precision}", "train.epochs=1", "log.show=[]")
+def test_a_run_judged_again_gives_its_numbers_to_the_last_digit(finished, precision):
+    run = finished(f"train.precision={precision}", "train.epochs=1", "log.show=[]")
     result = json.loads((run / "result.json").read_text())["test"]
     assert evaluate_run(run, load_config(run / "config.yaml"), "test") == result
 
@@ -249,9 +249,11 @@ def test_an_overflow_of_the_scaled_gradient_halves_the_scale_and_leaves_its_step
     assert not torch.equal(weights[2]["features.0.weight"], start["features.0.weight"])
 
 
-def test_overflows_do_not_count_as_steps_left_out_until_the_scale_is_used_up(train, monkeypatch):
+def test_overflows_do_not_count_as_steps_left_out_until_the_scale_is_used_up(
+    train, finished, monkeypatch
+):
     overrides = ["train.precision=fp16", "train.epochs=5", "log.show=[]"]
-    run = train(*overrides)
+    run = finished(*overrides)
     assert json.loads((run / "result.json").read_text())["skipped_steps"] == 0
     steep = lambda job: setattr(job, "loss_fn", Steep(job, 0.0))  # noqa: E731
     original = trainer.epochs.train_epochs
