@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import gzip
+import multiprocessing
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -35,6 +37,23 @@ metrics: [accuracy, macro_f1]
 train: {{epochs: 2, device: cpu}}
 log: {{every: 2st, images: 4}}
 """
+
+
+def begin_fork(output: Path) -> None:
+    """Have a fork of this process write what it says to a file, and compute in one thread."""
+    for number in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    # After a fork PyTorch makes its pool of threads anew when it is first asked for, and aborts
+    # ("Invalid thread pool!") where two threads ask at once: autograd's are not there yet.
+    torch.set_num_threads(1)
+
+
+def end_fork(code: int) -> NoReturn:
+    """Leave a fork with an exit code, and none of what this process does at its end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -177,54 +196,55 @@ def spoiled(config_file, tmp_path):
     return run
 
 
-@pytest.fixture
-def together(config_file, tmp_path):
-    """Call the command in several processes, as torchrun would: the exit code of each.
+def as_ranks(
+    count: int, folder: Path, work: Callable[[int], int], timeout: float = 100
+) -> list[int | None]:
+    """Do ``work(rank)`` in forks of this process, as torchrun would: the exit code of each.
 
-    Each process is a fork, so that none imports PyTorch again; ``prepare(rank)`` is called first in
-    it. What process r says is in ``rank-r.txt``.
+    No fork imports PyTorch again. What rank r says is in ``rank-r.txt`` in the folder.
     """
-    import multiprocessing
 
-    def work(rank, count, port, argv, prepare, name):
-        for number in (1, 2):
-            text = os.open(tmp_path / name.format(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(text, number)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    def begin(rank: int, port: int) -> None:
+        begin_fork(folder / f"rank-{rank}.txt")
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(count)}
-        from trainer.train import main
+        end_fork(work(rank))
 
-        # After a fork PyTorch makes its pool of threads anew when it is first asked for, and aborts
-        # ("Invalid thread pool!") where two threads ask at once: autograd's are not there yet.
-        torch.set_num_threads(1)
-        if prepare is not None:
-            prepare(rank)
-        code = main(argv)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=begin, args=(rank, port)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(end - time.monotonic(), 0))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+    return [process.exitcode for process in processes]
+
+
+@pytest.fixture
+def together(config_file, tmp_path):
+    """Call the command in several processes: the exit code of each.
+
+    ``prepare(rank)`` is called first in each. What rank r says is in ``rank-r.txt``.
+    """
 
     def command(count, *more, prepare=None, runs="together", resume=None, timeout=100):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         argv = ["--config", str(config_file)] if resume is None else ["--resume", str(resume)]
         argv += ["--runs", str(tmp_path / runs), *more]
-        fork = multiprocessing.get_context("fork")
-        processes = [
-            fork.Process(target=work, args=(rank, count, port, argv, prepare, "rank-{}.txt"))
-            for rank in range(count)
-        ]
-        for process in processes:
-            process.start()
-        end = time.monotonic() + timeout
-        for process in processes:
-            process.join(max(end - time.monotonic(), 0))
-            if process.exitcode is None:
-                process.kill()
-                process.join()
-        return [process.exitcode for process in processes]
+
+        def work(rank):
+            from trainer.train import main
+
+            if prepare is not None:
+                prepare(rank)
+            return main(argv)
+
+        return as_ranks(count, tmp_path, work, timeout)
 
     return command

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets import DataError
+from tests.conftest import begin_fork, end_fork
 from trainer import distributed
 from trainer.checkpoint import checkpoints, read_state
 from trainer.disk import read_json
@@ -242,41 +245,84 @@ def test_parts_of_shares_and_mixed_samples_add_up_to_the_whole_batch(together, t
     close(read_metrics(one / "metrics.jsonl"), read_metrics(other / "metrics.jsonl"))
 
 
-KILLED_TWICE = """
-import os, signal, sys
-import trainer.loop
-from trainer.train import main
+def kill_twice():
+    """Have rank 1 be killed in torchrun's first start, and rank 0 in its second."""
+    import trainer.loop
 
-struck = {"0": ("1", 5), "1": ("0", 4)}  # in the first start rank 1, in the second rank 0
-rank, number = struck.get(os.environ["TORCHELASTIC_RESTART_COUNT"], ("", 0))
-before, steps = trainer.loop.reseed, iter(range(1, 10**6))
+    struck = {"0": ("1", 5), "1": ("0", 4)}
+    rank, number = struck.get(os.environ["TORCHELASTIC_RESTART_COUNT"], ("", 0))
+    before, steps = trainer.loop.reseed, iter(range(1, 10**6))
+
+    def reseed(*arguments):
+        if os.environ["RANK"] == rank and next(steps) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        before(*arguments)
+
+    trainer.loop.reseed = reseed
 
 
-def reseed(*arguments):
-    if os.environ["RANK"] == rank and next(steps) == number:
-        os.kill(os.getpid(), signal.SIGKILL)
-    before(*arguments)
+def command_killed_twice(argv):
+    """The command in a process of torchrun's."""
+    from trainer.train import main
+
+    torch.set_num_threads(1)
+    kill_twice()
+    code = main(argv)
+    if code:
+        end_fork(code)
 
 
-trainer.loop.reseed = reseed
-sys.exit(main())
-"""
+def torchrun_of_forks(output, argv):
+    """What torchrun does, with forks of this process as its own: none imports PyTorch again."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    begin_fork(output)
+    warnings.simplefilter("ignore")
+    standalone = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "forks"}
+    config = LaunchConfig(1, 1, 2, max_restarts=2, start_method="fork", **standalone)
+    elastic_launch(config, command_killed_twice)(argv)
+    end_fork(0)
+
+
+@pytest.fixture(params=["forks", pytest.param("command", marks=pytest.mark.slow)])
+def torchrun(request, tmp_path):
+    """Start the command, killed twice, by torchrun; the exit code, and all that was said."""
+
+    def forks(argv):
+        output = tmp_path / "torchrun.txt"
+        fork = multiprocessing.get_context("fork")
+        process = fork.Process(target=torchrun_of_forks, args=(output, argv))
+        process.start()
+        process.join(200)
+        code = process.exitcode
+        process.kill()
+        process.join()
+        return code, output.read_text()
+
+    def command(argv):
+        script = tmp_path / "killed_twice.py"
+        script.write_text(
+            "import sys\nfrom tests.test_distributed import kill_twice\n"
+            "from trainer.train import main\nkill_twice()\nsys.exit(main())\n"
+        )
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        torchrun += ["--max-restarts", "2", "--nproc-per-node", "2", str(script), *argv]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
+        done = subprocess.run(
+            torchrun, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True, timeout=200
+        )
+        return done.returncode, done.stdout
+
+    return {"forks": forks, "command": command}[request.param]
 
 
 def test_torchrun_starts_killed_processes_again_and_they_come_to_the_same_bits(
-    together, config_file, tmp_path
+    torchrun, together, config_file, tmp_path
 ):
-    script = tmp_path / "killed_twice.py"
-    script.write_text(KILLED_TWICE)
     often, runs = "checkpoint.every=2st", str(tmp_path / "torchrun")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "2"]
-    command += ["--nproc-per-node", "2", str(script), "--config", str(config_file), "--runs", runs]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
-    done = subprocess.run(
-        [*command, often], env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("exitcode: -9") == 2
-    assert done.stdout.count("torchrun started its processes again") == 2
+    code, told = torchrun(["--config", str(config_file), "--runs", runs, often])
+    assert code == 0, told[-3000:]
+    assert told.count("exitcode: -9") == 2
+    assert told.count("torchrun started its processes again") == 2
     assert together(2, often, runs="alone") == [0, 0]
     equal_runs(only_run(tmp_path, "torchrun"), only_run(tmp_path, "alone"))

@@ -1,7 +1,7 @@
 """What several processes, or several parts of a batch, need of a model: dropout, batch norm, FSDP.
 
-What takes processes is done by one start of this file under torchrun, against loops written by hand
-over whole batches; the tests read what it found.
+What takes processes is done once by three of them, against loops written by hand over whole
+batches; the tests read what they found.
 """
 
 import copy
@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from torchvision.models import VisionTransformer
 from torchvision.ops import StochasticDepth
 
 from models.dropout import draws_elsewhere, drop_out_by_batch
+from tests.conftest import as_ranks
 from trainer.config import load_config
 from trainer.errors import ConfigError
 from trainer.guard import Guard
 from trainer.job import check_batches, prepare
-from trainer.launch import leave
 from trainer.loader import Loader, cut
 from trainer.loop import predict, train_steps
 from trainer.schedulers import build_schedule
@@ -327,17 +328,17 @@ def local(parameter: Any) -> torch.Tensor:
     return part
 
 
-def in_processes(output):
-    """What each of the processes does; the first one writes what was found."""
+def in_processes(output, rank):
+    """What each of the processes does; the first one writes what was found. Returns 0."""
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
     from trainer.sharding import hand_over, model_part, optimizer_part, shard
     from trainer.state import copied
 
-    torch.set_num_threads(1)
+    warnings.simplefilter("default")  # torch's own of its own: they are no errors here
     dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
+    world = dist.get_world_size()
     found = {}
 
     # Batch norm over processes, which may share a GPU: of one step, all that comes out and back.
@@ -427,21 +428,16 @@ def in_processes(output):
         output.write_text(json.dumps(found))
     dist.barrier()  # none leaves while another is still being answered
     dist.destroy_process_group()
+    return 0
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What processes found, started once."""
-    output = tmp_path_factory.mktemp("processes") / "found.json"
-    root = Path(__file__).parent.parent
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
-    subprocess.run(
-        [sys.executable, *command, __file__, str(output)],
-        check=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-    )
-    return json.loads(output.read_text())
+    folder = tmp_path_factory.mktemp("processes")
+    codes = as_ranks(PROCESSES, folder, partial(in_processes, folder / "found.json"), timeout=120)
+    assert codes == [0] * PROCESSES, [path.read_text() for path in folder.glob("rank-*.txt")]
+    return json.loads((folder / "found.json").read_text())
 
 
 @pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
@@ -471,8 +467,3 @@ def test_what_it_saves_is_a_plain_models_state_and_the_other_way_round(found):
 def test_it_is_judged_by_all_processes_however_many_batches_each_has(found):
     assert found["fsdp: labels"] == 0
     assert found["fsdp: judged"] < 2e-6
-
-
-if __name__ == "__main__":
-    in_processes(Path(sys.argv[1]))
-    leave(0)

@@ -2,8 +2,10 @@
 
 import csv
 import fcntl
+import itertools
 import json
 import math
+import multiprocessing
 import os
 import signal
 import statistics
@@ -18,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SMALL
+from tests.conftest import SMALL, begin_fork, end_fork
 from trainer import sweep as sweep_command
 from trainer.errors import ConfigError
 from trainer.sweeping import folder as folders
@@ -84,15 +86,7 @@ result = {"status": "done", "best": best, "test": {"accuracy": value / 2}, "epoc
 (run / "result.json").write_text(json.dumps(result | {"train_seconds": seconds}))
 """
 
-DRIVER = """
-import sys
-from tests.test_sweep import stub_command
-from trainer.sweep import main
-from trainer.sweeping import work
-work.train_command = stub_command(float(sys.argv[1]))
-work.LOOK_EVERY, work.ASK_EVERY = 0.01, 0.1
-sys.exit(main(sys.argv[2:]))
-"""
+NUMBERS = itertools.count()
 
 
 def stub_command(seconds, epochs=3, fails=lambda member: 0):
@@ -430,17 +424,29 @@ def test_a_stop_leaves_in_order_and_the_same_command_goes_on(swept, monkeypatch,
     assert code == 0 and set(ends(folder).values()) == {1} and len(ends(folder)) == 12
 
 
-def begin(file, runs, seconds, *more):
-    """A sweep in a process of its own, with the stand-in for its runs."""
-    command = [sys.executable, "-c", DRIVER, str(seconds)]
-    arguments = ["--config", str(file), "--runs", str(runs), *more]
-    return subprocess.Popen(
-        [*command, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+class Begun:
+    """A sweep in a process of its own, a fork of this one, with the stand-in for its runs."""
+
+    def __init__(self, file, runs, seconds, *more):
+        self.output = file.with_suffix(f".{next(NUMBERS)}.txt")
+        arguments = ["--config", str(file), "--runs", str(runs), *more]
+        fork = multiprocessing.get_context("fork")
+        self.process = fork.Process(target=self.sweep, args=(seconds, arguments))
+        self.process.start()
+
+    def sweep(self, seconds, arguments):
+        begin_fork(self.output)
+        work.train_command = stub_command(seconds)
+        work.LOOK_EVERY, work.ASK_EVERY = 0.01, 0.1
+        end_fork(sweep_command.main(arguments))
+
+    def end(self, timeout=60.0):
+        """Wait for its end; the exit code, and all it said."""
+        self.process.join(timeout)
+        code = self.process.exitcode
+        self.process.kill()
+        self.process.join()
+        return code, self.output.read_text()
 
 
 def children_of(pid):
@@ -467,17 +473,16 @@ def test_of_twelve_trials_killed_twice_all_end_and_none_twice(write, tmp_path, c
         return any(path.read_text().count("\n") == 1 for path in metrics)  # of 3 epochs
 
     for ended in (3, 7):
-        process = begin(file, runs, 0.9, "--jobs", "2")
+        begun = Begun(file, runs, 0.9, "--jobs", "2")
         wait_for(lambda ended=ended: len(list(folder.glob("*/end.json"))) >= ended)
         wait_for(is_under_way)
-        victims = [process.pid, *(children_of(process.pid) if children_too else [])]
-        for victim in victims:
+        pid = begun.process.pid
+        for victim in [pid, *(children_of(pid) if children_too else [])]:
             os.kill(victim, signal.SIGKILL)
-        process.communicate()
+        begun.end()
         assert len(list(folder.glob("*/end.json"))) < 12
-    last = begin(file, runs, 0.05, "--jobs", "2")
-    told, _ = last.communicate(timeout=60)
-    assert last.returncode == 0, told
+    code, told = Begun(file, runs, 0.05, "--jobs", "2").end()
+    assert code == 0, told
     assert Counter(trial["status"] for trial in found(folder)["trials"]) == {"done": 12}
     assert len(ends(folder)) == 12 and set(ends(folder).values()) == {1}
     # What was interrupted went on in its own run: there is one folder a trial, but for those
@@ -509,9 +514,9 @@ def test_a_run_whose_sweep_was_killed_is_not_taken_while_its_process_lives(
 
 def test_two_workers_share_a_grid_and_make_no_run_twice(write, tmp_path):
     file, runs = write(TWELVE), tmp_path / "runs"
-    two = [begin(file, runs, 0.1) for _ in range(2)]
-    told = [worker.communicate(timeout=90)[0] for worker in two]
-    assert [worker.returncode for worker in two] == [0, 0], told
+    two = [Begun(file, runs, 0.1) for _ in range(2)]
+    codes, told = zip(*(worker.end(90) for worker in two), strict=True)
+    assert codes == (0, 0), told
     folder = runs / "trial"
     assert len(ends(folder)) == 12 and set(ends(folder).values()) == {1}
     assert all("12 done" in text for text in told)
@@ -551,9 +556,9 @@ def test_a_search_learns_from_what_it_saw(swept):
 
 def test_two_workers_share_one_study(write, tmp_path):
     file, runs = write(SEARCH.format(trials=12)), tmp_path / "runs"
-    two = [begin(file, runs, 0.3) for _ in range(2)]
-    told = [worker.communicate(timeout=90)[0] for worker in two]
-    assert [worker.returncode for worker in two] == [0, 0], told
+    two = [Begun(file, runs, 0.3) for _ in range(2)]
+    codes, told = zip(*(worker.end(90) for worker in two), strict=True)
+    assert codes == (0, 0), told
     folder = runs / "trial"
     assert len(ends(folder)) == 12 and set(ends(folder).values()) == {1}
     assert all(text.count("best t") >= 2 for text in told), told  # lines of trials: both worked
@@ -565,13 +570,12 @@ def test_two_workers_share_one_study(write, tmp_path):
 def test_a_search_that_was_killed_goes_on_with_the_runs_it_had(write, tmp_path):
     file, runs = write(SEARCH.format(trials=6)), tmp_path / "runs"
     folder = runs / "trial"
-    process = begin(file, runs, 0.6)
+    begun = Begun(file, runs, 0.6)
     wait_for(lambda: len(list(folder.glob("*/*/starts.txt"))) >= 3)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    last = begin(file, runs, 0.05)
-    told, _ = last.communicate(timeout=60)
-    assert last.returncode == 0, told
+    begun.process.kill()
+    begun.end()
+    code, told = Begun(file, runs, 0.05).end()
+    assert code == 0, told
     assert len(ends(folder)) == 6 and set(ends(folder).values()) == {1}
     assert all(len(list(path.glob("2026*"))) == 1 for path in folder.glob("t0*"))
 
