@@ -13,6 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,21 +40,77 @@ log: {{every: 2st, images: 4}}
 """
 
 
-def begin_fork(output: Path) -> None:
-    """Have a fork of this process write what it says to a file, and compute in one thread."""
-    for number in (1, 2):
-        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-    # After a fork PyTorch makes its pool of threads anew when it is first asked for, and aborts
-    # ("Invalid thread pool!") where two threads ask at once: autograd's are not there yet.
-    torch.set_num_threads(1)
+FORK = multiprocessing.get_context("fork")
 
 
-def end_fork(code: int) -> NoReturn:
-    """Leave a fork with an exit code, and none of what this process does at its end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def fork(output: Path, work: Callable[[], int]) -> ForkProcess:
+    """Begin ``work``, which gives an exit code, in a fork of this process; it writes to a file.
+
+    A fork need not import PyTorch again.
+    """
+
+    def done() -> NoReturn:
+        for number in (1, 2):
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        # After a fork PyTorch makes its pool of threads anew when it is first asked for, and aborts
+        # ("Invalid thread pool!") where two threads ask at once: autograd's are not there yet.
+        torch.set_num_threads(1)
+        code = work()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    process = FORK.Process(target=done)
+    process.start()
+    return process
+
+
+def exit_code_of(process: ForkProcess, timeout: float = 60) -> int | None:
+    """The exit code of a fork; None where it had to be killed after so many seconds."""
+    process.join(max(timeout, 0))
+    code = process.exitcode
+    if code is None:
+        process.kill()
+        process.join()
+    return code
+
+
+def as_ranks(
+    count: int, folder: Path, work: Callable[[int], int], timeout: float = 100
+) -> list[int | None]:
+    """Do ``work(rank)`` in forks, with the environment that torchrun gives: the exit code of each.
+
+    What rank r says is in ``rank-r.txt`` in the folder.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def begin(rank: int) -> int:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(count)}
+        return work(rank)
+
+    end = time.monotonic() + timeout
+    ranks = [
+        fork(folder / f"rank-{rank}.txt", functools.partial(begin, rank)) for rank in range(count)
+    ]
+    return [exit_code_of(process, end - time.monotonic()) for process in ranks]
+
+
+def train_together(count, argv, folder, prepare=None, timeout=100):
+    """Call the command as so many ranks, ``prepare(rank)`` first in each: the exit codes."""
+
+    def work(rank):
+        from trainer.train import main
+
+        if prepare is not None:
+            prepare(rank)
+        return main(argv)
+
+    return as_ranks(count, folder, work, timeout)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -196,55 +253,13 @@ def spoiled(config_file, tmp_path):
     return run
 
 
-def as_ranks(
-    count: int, folder: Path, work: Callable[[int], int], timeout: float = 100
-) -> list[int | None]:
-    """Do ``work(rank)`` in forks of this process, as torchrun would: the exit code of each.
-
-    No fork imports PyTorch again. What rank r says is in ``rank-r.txt`` in the folder.
-    """
-
-    def begin(rank: int, port: int) -> None:
-        begin_fork(folder / f"rank-{rank}.txt")
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os.environ |= {"LOCAL_WORLD_SIZE": str(count)}
-        end_fork(work(rank))
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=begin, args=(rank, port)) for rank in range(count)]
-    for process in processes:
-        process.start()
-    end = time.monotonic() + timeout
-    for process in processes:
-        process.join(max(end - time.monotonic(), 0))
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-    return [process.exitcode for process in processes]
-
-
 @pytest.fixture
 def together(config_file, tmp_path):
-    """Call the command in several processes: the exit code of each.
-
-    ``prepare(rank)`` is called first in each. What rank r says is in ``rank-r.txt``.
-    """
+    """Call the command as several ranks: the exit code of each."""
 
     def command(count, *more, prepare=None, runs="together", resume=None, timeout=100):
         argv = ["--config", str(config_file)] if resume is None else ["--resume", str(resume)]
         argv += ["--runs", str(tmp_path / runs), *more]
-
-        def work(rank):
-            from trainer.train import main
-
-            if prepare is not None:
-                prepare(rank)
-            return main(argv)
-
-        return as_ranks(count, tmp_path, work, timeout)
+        return train_together(count, argv, tmp_path, prepare, timeout)
 
     return command

@@ -18,7 +18,7 @@ from trainer.components import build
 from trainer.config import components, load_config
 from trainer.errors import ConfigError
 from trainer.settings import Component
-from trainer.signatures import SUPPLIED, describe, parameters_of, resolve, schema_of
+from trainer.signatures import SUPPLIED, arguments_schema, parameters_of, resolve, schema_of
 from trainer.train import main as train
 from trainer.trial import check_components
 from transforms import TRANSFORMS
@@ -290,7 +290,7 @@ def test_an_error_in_a_constructor_tells_its_path():
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_every_table_line_leads_to_a_described_component(kind, name):
-    described = describe(kind, name)
+    described = arguments_schema(kind, name)
     assert described["description"]
     if not name.endswith("/"):
         assert described["additionalProperties"] is False

@@ -1,8 +1,8 @@
 """Several processes train as one: the same samples, the same numbers, and an end that all share."""
 
+import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets import DataError
-from tests.conftest import begin_fork, end_fork
+from tests.conftest import exit_code_of, fork, train_together
 from trainer import distributed
 from trainer.checkpoint import checkpoints, read_state
 from trainer.disk import read_json
@@ -71,14 +71,25 @@ def close(one, other, tolerance=1e-4):
             assert same[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
 
 
+@pytest.fixture(scope="module")
+def undisturbed(shared_config, tmp_path_factory):
+    """The run of so many processes that nothing disturbs, and its trace: each is made once."""
+
+    @functools.cache
+    def made(count, *more):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        argv = ["--config", str(shared_config), "--runs", str(folder / "together"), *more]
+        prepare = traced(folder / "trace")
+        assert train_together(count, argv, folder, prepare) == [0] * count
+        return only_run(folder), trace(folder / "trace")
+
+    return made
+
+
 @pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_train_on_what_one_does_and_come_to_the_same(together, tmp_path, count):
-    for processes in (1, count):
-        folder = tmp_path / f"trace-{processes}"
-        codes = together(processes, *ODD, prepare=traced(folder), runs=f"runs-{processes}")
-        assert codes == [0] * processes
-    assert trace(tmp_path / "trace-1") == trace(tmp_path / f"trace-{count}")
-    alone, shared = (only_run(tmp_path, f"runs-{processes}") for processes in (1, count))
+def test_several_processes_train_on_what_one_does_and_come_to_the_same(undisturbed, count):
+    (alone, one), (shared, several) = undisturbed(1, *ODD), undisturbed(count, *ODD)
+    assert one == several
     close(read_metrics(alone / "metrics.jsonl"), read_metrics(shared / "metrics.jsonl"))
     result, same = read_json(alone / "result.json"), read_json(shared / "result.json")
     close([result["test"]], [same["test"]])
@@ -125,12 +136,10 @@ def equal_runs(one, other):
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_a_split_is_judged_exactly_as_by_one_process(together, tmp_path, count):
+def test_a_split_is_judged_exactly_as_by_one_process(undisturbed, count):
     """Weights that do not move, and 5 images in batches of 2: some processes have fewer."""
     still = (*ODD, "optimizer.lr=1e-30", "train.epochs=1")
-    for processes in (1, count):
-        assert together(processes, *still, runs=f"runs-{processes}") == [0] * processes
-    alone, shared = (only_run(tmp_path, f"runs-{processes}") for processes in (1, count))
+    (alone, _), (shared, _) = undisturbed(1, *still), undisturbed(count, *still)
     judged, same = (
         {k: v for k, v in read_metrics(run / "metrics.jsonl")[-1].items() if k.startswith("val/")}
         for run in (alone, shared)
@@ -140,7 +149,7 @@ def test_a_split_is_judged_exactly_as_by_one_process(together, tmp_path, count):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_any_process_saves_and_stops_all(together, tmp_path, rank):
+def test_a_signal_to_any_process_saves_and_stops_all(together, undisturbed, tmp_path, rank):
     codes = together(2, prepare=at_step(3, rank, send(signal.SIGTERM)))
     assert codes == [75, 75]
     run = only_run(tmp_path)
@@ -148,13 +157,12 @@ def test_a_signal_to_any_process_saves_and_stops_all(together, tmp_path, rank):
     saved = read_state(checkpoints(run)[-1])["counters"]["step"]
     assert saved in (3, 4)  # the others hear of it in their next step
     assert together(2, resume=run) == [0, 0]
-    assert together(2, runs="alone") == [0, 0]
-    equal_runs(run, only_run(tmp_path, "alone"))
+    equal_runs(run, undisturbed(2)[0])
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_is_left_of_a_run_whose_process_is_killed_goes_on_to_the_same_bits(
-    together, tmp_path, rank
+    together, undisturbed, tmp_path, rank
 ):
     often = "checkpoint.every=2st"
     codes = together(2, often, prepare=at_step(8, rank, send(signal.SIGKILL)))
@@ -164,25 +172,20 @@ def test_what_is_left_of_a_run_whose_process_is_killed_goes_on_to_the_same_bits(
     assert ("one was killed" in said) == (rank == 1)  # rank 0 speaks
     run = only_run(tmp_path)
     assert together(2, resume=run) == [0, 0]
-    assert together(2, often, runs="alone") == [0, 0]
-    equal_runs(run, only_run(tmp_path, "alone"))
+    equal_runs(run, undisturbed(2, often)[0])
 
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_a_checkpoint_of_two_processes_goes_on_at_another_number_on_the_same_samples(
-    together, tmp_path, count
+    together, undisturbed, tmp_path, count
 ):
-    whole = tmp_path / "trace-whole"
-    assert together(2, *ODD, prepare=traced(whole), runs="whole") == [0, 0]
+    whole, steps = undisturbed(2, *ODD)
     assert together(2, *ODD, prepare=at_step(4, 1, send(signal.SIGTERM))) == [75, 75]
     run, rest = only_run(tmp_path), tmp_path / "trace-rest"
     done = read_state(checkpoints(run)[-1])["counters"]["step"]
     assert together(count, resume=run, prepare=traced(rest)) == [0] * count
-    assert trace(rest) == trace(whole)[done:]
-    close(
-        read_metrics(run / "metrics.jsonl"),
-        read_metrics(only_run(tmp_path, "whole") / "metrics.jsonl"),
-    )
+    assert trace(rest) == steps[done:]
+    close(read_metrics(run / "metrics.jsonl"), read_metrics(whole / "metrics.jsonl"))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -222,26 +225,21 @@ def test_what_all_fail_with_is_told_once_with_its_own_code(
     assert told not in said and "Traceback" not in said
 
 
-def test_a_batch_of_fewer_images_than_processes_counts_each_once(together, tmp_path):
+def test_a_batch_of_fewer_images_than_processes_counts_each_once(undisturbed):
     """The last batch has one image of 40: of three processes, two have none."""
     last = ("loader.batch_size=13", "train.epochs=1", "log.every=1st")
-    assert together(1, *last, runs="runs-1") == [0]
-    assert together(3, *last, runs="runs-3") == [0, 0, 0]
-    alone, shared = only_run(tmp_path, "runs-1"), only_run(tmp_path, "runs-3")
+    (alone, _), (shared, _) = undisturbed(1, *last), undisturbed(3, *last)
     close(read_metrics(alone / "metrics.jsonl"), read_metrics(shared / "metrics.jsonl"), 1e-5)
 
 
-def test_parts_of_shares_and_mixed_samples_add_up_to_the_whole_batch(together, tmp_path):
+def test_parts_of_shares_and_mixed_samples_add_up_to_the_whole_batch(undisturbed):
     crop = "{name: RandomCrop, size: 32, padding: 4}, {name: Normalize, mean: [0.5], std: [0.2]}"
     mixed = (
         *("train.accumulate=2", "loader.cache=off"),
         f"transforms.train=[{{name: Resize, size: [32, 32]}}, {crop}, MixUp]",
     )
-    for processes in (1, 3):
-        codes = together(processes, *ODD, *mixed, prepare=traced(tmp_path / f"trace-{processes}"))
-        assert codes == [0] * processes
-    one, other = sorted((tmp_path / "together" / "small").iterdir())
-    assert trace(tmp_path / "trace-1") == trace(tmp_path / "trace-3")
+    (one, steps), (other, same) = undisturbed(1, *ODD, *mixed), undisturbed(3, *ODD, *mixed)
+    assert steps == same
     close(read_metrics(one / "metrics.jsonl"), read_metrics(other / "metrics.jsonl"))
 
 
@@ -267,21 +265,19 @@ def command_killed_twice(argv):
 
     torch.set_num_threads(1)
     kill_twice()
-    code = main(argv)
-    if code:
-        end_fork(code)
+    if code := main(argv):
+        os._exit(code)
 
 
-def torchrun_of_forks(output, argv):
+def torchrun_of_forks(argv):
     """What torchrun does, with forks of this process as its own: none imports PyTorch again."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    begin_fork(output)
     warnings.simplefilter("ignore")
     standalone = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "forks"}
     config = LaunchConfig(1, 1, 2, max_restarts=2, start_method="fork", **standalone)
     elastic_launch(config, command_killed_twice)(argv)
-    end_fork(0)
+    return 0
 
 
 @pytest.fixture(params=["forks", pytest.param("command", marks=pytest.mark.slow)])
@@ -290,13 +286,7 @@ def torchrun(request, tmp_path):
 
     def forks(argv):
         output = tmp_path / "torchrun.txt"
-        fork = multiprocessing.get_context("fork")
-        process = fork.Process(target=torchrun_of_forks, args=(output, argv))
-        process.start()
-        process.join(200)
-        code = process.exitcode
-        process.kill()
-        process.join()
+        code = exit_code_of(fork(output, functools.partial(torchrun_of_forks, argv)), 200)
         return code, output.read_text()
 
     def command(argv):
@@ -317,12 +307,11 @@ def torchrun(request, tmp_path):
 
 
 def test_torchrun_starts_killed_processes_again_and_they_come_to_the_same_bits(
-    torchrun, together, config_file, tmp_path
+    torchrun, undisturbed, config_file, tmp_path
 ):
     often, runs = "checkpoint.every=2st", str(tmp_path / "torchrun")
     code, told = torchrun(["--config", str(config_file), "--runs", runs, often])
     assert code == 0, told[-3000:]
     assert told.count("exitcode: -9") == 2
     assert told.count("torchrun started its processes again") == 2
-    assert together(2, often, runs="alone") == [0, 0]
-    equal_runs(only_run(tmp_path, "torchrun"), only_run(tmp_path, "alone"))
+    equal_runs(only_run(tmp_path, "torchrun"), undisturbed(2, often)[0])

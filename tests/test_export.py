@@ -23,7 +23,7 @@ from trainer.config import load_config
 from trainer.export import main
 from trainer.exporting import export, write_onnx, write_pt2, write_safetensors
 from trainer.job import prepare
-from trainer.model_card import describe, readme
+from trainer.model_card import describe_model, readme
 from trainer.parts import build_pipelines
 from trainer.stop import StopRequest
 from trainer.trained import Trained, load_trained
@@ -231,7 +231,7 @@ def test_the_model_card_is_what_hugging_face_reads(exported, run):
 def test_a_class_name_cannot_break_the_card(untrained):
     hostile = ("a|b", "<script>alert(1)</script>", "`x`\n---\nlicense: mit", "猫")
     trained = untrained(classes=hostile)
-    text = readme(describe(trained, {}), "use\n")
+    text = readme(describe_model(trained, {}), "use\n")
     assert "<script" not in text.replace("\\<script", "") and "\n---\nlicense" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ") and "猫" in line]
     assert rows == ["| 3 | 猫 |"]
@@ -365,7 +365,7 @@ FAMILIES = [
 @pytest.mark.parametrize(("model", "shape"), FAMILIES, ids=lambda value: str(value)[:20])
 def test_every_family_agrees_and_its_program_builds_the_model(untrained, tmp_path, model, shape):
     trained = untrained(model, shape)
-    card = describe(trained, {})
+    card = describe_model(trained, {})
     sample = noise(9, *shape)
     _, seen = write_safetensors(tmp_path, trained, sample, card)
     assert seen.is_small
@@ -385,7 +385,7 @@ def test_local_response_normalisation_agrees_in_onnx(untrained, tmp_path):
     trained = untrained("{name: AlexNet, variant: cifar}")
     sample = noise(3, 3, 32, 32)
     graph = export(trained, sample.inputs)
-    _, seen = write_onnx(tmp_path, trained, sample, describe(trained, {}), graph)
+    _, seen = write_onnx(tmp_path, trained, sample, describe_model(trained, {}), graph)
     assert seen.is_small
 
 
@@ -395,7 +395,7 @@ def test_tied_and_channels_last_weights_are_written_whole(untrained, tmp_path):
     trained = untrained("{name: MLP, hidden: [192, 192]}", (3, 8, 8))
     trained.model.layers[3].weight = trained.model.layers[0].weight
     sample = noise(2, 3, 8, 8)
-    path, seen = write_safetensors(tmp_path, trained, sample, describe(trained, {}))
+    path, seen = write_safetensors(tmp_path, trained, sample, describe_model(trained, {}))
     assert seen.logits == 0
     content = load_file(path)
     assert content.keys() == trained.model.state_dict().keys()
@@ -437,7 +437,7 @@ def prepared(trained, path):
     """A file as the program beside an exported model prepares it, told by the model's card."""
     names: dict = {"__name__": "use", "__file__": "use.py"}
     exec(program("pt2", trained), names)
-    return names["preprocess"](path, json.loads(json.dumps(describe(trained, {}))))
+    return names["preprocess"](path, json.loads(json.dumps(describe_model(trained, {}))))
 
 
 @pytest.mark.parametrize("name", EVAL)

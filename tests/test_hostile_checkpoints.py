@@ -2,14 +2,15 @@
 
 import builtins
 import collections
+import functools
 import io
 import json
 import os
 import pickle
 import random
+import resource
 import struct
 import subprocess
-import sys
 import tarfile
 import time
 import warnings
@@ -23,9 +24,7 @@ import torch
 from models.lenet import LeNet
 from models.tensor_file import read_tensors
 from models.weights import load_weights, read_weights
-
-ROOT = Path(__file__).resolve().parent.parent
-
+from tests.conftest import exit_code_of, fork
 
 # --- how the files are made -----------------------------------------------------------------------
 
@@ -330,47 +329,43 @@ NAMES = sorted(CORPUS)
 
 # --- what must be kept ----------------------------------------------------------------------------
 
-_CHILD = """
-import json, os, resource, sys, time
-from pathlib import Path
-import torch
-from models.tensor_file import read_tensors
-torch.set_num_threads(1)
-pages = int(Path("/proc/self/statm").read_text().split()[0])
-limit = pages * resource.getpagesize() + (1 << 29)  # half a gigabyte more than there is
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-for path in sorted(Path(sys.argv[1]).iterdir()):
-    start = time.process_time()
-    try:
-        read_tensors(path)
-        told = "nothing"
-    except ValueError as error:
-        told = str(error)
-    except BaseException as error:
-        told = repr(error)
-    print(json.dumps([path.name, told, time.process_time() - start, os.listdir()]), flush=True)
-"""
+
+def read_all(files, work, verdicts):
+    """Read each file, with little memory: a line of what is said, the seconds, the files made."""
+    os.chdir(work)
+    warnings.simplefilter("ignore")
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (1 << 29)  # half a gigabyte more than there is
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for path in sorted(files.iterdir()):
+        start = time.process_time()
+        try:
+            read_tensors(path)
+            told = "nothing"
+        except ValueError as error:
+            told = str(error)
+        except BaseException as error:
+            told = repr(error)
+        verdict = [path.name, told, time.process_time() - start, os.listdir()]
+        with verdicts.open("a") as file:
+            file.write(f"{json.dumps(verdict)}\n")
+    return 0
 
 
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory):
     """What a process of little memory says of each: name -> (text, seconds, files made by then)."""
     folder = tmp_path_factory.mktemp("hostile")
-    files, work = folder / "files", folder / "work"
+    files, work, output = folder / "files", folder / "work", folder / "verdicts.jsonl"
     files.mkdir()
     work.mkdir()
     for index, name in enumerate(NAMES):
         (files / f"{index:03d}.pt").write_bytes(CORPUS[name])
-    done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(files)],
-        cwd=work,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, (done.returncode, done.stdout[-300:], done.stderr)
+    said = folder / "said.txt"
+    code = exit_code_of(fork(said, functools.partial(read_all, files, work, output)), 300)
+    assert code == 0, (code, said.read_text()[-3000:])
     assert len(list(files.iterdir())) == len(NAMES)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
     return {name: rest for (_, *rest), name in zip(lines, NAMES, strict=True)}
 
 
@@ -491,7 +486,8 @@ def test_the_form_of_old_versions_is_refused_with_the_command_that_converts_it(t
         read_weights(str(old))
     command = str(caught.value).partition('python -c "')[2].removesuffix('"')
     code = command.replace("OLD", str(old)).replace("NEW", str(new))
-    subprocess.run([sys.executable, "-c", code], check=True)
+    said = tmp_path / "said.txt"
+    assert exit_code_of(fork(said, lambda: exec(code, {}) or 0)) == 0, said.read_text()
     assert load_weights(LeNet(2, 1), read_weights(str(new)), num_classes=2) == []
 
 

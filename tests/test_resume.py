@@ -339,7 +339,7 @@ def stopped_at(train, monkeypatch, step, *overrides, resume=None, file=None):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("optimizer=AdamW", "model={name: VGG, depth: 11, batch_norm: true, variant: cifar}"),
+        ("optimizer=AdamW", "model=torchvision/mobilenet_v3_small"),
         (
             "model={name: AlexNet, variant: cifar}",
             "scheduler=OneCycleLR",
@@ -661,6 +661,8 @@ def test_a_run_with_workers_that_fails_ends(config_file, tmp_path):
     script = f"""
 import sys, torch
 torch.set_num_threads(1)
+from trainer.quick_start import defer_compiler
+defer_compiler()  # as the command does, and as it would too late
 import trainer.epochs
 kept = []
 def failing(session, *_):  # something keeps the workers' iterator, as a traceback does

@@ -12,7 +12,7 @@ import pytest
 
 from trainer.folder import lock_run
 from trainer.insight.columns import lay_out, visible, width_of, wrap
-from trainer.insight.listing import look_at
+from trainer.insight.listing import inspect_run
 from trainer.runs import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,11 +168,11 @@ def test_a_pipe_or_a_link_in_a_files_place_is_neither_waited_for_nor_followed(tm
     for name in ("run.lock", "metrics.jsonl", "model.json"):
         (folder / name).unlink()
         os.mkfifo(folder / name)
-    found = look_at(folder)
+    found = inspect_run(folder)
     assert (found.status, found.epochs, found.best) == ("interrupted", None, {})
     (folder / "result.json").rename(tmp_path / "elsewhere")
     (folder / "result.json").symlink_to(tmp_path / "elsewhere")
-    assert look_at(folder).status == "damaged"
+    assert inspect_run(folder).status == "damaged"
 
 
 def test_half_a_last_line_and_numbers_that_are_none_do_no_harm(tmp_path):
@@ -180,7 +180,7 @@ def test_half_a_last_line_and_numbers_that_are_none_do_no_harm(tmp_path):
     folder = make_run(tmp_path, best=best, epochs=None, test=[1])
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "epoch": 5, "train/loss_epo')
-    found = look_at(folder)
+    found = inspect_run(folder)
     assert found.epochs == 3
     assert set(found.best) == {"val/loss"} and found.test == {}
 
@@ -290,7 +290,7 @@ def test_it_is_quick_and_loads_neither_torch_nor_pydantic_nor_yaml(tmp_path):
 
 def test_a_real_run_is_read_as_its_files_tell(finished):
     run = finished()
-    found = look_at(run)
+    found = inspect_run(run)
     result = json.loads((run / "result.json").read_text())
     assert (found.status, found.epochs, found.planned) == ("done", 2, 2)
     assert found.monitor == "val/accuracy"

@@ -4,8 +4,7 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import trainer.saver
 import trainer.stop
 import trainer.training
 from datasets.files import ImageFiles
+from tests.conftest import exit_code_of, fork
 from tests.test_training import assert_same_run
 from trainer.checkpoint import checkpoints, problem_of, read_state
 from trainer.disk import read_json
@@ -177,28 +177,25 @@ def test_the_second_signal_ends_the_process_at_once(first, second):
 def test_two_ctrl_c_through_a_save_leave_the_earlier_checkpoint_and_the_same_result(
     train, finished, config_file, tmp_path
 ):
-    """A real process, whose second save takes long: the second signal does not wait for it."""
-    script = f"""
-import os, signal, sys, time
-import torch
-torch.set_num_threads(1)
-import trainer.saver
-write, calls = trainer.saver.write_checkpoint, []
-def slow(*arguments):
-    calls.append(1)
-    if len(calls) == 2:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(60)
-    return write(*arguments)
-trainer.saver.write_checkpoint = slow
-from trainer.train import main
-sys.exit(main(["--config", {str(config_file)!r}, "--runs", {str(tmp_path / "runs")!r},
-               "checkpoint.every=3st"]))
-"""
-    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
-    assert killed.returncode == -signal.SIGINT, killed.stderr.decode()
+    """A process of its own, whose second save takes long: the second signal does not wait."""
+    write, calls = trainer.saver.write_checkpoint, []
+
+    def slow(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        return write(*arguments)
+
+    def command():
+        trainer.saver.write_checkpoint = slow
+        runs = str(tmp_path / "runs")
+        return main(["--config", str(config_file), "--runs", runs, "checkpoint.every=3st"])
+
+    output = tmp_path / "told.txt"
+    assert exit_code_of(fork(output, command)) == -signal.SIGINT, output.read_text()
     run = newest(tmp_path)
     assert [path.name for path in checkpoints(run)] == ["step-000000003"]
     train("checkpoint.every=3st", resume=run, file=run / "config.yaml")

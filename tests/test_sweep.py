@@ -2,10 +2,8 @@
 
 import csv
 import fcntl
-import itertools
 import json
 import math
-import multiprocessing
 import os
 import signal
 import statistics
@@ -20,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SMALL, begin_fork, end_fork
+from tests.conftest import SMALL, exit_code_of, fork
 from trainer import sweep as sweep_command
 from trainer.errors import ConfigError
 from trainer.sweeping import folder as folders
@@ -85,8 +83,6 @@ best = {"epoch": epochs, "val/accuracy": value, "val/loss": lr}
 result = {"status": "done", "best": best, "test": {"accuracy": value / 2}, "epochs": epochs}
 (run / "result.json").write_text(json.dumps(result | {"train_seconds": seconds}))
 """
-
-NUMBERS = itertools.count()
 
 
 def stub_command(seconds, epochs=3, fails=lambda member: 0):
@@ -424,29 +420,15 @@ def test_a_stop_leaves_in_order_and_the_same_command_goes_on(swept, monkeypatch,
     assert code == 0 and set(ends(folder).values()) == {1} and len(ends(folder)) == 12
 
 
-class Begun:
-    """A sweep in a process of its own, a fork of this one, with the stand-in for its runs."""
+def begin(file, runs, seconds, *more, told="told.txt"):
+    """Begin a sweep in a process of its own, with the stand-in for its runs."""
 
-    def __init__(self, file, runs, seconds, *more):
-        self.output = file.with_suffix(f".{next(NUMBERS)}.txt")
-        arguments = ["--config", str(file), "--runs", str(runs), *more]
-        fork = multiprocessing.get_context("fork")
-        self.process = fork.Process(target=self.sweep, args=(seconds, arguments))
-        self.process.start()
-
-    def sweep(self, seconds, arguments):
-        begin_fork(self.output)
+    def sweep():
         work.train_command = stub_command(seconds)
         work.LOOK_EVERY, work.ASK_EVERY = 0.01, 0.1
-        end_fork(sweep_command.main(arguments))
+        return sweep_command.main(["--config", str(file), "--runs", str(runs), *more])
 
-    def end(self, timeout=60.0):
-        """Wait for its end; the exit code, and all it said."""
-        self.process.join(timeout)
-        code = self.process.exitcode
-        self.process.kill()
-        self.process.join()
-        return code, self.output.read_text()
+    return fork(file.with_name(told), sweep)
 
 
 def children_of(pid):
@@ -473,16 +455,16 @@ def test_of_twelve_trials_killed_twice_all_end_and_none_twice(write, tmp_path, c
         return any(path.read_text().count("\n") == 1 for path in metrics)  # of 3 epochs
 
     for ended in (3, 7):
-        begun = Begun(file, runs, 0.9, "--jobs", "2")
+        process = begin(file, runs, 0.9, "--jobs", "2")
         wait_for(lambda ended=ended: len(list(folder.glob("*/end.json"))) >= ended)
         wait_for(is_under_way)
-        pid = begun.process.pid
+        pid = process.pid
         for victim in [pid, *(children_of(pid) if children_too else [])]:
             os.kill(victim, signal.SIGKILL)
-        begun.end()
+        process.join()
         assert len(list(folder.glob("*/end.json"))) < 12
-    code, told = Begun(file, runs, 0.05, "--jobs", "2").end()
-    assert code == 0, told
+    last = begin(file, runs, 0.05, "--jobs", "2")
+    assert exit_code_of(last) == 0, file.with_name("told.txt").read_text()
     assert Counter(trial["status"] for trial in found(folder)["trials"]) == {"done": 12}
     assert len(ends(folder)) == 12 and set(ends(folder).values()) == {1}
     # What was interrupted went on in its own run: there is one folder a trial, but for those
@@ -514,9 +496,10 @@ def test_a_run_whose_sweep_was_killed_is_not_taken_while_its_process_lives(
 
 def test_two_workers_share_a_grid_and_make_no_run_twice(write, tmp_path):
     file, runs = write(TWELVE), tmp_path / "runs"
-    two = [Begun(file, runs, 0.1) for _ in range(2)]
-    codes, told = zip(*(worker.end(90) for worker in two), strict=True)
-    assert codes == (0, 0), told
+    two = [begin(file, runs, 0.1, told=name) for name in ("one", "two")]
+    codes = [exit_code_of(worker, 90) for worker in two]
+    told = [file.with_name(name).read_text() for name in ("one", "two")]
+    assert codes == [0, 0], told
     folder = runs / "trial"
     assert len(ends(folder)) == 12 and set(ends(folder).values()) == {1}
     assert all("12 done" in text for text in told)
@@ -556,9 +539,10 @@ def test_a_search_learns_from_what_it_saw(swept):
 
 def test_two_workers_share_one_study(write, tmp_path):
     file, runs = write(SEARCH.format(trials=12)), tmp_path / "runs"
-    two = [Begun(file, runs, 0.3) for _ in range(2)]
-    codes, told = zip(*(worker.end(90) for worker in two), strict=True)
-    assert codes == (0, 0), told
+    two = [begin(file, runs, 0.3, told=name) for name in ("one", "two")]
+    codes = [exit_code_of(worker, 90) for worker in two]
+    told = [file.with_name(name).read_text() for name in ("one", "two")]
+    assert codes == [0, 0], told
     folder = runs / "trial"
     assert len(ends(folder)) == 12 and set(ends(folder).values()) == {1}
     assert all(text.count("best t") >= 2 for text in told), told  # lines of trials: both worked
@@ -570,12 +554,12 @@ def test_two_workers_share_one_study(write, tmp_path):
 def test_a_search_that_was_killed_goes_on_with_the_runs_it_had(write, tmp_path):
     file, runs = write(SEARCH.format(trials=6)), tmp_path / "runs"
     folder = runs / "trial"
-    begun = Begun(file, runs, 0.6)
+    process = begin(file, runs, 0.6)
     wait_for(lambda: len(list(folder.glob("*/*/starts.txt"))) >= 3)
-    begun.process.kill()
-    begun.end()
-    code, told = Begun(file, runs, 0.05).end()
-    assert code == 0, told
+    process.kill()
+    process.join()
+    last = begin(file, runs, 0.05)
+    assert exit_code_of(last) == 0, file.with_name("told.txt").read_text()
     assert len(ends(folder)) == 6 and set(ends(folder).values()) == {1}
     assert all(len(list(path.glob("2026*"))) == 1 for path in folder.glob("t0*"))
 

@@ -1,21 +1,22 @@
 """The harness can fail: cores that are broken on purpose do not survive its trials."""
 
+import functools
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from scripts import torture_faults, torture_run
-from scripts.torture import Outcome, main, survived, table
+from scripts.torture import Outcome, import_once, main, survived, table
 from scripts.torture_run import digest, is_whole
 from scripts.torture_trials import DAMAGES, spread
+from tests.conftest import exit_code_of, fork
 
 EMPTIED = str(DAMAGES.index("empty folder"))  # the newest checkpoint: the one before it is taken
 SABOTAGES = {  # what is broken -> (the patch, the trial that must notice, its words)
@@ -53,47 +54,28 @@ SABOTAGES = {  # what is broken -> (the patch, the trial that must notice, its w
         "without a word",
     ),
 }
-# PyTorch is imported once, as the harness does, and each sabotage happens in a fork.
-SCRIPT = """
-import json, multiprocessing, sys
-import scripts.torture
-scripts.torture.import_once()
-import trainer.checkpoint, trainer.disk, trainer.saver, trainer.schedulers, trainer.epochs
 
-def attempt(patch, kind, seed, images):
-    sys.stdout = sys.stderr = open(sys.argv[2], "w")
-    exec(patch, globals())
-    more = ["--only", kind, "--seed", seed, "--trials", "1", "--rmb", images]
-    sys.exit(scripts.torture.main(more))
 
-codes = {}
-for name, (patch, (kind, seed), _) in json.loads(sys.argv[1]).items():
-    sys.argv[2] = f"{sys.argv[3]}/{name}.txt"
-    process = multiprocessing.get_context("fork").Process(
-        target=attempt, args=(patch, kind, seed, sys.argv[4])
-    )
-    process.start()
-    process.join()
-    codes[name] = process.exitcode
-print(json.dumps(codes))
-"""
+def attempt(patch, kind, seed, images, temporary):
+    """Try one trial with the harness's own command, after a patch; returns its exit code."""
+    import trainer
+
+    import_once()
+    tempfile.tempdir = str(temporary)
+    exec(patch, {"trainer": trainer})
+    return main(["--only", kind, "--seed", seed, "--trials", "1", "--rmb", str(images)])
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory, notes):
-    """Exit code and report of the harness for each sabotage."""
-    folder = tmp_path_factory.mktemp("reports")
-    temporary = tmp_path_factory.mktemp("kept")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(SABOTAGES), "", str(folder), str(notes)],
-        cwd=Path(__file__).resolve().parent.parent,
-        env=os.environ | {"TMPDIR": str(temporary)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    codes = json.loads(done.stdout.splitlines()[-1])
-    return {name: (codes[name], (folder / f"{name}.txt").read_text()) for name in SABOTAGES}
+    """Exit code and report of the harness for each sabotage, each of which happens in a fork."""
+    folder, temporary = tmp_path_factory.mktemp("reports"), tmp_path_factory.mktemp("kept")
+    told = {}
+    for name, (patch, (kind, seed), _) in SABOTAGES.items():
+        report = folder / f"{name}.txt"
+        work = functools.partial(attempt, patch, kind, seed, notes, temporary)
+        told[name] = exit_code_of(fork(report, work), 300), report.read_text()
+    return told
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the harness is Linux's")

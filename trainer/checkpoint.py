@@ -26,7 +26,7 @@ from trainer.errors import RunError
 from trainer.tensors import load_tensors, save_tensors
 
 MANIFEST, STATE, WEIGHTS, BEST = "MANIFEST.json", "state.pt", "weights.pt", "best.pt"
-SCHEMA = 3  # of the manifest, and which files there are
+MANIFEST_SCHEMA = 3  # of the manifest, and which files there are
 Entry = dict[str, Any]  # a file's size and sha256
 
 
@@ -78,7 +78,7 @@ def write_checkpoint(
         if best and best != weights:
             files[BEST] = best
             take_along(run, best, temporary / BEST)
-        manifest = {"schema": SCHEMA, "step": step, "files": files, "best": best}
+        manifest = {"schema": MANIFEST_SCHEMA, "step": step, "files": files, "best": best}
         manifest["sha256"] = digest_of(manifest)
         disk.write_json(temporary / MANIFEST, manifest)
         disk.rename(temporary, final)
@@ -235,8 +235,8 @@ def problem_of(folder: Path) -> str | None:
     files = manifest.get("files")
     if manifest.get("sha256") != digest_of(manifest):
         return f"{MANIFEST} is missing or damaged"
-    if manifest.get("schema") != SCHEMA:
-        return f"its form is {manifest.get('schema')}, and this version reads {SCHEMA}"
+    if manifest.get("schema") != MANIFEST_SCHEMA:
+        return f"its form is {manifest.get('schema')}, and this version reads {MANIFEST_SCHEMA}"
     names = {STATE, WEIGHTS}
     if not isinstance(files, dict) or not names <= files.keys() <= names | {BEST}:
         return f"{MANIFEST} is no manifest of ours"

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from trainer.launch import is_first
 
-Item = TypeVar("Item")
+Bar = TypeVar("Item")
 Say = Callable[[str], None]  # prints one permanent line, as ``say`` does
 
 
@@ -39,8 +39,8 @@ def draws_bars() -> bool:
 
 
 def bar(
-    items: Iterable[Item], description: str, total: int, initial: int = 0, unit: str = "image"
-) -> Iterator[Item]:
+    items: Iterable[Bar], description: str, total: int, initial: int = 0, unit: str = "image"
+) -> Iterator[Bar]:
     """Yield ``items`` with a progress bar; without a terminal print a line every 30 seconds."""
     if draws_bars():
         from tqdm import tqdm

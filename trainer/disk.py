@@ -15,8 +15,8 @@ from typing import Any
 from trainer.errors import RunError
 
 # Never through a link that somebody put in a file's place, and never waiting for a pipe.
-PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | PLAIN
+PLAIN_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | PLAIN_FILE
 PIECE = 2**22  # bytes written and hashed in one go
 # What the system may keep of a file in memory before it must be on the disk: new pages for a
 # gigabyte take longer than all the rest, and images that are read again lose theirs.

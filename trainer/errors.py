@@ -8,7 +8,7 @@ from dataclasses import dataclass
 # How PyTorch says that memory ran out, on a GPU and on a CPU.
 NO_MEMORY = "out of memory|not enough memory|[Cc]an('t|not) allocate memory"
 
-MAX_SHOWN = 50  # more faults than this in one message help nobody
+MAX_FAULTS = 50  # more faults than this in one message help nobody
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class ConfigError(Exception):
         """Returns the list as a user sees it."""
         count = len(self.faults)
         head = f"{count} fault{'s' * (count != 1)}" + (f" in {self.file}" if self.file else "")
-        rest = [f"... and {count - MAX_SHOWN} more"] if count > MAX_SHOWN else []
-        return "\n".join([head, *map(str, self.faults[:MAX_SHOWN]), *rest])
+        rest = [f"... and {count - MAX_FAULTS} more"] if count > MAX_FAULTS else []
+        return "\n".join([head, *map(str, self.faults[:MAX_FAULTS]), *rest])
 
 
 class UsageError(Exception):

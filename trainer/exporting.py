@@ -28,7 +28,7 @@ from trainer.config import load_config
 from trainer.disk import read_json, rename, sync_folder, write_file, write_json
 from trainer.errors import RunError, in_plain_words
 from trainer.evaluation import MAY_DIFFER
-from trainer.model_card import describe, hub_files
+from trainer.model_card import describe_model, hub_files
 from trainer.precision import FP32, HALF
 from trainer.resume import refuse_changes
 from trainer.trained import Trained, load_trained
@@ -59,7 +59,7 @@ def export_run(
     sample = take_sample(trained, config, images)
     if not trained.logits(sample.inputs).isfinite().all():
         raise RunError(f"{run}: its model gives no numbers (NaN) on {sample.source}.")
-    card = describe(trained, result)
+    card = describe_model(trained, result)
     make_export_folder(folder)
     write = {"safetensors": write_safetensors, "pt2": write_pt2, "onnx": write_onnx}
     print(f"{run}: {card['model']['name']}, input (batch, {', '.join(map(str, sample.shape))})")

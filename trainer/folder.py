@@ -72,7 +72,7 @@ def _best_of(sweep: Path) -> str:
 def lock_run(run: Path) -> IO[str]:
     """Hold the run until the returned file is closed; raises RunError where another does."""
     try:
-        flags = os.O_RDWR | os.O_CREAT | disk.PLAIN
+        flags = os.O_RDWR | os.O_CREAT | disk.PLAIN_FILE
         lock = open(os.open(run / "run.lock", flags, 0o666), "a")
     except OSError as error:
         raise RunError(f"{run} cannot be written to: {error.strerror}.") from None

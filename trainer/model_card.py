@@ -19,10 +19,10 @@ from trainer.use_code import program
 
 MAX_LISTED = 100  # classes in the README; all of them are in config.json
 SIGMOIDS = ("BCELoss", "BCEWithLogitsLoss")
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
+MODEL_CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 
 
-def describe(trained: Trained, result: Mapping[str, Any]) -> dict[str, Any]:
+def describe_model(trained: Trained, result: Mapping[str, Any]) -> dict[str, Any]:
     """What somebody needs to use the weights: plain values, and nothing of this machine."""
     config = trained.config.model_dump(mode="json")
     best = result.get("best") or {}
@@ -116,7 +116,7 @@ def readme(card: Mapping[str, Any], use: str) -> str:
         results = [{"task": task, "dataset": data, "metrics": metrics}]
         head["model-index"] = [{"name": card["name"], "results": results}]
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
-    return render(TEMPLATE, card=card, front=front, use=use, max_listed=MAX_LISTED)
+    return render(MODEL_CARD_TEMPLATE, card=card, front=front, use=use, max_listed=MAX_LISTED)
 
 
 def _json(content: Mapping[str, Any]) -> str:

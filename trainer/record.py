@@ -12,7 +12,7 @@ from trainer.environment import device_name, environment, uncommitted_patch
 from trainer.errors import RunError
 from trainer.job import Job
 from trainer.restarts import launcher
-from trainer.resume import MAY_CHANGE, differences, settings, shown
+from trainer.resume import MAY_CHANGE, as_yaml, differences, settings
 from trainer.run_log import RunLog
 from trainer.saver import Saver
 from trainer.sharding import hand_over, is_sharded
@@ -142,9 +142,9 @@ def compare(job: Job, content: dict[str, Any], run: Path, say: Callable[[str], N
     refused = []
     for path, old, new in differences(content["settings"], settings(job.config)):
         if path.startswith(MAY_CHANGE):
-            say(f"changed {path} is now {shown(new)}, was {shown(old)}")
+            say(f"changed {path} is now {as_yaml(new)}, was {as_yaml(old)}")
         else:
-            refused.append(f"{path} is {shown(new)}, but its checkpoint has {shown(old)}")
+            refused.append(f"{path} is {as_yaml(new)}, but its checkpoint has {as_yaml(old)}")
     if refused:
         raise RunError(f"{run / 'config.yaml'} was changed: {'; '.join(refused)}.")
     require_same_split(job, content["split"], run)

@@ -63,7 +63,7 @@ def require_own_images(run: Path, config: Config) -> None:
 def refuse_changes(began: Config, config: Config, may_change: tuple[str, ...]) -> None:
     """Raise ConfigError with every setting that differs and must not."""
     faults = [
-        config.fault(path, f"is {shown(new)}, but the run began with {shown(old)}")
+        config.fault(path, f"is {as_yaml(new)}, but the run began with {as_yaml(old)}")
         for path, old, new in differences(settings(began), settings(config))
         if not path.startswith(may_change)
     ]
@@ -76,7 +76,7 @@ def settings(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def shown(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """A value as a YAML would say it."""
     return json.dumps(value, ensure_ascii=False)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.insight.listing import Found
+    from trainer.insight.listing import FoundRun
 
 SORT = ("started", "name", "status", "epochs", "val", "test", "time")
 MAX_REASONS = 10
@@ -63,7 +63,7 @@ def sort_key(text: str) -> str:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.insight.columns import terminal_width
-    from trainer.insight.listing import look_at, runs_below
+    from trainer.insight.listing import inspect_run, runs_below
 
     folders = [named_folder(text, arguments.runs) for text in arguments.folders] or [
         Path(arguments.runs)
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.folders and arguments.runs != RUNS:
         named_folder(arguments.runs, "")
     paths = dict.fromkeys(path for folder in folders for path in runs_below(folder))
-    found = sorted(map(look_at, paths), key=order(arguments.sort))
+    found = sorted(map(inspect_run, paths), key=order(arguments.sort))
     if not found:
         where = ", ".join(map(str, folders))
         how = "python -m trainer.train --config configs/lenet_rmb.yaml"
@@ -95,11 +95,11 @@ def named_folder(text: str, runs: str) -> Path:
     raise UsageError(f"{visible(text)} does not exist.{below}")
 
 
-def order(key: str) -> "Callable[[Found], tuple[object, ...]]":
+def order(key: str) -> "Callable[[FoundRun], tuple[object, ...]]":
     """Return a sort key: the largest or best run comes last, runs without a value come first."""
     from trainer.tables import HIGHER_IS_BETTER
 
-    def place(one: "Found") -> tuple[object, ...]:
+    def place(one: "FoundRun") -> tuple[object, ...]:
         value: object = one.stamp
         if key in ("val", "test"):
             number = (one.best.get if key == "val" else one.test.get)(metric_of(one, key))
@@ -115,13 +115,13 @@ def order(key: str) -> "Callable[[Found], tuple[object, ...]]":
     return place
 
 
-def metric_of(one: "Found", split: str) -> str:
+def metric_of(one: "FoundRun", split: str) -> str:
     """Return the name of the run's monitored metric in ``best`` (val) or ``test``."""
     monitor = one.monitor or "val/loss"
     return monitor if split == "val" else monitor.removeprefix("val/")
 
 
-def runs_table(found: "Sequence[Found]", runs: Path, width: int) -> list[str]:
+def runs_table(found: "Sequence[FoundRun]", runs: Path, width: int) -> list[str]:
     """Return lines within ``width``: a head, a row for each run, why some failed, and counts."""
     from trainer.insight.columns import GAP, pad, shorten, visible, width_of
     from trainer.insight.listing import short, took
@@ -164,9 +164,9 @@ def runs_table(found: "Sequence[Found]", runs: Path, width: int) -> list[str]:
     return [*lines, f"best val and test are {same}"] if same else lines
 
 
-def run_json(one: "Found") -> dict[str, object]:
+def run_json(one: "FoundRun") -> dict[str, object]:
     """Return a run as plain values."""
-    from trainer.insight.listing import plain
+    from trainer.insight.listing import strict_json
 
     values = {
         "name": one.name,
@@ -182,7 +182,7 @@ def run_json(one: "Found") -> dict[str, object]:
         "train_seconds": one.seconds,
         "started": one.started,
     }
-    return {key: plain(value) for key, value in values.items()}
+    return {key: strict_json(value) for key, value in values.items()}
 
 
 if __name__ == "__main__":

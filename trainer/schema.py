@@ -21,7 +21,7 @@ from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.exits import Exit
 from trainer.schema_page import as_page
-from trainer.signatures import describe
+from trainer.signatures import arguments_schema
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +69,7 @@ def page_file() -> Path:
 def generate() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a configuration, with every component's arguments."""
     described = {
-        component_key(kind, name): describe(kind, name)
+        component_key(kind, name): arguments_schema(kind, name)
         for kind, table in TABLES.items()
         for name in table
     }

@@ -220,7 +220,7 @@ class CheckpointSettings(Frozen):
     """How many of the newest are kept."""
 
 
-Shown = Literal[
+LogItem = Literal[
     "scalars",
     "text",
     "hparams",
@@ -244,5 +244,5 @@ class LogSettings(Frozen):
     """Steps between two lines of metrics.jsonl and TensorBoard."""
     images: Count = 16
     """Images in a picture of several: training images, predictions. 0 draws no such picture."""
-    show: tuple[Shown, ...] = get_args(Shown)
+    show: tuple[LogItem, ...] = get_args(LogItem)
     """What TensorBoard shows of the run, and whether its report is written; [] is nothing."""

@@ -76,7 +76,7 @@ def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter
         return inspect.signature(factory).parameters
 
 
-def describe(kind: str, name: str) -> Schema:
+def arguments_schema(kind: str, name: str) -> Schema:
     """The JSON Schema of a component's own arguments, from its constructor's signature."""
     factory = resolve(TABLES[kind], name)
     text = inspect.getdoc(factory) or ""

@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 from trainer.errors import Stopped
 from trainer.launch import WORLD_SIZE, is_first
 
-Item = TypeVar("Item")
+Watched = TypeVar("Item")
 BUDGET = 1000  # stands for a used-up budget among the numbers of signals
 
 # Sent by Ctrl-C, by a scheduler, and by a terminal that is closed.
@@ -101,7 +101,7 @@ class StopRequest:
                 self.reason = self._budget if asked == BUDGET else signal.Signals(asked).name
             raise Stopped(f"stopped by {self.reason}")
 
-    def watch(self, items: Iterable[Item], rounds: int = 0) -> Iterator[Item]:
+    def watch(self, items: Iterable[Watched], rounds: int = 0) -> Iterator[Watched]:
         """Yield ``items``, with a ``check`` before each, which raises Stopped.
 
         ``rounds``: the least number of checks. All ranks must check equally often.

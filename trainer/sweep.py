@@ -176,7 +176,7 @@ def print_trial(trial: "Trial", work: object) -> None:
     from trainer.console import say
     from trainer.insight.columns import visible
     from trainer.sweeping.results import ranked, rows_of
-    from trainer.sweeping.space import count, told
+    from trainer.sweeping.space import count, display_value
     from trainer.sweeping.work import Work, write_results
 
     assert isinstance(work, Work)
@@ -188,7 +188,9 @@ def print_trial(trial: "Trial", work: object) -> None:
         work.written = time.monotonic()
         work.writing = work.written - began
     row = next(row for row in rows if row.number == trial.number)
-    settings = " ".join(f"{key}={visible(told(value))}" for key, value in row.settings.items())
+    settings = " ".join(
+        f"{key}={visible(display_value(value))}" for key, value in row.settings.items()
+    )
     reached = f"{plan.monitor} {row.shown}" if row.values else ""
     why = f": {visible(row.reason)}" if row.reason else ""
     state = "" if row.status == "done" else f" ({row.status}{why})"

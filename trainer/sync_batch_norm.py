@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def with_synced_batch_norm(model: nn.Module) -> nn.Module:
@@ -16,7 +16,7 @@ def with_synced_batch_norm(model: nn.Module) -> nn.Module:
         kind = type(module)
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             continue
-        has_act = kind not in PLAIN
+        has_act = kind not in BATCH_NORMS
         if has_act and not (hasattr(module, "drop") and hasattr(module, "act")):
             raise ValueError(f"a layer {kind.__name__} cannot be synchronised")
         module.__class__ = _SyncedAct if has_act else nn.SyncBatchNorm

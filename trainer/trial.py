@@ -21,12 +21,12 @@ from trainer.config import Config, components
 from trainer.errors import Fault
 from trainer.schedulers import build_schedule
 from trainer.settings import Component
-from trainer.signatures import describe
+from trainer.signatures import arguments_schema
 
 MAX_TRIED_EPOCHS = 1000  # of a schedule
 
 
-class Trial(NamedTuple):
+class Attempt(NamedTuple):
     """What is tried: ``attempt`` raises where the component at ``path`` cannot be used."""
 
     path: str
@@ -40,7 +40,7 @@ def check_components(config: Config) -> list[Fault]:
     First by the constructors' signatures, all together; where those agree, by trying.
     """
     used = {
-        component_key(kind, name): describe(kind, name)
+        component_key(kind, name): arguments_schema(kind, name)
         for kind, _, component in components(config)
         for name in [_table_name(kind, component.name)]
     }
@@ -74,14 +74,14 @@ def _refusals(config: Config) -> Iterator[Fault]:
             yield config.fault(place, f"{trial.component.name} cannot be used: {message}")
 
 
-def _trials(config: Config) -> Iterator[Trial]:
+def _trials(config: Config) -> Iterator[Attempt]:
     """The trials of a configuration, in the order in which faults are told."""
     listed = list(components(config))
 
-    def of(kind: str, attempt: Callable[[str, Component], object]) -> Iterator[Trial]:
+    def of(kind: str, attempt: Callable[[str, Component], object]) -> Iterator[Attempt]:
         for found, path, component in listed:
             if found == kind and ".transforms." not in path:
-                yield Trial(path, component, partial(attempt, path, component))
+                yield Attempt(path, component, partial(attempt, path, component))
 
     optimizer = config.optimizer
     yield from of("transform", _try_transform)
@@ -94,7 +94,7 @@ def _trials(config: Config) -> Iterator[Trial]:
             more["lr"] = rate_of(optimizer) * group["lr_scale"]
         path = f"optimizer.groups.{index}"
         tried = Component(name=optimizer.name, arguments=more)
-        yield Trial(path, tried, partial(_try_optimizer, config, more))
+        yield Attempt(path, tried, partial(_try_optimizer, config, more))
     yield from of("scheduler", lambda path, component: _try_schedule(config, component))
     yield from of("average", _try_average)
     yield from of("metric", _try_metric)

@@ -14,7 +14,7 @@ from trainer.insight.page import render
 from trainer.signatures import parameters_of, resolve
 from trainer.trained import Trained
 
-TEMPLATE = Path(__file__).parent / "templates" / "use.py.j2"
+SCRIPT_TEMPLATE = Path(__file__).parent / "templates" / "use.py.j2"
 
 
 def program(kind: str, trained: Trained) -> str:
@@ -33,7 +33,7 @@ def program(kind: str, trained: Trained) -> str:
     imports = sorted([*imports, reader], key=lambda line: (line.startswith("from"), line.lower()))
     name = "model" if kind == "safetensors" else trained.config.name
     values = {"imports": [*imports, *(["", own] if own else [])], "building": built}
-    return render(TEMPLATE, kind=kind, file=f"{name}.{kind}", **values)
+    return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", **values)
 
 
 def building(trained: Trained) -> tuple[str, list[str]]:

@@ -20,7 +20,7 @@ Place = tuple[str | int, ...]  # ("transforms", "train", 1, "padding")
 
 MAX_DEPTH = 32
 MAX_NODES = 10_000
-MAX_SHOWN = 1000  # characters of a line that a message repeats
+MAX_LINE = 1000  # characters of a line that a message repeats
 
 _TOP_LEVEL_KEY = re.compile(r"""["']?([A-Za-z_][\w.-]*)["']?[ ]*:(?=\s|$)""")
 
@@ -248,7 +248,7 @@ class _Reader:
 
     def origin(self, row: int, column: int) -> Origin:
         source = self.lines[row] if row < len(self.lines) else None
-        if source is not None and len(source) > MAX_SHOWN:
+        if source is not None and len(source) > MAX_LINE:
             source = None
         return self.override or Origin(self.file, row + 1, column + 1, source)
 

@@ -9,8 +9,8 @@ from typing import Any
 from trainer.document import read_document
 from trainer.errors import ConfigError
 from trainer.insight.listing import (
-    Found,
-    look_at,
+    FoundRun,
+    inspect_run,
     number,
     numbers_of,
     parsed,
@@ -28,7 +28,7 @@ class Compared:
     """A run to compare. ``config`` is flat; ``curves`` holds (epoch, value) points by tag."""
 
     label: str
-    found: Found
+    found: FoundRun
     config: dict[str, Any]
     curves: dict[str, CurvePoints]
     commit: str
@@ -48,7 +48,7 @@ def read_runs(folders: Sequence[Path]) -> list[Compared]:
 
 def read_run(label: str, folder: Path) -> Compared:
     """Read what is compared of a run; ``faults`` says which of its files cannot be read."""
-    found, faults = look_at(folder), []
+    found, faults = inspect_run(folder), []
     config: dict[str, Any] = {}
     try:
         if read_text(folder / "config.yaml")[1]:  # such as a pipe, which would block

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.insight.compared import Compared
-from trainer.insight.listing import SMALL, number, plain, read_object, short, took
+from trainer.insight.listing import POWERS_BELOW, number, read_object, short, strict_json, took
 from trainer.tables import HIGHER_IS_BETTER
 from trainer.words import listed
 
@@ -77,7 +77,7 @@ def shown_metrics(row: str, values: Sequence[float | None]) -> list[str]:
     can be compared. An accuracy keeps its digits.
     """
     is_fraction = row.rpartition("/")[2] in HIGHER_IS_BETTER
-    powers = not is_fraction and any(value and abs(value) < SMALL for value in values)
+    powers = not is_fraction and any(value and abs(value) < POWERS_BELOW for value in values)
     return [shown_metric(row, value, powers) for value in values]
 
 
@@ -241,7 +241,7 @@ def comparison_json(runs: Sequence[Compared], picture: Path | None) -> dict[str,
         "warnings": warnings(runs),
         "picture": picture and str(picture),
     }
-    return {key: plain(value) for key, value in content.items()}
+    return {key: strict_json(value) for key, value in content.items()}
 
 
 def common_folder(folders: Sequence[Path]) -> Path:

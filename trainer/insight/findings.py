@@ -38,7 +38,7 @@ SECONDS = {
 
 
 @dataclass(frozen=True)
-class Shown:
+class TestImage:
     """An image of the test split: what it is, what it was taken for, how probable both seemed."""
 
     name: str
@@ -68,7 +68,7 @@ class Findings:
     bins: Bins
     calibration_error: float
     num_wrong: int
-    shown: list[Shown]
+    shown: list[TestImage]
     balance: Mapping[str, Sequence[int]]
     config_text: str
     seconds: dict[str, float]
@@ -229,7 +229,7 @@ def _show(
     labels: Tensor,
     ids: Sequence[str],
     picture_of: Callable[[int], Tensor] | None,
-) -> Shown:
+) -> TestImage:
     true, predicted = int(labels[i]), int(probabilities[i].argmax())
     picture, fault = None, "no picture was given"
     if picture_of:
@@ -240,7 +240,9 @@ def _show(
         except Exception as error:  # the report has more to tell than this picture
             fault = f"cannot be shown: {error or type(error).__name__}"
     of_predicted, of_true = float(probabilities[i, predicted]), float(probabilities[i, true])
-    return Shown(ids[i], classes[true], classes[predicted], of_predicted, of_true, picture, fault)
+    return TestImage(
+        ids[i], classes[true], classes[predicted], of_predicted, of_true, picture, fault
+    )
 
 
 def _facts(result: dict[str, Any], run: Path) -> dict[str, str]:

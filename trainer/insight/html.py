@@ -14,11 +14,11 @@ from trainer.insight.pictures import png
 from trainer.insight.svg import calibration_chart, curves_chart, element
 
 FIT = 10  # classes whose confusion matrix a phone shows whole
-SMALL = 64  # pixels of a side; smaller pictures are shown crisp
-TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
+CRISP_BELOW = 64  # pixels of a side; smaller pictures are shown crisp
+REPORT_TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 
 
-def page(found: Findings, confusion: Image.Image) -> str:
+def report_page(found: Findings, confusion: Image.Image) -> str:
     """The whole page; ``confusion`` is the picture that many classes are shown by."""
     charts = [
         curves_chart(title, curves, found.best_epoch)
@@ -26,7 +26,7 @@ def page(found: Findings, confusion: Image.Image) -> str:
     ]
     kinds = [f"c{i % len(COLOURS)}" for i in range(len(found.seconds))]
     return render(
-        TEMPLATE,
+        REPORT_TEMPLATE,
         title=found.title,
         kind="report",
         facts=found.facts,
@@ -51,14 +51,16 @@ def page(found: Findings, confusion: Image.Image) -> str:
         ],
         kinds=kinds,
         data_url=_data_url,
-        small=SMALL,
+        small=CRISP_BELOW,
     )
 
 
 def _data_url(picture: Image.Image) -> str:
     """A picture within the page: small ones and charts as PNG, photographs as JPEG."""
     kind = "png"
-    if max(picture.size) <= SMALL or picture.width > 400:  # of charts JPEG would blur the letters
+    if (
+        max(picture.size) <= CRISP_BELOW or picture.width > 400
+    ):  # of charts JPEG would blur the letters
         data = png(picture)
     else:
         content = io.BytesIO()

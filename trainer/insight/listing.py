@@ -20,9 +20,9 @@ STAMPED = re.compile(
     r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-[0-9a-f]{4}"
 )  # as trainer.folder names a run's folder
 STATES = ("running", "stopped", "failed", "done")
-MAX_DEPTH = 3  # runs/NAME/RUN, and a folder of such folders
-MAX_BYTES = 2**28
-SMALL = 1e-3  # metrics below it are powers of ten
+MAX_RUN_DEPTH = 3  # runs/NAME/RUN, and a folder of such folders
+MAX_JSON_BYTES = 2**28
+POWERS_BELOW = 1e-3  # metrics below it are powers of ten
 TAIL = 2**16  # bytes of metrics.jsonl that surely hold its last line
 
 # Never through a link that somebody put in a file's place, and never waiting for a pipe.
@@ -33,7 +33,7 @@ _MONITOR = re.compile(r"^train:\n(?:  .*\n)*?  monitor: (val/\w+)$", re.MULTILIN
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRun:
     """What a run's folder tells of it.
 
     ``status`` is one of STATES, "interrupted" (it says running, and nobody holds it) or "damaged";
@@ -84,7 +84,7 @@ def is_run(folder: Path) -> bool:
     )
 
 
-def runs_below(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
+def runs_below(folder: Path, depth: int = MAX_RUN_DEPTH) -> Iterator[Path]:
     """The run folders in ``folder``, by name; itself if it is one. Links are not followed."""
     if is_run(folder):
         yield folder
@@ -95,7 +95,7 @@ def runs_below(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
                 yield from runs_below(folder / name, depth - 1)
 
 
-def look_at(run: Path) -> Found:
+def inspect_run(run: Path) -> FoundRun:
     """What the run's folder tells, from its small files and the end of metrics.jsonl."""
     result, fault = read_object(run / "result.json")
     status = result.get("status")
@@ -116,13 +116,13 @@ def look_at(run: Path) -> Found:
     else:
         reason = str(result.get("reason") or "")
     best = numbers_of(result.get("best"))
-    epochs = whole(result.get("epochs")) if status == "done" else None
+    epochs = as_count(result.get("epochs")) if status == "done" else None
     if not best:  # until the end, the best epoch is told with its weights
         best = numbers_of(read_object(run / "model.json")[0].get("metrics"))
     if epochs is None:
         epochs = last_epoch(run / "metrics.jsonl")
     planned, monitor = _EPOCHS.search(config), _MONITOR.search(config)
-    return Found(
+    return FoundRun(
         run,
         str(status),
         reason,
@@ -166,12 +166,12 @@ def last_epoch(path: Path) -> int | None:
     text, fault = read_text(path, TAIL, tail=True)
     for line in reversed(text.split("\n")):
         values = parsed(line)
-        if isinstance(values, dict) and (epoch := whole(values.get("epoch"))) is not None:
+        if isinstance(values, dict) and (epoch := as_count(values.get("epoch"))) is not None:
             return epoch - ("train/loss_epoch" not in values)
     return None if fault else 0
 
 
-def read_object(path: Path, limit: int = MAX_BYTES) -> tuple[dict[str, Any], str]:
+def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> tuple[dict[str, Any], str]:
     """A file's JSON object and "", or {} and why there is none."""
     text, fault = read_text(path, limit)
     if fault:
@@ -182,7 +182,7 @@ def read_object(path: Path, limit: int = MAX_BYTES) -> tuple[dict[str, Any], str
     return content, ""
 
 
-def read_text(path: Path, limit: int = MAX_BYTES, tail: bool = False) -> tuple[str, str]:
+def read_text(path: Path, limit: int = MAX_JSON_BYTES, tail: bool = False) -> tuple[str, str]:
     """A file's text and "", or "" and why there is none; with ``tail`` its last ``limit`` bytes."""
     try:
         with open(os.open(path, READ), "rb") as file:
@@ -215,7 +215,7 @@ def number(value: Any) -> float | None:
     return value if isinstance(value, float) or abs(value) < 2**63 else None
 
 
-def whole(value: Any) -> int | None:
+def as_count(value: Any) -> int | None:
     """A whole number; None for anything else."""
     found = number(value)
     return int(found) if found is not None and math.isfinite(found) else None
@@ -227,12 +227,12 @@ def numbers_of(values: Any) -> dict[str, float]:
     return {key: n for key, value in items if (n := number(value)) is not None}
 
 
-def plain(value: Any) -> Any:
+def strict_json(value: Any) -> Any:
     """Values as strict JSON has them: what is no finite number becomes null."""
     if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
+        return {key: strict_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [strict_json(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -249,4 +249,4 @@ def short(value: float | None) -> str:
     """A metric in few letters; what is 0 and not merely small is ``0``."""
     if not value:
         return "-" if value is None else "0"
-    return f"{value:.1e}" if abs(value) < SMALL or abs(value) >= 1e6 else f"{value:.4f}"
+    return f"{value:.1e}" if abs(value) < POWERS_BELOW or abs(value) >= 1e6 else f"{value:.4f}"

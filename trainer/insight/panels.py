@@ -187,11 +187,11 @@ def name_value_table(values: Mapping[str, Any]) -> str:
         elif isinstance(value, dict):
             value = [f"{name} {content}" for name, content in value.items()]
         items = value if isinstance(value, list) else [value]
-        lines.append(f"| {_escaped(key)} | {'<br>'.join(map(_escaped, items))} |")
+        lines.append(f"| {_without_markup(key)} | {'<br>'.join(map(_without_markup, items))} |")
     return "\n".join(lines)
 
 
-def _escaped(value: object) -> str:
+def _without_markup(value: object) -> str:
     """Return text in which nothing is markup, neither HTML's nor Markdown's."""
     escaped = html.escape(visible(str(value)), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", escaped).replace("\\|", "&#124;")

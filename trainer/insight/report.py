@@ -16,7 +16,7 @@ from trainer.insight.charts import (
     draw_curves,
 )
 from trainer.insight.findings import Findings, find
-from trainer.insight.html import page
+from trainer.insight.html import report_page
 from trainer.insight.pictures import sheet, write_picture
 from trainer.insight.text import markdown, markdown_table, plain, shown_number
 
@@ -74,7 +74,7 @@ def write_report(
     else:
         (folder / "mistakes.png").unlink(missing_ok=True)  # an older report's
     write_file(folder / "report.md", _markdown(found))
-    write_file(folder / "report.html", page(found, confusion))
+    write_file(folder / "report.html", report_page(found, confusion))
 
 
 def _markdown(found: Findings) -> str:

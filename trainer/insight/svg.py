@@ -11,9 +11,9 @@ from trainer.insight.text import Bins, plain, shown_number
 
 MAX_MARKS = 200  # points of a curve that tell their number
 WIDTH, HEIGHT = 480, 240  # units of a chart
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 36
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 56, 14, 12, 36
 
-Place = Callable[[float], float]
+Scale = Callable[[float], float]
 
 
 def element(name: str, *content: str, **attributes: object) -> Markup:
@@ -59,18 +59,18 @@ def line(kind: str, spots: Iterable[tuple[float, float]], *content: str, style: 
     return element("polyline", *content, kind=kind, style=style, points=places)
 
 
-def grid_line(y: float, label: str, right: float = WIDTH - RIGHT) -> Markup:
+def grid_line(y: float, label: str, right: float = WIDTH - MARGIN_RIGHT) -> Markup:
     """A horizontal line with its number on the left."""
-    grid = element("path", kind="grid", d=f"M{LEFT} {y:.1f}H{right}")
-    return grid + text(LEFT - 6, y + 4, label, "end")
+    grid = element("path", kind="grid", d=f"M{MARGIN_LEFT} {y:.1f}H{right}")
+    return grid + text(MARGIN_LEFT - 6, y + 4, label, "end")
 
 
-def below(x: float, label: str, y: float = HEIGHT - BOTTOM) -> Markup:
+def below(x: float, label: str, y: float = HEIGHT - MARGIN_BOTTOM) -> Markup:
     """A text under the axis that lies at ``y``."""
     return text(x, y + 16, label, "middle")
 
 
-def scale(low: float, high: float, begin: float, end: float) -> Place:
+def scale(low: float, high: float, begin: float, end: float) -> Scale:
     """Where a value from ``low`` to ``high`` lies between ``begin`` and ``end``."""
 
     def place(value: float) -> float:
@@ -80,10 +80,10 @@ def scale(low: float, high: float, begin: float, end: float) -> Place:
     return place
 
 
-def vertical_axis(values: Sequence[float]) -> tuple[Place, list[Markup]]:
+def vertical_axis(values: Sequence[float]) -> tuple[Scale, list[Markup]]:
     """Where a value stands in a chart of the usual size, and the lines of its axis."""
     marks = ticks(min(values), max(values))
-    up = scale(marks[0], marks[-1], HEIGHT - BOTTOM, TOP)
+    up = scale(marks[0], marks[-1], HEIGHT - MARGIN_BOTTOM, MARGIN_TOP)
     return up, [grid_line(up(mark), f"{mark:.6g}") for mark in marks]
 
 
@@ -91,15 +91,15 @@ def curves_chart(title: str, curves: Curves, best_epoch: int) -> Markup:
     """A panel of curves; its points tell their numbers under the pointer."""
     points = [point for curve in curves.values() for point in curve]
     first, last = min(x for x, _ in points), max(x for x, _ in points)
-    across = scale(first, last, LEFT, WIDTH - RIGHT)
+    across = scale(first, last, MARGIN_LEFT, WIDTH - MARGIN_RIGHT)
     up, parts = vertical_axis([y for _, y in points])
     parts += [below(across(x), f"{x:.6g}") for x in x_ticks(first, last)]
-    parts += [text(WIDTH - RIGHT, HEIGHT - 4, "epoch", "end")]
+    parts += [text(WIDTH - MARGIN_RIGHT, HEIGHT - 4, "epoch", "end")]
     if first <= best_epoch <= last:
         x = across(best_epoch)
         side, kind = (-5, "dim end") if x > WIDTH / 2 else (5, "dim")
-        parts += [element("path", kind="best", d=f"M{x} {TOP}V{HEIGHT - BOTTOM}")]
-        parts += [text(x + side, TOP + 12, "best", kind)]
+        parts += [element("path", kind="best", d=f"M{x} {MARGIN_TOP}V{HEIGHT - MARGIN_BOTTOM}")]
+        parts += [text(x + side, MARGIN_TOP + 12, "best", kind)]
     tags = list(curves)
     kinds = {tag: f"c{i % len(COLOURS)}" + " dashed" * (i % 2) for i, tag in enumerate(tags)}
     for tag in tags[::2] + tags[1::2]:  # dashed ones above the others: of two equal ones both show
@@ -118,16 +118,18 @@ def curves_chart(title: str, curves: Curves, best_epoch: int) -> Markup:
 def calibration_chart(bins: Bins, error: float) -> Markup:
     """Reliability diagram: a bar is an interval's accuracy, a red mark its mean confidence."""
     side, low = 300, 60  # of the square, of the counts below it
-    bottom, base = TOP + side, TOP + side + low + 12
+    bottom, base = MARGIN_TOP + side, MARGIN_TOP + side + low + 12
     most = max(images for images, _, _ in bins) or 1
     parts = []
     for i in range(6):
-        parts += [grid_line(TOP + side * (1 - i / 5), f"{i / 5:g}", LEFT + side)]
-        parts += [below(LEFT + side * i / 5, f"{i / 5:g}", base)]
-    parts += [element("path", kind="best", d=f"M{LEFT} {bottom}L{LEFT + side} {TOP}")]
+        parts += [grid_line(MARGIN_TOP + side * (1 - i / 5), f"{i / 5:g}", MARGIN_LEFT + side)]
+        parts += [below(MARGIN_LEFT + side * i / 5, f"{i / 5:g}", base)]
+    parts += [
+        element("path", kind="best", d=f"M{MARGIN_LEFT} {bottom}L{MARGIN_LEFT + side} {MARGIN_TOP}")
+    ]
     width = side / len(bins)
     for i, (images, sure, right) in enumerate(bins):
-        x, wide = LEFT + i * width + 1, width - 2
+        x, wide = MARGIN_LEFT + i * width + 1, width - 2
         tip = f"{images:,} images: confidence {sure:.3f}, accuracy {right:.3f}"
         bars = ("c0", bottom, side * right), ("dim", base, low * images / most)
         for kind, foot, height in bars if images else ():
@@ -137,7 +139,9 @@ def calibration_chart(bins: Bins, error: float) -> Markup:
         if images:
             way = f"M{x:.1f} {bottom - side * sure:.1f}h{wide:.1f}"
             parts += [element("path", kind="c3", d=way)]
-    parts += [text(LEFT + side, base + 32, "confidence", "end")]
+    parts += [text(MARGIN_LEFT + side, base + 32, "confidence", "end")]
     alt = f"Accuracy by confidence; expected calibration error {shown_number(error)}"
     legend = [("c0", "accuracy"), ("c3", "confidence"), ("dim", "images")]
-    return figure("", svg(alt, parts, LEFT + side + RIGHT, base + 36), legend, "square")
+    return figure(
+        "", svg(alt, parts, MARGIN_LEFT + side + MARGIN_RIGHT, base + 36), legend, "square"
+    )

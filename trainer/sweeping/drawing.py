@@ -7,14 +7,14 @@ from typing import Any
 from markupsafe import Markup
 
 from trainer.insight import svg
-from trainer.insight.svg import HEIGHT, LEFT, RIGHT, WIDTH, below, element
+from trainer.insight.svg import HEIGHT, MARGIN_LEFT, MARGIN_RIGHT, WIDTH, below, element
 from trainer.insight.text import shown_number
 from trainer.sweeping.reading import Plan
 from trainer.sweeping.results import Row, ranked
-from trainer.sweeping.space import overrides, told
+from trainer.sweeping.space import display_value, overrides
 
 MAX_LABEL = 14  # letters below an axis
-_across = svg.scale(0, 1, LEFT + 12, WIDTH - RIGHT - 12)
+_across = svg.scale(0, 1, MARGIN_LEFT + 12, WIDTH - MARGIN_RIGHT - 12)
 
 
 def axis(values: Sequence[Any], log: bool = False) -> tuple[list[float], list[tuple[float, str]]]:
@@ -32,9 +32,11 @@ def axis(values: Sequence[Any], log: bool = False) -> tuple[list[float], list[tu
             if place - shown[-2][0] > 0.18 and shown[-1][0] - place > 0.18:
                 shown.insert(-1, (place, value))
         return places, [(place, f"{value:.3g}") for place, value in shown]
-    names = list(dict.fromkeys(map(told, values)))
+    names = list(dict.fromkeys(map(display_value, values)))
     where = {name: (i + 0.5) / len(names) for i, name in enumerate(names)}
-    return [where[told(value)] for value in values], [(p, name) for name, p in where.items()]
+    return [where[display_value(value)] for value in values], [
+        (p, name) for name, p in where.items()
+    ]
 
 
 def is_log(plan: Plan, key: str) -> bool:
@@ -51,7 +53,7 @@ def by_parameter(plan: Plan, rows: Sequence[Row], key: str) -> Markup:
     seen = [row for row in rows if row.values]
     places, marks = axis([row.settings[key] for row in seen], is_log(plan, key))
     up, parts = svg.vertical_axis([value for row in seen for value in row.values])
-    parts += [below(_across(place), _short(mark)) for place, mark in marks]
+    parts += [below(_across(place), _short_label(mark)) for place, mark in marks]
     for row, place in zip(seen, places, strict=True):
         tip, x = _tip(plan, row), _across(place)
         parts += [svg.dot(_kind(row), x, up(value), tip) for value in row.values]
@@ -79,7 +81,7 @@ def over_trials(plan: Plan, rows: Sequence[Row]) -> Markup:
             steps += [(x, up(best))]
         parts += [svg.dot(_kind(row), x, up(mean), _tip(plan, row))]
     parts.insert(0, svg.line("c2", steps))
-    parts += [svg.text(WIDTH - RIGHT, HEIGHT - 3, "trial", "end")]
+    parts += [svg.text(WIDTH - MARGIN_RIGHT, HEIGHT - 3, "trial", "end")]
     return svg.figure("by trial, and the best so far", svg.svg(f"{plan.monitor} by trial", parts))
 
 
@@ -102,9 +104,10 @@ def parallel(plan: Plan, rows: Sequence[Row]) -> Markup:
         parts += [svg.line(kind, spots, element("title", _tip(plan, row)), style=style)]
     for i, ((_, marks), name) in enumerate(zip(axes, [*keys, plan.monitor], strict=True)):
         parts += [element("path", kind="grid", d=f"M{across(i)} {top}V{bottom}")]
-        parts += [svg.text(across(i), top - 12, _short(name, 26), "middle")]
+        parts += [svg.text(across(i), top - 12, _short_label(name, 26), "middle")]
         parts += [
-            svg.text(across(i) + 5, up(place) + 4, _short(mark), "dim") for place, mark in marks
+            svg.text(across(i) + 5, up(place) + 4, _short_label(mark), "dim")
+            for place, mark in marks
         ]
     alt = f"{plan.monitor} of {len(order)} trials by their settings"
     return svg.svg(alt, parts, width, 240)
@@ -114,7 +117,7 @@ def _kind(row: Row) -> str:
     return "c0" if row.status == "done" else "dim"
 
 
-def _short(label: str, length: int = MAX_LABEL) -> str:
+def _short_label(label: str, length: int = MAX_LABEL) -> str:
     return label if len(label) <= length else f"{label[: length - 1]}…"
 
 

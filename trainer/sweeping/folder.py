@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from trainer import disk
 from trainer.errors import ConfigError, RunError
-from trainer.resume import differences, settings, shown
+from trainer.resume import as_yaml, differences, settings
 from trainer.sweeping.reading import Plan
 from trainer.sweeping.space import Settings
 
@@ -100,11 +100,11 @@ def refuse_another(plan: Plan, folder: Path, began: dict[str, Any], asked: dict[
             key == "seeds" and not in_study and before and now and set(before) <= set(now)
         )
         if before != now and not more:
-            message = f"is {shown(now)}, but the sweep in {folder} began with {shown(before)}"
+            message = f"is {as_yaml(now)}, but the sweep in {folder} began with {as_yaml(before)}"
             faults.append(plan.document.fault(("sweep", key), f"{message}; {another}"))
     for path, before, now in differences(began["base"], asked["base"]):
         if not path.startswith(SWEEP_MAY_CHANGE):
-            message = f"is {shown(now)}, but the sweep in {folder} began with {shown(before)}"
+            message = f"is {as_yaml(now)}, but the sweep in {folder} began with {as_yaml(before)}"
             faults.append(plan.config.fault(path, f"{message}; {another}"))
     if faults:
         raise ConfigError(faults, plan.document.file)
@@ -173,9 +173,9 @@ def newest_run(folder: Path) -> Path | None:
 
 def end_of(run: Path | None, monitor: str, status: str, reason: str = "") -> dict[str, Any]:
     """The content of a run's end.json; ``value`` is the monitored one of its best epoch."""
-    from trainer.insight.listing import look_at
+    from trainer.insight.listing import inspect_run
 
-    found = None if run is None else look_at(run)
+    found = None if run is None else inspect_run(run)
     best = found.best if found else {}
     return {
         "status": status,

@@ -14,7 +14,7 @@ from trainer.events import Events
 from trainer.insight.columns import visible
 from trainer.sweeping.reading import Plan
 from trainer.sweeping.results import Row
-from trainer.sweeping.space import told
+from trainer.sweeping.space import display_value
 
 ENDED = ("done", "pruned", "failed")
 
@@ -73,27 +73,27 @@ def _experiment_summary(plan: Plan) -> Summary:
         for kind in kinds
     ]
     params = [
-        api_pb2.HParamInfo(name=key, type=_kind(plan.sweep.params[key]))
+        api_pb2.HParamInfo(name=key, type=_hparam_type(plan.sweep.params[key]))
         for key in plan.sweep.params
     ]
     about = api_pb2.Experiment(hparam_infos=params, metric_infos=infos)
     return _summary(metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=about))
 
 
-def _kind(space: object) -> int:
+def _hparam_type(space: object) -> int:
     numbers = not isinstance(space, list) or all(type(choice) in (int, float) for choice in space)
-    kind: int = api_pb2.DATA_TYPE_FLOAT64 if numbers else api_pb2.DATA_TYPE_STRING
-    return kind
+    hparam_type: int = api_pb2.DATA_TYPE_FLOAT64 if numbers else api_pb2.DATA_TYPE_STRING
+    return hparam_type
 
 
 def _session(plan: Plan, row: Row) -> list[Summary]:
     start = plugin_data_pb2.SessionStartInfo(group_name=f"t{row.number:03d}")
     for key, space in plan.sweep.params.items():
         value = row.settings[key]
-        if _kind(space) == api_pb2.DATA_TYPE_FLOAT64:
+        if _hparam_type(space) == api_pb2.DATA_TYPE_FLOAT64:
             start.hparams[key].number_value = value
         else:
-            start.hparams[key].string_value = visible(told(value))
+            start.hparams[key].string_value = visible(display_value(value))
     failed = row.status == "failed"
     status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
     end = plugin_data_pb2.SessionEndInfo(status=status)

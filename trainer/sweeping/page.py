@@ -9,12 +9,12 @@ from trainer.insight.page import render
 from trainer.sweeping.drawing import by_parameter, over_trials, parallel
 from trainer.sweeping.reading import Plan
 from trainer.sweeping.results import Row, in_rank, ranked, reported_test
-from trainer.sweeping.space import overrides, told
+from trainer.sweeping.space import display_value, overrides
 
-TEMPLATE = Path(__file__).parent / "templates" / "sweep.html.j2"
+SWEEP_TEMPLATE = Path(__file__).parent / "templates" / "sweep.html.j2"
 
 
-def page(plan: Plan, rows: Sequence[Row]) -> str:
+def sweep_page(plan: Plan, rows: Sequence[Row]) -> str:
     """The whole page, of a sweep in any state."""
     params, monitor, test = list(plan.sweep.params), plan.monitor, reported_test(plan, rows)
     best = ranked(plan, rows)[:1]
@@ -24,10 +24,10 @@ def page(plan: Plan, rows: Sequence[Row]) -> str:
     header = ["trial", *params, "status", f"{monitor} mean ± std", "min..max"]
     header += [f"test/{test} mean ± std", "min..max"] if test else []
     return render(
-        TEMPLATE,
+        SWEEP_TEMPLATE,
         title=plan.file.name,
         kind="sweep",
-        facts=_facts(plan, rows),
+        facts=_sweep_facts(plan, rows),
         best=_best(monitor, best[0]) if best else None,
         charts=charts,
         parallel=parallel(plan, rows) if params and best else "",
@@ -51,7 +51,7 @@ def page(plan: Plan, rows: Sequence[Row]) -> str:
     )
 
 
-def _facts(plan: Plan, rows: Sequence[Row]) -> dict[str, str]:
+def _sweep_facts(plan: Plan, rows: Sequence[Row]) -> dict[str, str]:
     states = dict.fromkeys(row.status for row in rows)
     many = ", ".join(f"{sum(row.status == state for row in rows)} {state}" for state in states)
     better = "more is better" if plan.sign > 0 else "less is better"
@@ -79,7 +79,7 @@ def _best(monitor: str, row: Row) -> dict[str, Any]:
 def _trial(row: Row, params: Sequence[str], test: str | None) -> list[str]:
     return [
         f"t{row.number:03d}",
-        *(told(row.settings[key]) for key in params),
+        *(display_value(row.settings[key]) for key in params),
         row.status + (f": {row.reason}" if row.reason else ""),
         row.shown,
         row.spread,

@@ -10,7 +10,7 @@ from pathlib import Path
 from trainer import disk
 from trainer.exits import Exit
 from trainer.folder import read_metrics
-from trainer.settings import Shown
+from trainer.settings import LogItem
 from trainer.sweeping.folder import SWEEP_MAY_CHANGE, Member, newest_run
 from trainer.sweeping.reading import Plan
 
@@ -24,7 +24,7 @@ def train_command(plan: Plan, folder: Path, member: Member) -> list[str]:
         changed = [text for text in plan.overrides if text.startswith(SWEEP_MAY_CHANGE)]
         return [*command, "--resume", str(run), *changed]
     # The sweep writes TensorBoard's HPARAMS table itself: it has a row per trial, not per run.
-    shown: list[Shown] = [name for name in plan.config.log.show if name != "hparams"]
+    shown: list[LogItem] = [name for name in plan.config.log.show if name != "hparams"]
     arguments = [
         *plan.arguments(member.trial.settings, member.seed, member.fold),
         f"name={member.name}",

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.document import flow
 from trainer.insight.columns import lay_out, visible
-from trainer.insight.listing import plain, short, took
+from trainer.insight.listing import short, strict_json, took
 from trainer.sweeping.reading import Plan
-from trainer.sweeping.space import Settings, overrides, told
+from trainer.sweeping.space import Settings, display_value, overrides
 
 if TYPE_CHECKING:
     from trainer.sweeping.trials import Trials
@@ -175,7 +175,7 @@ def sweep_table(plan: Plan, rows: Sequence[Row], width: int) -> list[str]:
     cells = [head]
     listed = in_rank(plan, rows)
     for row in listed[:MAX_ROWS]:
-        values = [visible(told(row.settings[key])) for key in keys]
+        values = [visible(display_value(row.settings[key])) for key in keys]
         line = [f"t{row.number:03d}", *values, row.shown] + [row.spread] * several
         if test:
             line += row.tests.get(test, ("-", ""))
@@ -237,7 +237,7 @@ def sweep_json(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
         for row in rows
     ]
     counts = Counter(row.status for row in rows)
-    content: dict[str, Any] = plain(
+    content: dict[str, Any] = strict_json(
         {
             "name": plan.file.name,
             "method": plan.sweep.method,

@@ -82,7 +82,7 @@ def ends(space: list[Any] | Range) -> list[tuple[int | str, Any]]:
 def in_words(space: list[Any] | Range) -> str:
     """Choices or a range, for people: ``0.001 to 1, evenly in the logarithm``."""
     if isinstance(space, list):
-        return f"one of {', '.join(map(told, space))}"
+        return f"one of {', '.join(map(display_value, space))}"
     kind = "whole numbers from " if space.is_whole else ""
     step = f" in steps of {flow(space.step)}" if space.step is not None else ""
     log = ", evenly in the logarithm" if space.log else ""
@@ -94,11 +94,11 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={flow(value)}" for key, value in settings.items()]
 
 
-def told(value: Any) -> str:
+def display_value(value: Any) -> str:
     """A value for people: ``0.001``; a component as ``SGD(lr=0.1)``."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict) and component_name(value):
-        rest = ", ".join(f"{k}={told(v)}" for k, v in value.items() if k != "name")
+        rest = ", ".join(f"{k}={display_value(v)}" for k, v in value.items() if k != "name")
         return f"{value['name']}({rest})" if rest else str(value["name"])
     return flow(value)

@@ -29,7 +29,7 @@ from trainer.sweeping.folder import (
     newest_run,
 )
 from trainer.sweeping.hparams import write_hparams
-from trainer.sweeping.page import page
+from trainer.sweeping.page import sweep_page
 from trainer.sweeping.process import (
     end_with,
     gpus_of,
@@ -298,5 +298,5 @@ def write_results(plan: Plan, folder: Path, rows: Sequence[Row]) -> None:
     """Write sweep.json, sweep.csv, sweep.html and TensorBoard's HPARAMS table."""
     disk.write_json(folder / "sweep.json", sweep_json(plan, rows))
     disk.write_file(folder / "sweep.csv", sweep_csv(plan, rows))
-    disk.write_file(folder / "sweep.html", page(plan, rows))
+    disk.write_file(folder / "sweep.html", sweep_page(plan, rows))
     write_hparams(plan, folder, rows)
