@@ -319,8 +319,8 @@ def test_a_step_that_is_no_number_never_enters_an_average(spoiled, monkeypatch, 
             loss = F.cross_entropy(logits, labels)
             return loss * math.nan if logits.requires_grad and self.calls == bad else loss
 
-    more = (MOBILE, "train.skip_non_finite=1", "train.epochs=1", "optimizer.lr=0.001")
-    more += ("log.show=[]",)
+    more = (MOBILE, "train.skip_non_finite=1", "train.epochs=1", "optimizer.lr=0.001",
+            "log.show=[]")  # fmt: skip
     run = spoiled(Spoiling(), *more, "average={name: EMA, decay: 0.5, warmup: false}")
     seen = []
     plain = spoiled(Spoiling(), *more, "checkpoint={every: 1st, keep: 9}")

@@ -30,9 +30,9 @@ QUIET = "log.show=[]"
 
 
 @pytest.fixture
-def teacher(train):
+def teacher(finished):
     """An MLP that has learnt the notes for an epoch."""
-    return train("model=MLP", "train.epochs=1", "seed=3", "name=teacher", QUIET)
+    return finished("model=MLP", "train.epochs=1", "seed=3", "name=teacher", QUIET)
 
 
 def distill(teacher, **more):
@@ -51,7 +51,7 @@ def test_the_loss_is_the_papers():
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
 
 
-def test_training_equals_a_hand_written_loop(train, config_file, teacher):
+def test_training_equals_a_hand_written_loop(train, finished, config_file, teacher):
     run = train(distill(teacher, weight=0.7, temperature=3.0), QUIET)
     config = load_config(config_file)
     part = load_data(config, CPU).parts["train"]
@@ -74,7 +74,7 @@ def test_training_equals_a_hand_written_loop(train, config_file, teacher):
             optimizer.step()
     for name, weight in last_state(run)["model"].items():
         torch.testing.assert_close(weight, model.state_dict()[name], rtol=1e-4, atol=1e-5)
-    assert not same(weights(run), weights(train(QUIET)))
+    assert not same(weights(run), weights(finished(QUIET)))
 
 
 def test_the_teacher_stays_as_it_was_and_draws_nothing(config_file, teacher):
@@ -117,14 +117,14 @@ def test_two_processes_learn_what_one_does(together, tmp_path, teacher):
 
 
 def test_which_teacher_it_was_is_kept_and_another_is_refused_with_code_5(
-    train, teacher, tmp_path, capfd
+    train, finished, teacher, tmp_path, capfd
 ):
     run = train(distill(teacher), QUIET)
     digest = sha256_of(teacher / "model.pt")
     told = read_json(run / "result.json")["teacher"]
     assert told == {"run": str(teacher), "weights": {"sha256": digest}}
     assert last_state(run)["teacher"] == digest
-    other = train("model=MLP", "train.epochs=1", "seed=4", "name=teacher", QUIET)
+    other = finished("model=MLP", "train.epochs=1", "seed=4", "name=teacher", QUIET)
     before = (run / "result.json").read_bytes()
     assert main(["--resume", str(run), "train.epochs=3", f"distill.run={other}"]) == 5
     assert "began with another teacher" in capfd.readouterr().err
@@ -235,8 +235,10 @@ def test_a_run_name_stands_for_its_newest_run(config_file, teacher, tmp_path):
     assert mismatch(job.config, load_trained(teacher), ("1", "100"), (3, 32, 32)) == ""
 
 
-def test_a_checkpoint_of_a_run_with_another_teacher_is_none_of_a_run_with_none(train, teacher):
-    run = train(QUIET)
+def test_a_checkpoint_of_a_run_with_another_teacher_is_none_of_a_run_with_none(
+    train, finished, teacher
+):
+    run = finished(QUIET)
     assert last_state(run)["teacher"] is None
     with pytest.raises((ConfigError, RunError)):
         train(distill(teacher), "train.epochs=3", resume=run)

@@ -274,8 +274,16 @@ def torchrun_of_forks(argv):
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     warnings.simplefilter("ignore")
-    standalone = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "forks"}
-    config = LaunchConfig(1, 1, 2, max_restarts=2, start_method="fork", **standalone)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        run_id="forks",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=2,
+        start_method="fork",
+    )
     elastic_launch(config, command_killed_twice)(argv)
     return 0
 

@@ -486,8 +486,13 @@ def test_the_form_of_old_versions_is_refused_with_the_command_that_converts_it(t
         read_weights(str(old))
     command = str(caught.value).partition('python -c "')[2].removesuffix('"')
     code = command.replace("OLD", str(old)).replace("NEW", str(new))
+
+    def convert():
+        exec(code, {})
+        return 0
+
     said = tmp_path / "said.txt"
-    assert exit_code_of(fork(said, lambda: exec(code, {}) or 0)) == 0, said.read_text()
+    assert exit_code_of(fork(said, convert)) == 0, said.read_text()
     assert load_weights(LeNet(2, 1), read_weights(str(new)), num_classes=2) == []
 
 

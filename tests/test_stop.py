@@ -18,7 +18,7 @@ import trainer.training
 from datasets.files import ImageFiles
 from tests.conftest import exit_code_of, fork
 from tests.test_training import assert_same_run
-from trainer.checkpoint import checkpoints, problem_of, read_state
+from trainer.checkpoint import checkpoints, problem_of, read_state, write_checkpoint
 from trainer.disk import read_json
 from trainer.errors import Stopped
 from trainer.loader import Loader
@@ -175,10 +175,10 @@ def test_the_second_signal_ends_the_process_at_once(first, second):
 
 
 def test_two_ctrl_c_through_a_save_leave_the_earlier_checkpoint_and_the_same_result(
-    train, finished, config_file, tmp_path
+    train, finished, monkeypatch, config_file, tmp_path
 ):
     """A process of its own, whose second save takes long: the second signal does not wait."""
-    write, calls = trainer.saver.write_checkpoint, []
+    calls = []
 
     def slow(*arguments):
         calls.append(1)
@@ -187,10 +187,10 @@ def test_two_ctrl_c_through_a_save_leave_the_earlier_checkpoint_and_the_same_res
             time.sleep(0.2)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
-        return write(*arguments)
+        return write_checkpoint(*arguments)
 
     def command():
-        trainer.saver.write_checkpoint = slow
+        monkeypatch.setattr(trainer.saver, "write_checkpoint", slow)  # in this fork only
         runs = str(tmp_path / "runs")
         return main(["--config", str(config_file), "--runs", runs, "checkpoint.every=3st"])
 

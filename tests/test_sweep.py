@@ -424,8 +424,10 @@ def begin(file, runs, seconds, *more, told="told.txt"):
     """Begin a sweep in a process of its own, with the stand-in for its runs."""
 
     def sweep():
-        work.train_command = stub_command(seconds)
-        work.LOOK_EVERY, work.ASK_EVERY = 0.01, 0.1
+        patch = pytest.MonkeyPatch()  # of this fork
+        patch.setattr(work, "train_command", stub_command(seconds))
+        patch.setattr(work, "LOOK_EVERY", 0.01)
+        patch.setattr(work, "ASK_EVERY", 0.1)
         return sweep_command.main(["--config", str(file), "--runs", str(runs), *more])
 
     return fork(file.with_name(told), sweep)

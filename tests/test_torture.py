@@ -56,26 +56,35 @@ SABOTAGES = {  # what is broken -> (the patch, the trial that must notice, its w
 }
 
 
-def attempt(patch, kind, seed, images, temporary):
+def attempt(patch, kind, seed, images):
     """Try one trial with the harness's own command, after a patch; returns its exit code."""
     import trainer
 
-    import_once()
-    tempfile.tempdir = str(temporary)
     exec(patch, {"trainer": trainer})
     return main(["--only", kind, "--seed", seed, "--trials", "1", "--rmb", str(images)])
 
 
+def attempt_all(folder, temporary, images):
+    """Import once, as the harness does; each sabotage happens in a fork. Their exit codes."""
+    import_once()
+    tempfile.tempdir = str(temporary)
+    codes = {}
+    for name, (patch, (kind, seed), _) in SABOTAGES.items():
+        work = functools.partial(attempt, patch, kind, seed, images)
+        codes[name] = exit_code_of(fork(folder / f"{name}.txt", work), 300)
+    (folder / "codes.json").write_text(json.dumps(codes))
+    return 0
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory, notes):
-    """Exit code and report of the harness for each sabotage, each of which happens in a fork."""
+    """Exit code and report of the harness for each sabotage."""
     folder, temporary = tmp_path_factory.mktemp("reports"), tmp_path_factory.mktemp("kept")
-    told = {}
-    for name, (patch, (kind, seed), _) in SABOTAGES.items():
-        report = folder / f"{name}.txt"
-        work = functools.partial(attempt, patch, kind, seed, notes, temporary)
-        told[name] = exit_code_of(fork(report, work), 300), report.read_text()
-    return told
+    said = folder / "said"
+    work = functools.partial(attempt_all, folder, temporary, notes)
+    assert exit_code_of(fork(said, work), 1000) == 0, said.read_text()
+    codes = json.loads((folder / "codes.json").read_text())
+    return {name: (codes[name], (folder / f"{name}.txt").read_text()) for name in SABOTAGES}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the harness is Linux's")

@@ -6,6 +6,7 @@ are equal; else losses are relatively, and weights as a share of the way they we
 """
 
 import copy
+import functools
 import json
 import math
 import os
@@ -96,13 +97,13 @@ SLOW = {
 }
 
 
-@pytest.fixture
-def one_epoch(config_file):
+@pytest.fixture(scope="module")
+def one_epoch(shared_config):
     """Train one epoch of 5 batches of 8, the last one short; losses, and the weights after it."""
 
     def trained(device, *overrides):
         fixed = [f"train.device={device}", "loader.batch_size=9", "optimizer.lr=0.001"]
-        job = prepare(load_config(config_file, [*fixed, *overrides]), print)
+        job = prepare(load_config(shared_config, [*fixed, *overrides]), print)
         start = copy.deepcopy(job.model.state_dict())
         if (
             job.precision.scaler.is_enabled()
@@ -130,6 +131,12 @@ def one_epoch(config_file):
     return trained
 
 
+@pytest.fixture(scope="module")
+def as_ever(one_epoch):
+    """The same, each only once: what several variants are compared with."""
+    return functools.cache(one_epoch)
+
+
 def far(found, expected, start):
     """How far two trainings ended from each other, as a share of the way that the second went."""
     apart = sum((found[name] - expected[name]).double().square().sum() for name in expected)
@@ -142,16 +149,16 @@ def apart_by(found, expected):
     return max(abs(a - b) for a, b in zip(found, expected, strict=True)) / max(expected)
 
 
-def equal_to_plain(one_epoch, device, model, overrides, tolerance):
+def equal_to_plain(one_epoch, as_ever, device, model, overrides, tolerance):
     tolerance = tolerance[device] if isinstance(tolerance, dict) else tolerance
     layout = [
         f"train.channels_last={str('channels_last=false' not in ' '.join(overrides)).lower()}"
     ]
     plain = [] if tolerance else layout  # where bits are compared, the layout is the same
-    losses, weights, start = one_epoch(device, model, *plain)
+    losses, weights, start = as_ever(device, model, *plain)
     own_losses, own_weights, _ = one_epoch(device, model, *plain, *overrides)
     if tolerance == AS_LAYOUT:
-        other = one_epoch(device, model, f"train.channels_last={str(device == 'cuda').lower()}")
+        other = as_ever(device, model, f"train.channels_last={str(device == 'cuda').lower()}")
         tolerance = 2 * max(apart_by(other[0], losses), far(other[1], weights, start))
         assert tolerance < 0.02
         assert apart_by(own_losses[:2], losses[:2]) <= SUMS  # it has not grown yet
@@ -167,17 +174,19 @@ def equal_to_plain(one_epoch, device, model, overrides, tolerance):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("model", "overrides", "tolerance"), VARIANTS.values(), ids=VARIANTS)
-def test_an_epoch_trains_the_same_as_without(one_epoch, device, model, overrides, tolerance):
-    equal_to_plain(one_epoch, device, model, overrides, tolerance)
+def test_an_epoch_trains_the_same_as_without(
+    one_epoch, as_ever, device, model, overrides, tolerance
+):
+    equal_to_plain(one_epoch, as_ever, device, model, overrides, tolerance)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("model", "overrides", "tolerance"), SLOW.values(), ids=SLOW)
 def test_an_epoch_trains_the_same_in_the_longer_variants(
-    one_epoch, device, model, overrides, tolerance
+    one_epoch, as_ever, device, model, overrides, tolerance
 ):
-    equal_to_plain(one_epoch, device, model, overrides, tolerance)
+    equal_to_plain(one_epoch, as_ever, device, model, overrides, tolerance)
 
 
 @pytest.mark.parametrize("overrides", [["train.compile=true"], ["train.precision=fp16"]], ids=str)
