@@ -215,7 +215,7 @@ def finished(_trained_once, tmp_path) -> Callable[..., Path]:
 
     Call it while nothing of the trainer is patched: other tests get copies of the same run.
     """
-    from trainer.run import create_run
+    from trainer.folder import create_run
 
     def copy(*overrides: str) -> Path:
         run = _trained_once(*overrides)

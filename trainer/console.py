@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from trainer.launch import is_first
 
-Bar = TypeVar("Item")
+Counted = TypeVar("Counted")
 Say = Callable[[str], None]  # prints one permanent line, as ``say`` does
 
 
@@ -39,8 +39,8 @@ def draws_bars() -> bool:
 
 
 def bar(
-    items: Iterable[Bar], description: str, total: int, initial: int = 0, unit: str = "image"
-) -> Iterator[Bar]:
+    items: Iterable[Counted], description: str, total: int, initial: int = 0, unit: str = "image"
+) -> Iterator[Counted]:
     """Yield ``items`` with a progress bar; without a terminal print a line every 30 seconds."""
     if draws_bars():
         from tqdm import tqdm

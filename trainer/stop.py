@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 from trainer.errors import Stopped
 from trainer.launch import WORLD_SIZE, is_first
 
-Watched = TypeVar("Item")
+Watched = TypeVar("Watched")
 BUDGET = 1000  # stands for a used-up budget among the numbers of signals
 
 # Sent by Ctrl-C, by a scheduler, and by a terminal that is closed.
