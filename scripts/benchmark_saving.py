@@ -25,13 +25,13 @@ spin_briefly()
 import torch
 began = time.perf_counter()
 import trainer.train
-def first_batch(model, batches, *arguments, **keywords):
+def first_batch(task, batches, first):
     for batch in batches:
         print("seconds", time.perf_counter() - began, flush=True)
         raise KeyboardInterrupt
         yield
-import trainer.loop
-trainer.loop.train_steps = first_batch
+import trainer.step
+trainer.step.train_steps = first_batch
 sys.exit(trainer.train.main(sys.argv[1:]))
 """
 
@@ -88,15 +88,15 @@ def measure(
 ) -> tuple[list[float], list[float], list[float]]:
     """Seconds of the epochs after no save, of those after a save, and of the saves' own waits.
 
-    Each lasts from the end of an epoch's judgement to the end of the next one's.
+    Each lasts from the end of an epoch's evaluation to the end of the next one's.
     """
     from trainer.start import start
 
     with start():
         import trainer.epochs
-        from trainer import training
         from trainer.config import load_config
-        from trainer.job import prepare
+        from trainer.fit import fit
+        from trainer.prepare import prepare
         from trainer.stop import StopRequest
 
     epochs: dict[bool, list[float]] = {False: [], True: []}
@@ -126,7 +126,7 @@ def measure(
     hook.save, hook.end_epoch = every_second, timed
     try:
         with StopRequest() as stop:
-            training.train(job, runs, None, print, stop)
+            fit(job, runs, None, print, stop)
     finally:
         hook.save, hook.end_epoch = save, end_epoch
     return epochs[False], epochs[True], waits

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     from trainer.start import start
 
     with start():  # as the command does it
-        import trainer.training  # noqa: F401
+        import trainer.fit  # noqa: F401
     overrides = [f"dataset.root={arguments.root}", *arguments.overrides]
     kinds = {"shown": overrides, "not shown": [*overrides, *NOTHING]}
     measured: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
@@ -71,14 +71,14 @@ def run(arguments: argparse.Namespace) -> None:
 def train_once(config_file: str, overrides: Sequence[str], runs: Path) -> dict[str, Any]:
     """Train one run; its result, with "wall": the seconds from its first line to its last."""
     from trainer.config import load_config
-    from trainer.job import prepare
+    from trainer.fit import fit
+    from trainer.prepare import prepare
     from trainer.stop import StopRequest
-    from trainer.training import train
 
     job = prepare(load_config(config_file, overrides), lambda _: None)
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()), StopRequest() as stop:
-        folder = train(job, runs, None, lambda _: None, stop)
+        folder = fit(job, runs, None, lambda _: None, stop)
     wall = time.perf_counter() - began
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return result | {"wall": wall}

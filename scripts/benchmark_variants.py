@@ -15,8 +15,8 @@ from trainer.config import load_config
 from trainer.console import Say
 from trainer.errors import ConfigError
 from trainer.guard import Guard
-from trainer.job import prepare
-from trainer.loop import train_steps
+from trainer.prepare import prepare
+from trainer.step import new_task, train_steps
 
 VARIANTS: Mapping[str, Sequence[str]] = {
     "plain": (),
@@ -83,27 +83,15 @@ def stepper(
     job: Any = prepare(load_config(file, overrides), lambda _: None)
     images, labels = next(job.train_loader.epoch())
     batches = [(images.clone(), labels.clone()) for _ in range(BATCHES)]
-    guard, done = Guard(job.model, job.optimizer, device), 0
+    guard, done = Guard(job.model, job.optimizer), 0
+    task = new_task(job, guard)
 
     def step(count: int) -> float:
         nonlocal done
         synchronise(device)
         began = time.perf_counter()
-        steps = train_steps(
-            job.network,
-            islice(cycle(batches), count),
-            job.loss_fn,
-            job.optimizer,
-            job.schedule,
-            guard,
-            device,
-            seed=0,
-            step=done,
-            accumulate=job.config.train.accumulate,
-            precision=job.precision,
-        )
-        done += sum(1 for _ in steps)
-        guard.seen(wait=True)
+        done += sum(1 for _ in train_steps(task, islice(cycle(batches), count), done))
+        guard.results(wait=True)
         synchronise(device)
         return (time.perf_counter() - began) / count
 

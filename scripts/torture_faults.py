@@ -23,13 +23,13 @@ from typing import Any
 Action = Callable[[], None]
 
 PHASES = {  # where a run is while the functions of these modules are called
-    "start-up": ("config", "parts", "job", "resume"),
+    "start-up": ("config", "parts", "job", "prepare", "rehearse", "resume"),
     "decoding": ("reading",),
-    "train": ("loop", "guard", "schedulers", "epochs", "training"),
-    "eval and test": ("judge", "metrics"),
+    "train": ("step", "micro_batches", "guard", "schedulers", "epochs", "fit"),
+    "eval and test": ("evaluate_split", "metrics"),
     "save": (
         *("saver", "checkpoint", "disk", "tensors", "record", "best", "folder", "environment"),
-        *("run_log", "events", "state"),
+        *("run_log", "events", "state", "snapshot"),
     ),
     "report": ("insight.report", "insight.findings", "insight.board", "insight.pictures"),
 }

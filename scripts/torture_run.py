@@ -49,7 +49,7 @@ train: {{epochs: 3, device: cpu, threads: 1}}
 checkpoint: {{every: 3st}}
 log: {{every: 2st, images: 4}}
 """
-STEP = "trainer.loop:reseed"  # called once as each step begins
+STEP = "trainer.micro_batches:reseed"  # called once as each step begins
 STOPPED, DATA, DISK, WORKER, DONE = 75, 3, 5, 8, 0  # exit codes
 
 

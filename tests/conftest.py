@@ -172,14 +172,14 @@ def fashion_root(tmp_path_factory):
 def train(config_file, tmp_path) -> Callable[..., Path]:
     """Train the small configuration with overrides; returns the run's folder."""
     from trainer.config import load_config
-    from trainer.job import prepare
+    from trainer.fit import fit
+    from trainer.prepare import prepare
     from trainer.stop import StopRequest
-    from trainer.training import train as train_job
 
     def run(*overrides: str, resume: Path | None = None, file: Path = config_file) -> Path:
         job = prepare(load_config(file, overrides), print)
         with StopRequest() as stop:
-            return train_job(job, tmp_path / "runs", resume, print, stop)
+            return fit(job, tmp_path / "runs", resume, print, stop)
 
     return run
 
@@ -196,15 +196,15 @@ def shared_config(tmp_path_factory, notes) -> Path:
 def _trained_once(shared_config) -> Callable[..., Path]:
     """Train the small configuration, but only once for each set of overrides."""
     from trainer.config import load_config
-    from trainer.job import prepare
+    from trainer.fit import fit
+    from trainer.prepare import prepare
     from trainer.stop import StopRequest
-    from trainer.training import train as train_job
 
     @functools.cache
     def run(*overrides: str) -> Path:
         job = prepare(load_config(shared_config, overrides), print)
         with StopRequest() as stop:
-            return train_job(job, shared_config.parent / "runs", None, print, stop)
+            return fit(job, shared_config.parent / "runs", None, print, stop)
 
     return run
 
@@ -240,15 +240,15 @@ def start(config_file, tmp_path):
 def spoiled(config_file, tmp_path):
     """Train the small configuration with another loss; the run's folder."""
     from trainer.config import load_config
-    from trainer.job import prepare
+    from trainer.fit import fit
+    from trainer.prepare import prepare
     from trainer.stop import StopRequest
-    from trainer.training import train as train_job
 
     def run(loss, *overrides, resume=None):
         job = prepare(load_config(config_file, overrides), print)
         job.loss_fn = loss
         with StopRequest() as stop:
-            return train_job(job, tmp_path / "runs", resume, print, stop)
+            return fit(job, tmp_path / "runs", resume, print, stop)
 
     return run
 

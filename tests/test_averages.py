@@ -26,13 +26,13 @@ from trainer.config import load_config
 from trainer.disk import read_json, write_json
 from trainer.duration import Duration
 from trainer.errors import ConfigError
+from trainer.evaluate_split import predict
 from trainer.evaluation import evaluate_run
 from trainer.folder import read_metrics
 from trainer.guard import Guard
-from trainer.job import prepare
-from trainer.loop import predict
 from trainer.parts import load_data
 from trainer.precision import FP32
+from trainer.prepare import prepare
 from trainer.resume import find_resumable
 from trainer.tensors import save_tensors
 from trainer.train import main
@@ -309,7 +309,7 @@ def test_a_step_that_is_no_number_never_enters_an_average(spoiled, monkeypatch, 
 
     With a lag as on a GPU, where it is known up to 64 steps later.
     """
-    monkeypatch.setattr("trainer.training.Guard", functools.partial(Guard, lag=lag))
+    monkeypatch.setattr("trainer.fit.Guard", functools.partial(Guard, lag=lag))
 
     class Spoiling(nn.Module):
         calls = 0

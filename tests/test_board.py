@@ -23,15 +23,15 @@ from torch import nn
 from torch.utils.tensorboard.summary import compute_curve
 
 from trainer.config import load_config
+from trainer.evaluate_split import predict
 from trainer.events import Events
 from trainer.insight import board, panels, projector
 from trainer.insight.board import Board, show_end, show_epoch, show_start
 from trainer.insight.columns import visible
 from trainer.insight.features import penultimate
 from trainer.insight.samples import as_pictures
-from trainer.job import prepare
-from trainer.loop import predict
 from trainer.parts import eval_loader
+from trainer.prepare import prepare
 
 EVERYTHING = {"images": 0, "histograms": 0, "tensors": 0, "scalars": 0}
 

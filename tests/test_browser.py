@@ -25,9 +25,9 @@ def run(tmp_path_factory):
     """A run of LeNet on the photographs of notes, or on drawn ones where there are none."""
     from datasets.draw import draw
     from trainer.config import load_config
-    from trainer.job import prepare
+    from trainer.fit import fit
+    from trainer.prepare import prepare
     from trainer.stop import StopRequest
-    from trainer.training import train
 
     folder = tmp_path_factory.mktemp("browser")
     root = next((path for path in PHOTOGRAPHS if path.is_dir()), folder / "rmb")
@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     config = load_config(ROOT / "configs" / "lenet_rmb.yaml", [f"dataset.root={root}"])
     said: list[str] = []
     with StopRequest() as stop:
-        path = train(prepare(config, said.append), folder / "runs", None, said.append, stop)
+        path = fit(prepare(config, said.append), folder / "runs", None, said.append, stop)
     assert not [line for line in said if "cannot be shown" in line]
     return path
 

@@ -34,11 +34,13 @@ from trainer.checkpoint import (
 from trainer.config import load_config
 from trainer.errors import NonFiniteLoss, RunError
 from trainer.folder import create_run
-from trainer.job import prepare
-from trainer.record import compare, save
+from trainer.prepare import prepare
+from trainer.record import save
+from trainer.resume_run import compare
 from trainer.run_log import Lengths, RunLog
 from trainer.saver import Saver
-from trainer.state import State, restore, snapshot
+from trainer.snapshot import restore, snapshot
+from trainer.state import State
 from trainer.tensors import load_tensors, save_tensors
 
 KINDS = ("open", "write", "fsync", "close", "replace", "mkdir")

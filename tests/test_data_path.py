@@ -26,9 +26,9 @@ from trainer import reading
 from trainer.config import load_config
 from trainer.errors import ConfigError
 from trainer.guard import Guard
-from trainer.job import prepare
 from trainer.loader import Loader, Part, copied_ahead
 from trainer.parts import load_data, train_loader
+from trainer.prepare import prepare
 from trainer.start import keep_freed_memory, spin_briefly
 from trainer.summary import dry_run
 from transforms.batched import KERNELS
@@ -377,7 +377,7 @@ class ReadBacks(TorchDispatchMode):
 def test_training_reads_back_once_a_log_interval_and_once_an_epoch(
     train, monkeypatch, every, logged
 ):
-    from trainer import epochs, training
+    from trainer import epochs, fit
 
     counted: list[int] = []
     one_epoch, tolist = epochs.train_one_epoch, torch.Tensor.tolist
@@ -395,7 +395,7 @@ def test_training_reads_back_once_a_log_interval_and_once_an_epoch(
         return result
 
     monkeypatch.setattr(epochs, "train_one_epoch", counting)
-    monkeypatch.setattr(training, "Guard", functools.partial(Guard, lag=64))  # as on a GPU
+    monkeypatch.setattr(fit, "Guard", functools.partial(Guard, lag=64))  # as on a GPU
     train(f"log.every={every}", "train.epochs=1", "train.clip_grad_norm=1.0")
     unread = logged < 5  # steps that the guard has not told of when the epoch ends
     assert counted == [logged + unread]

@@ -14,14 +14,14 @@ from tests.test_resume import stopped_at
 from tests.test_training import CPU, assert_same_run, last_state, same, weights
 from trainer.config import load_config
 from trainer.disk import read_json, sha256_of, write_json
-from trainer.distillation import Distillation, mismatch
 from trainer.errors import ConfigError, RunError
 from trainer.evaluate import main as evaluate
 from trainer.evaluation import evaluate_run
-from trainer.job import prepare
 from trainer.parts import load_data
 from trainer.predict import main as predict
+from trainer.prepare import prepare
 from trainer.resume import find_resumable
+from trainer.teacher import Distillation, mismatch
 from trainer.train import main
 from trainer.trained import load_trained
 from transforms.keyed import permutation, seed_of
@@ -218,7 +218,7 @@ def test_the_device_and_threads_are_the_students(train, config_file):
     torch.set_num_threads(1)
     job = prepare(load_config(config_file, [distill(run)]), print)
     assert torch.get_num_threads() == 1 and job.teacher is not None
-    assert json.dumps(job.teacher.told())
+    assert json.dumps(job.teacher.description())
 
 
 def load_config_of(job, folder):

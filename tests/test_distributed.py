@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 
 from datasets import DataError
 from tests.conftest import exit_code_of, fork, train_together
-from trainer import distributed
 from trainer.checkpoint import checkpoints, read_state
 from trainer.disk import read_json
 from trainer.folder import read_metrics
-from trainer.loader import cut
+from trainer.processes import rank as own_rank
+from trainer.processes import world_size
+from trainer.shares import share_of
 
 ODD = ("loader.batch_size=9", "loader.eval_batch_size=2")  # 40 = 4 x 9 + 4 images; 5 to judge
 
@@ -38,18 +40,23 @@ def traced(folder):
     """Have each process write down what it trains on: a line a step, with a digest an image."""
 
     def prepare(rank):
-        import trainer.loop
+        step_module = importlib.import_module("trainer.step")
+        choose, lines = step_module.choose_micro_batches, folder / f"trace-{rank}.jsonl"
 
-        own, lines = trainer.loop.in_parts, folder / f"trace-{rank}.jsonl"
+        def choose_micro_batches(*arguments):
+            chosen, batch_size_at = choose(*arguments), arguments[-1]
 
-        def in_parts(images, labels, whole, accumulate):
-            low, high = cut(whole, distributed.rank(), distributed.world_size())
-            seen = [digest(image) for image in images[: high - low]]
-            with lines.open("a") as file:
-                file.write(json.dumps([seen, labels[: high - low].tolist()]) + "\n")
-            return own(images, labels, whole, accumulate)
+            def micro_batches(step, images, labels):
+                whole = batch_size_at(step) if batch_size_at else len(images)
+                low, high = share_of(whole, own_rank(), world_size())
+                seen = [digest(image) for image in images[: high - low]]
+                with lines.open("a") as file:
+                    file.write(json.dumps([seen, labels[: high - low].tolist()]) + "\n")
+                return chosen(step, images, labels)
 
-        trainer.loop.in_parts = in_parts
+            return micro_batches
+
+        setattr(step_module, "choose_micro_batches", choose_micro_batches)  # noqa: B010
 
     folder.mkdir()
     return prepare
@@ -100,7 +107,7 @@ def test_several_processes_train_on_what_one_does_and_come_to_the_same(undisturb
 
 @given(st.integers(1, 400), st.integers(1, 9))
 def test_shares_of_a_batch_are_all_of_it_once_and_of_equal_size(count, processes):
-    shares = [cut(count, process, processes) for process in range(processes)]
+    shares = [share_of(count, process, processes) for process in range(processes)]
     assert [row for low, high in shares for row in range(low, high)] == list(range(count))
     sizes = [high - low for low, high in shares]
     assert max(sizes) - min(sizes) <= 1
@@ -110,18 +117,18 @@ def at_step(number, rank, strike):
     """Have process ``rank`` be struck as its step ``number`` (from 1) begins."""
 
     def prepare(own):
-        import trainer.loop
+        import trainer.micro_batches
 
         if own != rank:
             return
-        before, steps = trainer.loop.reseed, iter(range(1, 10**6))
+        before, steps = trainer.micro_batches.reseed, iter(range(1, 10**6))
 
         def reseed(*arguments):
             if next(steps) == number:
                 strike()
             before(*arguments)
 
-        trainer.loop.reseed = reseed
+        trainer.micro_batches.reseed = reseed
 
     return prepare
 
@@ -245,18 +252,18 @@ def test_parts_of_shares_and_mixed_samples_add_up_to_the_whole_batch(undisturbed
 
 def kill_twice():
     """Have rank 1 be killed in torchrun's first start, and rank 0 in its second."""
-    import trainer.loop
+    import trainer.micro_batches
 
     struck = {"0": ("1", 5), "1": ("0", 4)}
     rank, number = struck.get(os.environ["TORCHELASTIC_RESTART_COUNT"], ("", 0))
-    before, steps = trainer.loop.reseed, iter(range(1, 10**6))
+    before, steps = trainer.micro_batches.reseed, iter(range(1, 10**6))
 
     def reseed(*arguments):
         if os.environ["RANK"] == rank and next(steps) == number:
             os.kill(os.getpid(), signal.SIGKILL)
         before(*arguments)
 
-    trainer.loop.reseed = reseed
+    trainer.micro_batches.reseed = reseed
 
 
 def command_killed_twice(argv):

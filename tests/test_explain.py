@@ -12,14 +12,14 @@ from torch import nn
 from trainer.config import load_config
 from trainer.errors import RunError
 from trainer.explain import main
+from trainer.fit import fit
 from trainer.insight.explanation import MAX_CHANNELS, choose_folder, explain, file_name, overlay
 from trainer.insight.features import grad_cam
 from trainer.insight.pictures import to_picture
 from trainer.insight.samples import as_pictures
-from trainer.job import prepare
+from trainer.prepare import prepare
 from trainer.stop import StopRequest
 from trainer.trained import load_trained
-from trainer.training import train as train_job
 from transforms.own import Normalize
 from transforms.pipeline import Pipeline
 
@@ -41,7 +41,7 @@ def run(tmp_path_factory, notes):
     (folder / "small.yaml").write_text(CONFIG.format(root=notes))
     job = prepare(load_config(folder / "small.yaml", []), lambda line: None)
     with StopRequest() as stop:
-        return train_job(job, folder / "runs", None, lambda line: None, stop)
+        return fit(job, folder / "runs", None, lambda line: None, stop)
 
 
 @pytest.fixture

@@ -22,12 +22,12 @@ from trainer.build_model import build_model
 from trainer.config import load_config
 from trainer.export import main
 from trainer.exporting import export, write_onnx, write_pt2, write_safetensors
-from trainer.job import prepare
+from trainer.fit import fit
 from trainer.model_card import describe_model, readme
 from trainer.parts import build_pipelines
+from trainer.prepare import prepare
 from trainer.stop import StopRequest
 from trainer.trained import Trained, load_trained
-from trainer.training import train
 from trainer.use_code import building, program
 
 pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
@@ -83,7 +83,7 @@ def run(tmp_path_factory, notes):
     folder = tmp_path_factory.mktemp("export")
     with StopRequest() as stop, redirect_stdout(io.StringIO()):
         job = prepare(config_of(folder, notes), print)
-        return train(job, folder / "runs", None, print, stop)
+        return fit(job, folder / "runs", None, print, stop)
 
 
 @pytest.fixture(scope="module")

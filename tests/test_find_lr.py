@@ -25,7 +25,7 @@ from trainer.insight.lr_finder import (
     suggest,
     sweep_rates,
 )
-from trainer.job import prepare
+from trainer.prepare import prepare
 from trainer.tables import OPTIMIZERS
 
 

@@ -14,8 +14,8 @@ from trainer.config import load_config
 from trainer.disk import read_json
 from trainer.errors import ConfigError
 from trainer.evaluate import main as evaluate
-from trainer.job import prepare
 from trainer.parts import digest_of_split
+from trainer.prepare import prepare
 from trainer.resume import find_resumable
 
 FOLDED = ("split.folds=5", "split.fold=1")

@@ -16,8 +16,8 @@ from trainer.build_optimizer import build_optimizer, build_schedule_of
 from trainer.config import load_config
 from trainer.errors import ConfigError
 from trainer.folder import read_metrics
-from trainer.job import prepare
 from trainer.optimizers import Chosen, Muon, parameter_groups
+from trainer.prepare import prepare
 from trainer.resume import find_resumable
 from trainer.trial import check_components
 

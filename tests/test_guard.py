@@ -12,12 +12,12 @@ import trainer.epochs
 from trainer.checkpoint import checkpoints, is_finite, read_state
 from trainer.config import load_config
 from trainer.errors import NonFiniteLoss, Stopped
+from trainer.fit import fit
 from trainer.folder import read_metrics
-from trainer.guard import Guard
-from trainer.job import prepare
-from trainer.loop import number_right, train_steps
+from trainer.guard import Guard, number_correct
+from trainer.prepare import prepare
+from trainer.step import new_task, train_steps
 from trainer.stop import StopRequest
-from trainer.training import train as train_job
 
 CPU = torch.device("cpu")
 NORMED = "model=torchvision/mobilenet_v3_small"  # and dropout
@@ -85,19 +85,9 @@ def with_three_of_five(five_batches):
     @functools.cache
     def state(optimizer):
         job, batches = five_batches(optimizer)
-        guard = Guard(job.model, job.optimizer, CPU)
+        guard = Guard(job.model, job.optimizer)
         for step in (0, 2, 4):  # dropout is drawn by the step's number
-            (_,) = train_steps(
-                job.model,
-                [batches[step]],
-                job.loss_fn,
-                job.optimizer,
-                job.schedule,
-                guard,
-                CPU,
-                seed=0,
-                step=step,
-            )
+            (_,) = train_steps(new_task(job, guard), [batches[step]], step)
         return {**job.model.state_dict(), **flat(job.optimizer)}
 
     return state
@@ -113,13 +103,12 @@ def test_a_step_left_out_leaves_no_trace_in_weights_optimizer_or_batch_norm(
 ):
     """With a look at each step, or with the fused step told on the device and looked at later."""
     job, batches = five_batches(optimizer)
-    guard = Guard(job.model, job.optimizer, CPU, restore=True, lag=lag)
+    guard = Guard(job.model, job.optimizer, restore=True, lag=lag)
     loss_fn = Spoiled({2, 4}, what)
-    steps = train_steps(
-        job.model, batches, loss_fn, job.optimizer, job.schedule, guard, CPU, seed=0, step=0
-    )
+    job.loss_fn = loss_fn
+    steps = train_steps(new_task(job, guard), batches, 0)
     list(steps)
-    seen = guard.seen(wait=True)
+    seen = guard.results(wait=True)
     assert [(one.step, one.images) for one in seen] == [(n, 4) for n in range(5)]
     unfit = [step for step, _, *values in seen if not all(map(math.isfinite, values))]
     assert unfit == [1, 3]
@@ -137,7 +126,7 @@ def test_the_length_of_the_gradient_is_torchs_own(config_file):
     parameters = list(job.model.parameters())
     expected = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     for lag in (1, 64):
-        norm = Guard(job.model, job.optimizer, CPU, lag=lag).norm(parameters)
+        norm = Guard(job.model, job.optimizer, lag=lag)._norm()
         assert float(norm) == pytest.approx(expected)
 
 
@@ -165,7 +154,7 @@ def test_when_the_guard_looks_and_the_run_stops_changes_no_number(
     learning_rates = trainer.epochs.learning_rates
 
     def run_of(lag, stops, name):
-        monkeypatch.setattr("trainer.training.Guard", functools.partial(Guard, lag=lag))
+        monkeypatch.setattr("trainer.fit.Guard", functools.partial(Guard, lag=lag))
         run, stops = None, list(stops)
         while True:
             job = prepare(load_config(config_file, overrides), lambda _: None)
@@ -179,7 +168,7 @@ def test_when_the_guard_looks_and_the_run_stops_changes_no_number(
 
                 monkeypatch.setattr(trainer.epochs, "learning_rates", stopping)
                 try:
-                    return train_job(job, tmp_path / name, run, lambda _: None, stop)
+                    return fit(job, tmp_path / name, run, lambda _: None, stop)
                 except Stopped:
                     (run,) = (tmp_path / name / "small").iterdir()
 
@@ -234,8 +223,8 @@ def test_accuracy_and_gradient_length_of_training_are_those_of_a_loop_by_hand(
 def test_of_mixed_labels_the_greater_share_counts_as_right():
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]], requires_grad=True)
     mixed = torch.tensor([[0.6, 0.0, 0.4], [0.6, 0.0, 0.4]])
-    assert number_right(logits, mixed).item() == 1
-    assert number_right(logits, torch.tensor([0, 2])).item() == 2
+    assert number_correct(logits, mixed).item() == 1
+    assert number_correct(logits, torch.tensor([0, 2])).item() == 2
 
 
 def test_a_finite_loss_counts_though_its_gradient_is_infinite(spoiled):
@@ -296,7 +285,7 @@ def test_a_state_that_is_no_number_is_never_saved_and_displaces_none(
 
     monkeypatch.setattr(job.schedule, "after_step", spoiling)
     with pytest.raises(NonFiniteLoss, match="is not saved|in step 5"), StopRequest() as stop:
-        train_job(job, tmp_path / "runs", None, print, stop)
+        fit(job, tmp_path / "runs", None, print, stop)
     (folder,) = (tmp_path / "runs" / "small").iterdir()
     states = [read_state(path) for path in checkpoints(folder)]
     assert [state["counters"]["step"] for state in states] == [2, 3]
@@ -310,7 +299,7 @@ def test_on_a_gpu_too_what_is_saved_and_logged_knows_of_each_step_left_out(
 ):
     """As on a GPU, where a step is looked at up to 64 steps later."""
     at_once = spoiled(Spoiled({bad}), "train.skip_non_finite=1", every, "checkpoint.keep=9")
-    monkeypatch.setattr("trainer.training.Guard", functools.partial(Guard, lag=64))
+    monkeypatch.setattr("trainer.fit.Guard", functools.partial(Guard, lag=64))
     run = spoiled(Spoiled({bad}), "train.skip_non_finite=1", every, "checkpoint.keep=9")
     for folder in checkpoints(run):
         counters = read_state(folder)["counters"]

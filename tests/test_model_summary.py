@@ -20,7 +20,7 @@ from trainer.insight.model_summary import (
     summarize,
     table_of,
 )
-from trainer.job import prepare
+from trainer.prepare import prepare
 
 COST = Cost((8, 3, 32, 32), 0.7, 2**20, 2**20, 2**21, 2**22, None, 1.0, 0.1, 11.0)
 

@@ -17,15 +17,15 @@ from PIL import Image
 
 from trainer.config import load_config
 from trainer.evaluation import evaluate_run
+from trainer.fit import fit
 from trainer.insight import prediction
 from trainer.insight.image_files import find_images
 from trainer.insight.prediction import map_in_order, predict_files
 from trainer.insight.prediction_output import table_lines
-from trainer.job import prepare
 from trainer.predict import main
+from trainer.prepare import prepare
 from trainer.stop import StopRequest
 from trainer.trained import Trained, load_trained
-from trainer.training import train
 
 CONFIG = """
 dataset: {{name: RMB, root: {root}}}
@@ -53,7 +53,7 @@ def made(folder, notes, augment):
     (folder / "small.yaml").write_text(CONFIG.format(root=data, augment=augment))
     job = prepare(load_config(folder / "small.yaml", []), lambda line: None)
     with StopRequest() as stop:
-        run = train(job, folder / "runs", None, lambda line: None, stop)
+        run = fit(job, folder / "runs", None, lambda line: None, stop)
     shutil.rmtree(data)
     return run
 

@@ -25,12 +25,17 @@ from models.dropout import draws_elsewhere, drop_out_by_batch
 from tests.conftest import as_ranks
 from trainer.config import load_config
 from trainer.errors import ConfigError
+from trainer.evaluate_split import predict
+from trainer.fsdp import blocks, size
 from trainer.guard import Guard
-from trainer.job import check_batches, prepare
-from trainer.loader import Loader, cut
-from trainer.loop import predict, train_steps
+from trainer.loader import Loader
+from trainer.micro_batches import choose_micro_batches
+from trainer.precision import FP32
+from trainer.prepare import prepare
+from trainer.rehearse import check_batches, check_sharding
 from trainer.schedulers import build_schedule
-from trainer.sharding import blocks, check_sharding, size
+from trainer.shares import share_of
+from trainer.step import Task, train_steps
 from trainer.sync_batch_norm import with_synced_batch_norm
 from transforms.keyed import seed_at, seed_of
 
@@ -188,9 +193,9 @@ def test_one_process_keeps_its_model_whole_and_says_so(config_file, capsys):
 def test_synced_batch_norm_needs_an_image_in_each_process(config_file, monkeypatch):
     config = load_config(config_file, ["train.sync_batch_norm=true", "loader.batch_size=6"])
     loader, model = prepare(config, print).train_loader, nn.BatchNorm2d(3)
-    monkeypatch.setattr("trainer.job.world_size", lambda: 4)
+    monkeypatch.setattr("trainer.rehearse.world_size", lambda: 4)
     check_batches(config, loader, model)  # 40 images: a last batch of 4
-    monkeypatch.setattr("trainer.job.world_size", lambda: 5)
+    monkeypatch.setattr("trainer.rehearse.world_size", lambda: 5)
     with pytest.raises(ConfigError, match="leaves a batch of 4 for 5 processes"):
         check_batches(config, loader, model)
 
@@ -296,23 +301,22 @@ def trained(model, network, batches, accumulate=1, rank=0, clip=None):
     schedule = build_schedule(None, {}, optimizer, 1, len(batches), 0)
     own = []
     for images, labels in batches:
-        low, high = cut(len(images), rank, int(os.environ.get("WORLD_SIZE", "1")))
+        low, high = share_of(len(images), rank, int(os.environ.get("WORLD_SIZE", "1")))
         low = min(low, len(images) - 1)
         own.append((images[low : max(high, low + 1)], labels[low : max(high, low + 1)]))
-    steps = train_steps(
-        network,
-        own,
-        nn.CrossEntropyLoss(),
-        optimizer,
-        schedule,
-        Guard(model, optimizer, CPU),
-        CPU,
-        seed=0,
-        step=0,
-        accumulate=accumulate,
-        clip_grad_norm=clip,
-        wholes=[len(images) for images, _ in batches],
+    sizes = [len(images) for images, _ in batches]
+    task = Task(
+        network=network,
+        optimizer=optimizer,
+        loss=lambda images, logits, labels: F.cross_entropy(logits, labels),
+        micro_batches=choose_micro_batches(
+            network, CPU, 0, accumulate, batch_size_at=sizes.__getitem__
+        ),
+        scaler=FP32.scaler,
+        schedule=schedule,
+        guard=Guard(model, optimizer, clip),
     )
+    steps = train_steps(task, own, 0)
     assert list(steps) == [len(images) for images, _ in batches]
     return optimizer
 
@@ -333,8 +337,9 @@ def in_processes(output, rank):
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from trainer.sharding import hand_over, model_part, optimizer_part, shard
-    from trainer.state import copied
+    from trainer.fsdp import hand_over, model_shard, optimizer_shard, shard
+    from trainer.snapshot import copied
+    from trainer.sync_batch_norm import with_synced_batch_norm
 
     warnings.simplefilter("default")  # torch's own of its own: they are no errors here
     dist.init_process_group("gloo")
@@ -350,7 +355,7 @@ def in_processes(output, rank):
         network = DistributedDataParallel(model)
         for images, labels in BATCHES[:2]:
             images, labels = images.to("cuda", memory_format=layout), labels.to("cuda")
-            low, high = cut(len(images), rank, world)
+            low, high = share_of(len(images), rank, world)
             whole = images.clone().requires_grad_()
             own = images[low:high].clone().requires_grad_()
             F.cross_entropy(expected(whole), labels).backward()
@@ -407,8 +412,8 @@ def in_processes(output, rank):
     cut_again = small_net(norm=False)
     shard(cut_again, images)
     optimizer = optimizer_of(cut_again)
-    cut_again.load_state_dict(model_part(cut_again, expected.state_dict()))
-    optimizer.load_state_dict(optimizer_part(optimizer, plain))
+    cut_again.load_state_dict(model_shard(cut_again, expected.state_dict()))
+    optimizer.load_state_dict(optimizer_shard(optimizer, plain))
     if rank == 0:
         found["fsdp: loaded"] = difference(copied(cut_again.state_dict()), expected.state_dict())
         for number, state in copied(optimizer.state_dict())["state"].items():

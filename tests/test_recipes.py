@@ -9,9 +9,9 @@ import torch
 from datasets.draw import draw
 from models.lenet import LeNet
 from trainer.config import load_config
-from trainer.job import prepare
+from trainer.fit import fit
+from trainer.prepare import prepare
 from trainer.stop import StopRequest
-from trainer.training import train
 
 REAL_DATA = Path("../shared/data")
 
@@ -19,7 +19,7 @@ REAL_DATA = Path("../shared/data")
 def result_of(config: str, runs: Path, *overrides: str):
     job = prepare(load_config(f"configs/{config}.yaml", overrides), print)
     with StopRequest() as stop:
-        return json.loads((train(job, runs, None, print, stop) / "result.json").read_text())
+        return json.loads((fit(job, runs, None, print, stop) / "result.json").read_text())
 
 
 @pytest.mark.skipif(not (REAL_DATA / "rmb").exists(), reason="the real photographs are not here")

@@ -15,8 +15,8 @@ from tests.test_training import assert_same_run
 from trainer.build_model import build_model
 from trainer.config import load_config
 from trainer.guard import Guard
-from trainer.job import prepare
-from trainer.loop import train_steps
+from trainer.prepare import prepare
+from trainer.step import new_task, train_steps
 from trainer.trained import load_trained
 from trainer.trial import check_components
 from trainer.use_code import building
@@ -151,7 +151,8 @@ def test_label_smoothing_is_torchs_in_parts_of_a_batch_and_of_mixed_labels(
     """A loop by hand over the same batches, with torch's own loss on each batch as a whole."""
     mixing = ", {name: MixUp, alpha: 1.0}" if mixed else ""
     transforms = f"transforms.train=[{{name: Resize, size: [32, 32]}}{mixing}]"
-    config = load_config(config_file, [transforms, "loss.label_smoothing=0.2"])
+    overrides = [transforms, "loss.label_smoothing=0.2", f"train.accumulate={accumulate}"]
+    config = load_config(config_file, overrides)
     job, reference = prepare(config, print), prepare(config, print)
     criterion = nn.CrossEntropyLoss(label_smoothing=0.2)
     optimizer = torch.optim.SGD(reference.model.parameters(), lr=0.01, momentum=0.9)
@@ -161,11 +162,8 @@ def test_label_smoothing_is_torchs_in_parts_of_a_batch_and_of_mixed_labels(
         optimizer.zero_grad()
         criterion(reference.model(images), labels).backward()
         optimizer.step()
-    steps = train_steps(
-        job.model, job.train_loader.epoch(0), job.loss_fn, job.optimizer, job.schedule,
-        Guard(job.model, job.optimizer, job.device), job.device,
-        seed=0, step=0, accumulate=accumulate,
-    )  # fmt: skip
+    guard = Guard(job.model, job.optimizer)
+    steps = train_steps(new_task(job, guard), job.train_loader.epoch(0), 0)
     assert sum(steps) == 40
     for one, other in zip(job.model.parameters(), reference.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

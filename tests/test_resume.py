@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import trainer.fit
 import trainer.loader
-import trainer.state
-import trainer.training
+import trainer.snapshot
 from datasets import DataError
 from datasets.files import ImageFiles
 from tests.conftest import SMALL
@@ -28,17 +28,18 @@ from trainer.config import load_config
 from trainer.disk import read_json, write_json
 from trainer.errors import ConfigError, RunError, WorkerDied
 from trainer.evaluate import main as evaluate
+from trainer.evaluate_split import evaluate as evaluated
 from trainer.folder import lock_run, read_metrics
 from trainer.guard import Guard
 from trainer.insight.board import show_epoch
-from trainer.job import prepare
-from trainer.judge import judge
 from trainer.loader import Loader, from_workers, quiet_where_the_trainer_hangs_up
+from trainer.prepare import prepare
 from trainer.record import save
 from trainer.resume import find_resumable, flatten, settings
 from trainer.run_log import Lengths
 from trainer.schedulers import forecast
-from trainer.state import CLOCKS, PLAIN, State, restore, snapshot
+from trainer.snapshot import restore, snapshot
+from trainer.state import CLOCKS, PLAIN, State
 from trainer.tensors import save_tensors
 from trainer.train import main
 
@@ -152,10 +153,10 @@ def test_every_key_of_a_configuration_is_judged_above(config_file):
 def test_what_differs_is_said_when_a_run_goes_on(train, finished, capsys, monkeypatch):
     run = finished()
     monkeypatch.setattr(
-        trainer.state, "made_on", lambda job: {"torch": "9.9", "device": "cpu", "machine": "m"}
+        trainer.snapshot, "made_on", lambda job: {"torch": "9.9", "device": "cpu", "machine": "m"}
     )
     monkeypatch.setattr(
-        "trainer.record.made_on", lambda job: {"torch": "9.9", "device": "cpu", "machine": "m"}
+        "trainer.resume_run.made_on", lambda job: {"torch": "9.9", "device": "cpu", "machine": "m"}
     )
     train("train.epochs=3", "log.every=5st", resume=run, file=run / "config.yaml")
     told = capsys.readouterr().out
@@ -387,7 +388,7 @@ def test_killed_between_its_test_and_its_end_a_run_shows_the_test_once(train, mo
         def killed(*_, **__):
             raise KeyboardInterrupt
 
-        patch.setattr(trainer.training, "write_report", killed)
+        patch.setattr(trainer.fit, "write_report", killed)
         train()
     run = next(train().parent.glob("*"))
     for path in run.parent.glob("*"):
@@ -458,7 +459,7 @@ def test_a_report_that_cannot_be_written_does_not_lose_the_result(train, monkeyp
     def failing(*_, **__):
         raise ValueError("no ink")
 
-    monkeypatch.setattr(trainer.training, "write_report", failing)
+    monkeypatch.setattr(trainer.fit, "write_report", failing)
     result = read_json(train() / "result.json")
     assert result["status"] == "done" and "accuracy" in result["test"]
     assert "the report cannot be written: no ink" in capsys.readouterr().out
@@ -478,7 +479,7 @@ def test_what_the_time_went_to_adds_up(train, monkeypatch):
     monkeypatch.setattr(trainer.loader, "BLOCK", 1)
     monkeypatch.setattr(trainer.loader.Part, "batch", after("data", batch))
     monkeypatch.setattr(trainer.epochs, "save", after("save", save))
-    monkeypatch.setattr(trainer.epochs, "judge", after("eval", judge))
+    monkeypatch.setattr(trainer.epochs, "evaluate", after("eval", evaluated))
     monkeypatch.setattr(trainer.epochs, "show_epoch", after("log", show_epoch))
     began = time.monotonic()
     result = read_json(train("log.show=[]") / "result.json")
@@ -616,7 +617,7 @@ def test_memory_that_runs_out_ends_in_one_message_its_exit_code_and_a_valid_chec
     finished, config_file, tmp_path, monkeypatch, capfd, error
 ):
     straight = finished("checkpoint.every=1st")
-    norm, calls = Guard.norm, []
+    norm, calls = Guard._norm, []
 
     def failing(*arguments):
         calls.append(1)
@@ -624,7 +625,7 @@ def test_memory_that_runs_out_ends_in_one_message_its_exit_code_and_a_valid_chec
             raise error
         return norm(*arguments)
 
-    monkeypatch.setattr(Guard, "norm", failing)
+    monkeypatch.setattr(Guard, "_norm", failing)
     command = ["--config", str(config_file), "--runs", str(tmp_path / "runs")]
     assert main([*command, "checkpoint.every=1st"]) == 7
     told = capfd.readouterr().err

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import trainer.epochs
+import trainer.fit
 import trainer.saver
-import trainer.training
-from tests.test_guard import CPU, Spoiled, flat
+from tests.test_guard import Spoiled, flat
 from tests.test_stop import asking, newest
 from tests.test_training import tags_of
 from trainer.checkpoint import checkpoints
@@ -24,9 +24,9 @@ from trainer.disk import read_json
 from trainer.errors import NonFiniteLoss, RunError
 from trainer.folder import lock_run
 from trainer.guard import Guard
-from trainer.job import prepare
-from trainer.loop import train_steps
+from trainer.prepare import prepare
 from trainer.saver import Saver
+from trainer.step import new_task, train_steps
 from trainer.tensors import load_tensors
 
 
@@ -63,7 +63,7 @@ def test_a_resumed_run_removes_what_a_killed_process_left_half_written(train, fi
 
 
 def test_on_a_gpu_too_a_stop_after_a_ruined_step_saves_nothing(spoiled, monkeypatch, tmp_path):
-    monkeypatch.setattr(trainer.training, "Guard", partial(Guard, lag=64))
+    monkeypatch.setattr(trainer.fit, "Guard", partial(Guard, lag=64))
     rates = trainer.epochs.learning_rates
 
     def stopping(job):
@@ -87,10 +87,10 @@ def test_a_first_step_left_out_leaves_no_trace(config_file, optimizer):
         job = prepare(load_config(config_file, overrides), print)
         junk = [torch.full_like(p, 1e6) for p in job.model.parameters() for _ in range(9)]
         del junk
-        guard = Guard(job.model, job.optimizer, CPU, restore=True, lag=lag)
+        guard = Guard(job.model, job.optimizer, restore=True, lag=lag)
         batches = list(job.train_loader.epoch())[:4]
-        list(train_steps(job.model, batches, Spoiled({1}), job.optimizer, job.schedule, guard,
-                         CPU, seed=0, step=0))  # fmt: skip
+        job.loss_fn = Spoiled({1})
+        list(train_steps(new_task(job, guard), batches, 0))
         states.append({**job.model.state_dict(), **flat(job.optimizer)})
     for name, tensor in states[0].items():
         assert torch.equal(states[1][name], tensor), name
@@ -119,7 +119,7 @@ def test_a_stop_whose_result_cannot_be_written_is_still_a_stop(start, monkeypatc
         if values.get("status") == "stopped":
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(trainer.training, "update_result", full)
+    monkeypatch.setattr(trainer.fit, "update_result", full)
     asking(monkeypatch, trainer.epochs, "learning_rates", 4)
     assert start() == 75
     assert "--resume" in capfd.readouterr().err
@@ -151,7 +151,7 @@ def test_what_fails_before_the_first_step_is_said_to_have_failed(train, monkeypa
     def failing(*_):
         raise RunError("no")
 
-    monkeypatch.setattr(trainer.training, "introduce", failing)
+    monkeypatch.setattr(trainer.fit, "introduce", failing)
     with pytest.raises(RunError):
         train()
     run = newest(tmp_path)

@@ -12,8 +12,8 @@ from datasets.memory import ImagesInMemory
 from tests.test_resume import stopped_at
 from tests.test_training import assert_same_run
 from trainer.config import load_config
-from trainer.job import prepare
 from trainer.loader import Loader, Part
+from trainer.prepare import prepare
 from transforms.keyed import balanced, permutation
 from transforms.own import AlternatingFlip
 from transforms.pipeline import Pipeline

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import trainer.epochs
-import trainer.job
+import trainer.fit
+import trainer.prepare
 import trainer.record
 import trainer.saver
 import trainer.stop
-import trainer.training
 from datasets.files import ImageFiles
 from tests.conftest import exit_code_of, fork
 from tests.test_training import assert_same_run
@@ -57,13 +57,13 @@ def go_on(told: str) -> list[str]:
 @pytest.mark.parametrize(
     ("place", "name", "at"),
     [
-        (trainer.job, "check_components", 1),
-        (trainer.job, "load_data", 1),
+        (trainer.prepare, "check_components", 1),
+        (trainer.prepare, "load_data", 1),
         (ImageFiles, "digest", 7),
         (ImageFiles, "image", 3),
         (ImageFiles, "image", 40),
-        (trainer.job, "rehearse", 1),
-        (trainer.job, "build_optimizer", 1),
+        (trainer.rehearse, "rehearse", 1),
+        (trainer.prepare, "build_optimizer", 1),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -91,7 +91,7 @@ def test_a_stop_that_breaks_into_somebodys_finally_is_still_a_stop(start, monkey
         finally:
             raise AttributeError("nothing was put aside")
 
-    monkeypatch.setattr(trainer.job, "check_components", broken)
+    monkeypatch.setattr(trainer.prepare, "check_components", broken)
     assert start() == 75
     told = capfd.readouterr().err
     assert "stopped by SIGTERM" in told and "Traceback" not in told
@@ -101,21 +101,21 @@ def test_a_stop_that_breaks_into_somebodys_finally_is_still_a_stop(start, monkey
 @pytest.mark.parametrize(
     ("place", "name", "at", "step"),
     [
-        (trainer.training, "create_run", 1, 0),
+        (trainer.fit, "create_run", 1, 0),
         (trainer.record, "environment", 1, 0),
-        (trainer.training, "introduce", 1, 0),
-        (trainer.training, "show_start", 1, 0),
+        (trainer.fit, "introduce", 1, 0),
+        (trainer.fit, "show_start", 1, 0),
         (trainer.epochs, "learning_rates", 1, 0),  # before the first step
         (trainer.epochs, "learning_rates", 4, 3),
         (trainer.epochs, "learning_rates", 6, 5),  # the step that ends the epoch
         (Schedule, "after_step", 3, 3),  # the weights are changed, the step is not yet counted
         (Loader, "_here", 2, 5),  # validation of the first epoch
-        (trainer.epochs, "judge", 1, 5),
+        (trainer.epochs, "evaluate", 1, 5),
         (trainer.epochs, "save", 1, 5),
         (trainer.saver, "write_checkpoint", 1, None),  # in the thread that writes
         (os, "fsync", 22, None),
         (os, "replace", 10, None),
-        (trainer.training, "judge_best", 1, 10),
+        (trainer.fit, "test_best", 1, 10),
         (Loader, "_here", 5, 10),  # the test split
     ],
 )
@@ -148,7 +148,7 @@ def test_a_signal_in_any_phase_of_a_run_saves_within_a_step_and_tells_how_to_go_
 
 
 def test_a_stop_while_the_report_is_written_finds_the_run_done(start, monkeypatch, tmp_path):
-    asking(monkeypatch, trainer.training, "write_report")
+    asking(monkeypatch, trainer.fit, "write_report")
     assert start() == 0
     assert read_json(newest(tmp_path) / "result.json")["status"] == "done"
 
@@ -297,7 +297,7 @@ def test_a_stop_message_names_a_run_that_has_spaces_so_that_a_shell_takes_it(
 
 def test_a_stop_in_validation_does_not_wait_for_its_end(start, monkeypatch):
     judged: list[int] = []
-    monkeypatch.setattr(trainer.epochs, "judge", lambda *_: judged.append(1))
+    monkeypatch.setattr(trainer.epochs, "evaluate", lambda *_: judged.append(1))
     asking(monkeypatch, Loader, "_here", 2)
     assert start() == 75
     assert not judged

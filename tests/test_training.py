@@ -12,21 +12,22 @@ import torch
 import torch.nn.functional as F
 
 import trainer.epochs
-import trainer.training
+import trainer.fit
 from models.lenet import LeNet
 from trainer.checkpoint import checkpoints, read_state, write_checkpoint
 from trainer.config import load_config
 from trainer.disk import sha256_of
 from trainer.errors import ConfigError, NonFiniteLoss, RunError, Stopped
+from trainer.evaluate_split import predict
 from trainer.evaluation import evaluate_run
 from trainer.folder import create_run, lock_run, read_metrics
 from trainer.guard import Guard
-from trainer.job import prepare
-from trainer.loop import predict
 from trainer.parts import load_data
+from trainer.prepare import prepare
 from trainer.resume import find_resumable
 from trainer.run_log import Lengths
-from trainer.state import State, restore, snapshot
+from trainer.snapshot import restore, snapshot
+from trainer.state import State
 from transforms.keyed import permutation, seed_of
 
 CPU = torch.device("cpu")
@@ -294,7 +295,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(finished):
 
 def test_a_step_reads_nothing_back(config_file, monkeypatch):
     """What .item() and its like cost on a GPU is a wait: an epoch may not call them a step."""
-    from trainer.loop import train_steps
+    from trainer.step import new_task, train_steps
 
     job = prepare(load_config(config_file), print)
     read = []
@@ -311,10 +312,8 @@ def test_a_step_reads_nothing_back(config_file, monkeypatch):
     for name in ("item", "tolist", "__float__", "__bool__", "__int__"):
         monkeypatch.setattr(torch.Tensor, name, counting(name))
     batches = [(torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64))] * 3
-    guard = Guard(job.model, job.optimizer, CPU, lag=4)  # a CPU's values are there at once
-    steps = train_steps(
-        job.model, batches, job.loss_fn, job.optimizer, job.schedule, guard, CPU, seed=0, step=0
-    )
+    guard = Guard(job.model, job.optimizer, lag=4)  # a CPU's values are there at once
+    steps = train_steps(new_task(job, guard), batches, 0)
     assert len(list(steps)) == 3
     assert read == []
 
@@ -475,24 +474,14 @@ def test_workers_change_no_bit(finished):
 
 
 def test_one_batch_can_be_memorised(train, config_file):
-    from trainer.loop import train_steps
+    from trainer.step import new_task, train_steps
 
     job = prepare(load_config(config_file, ["optimizer.lr=0.05"]), print)
     batch = next(job.train_loader.epoch())
-    guard = Guard(job.model, job.optimizer, CPU)
-    steps = train_steps(
-        job.model,
-        [batch] * 60,
-        job.loss_fn,
-        job.optimizer,
-        job.schedule,
-        guard,
-        CPU,
-        seed=0,
-        step=0,
-    )
+    guard = Guard(job.model, job.optimizer)
+    steps = train_steps(new_task(job, guard), [batch] * 60, 0)
     assert list(steps) == [len(batch[0])] * 60
-    assert guard.seen(wait=True)[-1].loss < 0.05
+    assert guard.results(wait=True)[-1].loss < 0.05
 
 
 def test_a_test_image_of_a_size_that_the_model_refuses_is_told_before_a_run_begins(
@@ -563,7 +552,7 @@ def test_a_run_that_cannot_be_described_leaves_no_folder(train, tmp_path, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.training.describe", full)
+    monkeypatch.setattr("trainer.fit.describe", full)
     with pytest.raises(OSError, match="No space"):
         train()
     assert not list((tmp_path / "runs" / "small").iterdir())
@@ -590,7 +579,7 @@ def test_a_resumed_run_is_said_to_be_running(train, finished, monkeypatch):
     run = finished()
     seen = []
     monkeypatch.setattr(
-        "trainer.training.train_epochs",
+        "trainer.fit.train_epochs",
         lambda *_: seen.append(json.loads((run / "result.json").read_text())["status"]),
     )
     train("train.epochs=3", resume=run, file=run / "config.yaml")
@@ -722,7 +711,7 @@ def test_a_checkpoint_is_due_after_minutes_steps_or_epochs(train, config_file, m
         state.saved_at = clock[0]
         return state
 
-    monkeypatch.setattr(trainer.training, "State", begun)
+    monkeypatch.setattr(trainer.fit, "State", begun)
     monkeypatch.setattr(trainer.epochs, "learning_rates", passing)
 
     def saved(every):

@@ -25,8 +25,8 @@ from trainer.evaluation import evaluate_run
 from trainer.folder import read_metrics
 from trainer.guard import Guard
 from trainer.insight.model_summary import kept_for_backward
-from trainer.job import prepare
-from trainer.loop import train_steps
+from trainer.prepare import prepare
+from trainer.step import new_task, train_steps
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -110,22 +110,10 @@ def one_epoch(shared_config):
         ):  # the first steps look for a scale that fits: not here
             fitting = job.precision.scaler.state_dict() | {"scale": 256.0}
             job.precision.scaler.load_state_dict(fitting)
-        guard = Guard(job.model, job.optimizer, job.device)
-        steps = train_steps(
-            job.network,
-            job.train_loader.epoch(),
-            job.loss_fn,
-            job.optimizer,
-            job.schedule,
-            guard,
-            job.device,
-            seed=0,
-            step=0,
-            accumulate=job.config.train.accumulate,
-            precision=job.precision,
-        )
+        guard = Guard(job.model, job.optimizer)
+        steps = train_steps(new_task(job, guard), job.train_loader.epoch(), 0)
         assert list(steps) == [9, 9, 9, 9, 4]
-        losses = [seen.loss for seen in guard.seen(wait=True)]
+        losses = [seen.loss for seen in guard.results(wait=True)]
         return losses, job.model.state_dict(), start
 
     return trained
@@ -241,16 +229,14 @@ def test_an_overflow_of_the_scaled_gradient_halves_the_scale_and_leaves_its_step
 ):
     job = prepare(load_config(config_file, ["train.precision=fp16"]), print)
     loss_fn, start = Steep(job, 2.0**14), copy.deepcopy(job.model.state_dict())
-    guard = Guard(job.model, job.optimizer, CPU, restore=True, lag=lag)
+    guard = Guard(job.model, job.optimizer, restore=True, lag=lag)
     batch, weights = next(job.train_loader.epoch()), []
     for step in range(4):
-        steps = train_steps(
-            job.model, [batch], loss_fn, job.optimizer, job.schedule, guard, CPU,
-            seed=0, step=step, precision=job.precision,
-        )  # fmt: skip
+        job.loss_fn = loss_fn
+        steps = train_steps(new_task(job, guard), [batch], step)
         assert list(steps) == [8]
         weights.append(copy.deepcopy(job.model.state_dict()))
-    seen = guard.seen(wait=True)
+    seen = guard.results(wait=True)
     assert [one.is_overflow for one in seen] == [True, True, False, False]
     assert [one.scale for one in seen] == [2.0**16, 2.0**15, 2.0**14, 2.0**14]
     for name, weight in start.items():
@@ -267,7 +253,7 @@ def test_overflows_do_not_count_as_steps_left_out_until_the_scale_is_used_up(
     steep = lambda job: setattr(job, "loss_fn", Steep(job, 0.0))  # noqa: E731
     original = trainer.epochs.train_epochs
     monkeypatch.setattr(
-        "trainer.training.train_epochs", lambda session: (steep(session.job), original(session))
+        "trainer.fit.train_epochs", lambda session: (steep(session.job), original(session))
     )
     with pytest.raises(NonFiniteLoss, match=r"step 17 .*|fp16, scaled by 1\)"):
         train(*overrides)

@@ -77,3 +77,9 @@ def build_loss(config: Config, labels: Tensor, num_classes: int) -> nn.Module:
         supplied["weight"] = torch.tensor(weight)
     loss: nn.Module = build(LOSSES, "loss", config.loss, **supplied)
     return loss
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B, num_classes) of a batch (B, C, H, W); the mean over crops, (B, crops, C, H, W)."""
+    logits: Tensor = model(images.flatten(0, -4)).float()
+    return logits if images.ndim < 5 else logits.view(*images.shape[:2], -1).mean(dim=1)

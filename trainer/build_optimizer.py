@@ -12,9 +12,9 @@ from trainer.components import build, rate_of
 from trainer.config import Config
 from trainer.duration import Duration
 from trainer.errors import ConfigError
+from trainer.fsdp import ELEMENTWISE_FUSED, is_sharded
 from trainer.optimizers import Chosen, parameter_groups
 from trainer.schedulers import Schedule, build_schedule
-from trainer.sharding import ELEMENTWISE_FUSED, is_sharded
 from trainer.tables import AVERAGES, HIGHER_IS_BETTER, OPTIMIZERS
 
 

@@ -1,7 +1,7 @@
 """The model as the training step calls it: compiled, replayed from a CUDA graph, and rehearsed.
 
-Judging, predicting and looking into a model never do that: they have the plain one, so that a run
-and whoever uses it later get the same numbers, and nobody waits for a compiler to see one image.
+Evaluation, prediction and explanation use the plain model: a run and whoever uses it later get the
+same numbers, and nobody waits for a compiler to see one image.
 """
 
 import time
@@ -14,11 +14,10 @@ from models.freeze import train_mode
 from trainer.compiler_stand_in import real
 from trainer.config import Config
 from trainer.console import Say, duration
-from trainer.distributed import rank, world_size
 from trainer.errors import ConfigError, in_plain_words
-from trainer.loader import cut
-from trainer.loop import in_parts
 from trainer.precision import HALF
+from trainer.processes import rank, world_size
+from trainer.shares import Shares, in_micro_batches, share_of
 
 if TYPE_CHECKING:
     from trainer.job import Job
@@ -28,9 +27,9 @@ MOST_VERSIONS = 64  # of compiled code; PyTorch would go on without it after 8
 
 
 def make_fast(job: "Job", say: Say) -> None:
-    """Give the job the network that ``train`` asks for, and rehearse what may fail in its step.
+    """Give the job the network that ``train`` asks for, and rehearse a step with it.
 
-    Raises ConfigError where PyTorch cannot do it, or not on this machine.
+    Raises ConfigError if PyTorch cannot do it, or not on this machine.
     """
     train, config = job.config.train, job.config
     graphs = train.cuda_graphs and job.device.type == "cuda"
@@ -118,18 +117,21 @@ class Graphed(nn.Module):
 
 
 def _sizes(job: "Job") -> list[int]:
-    """How many images the network will be given at once: of a full batch first."""
-    sizes = []
-    for whole in job.train_loader.sizes():
-        low, high = cut(whole, rank(), world_size())
-        images = torch.empty(max(high - low, 1))
-        pieces = in_parts(images, images, whole, job.config.train.accumulate)
+    """The different numbers of images that the network will get at once; a full batch's first."""
+    sizes, shares = [], Shares(rank(), world_size())
+    for batch_size in job.train_loader.sizes():
+        low, high = share_of(batch_size, shares.rank, shares.ranks)
+        images, accumulate = torch.empty(max(high - low, 1)), job.config.train.accumulate
+        pieces = in_micro_batches(images, images, batch_size, accumulate, shares)
         sizes += [len(piece[0]) for piece in pieces]
     return list(dict.fromkeys(sizes))
 
 
 def _batch(job: "Job", size: int) -> tuple[Tensor, Tensor]:
-    """As many training images, of which most are the same, and their labels, as a step has them."""
+    """``size`` training images with labels for a rehearsal.
+
+    Two real images, repeated, on the device and in the memory layout of a step.
+    """
     part = job.data.parts["train"]
     images, labels = part.sample(part.extremes[:2])
     rows = torch.arange(size) % len(images)

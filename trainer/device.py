@@ -5,9 +5,9 @@ import os
 import torch
 
 from trainer.config import Config
-from trainer.distributed import world_size
 from trainer.errors import ConfigError
 from trainer.launch import local_rank, local_world_size
+from trainer.processes import world_size
 
 
 def choose_device(config: Config) -> torch.device:

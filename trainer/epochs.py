@@ -1,4 +1,4 @@
-"""The epochs of a run: steps, what is logged and saved between them, and each epoch's judgement."""
+"""The epochs of a run: steps, with logging and saving between them, then an evaluation."""
 
 import math
 import time
@@ -11,18 +11,20 @@ from typing import Any
 from datasets import DataError
 from trainer.config import Config
 from trainer.console import Say, bar
-from trainer.distributed import buffers_from_main, is_main, met_by_all, on_main, world_size
 from trainer.duration import Duration
 from trainer.errors import NonFiniteLoss, Stopped, WorkerDied
-from trainer.guard import Guard
+from trainer.evaluate_split import evaluate, predict, scalars
+from trainer.guard import StepResult
 from trainer.insight.board import Board, show_epoch
 from trainer.job import Job
-from trainer.judge import judge, scalars
-from trainer.loop import Batches, predict, reseed, train_steps
+from trainer.micro_batches import reseed
+from trainer.network import buffers_from_main
+from trainer.processes import is_main, mark_common, on_main, world_size
 from trainer.record import save
 from trainer.run_log import RunLog
 from trainer.saver import Saver
 from trainer.state import State
+from trainer.step import Batches, Task, train_steps
 from trainer.stop import StopRequest
 from trainer.tables import HIGHER_IS_BETTER
 from transforms.keyed import seed_at, seed_of
@@ -30,37 +32,37 @@ from transforms.keyed import seed_at, seed_of
 
 @dataclass
 class Session:
-    """A run that is going on in this process: what the functions below all work with."""
+    """A run that is going on in this process; all functions below work with it."""
 
     job: Job
     run: Path
     state: State
     log: RunLog
     saver: Saver
-    guard: Guard
+    task: Task
     stop: StopRequest
     say: Say
 
 
 def train_epochs(session: Session) -> None:
-    """Train and judge the epochs that are left, saving as often as ``checkpoint.every`` says."""
+    """Train and evaluate the remaining epochs, and save as often as ``checkpoint.every`` says."""
     job, state, log, saver = session.job, session.state, session.log, session.saver
     config = job.config
     try:
         while state.epoch < config.train.epochs and not state.early_stopped:
             speed = train_one_epoch(session)
-            with judged_weights(session):
+            with weights_to_evaluate(session):
                 best = end_epoch(session, speed)
             due = is_due(config.checkpoint.every, state, epoch_ended=True)
             if best or due:
                 with state.spending("save"):
                     save(job, state, log, saver, best, checkpoint=due)
-        if state.saved != state.moment:  # the last state, before testing loads the best weights
+        if state.saved != state.moment:  # before testing loads the best weights
             save(job, state, log, saver)
         with state.spending("save"):
             on_main(saver.wait)
-    except (Stopped, DataError, WorkerDied) as error:  # these come between two steps
-        if isinstance(error, Stopped) or world_size() == 1:  # the others may be in another step
+    except (Stopped, DataError, WorkerDied) as error:  # raised between two steps only
+        if isinstance(error, Stopped) or world_size() == 1:  # another rank may be in another step
             save_here(session)
         raise
     if state.early_stopped:
@@ -69,75 +71,75 @@ def train_epochs(session: Session) -> None:
 
 
 def save_here(session: Session) -> None:
-    """Save this moment, unless it is saved already, and wait until that is done."""
-    heed(session)
+    """Save the current state, unless it is saved already, and wait until that is done."""
+    collect_losses(session)
     if session.state.saved != session.state.moment:
         save(session.job, session.state, session.log, session.saver)
     on_main(session.saver.wait)
 
 
 def train_one_epoch(session: Session) -> float | None:
-    """Do the epoch's steps that are left; returns images/s, of none if none were."""
-    job, state, log, stop = session.job, session.state, session.log, session.stop
-    config, rates = job.config, learning_rates(job)
-    log_every, save_every = config.log.every, config.checkpoint.every
-    started, images_done, whole = time.perf_counter(), 0, state.batch == 0
-    batches = job.train_loader.epoch(state.epoch, start=state.batch)
-    steps = train_steps(
-        job.network,
-        waited_for(batches, state),
-        job.loss_fn,
-        job.optimizer,
-        job.schedule,
-        session.guard,
-        job.device,
-        seed=config.seed,
-        step=state.step,
-        accumulate=config.train.accumulate,
-        clip_grad_norm=config.train.clip_grad_norm,
-        precision=job.precision,
-        teacher=job.teacher,
-        wholes=job.train_loader.sizes(state.batch),
-    )
+    """Do the remaining steps of the epoch; returns images/s, or None if there were none."""
+    job, state, stop, saver = session.job, session.state, session.stop, session.saver
+    rates = learning_rates(job)
+    started, images_done, is_whole = time.perf_counter(), 0, state.batch == 0
     seconds_before = state.train_seconds
-    title = f"epoch {state.epoch + 1}/{config.train.epochs}"
+    batches = job.train_loader.epoch(state.epoch, start=state.batch)
+    steps = train_steps(session.task, waited_for(batches, state), state.step)
+    title = f"epoch {state.epoch + 1}/{job.config.train.epochs}"
     stop.check()
     for images in bar(steps, title, len(job.train_loader), state.batch, "batch"):
         state.step += 1
         state.batch += 1
         images_done += images
-        state.rates, rates = rates, learning_rates(job)  # of this step, and of the next
+        state.rates, rates = rates, learning_rates(job)  # of the step just done; of the next one
         state.train_seconds = seconds_before + time.perf_counter() - started
-        heed(session, wait=False)
+        collect_losses(session, wait=False)
         if job.average is not None:
             job.average.after_step(state.step)
-        if is_due(log_every, state):
-            heed(session)
-            values = state.means.take_logged() | tagged(state.rates)
-            if math.isfinite(state.norm):
-                values["train/gradient_norm"] = state.norm
-            if state.skipped:
-                values["train/skipped"] = float(state.skipped)
-            with state.spending("log", in_training=True):
-                log.step(state.step, state.epoch + 1, values)
-        # The last step's state is saved once the epoch is judged: then it is one to go on from.
-        if is_due(save_every, state) and state.batch < len(job.train_loader):
-            heed(session)
-            with state.spending("save", in_training=True):
-                save(job, state, log, session.saver)
-        session.saver.check()
+        log_if_due(session)
+        save_if_due(session)
+        saver.check()
         stop.check()
-    heed(session)  # waits for the last loss: the time is true
+    collect_losses(session)  # waits for the last loss: the time is true
     seconds = time.perf_counter() - started
     state.train_seconds = seconds_before + seconds
     speed = images_done / seconds if images_done else None
-    if whole and speed:
+    if is_whole and speed:
         state.speeds.append(speed)
     return speed
 
 
+def log_if_due(session: Session) -> None:
+    """Log the means since the last log line, as often as ``log.every`` says."""
+    state = session.state
+    if not is_due(session.job.config.log.every, state):
+        return
+    collect_losses(session)
+    values = state.means.take_logged() | tagged(state.rates)
+    if math.isfinite(state.norm):
+        values["train/gradient_norm"] = state.norm
+    if state.skipped:
+        values["train/skipped"] = float(state.skipped)
+    with state.spending("log", in_training=True):
+        session.log.step(state.step, state.epoch + 1, values)
+
+
+def save_if_due(session: Session) -> None:
+    """Save a checkpoint within the epoch, as often as ``checkpoint.every`` says.
+
+    The state after the epoch's last step is saved after the evaluation: a resumed run goes on from
+    there.
+    """
+    job, state = session.job, session.state
+    if is_due(job.config.checkpoint.every, state) and state.batch < len(job.train_loader):
+        collect_losses(session)
+        with state.spending("save", in_training=True):
+            save(job, state, session.log, session.saver)
+
+
 def waited_for(batches: Batches, state: State) -> Batches:
-    """Yield the batches; the time until each is there counts as the data's."""
+    """Yield the batches, and count the time that each takes to arrive."""
     began = time.perf_counter()
     for batch in batches:
         state.seconds["data"] += time.perf_counter() - began
@@ -145,46 +147,53 @@ def waited_for(batches: Batches, state: State) -> Batches:
         began = time.perf_counter()
 
 
-def heed(session: Session, wait: bool = True) -> None:
-    """Count the losses of the steps done; leave out those that were no number, or end the run.
+def collect_losses(session: Session, wait: bool = True) -> None:
+    """Add the losses of finished steps to the running means.
 
-    Without ``wait`` only of steps that can be known without waiting for the device.
+    A loss or gradient that is not finite is skipped up to ``train.skip_non_finite`` times, then
+    NonFiniteLoss is raised. With ``wait=False``, only results that are already on the CPU.
     """
-    state, loader = session.state, session.job.train_loader
-    for seen in session.guard.seen(wait):
-        step, images, loss, norm, correct, scale = seen
-        state.norm = norm
-        if math.isfinite(loss):
-            state.means.add(loss, correct, images)
-            if math.isfinite(norm) or seen.is_overflow:  # fp16 goes on at half its scale
+    state = session.state
+    for result in session.task.guard.results(wait):
+        state.norm = result.norm
+        if math.isfinite(result.loss):
+            state.means.add(result.loss, result.correct, result.images)
+            if math.isfinite(result.norm) or result.is_overflow:  # fp16 goes on at half its scale
                 continue
-        batch = state.batch - (state.step - step)
-        rows = loader.rows(state.epoch, batch)
-        ids = [session.job.data.dataset.ids[i] for i in loader.part.indices[rows[:8]].tolist()]
-        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-        became = (
-            f"gradient's length became {norm}" if math.isfinite(loss) else f"loss became {loss}"
-        )
-        became += f" (fp16, scaled by {scale:g})" if scale else ""
-        what = (
-            f"the {became} in step {step + 1} (epoch {state.epoch + 1}, batch {batch + 1}), "
-            f"of these images: {', '.join(ids)}{more}"
-        )
+        what = description_of(session, result)
         if state.skipped >= session.job.config.train.skip_non_finite:
             error = NonFiniteLoss(
                 f"{what}. The step was not taken, what was saved before it stays. In a new run, a "
                 "lower optimizer.lr, train.clip_grad_norm=1 or a warmup in the scheduler may help."
             )
-            raise met_by_all(error)
+            raise mark_common(error)
         state.skipped += 1
         session.say(f"note    {what}; it is left out")
 
 
-@contextmanager
-def judged_weights(session: Session) -> Iterator[None]:
-    """Have the model hold what is judged for the time of the body: the average where there is one.
+def description_of(session: Session, result: StepResult) -> str:
+    """Which number of a step is not finite, in which step, of which images."""
+    state, loader = session.state, session.job.train_loader
+    batch = state.batch - (state.step - result.step)
+    rows = loader.rows(state.epoch, batch)
+    ids = [session.job.data.dataset.ids[i] for i in loader.part.indices[rows[:8]].tolist()]
+    more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+    became = f"loss became {result.loss}"
+    if math.isfinite(result.loss):
+        became = f"gradient's length became {result.norm}"
+    became += f" (fp16, scaled by {result.scale:g})" if result.scale else ""
+    return (
+        f"the {became} in step {result.step + 1} (epoch {state.epoch + 1}, batch {batch + 1}), "
+        f"of these images: {', '.join(ids)}{more}"
+    )
 
-    Batch norm's statistics of a mean of weights are those of the epoch's images, as it saw them.
+
+@contextmanager
+def weights_to_evaluate(session: Session) -> Iterator[None]:
+    """Context manager: inside, the model holds the weights to evaluate.
+
+    These are the averaged ones, if ``average`` is set. SWA first recomputes the batch-norm
+    statistics on this epoch's training images.
     """
     job, state = session.job, session.state
     if (average := job.average) is None:
@@ -206,33 +215,36 @@ def judged_weights(session: Session) -> Iterator[None]:
 
 
 def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
-    """Judge the epoch on the validation split and log it; its record if it is the best so far."""
+    """Evaluate the epoch on the validation split and log it.
+
+    Returns the epoch's metrics if it is the best so far.
+    """
     job, state = session.job, session.state
     config = job.config
-    if job.val_loader.will_fork:  # no other thread should be in the middle of something then
+    if job.val_loader.will_fork:  # a fork must not find another thread in the middle of a write
         with state.spending("save"):
             session.saver.wait()
     with state.spending("eval"):
         buffers_from_main(job.model)
         batches = session.stop.watch(job.val_loader.epoch(), job.val_loader.rounds)
         logits, labels = predict(job.model, batches, job.precision)
-        values = on_main(lambda: scalars(judge(config, logits, labels, job.loss_fn)))
-    record = {
+        values = on_main(lambda: scalars(evaluate(config, logits, labels, job.loss_fn)))
+    epoch_metrics = {
         "step": state.step,
         "epoch": state.epoch + 1,
         **state.means.take_epoch(),
         **{f"val/{name}": value for name, value in values.items()},
         **tagged(state.rates),
     }
-    monitored = record[config.train.monitor]
+    monitored = epoch_metrics[config.train.monitor]
     if early_stop := config.early_stop:
         state.stale_epochs += 1
         if improves(config, monitored, state.reference, by=early_stop.min_delta):
             state.reference, state.stale_epochs = monitored, 0
         state.early_stopped = state.stale_epochs >= early_stop.patience
-    is_best = is_better(config, record, state.best)
+    is_best = is_better(config, epoch_metrics, state.best)
     if is_best:
-        state.best = record
+        state.best = epoch_metrics
     job.schedule.after_epoch(monitored)
     state.epoch += 1
     state.batch = 0
@@ -240,12 +252,12 @@ def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
         if is_main():
             board = Board(session.log.events, job, session.say)
             show_epoch(board, state.epoch, state.step, logits, labels)
-        session.log.epoch(record, speed, is_best)
-    return record if is_best else None
+        session.log.epoch(epoch_metrics, speed, is_best)
+    return epoch_metrics if is_best else None
 
 
 def improves(config: Config, value: float, than: float | None, by: float = 0.0) -> bool:
-    """Whether a monitored ``value`` beats ``than`` by more than ``by``; NaN never does."""
+    """Whether a monitored ``value`` is better than ``than`` by more than ``by``; NaN never is."""
     if math.isnan(value) or than is None:
         return not math.isnan(value)
     higher_is_better = config.train.monitor.removeprefix("val/") in HIGHER_IS_BETTER
@@ -253,12 +265,13 @@ def improves(config: Config, value: float, than: float | None, by: float = 0.0) 
 
 
 def is_due(every: Duration, state: State, epoch_ended: bool = False) -> bool:
-    """Whether something that happens once in ``every`` is to happen now."""
+    """Whether it is time for something that happens ``every`` so often."""
     if every.unit == "st":
         return state.step % every.value == 0
     if every.unit == "ep":
         return epoch_ended and state.epoch % every.value == 0
-    return on_main(lambda: time.monotonic() - state.saved_at >= every.value * 60)  # its clock
+    # Rank 0 decides by its clock.
+    return on_main(lambda: time.monotonic() - state.saved_at >= every.value * 60)
 
 
 def learning_rates(job: Job) -> list[float]:
@@ -271,12 +284,12 @@ def tagged(rates: list[float]) -> dict[str, float]:
     return {f"lr/group{group}": rate for group, rate in enumerate(rates)}
 
 
-def is_better(config: Config, record: dict[str, Any], best: dict[str, Any]) -> bool:
-    """Whether an epoch is the best so far; of two equals, the one of lower validation loss.
+def is_better(config: Config, epoch_metrics: dict[str, Any], best: dict[str, Any]) -> bool:
+    """Whether an epoch is the best so far; of two equal ones, that of lower validation loss.
 
     Small validation splits reach an accuracy of 1 in an early epoch, which is not the best.
     """
-    value, than = record[config.train.monitor], best.get(config.train.monitor)
+    value, than = epoch_metrics[config.train.monitor], best.get(config.train.monitor)
     if value == than:
-        return bool(record["val/loss"] < best["val/loss"])
+        return bool(epoch_metrics["val/loss"] < best["val/loss"])
     return improves(config, value, than)

@@ -11,8 +11,7 @@ from trainer.build_model import build_loss, check_size
 from trainer.config import Config, load_config
 from trainer.disk import read_json
 from trainer.errors import RunError
-from trainer.judge import judge
-from trainer.loop import predict
+from trainer.evaluate_split import evaluate, predict
 from trainer.parts import check_shape, digest_of_split, eval_loader, load_part
 from trainer.resume import refuse_changes, require_own_images
 from trainer.trained import load_with
@@ -45,7 +44,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     label_of = dict(zip(dataset.ids, dataset.labels, strict=True))
     train_labels = [label_of[name] for name in saved["train"] if name in label_of]
     loss_fn = build_loss(config, torch.tensor(train_labels), len(dataset.classes)).to(device)
-    return judge(config, logits, labels, loss_fn)
+    return evaluate(config, logits, labels, loss_fn)
 
 
 def require_unchanged(run: Path, split: dict[str, Any]) -> None:

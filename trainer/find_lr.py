@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         for message in config.messages:
             print(message, file=sys.stderr)
         from trainer.insight.lr_finder import find_rate
-        from trainer.job import prepare
+        from trainer.prepare import prepare
         from trainer.summary import introduce
 
         job = prepare(config, say)

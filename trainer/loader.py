@@ -207,10 +207,13 @@ class Loader:
                 images = images.contiguous(memory_format=torch.channels_last)
             yield images, labels if number < own else labels[:0]
 
-    def sizes(self, start: int = 0) -> list[int]:
-        """How many images each batch has in all processes, from batch number ``start`` on."""
-        size, rows = self.batch_size, len(self.part)
-        return [min(size, rows - number * size) for number in range(start, len(self))]
+    def size(self, number: int) -> int:
+        """How many images batch ``number`` has, over all ranks."""
+        return min(self.batch_size, len(self.part) - number * self.batch_size)
+
+    def sizes(self) -> list[int]:
+        """The size of each batch."""
+        return [self.size(number) for number in range(len(self))]
 
     @property
     def rounds(self) -> int:

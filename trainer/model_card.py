@@ -12,8 +12,8 @@ import yaml
 
 from models import MODELS
 from trainer.environment import ROOT
+from trainer.evaluate_split import scalars
 from trainer.insight.page import render
-from trainer.judge import scalars
 from trainer.trained import Trained
 from trainer.use_code import program
 

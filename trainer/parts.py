@@ -16,10 +16,10 @@ from datasets.split import conflicts, manifest
 from datasets.split import split as split_dataset
 from trainer.components import build
 from trainer.config import Config
-from trainer.distributed import rank, world_size
 from trainer.errors import ConfigError, Fault
 from trainer.launch import local_world_size
 from trainer.loader import Loader, Part
+from trainer.processes import rank, world_size
 from trainer.reading import attempt, in_threads, read_part
 from trainer.settings import Component
 from transforms import TRANSFORMS

@@ -1,27 +1,24 @@
-"""What a job leaves in its run folder: what it is, its state, its result."""
+"""The files of a run: its description, its best weights, its checkpoints, its result."""
 
-import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trainer.disk import make_folder, read_json, write_file, write_json
-from trainer.distributed import is_main
 from trainer.environment import device_name, environment, uncommitted_patch
 from trainer.errors import RunError
-from trainer.job import Job
+from trainer.fsdp import hand_over, is_sharded
+from trainer.job import Job, data_path
+from trainer.processes import is_main
 from trainer.restarts import launcher
-from trainer.resume import MAY_CHANGE, as_yaml, differences, settings
 from trainer.run_log import RunLog
 from trainer.saver import Saver
-from trainer.sharding import hand_over, is_sharded
-from trainer.state import State, copied, made_on, snapshot
-from trainer.summary import data_path
+from trainer.snapshot import copied, snapshot
+from trainer.state import State
 
 
 def describe(job: Job, run: Path) -> None:
-    """Write what a new run is, before its first step; config.yaml last, by which runs are found."""
+    """Write a new run's files before its first step; config.yaml last, for it marks a run."""
     write_json(run / "environment.json", environment(job.device))
     write_json(run / "data_path.json", data_path(job))
     write_launcher(run)
@@ -34,19 +31,19 @@ def describe(job: Job, run: Path) -> None:
 
 
 def write_launcher(run: Path) -> None:
-    """Write which torchrun trains this, for it may start its processes again."""
+    """Write which torchrun trains this run, for it may restart its processes."""
     if (this := launcher()) is not None:
         write_json(run / "launcher.json", this)
 
 
 def write_split(job: Job, run: Path) -> None:
-    """Write which image is in which part."""
+    """Write which image is in which split."""
     indent = 2 if len(job.data.dataset) < 5000 else None
     write_json(run / "split.json", job.data.split, indent)
 
 
 def first_result(job: Job) -> dict[str, Any]:
-    """What result.json says of a run that has begun."""
+    """The content of result.json when a run has begun."""
     return {
         "status": "running",
         "name": job.config.name,
@@ -61,7 +58,7 @@ def first_result(job: Job) -> dict[str, Any]:
         "split": job.data.split_digest,
         **{key: job.data.split[key] for key in ("folds", "fold") if key in job.data.split},
         "parameters": sum(parameter.numel() for parameter in job.model.parameters()),
-        **({"teacher": job.teacher.told()} if job.teacher else {}),
+        **({"teacher": job.teacher.description()} if job.teacher else {}),
     }
 
 
@@ -72,8 +69,8 @@ def update_result(run: Path, **values: Any) -> dict[str, Any]:
     return result
 
 
-def card(job: Job, record: dict[str, Any]) -> dict[str, Any]:
-    """What model.json says: how to use the weights of the epoch that ``record`` describes."""
+def card(job: Job, epoch_metrics: dict[str, Any]) -> dict[str, Any]:
+    """The content of model.json: how to use the weights of the epoch with these metrics."""
     config = job.config.model_dump(mode="json")
     return {
         "classes": list(job.data.classes),
@@ -83,7 +80,7 @@ def card(job: Job, record: dict[str, Any]) -> dict[str, Any]:
         "input_size": list(job.input_shape[1:]),
         "image_channels": job.data.image_channels,
         "transforms": config["transforms"]["eval"],
-        "metrics": record,
+        "metrics": epoch_metrics,
     }
 
 
@@ -95,7 +92,7 @@ def save(
     best: dict[str, Any] | None = None,
     checkpoint: bool = True,
 ) -> None:
-    """Hand a copy of this moment to the saver: a checkpoint, the weights of a ``best`` epoch."""
+    """Hand a copy of the state to the saver: a checkpoint, the weights of a ``best`` epoch."""
     saver.wait()  # one copy at a time, always in the same memory
     if checkpoint:
         state.saved_at, state.saved = time.monotonic(), state.moment
@@ -105,14 +102,14 @@ def save(
             hand_over(job.optimizer.state_dict())
         return
     content = saver.memory = snapshot(job, state, log.flush(), saver.memory)
-    judged = None
+    averaged = None
     if best and job.average is not None:
-        judged = {name: copied(w).contiguous() for name, w in job.average.weights().items()}
-    saver.save(state.step, content, best and card(job, best), checkpoint, judged)
+        averaged = {name: copied(w).contiguous() for name, w in job.average.weights().items()}
+    saver.save(state.step, content, best and card(job, best), checkpoint, averaged)
 
 
 def require_same_split(job: Job, digest: object, run: Path) -> None:
-    """Raise RunError where the images are no longer those that the run began with."""
+    """Raise RunError if the images are no longer those that the run began with."""
     if digest != job.data.split_digest:
         raise RunError(
             f"{run} began with another split than {job.config.dataset.name} gives now: images were "
@@ -121,33 +118,10 @@ def require_same_split(job: Job, digest: object, run: Path) -> None:
 
 
 def require_same_teacher(job: Job, digest: object, run: Path) -> None:
-    """Raise RunError where the teacher's weights are no longer those that the run began with."""
+    """Raise RunError if the teacher's weights are no longer those that the run began with."""
     if job.teacher is not None and digest != job.teacher.digest:
         raise RunError(
             f"{run} began with another teacher than {job.teacher.run}, whose best weights have "
             f"SHA-256 {job.teacher.digest[:12]}..., and were {str(digest)[:12]}...: name the one "
             "that it began with, distill.run=..., or start a new run."
         )
-
-
-def compare(job: Job, content: dict[str, Any], run: Path, say: Callable[[str], None]) -> None:
-    """Say what differs from the state that is to be continued; raise where it must not."""
-    try:
-        json.dumps([content["settings"], content["split"], content["made_on"]])  # plain values
-        is_ours = isinstance(content["settings"]["train"]["epochs"], int)
-    except (KeyError, TypeError, ValueError, RecursionError):
-        is_ours = False
-    if not is_ours:
-        raise RunError(f"{run}: its checkpoint is none of ours.")
-    refused = []
-    for path, old, new in differences(content["settings"], settings(job.config)):
-        if path.startswith(MAY_CHANGE):
-            say(f"changed {path} is now {as_yaml(new)}, was {as_yaml(old)}")
-        else:
-            refused.append(f"{path} is {as_yaml(new)}, but its checkpoint has {as_yaml(old)}")
-    if refused:
-        raise RunError(f"{run / 'config.yaml'} was changed: {'; '.join(refused)}.")
-    require_same_split(job, content["split"], run)
-    require_same_teacher(job, content.get("teacher"), run)
-    for name, old, new in differences(content["made_on"], made_on(job)):
-        say(f"note    {name} is now {new}, was {old}: last bits may differ from here on")

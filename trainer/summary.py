@@ -8,42 +8,10 @@ import torch
 
 from trainer.config import Config
 from trainer.console import Say, duration
-from trainer.distributed import world_size
 from trainer.environment import device_name
-from trainer.job import Job
-from trainer.judge import scalars
-from trainer.loader import Loader
-
-
-def data_path(job: Job) -> dict[str, Any]:
-    """What was decided of the way from the images to the model, for a person and for the run."""
-    return {
-        "device": str(job.device),
-        "processes": world_size(),
-        "threads": torch.get_num_threads(),
-        "channels_last": job.train_loader.channels_last,
-        "fused_optimizer": bool(job.optimizer.defaults.get("fused")),
-        "train": _way_of(job.train_loader),
-        "eval": _way_of(job.val_loader),
-    }
-
-
-def _way_of(loader: Loader) -> dict[str, Any]:
-    part = loader.part
-    first = len(part.pipeline.fixed)
-    where = f" in {loader.workers} worker processes" if loader.workers else ""
-    transforms = [
-        {"name": name, "runs": stage + (where if first <= i < first + part.early else "")}
-        for i, (name, stage) in enumerate(part.pipeline.description)
-    ]
-    images = part.images if isinstance(part.images, list) else [part.images]
-    return {
-        "cache": part.cache,
-        "bytes": sum(image.nbytes for image in images if image is not None),
-        "workers": loader.workers,
-        "batch_size": loader.batch_size,
-        "transforms": transforms,
-    }
+from trainer.evaluate_split import scalars
+from trainer.job import Job, data_path
+from trainer.processes import world_size
 
 
 def introduce(job: Job, say: Say) -> None:

@@ -99,23 +99,23 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequ
             print(config.print() if is_first() else "", end="")
             return
         from trainer.console import say
-        from trainer.distributed import everywhere, joined, on_main
-        from trainer.job import distribute, fetch, prepare
+        from trainer.fit import fit
+        from trainer.prepare import distribute, fetch, prepare
+        from trainer.processes import joined, on_every_rank, on_main
         from trainer.restarts import run_before_restart
-        from trainer.training import train
-    with joined(config, stop):
+    with joined(config.train.device in ("auto", "cuda"), stop):
         begun = on_main(lambda: run_before_restart(arguments.runs, config.name, folder))
         if begun is not None:
             config, folder = load_config(begun / "config.yaml"), begun
         with collecting_later():
             if is_one_of_several():
-                everywhere(lambda: fetch(config))
-            job = everywhere(lambda: prepare(config, say))
+                on_every_rank(lambda: fetch(config))
+            job = on_every_rank(lambda: prepare(config, say))
         if arguments.dry_run:
             look_at(job, folder)
             return
         distribute(job, say)
-        train(job, arguments.runs, folder, say, stop)
+        fit(job, arguments.runs, folder, say, stop)
 
 
 def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Config", Path | None]:

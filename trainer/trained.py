@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from datasets.images import read_image
 from trainer.best import load_best, require_best, require_same_model
-from trainer.build_model import build_model, check_size
+from trainer.build_model import build_model, check_size, logits_of
 from trainer.config import Config, load_config
 from trainer.device import choose_device
 from trainer.disk import read_json
 from trainer.errors import ConfigError, RunError
 from trainer.insight.columns import visible
-from trainer.loop import logits_of
 from trainer.losses import probabilities
 from trainer.parts import build_pipelines
 from trainer.precision import FP32, Precision, build_precision

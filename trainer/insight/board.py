@@ -13,6 +13,7 @@ from torch.utils.tensorboard import summary
 
 from trainer.disk import read_json
 from trainer.events import Events
+from trainer.fsdp import is_sharded
 from trainer.insight import panels
 from trainer.insight.charts import RIGHT, WRONG, draw_confusion
 from trainer.insight.features import feature_maps, first_kernels
@@ -23,7 +24,6 @@ from trainer.job import Job
 from trainer.loader import Part
 from trainer.losses import probabilities
 from trainer.metrics import confusion_matrix
-from trainer.sharding import is_sharded
 
 KERNELS, LAYERS, CHANNELS = 64, 4, 16  # the most that is shown of a model
 # What needs weights or a forward pass.

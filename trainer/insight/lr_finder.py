@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -22,8 +22,8 @@ from trainer.guard import Guard
 from trainer.insight.charts import draw_lines
 from trainer.insight.pictures import write_picture
 from trainer.job import Job
-from trainer.loop import train_steps
 from trainer.schedulers import Schedule
+from trainer.step import new_task, train_steps
 
 SMOOTHING = 0.9  # decay of the moving mean: about the last ten steps
 DIVERGED = 4.0  # the test ends if the smoothed loss is so many times its least
@@ -66,23 +66,10 @@ def sweep_rates(job: Job, low: float, high: float, steps: int) -> RangeTest:
     own = float(optimizer.defaults["lr"])  # a group may have another rate
     shares = [float(group["lr"]) / own if own else 1.0 for group in groups]
     rates = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
-    # A guard with the results of every step: a NaN ends the test, and is no error here.
-    guard = Guard(job.model, optimizer, job.device, lag=1)
-    done = train_steps(
-        job.network,
-        _batches(job, steps),
-        job.loss_fn,
-        optimizer,
-        Schedule(optimizer),
-        guard,
-        job.device,
-        seed=job.config.seed,
-        step=0,
-        accumulate=job.config.train.accumulate,
-        clip_grad_norm=job.config.train.clip_grad_norm,
-        precision=job.precision,
-        teacher=job.teacher,
-    )
+    # This guard reads every step's results: a NaN ends the test, and is no error here.
+    guard = Guard(job.model, optimizer, job.config.train.clip_grad_norm, lag=1)
+    task = replace(new_task(job, guard), optimizer=optimizer, schedule=Schedule(optimizer))
+    done = train_steps(task, _batches(job, steps), 0)
     losses: list[float] = []
     smoothed: list[float] = []
     mean, diverged = 0.0, False
@@ -90,7 +77,7 @@ def sweep_rates(job: Job, low: float, high: float, steps: int) -> RangeTest:
         for group, share in zip(groups, shares, strict=True):
             group["lr"] = rate * share
         next(done)
-        result = guard.seen(wait=True)[-1]
+        result = guard.results(wait=True)[-1]
         if not (math.isfinite(result.loss) and (math.isfinite(result.norm) or result.is_overflow)):
             diverged = True
             break

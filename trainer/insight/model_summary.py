@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from models.freeze import train_mode
 from trainer.console import duration
+from trainer.evaluate_split import predict
 from trainer.guard import Guard
 from trainer.job import Job
-from trainer.loop import Batches, predict, train_steps
+from trainer.step import Batches, new_task, train_steps
 
 MOST_ROWS = 60  # of the table of layers; if there are more, deeper levels are summed up
 TIMED_SECONDS = 1.5  # of training, or an epoch if it takes less
@@ -242,21 +243,8 @@ def kept_for_backward(job: Job, images: Tensor, labels: Tensor) -> tuple[float, 
 
 def real_steps(job: Job, batches: Batches) -> Iterator[Any]:
     """Do real steps of training, whatever their loss."""
-    config = job.config
-    return train_steps(
-        job.network,
-        batches,
-        job.loss_fn,
-        job.optimizer,
-        job.schedule,
-        Guard(job.model, job.optimizer, job.device),
-        job.device,
-        seed=config.seed,
-        step=0,
-        accumulate=config.train.accumulate,
-        clip_grad_norm=config.train.clip_grad_norm,
-        precision=job.precision,
-    )
+    guard = Guard(job.model, job.optimizer, job.config.train.clip_grad_norm)
+    return train_steps(new_task(job, guard), batches, 0)
 
 
 def time_training(job: Job) -> float:

@@ -1,7 +1,6 @@
-"""Several processes that train one model, as torchrun starts them: who is who, and what they share.
+"""The ranks of a run, as torchrun starts them: who is who, common errors, collectives.
 
-A batch is cut among them, gradient and loss are added up, a split is judged by all; the main one
-(rank 0) alone speaks and writes. With one process nothing here does anything.
+Only rank 0 prints and writes. With one process nothing here does anything.
 """
 
 import hashlib
@@ -14,72 +13,67 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
-from torch.nn.parallel import DistributedDataParallel
 
 from datasets import DataError
-from models.freeze import train_mode
-from trainer.config import Config
 from trainer.errors import ProcessFailed, RunError, Stopped, in_plain_words
 from trainer.launch import RANK, WORLD_SIZE, is_one_of_several
-from trainer.sharding import is_sharded, synchronise
 from trainer.stop import StopRequest
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-PATIENCE = 600  # seconds in which all processes must have come
-FAILURE = "failure"  # under this name a process leaves word of what it failed with
-EVERYWHERE = "everywhere"  # an attribute of errors that all processes have met
-NOTHING: AbstractContextManager[None] = nullcontext()
-# How gloo, NCCL and the store say that somebody is gone.
+PATIENCE = 600  # seconds in which all ranks must have come
+FAILURE = "failure"  # the store's key for the reason why a rank failed
+COMMON = "is_common"  # an attribute of errors that every rank raises
+# How gloo, NCCL and the store say that another rank is gone.
 GONE = "gloo|NCCL|onnection (closed|reset|refused)|Broken pipe|recvValue failed|Timed out waiting"
 
 
 class _Ways:
-    """How the processes speak beside the gradients: through main memory, never through a GPU."""
+    """How ranks communicate beside the gradients: through main memory, never through a GPU."""
 
     store: Any = None
     host: Any = None  # None: the default group is gloo's
-    asked: tuple[dist.Work, Tensor] | None = None  # a question under way
+    asked: tuple[dist.Work, Tensor] | None = None  # an all-reduce under way
 
 
 def world_size() -> int:
-    """The number of processes; 1 where none was asked for."""
+    """The number of ranks; 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """This process's rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main() -> bool:
-    """Whether this is the process that speaks and writes."""
+    """Whether this is rank 0, which prints and writes."""
     return rank() == 0
 
 
 @contextmanager
-def joined(config: Config, stop: StopRequest) -> Iterator[None]:
-    """Meet the other processes for the time of the body; where there are none, do nothing.
+def joined(on_gpu: bool, stop: StopRequest) -> Iterator[None]:
+    """Context manager: inside, the ranks are connected. With one process it does nothing.
 
-    On GPUs gradients go by NCCL, else by gloo. What all processes fail with alike passes through.
-    One that fails alone ends with ProcessFailed, which tells its own error; so do those that wait
-    for it.
+    ``on_gpu``: send gradients by NCCL if there is a GPU; else by gloo. An error that every rank
+    raises passes through. A rank that fails alone raises ProcessFailed with its error's text; the
+    ranks that wait for it raise ProcessFailed too.
     """
     if not is_one_of_several():
         yield
         return
-    cuda = config.train.device in ("auto", "cuda") and torch.cuda.is_available()
+    cuda = on_gpu and torch.cuda.is_available()
     meeting: Future[None] = Future()
-    # In a thread: this one hears signals meanwhile, and is not held where another never comes.
+    # In a thread: meanwhile this one handles signals, and it is not blocked by a missing rank.
     threading.Thread(target=meet, args=(cuda, meeting), daemon=True).start()
     end = time.monotonic() + PATIENCE
     while not meeting.done():
@@ -98,16 +92,16 @@ def joined(config: Config, stop: StopRequest) -> Iterator[None]:
         dist.barrier(_Ways.host)
         dist.destroy_process_group()
     except Exception as error:
-        if was_met_by_all(error) or isinstance(error, ProcessFailed):
+        if is_common(error) or isinstance(error, ProcessFailed):
             raise
-        raise alone(error) from error
+        raise as_process_failure(error) from error
     finally:
         stop.agree = int
         _Ways.asked = None
 
 
 def meet(cuda: bool, meeting: "Future[None]") -> None:
-    """Find the other processes, and make the groups over which they speak."""
+    """Connect to the other ranks and make the process groups; for a thread of its own."""
     try:
         store, number, count = next(rendezvous("env://"))
         store = of_this_start(store, number, count)
@@ -122,9 +116,9 @@ def meet(cuda: bool, meeting: "Future[None]") -> None:
 def of_this_start(store: Any, number: int, count: int) -> Any:
     """The part of torchrun's store that belongs to the processes of this start.
 
-    torchrun keeps one store while it starts processes again, and PyTorch does not tell starts
-    apart: a process would look for another at the address of one that is dead. So each writes who
-    it is; the first collects that, and says so once all have seen themselves in it.
+    torchrun keeps one store while it restarts its processes, and PyTorch does not tell the starts
+    apart: a rank would connect to the address of a dead process. Therefore each rank writes a
+    random id; rank 0 collects the ids, and sets "go" after all ranks have found theirs there.
     """
     me = uuid.uuid4().hex
     store.set(f"here/{number}", me)
@@ -144,16 +138,19 @@ def of_this_start(store: Any, number: int, count: int) -> Any:
         time.sleep(0.02)
 
 
-def alone(error: Exception) -> ProcessFailed:
-    """What a process ends with that met an ``error`` by itself, or was left by another."""
-    told = in_plain_words(error)
-    if isinstance(told, ProcessFailed):
-        return told
+def as_process_failure(error: Exception) -> ProcessFailed:
+    """Turn ``error`` into the ProcessFailed with which this rank exits.
+
+    If the error only says that another rank is gone, report that rank's reason.
+    """
+    plain = in_plain_words(error)
+    if isinstance(plain, ProcessFailed):
+        return plain
     if isinstance(error, dist.DistError) or re.search(GONE, str(error)):
-        time.sleep(0.2)  # who failed may be about to say so
+        time.sleep(0.2)  # the rank that failed may be about to write its reason
         why = _word_of_failure() or "one was killed, or its machine is gone"
         return ProcessFailed(f"the other processes ended: {why}", is_own=False)
-    failed = ProcessFailed(f"rank {rank()} failed: {str(told) or type(told).__name__}")
+    failed = ProcessFailed(f"rank {rank()} failed: {str(plain) or type(plain).__name__}")
     for note in getattr(error, "__notes__", ()):
         failed.add_note(note)
     if _Ways.store is not None:
@@ -170,7 +167,7 @@ def _word_of_failure() -> str:
 
 
 def on_main(action: Callable[[], Result]) -> Result:
-    """What ``action`` gives or raises, done by the main process and told to all."""
+    """Run ``action`` on rank 0 and return its result, or raise its error, on every rank."""
     if world_size() == 1:
         return action()
     outcome: list[Any] = [None]
@@ -184,13 +181,16 @@ def on_main(action: Callable[[], Result]) -> Result:
     dist.broadcast_object_list(outcome, src=0, group=_Ways.host)
     result, failure = outcome[0]
     if failure is not None:
-        raise met_by_all(failure)
+        raise mark_common(failure)
     answer: Result = result
     return answer
 
 
-def everywhere(action: Callable[[], Result]) -> Result:
-    """What ``action`` gives, done by every process; where it fails in one, none goes on."""
+def on_every_rank(action: Callable[[], Result]) -> Result:
+    """Run ``action`` on every rank and return the local result.
+
+    If it fails on any rank, all ranks raise.
+    """
     if world_size() == 1:
         return action()
     result: Result | None = None
@@ -200,11 +200,11 @@ def everywhere(action: Callable[[], Result]) -> Result:
     except Exception as raised:
         error = raised
     failures: list[str | None] = [None] * world_size()
-    told = None if error is None else str(in_plain_words(error)) or type(error).__name__
-    dist.all_gather_object(failures, told, group=_Ways.host)
+    message = None if error is None else str(in_plain_words(error)) or type(error).__name__
+    dist.all_gather_object(failures, message, group=_Ways.host)
     if error is not None:
         if all(failure is not None for failure in failures):
-            raise met_by_all(error)
+            raise mark_common(error)
         raise error
     for number, failure in enumerate(failures):
         if failure is not None:
@@ -214,7 +214,7 @@ def everywhere(action: Callable[[], Result]) -> Result:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or where it cannot be sent to another process, one of like words."""
+    """The error, or a plain one with its text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - our own, of this moment
         return error
@@ -225,9 +225,9 @@ def _sendable(error: Exception) -> Exception:
 
 
 def agreed(mine: int) -> int:
-    """The largest number that any process gave in the call before; every process must ask.
+    """The largest number that any rank gave in the previous call; every rank must call it.
 
-    The answer of this call is looked at in the next one: no step waits for it.
+    This call's all-reduce is read in the next call: no step waits for it.
     """
     before = 0
     if _Ways.asked is not None:
@@ -241,7 +241,7 @@ def agreed(mine: int) -> int:
 
 
 def added_up(loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
-    """Both summed over the processes."""
+    """Both numbers summed over the ranks."""
     if world_size() == 1:
         return loss, correct
     both = torch.stack((loss.detach(), correct.to(loss.dtype)))
@@ -249,10 +249,19 @@ def added_up(loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
     return both[0], both[1]
 
 
-def gathered(batches: list[Item]) -> list[Item]:
-    """The batches of all processes, for the main one: batch k was done by process k % world_size.
+def is_true_everywhere(mine: bool) -> bool:
+    """Whether ``mine`` is true on every rank; all must call it."""
+    if world_size() == 1:
+        return mine
+    answer = torch.tensor([int(mine)])
+    dist.all_reduce(answer, dist.ReduceOp.MIN, group=_Ways.host)
+    return bool(answer)
 
-    The others get none.
+
+def gathered(batches: list[Item]) -> list[Item]:
+    """The batches of all ranks in order, on rank 0; none on the others.
+
+    Batch k comes from rank k % world_size.
     """
     if world_size() == 1:
         return batches
@@ -264,80 +273,30 @@ def gathered(batches: list[Item]) -> list[Item]:
     return [batch for one_round in rounds for batch in one_round if batch is not None]
 
 
-def from_main(model: nn.Module) -> None:
-    """Give every process the main one's weights and buffers."""
-    if world_size() > 1:
-        for tensor in model.state_dict().values():
-            dist.broadcast(tensor, src=0)
-
-
-def buffers_from_main(model: nn.Module) -> None:
-    """Give every process the main one's buffers: each has batch norm's statistics of its own.
-
-    Before each training step it happens anyway; judging should see the same.
-    """
-    if world_size() > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
-
-
-def over_processes(model: nn.Module, images: Tensor, device: torch.device) -> nn.Module:
-    """The model as training calls it: its gradients become the mean over the processes.
-
-    ``images`` (B, C, H, W) are rehearsed with. PyTorch puts gradients together in the order in
-    which the first step found them; done here, a resumed run adds them up as one that went through.
-    """
-    images = images.to(device)
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    train_mode(model)
-    model(images).sum().backward()
-    unused = any(p.grad is None for p in model.parameters() if p.requires_grad)
-    shared = DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=unused,
-    )
-    for _ in range(2):
-        shared(images).sum().backward()
-    model.zero_grad(set_to_none=True)
-    for buffer, before in zip(model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
-    return shared
-
-
-def met_by_all(error: Exception) -> Exception:
-    """The error, which every process meets in this very step."""
-    setattr(error, EVERYWHERE, True)
+def mark_common(error: Exception) -> Exception:
+    """Mark and return ``error``, which every rank raises in this very step."""
+    setattr(error, COMMON, True)
     return error
 
 
-def met_alike(error: Exception) -> Exception:
-    """The error; as one that all meet, where each process says within half a minute that it did.
+def agree_on_error(error: Exception) -> Exception:
+    """Mark ``error`` as common to all ranks if every rank reports it within 30 s, and return it.
 
-    It is said in the store: who has not failed may be waiting for gradients, and for no message.
+    Reports go through the rendezvous store, because a rank that did not fail may be blocked in a
+    gradient all-reduce.
     """
     if world_size() > 1:
         everyone = range(world_size())
         _Ways.store.set(f"alike/{rank()}", "")
         with suppress(RuntimeError):
             _Ways.store.wait([f"alike/{n}" for n in everyone], timedelta(seconds=30))
-            met_by_all(error)
+            mark_common(error)
             _Ways.store.set(f"heard/{rank()}", "")
             if is_main():  # the store may end with this process
                 _Ways.store.wait([f"heard/{n}" for n in everyone], timedelta(seconds=5))
     return error
 
 
-def was_met_by_all(error: Exception) -> bool:
-    """Whether every process has met this error; where there is one only, it has."""
-    return world_size() == 1 or hasattr(error, EVERYWHERE)
-
-
-def averaging(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """In which to go forward: only the ``is_last`` part of a batch speaks with other processes."""
-    if is_sharded(model):
-        synchronise(model, is_last)
-    if is_last or not isinstance(model, DistributedDataParallel):
-        return NOTHING
-    waiting: AbstractContextManager[None] = model.no_sync()
-    return waiting
+def is_common(error: Exception) -> bool:
+    """Whether every rank raises this error; with one process always True."""
+    return world_size() == 1 or hasattr(error, COMMON)

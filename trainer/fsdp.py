@@ -1,8 +1,7 @@
-"""A model of which each process keeps a part: FSDP, for models too large to be kept whole by each.
+"""FSDP: each rank keeps a shard of the model, for models too large for one GPU.
 
 Weights, gradients and the optimizer's state are cut along their first dimension; a block's weights
-are put together where it is computed. Every forward, also one that only judges, is done by all
-processes together.
+are gathered while it is computed. All ranks do every forward pass together, also in evaluation.
 """
 
 from collections.abc import Sequence
@@ -12,41 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.config import Config
-from trainer.errors import ConfigError, Fault
-
-# What works on rows and columns of a weight, not on each number by itself.
-OF_WHOLE_WEIGHTS = ("Adafactor", "Muon")
-ELEMENTWISE_FUSED = ("Adam", "AdamW")  # whose fused steps PyTorch can do on parts
+ELEMENTWISE_FUSED = ("Adam", "AdamW")  # PyTorch can do their fused steps on shards
 LARGE, SMALL = 1 / 8, 1 / 100  # of a model's parameters: what is cut further, what is no block
 
 
-def check_sharding(config: Config) -> None:
-    """Raise ConfigError for settings that do not go with ``train.parallel: fsdp``."""
-    faults: list[Fault] = []
-    if config.optimizer.name in OF_WHOLE_WEIGHTS:
-        message = f"{config.optimizer.name} needs whole weights, which train.parallel=fsdp cuts"
-        faults.append(config.fault("optimizer.name", f"{message}; use AdamW or train.parallel=ddp"))
-    if config.optimizer.arguments.get("fused") and config.optimizer.name not in ELEMENTWISE_FUSED:
-        message = "PyTorch has no fused step of it for train.parallel=fsdp; leave it out"
-        faults.append(config.fault("optimizer.fused", message))
-    if config.train.precision == "fp16":
-        message = "fp16 does not go with train.parallel=fsdp; use bf16"
-        faults.append(config.fault("train.precision", message))
-    if config.train.compile:
-        message = "does not go with train.parallel=fsdp; leave it out, or use train.parallel=ddp"
-        faults.append(config.fault("train.compile", message))
-    if config.average is not None:
-        message = "averages whole weights, which train.parallel=fsdp cuts; use train.parallel=ddp"
-        faults.append(config.fault("average", message))
-    if faults:
-        raise ConfigError(faults)
-
-
 def shard(model: nn.Module, images: Tensor) -> None:
-    """Keep this process's part of the model's weights, in place; their names and order stay.
+    """Keep only this rank's shard of the model's weights, in place; names and order stay.
 
-    images (B, C, H, W), on the model's device, are tried to see what its blocks are.
+    images (B, C, H, W), on the model's device, are for the forward pass that finds its blocks.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -60,10 +32,10 @@ def shard(model: nn.Module, images: Tensor) -> None:
 
 
 def blocks(model: nn.Module, images: Tensor) -> list[nn.Module]:
-    """The modules whose weights are put together and let go at once; the rest is the model's.
+    """The modules whose weights are gathered and freed together; the rest belongs to the model.
 
-    Only those that the forward calls once: of others the parent may use the weights itself. What
-    gives a view of other numbers is none, for FSDP would not notice what happens to them in place.
+    Only modules that the forward pass calls once: a parent may use the weights of others itself. A
+    module that returns a view is no block, for FSDP does not notice changes in place.
     """
     calls = dict.fromkeys(model.modules(), 0)
 
@@ -107,20 +79,20 @@ def size(module: nn.Module) -> int:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each process keeps a part of the model."""
+    """Whether each rank keeps a shard of the model."""
     return hasattr(model, "set_requires_gradient_sync")
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor put together from all processes' parts; all must ask. A plain one as it is."""
-    put_together = getattr(tensor, "full_tensor", None)
-    return tensor if put_together is None else put_together()
+def full(tensor: Tensor) -> Tensor:
+    """A tensor gathered from all ranks' shards; all must call it. A plain tensor as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def hand_over(state: Any) -> None:
-    """What the others do while the main process makes each tensor of an equal state ``whole``."""
+    """The other ranks' side of rank 0's ``full`` of each tensor in an equal state."""
     if isinstance(state, Tensor):
-        whole(state)
+        full(state)
     elif isinstance(state, dict):
         for item in state.values():
             hand_over(item)
@@ -129,8 +101,8 @@ def hand_over(state: Any) -> None:
             hand_over(item)
 
 
-def part_of(full: Tensor, own: Tensor) -> Tensor:
-    """This process's part of a ``full`` tensor, as ``own`` is cut; nobody is asked."""
+def shard_of(full: Tensor, own: Tensor) -> Tensor:
+    """This rank's shard of a ``full`` tensor, cut as ``own`` is, without communication."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(own, DTensor) or full.shape != own.shape:
@@ -139,18 +111,18 @@ def part_of(full: Tensor, own: Tensor) -> Tensor:
     return distribute_tensor(full, own.device_mesh, own.placements, src_data_rank=None)
 
 
-def model_part(model: nn.Module, content: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of a plain model's state_dict what ``model.load_state_dict`` takes; others are left alone."""
+def model_shard(model: nn.Module, content: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A plain model's state_dict ``content``, cut for ``model.load_state_dict``."""
     own = model.state_dict()
-    return {n: part_of(full, own[n]) if n in own else full for n, full in content.items()}
+    return {n: shard_of(full, own[n]) if n in own else full for n, full in content.items()}
 
 
-def optimizer_part(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> dict[str, Any]:
-    """Of a plain optimizer's state_dict what ``optimizer.load_state_dict`` takes."""
+def optimizer_shard(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> dict[str, Any]:
+    """A plain optimizer's state_dict ``content``, cut for ``optimizer.load_state_dict``."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
         number: {
-            name: part_of(value, parameters[number]) if isinstance(value, Tensor) else value
+            name: shard_of(value, parameters[number]) if isinstance(value, Tensor) else value
             for name, value in kept.items()
         }
         for number, kept in content["state"].items()
@@ -159,7 +131,7 @@ def optimizer_part(optimizer: torch.optim.Optimizer, content: dict[str, Any]) ->
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The length of all gradients together, of whose parts each process has its own."""
+    """The length of the whole gradient, of which each rank has a shard."""
     own: Any = gradients
     length = nn.utils.get_total_norm([gradient.to_local() for gradient in own])
     square = length.square()
@@ -168,7 +140,7 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
-    """``nn.utils.clip_grad_norm_``, which can be told how long gradients are that are cut."""
+    """``nn.utils.clip_grad_norm_``, also for gradients of which each rank has a shard."""
     gradients: Any = [p.grad for p in parameters if p.grad is not None]
     if not gradients or not hasattr(gradients[0], "to_local"):
         return nn.utils.clip_grad_norm_(parameters, most)
@@ -180,14 +152,14 @@ def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
 
 
 def synchronise(model: nn.Module, is_last: bool) -> None:
-    """Before a part of a batch: only after the ``is_last`` one gradients are brought together."""
+    """Prepare a micro-batch: gradients are reduced over ranks only after the ``is_last`` one."""
     share_buffers(model)
     of_fsdp: Any = model
     of_fsdp.set_requires_gradient_sync(is_last)
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the main one's buffers, in one message, as DDP does before a step."""
+    """Give every rank the buffers of rank 0, in one message, as DDP does before a step."""
     buffers = [b for b in model.buffers() if b.is_floating_point()]
     if not buffers:
         return

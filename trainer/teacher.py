@@ -1,5 +1,6 @@
-"""Learning from another run: a teacher's answers to the very images that a student sees."""
+"""Distillation: a student learns from a teacher's answers to the images that it sees itself."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ VALUES = ("Normalize", "LinearTransformation")  # what decides the numbers that 
 
 @dataclass(frozen=True)
 class Distillation:
-    """The teacher's share in the loss: (1 - w) * loss + w * T^2 * KL(teacher || student), where
+    """The teacher's share in the loss: (1 - w) * loss + w * T^2 * KL(teacher || student).
 
-    both distributions are the softmax of logits / T, and KL is the mean over the images. Hinton,
+    Both distributions are the softmax of logits / T; KL is the mean over the images. Hinton,
     Vinyals and Dean, 2015, "Distilling the knowledge in a neural network", section 2; T^2 keeps the
     gradient's size when T changes.
 
@@ -37,9 +38,9 @@ class Distillation:
     digest: str
 
     def __call__(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
-        """The whole loss, a scalar: of images (B, C, H, W), the student's logits (B, K), its loss.
+        """The whole loss, a scalar; of images (B, C, H, W), the student's logits (B, K) and loss.
 
-        Nothing is drawn and no gradient taken in the teacher.
+        The teacher draws no random numbers and gets no gradient.
         """
         with torch.no_grad():
             answers = self.model(images)
@@ -51,7 +52,11 @@ class Distillation:
         )
         return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence
 
-    def told(self) -> dict[str, Any]:
+    def around(self, loss_fn: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The loss of a step: ``loss_fn`` with the teacher's share."""
+        return lambda images, logits, labels: self(images, logits, loss_fn(logits, labels))
+
+    def description(self) -> dict[str, Any]:
         """Which teacher it is, for result.json."""
         return {"run": str(self.run), "weights": {"sha256": self.digest}}
 
@@ -61,11 +66,11 @@ def load_teacher(
 ) -> Distillation:
     """The teacher that ``distill`` names, on the student's device.
 
-    Raises ConfigError where the run has no weights, or was made for other classes, images of
-    another size, or other numbers in them than the student's training images (C, H, W).
+    Raises ConfigError if its run has no weights, or if it was trained with other classes, another
+    image size (C, H, W) or another normalisation than the student.
     """
     distill = config.distill
-    assert distill is not None  # who calls this has looked
+    assert distill is not None  # the caller has checked it
     require_softmax(config)
     place = [f"train.device={config.train.device}", f"train.threads={config.train.threads}"]
     try:

@@ -1,0 +1,62 @@
+"""Which images of a batch belong to a rank, and how a rank cuts them into micro-batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+def share_of(count: int, rank: int, ranks: int) -> tuple[int, int]:
+    """From and to: the rank's images among ``count`` in a row. Sizes differ by at most one."""
+    least, more = divmod(count, ranks)
+    low = rank * least + min(rank, more)
+    return low, low + least + (rank < more)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the ranks share the batches of a split.
+
+    A shuffled batch (training) is cut: each rank gets ``share_of`` it, and at least one image.
+    Batches in the split's own order (evaluation) go round: rank r gets batches r, r + ranks, ...
+    even: a rank with one batch fewer of those gets one image without a label in its place.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    even: bool = False
+
+    def of_batch(self, begin: int, size: int) -> tuple[int, int]:
+        """From and to: this rank's images of a shuffled batch that starts at ``begin``."""
+        low, high = share_of(size, self.rank, self.ranks)
+        low = min(low, size - 1)  # fewer images than ranks: this rank gets one to go on with
+        return begin + low, begin + max(high, low + 1)
+
+    def has_batch(self, number: int) -> bool:
+        """Whether this rank evaluates batch ``number``."""
+        return number % self.ranks == self.rank
+
+    def rounds(self, batches: int) -> int:
+        """How many of ``batches`` the rank evaluates that evaluates most."""
+        return -(-batches // self.ranks)
+
+
+def in_micro_batches(
+    images: Tensor, labels: Tensor, batch_size: int, accumulate: int, shares: Shares
+) -> Iterator[tuple[Tensor, Tensor, float, int, bool]]:
+    """Split this rank's images into micro-batches, the same number on every rank.
+
+    Yields images, labels, weight in the mean over the whole batch, index of the first image,
+    is_last. ``batch_size`` counts the images of all ranks. The weight is 0 if the batch has fewer
+    images than there are ranks and this rank's image only fills a place.
+    """
+    low, high = share_of(batch_size, shares.rank, shares.ranks)
+    count = min(accumulate, max(batch_size // shares.ranks, 1))
+    if count == 1:
+        yield images, labels, (high - low) / batch_size, low, True
+        return
+    pieces = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+    for number, (some, targets) in enumerate(pieces, start=1):
+        weight = len(some) / batch_size if high > low else 0.0
+        yield some, targets, weight, low, number == count
+        low += len(some)
