@@ -140,7 +140,7 @@ def test_a_run_with_stochastic_depth_goes_on_exactly(train, finished, monkeypatc
     assert_same_run(straight, run)
     if "timm/" not in model:
         _, (line,) = building(load_trained(run))
-        assert "dropout=0.0" in line and "depth" not in line
+        assert "'dropout': 0.0" in line and "depth" not in line
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
