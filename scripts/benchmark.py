@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value}: expected at least 1")
 
-    from trainer.exits import exit_code_of  # errors end here, as a message and an exit code
+    from trainer.process.exits import exit_code_of  # errors end here, as a message and an exit code
 
     return exit_code_of(lambda: run(arguments))
 
@@ -71,8 +71,8 @@ def run(arguments: argparse.Namespace) -> None:
     from scripts.benchmark_cases import fashion_task, measure_fashion, measure_rmb, measure_step
     from scripts.benchmark_report import picture, report
     from scripts.benchmark_variants import measure_variants
-    from trainer.console import say
-    from trainer.errors import UsageError
+    from trainer.process.console import say
+    from trainer.process.errors import UsageError
 
     names = arguments.arms or list(ARMS)
     if unknown := [name for name in names if name not in ARMS]:
@@ -119,7 +119,7 @@ def device_named(name: str) -> Any:
     """The device; raises UsageError where this machine has none of that name."""
     import torch
 
-    from trainer.errors import UsageError
+    from trainer.process.errors import UsageError
 
     available = {
         "cpu": True,
@@ -137,7 +137,7 @@ def machine(device: Any) -> dict[str, str]:
     import datetime
     import os
 
-    from trainer.environment import environment
+    from trainer.run.environment import environment
 
     found = environment(device)
     changed = " and changes" if found["git_changed_files"] else ""

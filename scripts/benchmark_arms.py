@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.lenet import LeNet
-from trainer.errors import RunError
+from trainer.process.errors import RunError
 from transforms.keyed import seed_of
 
 MEAN, STD = 0.2860, 0.3530
@@ -267,7 +267,7 @@ def lightning(task: Task, images: int, epochs: int) -> Outcome:
             devices=1,
             default_root_dir=tempfile.mkdtemp(dir=task.runs),
         )
-        trainer.fit(Module(), tutorial_loader(task, images, task.workers))
+        trainer.loop.fit(Module(), tutorial_loader(task, images, task.workers))
     done = round(count["images"]) * len(speeds)
     loss = torch.stack(losses).mean().item()
     return Outcome(statistics.median(speeds[1:] or speeds), done, round(count["steps"]), loss)

@@ -39,8 +39,8 @@ from scripts.benchmark_arms import (
     train_by_command,
     write_config,
 )
-from trainer.console import Say
-from trainer.errors import NonFiniteLoss
+from trainer.process.console import Say
+from trainer.process.errors import NonFiniteLoss
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = (

@@ -20,7 +20,7 @@ from typing import Any
 # In a process of its own, after what every program with PyTorch has to wait for.
 RESUME = """
 import sys, time
-from trainer.start import spin_briefly
+from trainer.process.start import spin_briefly
 spin_briefly()
 import torch
 began = time.perf_counter()
@@ -30,8 +30,8 @@ def first_batch(task, batches, first):
         print("seconds", time.perf_counter() - began, flush=True)
         raise KeyboardInterrupt
         yield
-import trainer.step
-trainer.step.train_steps = first_batch
+import trainer.loop.step
+trainer.loop.step.train_steps = first_batch
 sys.exit(trainer.train.main(sys.argv[1:]))
 """
 
@@ -52,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.epochs < 7:
         parser.error(f"--epochs {arguments.epochs}: expected 7 or more")
 
-    from trainer.exits import exit_code_of
+    from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.console import say
+    from trainer.process.console import say
 
     overrides = [*arguments.overrides, f"train.epochs={arguments.epochs}"]
     if arguments.rmb:
@@ -90,18 +90,18 @@ def measure(
 
     Each lasts from the end of an epoch's evaluation to the end of the next one's.
     """
-    from trainer.start import start
+    from trainer.process.start import start
 
     with start():
-        import trainer.epochs
+        import trainer.loop.epochs
+        from trainer.build.prepare import prepare
         from trainer.config import load_config
-        from trainer.fit import fit
-        from trainer.prepare import prepare
-        from trainer.stop import StopRequest
+        from trainer.loop.fit import fit
+        from trainer.process.stop import StopRequest
 
     epochs: dict[bool, list[float]] = {False: [], True: []}
     waits: list[float] = []
-    hook: Any = trainer.epochs
+    hook: Any = trainer.loop.epochs
     save, end_epoch = hook.save, hook.end_epoch
     began, was_saved = time.perf_counter(), False
 
@@ -134,7 +134,7 @@ def measure(
 
 def resume(run_folder: Path, epochs: int) -> float:
     """Seconds from the end of ``import torch`` until a resumed run begins a step."""
-    from trainer.errors import RunError
+    from trainer.process.errors import RunError
 
     command = [sys.executable, "-c", RESUME, "--resume", str(run_folder)]
     done = subprocess.run(

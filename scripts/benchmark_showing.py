@@ -33,18 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args(argv)
 
-    from trainer.exits import exit_code_of
+    from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train in turns, and tell what was measured."""
-    from trainer.console import bar
-    from trainer.start import start
+    from trainer.process.console import bar
+    from trainer.process.start import start
 
     with start():  # as the command does it
-        import trainer.fit  # noqa: F401
+        import trainer.loop.fit  # noqa: F401
     overrides = [f"dataset.root={arguments.root}", *arguments.overrides]
     kinds = {"shown": overrides, "not shown": [*overrides, *NOTHING]}
     measured: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
@@ -70,10 +70,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def train_once(config_file: str, overrides: Sequence[str], runs: Path) -> dict[str, Any]:
     """Train one run; its result, with "wall": the seconds from its first line to its last."""
+    from trainer.build.prepare import prepare
     from trainer.config import load_config
-    from trainer.fit import fit
-    from trainer.prepare import prepare
-    from trainer.stop import StopRequest
+    from trainer.loop.fit import fit
+    from trainer.process.stop import StopRequest
 
     job = prepare(load_config(config_file, overrides), lambda _: None)
     began = time.perf_counter()

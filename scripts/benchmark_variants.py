@@ -11,12 +11,12 @@ import torch
 
 from scripts.benchmark_arms import synchronise
 from scripts.benchmark_cases import write_tiny
+from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.console import Say
-from trainer.errors import ConfigError
-from trainer.guard import Guard
-from trainer.prepare import prepare
-from trainer.step import new_task, train_steps
+from trainer.loop.guard import Guard
+from trainer.loop.step import new_task, train_steps
+from trainer.process.console import Say
+from trainer.process.errors import ConfigError
 
 VARIANTS: Mapping[str, Sequence[str]] = {
     "plain": (),

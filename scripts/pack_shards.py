@@ -73,7 +73,7 @@ def _check(dataset: "ImageFolder", skip_broken: bool) -> dict[int, str]:
     """Decode every image; index -> SHA-256 of the good ones, unless a broken one is an error."""
     from datasets import BrokenImage, DataError
     from datasets.images import decode, read_file
-    from trainer.console import bar
+    from trainer.process.console import bar
 
     def check(index: int) -> "str | BrokenImage":
         path = dataset.root / dataset.ids[index]
@@ -102,7 +102,7 @@ def _check(dataset: "ImageFolder", skip_broken: bool) -> dict[int, str]:
 def _pack(dataset: "ImageFolder", digests: dict[int, str], target: Path, size: int) -> str:
     """Write everything beside the target, then rename. Returns what there is to tell."""
     from datasets.shards import FORMAT, INDEX, shard_name
-    from trainer.console import bar
+    from trainer.process.console import bar
 
     shards: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []

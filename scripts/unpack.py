@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     archive, target = arguments.archive, arguments.target.absolute()
 
     from datasets.archive import unpack
-    from trainer.console import say
+    from trainer.process.console import say
 
     def work() -> None:
         say(f"unpacking {archive} ...")

@@ -171,10 +171,10 @@ def fashion_root(tmp_path_factory):
 @pytest.fixture
 def train(config_file, tmp_path) -> Callable[..., Path]:
     """Train the small configuration with overrides; returns the run's folder."""
+    from trainer.build.prepare import prepare
     from trainer.config import load_config
-    from trainer.fit import fit
-    from trainer.prepare import prepare
-    from trainer.stop import StopRequest
+    from trainer.loop.fit import fit
+    from trainer.process.stop import StopRequest
 
     def run(*overrides: str, resume: Path | None = None, file: Path = config_file) -> Path:
         job = prepare(load_config(file, overrides), print)
@@ -195,10 +195,10 @@ def shared_config(tmp_path_factory, notes) -> Path:
 @pytest.fixture(scope="session")
 def _trained_once(shared_config) -> Callable[..., Path]:
     """Train the small configuration, but only once for each set of overrides."""
+    from trainer.build.prepare import prepare
     from trainer.config import load_config
-    from trainer.fit import fit
-    from trainer.prepare import prepare
-    from trainer.stop import StopRequest
+    from trainer.loop.fit import fit
+    from trainer.process.stop import StopRequest
 
     @functools.cache
     def run(*overrides: str) -> Path:
@@ -215,7 +215,7 @@ def finished(_trained_once, tmp_path) -> Callable[..., Path]:
 
     Call it while nothing of the trainer is patched: other tests get copies of the same run.
     """
-    from trainer.folder import create_run
+    from trainer.run.folder import create_run
 
     def copy(*overrides: str) -> Path:
         run = _trained_once(*overrides)
@@ -239,10 +239,10 @@ def start(config_file, tmp_path):
 @pytest.fixture
 def spoiled(config_file, tmp_path):
     """Train the small configuration with another loss; the run's folder."""
+    from trainer.build.prepare import prepare
     from trainer.config import load_config
-    from trainer.fit import fit
-    from trainer.prepare import prepare
-    from trainer.stop import StopRequest
+    from trainer.loop.fit import fit
+    from trainer.process.stop import StopRequest
 
     def run(loss, *overrides, resume=None):
         job = prepare(load_config(config_file, overrides), print)

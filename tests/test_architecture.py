@@ -109,8 +109,11 @@ def test_what_is_needed_before_torch_imports_none(module):
 @pytest.mark.parametrize(
     "modules, absent",
     [
-        ("trainer.sweeping.page, trainer.insight.svg", "torch"),  # a sweep's page needs none
-        ("trainer.train, trainer.training, trainer.sweeping.page, trainer.exporting", "jinja2"),
+        ("trainer.sweeping.page, trainer.drawing.svg", "torch"),  # a sweep's page needs none
+        (
+            "trainer.train, trainer.training, trainer.sweeping.page, trainer.inference.exporting",
+            "jinja2",
+        ),
     ],
 )
 def test_what_a_page_is_made_with_is_imported_when_there_is_one(modules, absent):

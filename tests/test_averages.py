@@ -20,21 +20,21 @@ from models.lenet import LeNet
 from tests.conftest import SMALL
 from tests.test_resume import stopped_at
 from tests.test_training import CPU, assert_same_run, last_state, same, weights
-from trainer.averages import EMA, SWA, Average, Lookahead
-from trainer.checkpoint import checkpoints, digest_of, problem_of, read_state
+from trainer.build.precision import FP32
+from trainer.build.prepare import prepare
+from trainer.components.averages import EMA, SWA, Average, Lookahead
+from trainer.components.duration import Duration
 from trainer.config import load_config
-from trainer.disk import read_json, write_json
-from trainer.duration import Duration
-from trainer.errors import ConfigError
-from trainer.evaluate_split import predict
-from trainer.evaluation import evaluate_run
-from trainer.folder import read_metrics
-from trainer.guard import Guard
-from trainer.parts import load_data
-from trainer.precision import FP32
-from trainer.prepare import prepare
-from trainer.resume import find_resumable
-from trainer.tensors import save_tensors
+from trainer.inference.evaluation import evaluate_run
+from trainer.input.data import load_data
+from trainer.loop.evaluate import predict
+from trainer.loop.guard import Guard
+from trainer.process.errors import ConfigError
+from trainer.run.checkpoint import checkpoints, digest_of, problem_of, read_state
+from trainer.run.disk import read_json, write_json
+from trainer.run.folder import read_metrics
+from trainer.run.resume import find_resumable
+from trainer.run.tensors import save_tensors
 from trainer.train import main
 from transforms.keyed import permutation, seed_of
 
@@ -285,7 +285,7 @@ def test_stopped_in_mid_epoch_and_gone_on_with_a_run_is_the_same(
 def test_stopped_while_statistics_are_measured_a_run_goes_on_from_the_trained_weights(
     train, finished, monkeypatch, tmp_path
 ):
-    from trainer.errors import Stopped
+    from trainer.process.errors import Stopped
 
     more = (SWA_3, MOBILE, "optimizer.lr=0.001", "log.show=[]")
     straight = finished(*more)
@@ -309,7 +309,7 @@ def test_a_step_that_is_no_number_never_enters_an_average(spoiled, monkeypatch, 
 
     With a lag as on a GPU, where it is known up to 64 steps later.
     """
-    monkeypatch.setattr("trainer.fit.Guard", functools.partial(Guard, lag=lag))
+    monkeypatch.setattr("trainer.loop.fit.Guard", functools.partial(Guard, lag=lag))
 
     class Spoiling(nn.Module):
         calls = 0

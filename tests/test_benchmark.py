@@ -13,18 +13,12 @@ from datasets.fashion_mnist import FashionMNIST
 from models.lenet import LeNet
 from models.mlp import MLP
 from scripts.benchmark import main
-from scripts.benchmark_arms import (
-    ARMS,
-    framework,
-    is_installed,
-    new_model,
-    train_by_command,
-)
+from scripts.benchmark_arms import ARMS, framework, is_installed, new_model, train_by_command
 from scripts.benchmark_cases import fashion_task, measure_rmb, measure_step
 from scripts.benchmark_report import fashion_ratios, own_cost, picture, report, rmb_ratio
 from scripts.benchmark_showing import main as showing
-from trainer.errors import RunError
-from trainer.folder import read_metrics
+from trainer.process.errors import RunError
+from trainer.run.folder import read_metrics
 
 CPU = torch.device("cpu")
 MACHINE = {"processor": "a & b", "torch": "2", "commit": "abc1234"}

@@ -22,16 +22,16 @@ from tensorboard.util import tensor_util
 from torch import nn
 from torch.utils.tensorboard.summary import compute_curve
 
+from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.evaluate_split import predict
-from trainer.events import Events
+from trainer.input.data import eval_loader
 from trainer.insight import board, panels, projector
 from trainer.insight.board import Board, show_end, show_epoch, show_start
-from trainer.insight.columns import visible
 from trainer.insight.features import penultimate
 from trainer.insight.samples import as_pictures
-from trainer.parts import eval_loader
-from trainer.prepare import prepare
+from trainer.loop.evaluate import predict
+from trainer.process.words import visible
+from trainer.run.events import Events
 
 EVERYTHING = {"images": 0, "histograms": 0, "tensors": 0, "scalars": 0}
 

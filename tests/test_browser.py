@@ -24,10 +24,10 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt-get i
 def run(tmp_path_factory):
     """A run of LeNet on the photographs of notes, or on drawn ones where there are none."""
     from datasets.draw import draw
+    from trainer.build.prepare import prepare
     from trainer.config import load_config
-    from trainer.fit import fit
-    from trainer.prepare import prepare
-    from trainer.stop import StopRequest
+    from trainer.loop.fit import fit
+    from trainer.process.stop import StopRequest
 
     folder = tmp_path_factory.mktemp("browser")
     root = next((path for path in PHOTOGRAPHS if path.is_dir()), folder / "rmb")

@@ -20,8 +20,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer import disk
-from trainer.checkpoint import (
+from trainer.build.prepare import prepare
+from trainer.config import load_config
+from trainer.loop.record import save
+from trainer.loop.resume import compare
+from trainer.loop.snapshot import restore, snapshot
+from trainer.loop.state import State
+from trainer.process.errors import NonFiniteLoss, RunError
+from trainer.run import disk
+from trainer.run.checkpoint import (
     bring_back_best,
     checkpoints,
     is_finite,
@@ -31,17 +38,10 @@ from trainer.checkpoint import (
     sweep,
     write_checkpoint,
 )
-from trainer.config import load_config
-from trainer.errors import NonFiniteLoss, RunError
-from trainer.folder import create_run
-from trainer.prepare import prepare
-from trainer.record import save
-from trainer.resume_run import compare
-from trainer.run_log import Lengths, RunLog
-from trainer.saver import Saver
-from trainer.snapshot import restore, snapshot
-from trainer.state import State
-from trainer.tensors import load_tensors, save_tensors
+from trainer.run.folder import create_run
+from trainer.run.log import Lengths, RunLog
+from trainer.run.saver import Saver
+from trainer.run.tensors import load_tensors, save_tensors
 
 KINDS = ("open", "write", "fsync", "close", "replace", "mkdir")
 
@@ -90,7 +90,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 class FaultyOs:
-    """The ``os`` of trainer.disk: notes each call with its path, and fails the n-th of a kind."""
+    """The ``os`` of trainer.run.disk: notes each call with its path, and fails the n-th of a kind."""
 
     def __init__(self, fail: str = "", n: int = 0) -> None:
         self.fail, self.n = fail, n
@@ -129,7 +129,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The calls that trainer.disk makes from now on."""
+    """The calls that trainer.run.disk makes from now on."""
     faulty = FaultyOs()
     monkeypatch.setattr(disk, "os", faulty)
     return faulty.calls

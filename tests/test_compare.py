@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainer.compare import main
-from trainer.document import write
-from trainer.insight.columns import width_of
-from trainer.insight.compared import flat_config, read_curves, read_run, read_runs
-from trainer.insight.comparison import best_of, differing, merge_orders, shown_metrics
-from trainer.insight.side_by_side import draw_comparison, short_names, text_of
+from trainer.comparing.compared import flat_config, read_curves, read_run, read_runs
+from trainer.comparing.comparison import best_of, differing, merge_orders, shown_metrics
+from trainer.comparing.side_by_side import draw_comparison, short_names, text_of
+from trainer.config.document import write
+from trainer.drawing.columns import width_of
 
 SETTINGS = {
     "name": "x",

@@ -13,14 +13,15 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 
-from trainer.component_schema import RESERVED, TABLES
-from trainer.components import build
-from trainer.config import components, load_config
-from trainer.errors import ConfigError
-from trainer.settings import Component
-from trainer.signatures import SUPPLIED, arguments_schema, parameters_of, resolve, schema_of
+from trainer.build.trial import check_components
+from trainer.config import load_config
+from trainer.config.components import RESERVED, TABLES
+from trainer.config.config import components
+from trainer.config.construct import build
+from trainer.config.settings import Component
+from trainer.config.signatures import SUPPLIED, arguments_schema, parameters_of, resolve, schema_of
+from trainer.process.errors import ConfigError
 from trainer.train import main as train
-from trainer.trial import check_components
 from transforms import TRANSFORMS
 
 SHIPPED = sorted(Path("configs").glob("*.yaml"))

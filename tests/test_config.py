@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from trainer.components.duration import Duration
 from trainer.config import load_config
-from trainer.document import Document, write
-from trainer.duration import Duration
-from trainer.errors import ConfigError, Fault
-from trainer.settings import Component
-from trainer.yaml_text import parse, scalar
+from trainer.config.document import Document, write
+from trainer.config.settings import Component
+from trainer.config.yaml_text import parse, scalar
+from trainer.process.errors import ConfigError, Fault
 
 SHIPPED = sorted(Path("configs").glob("*.yaml"))
 GOOD = """\
@@ -535,7 +535,7 @@ def test_print_tells_below_each_component_what_else_it_takes(load):
 def test_what_print_tells_of_components_needs_no_torch(tmp_path):
     (tmp_path / "exp.yaml").write_text(GOOD)
     code = (
-        "import sys; from trainer.config import load_config\n"
+        "import sys; from trainer.config.config import load_config\n"
         "assert '# also: ' in load_config(sys.argv[1]).print()\n"
         "assert 'torch' not in sys.modules"
     )
@@ -569,8 +569,8 @@ def test_faults_come_without_torch_in_half_a_second(tmp_path):
     (tmp_path / "exp.yaml").write_text(TEN_FAULTS)
     code = (
         "import sys, time; start = time.process_time()\n"
-        "from trainer.config import load_config\n"
-        "from trainer.errors import ConfigError\n"
+        "from trainer.config.config import load_config\n"
+        "from trainer.process.errors import ConfigError\n"
         "try: load_config(sys.argv[1])\n"
         "except ConfigError as error: assert len(error.faults) == 11, error\n"
         "else: raise AssertionError\n"

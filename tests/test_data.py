@@ -18,12 +18,12 @@ from datasets.fashion_mnist import FashionMNIST
 from datasets.images import read_image
 from trainer.config import load_config
 from trainer.data import main
+from trainer.input.data import load_data, train_loader
 from trainer.insight import data_facts
 from trainer.insight.data_facts import inspect_dataset, moments
 from trainer.insight.data_report import augmented
 from trainer.insight.duplicates import DETAIL, near_duplicates, thumbnail
 from trainer.insight.samples import as_pictures
-from trainer.parts import load_data, train_loader
 
 SHARED = Path("../shared/data")
 MIXED = """transforms.train=[

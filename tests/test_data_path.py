@@ -21,16 +21,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets import DataError
 from models.lenet import LeNet
-from trainer import loader as loader_module
-from trainer import reading
+from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.errors import ConfigError
-from trainer.guard import Guard
-from trainer.loader import Loader, Part, copied_ahead
-from trainer.parts import load_data, train_loader
-from trainer.prepare import prepare
-from trainer.start import keep_freed_memory, spin_briefly
-from trainer.summary import dry_run
+from trainer.input import decode as reading
+from trainer.input import loader as loader_module
+from trainer.input.data import load_data, train_loader
+from trainer.input.loader import Loader, Part, copied_ahead
+from trainer.loop.guard import Guard
+from trainer.loop.summary import dry_run
+from trainer.process.errors import ConfigError
+from trainer.process.start import keep_freed_memory, spin_briefly
 from transforms.batched import KERNELS
 from transforms.own import Normalize
 from transforms.pipeline import Pipeline
@@ -322,7 +322,7 @@ def test_auto_keeps_a_split_on_a_gpu_where_a_quarter_of_its_memory_holds_it(
 
 
 def reading_pipeline(config) -> Pipeline:
-    from trainer.parts import build_pipelines
+    from trainer.input.data import build_pipelines
 
     return build_pipelines(config, num_classes=2)["train"]
 
@@ -377,7 +377,7 @@ class ReadBacks(TorchDispatchMode):
 def test_training_reads_back_once_a_log_interval_and_once_an_epoch(
     train, monkeypatch, every, logged
 ):
-    from trainer import epochs, fit
+    from trainer.loop import epochs, fit
 
     counted: list[int] = []
     one_epoch, tolist = epochs.train_one_epoch, torch.Tensor.tolist
@@ -537,7 +537,7 @@ def test_training_does_not_load_the_compiler_and_compiling_afterwards_works(conf
 import sys
 from trainer.train import main
 assert main(["--config", {str(config_file)!r}, "--runs", {str(tmp_path)!r}]) == 0
-from trainer.compiler_stand_in import is_loaded
+from trainer.process.compiler_stand_in import is_loaded
 assert not is_loaded() and "torch._dynamo.symbolic_convert" not in sys.modules
 import os
 assert os.environ["GOMP_SPINCOUNT"] == "10000"

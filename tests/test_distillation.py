@@ -12,18 +12,18 @@ from torch import nn
 from models.lenet import LeNet
 from tests.test_resume import stopped_at
 from tests.test_training import CPU, assert_same_run, last_state, same, weights
+from trainer.build.prepare import prepare
+from trainer.build.teacher import Distillation, mismatch
+from trainer.build.trained import load_trained
 from trainer.config import load_config
-from trainer.disk import read_json, sha256_of, write_json
-from trainer.errors import ConfigError, RunError
 from trainer.evaluate import main as evaluate
-from trainer.evaluation import evaluate_run
-from trainer.parts import load_data
+from trainer.inference.evaluation import evaluate_run
+from trainer.input.data import load_data
 from trainer.predict import main as predict
-from trainer.prepare import prepare
-from trainer.resume import find_resumable
-from trainer.teacher import Distillation, mismatch
+from trainer.process.errors import ConfigError, RunError
+from trainer.run.disk import read_json, sha256_of, write_json
+from trainer.run.resume import find_resumable
 from trainer.train import main
-from trainer.trained import load_trained
 from transforms.keyed import permutation, seed_of
 
 QUIET = "log.show=[]"

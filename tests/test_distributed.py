@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from datasets import DataError
 from tests.conftest import exit_code_of, fork, train_together
-from trainer.checkpoint import checkpoints, read_state
-from trainer.disk import read_json
-from trainer.folder import read_metrics
-from trainer.processes import rank as own_rank
-from trainer.processes import world_size
-from trainer.shares import share_of
+from trainer.distributed.processes import rank as own_rank
+from trainer.distributed.processes import world_size
+from trainer.distributed.shares import share_of
+from trainer.run.checkpoint import checkpoints, read_state
+from trainer.run.disk import read_json
+from trainer.run.folder import read_metrics
 
 ODD = ("loader.batch_size=9", "loader.eval_batch_size=2")  # 40 = 4 x 9 + 4 images; 5 to judge
 
@@ -40,7 +40,7 @@ def traced(folder):
     """Have each process write down what it trains on: a line a step, with a digest an image."""
 
     def prepare(rank):
-        step_module = importlib.import_module("trainer.step")
+        step_module = importlib.import_module("trainer.loop.step")
         choose, lines = step_module.choose_micro_batches, folder / f"trace-{rank}.jsonl"
 
         def choose_micro_batches(*arguments):
@@ -117,18 +117,18 @@ def at_step(number, rank, strike):
     """Have process ``rank`` be struck as its step ``number`` (from 1) begins."""
 
     def prepare(own):
-        import trainer.micro_batches
+        import trainer.distributed.micro_batches
 
         if own != rank:
             return
-        before, steps = trainer.micro_batches.reseed, iter(range(1, 10**6))
+        before, steps = trainer.distributed.micro_batches.reseed, iter(range(1, 10**6))
 
         def reseed(*arguments):
             if next(steps) == number:
                 strike()
             before(*arguments)
 
-        trainer.micro_batches.reseed = reseed
+        trainer.distributed.micro_batches.reseed = reseed
 
     return prepare
 
@@ -252,18 +252,18 @@ def test_parts_of_shares_and_mixed_samples_add_up_to_the_whole_batch(undisturbed
 
 def kill_twice():
     """Have rank 1 be killed in torchrun's first start, and rank 0 in its second."""
-    import trainer.micro_batches
+    import trainer.distributed.micro_batches
 
     struck = {"0": ("1", 5), "1": ("0", 4)}
     rank, number = struck.get(os.environ["TORCHELASTIC_RESTART_COUNT"], ("", 0))
-    before, steps = trainer.micro_batches.reseed, iter(range(1, 10**6))
+    before, steps = trainer.distributed.micro_batches.reseed, iter(range(1, 10**6))
 
     def reseed(*arguments):
         if os.environ["RANK"] == rank and next(steps) == number:
             os.kill(os.getpid(), signal.SIGKILL)
         before(*arguments)
 
-    trainer.micro_batches.reseed = reseed
+    trainer.distributed.micro_batches.reseed = reseed
 
 
 def command_killed_twice(argv):

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer import settings
-from trainer.component_schema import SCHEMA_FILE, TABLES
-from trainer.config import Config
-from trainer.schema_page import anchor, as_page
-from trainer.signatures import SUPPLIED, parameters_of, resolve
+from trainer.config import Config, settings
+from trainer.config.components import SCHEMA_FILE, TABLES
+from trainer.config.schema_page import anchor, as_page
+from trainer.config.signatures import SUPPLIED, parameters_of, resolve
 
 PAGES = sorted([*Path().glob("*.md"), *Path("docs").glob("*.md"), Path("runs/README.md")])
 NOTEBOOK = Path("docs/tour.ipynb")

@@ -9,17 +9,17 @@ import torchvision.transforms.v2 as v2
 from PIL import Image
 from torch import nn
 
+from trainer.build.prepare import prepare
+from trainer.build.trained import load_trained
 from trainer.config import load_config
-from trainer.errors import RunError
+from trainer.drawing.pictures import to_picture
 from trainer.explain import main
-from trainer.fit import fit
-from trainer.insight.explanation import MAX_CHANNELS, choose_folder, explain, file_name, overlay
+from trainer.inference.explanation import MAX_CHANNELS, choose_folder, explain, file_name, overlay
 from trainer.insight.features import grad_cam
-from trainer.insight.pictures import to_picture
 from trainer.insight.samples import as_pictures
-from trainer.prepare import prepare
-from trainer.stop import StopRequest
-from trainer.trained import load_trained
+from trainer.loop.fit import fit
+from trainer.process.errors import RunError
+from trainer.process.stop import StopRequest
 from transforms.own import Normalize
 from transforms.pipeline import Pipeline
 

@@ -17,18 +17,18 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from trainer.agreement import Difference, Sample, take_sample
-from trainer.build_model import build_model
+from trainer.build.model import build_model
+from trainer.build.prepare import prepare
+from trainer.build.trained import Trained, load_trained
 from trainer.config import load_config
 from trainer.export import main
-from trainer.exporting import export, write_onnx, write_pt2, write_safetensors
-from trainer.fit import fit
-from trainer.model_card import describe_model, readme
-from trainer.parts import build_pipelines
-from trainer.prepare import prepare
-from trainer.stop import StopRequest
-from trainer.trained import Trained, load_trained
-from trainer.use_code import building, program
+from trainer.inference.export_check import Difference, Sample, take_sample
+from trainer.inference.exporting import export, write_onnx, write_pt2, write_safetensors
+from trainer.inference.model_card import describe_model, readme
+from trainer.inference.script_writer import building, program
+from trainer.input.data import build_pipelines
+from trainer.loop.fit import fit
+from trainer.process.stop import StopRequest
 
 pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
 pytest.importorskip("safetensors", reason='needs pip install -e ".[export]"')
@@ -242,13 +242,13 @@ def test_a_class_name_cannot_break_the_card(untrained):
 def test_a_file_that_answers_otherwise_is_not_kept_and_an_older_one_stays(
     run, tmp_path, monkeypatch, capsys
 ):
-    import trainer.exporting
+    import trainer.inference.exporting
 
     command = [str(run), "--format", "safetensors", "--output", str(tmp_path)]
     assert main(command) == 0
     folder = tmp_path / "tiny-safetensors"
     before = (folder / "model.safetensors").read_bytes()
-    honest = trainer.exporting.plain_copy
+    honest = trainer.inference.exporting.plain_copy
 
     def spoilt(model: nn.Module) -> nn.Module:
         model = honest(model)
@@ -256,7 +256,7 @@ def test_a_file_that_answers_otherwise_is_not_kept_and_an_older_one_stays(
             next(reversed(list(model.parameters())))[0] += 1e-3
         return model
 
-    monkeypatch.setattr(trainer.exporting, "plain_copy", spoilt)
+    monkeypatch.setattr(trainer.inference.exporting, "plain_copy", spoilt)
     assert main(command) == 5
     assert "differs from the run's model by 1.0e-03" in capsys.readouterr().err
     assert (folder / "model.safetensors").read_bytes() == before
@@ -403,7 +403,7 @@ def test_tied_and_channels_last_weights_are_written_whole(untrained, tmp_path):
 
 
 def test_a_model_that_cannot_be_exported_is_told_in_one_line(untrained, tmp_path):
-    from trainer.errors import RunError
+    from trainer.process.errors import RunError
 
     class Choosing(nn.Module):
         def forward(self, images):

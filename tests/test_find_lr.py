@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ImageChops, ImageColor
 
+from trainer.build.prepare import prepare
+from trainer.components import OPTIMIZERS
 from trainer.config import load_config
-from trainer.errors import ConfigError, UsageError
+from trainer.drawing.axes import COLOURS
+from trainer.drawing.charts import MARKS
 from trainer.find_lr import main
-from trainer.folder import find_run
-from trainer.insight import lr_finder
-from trainer.insight.axes import COLOURS
-from trainer.insight.charts import MARKS
-from trainer.insight.lr_finder import (
+from trainer.loop import lr_range as lr_finder
+from trainer.loop.lr_range import (
     NoSuggestion,
     RangeTest,
     compared,
@@ -25,8 +25,8 @@ from trainer.insight.lr_finder import (
     suggest,
     sweep_rates,
 )
-from trainer.prepare import prepare
-from trainer.tables import OPTIMIZERS
+from trainer.process.errors import ConfigError, UsageError
+from trainer.run.folder import find_run
 
 
 @pytest.fixture

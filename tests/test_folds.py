@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from datasets import DataError
 from datasets.split import PARTS, split
 from tests.test_split import digest, part_of
+from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.disk import read_json
-from trainer.errors import ConfigError
 from trainer.evaluate import main as evaluate
-from trainer.parts import digest_of_split
-from trainer.prepare import prepare
-from trainer.resume import find_resumable
+from trainer.input.data import digest_of_split
+from trainer.process.errors import ConfigError
+from trainer.run.disk import read_json
+from trainer.run.resume import find_resumable
 
 FOLDED = ("split.folds=5", "split.fold=1")
 

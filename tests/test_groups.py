@@ -12,14 +12,14 @@ from models.layers import layers
 from tests.test_optimizers import mlp, names_of, set_gradients, small_model
 from tests.test_resume import stopped_at
 from tests.test_training import assert_same_run, tags_of
-from trainer.build_optimizer import build_optimizer, build_schedule_of
+from trainer.build.optimizer import build_optimizer, build_schedule_of
+from trainer.build.prepare import prepare
+from trainer.build.trial import check_components
+from trainer.components.optimizers import Chosen, Muon, parameter_groups
 from trainer.config import load_config
-from trainer.errors import ConfigError
-from trainer.folder import read_metrics
-from trainer.optimizers import Chosen, Muon, parameter_groups
-from trainer.prepare import prepare
-from trainer.resume import find_resumable
-from trainer.trial import check_components
+from trainer.process.errors import ConfigError
+from trainer.run.folder import read_metrics
+from trainer.run.resume import find_resumable
 
 GROUPS = "optimizer.groups=[{match: features.0.*, lr: 0.002}, {match: ['features.*'], lr_scale: 0.1, weight_decay: 0.3, momentum: 0.5}]"  # noqa: E501
 

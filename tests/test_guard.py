@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import trainer.epochs
-from trainer.checkpoint import checkpoints, is_finite, read_state
+import trainer.loop.epochs
+from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.errors import NonFiniteLoss, Stopped
-from trainer.fit import fit
-from trainer.folder import read_metrics
-from trainer.guard import Guard, number_correct
-from trainer.prepare import prepare
-from trainer.step import new_task, train_steps
-from trainer.stop import StopRequest
+from trainer.loop.fit import fit
+from trainer.loop.guard import Guard, number_correct
+from trainer.loop.step import new_task, train_steps
+from trainer.process.errors import NonFiniteLoss, Stopped
+from trainer.process.stop import StopRequest
+from trainer.run.checkpoint import checkpoints, is_finite, read_state
+from trainer.run.folder import read_metrics
 
 CPU = torch.device("cpu")
 NORMED = "model=torchvision/mobilenet_v3_small"  # and dropout
@@ -151,10 +151,10 @@ def test_when_the_guard_looks_and_the_run_stops_changes_no_number(
 ):
     """A stop or a save between two looks counts every loss and every step left out."""
     overrides = ["train.skip_non_finite=9", f"checkpoint.every={every}", "log.every=2st"]
-    learning_rates = trainer.epochs.learning_rates
+    learning_rates = trainer.loop.epochs.learning_rates
 
     def run_of(lag, stops, name):
-        monkeypatch.setattr("trainer.fit.Guard", functools.partial(Guard, lag=lag))
+        monkeypatch.setattr("trainer.loop.fit.Guard", functools.partial(Guard, lag=lag))
         run, stops = None, list(stops)
         while True:
             job = prepare(load_config(config_file, overrides), lambda _: None)
@@ -166,7 +166,7 @@ def test_when_the_guard_looks_and_the_run_stops_changes_no_number(
                         stop.reason = f"step {stops.pop(0)}"
                     return learning_rates(job)
 
-                monkeypatch.setattr(trainer.epochs, "learning_rates", stopping)
+                monkeypatch.setattr(trainer.loop.epochs, "learning_rates", stopping)
                 try:
                     return fit(job, tmp_path / name, run, lambda _: None, stop)
                 except Stopped:
@@ -299,7 +299,7 @@ def test_on_a_gpu_too_what_is_saved_and_logged_knows_of_each_step_left_out(
 ):
     """As on a GPU, where a step is looked at up to 64 steps later."""
     at_once = spoiled(Spoiled({bad}), "train.skip_non_finite=1", every, "checkpoint.keep=9")
-    monkeypatch.setattr("trainer.fit.Guard", functools.partial(Guard, lag=64))
+    monkeypatch.setattr("trainer.loop.fit.Guard", functools.partial(Guard, lag=64))
     run = spoiled(Spoiled({bad}), "train.skip_non_finite=1", every, "checkpoint.keep=9")
     for folder in checkpoints(run):
         counters = read_state(folder)["counters"]

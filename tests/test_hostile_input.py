@@ -18,9 +18,9 @@ from PIL import Image
 from datasets import BrokenImage
 from datasets.image_folder import ImageFolder
 from datasets.images import read_image
-from trainer import checkpoint
 from trainer.config import load_config
-from trainer.errors import ConfigError, RunError
+from trainer.process.errors import ConfigError, RunError
+from trainer.run import checkpoint
 from trainer.train import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,8 +77,8 @@ YAML = {
 _CHILD = """
 import json, resource, sys, time
 from pathlib import Path
-from trainer.document import read_document
-from trainer.errors import ConfigError
+from trainer.config.document import read_document
+from trainer.process.errors import ConfigError
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + (1 << 28)  # a quarter of a gigabyte more than there is
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -347,7 +347,7 @@ def test_no_secret_reaches_an_artifact_of_a_run(config_file, tmp_path, monkeypat
     subprocess.run([*git, "config", "http.extraheader", f"Authorization: {secret()}"], check=True)
     (checkout / "code.py").write_text("x = 2\n")
     (checkout / ".env").write_text(f"PASSWORD={secret()}\n")
-    monkeypatch.setattr("trainer.environment.ROOT", checkout)
+    monkeypatch.setattr("trainer.run.environment.ROOT", checkout)
     argv = [
         f"https://me:{secret()}@example.com/a",
         f"https://{secret()}@example.com/b",

@@ -6,12 +6,12 @@ import signal
 
 import pytest
 
-import trainer.record
+import trainer.loop.record
 from tests.test_distributed import at_step
-from trainer import launch, restarts
-from trainer.disk import read_json
-from trainer.errors import Stopped, UsageError
-from trainer.restarts import run_before_restart
+from trainer.process import launch, restarts
+from trainer.process.errors import Stopped, UsageError
+from trainer.process.restarts import run_before_restart
+from trainer.run.disk import read_json
 from trainer.train import main
 
 
@@ -21,7 +21,7 @@ def torchrun(monkeypatch):
 
     def be(agent="one", restarts=0, job="none"):
         now = {"agent": agent, "id": job, "restarts": restarts}
-        monkeypatch.setattr("trainer.restarts.launcher", lambda: now)
+        monkeypatch.setattr("trainer.process.restarts.launcher", lambda: now)
 
     return be
 
@@ -96,7 +96,7 @@ def test_so_it_does_in_all_processes_although_only_the_first_one_looks(together,
         def prepare(rank):
             os.environ |= {"TORCHELASTIC_RUN_ID": "7", "TORCHELASTIC_RESTART_COUNT": str(count)}
             now = {"agent": f"machine {rank}", "id": "none", "restarts": count}
-            for module in (restarts, trainer.record):
+            for module in (restarts, trainer.loop.record):
                 setattr(module, "launcher", lambda: now)  # noqa: B010
             if count == 0:
                 at_step(2, 0, lambda: os.kill(os.getpid(), signal.SIGTERM))(rank)

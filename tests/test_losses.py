@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
-from trainer import losses
-from trainer.tables import LOSSES
+from trainer.components import LOSSES, losses
 
 K = 5
 LOGITS = torch.randn(12, K, generator=torch.Generator().manual_seed(0)) * 3
@@ -24,7 +23,7 @@ def make(name, **arguments):
 
 
 def test_the_tables_import_no_torch():
-    code = "import sys, trainer.tables; sys.exit('torch' in sys.modules)"
+    code = "import sys, trainer.components; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import metrics
-from trainer.tables import HIGHER_IS_BETTER, METRICS, SCALAR
+from trainer.components import HIGHER_IS_BETTER, METRICS, SCALAR, metrics
 
 PERFECT = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 2, 0])
 

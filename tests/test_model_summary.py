@@ -5,8 +5,9 @@ import torch
 import torchvision
 from torch import nn
 
+from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.insight.model_summary import (
+from trainer.loop.model_summary import (
     MOST_ROWS,
     Cost,
     ModelSummary,
@@ -20,7 +21,6 @@ from trainer.insight.model_summary import (
     summarize,
     table_of,
 )
-from trainer.prepare import prepare
 
 COST = Cost((8, 3, 32, 32), 0.7, 2**20, 2**20, 2**21, 2**22, None, 1.0, 0.1, 11.0)
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.optimizers import Muon, parameter_groups
-from trainer.tables import OPTIMIZERS, UNSUPPORTED_OPTIMIZERS
+from trainer.components import OPTIMIZERS, UNSUPPORTED_OPTIMIZERS
+from trainer.components.optimizers import Muon, parameter_groups
 
 
 def small_model():

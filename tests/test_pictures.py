@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
-from trainer.insight import charts, fonts
-from trainer.insight.axes import COLOURS
-from trainer.insight.charts import (
+from trainer.drawing import charts, fonts
+from trainer.drawing.axes import COLOURS
+from trainer.drawing.charts import (
     MARKS,
     MAX_BARS,
     draw_bars,
@@ -22,8 +22,8 @@ from trainer.insight.charts import (
     draw_curves,
     draw_lines,
 )
-from trainer.insight.fonts import CJK_FONTS, drawable, font
-from trainer.insight.pictures import fit, grid, png, sheet, to_picture, write_picture
+from trainer.drawing.fonts import CJK_FONTS, drawable, font
+from trainer.drawing.pictures import fit, grid, png, sheet, to_picture, write_picture
 
 BLUE, ORANGE, WHITE = (31, 119, 180), (255, 127, 14), (255, 255, 255)
 HISTORY = [

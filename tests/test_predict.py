@@ -15,17 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from trainer.build.prepare import prepare
+from trainer.build.trained import Trained, load_trained
 from trainer.config import load_config
-from trainer.evaluation import evaluate_run
-from trainer.fit import fit
-from trainer.insight import prediction
-from trainer.insight.image_files import find_images
-from trainer.insight.prediction import map_in_order, predict_files
-from trainer.insight.prediction_output import table_lines
+from trainer.inference import prediction
+from trainer.inference.evaluation import evaluate_run
+from trainer.inference.image_files import find_images
+from trainer.inference.prediction import map_in_order, predict_files
+from trainer.inference.prediction_output import table_lines
+from trainer.loop.fit import fit
 from trainer.predict import main
-from trainer.prepare import prepare
-from trainer.stop import StopRequest
-from trainer.trained import Trained, load_trained
+from trainer.process.stop import StopRequest
 
 CONFIG = """
 dataset: {{name: RMB, root: {root}}}

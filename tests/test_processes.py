@@ -23,20 +23,20 @@ from torchvision.ops import StochasticDepth
 
 from models.dropout import draws_elsewhere, drop_out_by_batch
 from tests.conftest import as_ranks
+from trainer.build.precision import FP32
+from trainer.build.prepare import prepare
+from trainer.build.rehearse import check_batches, check_sharding
+from trainer.components.schedulers import build_schedule
 from trainer.config import load_config
-from trainer.errors import ConfigError
-from trainer.evaluate_split import predict
-from trainer.fsdp import blocks, size
-from trainer.guard import Guard
-from trainer.loader import Loader
-from trainer.micro_batches import choose_micro_batches
-from trainer.precision import FP32
-from trainer.prepare import prepare
-from trainer.rehearse import check_batches, check_sharding
-from trainer.schedulers import build_schedule
-from trainer.shares import share_of
-from trainer.step import Task, train_steps
-from trainer.sync_batch_norm import with_synced_batch_norm
+from trainer.distributed.fsdp import blocks, size
+from trainer.distributed.micro_batches import choose_micro_batches
+from trainer.distributed.shares import share_of
+from trainer.distributed.sync_batch_norm import with_synced_batch_norm
+from trainer.input.loader import Loader
+from trainer.loop.evaluate import predict
+from trainer.loop.guard import Guard
+from trainer.loop.step import Task, train_steps
+from trainer.process.errors import ConfigError
 from transforms.keyed import seed_at, seed_of
 
 CPU = torch.device("cpu")
@@ -193,9 +193,9 @@ def test_one_process_keeps_its_model_whole_and_says_so(config_file, capsys):
 def test_synced_batch_norm_needs_an_image_in_each_process(config_file, monkeypatch):
     config = load_config(config_file, ["train.sync_batch_norm=true", "loader.batch_size=6"])
     loader, model = prepare(config, print).train_loader, nn.BatchNorm2d(3)
-    monkeypatch.setattr("trainer.rehearse.world_size", lambda: 4)
+    monkeypatch.setattr("trainer.build.rehearse.world_size", lambda: 4)
     check_batches(config, loader, model)  # 40 images: a last batch of 4
-    monkeypatch.setattr("trainer.rehearse.world_size", lambda: 5)
+    monkeypatch.setattr("trainer.build.rehearse.world_size", lambda: 5)
     with pytest.raises(ConfigError, match="leaves a batch of 4 for 5 processes"):
         check_batches(config, loader, model)
 
@@ -233,7 +233,7 @@ def test_timms_batch_norm_keeps_its_activation():
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_process_of_several_leaves_its_interpreter_whole(processes):
     code = (
-        "import atexit, os, sys; from trainer.launch import leave\n"
+        "import atexit, os, sys; from trainer.process.launch import leave\n"
         "class Last:\n"
         "    def __del__(self, write=os.write): write(1, b' taken apart')\n"
         "last = Last(); atexit.register(sys.stdout.write, ' at exit')\n"
@@ -337,9 +337,9 @@ def in_processes(output, rank):
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from trainer.fsdp import hand_over, model_shard, optimizer_shard, shard
-    from trainer.snapshot import copied
-    from trainer.sync_batch_norm import with_synced_batch_norm
+    from trainer.distributed.fsdp import hand_over, model_shard, optimizer_shard, shard
+    from trainer.distributed.sync_batch_norm import with_synced_batch_norm
+    from trainer.loop.snapshot import copied
 
     warnings.simplefilter("default")  # torch's own of its own: they are no errors here
     dist.init_process_group("gloo")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from trainer.components import LOSSES, METRICS, SCHEDULERS
 from trainer.evaluate import main as evaluate
-from trainer.tables import LOSSES, METRICS, SCHEDULERS
 from trainer.train import main as train
 from transforms import TRANSFORMS
 

@@ -8,10 +8,10 @@ import torch
 
 from datasets.draw import draw
 from models.lenet import LeNet
+from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.fit import fit
-from trainer.prepare import prepare
-from trainer.stop import StopRequest
+from trainer.loop.fit import fit
+from trainer.process.stop import StopRequest
 
 REAL_DATA = Path("../shared/data")
 

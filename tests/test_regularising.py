@@ -12,14 +12,14 @@ from models.arguments import DEPTH
 from models.external import timm_model, torchvision_model
 from tests.test_resume import stopped_at
 from tests.test_training import assert_same_run
-from trainer.build_model import build_model
+from trainer.build.model import build_model
+from trainer.build.prepare import prepare
+from trainer.build.trained import load_trained
+from trainer.build.trial import check_components
 from trainer.config import load_config
-from trainer.guard import Guard
-from trainer.prepare import prepare
-from trainer.step import new_task, train_steps
-from trainer.trained import load_trained
-from trainer.trial import check_components
-from trainer.use_code import building
+from trainer.inference.script_writer import building
+from trainer.loop.guard import Guard
+from trainer.loop.step import new_task, train_steps
 
 DEEP = "{name: torchvision/efficientnet_b0, stochastic_depth_prob: 0.5, dropout: 0.0}"
 

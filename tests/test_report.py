@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from trainer.components.metrics import calibration_error
 from trainer.insight.findings import calibration_bins, wilson
 from trainer.insight.report import write_report
-from trainer.metrics import calibration_error
 
 CLASSES = ["1", "5", "100"]
 PROBABILITIES = torch.tensor(

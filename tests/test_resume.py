@@ -16,31 +16,31 @@ from pathlib import Path
 import pytest
 import torch
 
-import trainer.fit
-import trainer.loader
-import trainer.snapshot
+import trainer.input.loader
+import trainer.loop.fit
+import trainer.loop.snapshot
 from datasets import DataError
 from datasets.files import ImageFiles
 from tests.conftest import SMALL
 from tests.test_training import assert_same_run, last_state, same, tags_of
-from trainer.checkpoint import checkpoints, digest_of, problem_of, read_state
+from trainer.build.prepare import prepare
+from trainer.components.schedulers import forecast
 from trainer.config import load_config
-from trainer.disk import read_json, write_json
-from trainer.errors import ConfigError, RunError, WorkerDied
 from trainer.evaluate import main as evaluate
-from trainer.evaluate_split import evaluate as evaluated
-from trainer.folder import lock_run, read_metrics
-from trainer.guard import Guard
+from trainer.input.loader import Loader, from_workers, quiet_where_the_trainer_hangs_up
 from trainer.insight.board import show_epoch
-from trainer.loader import Loader, from_workers, quiet_where_the_trainer_hangs_up
-from trainer.prepare import prepare
-from trainer.record import save
-from trainer.resume import find_resumable, flatten, settings
-from trainer.run_log import Lengths
-from trainer.schedulers import forecast
-from trainer.snapshot import restore, snapshot
-from trainer.state import CLOCKS, PLAIN, State
-from trainer.tensors import save_tensors
+from trainer.loop.evaluate import evaluate as evaluated
+from trainer.loop.guard import Guard
+from trainer.loop.record import save
+from trainer.loop.snapshot import restore, snapshot
+from trainer.loop.state import CLOCKS, PLAIN, State
+from trainer.process.errors import ConfigError, RunError, WorkerDied
+from trainer.run.checkpoint import checkpoints, digest_of, problem_of, read_state
+from trainer.run.disk import read_json, write_json
+from trainer.run.folder import lock_run, read_metrics
+from trainer.run.log import Lengths
+from trainer.run.resume import find_resumable, flatten, settings
+from trainer.run.tensors import save_tensors
 from trainer.train import main
 
 JITTER = "transforms.train.1={name: ColorJitter, brightness: 0.5}"
@@ -153,10 +153,12 @@ def test_every_key_of_a_configuration_is_judged_above(config_file):
 def test_what_differs_is_said_when_a_run_goes_on(train, finished, capsys, monkeypatch):
     run = finished()
     monkeypatch.setattr(
-        trainer.snapshot, "made_on", lambda job: {"torch": "9.9", "device": "cpu", "machine": "m"}
+        trainer.loop.snapshot,
+        "made_on",
+        lambda job: {"torch": "9.9", "device": "cpu", "machine": "m"},
     )
     monkeypatch.setattr(
-        "trainer.resume_run.made_on", lambda job: {"torch": "9.9", "device": "cpu", "machine": "m"}
+        "trainer.loop.resume.made_on", lambda job: {"torch": "9.9", "device": "cpu", "machine": "m"}
     )
     train("train.epochs=3", "log.every=5st", resume=run, file=run / "config.yaml")
     told = capsys.readouterr().out
@@ -323,9 +325,9 @@ def test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoint(config_file)
 
 def stopped_at(train, monkeypatch, step, *overrides, resume=None, file=None):
     """A run of the small configuration that is stopped after ``step``."""
-    from trainer.errors import Stopped
+    from trainer.process.errors import Stopped
 
-    rates = trainer.epochs.learning_rates
+    rates = trainer.loop.epochs.learning_rates
 
     def asking(job):
         if job.schedule.steps == step:
@@ -333,7 +335,7 @@ def stopped_at(train, monkeypatch, step, *overrides, resume=None, file=None):
         return rates(job)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(trainer.epochs, "learning_rates", asking)
+        patch.setattr(trainer.loop.epochs, "learning_rates", asking)
         train(*overrides, resume=resume, **({"file": file} if file else {}))
 
 
@@ -388,7 +390,7 @@ def test_killed_between_its_test_and_its_end_a_run_shows_the_test_once(train, mo
         def killed(*_, **__):
             raise KeyboardInterrupt
 
-        patch.setattr(trainer.fit, "write_report", killed)
+        patch.setattr(trainer.loop.fit, "write_report", killed)
         train()
     run = next(train().parent.glob("*"))
     for path in run.parent.glob("*"):
@@ -459,7 +461,7 @@ def test_a_report_that_cannot_be_written_does_not_lose_the_result(train, monkeyp
     def failing(*_, **__):
         raise ValueError("no ink")
 
-    monkeypatch.setattr(trainer.fit, "write_report", failing)
+    monkeypatch.setattr(trainer.loop.fit, "write_report", failing)
     result = read_json(train() / "result.json")
     assert result["status"] == "done" and "accuracy" in result["test"]
     assert "the report cannot be written: no ink" in capsys.readouterr().out
@@ -475,12 +477,12 @@ def test_what_the_time_went_to_adds_up(train, monkeypatch):
 
         return slowed
 
-    batch = trainer.loader.Part.batch
-    monkeypatch.setattr(trainer.loader, "BLOCK", 1)
-    monkeypatch.setattr(trainer.loader.Part, "batch", after("data", batch))
-    monkeypatch.setattr(trainer.epochs, "save", after("save", save))
-    monkeypatch.setattr(trainer.epochs, "evaluate", after("eval", evaluated))
-    monkeypatch.setattr(trainer.epochs, "show_epoch", after("log", show_epoch))
+    batch = trainer.input.loader.Part.batch
+    monkeypatch.setattr(trainer.input.loader, "BLOCK", 1)
+    monkeypatch.setattr(trainer.input.loader.Part, "batch", after("data", batch))
+    monkeypatch.setattr(trainer.loop.epochs, "save", after("save", save))
+    monkeypatch.setattr(trainer.loop.epochs, "evaluate", after("eval", evaluated))
+    monkeypatch.setattr(trainer.loop.epochs, "show_epoch", after("log", show_epoch))
     began = time.monotonic()
     result = read_json(train("log.show=[]") / "result.json")
     took = time.monotonic() - began
@@ -498,7 +500,7 @@ def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended
     straight = finished("loader.cache=off")
     broken: list[str] = []
     read = ImageFiles.image
-    monkeypatch.setattr(trainer.loader, "BLOCK", 1)  # batch by batch, as large images are
+    monkeypatch.setattr(trainer.input.loader, "BLOCK", 1)  # batch by batch, as large images are
 
     def vanishing(self, index):
         if broken and self.ids[index] == broken[0]:
@@ -509,14 +511,14 @@ def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended
     job = prepare(load_config(config_file), print)
     row = job.train_loader.rows(1, 2)[0]  # of the second epoch's third batch
     image = job.data.dataset.ids[job.data.parts["train"].indices[row]]
-    rates = trainer.epochs.learning_rates
+    rates = trainer.loop.epochs.learning_rates
 
     def arming(job):
         if job.schedule.steps == 6:
             broken[:] = [image]
         return rates(job)
 
-    monkeypatch.setattr(trainer.epochs, "learning_rates", arming)
+    monkeypatch.setattr(trainer.loop.epochs, "learning_rates", arming)
     command = ["--config", str(config_file), "--runs", str(tmp_path / "runs"), "loader.cache=off"]
     try:
         assert main(command) == 3
@@ -527,7 +529,7 @@ def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended
     run = max((tmp_path / "runs" / "small").iterdir(), key=lambda path: path.stat().st_ctime_ns)
     assert last_state(run)["counters"]["step"] == 7  # not a step is lost
     broken.clear()
-    monkeypatch.setattr(trainer.epochs, "learning_rates", rates)
+    monkeypatch.setattr(trainer.loop.epochs, "learning_rates", rates)
     assert main(["--resume", str(run)]) == 0
     assert_same_run(straight, run)
 
@@ -552,7 +554,7 @@ def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(
     finished, config_file, tmp_path, monkeypatch, capfd
 ):
     straight = finished(JITTER)
-    rates = trainer.epochs.learning_rates
+    rates = trainer.loop.epochs.learning_rates
     killed: list[int] = []
 
     def killing(job):
@@ -562,7 +564,7 @@ def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(
             os.kill(killed[0], signal.SIGKILL)
         return rates(job)
 
-    monkeypatch.setattr(trainer.epochs, "learning_rates", killing)
+    monkeypatch.setattr(trainer.loop.epochs, "learning_rates", killing)
     more = ("loader.workers=2", JITTER)
     code = main(["--config", str(config_file), "--runs", str(tmp_path / "runs"), *more])
     told = capfd.readouterr().err
@@ -664,12 +666,12 @@ import sys, torch
 torch.set_num_threads(1)
 from trainer.quick_start import defer_compiler
 defer_compiler()  # as the command does, and as it would too late
-import trainer.epochs
+import trainer.loop.epochs
 kept = []
 def failing(session, *_):  # something keeps the workers' iterator, as a traceback does
     kept.append(session.job.train_loader._worker_loader._iterator)
     raise OSError(28, "No space left on device", "somewhere")
-trainer.epochs.end_epoch = failing
+trainer.loop.epochs.end_epoch = failing
 from trainer.train import main
 sys.exit(main(["--config", {str(config_file)!r}, "--runs", {str(tmp_path / "runs")!r},
                "loader.workers=2", {JITTER!r}]))

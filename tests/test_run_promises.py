@@ -12,28 +12,28 @@ from functools import partial
 import pytest
 import torch
 
-import trainer.epochs
-import trainer.fit
-import trainer.saver
+import trainer.loop.epochs
+import trainer.loop.fit
+import trainer.run.saver
 from tests.test_guard import Spoiled, flat
 from tests.test_stop import asking, newest
 from tests.test_training import tags_of
-from trainer.checkpoint import checkpoints
+from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.disk import read_json
-from trainer.errors import NonFiniteLoss, RunError
-from trainer.folder import lock_run
-from trainer.guard import Guard
-from trainer.prepare import prepare
-from trainer.saver import Saver
-from trainer.step import new_task, train_steps
-from trainer.tensors import load_tensors
+from trainer.loop.guard import Guard
+from trainer.loop.step import new_task, train_steps
+from trainer.process.errors import NonFiniteLoss, RunError
+from trainer.run.checkpoint import checkpoints
+from trainer.run.disk import read_json
+from trainer.run.folder import lock_run
+from trainer.run.saver import Saver
+from trainer.run.tensors import load_tensors
 
 
 def test_a_save_that_failed_ends_a_run_at_the_next_step_and_not_at_the_next_save(
     train, monkeypatch
 ):
-    save, rates, done = Saver.save, trainer.epochs.learning_rates, []
+    save, rates, done = Saver.save, trainer.loop.epochs.learning_rates, []
 
     def failing(*_):
         raise RunError("the disk is full")
@@ -46,9 +46,9 @@ def test_a_save_that_failed_ends_a_run_at_the_next_step_and_not_at_the_next_save
         done.append(job.schedule.steps)
         return rates(job)
 
-    monkeypatch.setattr(trainer.saver, "write_checkpoint", failing)
+    monkeypatch.setattr(trainer.run.saver, "write_checkpoint", failing)
     monkeypatch.setattr(Saver, "save", saving)
-    monkeypatch.setattr(trainer.epochs, "learning_rates", counting)
+    monkeypatch.setattr(trainer.loop.epochs, "learning_rates", counting)
     with pytest.raises(RunError, match="is full"):
         train("checkpoint.every=3st")
     assert done[-1] == 3
@@ -63,15 +63,15 @@ def test_a_resumed_run_removes_what_a_killed_process_left_half_written(train, fi
 
 
 def test_on_a_gpu_too_a_stop_after_a_ruined_step_saves_nothing(spoiled, monkeypatch, tmp_path):
-    monkeypatch.setattr(trainer.fit, "Guard", partial(Guard, lag=64))
-    rates = trainer.epochs.learning_rates
+    monkeypatch.setattr(trainer.loop.fit, "Guard", partial(Guard, lag=64))
+    rates = trainer.loop.epochs.learning_rates
 
     def stopping(job):
         if job.schedule.steps == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return rates(job)
 
-    monkeypatch.setattr(trainer.epochs, "learning_rates", stopping)
+    monkeypatch.setattr(trainer.loop.epochs, "learning_rates", stopping)
     with pytest.raises(NonFiniteLoss, match="in step 2 "):
         spoiled(Spoiled({2}), "log.every=50st")
     (run,) = (tmp_path / "runs" / "small").iterdir()
@@ -100,7 +100,7 @@ def test_a_terminal_that_closes_sends_its_signal_twice_and_the_run_still_saves(
     start, monkeypatch, tmp_path
 ):
     """The shell sends SIGHUP to its jobs, and the system once more as the shell ends."""
-    rates = trainer.epochs.learning_rates
+    rates = trainer.loop.epochs.learning_rates
 
     def closing(job):
         if job.schedule.steps == 3:
@@ -109,7 +109,7 @@ def test_a_terminal_that_closes_sends_its_signal_twice_and_the_run_still_saves(
             os.kill(os.getpid(), signal.SIGHUP)
         return rates(job)
 
-    monkeypatch.setattr(trainer.epochs, "learning_rates", closing)
+    monkeypatch.setattr(trainer.loop.epochs, "learning_rates", closing)
     assert start() == 75
     assert checkpoints(newest(tmp_path))[-1].name == "step-000000003"
 
@@ -119,8 +119,8 @@ def test_a_stop_whose_result_cannot_be_written_is_still_a_stop(start, monkeypatc
         if values.get("status") == "stopped":
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(trainer.fit, "update_result", full)
-    asking(monkeypatch, trainer.epochs, "learning_rates", 4)
+    monkeypatch.setattr(trainer.loop.fit, "update_result", full)
+    asking(monkeypatch, trainer.loop.epochs, "learning_rates", 4)
     assert start() == 75
     assert "--resume" in capfd.readouterr().err
 
@@ -141,7 +141,7 @@ def test_a_message_that_nobody_can_read_changes_no_exit_code(start, monkeypatch)
 
         flush = isatty = lambda self: None
 
-    asking(monkeypatch, trainer.epochs, "learning_rates", 4, signal.SIGHUP)
+    asking(monkeypatch, trainer.loop.epochs, "learning_rates", 4, signal.SIGHUP)
     monkeypatch.setattr(sys, "stderr", Closed())
     assert start() == 75
     sys.stderr.close()  # it was replaced
@@ -151,7 +151,7 @@ def test_what_fails_before_the_first_step_is_said_to_have_failed(train, monkeypa
     def failing(*_):
         raise RunError("no")
 
-    monkeypatch.setattr(trainer.fit, "introduce", failing)
+    monkeypatch.setattr(trainer.loop.fit, "introduce", failing)
     with pytest.raises(RunError):
         train()
     run = newest(tmp_path)
@@ -170,7 +170,7 @@ def test_an_event_file_that_was_cut_is_put_aside_and_the_new_one_goes_on(train, 
 
 
 def test_a_run_that_was_stopped_counts_all_its_seconds(start, monkeypatch, tmp_path):
-    rates = trainer.epochs.learning_rates
+    rates = trainer.loop.epochs.learning_rates
 
     def slow(job):
         if job.schedule.steps == 3:
@@ -178,7 +178,7 @@ def test_a_run_that_was_stopped_counts_all_its_seconds(start, monkeypatch, tmp_p
             os.kill(os.getpid(), signal.SIGTERM)
         return rates(job)
 
-    monkeypatch.setattr(trainer.epochs, "learning_rates", slow)
+    monkeypatch.setattr(trainer.loop.epochs, "learning_rates", slow)
     assert start() == 75
     state = load_tensors(checkpoints(newest(tmp_path))[-1] / "state.pt")
     assert state["clocks"]["train_seconds"] >= 0.5

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.folder import lock_run
-from trainer.insight.columns import lay_out, visible, width_of, wrap
-from trainer.insight.listing import inspect_run
+from trainer.comparing.listing import inspect_run
+from trainer.drawing.columns import lay_out, width_of, wrap
+from trainer.process.words import visible
+from trainer.run.folder import lock_run
 from trainer.runs import main
 
 ROOT = Path(__file__).resolve().parent.parent

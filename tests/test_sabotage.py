@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from scripts.sabotage import ROOT, main, patched, run
-from scripts.sabotages import SABOTAGES, Sabotage
+from tests.torture.sabotage import ROOT, main, patched, run
+from tests.torture.sabotages import SABOTAGES, Sabotage
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.name)

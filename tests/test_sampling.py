@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from datasets.memory import ImagesInMemory
 from tests.test_resume import stopped_at
 from tests.test_training import assert_same_run
+from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.loader import Loader, Part
-from trainer.prepare import prepare
+from trainer.input.loader import Loader, Part
 from transforms.keyed import balanced, permutation
 from transforms.own import AlternatingFlip
 from transforms.pipeline import Pipeline

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer.build_optimizer import build_schedule_of
+from trainer.build.optimizer import build_schedule_of
+from trainer.components import SCHEDULERS
+from trainer.components.schedulers import build_schedule
 from trainer.config import load_config
-from trainer.schedulers import build_schedule
-from trainer.tables import SCHEDULERS
 
 LR = 0.4
 EPOCHS, STEPS = 6, 5  # of an epoch

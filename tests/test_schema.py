@@ -7,9 +7,9 @@ import jsonschema
 import pytest
 import yaml
 
-from trainer.component_schema import SCHEMA_FILE, TABLES
-from trainer.document import Document
-from trainer.json_schema import Validator
+from trainer.config.components import SCHEMA_FILE, TABLES
+from trainer.config.document import Document
+from trainer.config.json_schema import Validator
 from trainer.schema import as_text, generate, made_with, main
 
 SHIPPED = sorted(Path("configs").glob("*.yaml"))
@@ -50,10 +50,12 @@ def test_drift_is_told(tmp_path, monkeypatch, capsys):
 
 
 def test_a_table_line_that_leads_nowhere_is_told_without_a_traceback(monkeypatch, capsys):
-    monkeypatch.setitem(TABLES["loss"], "Typo", "trainer.losses:Typo")
+    monkeypatch.setitem(TABLES["loss"], "Typo", "trainer.components.losses:Typo")
     assert main([]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("trainer/tables.py: 'Typo' stands for trainer.losses:Typo, which cannot")
+    assert told.startswith(
+        "trainer/components/__init__.py: 'Typo' stands for trainer.components.losses:Typo, which cannot"
+    )
     assert "Traceback" not in told
 
 

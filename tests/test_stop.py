@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-import trainer.epochs
-import trainer.fit
-import trainer.prepare
-import trainer.record
-import trainer.saver
-import trainer.stop
+import trainer.build.prepare
+import trainer.loop.epochs
+import trainer.loop.fit
+import trainer.loop.record
+import trainer.process.stop
+import trainer.run.saver
 from datasets.files import ImageFiles
 from tests.conftest import exit_code_of, fork
 from tests.test_training import assert_same_run
-from trainer.checkpoint import checkpoints, problem_of, read_state, write_checkpoint
-from trainer.disk import read_json
-from trainer.errors import Stopped
-from trainer.loader import Loader
-from trainer.schedulers import Schedule
-from trainer.stop import StopRequest
+from trainer.components.schedulers import Schedule
+from trainer.input.loader import Loader
+from trainer.process.errors import Stopped
+from trainer.process.stop import StopRequest
+from trainer.run.checkpoint import checkpoints, problem_of, read_state, write_checkpoint
+from trainer.run.disk import read_json
 from trainer.train import main
 
 
@@ -57,13 +57,13 @@ def go_on(told: str) -> list[str]:
 @pytest.mark.parametrize(
     ("place", "name", "at"),
     [
-        (trainer.prepare, "check_components", 1),
-        (trainer.prepare, "load_data", 1),
+        (trainer.build.prepare, "check_components", 1),
+        (trainer.build.prepare, "load_data", 1),
         (ImageFiles, "digest", 7),
         (ImageFiles, "image", 3),
         (ImageFiles, "image", 40),
-        (trainer.rehearse, "rehearse", 1),
-        (trainer.prepare, "build_optimizer", 1),
+        (trainer.build.rehearse, "rehearse", 1),
+        (trainer.build.prepare, "build_optimizer", 1),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -91,7 +91,7 @@ def test_a_stop_that_breaks_into_somebodys_finally_is_still_a_stop(start, monkey
         finally:
             raise AttributeError("nothing was put aside")
 
-    monkeypatch.setattr(trainer.prepare, "check_components", broken)
+    monkeypatch.setattr(trainer.build.prepare, "check_components", broken)
     assert start() == 75
     told = capfd.readouterr().err
     assert "stopped by SIGTERM" in told and "Traceback" not in told
@@ -101,21 +101,21 @@ def test_a_stop_that_breaks_into_somebodys_finally_is_still_a_stop(start, monkey
 @pytest.mark.parametrize(
     ("place", "name", "at", "step"),
     [
-        (trainer.fit, "create_run", 1, 0),
-        (trainer.record, "environment", 1, 0),
-        (trainer.fit, "introduce", 1, 0),
-        (trainer.fit, "show_start", 1, 0),
-        (trainer.epochs, "learning_rates", 1, 0),  # before the first step
-        (trainer.epochs, "learning_rates", 4, 3),
-        (trainer.epochs, "learning_rates", 6, 5),  # the step that ends the epoch
+        (trainer.loop.fit, "create_run", 1, 0),
+        (trainer.loop.record, "environment", 1, 0),
+        (trainer.loop.fit, "introduce", 1, 0),
+        (trainer.loop.fit, "show_start", 1, 0),
+        (trainer.loop.epochs, "learning_rates", 1, 0),  # before the first step
+        (trainer.loop.epochs, "learning_rates", 4, 3),
+        (trainer.loop.epochs, "learning_rates", 6, 5),  # the step that ends the epoch
         (Schedule, "after_step", 3, 3),  # the weights are changed, the step is not yet counted
         (Loader, "_here", 2, 5),  # validation of the first epoch
-        (trainer.epochs, "evaluate", 1, 5),
-        (trainer.epochs, "save", 1, 5),
-        (trainer.saver, "write_checkpoint", 1, None),  # in the thread that writes
+        (trainer.loop.epochs, "evaluate", 1, 5),
+        (trainer.loop.epochs, "save", 1, 5),
+        (trainer.run.saver, "write_checkpoint", 1, None),  # in the thread that writes
         (os, "fsync", 22, None),
         (os, "replace", 10, None),
-        (trainer.fit, "test_best", 1, 10),
+        (trainer.loop.fit, "test_best", 1, 10),
         (Loader, "_here", 5, 10),  # the test split
     ],
 )
@@ -124,13 +124,13 @@ def test_a_signal_in_any_phase_of_a_run_saves_within_a_step_and_tells_how_to_go_
 ):
     straight = finished()
     done = [0]
-    rates = trainer.epochs.learning_rates
+    rates = trainer.loop.epochs.learning_rates
 
     def counting(job):
         done[0] = job.schedule.steps
         return rates(job)
 
-    monkeypatch.setattr(trainer.epochs, "learning_rates", counting)
+    monkeypatch.setattr(trainer.loop.epochs, "learning_rates", counting)
     with monkeypatch.context() as patch:
         asking(patch, place, name, at, number)
         assert start() == 75
@@ -148,7 +148,7 @@ def test_a_signal_in_any_phase_of_a_run_saves_within_a_step_and_tells_how_to_go_
 
 
 def test_a_stop_while_the_report_is_written_finds_the_run_done(start, monkeypatch, tmp_path):
-    asking(monkeypatch, trainer.fit, "write_report")
+    asking(monkeypatch, trainer.loop.fit, "write_report")
     assert start() == 0
     assert read_json(newest(tmp_path) / "result.json")["status"] == "done"
 
@@ -190,7 +190,7 @@ def test_two_ctrl_c_through_a_save_leave_the_earlier_checkpoint_and_the_same_res
         return write_checkpoint(*arguments)
 
     def command():
-        monkeypatch.setattr(trainer.saver, "write_checkpoint", slow)  # in this fork only
+        monkeypatch.setattr(trainer.run.saver, "write_checkpoint", slow)  # in this fork only
         runs = str(tmp_path / "runs")
         return main(["--config", str(config_file), "--runs", runs, "checkpoint.every=3st"])
 
@@ -213,10 +213,10 @@ def test_a_wish_to_outlive_the_terminal_is_kept(monkeypatch):
 
 
 def test_the_handlers_of_others_come_back():
-    before = {number: signal.getsignal(number) for number in trainer.stop.SIGNALS}
+    before = {number: signal.getsignal(number) for number in trainer.process.stop.SIGNALS}
     with StopRequest():
         pass
-    assert before == {number: signal.getsignal(number) for number in trainer.stop.SIGNALS}
+    assert before == {number: signal.getsignal(number) for number in trainer.process.stop.SIGNALS}
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 8])
@@ -225,7 +225,7 @@ def test_a_budget_that_is_used_up_stops_a_run_as_a_signal_does(
 ):
     """The clock jumps by twenty minutes at ``step``; each resume has the whole budget again."""
     straight = finished()
-    rates, clock = trainer.epochs.learning_rates, [0.0]
+    rates, clock = trainer.loop.epochs.learning_rates, [0.0]
 
     class Clock:
         @staticmethod
@@ -237,8 +237,8 @@ def test_a_budget_that_is_used_up_stops_a_run_as_a_signal_does(
             clock[0] += 20 * 60
         return rates(job)
 
-    monkeypatch.setattr(trainer.stop, "time", Clock)
-    monkeypatch.setattr(trainer.epochs, "learning_rates", jumping)
+    monkeypatch.setattr(trainer.process.stop, "time", Clock)
+    monkeypatch.setattr(trainer.loop.epochs, "learning_rates", jumping)
     assert start("train.budget=20m") == 75
     told = capfd.readouterr().err
     assert "stopped by train.budget (20m)" in told and f"saved after step {step};" in told
@@ -288,7 +288,7 @@ def test_no_handler_of_errors_takes_a_stop_for_one():
 def test_a_stop_message_names_a_run_that_has_spaces_so_that_a_shell_takes_it(
     config_file, monkeypatch, tmp_path, capfd
 ):
-    asking(monkeypatch, trainer.epochs, "learning_rates", 3)
+    asking(monkeypatch, trainer.loop.epochs, "learning_rates", 3)
     assert main(["--config", str(config_file), "--runs", str(tmp_path / "my runs")]) == 75
     told = capfd.readouterr().err
     assert re.search(r"--resume '.*my runs.*'", told)
@@ -297,7 +297,7 @@ def test_a_stop_message_names_a_run_that_has_spaces_so_that_a_shell_takes_it(
 
 def test_a_stop_in_validation_does_not_wait_for_its_end(start, monkeypatch):
     judged: list[int] = []
-    monkeypatch.setattr(trainer.epochs, "evaluate", lambda *_: judged.append(1))
+    monkeypatch.setattr(trainer.loop.epochs, "evaluate", lambda *_: judged.append(1))
     asking(monkeypatch, Loader, "_here", 2)
     assert start() == 75
     assert not judged

@@ -20,10 +20,10 @@ import pytest
 
 from tests.conftest import SMALL, exit_code_of, fork
 from trainer import sweep as sweep_command
-from trainer.errors import ConfigError
+from trainer.process.errors import ConfigError
 from trainer.sweeping import folder as folders
 from trainer.sweeping import results, space, study, work
-from trainer.sweeping.reading import load_sweep
+from trainer.sweeping.plan import load_sweep
 from trainer.sweeping.settings import Range, Sweep
 from trainer.sweeping.trials import trials_of
 
@@ -659,7 +659,7 @@ def test_a_process_killed_while_it_asked_leaves_a_trial_that_the_next_completes(
 
 
 def test_another_sweep_does_not_join_a_study(two_folders, tmp_path, write):
-    from trainer.errors import RunError
+    from trainer.process.errors import RunError
 
     one, _ = two_folders()
     other = write(f"{SEARCH.format(trials=3)}  seed: 5\n  storage: {tmp_path / 'shared.journal'}\n")
@@ -839,8 +839,8 @@ def test_twelve_real_trials_killed_twice_end_with_twelve_results(write, tmp_path
 
 
 def test_a_sweeps_folder_is_refused_as_a_run_and_its_best_one_named(swept):
-    from trainer.errors import UsageError
-    from trainer.folder import find_run
+    from trainer.process.errors import UsageError
+    from trainer.run.folder import find_run
 
     folder, _ = swept("\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n")
     (best,) = folder.glob("t001-seed0/2*")
@@ -879,7 +879,7 @@ def test_what_pytorch_refuses_is_told_at_once_before_the_first_trial(swept, tmp_
 
 
 def test_choices_that_pytorch_refuses_together_and_faults_of_the_base_are_told(write):
-    from trainer.sweeping.reading import check_with_torch
+    from trainer.sweeping.plan import check_with_torch
 
     pair = """
   method: grid

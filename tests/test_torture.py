@@ -12,44 +12,45 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import torture_faults, torture_run
-from scripts.torture import Outcome, import_once, main, survived, table
-from scripts.torture_run import digest, is_whole
-from scripts.torture_trials import DAMAGES, spread
 from tests.conftest import exit_code_of, fork
+from tests.torture import faults as torture_faults
+from tests.torture import run as torture_run
+from tests.torture.__main__ import Outcome, import_once, main, survived, table
+from tests.torture.run import digest, is_whole
+from tests.torture.trials import DAMAGES, spread
 
 EMPTIED = str(DAMAGES.index("empty folder"))  # the newest checkpoint: the one before it is taken
 SABOTAGES = {  # what is broken -> (the patch, the trial that must notice, its words)
     "nothing": ("", ["damage", EMPTIED], "1 of 1 survived"),
     "the schedule begins anew": (
-        "trainer.schedulers.Schedule.load_state_dict = lambda *_: None",
+        "trainer.components.schedulers.Schedule.load_state_dict = lambda *_: None",
         ["resume", "6"],
         "differ",
     ),
     "lines of metrics stay": (
-        "cut = trainer.disk.AppendedFile.__init__\n"
+        "cut = trainer.run.disk.AppendedFile.__init__\n"
         "def keep(self, path, length=0):\n"
         "    cut(self, path, path.stat().st_size if path.exists() else 0)\n"
-        "trainer.disk.AppendedFile.__init__ = keep",
+        "trainer.run.disk.AppendedFile.__init__ = keep",
         ["damage", EMPTIED],
         "differ",
     ),
     "older checkpoints go first": (
-        "write = trainer.saver.write_checkpoint\n"
+        "write = trainer.run.saver.write_checkpoint\n"
         "def prune_first(run, *rest):\n"
-        "    for old in trainer.checkpoint.checkpoints(run): trainer.checkpoint.remove(old)\n"
+        "    for old in trainer.run.checkpoint.checkpoints(run): trainer.run.checkpoint.remove(old)\n"
         "    return write(run, *rest)\n"
-        "trainer.saver.write_checkpoint = prune_first",
+        "trainer.run.saver.write_checkpoint = prune_first",
         ["damage", EMPTIED],
         "not two",
     ),
     "a stop does not save": (
-        "trainer.epochs.save_here = lambda session: session.saver.wait()",
+        "trainer.loop.epochs.save_here = lambda session: session.saver.wait()",
         ["resume", "7"],
         "stopped at step 8, saved step",
     ),
     "a damaged checkpoint is taken for whole": (
-        "trainer.checkpoint.problem_of = lambda *_: None",
+        "trainer.run.checkpoint.problem_of = lambda *_: None",
         ["damage", str(DAMAGES.index("forged digest"))],
         "without a word",
     ),

@@ -11,23 +11,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import trainer.epochs
-import trainer.fit
+import trainer.loop.epochs
+import trainer.loop.fit
 from models.lenet import LeNet
-from trainer.checkpoint import checkpoints, read_state, write_checkpoint
+from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.disk import sha256_of
-from trainer.errors import ConfigError, NonFiniteLoss, RunError, Stopped
-from trainer.evaluate_split import predict
-from trainer.evaluation import evaluate_run
-from trainer.folder import create_run, lock_run, read_metrics
-from trainer.guard import Guard
-from trainer.parts import load_data
-from trainer.prepare import prepare
-from trainer.resume import find_resumable
-from trainer.run_log import Lengths
-from trainer.snapshot import restore, snapshot
-from trainer.state import State
+from trainer.inference.evaluation import evaluate_run
+from trainer.input.data import load_data
+from trainer.loop.evaluate import predict
+from trainer.loop.guard import Guard
+from trainer.loop.snapshot import restore, snapshot
+from trainer.loop.state import State
+from trainer.process.errors import ConfigError, NonFiniteLoss, RunError, Stopped
+from trainer.run.checkpoint import checkpoints, read_state, write_checkpoint
+from trainer.run.disk import sha256_of
+from trainer.run.folder import create_run, lock_run, read_metrics
+from trainer.run.log import Lengths
+from trainer.run.resume import find_resumable
 from transforms.keyed import permutation, seed_of
 
 CPU = torch.device("cpu")
@@ -156,7 +156,7 @@ def test_a_run_stopped_by_sigterm_and_resumed_equals_one_that_never_stopped(
 ):
     """40 training images in batches of 8: step 5 ends an epoch, the others are amid one."""
     straight = finished(*overrides)
-    seen, rates = [0], trainer.epochs.learning_rates
+    seen, rates = [0], trainer.loop.epochs.learning_rates
 
     def interrupting(job):
         seen[0] += 1  # called once before the first step, and after each
@@ -165,7 +165,7 @@ def test_a_run_stopped_by_sigterm_and_resumed_equals_one_that_never_stopped(
         return rates(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.epochs, "learning_rates", interrupting)
+        patch.setattr(trainer.loop.epochs, "learning_rates", interrupting)
         with pytest.raises(Stopped) as told:
             train(*overrides)
     assert "--resume" in told.value.__notes__[0]
@@ -295,7 +295,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(finished):
 
 def test_a_step_reads_nothing_back(config_file, monkeypatch):
     """What .item() and its like cost on a GPU is a wait: an epoch may not call them a step."""
-    from trainer.step import new_task, train_steps
+    from trainer.loop.step import new_task, train_steps
 
     job = prepare(load_config(config_file), print)
     read = []
@@ -474,7 +474,7 @@ def test_workers_change_no_bit(finished):
 
 
 def test_one_batch_can_be_memorised(train, config_file):
-    from trainer.step import new_task, train_steps
+    from trainer.loop.step import new_task, train_steps
 
     job = prepare(load_config(config_file, ["optimizer.lr=0.05"]), print)
     batch = next(job.train_loader.epoch())
@@ -552,14 +552,14 @@ def test_a_run_that_cannot_be_described_leaves_no_folder(train, tmp_path, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.fit.describe", full)
+    monkeypatch.setattr("trainer.loop.fit.describe", full)
     with pytest.raises(OSError, match="No space"):
         train()
     assert not list((tmp_path / "runs" / "small").iterdir())
 
 
 def test_each_state_is_written_once(train, monkeypatch):
-    import trainer.saver
+    import trainer.run.saver
 
     saved = []
 
@@ -567,7 +567,7 @@ def test_each_state_is_written_once(train, monkeypatch):
         saved.append(step)
         return write_checkpoint(run, step, *rest)
 
-    monkeypatch.setattr(trainer.saver, "write_checkpoint", counting)
+    monkeypatch.setattr(trainer.run.saver, "write_checkpoint", counting)
     train()
     assert saved == [5, 10]
     saved.clear()
@@ -579,7 +579,7 @@ def test_a_resumed_run_is_said_to_be_running(train, finished, monkeypatch):
     run = finished()
     seen = []
     monkeypatch.setattr(
-        "trainer.fit.train_epochs",
+        "trainer.loop.fit.train_epochs",
         lambda *_: seen.append(json.loads((run / "result.json").read_text())["status"]),
     )
     train("train.epochs=3", resume=run, file=run / "config.yaml")
@@ -679,7 +679,7 @@ def test_a_reader_that_has_seen_enough_does_not_end_a_run(train, monkeypatch):
             raise BrokenPipeError
 
     monkeypatch.setattr("sys.stdout", Closed())
-    from trainer.console import say
+    from trainer.process.console import say
 
     say("first")
     say("second")
@@ -697,22 +697,22 @@ def test_a_checkpoint_is_due_after_minutes_steps_or_epochs(train, config_file, m
         def monotonic():
             return clock[0]
 
-    rates = trainer.epochs.learning_rates
+    rates = trainer.loop.epochs.learning_rates
 
     def passing(job):
         clock[0] += 4 * 60 if job.schedule.steps else 0
         return rates(job)
 
-    monkeypatch.setattr("trainer.epochs.time", Clock)
-    monkeypatch.setattr("trainer.record.time", Clock)
+    monkeypatch.setattr("trainer.loop.epochs.time", Clock)
+    monkeypatch.setattr("trainer.loop.record.time", Clock)
 
     def begun():
         state = State()
         state.saved_at = clock[0]
         return state
 
-    monkeypatch.setattr(trainer.fit, "State", begun)
-    monkeypatch.setattr(trainer.epochs, "learning_rates", passing)
+    monkeypatch.setattr(trainer.loop.fit, "State", begun)
+    monkeypatch.setattr(trainer.loop.epochs, "learning_rates", passing)
 
     def saved(every):
         run = train(f"checkpoint.every={every}", "checkpoint.keep=99")

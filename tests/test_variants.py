@@ -16,17 +16,17 @@ import pytest
 import torch
 from torch import nn
 
-import trainer.epochs
+import trainer.loop.epochs
 from models.recompute import recompute
-from trainer.checkpoint import checkpoints, read_state
+from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.errors import ConfigError, NonFiniteLoss, Stopped
-from trainer.evaluation import evaluate_run
-from trainer.folder import read_metrics
-from trainer.guard import Guard
-from trainer.insight.model_summary import kept_for_backward
-from trainer.prepare import prepare
-from trainer.step import new_task, train_steps
+from trainer.inference.evaluation import evaluate_run
+from trainer.loop.guard import Guard
+from trainer.loop.model_summary import kept_for_backward
+from trainer.loop.step import new_task, train_steps
+from trainer.process.errors import ConfigError, NonFiniteLoss, Stopped
+from trainer.run.checkpoint import checkpoints, read_state
+from trainer.run.folder import read_metrics
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -184,7 +184,7 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_has_the_bits_of_one_that_was_not
     """Also where the resumed one meets the short batch before a full one."""
     overrides = [*overrides, "loader.batch_size=9", "log.show=[]"]
     straight = finished(*overrides)
-    seen, rates = [0], trainer.epochs.learning_rates
+    seen, rates = [0], trainer.loop.epochs.learning_rates
 
     def stopping(job):
         seen[0] += 1
@@ -193,7 +193,7 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_has_the_bits_of_one_that_was_not
         return rates(job)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(trainer.epochs, "learning_rates", stopping)
+        patch.setattr(trainer.loop.epochs, "learning_rates", stopping)
         train(*overrides)
     stopped = max(straight.parent.glob("*"), key=lambda run: run.stat().st_ctime_ns)
     train(resume=stopped, file=stopped / "config.yaml")
@@ -251,9 +251,9 @@ def test_overflows_do_not_count_as_steps_left_out_until_the_scale_is_used_up(
     run = finished(*overrides)
     assert json.loads((run / "result.json").read_text())["skipped_steps"] == 0
     steep = lambda job: setattr(job, "loss_fn", Steep(job, 0.0))  # noqa: E731
-    original = trainer.epochs.train_epochs
+    original = trainer.loop.epochs.train_epochs
     monkeypatch.setattr(
-        "trainer.fit.train_epochs", lambda session: (steep(session.job), original(session))
+        "trainer.loop.fit.train_epochs", lambda session: (steep(session.job), original(session))
     )
     with pytest.raises(NonFiniteLoss, match=r"step 17 .*|fp16, scaled by 1\)"):
         train(*overrides)

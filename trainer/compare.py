@@ -32,17 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
     arguments = parser.parse_args(argv)
 
-    from trainer.exits import exit_code_of
+    from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.insight.columns import terminal_width, visible
-    from trainer.insight.compared import read_runs
-    from trainer.insight.comparison import common_folder, comparison_json
-    from trainer.insight.side_by_side import draw_comparison, text_of
+    from trainer.comparing.compared import read_runs
+    from trainer.comparing.comparison import common_folder, comparison_json
+    from trainer.comparing.side_by_side import draw_comparison, text_of
+    from trainer.drawing.columns import terminal_width
+    from trainer.process.words import visible
 
     folders = folders_of(arguments.runs)
     picture = None
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         for line in text_of(runs, terminal_width(), arguments.all):
             print(line)
     if picture and (drawn := draw_comparison(runs)):
-        from trainer.insight.pictures import write_picture
+        from trainer.drawing.pictures import write_picture
 
         try:
             write_picture(picture, drawn)
@@ -76,9 +77,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def folders_of(texts: Sequence[str]) -> list[Path]:
     """Return the run folders that are named, each once; raises UsageError for fewer than two."""
-    from trainer.errors import UsageError
-    from trainer.insight.columns import visible
-    from trainer.insight.listing import runs_below
+    from trainer.comparing.listing import runs_below
+    from trainer.process.errors import UsageError
+    from trainer.process.words import visible
 
     found: dict[Path, Path] = {}
     others = []  # runs/NAME/* also names an older compare.png, or a folder of trainer.data
@@ -106,8 +107,8 @@ def folders_of(texts: Sequence[str]) -> list[Path]:
 
 def no_run(text: str, what: str) -> Exception:
     """Return the error for an argument that names no run."""
-    from trainer.errors import UsageError
-    from trainer.insight.columns import visible
+    from trainer.process.errors import UsageError
+    from trainer.process.words import visible
 
     return UsageError(
         f"{visible(text)} {what}. Expected a folder such as "
@@ -117,8 +118,8 @@ def no_run(text: str, what: str) -> Exception:
 
 def picture_at(text: str | None) -> Path | None:
     """Return the file that --picture names; raises UsageError if it is no new or old .png file."""
-    from trainer.errors import UsageError
-    from trainer.insight.columns import visible
+    from trainer.process.errors import UsageError
+    from trainer.process.words import visible
 
     if text is None:
         return None

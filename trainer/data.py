@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
     arguments = parser.parse_intermixed_args(argv)
 
-    from trainer.exits import exit_code_of
+    from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 
@@ -41,17 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.config import load_config
-    from trainer.start import start
+    from trainer.process.start import start
 
     with start():
         config = load_config(arguments.config, arguments.overrides)
         for message in config.messages:
             print(message, file=sys.stderr)
-        from trainer.errors import ConfigError, UsageError
+        from trainer.build.trial import check_components
+        from trainer.input.data import BrokenImages
         from trainer.insight.data_facts import inspect_dataset
         from trainer.insight.data_report import is_ours, summary, write_data_report
-        from trainer.parts import BrokenImages
-        from trainer.trial import check_components
+        from trainer.process.errors import ConfigError, UsageError
 
     of_data = ("dataset", "split", "transforms", "loader")
     faults = [fault for fault in check_components(config) if fault.path.startswith(of_data)]

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_intermixed_args(argv)
 
-    from trainer.exits import exit_code_of
+    from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 
@@ -34,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.config import load_config
-    from trainer.start import start
+    from trainer.process.start import start
 
     with start():
-        from trainer.evaluation import evaluate_run
-        from trainer.folder import find_run
-        from trainer.trained import warn_of_unfinished
+        from trainer.build.trained import warn_of_unfinished
+        from trainer.inference.evaluation import evaluate_run
+        from trainer.run.folder import find_run
 
     folder = find_run(arguments.run)
     config = load_config(folder / "config.yaml", arguments.overrides)

@@ -31,23 +31,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
     arguments = parser.parse_args(argv)
 
-    from trainer.exits import exit_code_of
+    from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.start import start
+    from trainer.process.start import start
 
     with start():
         from datasets import BrokenImage
-        from trainer.errors import UsageError
-        from trainer.folder import find_run
-        from trainer.insight.columns import visible
-        from trainer.insight.explanation import choose_folder, explain
-        from trainer.trained import load_trained
-        from trainer.words import listed, suggestion
+        from trainer.build.trained import load_trained
+        from trainer.inference.explanation import choose_folder, explain
+        from trainer.process.errors import UsageError
+        from trainer.process.words import listed, suggestion, visible
+        from trainer.run.folder import find_run
 
     folder, path, name = find_run(arguments.run), Path(arguments.image), arguments.class_name
     if path.is_dir() or not os.path.lexists(path):

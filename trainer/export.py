@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args([word for word in words if word not in settings])
     arguments.overrides += settings
 
-    from trainer.exits import exit_code_of
+    from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from pathlib import Path
 
-    from trainer.errors import UsageError
+    from trainer.process.errors import UsageError
 
     formats = [name for name in FORMATS if {name, "all"} & set(arguments.format)]
     require_packages(formats)
@@ -68,11 +68,11 @@ def run(arguments: argparse.Namespace) -> None:
     if output and (output.suffix in (".pt2", ".onnx", ".safetensors") or output.is_file()):
         raise UsageError(f"--output {output}: name a folder; the files are named after the run.")
 
-    from trainer.start import start
+    from trainer.process.start import start
 
     with start():
-        from trainer.exporting import export_run
-        from trainer.folder import find_run
+        from trainer.inference.exporting import export_run
+        from trainer.run.folder import find_run
 
     folder = find_run(arguments.run)
     export_run(folder, formats, output or folder / "export", images, arguments.overrides)
@@ -82,8 +82,8 @@ def require_packages(formats: Sequence[str]) -> None:
     """Raise UsageError if a package that one of the formats needs is absent."""
     from importlib.util import find_spec
 
-    from trainer.errors import UsageError
-    from trainer.words import listed
+    from trainer.process.errors import UsageError
+    from trainer.process.words import listed
 
     needed = [package for name in formats for package in FORMATS[name]]
     if absent := [package for package in needed if find_spec(package) is None]:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.output and (arguments.output.suffix != ".png" or arguments.output.is_dir()):
         parser.error(f"--output {arguments.output}: expected a file's name that ends in .png")
 
-    from trainer.exits import exit_code_of
+    from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 
@@ -53,16 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.config import load_config
-    from trainer.console import say
-    from trainer.start import start
+    from trainer.process.console import say
+    from trainer.process.start import start
 
     with start():
         config = load_config(arguments.config, arguments.overrides)
         for message in config.messages:
             print(message, file=sys.stderr)
-        from trainer.insight.lr_finder import find_rate
-        from trainer.prepare import prepare
-        from trainer.summary import introduce
+        from trainer.build.prepare import prepare
+        from trainer.loop.lr_range import find_rate
+        from trainer.loop.summary import introduce
 
         job = prepare(config, say)
     introduce(job, say)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.insight.prediction import Prediction as Prediction_
+    from trainer.inference.prediction import Prediction as Prediction_
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json == arguments.csv == "-":
         parser.error("--json and --csv cannot both go to stdout; name a file for one")
 
-    from trainer.exits import exit_code_of
+    from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 
@@ -107,15 +107,15 @@ def views(text: str) -> int | str:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.start import start
+    from trainer.process.start import start
 
     with start():
         from datasets import DataError
-        from trainer.errors import UsageError
-        from trainer.folder import find_run
-        from trainer.insight.image_files import find_images
-        from trainer.insight.prediction import MAX_SHEET, predict_files
-        from trainer.trained import load_trained
+        from trainer.build.trained import load_trained
+        from trainer.inference.image_files import find_images
+        from trainer.inference.prediction import MAX_SHEET, predict_files
+        from trainer.process.errors import UsageError
+        from trainer.run.folder import find_run
 
     folder = find_run(arguments.run)
     files = output_files(arguments)
@@ -142,7 +142,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def output_files(arguments: argparse.Namespace) -> dict[str, Path]:
     """Return the files to write, by kind; raises UsageError if one cannot be written."""
-    from trainer.errors import UsageError
+    from trainer.process.errors import UsageError
 
     files = {}
     for kind in ("json", "csv", "sheet"):
@@ -165,17 +165,17 @@ def print_predictions(
     files: Mapping[str, Path],
 ) -> list[str]:
     """Print predictions as they come, then write ``files``; return what cannot be read, and why."""
-    from trainer.console import bar, draws_bars, say
-    from trainer.insight.columns import visible
-    from trainer.insight.pictures import write_picture
-    from trainer.insight.prediction import MAX_SHEET, Prediction
-    from trainer.insight.prediction_output import (
+    from trainer.drawing.pictures import write_picture
+    from trainer.inference.prediction import MAX_SHEET, Prediction
+    from trainer.inference.prediction_output import (
         csv_lines,
         json_lines,
         prediction_sheet,
         table_lines,
         write_lines,
     )
+    from trainer.process.console import bar, draws_bars, say
+    from trainer.process.words import visible
 
     done: list[Prediction] = []
     broken: list[str] = []

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.insight.listing import FoundRun
+    from trainer.comparing.listing import FoundRun
 
 SORT = ("started", "name", "status", "epochs", "val", "test", "time")
 MAX_REASONS = 10
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
 
-    from trainer.exits import exit_code_of
+    from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
 
@@ -62,8 +62,8 @@ def sort_key(text: str) -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.insight.columns import terminal_width
-    from trainer.insight.listing import inspect_run, runs_below
+    from trainer.comparing.listing import inspect_run, runs_below
+    from trainer.drawing.columns import terminal_width
 
     folders = [named_folder(text, arguments.runs) for text in arguments.folders] or [
         Path(arguments.runs)
@@ -85,8 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def named_folder(text: str, runs: str) -> Path:
     """Return the folder that a name below ``runs``, or a path, names; raises UsageError if none."""
-    from trainer.errors import UsageError
-    from trainer.insight.columns import visible
+    from trainer.process.errors import UsageError
+    from trainer.process.words import visible
 
     for folder in (Path(runs) / text, Path(text)):
         if folder.is_dir():
@@ -97,7 +97,7 @@ def named_folder(text: str, runs: str) -> Path:
 
 def order(key: str) -> "Callable[[FoundRun], tuple[object, ...]]":
     """Return a sort key: the largest or best run comes last, runs without a value come first."""
-    from trainer.tables import HIGHER_IS_BETTER
+    from trainer.components import HIGHER_IS_BETTER
 
     def place(one: "FoundRun") -> tuple[object, ...]:
         value: object = one.stamp
@@ -123,8 +123,9 @@ def metric_of(one: "FoundRun", split: str) -> str:
 
 def runs_table(found: "Sequence[FoundRun]", runs: Path, width: int) -> list[str]:
     """Return lines within ``width``: a head, a row for each run, why some failed, and counts."""
-    from trainer.insight.columns import GAP, pad, shorten, visible, width_of
-    from trainer.insight.listing import short, took
+    from trainer.comparing.listing import short, took
+    from trainer.drawing.columns import GAP, pad, shorten, width_of
+    from trainer.process.words import visible
 
     metrics = {metric_of(one, "test") for one in found if one.best or one.test}
     same = metrics.pop() if len(metrics) == 1 else ""
@@ -166,7 +167,7 @@ def runs_table(found: "Sequence[FoundRun]", runs: Path, width: int) -> list[str]
 
 def run_json(one: "FoundRun") -> dict[str, object]:
     """Return a run as plain values."""
-    from trainer.insight.listing import strict_json
+    from trainer.comparing.listing import strict_json
 
     values = {
         "name": one.name,

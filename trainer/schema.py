@@ -16,12 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trainer.component_schema import SCHEMA_FILE, TABLES, component_key, full_schema
 from trainer.config import Config
-from trainer.errors import UsageError
-from trainer.exits import Exit
-from trainer.schema_page import as_page
-from trainer.signatures import arguments_schema
+from trainer.config.components import SCHEMA_FILE, TABLES, component_key, full_schema
+from trainer.config.schema_page import as_page
+from trainer.config.signatures import arguments_schema
+from trainer.process.errors import UsageError
+from trainer.process.exits import Exit
 
 
 def main(argv: Sequence[str] | None = None) -> int:

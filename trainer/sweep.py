@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.stop import StopRequest
+    from trainer.process.stop import StopRequest
     from trainer.sweeping.folder import Trial
-    from trainer.sweeping.reading import Plan
+    from trainer.sweeping.plan import Plan
     from trainer.sweeping.trials import Trials
 
 EXIT_CODES = """exit codes: 0 all trials ended and at least one is done (the last lines and
@@ -28,8 +28,8 @@ and resumable, 70 a fault of the trainer itself"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    from trainer.exits import exit_code_of
-    from trainer.stop import StopRequest
+    from trainer.process.exits import exit_code_of
+    from trainer.process.stop import StopRequest
 
     argv = sys.argv[1:] if argv is None else argv
     with StopRequest() as stop:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_and_run(argv: Sequence[str], stop: "StopRequest") -> None:
     """Parse the command line and run it. On a stop, add to Stopped how to go on."""
-    from trainer.errors import Stopped
+    from trainer.process.errors import Stopped
 
     try:
         run(parse(argv), stop)
@@ -74,9 +74,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, stop: "StopRequest") -> None:
     """Do what the command line asks for."""
-    from trainer.errors import UsageError
-    from trainer.launch import is_one_of_several
-    from trainer.sweeping.reading import check_with_torch, load_sweep
+    from trainer.process.errors import UsageError
+    from trainer.process.launch import is_one_of_several
+    from trainer.sweeping.plan import check_with_torch, load_sweep
 
     if is_one_of_several():  # torchrun's environment would make its runs the ranks of one run
         raise UsageError("a sweep makes each run in one process; leave torchrun out, use --jobs.")
@@ -89,9 +89,9 @@ def run(arguments: argparse.Namespace, stop: "StopRequest") -> None:
         list_trials(plan, Path(arguments.runs))
         return
 
-    from trainer.console import say
-    from trainer.errors import RunError
-    from trainer.insight.columns import terminal_width
+    from trainer.drawing.columns import terminal_width
+    from trainer.process.console import say
+    from trainer.process.errors import RunError
     from trainer.sweeping.folder import open_folder
     from trainer.sweeping.results import conclusion, ranked, rows_of, sweep_table
     from trainer.sweeping.trials import trials_of
@@ -122,7 +122,7 @@ def require_extras(plan: "Plan") -> None:
     """Raise UsageError if the sweep needs packages that are not installed."""
     from importlib.util import find_spec
 
-    from trainer.errors import UsageError
+    from trainer.process.errors import UsageError
 
     needed = ["optuna"] if plan.sweep.method == "tpe" or plan.sweep.storage else []
     if missing := [name for name in needed if find_spec(name) is None]:
@@ -134,8 +134,8 @@ def require_extras(plan: "Plan") -> None:
 
 def list_trials(plan: "Plan", runs: Path) -> None:
     """Print the trials and the runs of each, for a dry run; tpe has only its ranges yet."""
-    from trainer.console import say
-    from trainer.insight.columns import visible
+    from trainer.process.console import say
+    from trainer.process.words import visible
     from trainer.sweeping.space import count, in_words, overrides, points
 
     many, each = count(plan.sweep), len(plan.members)
@@ -160,7 +160,7 @@ def number_of_trials(trials: int, each: int) -> str:
 
 def introduce_sweep(plan: "Plan", folder: Path, trials: "Trials") -> None:
     """Print the number of trials, how many have ended already, and the folder."""
-    from trainer.console import say
+    from trainer.process.console import say
     from trainer.sweeping.results import rows_of
     from trainer.sweeping.space import count
 
@@ -173,8 +173,8 @@ def introduce_sweep(plan: "Plan", folder: Path, trials: "Trials") -> None:
 
 def print_trial(trial: "Trial", work: object) -> None:
     """Print one line about a trial that has ended, and write the results so far."""
-    from trainer.console import say
-    from trainer.insight.columns import visible
+    from trainer.process.console import say
+    from trainer.process.words import visible
     from trainer.sweeping.results import ranked, rows_of
     from trainer.sweeping.space import count, display_value
     from trainer.sweeping.work import Work, write_results
@@ -209,7 +209,7 @@ def forget_failures(plan: "Plan", folder: Path, trials: "Trials") -> None:
 
     Raises UsageError for a study, which has used the results already.
     """
-    from trainer.errors import UsageError
+    from trainer.process.errors import UsageError
     from trainer.sweeping.folder import claim, ended, members_of
 
     if plan.sweep.method == "tpe" or plan.sweep.storage is not None:

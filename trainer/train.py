@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from trainer.build.job import Job
     from trainer.config import Config
-    from trainer.job import Job
-    from trainer.stop import StopRequest
+    from trainer.process.stop import StopRequest
 
 EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 loss not finite, 5 checkpoint or disk,
 6 one of several processes failed, 7 out of memory, 8 a worker process died,
@@ -29,8 +29,8 @@ EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 loss not finite, 5 check
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    from trainer.exits import exit_code_of  # errors end here, as a message and an exit code
-    from trainer.stop import StopRequest
+    from trainer.process.exits import exit_code_of  # errors end here, as a message and an exit code
+    from trainer.process.stop import StopRequest
 
     argv = sys.argv[1:] if argv is None else argv
     with StopRequest() as stop:  # from the first line on: a signal at any time ends in order
@@ -43,8 +43,8 @@ def command(argv: Sequence[str], stop: "StopRequest") -> None:
         run(*parse(argv), stop)
     finally:
         if stop.came_early:  # whatever was raised: a Stopped can turn up as somebody else's error
-            from trainer.errors import Stopped
-            from trainer.launch import started_by
+            from trainer.process.errors import Stopped
+            from trainer.process.launch import started_by
 
             again = f"{started_by()} {shlex.join(['-m', 'trainer.train', *argv])}"
             raise Stopped(
@@ -90,19 +90,19 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequest") -> None:
     """Do what the command line asks for."""
     from trainer.config import load_config
-    from trainer.launch import is_first, is_one_of_several
-    from trainer.start import collecting_later, start
+    from trainer.process.launch import is_first, is_one_of_several
+    from trainer.process.start import collecting_later, start
 
     with start():
         config, folder = read(arguments, overrides)
         if arguments.print_config:
             print(config.print() if is_first() else "", end="")
             return
-        from trainer.console import say
-        from trainer.fit import fit
-        from trainer.prepare import distribute, fetch, prepare
-        from trainer.processes import joined, on_every_rank, on_main
-        from trainer.restarts import run_before_restart
+        from trainer.build.prepare import distribute, fetch, prepare
+        from trainer.distributed.processes import joined, on_every_rank, on_main
+        from trainer.loop.fit import fit
+        from trainer.process.console import say
+        from trainer.process.restarts import run_before_restart
     with joined(config.train.device in ("auto", "cuda"), stop):
         begun = on_main(lambda: run_before_restart(arguments.runs, config.name, folder))
         if begun is not None:
@@ -121,14 +121,14 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequ
 def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Config", Path | None]:
     """The configuration and, with ``--resume``, the run's folder; without PyTorch."""
     from trainer.config import load_config
-    from trainer.errors import UsageError
-    from trainer.launch import is_first, is_one_of_several
+    from trainer.process.errors import UsageError
+    from trainer.process.launch import is_first, is_one_of_several
 
     folder = None
     if arguments.resume is None:
         config = load_config(arguments.config, overrides)
     else:
-        from trainer.resume import find_resumable
+        from trainer.run.resume import find_resumable
 
         config, folder = find_resumable(
             arguments.resume, arguments.config, overrides, arguments.runs
@@ -143,10 +143,10 @@ def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Conf
 
 def look_at(job: "Job", folder: Path | None) -> None:
     """Do what ``--dry-run`` asks for; ``folder`` is the run to resume, of the same split."""
-    from trainer.console import say
-    from trainer.disk import read_json
-    from trainer.record import require_same_split
-    from trainer.summary import dry_run
+    from trainer.loop.record import require_same_split
+    from trainer.loop.summary import dry_run
+    from trainer.process.console import say
+    from trainer.run.disk import read_json
 
     if folder is not None:
         require_same_split(job, read_json(folder / "result.json").get("split"), folder)
@@ -154,6 +154,6 @@ def look_at(job: "Job", folder: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    from trainer.launch import leave
+    from trainer.process.launch import leave
 
     leave(main())

@@ -11,19 +11,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
-from trainer.disk import read_json
-from trainer.events import Events
-from trainer.fsdp import is_sharded
+from trainer.build.job import Job
+from trainer.components.losses import probabilities
+from trainer.components.metrics import confusion_matrix
+from trainer.distributed.fsdp import is_sharded
+from trainer.drawing.charts import RIGHT, WRONG, draw_confusion
+from trainer.drawing.pictures import grid, sheet
+from trainer.input.loader import Part
 from trainer.insight import panels
-from trainer.insight.charts import RIGHT, WRONG, draw_confusion
 from trainer.insight.features import feature_maps, first_kernels
-from trainer.insight.pictures import grid, sheet
 from trainer.insight.projector import write_projector
 from trainer.insight.samples import as_pictures, one_crop, original_image, spread, stored_image
-from trainer.job import Job
-from trainer.loader import Part
-from trainer.losses import probabilities
-from trainer.metrics import confusion_matrix
+from trainer.run.disk import read_json
+from trainer.run.events import Events
 
 KERNELS, LAYERS, CHANNELS = 64, 4, 16  # the most that is shown of a model
 # What needs weights or a forward pass.

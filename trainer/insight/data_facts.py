@@ -15,11 +15,11 @@ from datasets.files import ImageFiles
 from datasets.images import FORMATS
 from datasets.split import PARTS
 from trainer.config import Config
-from trainer.console import bar
-from trainer.errors import ConfigError
+from trainer.input.data import BrokenImages, build_pipelines, cut, open_dataset, transform_fault
+from trainer.input.decode import attempt, in_threads
 from trainer.insight.duplicates import DETAIL, is_flat, near_duplicates, thumbnail
-from trainer.parts import BrokenImages, build_pipelines, cut, open_dataset, transform_fault
-from trainer.reading import attempt, in_threads
+from trainer.process.console import bar
+from trainer.process.errors import ConfigError
 from transforms.pipeline import Pipeline
 
 FEW = 10  # with fewer images of a class in a split, the metrics of the class are coarse

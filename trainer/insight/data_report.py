@@ -10,16 +10,16 @@ from torch import Tensor
 
 from datasets import DataError
 from trainer.config import Config
-from trainer.disk import write_file, write_json
-from trainer.errors import ConfigError, RunError
-from trainer.insight.charts import draw_bars
-from trainer.insight.columns import visible
+from trainer.drawing.charts import draw_bars
+from trainer.drawing.pictures import sheet, write_picture
+from trainer.drawing.text import markdown, markdown_table, shown
+from trainer.input.data import transform_fault
+from trainer.input.loader import Part, order_of
 from trainer.insight.data_facts import Inspection, differs, split_of_each
-from trainer.insight.pictures import sheet, write_picture
 from trainer.insight.samples import as_pictures, one_crop
-from trainer.insight.text import markdown, markdown_table, shown
-from trainer.loader import Part, order_of
-from trainer.parts import transform_fault
+from trainer.process.errors import ConfigError, RunError
+from trainer.process.words import visible
+from trainer.run.disk import write_file, write_json
 
 EPOCHS = 7  # columns of augmentation.png beside the image itself
 SAMPLES = 6  # rows of augmentation.png

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
-from trainer.console import bar
+from trainer.process.console import bar
 
 SIZE = 32  # side of the thumbnails that are kept, in pixels
 DETAIL = 128  # side of the thumbnails that decide for larger images, in pixels

@@ -13,14 +13,14 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, float64, zeros
 
-from trainer.console import duration
-from trainer.disk import read_json
-from trainer.errors import RunError
-from trainer.insight.charts import numbers
-from trainer.insight.pictures import to_picture
-from trainer.insight.text import Bins
-from trainer.metrics import confusion_matrix, per_class
-from trainer.words import listed
+from trainer.components.metrics import confusion_matrix, per_class
+from trainer.drawing.charts import numbers
+from trainer.drawing.pictures import to_picture
+from trainer.drawing.text import Bins
+from trainer.process.console import duration
+from trainer.process.errors import RunError
+from trainer.process.words import listed
+from trainer.run.disk import read_json
 
 NUM_SHOWN = 16  # mistakes
 MAX_CLASSES = 20  # beyond, tables begin with the worst, and all stand at the end

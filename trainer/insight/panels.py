@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import summary
 from torch.utils.tensorboard._pytorch_graph import parse
 
+from trainer.components import SCALAR
 from trainer.config import Config
-from trainer.insight.columns import visible
+from trainer.drawing.pictures import png
 from trainer.insight.features import evaluating
-from trainer.insight.pictures import png
-from trainer.tables import SCALAR
+from trainer.process.words import visible
 
 BINS = 50  # of a histogram; TensorBoard draws 30
 ELEMENTS = 32_000  # of a tensor, counted in a histogram: so many torch counts on one thread

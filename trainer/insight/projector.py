@@ -8,14 +8,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from trainer.disk import write_file
-from trainer.errors import RunError
-from trainer.insight.columns import visible
+from trainer.build.job import Job
+from trainer.drawing.pictures import png
+from trainer.input.loader import Part
 from trainer.insight.features import penultimate
-from trainer.insight.pictures import png
 from trainer.insight.samples import as_pictures, one_crop, spread
-from trainer.job import Job
-from trainer.loader import Part
+from trainer.process.errors import RunError
+from trainer.process.words import visible
+from trainer.run.disk import write_file
 from transforms.pipeline import Pipeline
 
 POINTS = 1000  # images at most

@@ -6,19 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.disk import write_file
-from trainer.errors import RunError
-from trainer.insight.charts import (
-    RIGHT,
-    WRONG,
-    draw_calibration,
-    draw_confusion,
-    draw_curves,
-)
+from trainer.drawing.charts import RIGHT, WRONG, draw_calibration, draw_confusion, draw_curves
+from trainer.drawing.pictures import sheet, write_picture
+from trainer.drawing.text import markdown, markdown_table, plain, shown_number
 from trainer.insight.findings import Findings, find
-from trainer.insight.html import report_page
-from trainer.insight.pictures import sheet, write_picture
-from trainer.insight.text import markdown, markdown_table, plain, shown_number
+from trainer.insight.report_page import report_page
+from trainer.process.errors import RunError
+from trainer.run.disk import write_file
 
 
 def write_report(

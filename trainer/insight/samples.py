@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from trainer.loader import Part
+from trainer.input.loader import Part
 from transforms.own import Normalize
 from transforms.pipeline import Pipeline
 

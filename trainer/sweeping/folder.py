@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from trainer import disk
-from trainer.errors import ConfigError, RunError
-from trainer.resume import as_yaml, differences, settings
-from trainer.sweeping.reading import Plan
+from trainer.process.errors import ConfigError, RunError
+from trainer.run import disk
+from trainer.run.resume import as_yaml, differences, settings
+from trainer.sweeping.plan import Plan
 from trainer.sweeping.space import Settings
 
 # Settings that may change when a sweep goes on: they have no influence on the weights.
@@ -173,7 +173,7 @@ def newest_run(folder: Path) -> Path | None:
 
 def end_of(run: Path | None, monitor: str, status: str, reason: str = "") -> dict[str, Any]:
     """The content of a run's end.json; ``value`` is the monitored one of its best epoch."""
-    from trainer.insight.listing import inspect_run
+    from trainer.comparing.listing import inspect_run
 
     found = None if run is None else inspect_run(run)
     best = found.best if found else {}

@@ -9,10 +9,10 @@ from pathlib import Path
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
-from trainer.disk import sync_folder
-from trainer.events import Events
-from trainer.insight.columns import visible
-from trainer.sweeping.reading import Plan
+from trainer.process.words import visible
+from trainer.run.disk import sync_folder
+from trainer.run.events import Events
+from trainer.sweeping.plan import Plan
 from trainer.sweeping.results import Row
 from trainer.sweeping.space import display_value
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.insight.listing import short, took
-from trainer.insight.page import render
-from trainer.sweeping.drawing import by_parameter, over_trials, parallel
-from trainer.sweeping.reading import Plan
+from trainer.comparing.listing import short, took
+from trainer.drawing.page import render
+from trainer.sweeping.charts import by_parameter, over_trials, parallel
+from trainer.sweeping.plan import Plan
 from trainer.sweeping.results import Row, in_rank, ranked, reported_test
 from trainer.sweeping.space import display_value, overrides
 

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer import disk
-from trainer.exits import Exit
-from trainer.folder import read_metrics
-from trainer.settings import LogItem
+from trainer.config.settings import LogItem
+from trainer.process.exits import Exit
+from trainer.run import disk
+from trainer.run.folder import read_metrics
 from trainer.sweeping.folder import SWEEP_MAY_CHANGE, Member, newest_run
-from trainer.sweeping.reading import Plan
+from trainer.sweeping.plan import Plan
 
 MAX_REASON = 1000  # letters of the reason for which a run failed
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.document import flow
-from trainer.insight.columns import lay_out, visible
-from trainer.insight.listing import short, strict_json, took
-from trainer.sweeping.reading import Plan
+from trainer.comparing.listing import short, strict_json, took
+from trainer.config.document import flow
+from trainer.drawing.columns import lay_out
+from trainer.process.words import visible
+from trainer.sweeping.plan import Plan
 from trainer.sweeping.space import Settings, display_value, overrides
 
 if TYPE_CHECKING:

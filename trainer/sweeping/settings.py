@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from trainer.settings import AtLeastOne, Count, Frozen
+from trainer.config.settings import AtLeastOne, Count, Frozen
 
 Method = Literal["grid", "random", "tpe"]
 

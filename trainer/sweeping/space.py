@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainer.document import component_name, flow
+from trainer.config.document import component_name, flow
 from trainer.sweeping.settings import Range, Sweep
 
 Settings = dict[str, Any]  # of one trial: key of the experiment -> value

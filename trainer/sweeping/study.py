@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.document import flow
-from trainer.errors import RunError, UsageError
+from trainer.config.document import flow
+from trainer.process.errors import RunError, UsageError
 from trainer.sweeping.folder import Trial, locked
-from trainer.sweeping.reading import Plan
+from trainer.sweeping.plan import Plan
 from trainer.sweeping.space import Settings, points
 
 ALIVE_EVERY = 30.0  # seconds between two signs of life, where folders are not shared

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.sweeping.folder import Trial
-from trainer.sweeping.reading import Plan
+from trainer.sweeping.plan import Plan
 from trainer.sweeping.space import points
 
 

@@ -13,23 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from trainer import disk
-from trainer.console import Say, duration
-from trainer.environment import ROOT
-from trainer.exits import Exit
-from trainer.insight.listing import is_held, short
-from trainer.stop import StopRequest
-from trainer.sweeping.folder import (
-    Member,
-    Trial,
-    claim,
-    end_of,
-    ended,
-    members_of,
-    newest_run,
-)
+from trainer.comparing.listing import is_held, short
+from trainer.process.console import Say, duration
+from trainer.process.exits import Exit
+from trainer.process.stop import StopRequest
+from trainer.run import disk
+from trainer.run.environment import ROOT
+from trainer.sweeping.folder import Member, Trial, claim, end_of, ended, members_of, newest_run
 from trainer.sweeping.hparams import write_hparams
 from trainer.sweeping.page import sweep_page
+from trainer.sweeping.plan import Plan
 from trainer.sweeping.process import (
     end_with,
     gpus_of,
@@ -38,7 +31,6 @@ from trainer.sweeping.process import (
     train_command,
     values_of,
 )
-from trainer.sweeping.reading import Plan
 from trainer.sweeping.results import Row, sweep_csv, sweep_json, value_of
 from trainer.sweeping.trials import Trials
 

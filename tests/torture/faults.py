@@ -1,0 +1,237 @@
+"""What is done to a training process, in it and around it: kill, stop, fail, fill, damage.
+
+A fault is a function without arguments that a forked child calls before its first line: it changes
+the modules of that process only. Production code knows nothing of it.
+"""
+
+import ctypes
+import errno
+import functools
+import importlib
+import inspect
+import itertools
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+Action = Callable[[], None]
+
+PHASES = {  # where a run is while the functions of these modules are called
+    "start-up": ("config", "parts", "job", "prepare", "rehearse", "resume"),
+    "decoding": ("reading",),
+    "train": ("step", "micro_batches", "guard", "schedulers", "epochs", "fit"),
+    "eval and test": ("evaluate_split", "metrics"),
+    "save": (
+        *("saver", "checkpoint", "disk", "tensors", "record", "best", "folder", "environment"),
+        *("run_log", "events", "state", "snapshot"),
+    ),
+    "report": ("insight.report", "insight.findings", "insight.board", "insight.pictures"),
+}
+
+
+def wrap(name: str, before: Action | None = None, after: Action | None = None) -> None:
+    """Have ``package.module:function`` or ``...:Class.method`` call these, wherever it is used."""
+    module, _, path = name.partition(":")
+    *outer, last = path.split(".")
+    owner: Any = functools.reduce(getattr, outer, importlib.import_module(module))
+    function = getattr(owner, last)
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        if before:
+            before()
+        result = function(*arguments, **named)
+        if after:
+            after()
+        return result
+
+    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] == "trainer"]
+    for holder in [owner] if outer else ours:  # ``from x import f`` keeps f under other modules
+        for key, value in list(vars(holder).items()):
+            if value is function:
+                setattr(holder, key, wrapped)
+
+
+def functions(phase: str) -> Iterator[str]:
+    """The functions and methods of a phase's modules, as ``wrap`` takes them."""
+    for module in PHASES[phase]:
+        name = f"trainer.{module}"
+        if name not in sys.modules:
+            continue
+        for key, value in vars(sys.modules[name]).items():
+            if getattr(value, "__module__", None) != name:
+                continue
+            if isinstance(value, FunctionType):
+                yield f"{name}:{key}"
+            elif inspect.isclass(value) and not issubclass(value, tuple):
+                for method, member in vars(value).items():
+                    if isinstance(member, FunctionType) and not method.startswith("__"):
+                        yield f"{name}:{key}.{method}"
+
+
+def at(n: int, action: Action) -> Action:
+    """``action`` at the n-th call."""
+    calls = itertools.count(1)
+
+    def hook() -> None:
+        if next(calls) == n:
+            action()
+
+    return hook
+
+
+def kill() -> None:
+    """End this process and its workers as a power cut would: at once."""
+    os.killpg(0, signal.SIGKILL)
+
+
+def send(number: signal.Signals) -> Action:
+    """Send this process a signal."""
+    return lambda: os.kill(os.getpid(), number)
+
+
+def pause() -> None:
+    """Stop here until somebody lets this process continue."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+ERRORS = {  # what a disk answers that is full, broken or read-only
+    "open": errno.EMFILE,
+    "write": errno.ENOSPC,
+    "fsync": errno.EIO,
+    "replace": errno.EIO,
+    "rename": errno.EROFS,
+    "mkdir": errno.ENOSPC,
+    "link": errno.EIO,
+    "unlink": errno.EIO,
+    "rmdir": errno.EIO,
+    "ftruncate": errno.EIO,
+}
+
+
+class Calls:
+    """``os`` as ``trainer.run.disk`` sees it: every call is passed on through ``hook``."""
+
+    def __init__(self, hook: Callable[[str, Callable[..., Any], tuple[Any, ...]], Any]) -> None:
+        self._hook = hook
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(os, name)
+        if name not in ERRORS:
+            return real
+        return lambda *arguments, **named: self._hook(
+            name, functools.partial(real, **named), arguments
+        )
+
+
+def intercept(hook: Callable[[str, Callable[..., Any], tuple[Any, ...]], Any]) -> None:
+    """Put ``hook`` between ``trainer.run.disk`` and the system."""
+    importlib.import_module("trainer.run.disk").os = Calls(hook)  # type: ignore[attr-defined]
+
+
+def disturb(call: str, n: int, how: str, first: Callable[[object], None]) -> None:
+    """At the n-th ``call`` of ``trainer.run.disk``, tell ``first`` its path, then do as ``how`` says.
+
+    "before" and "after" kill there; "torn" kills after half a write; "short" writes half and says
+    so, which is no error; "error" fails, of a write after half of it.
+    """
+    calls = itertools.count(1)
+
+    def hook(name: str, real: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        if name != call or next(calls) != n:
+            return real(*arguments)
+        first(arguments[0])
+        if how == "before":
+            kill()
+        if call == "write" and how != "after":
+            descriptor, data = arguments
+            written = real(descriptor, memoryview(data)[: len(data) // 2])
+            if how == "short":
+                return written
+        if how == "error":
+            raise OSError(ERRORS[call], os.strerror(ERRORS[call]), str(arguments[0]))
+        result = real(*arguments) if how == "after" else None
+        kill()
+        return result
+
+    intercept(hook)
+
+
+def slow(seconds: float) -> None:
+    """Let every fsync take as long as on a busy disk."""
+
+    def hook(name: str, real: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        if name == "fsync":
+            time.sleep(seconds)
+        return real(*arguments)
+
+    intercept(hook)
+
+
+def kill_a_worker() -> None:
+    """End one of this process's workers."""
+    import multiprocessing
+
+    if workers := multiprocessing.active_children():
+        assert workers[0].pid is not None
+        os.kill(workers[0].pid, signal.SIGKILL)
+
+
+def break_image(path: Path, how: str) -> None:
+    """Make an image unreadable in one of four ways."""
+    data = path.read_bytes()
+    if how == "removed":
+        path.unlink()
+    else:
+        content = {"cut": data[: len(data) // 2], "empty": b"", "no image": b"\0" * len(data)}
+        path.write_bytes(content[how])
+
+
+NEW_NAMESPACE, PRIVATE, BIND, REMOUNT, READ_ONLY = 0x20000, 0x44000, 0x1000, 0x20, 0x1
+
+
+def mount(source: str, target: Path, kind: str, flags: int = 0, options: str = "") -> None:
+    """mount(2), in this process's own view of the file system; raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = source.encode(), os.fsencode(target), kind.encode(), flags, options.encode()
+    if libc.mount(*arguments):
+        raise OSError(ctypes.get_errno(), "mount")
+
+
+def own_mounts() -> None:
+    """Give this process a view of the file system in which it can mount; raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(NEW_NAMESPACE):
+        raise OSError(ctypes.get_errno(), "unshare")
+    mount("none", Path("/"), "none", PRIVATE)
+
+
+def try_mounts() -> None:
+    """End this process with 1 where it cannot mount."""
+    try:
+        own_mounts()
+    except OSError:
+        sys.exit(1)
+
+
+def small_disk(folder: Path, size: int) -> None:
+    """Let ``folder`` with all that it holds be a disk of ``size`` bytes."""
+    own_mounts()
+    content = folder.with_name(f"{folder.name}.content")
+    shutil.copytree(folder, content)
+    mount("tmpfs", folder, "tmpfs", 0, f"size={size}")
+    shutil.copytree(content, folder, dirs_exist_ok=True)
+    shutil.rmtree(content)
+
+
+def read_only(folder: Path) -> None:
+    """Let ``folder`` refuse every write."""
+    own_mounts()
+    mount(str(folder), folder, "none", BIND)
+    mount("none", folder, "none", BIND | REMOUNT | READ_ONLY)

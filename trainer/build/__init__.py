@@ -1,0 +1,1 @@
+"""A Config becomes a Job; a finished run becomes a TrainedModel."""

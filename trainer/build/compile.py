@@ -1,0 +1,161 @@
+"""The model as the training step calls it: compiled, replayed from a CUDA graph, and rehearsed.
+
+Evaluation, prediction and explanation use the plain model: a run and whoever uses it later get the
+same numbers, and nobody waits for a compiler to see one image.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from models.freeze import train_mode
+from trainer.build.precision import HALF
+from trainer.config import Config
+from trainer.distributed.processes import rank, world_size
+from trainer.distributed.shares import Shares, in_micro_batches, share_of
+from trainer.process.compiler_stand_in import real
+from trainer.process.console import Say, duration
+from trainer.process.errors import ConfigError, in_plain_words
+
+if TYPE_CHECKING:
+    from trainer.build.job import Job
+
+COMPILERS = ("C++ compiler", "C compiler", "Python.h")  # in what PyTorch says without one
+MOST_VERSIONS = 64  # of compiled code; PyTorch would go on without it after 8
+
+
+def make_fast(job: "Job", say: Say) -> None:
+    """Give the job the network that ``train`` asks for, and rehearse a step with it.
+
+    Raises ConfigError if PyTorch cannot do it, or not on this machine.
+    """
+    train, config = job.config.train, job.config
+    graphs = train.cuda_graphs and job.device.type == "cuda"
+    if train.cuda_graphs and not graphs:
+        say(f"note    train.cuda_graphs: there are none on {job.device.type}; it changes nothing")
+    asked = {
+        "compile": bool(train.compile),
+        "cuda_graphs": graphs,
+        "activation_checkpointing": train.activation_checkpointing,
+        "precision": train.precision in HALF,
+    }
+    if not any(asked.values()):
+        return
+    key = next(key for key, is_asked in asked.items() if is_asked)
+    if graphs and world_size() > 1:
+        message = "does not go with several processes; train.compile=reduce-overhead does"
+        raise ConfigError([config.fault("train.cuda_graphs", message)])
+    if train.compile:
+        say(f"note    compiling {config.model.name}; it takes longest the first time")
+    began = time.perf_counter()
+    train_mode(job.network)
+    buffers = [buffer.clone() for buffer in job.model.buffers()]
+    sizes = _sizes(job) if train.compile or graphs else [2]
+    try:
+        if train.compile:
+            job.network = _compiled(job.network, job.model, train.compile)
+        elif graphs:
+            job.network = Graphed(job.model, _batch(job, sizes[0])[0], train.precision)
+        for size in sizes:
+            _rehearse(job, *_batch(job, size))
+    except Exception as error:  # the compiler raises every kind
+        if in_plain_words(error) is not error:
+            raise
+        raise ConfigError([config.fault(f"train.{key}", _told(config, key, error))]) from error
+    finally:
+        job.model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in zip(job.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+    if train.compile:
+        say(f"note    compiled in {duration(time.perf_counter() - began)}")
+
+
+def _compiled(network: nn.Module, model: nn.Module, mode: str | bool) -> nn.Module:
+    """The network with a compiled forward and backward, each shape of batch by itself.
+
+    Dropout draws what it would without. Code made for any size, or chosen by a race, could give
+    other bits in a resumed run, which meets the sizes in another order: the first is never made,
+    the second in the modes of max-autotune alone, whose choices last as long as PyTorch's cache.
+    """
+    compiler = real()
+    compiler.config.recompile_limit = max(MOST_VERSIONS, compiler.config.recompile_limit)
+    name = mode if isinstance(mode, str) else "default"
+    options = torch._inductor.list_mode_options(name)
+    options |= {"fallback_random": True, "deterministic": not name.startswith("max-autotune")}
+    if network is model:
+        compiled: Any = torch.compile(model, dynamic=False, options=options)
+        assert isinstance(compiled, nn.Module)
+        return compiled
+    network.compile(dynamic=False, options=options)  # in place: its class tells how it averages
+    return network
+
+
+class Graphed(nn.Module):
+    """A model whose training on one shape of batch is replayed from a CUDA graph.
+
+    The kernels are those that would run without, started by one call in place of hundreds. Other
+    shapes, such as an epoch's last batch, go the plain way.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, precision: str) -> None:
+        super().__init__()
+        self.model, self.shape = model, images.shape
+        half = HALF.get(precision, torch.float16)
+        # What autocast keeps of weights from one layer to another would stay as it is captured.
+        with torch.autocast("cuda", half, enabled=precision in HALF, cache_enabled=False):
+            torch.cuda.make_graphed_callables(model, (images,), allow_unused_input=True)
+        self.replay = model.forward  # which that has put there, for any shape
+        del model.forward
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images (B, C, H, W)."""
+        logits: Tensor = (self.replay if images.shape == self.shape else self.model)(images)
+        return logits
+
+
+def _sizes(job: "Job") -> list[int]:
+    """The different numbers of images that the network will get at once; a full batch's first."""
+    sizes, shares = [], Shares(rank(), world_size())
+    for batch_size in job.train_loader.sizes():
+        low, high = share_of(batch_size, shares.rank, shares.ranks)
+        images, accumulate = torch.empty(max(high - low, 1)), job.config.train.accumulate
+        pieces = in_micro_batches(images, images, batch_size, accumulate, shares)
+        sizes += [len(piece[0]) for piece in pieces]
+    return list(dict.fromkeys(sizes))
+
+
+def _batch(job: "Job", size: int) -> tuple[Tensor, Tensor]:
+    """``size`` training images with labels for a rehearsal.
+
+    Two real images, repeated, on the device and in the memory layout of a step.
+    """
+    part = job.data.parts["train"]
+    images, labels = part.sample(part.extremes[:2])
+    rows = torch.arange(size) % len(images)
+    images, labels = images[rows].to(job.device), labels[rows].to(job.device)
+    if job.train_loader.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images, labels
+
+
+def _rehearse(job: "Job", images: Tensor, labels: Tensor) -> None:
+    """Forward and backward, without a step; on a GPU also what only later ones do."""
+    for _ in range(3 if job.device.type == "cuda" else 1):
+        with job.precision.autocast():
+            loss = job.loss_fn(job.network(images).float(), labels)
+        loss.backward()
+
+
+def _told(config: Config, key: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if key == "compile" and any(sign in str(error) for sign in COMPILERS):
+        return (
+            "needs a C++ compiler and Python's headers, and PyTorch found none that works. Install "
+            "them (Debian: apt install g++ python3-dev; macOS: xcode-select --install), or write "
+            f"train.compile=false. It says: {reason}"
+        )
+    off = "fp32" if key == "precision" else "false"
+    return f"does not go with {config.model.name}; write train.{key}={off}. PyTorch says: {reason}"

@@ -1,0 +1,61 @@
+"""The device that a run computes on, as its configuration asks for."""
+
+import os
+
+import torch
+
+from trainer.config import Config
+from trainer.distributed.processes import world_size
+from trainer.process.errors import ConfigError
+from trainer.process.launch import local_rank, local_world_size
+
+
+def choose_device(config: Config) -> torch.device:
+    """The device that ``train.device`` names, set up; auto takes what is there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    name = config.train.device
+    if name == "auto":
+        name = next((kind for kind, there in available.items() if there), "cpu")
+    if config.train.threads != "auto":
+        torch.set_num_threads(config.train.threads)
+    device = torch.device(name)
+    if world_size() > 1:
+        device = device_of_process(config, device)
+    there = available.get(device.type, True)
+    if there and device.type == "cuda" and device.index is not None:
+        there = device.index < torch.cuda.device_count()
+    if not there:
+        has = [kind for kind, yes in available.items() if yes] + ["cpu"]
+        message = f"{name} is not on this machine, which has {', '.join(has)}; or write auto"
+        raise ConfigError([config.fault("train.device", message)])
+    if device.type == "cuda":
+        # The same seed gives the same bits only with kernels that add in a fixed order.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return device
+
+
+def device_of_process(config: Config, device: torch.device) -> torch.device:
+    """The device of one of several processes: each has a GPU of its own, or all the processor."""
+    if config.train.sync_batch_norm and device.type != "cuda":
+        message = (
+            f"needs GPUs, and the processes compute on the {device}; write false, and each process "
+            "normalises by its own images, or start one process"
+        )
+        raise ConfigError([config.fault("train.sync_batch_norm", message)])
+    if device.type == "cpu":
+        return device
+    reason = ""
+    if device.type != "cuda" or device.index is not None:
+        reason = f"{device} can't be shared by several processes; write auto, cuda or cpu"
+    elif local_world_size() > torch.cuda.device_count():
+        reason = (
+            f"{local_world_size()} processes on this machine need a GPU each, and it has "
+            f"{torch.cuda.device_count()}; start fewer (torchrun --nproc-per-node), or write cpu"
+        )
+    if reason:
+        raise ConfigError([config.fault("train.device", reason)])
+    device = torch.device("cuda", local_rank())
+    torch.cuda.set_device(device)
+    return device

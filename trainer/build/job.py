@@ -1,0 +1,73 @@
+"""The parts of a run: what ``prepare`` builds from a configuration."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from trainer.build.precision import Precision
+from trainer.components.averages import Average
+from trainer.components.schedulers import Schedule
+from trainer.config import Config
+from trainer.distributed.processes import world_size
+from trainer.input.data import Data
+from trainer.input.loader import Loader
+
+if TYPE_CHECKING:
+    from trainer.build.teacher import Distillation
+
+
+@dataclass
+class Job:
+    """The parts of a run, in the order in which they are built.
+
+    input_shape is the model's (C, H, W). network is what training calls: the model itself, or the
+    model wrapped for several ranks, compiled, or replayed from a CUDA graph.
+    """
+
+    config: Config
+    device: torch.device
+    data: Data
+    input_shape: tuple[int, int, int]
+    model: nn.Module
+    loss_fn: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    train_loader: Loader
+    val_loader: Loader
+    network: nn.Module
+    precision: Precision
+    average: Average | None = None
+    teacher: "Distillation | None" = None
+
+
+def data_path(job: Job) -> dict[str, Any]:
+    """What was decided about the way from the images to the model, as data_path.json holds it."""
+    return {
+        "device": str(job.device),
+        "processes": world_size(),
+        "threads": torch.get_num_threads(),
+        "channels_last": job.train_loader.channels_last,
+        "fused_optimizer": bool(job.optimizer.defaults.get("fused")),
+        "train": _way_of(job.train_loader),
+        "eval": _way_of(job.val_loader),
+    }
+
+
+def _way_of(loader: Loader) -> dict[str, Any]:
+    part = loader.part
+    first = len(part.pipeline.fixed)
+    where = f" in {loader.workers} worker processes" if loader.workers else ""
+    transforms = [
+        {"name": name, "runs": stage + (where if first <= i < first + part.early else "")}
+        for i, (name, stage) in enumerate(part.pipeline.description)
+    ]
+    images = part.images if isinstance(part.images, list) else [part.images]
+    return {
+        "cache": part.cache,
+        "bytes": sum(image.nbytes for image in images if image is not None),
+        "workers": loader.workers,
+        "batch_size": loader.batch_size,
+        "transforms": transforms,
+    }

@@ -1,0 +1,85 @@
+"""The model and the loss that a configuration names."""
+
+import torch
+from torch import Tensor, nn
+
+from models import MODELS
+from models.external import timm_model, torchvision_model
+from models.freeze import freeze
+from models.initialise import initialise
+from models.probe import check_input
+from models.weights import load_weights, read_weights
+from trainer.components import LOSSES
+from trainer.components.losses import balanced_weight
+from trainer.config import Config
+from trainer.config.construct import build
+from trainer.config.signatures import parameters_of, resolve
+from trainer.process.errors import ConfigError
+from transforms.keyed import seed_of
+
+
+def build_model(config: Config, classes: tuple[str, ...], shape: tuple[int, int, int]) -> nn.Module:
+    """The model, its weights drawn from the seed, or loaded, and frozen where asked."""
+    component, ours = config.model, config.model.trainer_arguments
+    weights, scheme, patterns = ours.get("weights"), ours.get("init"), ours.get("freeze")
+    torch.manual_seed(seed_of(config.seed, "weights"))
+    try:
+        family, _, name = component.name.partition("/")
+        if name:
+            factory = {"torchvision": torchvision_model, "timm": timm_model}[family]
+            model = factory(name, len(classes), shape[0], weights, component.arguments)
+        else:
+            model = build(
+                MODELS,
+                "model",
+                component,
+                num_classes=len(classes),
+                in_channels=shape[0],
+                input_size=list(shape[1:]),
+            )
+            if weights is not None:
+                load_weights(model, read_weights(weights), len(classes))
+        if scheme is not None:
+            initialise(model, scheme)
+        if patterns:
+            freeze(model, patterns)
+    except (ValueError, ImportError) as error:
+        raise ConfigError([config.fault("model", str(error))]) from None
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def check_size(config: Config, model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Raise ConfigError where the model cannot take images of a shape; says which sizes it can."""
+    try:
+        check_input(model, shape)
+    except ValueError as error:
+        message = str(error)
+        table = {} if "/" in config.model.name else MODELS
+        if table and "variant" in parameters_of(resolve(table, config.model.name)):
+            message += " Another model.variant may be made for such images."
+        raise ConfigError([config.fault("model", message)]) from None
+
+
+def build_loss(config: Config, labels: Tensor, num_classes: int) -> nn.Module:
+    """The loss; ``weight: balanced`` weighs each class by the training labels."""
+    weight = config.loss.trainer_arguments.get("weight")
+    supplied = {}
+    if weight == "balanced":
+        try:
+            supplied["weight"] = balanced_weight(labels, num_classes)
+        except ValueError as error:
+            raise ConfigError([config.fault("loss", str(error))]) from None
+    elif weight is not None:
+        if len(weight) != num_classes:
+            message = f"has {len(weight)} numbers for {num_classes} classes"
+            raise ConfigError([config.fault("loss.weight", message)])
+        supplied["weight"] = torch.tensor(weight)
+    loss: nn.Module = build(LOSSES, "loss", config.loss, **supplied)
+    return loss
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B, num_classes) of a batch (B, C, H, W); the mean over crops, (B, crops, C, H, W)."""
+    logits: Tensor = model(images.flatten(0, -4)).float()
+    return logits if images.ndim < 5 else logits.view(*images.shape[:2], -1).mean(dim=1)

@@ -1,0 +1,172 @@
+"""From the configuration to a job: everything is checked and built before anything is written."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from models.recompute import recompute
+from trainer.build.compile import make_fast
+from trainer.build.device import choose_device
+from trainer.build.job import Job
+from trainer.build.model import build_loss, build_model
+from trainer.build.optimizer import build_average, build_optimizer, build_schedule_of
+from trainer.build.precision import Precision, build_precision, notes_on_precision
+from trainer.build.rehearse import check_batches, check_sharding, choose_layout, keep_dropout_alike
+from trainer.build.trial import check_components
+from trainer.config import Config
+from trainer.distributed.fsdp import shard
+from trainer.distributed.network import from_main, over_processes
+from trainer.distributed.processes import agree_on_error, world_size
+from trainer.distributed.sync_batch_norm import with_synced_batch_norm
+from trainer.input.data import Data, check_shape, eval_loader, load_data, open_dataset, train_loader
+from trainer.input.loader import Loader
+from trainer.process.errors import ConfigError
+from trainer.process.launch import local_rank
+
+if TYPE_CHECKING:
+    from trainer.build.teacher import Distillation
+
+Say = Callable[[str], None]
+Shape = tuple[int, int, int]
+
+
+def fetch(config: Config) -> bool:
+    """Check the components and bring the dataset here; each rank calls it before ``prepare``.
+
+    One rank of each machine downloads, or draws, the images that are absent. What fails there is
+    left to ``prepare``.
+    """
+    require_good_components(config)
+    with suppress(Exception):
+        if local_rank() == 0:
+            open_dataset(config)
+    return True
+
+
+def require_good_components(config: Config) -> None:
+    """Raise ConfigError for components that cannot be built or do not go together."""
+    if faults := check_components(config):
+        raise ConfigError(faults)
+
+
+def prepare(config: Config, say: Say) -> Job:
+    """Check and build everything the configuration names; raises before anything is written.
+
+    With several ranks, call ``fetch`` before and ``distribute`` after it.
+    """
+    if world_size() == 1:  # else ``fetch`` has done it
+        require_good_components(config)
+    check_parallel(config, say)
+    device = choose_device(config)
+    data = load_data(config, device)
+    tell(data, say)
+    shapes = shapes_of(config, data)
+    train = data.parts["train"]
+    model = build_model(config, data.classes, shapes["train"]).to(device)
+    loss_fn = build_loss(config, train.labels, len(data.classes)).to(device)
+    config, teacher = with_teacher(config, data, shapes["train"])
+    precision = prepare_precision(config, model, device, say)
+    distinct = {shape: data.parts[name] for name, shape in reversed(shapes.items())}
+    with precision.autocast():
+        layout = choose_layout(config, model, loss_fn, list(distinct.values()), device, say)
+    optimizer = build_optimizer(config, model)
+    loader = train_loader(config, train, device, layout)
+    prepare_for_cut_batches(config, model, loader, say)
+    val_loader = eval_loader(config, data.parts["val"], device, layout)
+    schedule = build_schedule_of(config, optimizer, len(loader))
+    average = build_average(config, model, len(loader))
+    job = Job(
+        config, device, data, shapes["train"], model, loss_fn, optimizer, schedule, loader,
+        val_loader, model, precision, average, teacher,
+    )  # fmt: skip
+    if world_size() == 1:  # else ``distribute`` does it, after it has wrapped the network
+        make_fast(job, say)
+    return job
+
+
+def check_parallel(config: Config, say: Say) -> None:
+    """Raise ConfigError for settings that do not go with ``train.parallel``."""
+    if config.train.parallel == "fsdp":
+        if world_size() > 1:
+            check_sharding(config)
+        else:
+            say("note    train.parallel=fsdp cuts the model for several processes; this is one")
+
+
+def tell(data: Data, say: Say) -> None:
+    """Print what a user should know about the data before trusting a result."""
+    for note in data.notes:
+        say(f"note    {note}")
+    for path, reason in data.skipped:
+        say(f"left out {path}: {reason}")
+
+
+def shapes_of(config: Config, data: Data) -> dict[str, Shape]:
+    """The (C, H, W) that the model will see of train, val and test."""
+    sides = {"train": "train", "val": "eval", "test": "eval"}
+    shapes = {name: check_shape(config, data.parts[name], side) for name, side in sides.items()}
+    channels = shapes["train"][0]
+    for shape in shapes.values():
+        if shape[0] != channels:
+            message = f"gives {shape[0]} channels where transforms.train gives {channels}"
+            raise ConfigError([config.fault("transforms.eval", message)])
+    return shapes
+
+
+def with_teacher(
+    config: Config, data: Data, input_shape: Shape
+) -> tuple[Config, "Distillation | None"]:
+    """The teacher that ``distill`` names, and the configuration with its very run folder."""
+    if config.distill is None:
+        return config, None
+    from trainer.build.teacher import load_teacher  # only runs with a teacher need it
+
+    teacher = load_teacher(config, data.classes, input_shape)
+    found = config.distill.model_copy(update={"run": str(teacher.run)})
+    return config.model_copy(update={"distill": found}), teacher  # runs/NAME has new runs each day
+
+
+def prepare_precision(
+    config: Config, model: nn.Module, device: torch.device, say: Say
+) -> Precision:
+    """The precision; also sets the model up to recompute activations, if that is asked for."""
+    if config.train.activation_checkpointing and not recompute(model):
+        say(f"note    train.activation_checkpointing: {config.model.name} has no blocks to forget")
+    precision = build_precision(config, device)
+    for note in notes_on_precision(config, device):
+        say(f"note    {note}")
+    return precision
+
+
+def prepare_for_cut_batches(config: Config, model: nn.Module, loader: Loader, say: Say) -> None:
+    """Check the batches' sizes; set dropout and batch norm up for batches that are cut."""
+    check_batches(config, loader, model)
+    if world_size() > 1 or config.train.accumulate > 1:
+        keep_dropout_alike(model, loader.part, loader.device, say)
+    if config.train.sync_batch_norm and world_size() > 1:
+        try:
+            with_synced_batch_norm(model)
+        except ValueError as error:
+            raise ConfigError([config.fault("train.sync_batch_norm", str(error))]) from None
+
+
+def distribute(job: Job, say: Say) -> None:
+    """Wrap the job's network by DDP or FSDP, and compile it; every rank calls it."""
+    if world_size() == 1:
+        return
+    part = job.data.parts["train"]
+    images, _ = part.sample(part.extremes[:2])
+    if job.config.train.parallel == "ddp":
+        job.network = over_processes(job.model, images, job.device)
+    else:
+        from_main(job.model)
+        shard(job.model, images.to(job.device))
+        job.optimizer = build_optimizer(job.config, job.model)  # of the shards
+        job.schedule = build_schedule_of(job.config, job.optimizer, len(job.train_loader))
+    try:
+        make_fast(job, say)
+    except ConfigError as error:  # such as a compiler that no machine has
+        raise agree_on_error(error) from error.__cause__

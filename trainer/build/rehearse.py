@@ -1,0 +1,156 @@
+"""What could fail in hours fails now: a job is tried with a few images before the run begins."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from models.dropout import draws_elsewhere, drop_out_by_batch
+from models.freeze import train_mode
+from trainer.build.model import check_size
+from trainer.config import Config
+from trainer.distributed.fsdp import ELEMENTWISE_FUSED
+from trainer.distributed.processes import world_size
+from trainer.input.loader import Loader, Part
+from trainer.process.errors import ConfigError, Fault
+
+Say = Callable[[str], None]
+OF_WHOLE_WEIGHTS = ("Adafactor", "Muon")  # they work on rows and columns of a weight
+
+
+def check_sharding(config: Config) -> None:
+    """Raise ConfigError for settings that do not go with ``train.parallel: fsdp``."""
+    faults: list[Fault] = []
+    if config.optimizer.name in OF_WHOLE_WEIGHTS:
+        message = f"{config.optimizer.name} needs whole weights, which train.parallel=fsdp cuts"
+        faults.append(config.fault("optimizer.name", f"{message}; use AdamW or train.parallel=ddp"))
+    if config.optimizer.arguments.get("fused") and config.optimizer.name not in ELEMENTWISE_FUSED:
+        message = "PyTorch has no fused step of it for train.parallel=fsdp; leave it out"
+        faults.append(config.fault("optimizer.fused", message))
+    if config.train.precision == "fp16":
+        message = "fp16 does not go with train.parallel=fsdp; use bf16"
+        faults.append(config.fault("train.precision", message))
+    if config.train.compile:
+        message = "does not go with train.parallel=fsdp; leave it out, or use train.parallel=ddp"
+        faults.append(config.fault("train.compile", message))
+    if config.average is not None:
+        message = "averages whole weights, which train.parallel=fsdp cuts; use train.parallel=ddp"
+        faults.append(config.fault("average", message))
+    if faults:
+        raise ConfigError(faults)
+
+
+def keep_dropout_alike(model: nn.Module, part: Part, device: torch.device, say: Say) -> None:
+    """Make dropout layers draw for the whole batch, of which the model sees parts."""
+    images, _ = part.sample(part.extremes[:2])
+    train_mode(model)
+    if draws_elsewhere(model, images.to(device)):
+        say(
+            "note    the model draws random numbers beside its dropout layers: each process, and "
+            "each part of a batch, has its own, and another number of them trains otherwise"
+        )
+    else:
+        drop_out_by_batch(model)
+    model.eval()
+
+
+def choose_layout(
+    config: Config,
+    model: nn.Module,
+    loss_fn: nn.Module,
+    parts: Sequence[Part],
+    device: torch.device,
+    say: Say,
+) -> bool:
+    """Rehearse, and return whether images and weights are channels-last in memory.
+
+    ``auto`` goes by earlier measurements (DECISIONS.md), not by measuring now: another choice next
+    time would change last bits. A model that cannot work so is left as it was.
+    """
+    wanted = config.train.channels_last
+    if wanted == "auto":
+        has_convolutions = any(parameter.ndim == 4 for parameter in model.parameters())
+        wanted = device.type == "cpu" and has_convolutions
+    if wanted:
+        model.to(memory_format=torch.channels_last)
+    try:
+        for part in parts:
+            rehearse(config, part, model, loss_fn, device, wanted)
+    except ConfigError as error:
+        if not wanted or config.train.channels_last is True:
+            raise
+        model.to(memory_format=torch.contiguous_format)
+        for part in parts:
+            rehearse(config, part, model, loss_fn, device, False)
+        reason = str(error.__cause__).partition("\n")[0]
+        say(f"note    {config.model.name} cannot keep channels last, and is slower: {reason}")
+        return False
+    return wanted
+
+
+@torch.inference_mode()
+def rehearse(
+    config: Config,
+    part: Part,
+    model: nn.Module,
+    loss_fn: nn.Module,
+    device: torch.device,
+    channels_last: bool,
+) -> None:
+    """Take two images through model and loss, as evaluation does.
+
+    Raises ConfigError; if the images' size is at fault, it says which sizes the model takes.
+    """
+    images, labels = part.sample(part.extremes[:2])
+    if images.ndim == 5:  # cut by FiveCrop or TenCrop: one crop of each will do
+        images = images[:, 0]
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    model.eval()
+    num_classes = len(part.dataset.classes)
+    try:
+        logits = model(images.to(device)).float()
+    except (RuntimeError, ValueError, TypeError) as error:
+        channels, height, width = images.shape[-3:]
+        check_size(config, model, (channels, height, width))
+        raise ConfigError([config.fault("model", f"fails on the first images: {error}")]) from error
+    if logits.shape != (len(images), num_classes):
+        message = (
+            f"gives {tuple(logits.shape)} for {len(images)} images of {num_classes} classes; "
+            f"expected logits of shape {(len(images), num_classes)}"
+        )
+        raise ConfigError([config.fault("model", message)])
+    try:
+        loss = loss_fn(logits, labels.to(device))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        mixed = " (mixed, by MixUp or CutMix)" if labels.ndim == 2 else ""
+        message = f"fails on labels of shape {tuple(labels.shape)}{mixed}: {error}"
+        raise ConfigError([config.fault("loss", message)]) from error
+    if loss.ndim:
+        message = f"gives a tensor of shape {tuple(loss.shape)}; expected one number, the mean"
+        raise ConfigError([config.fault("loss", message)])
+
+
+def check_batches(config: Config, loader: Loader, model: nn.Module) -> None:
+    """Raise ConfigError for batches that would fail in the first epoch."""
+    if not len(loader):
+        message = f"is more than the {len(loader.part)} training images, and drop_last drops them"
+        raise ConfigError([config.fault("loader.batch_size", message)])
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return
+    smallest = min(loader.sizes())
+    shared, processes = smallest // world_size(), world_size()
+    if config.train.sync_batch_norm and processes > 1:
+        if shared < 1:
+            message = (
+                f"leaves a batch of {smallest} for {processes} processes, of which each needs an "
+                "image for batch norm; set loader.drop_last=true or another batch size"
+            )
+            raise ConfigError([config.fault("loader.batch_size", message)])
+    elif shared // max(min(config.train.accumulate, shared), 1) <= 1:
+        each = f", cut into {processes} processes" if processes > 1 else ""
+        message = (
+            f"leaves a batch of {smallest}{each}: one image alone, whose variance batch norm can't "
+            "take; set loader.drop_last=true or another batch size"
+        )
+        raise ConfigError([config.fault("loader.batch_size", message)])

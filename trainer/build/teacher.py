@@ -1,0 +1,154 @@
+"""Distillation: a student learns from a teacher's answers to the images that it sees itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.build.trained import Trained, load_trained
+from trainer.config import Config
+from trainer.config.settings import Component
+from trainer.process.errors import ConfigError, RunError, UsageError
+from trainer.run.disk import read_json
+from trainer.run.folder import find_run
+
+SIGMOID = ("BCELoss", "BCEWithLogitsLoss")
+VALUES = ("Normalize", "LinearTransformation")  # what decides the numbers that a model gets
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The teacher's share in the loss: (1 - w) * loss + w * T^2 * KL(teacher || student).
+
+    Both distributions are the softmax of logits / T; KL is the mean over the images. Hinton,
+    Vinyals and Dean, 2015, "Distilling the knowledge in a neural network", section 2; T^2 keeps the
+    gradient's size when T changes.
+
+    run is the teacher's folder, digest the SHA-256 of its model.pt.
+    """
+
+    model: nn.Module
+    weight: float
+    temperature: float
+    run: Path
+    digest: str
+
+    def __call__(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
+        """The whole loss, a scalar; of images (B, C, H, W), the student's logits (B, K) and loss.
+
+        The teacher draws no random numbers and gets no gradient.
+        """
+        with torch.no_grad():
+            answers = self.model(images)
+        divergence = F.kl_div(
+            F.log_softmax(logits.float() / self.temperature, dim=1),
+            F.log_softmax(answers.float() / self.temperature, dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence
+
+    def around(self, loss_fn: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The loss of a step: ``loss_fn`` with the teacher's share."""
+        return lambda images, logits, labels: self(images, logits, loss_fn(logits, labels))
+
+    def description(self) -> dict[str, Any]:
+        """Which teacher it is, for result.json."""
+        return {"run": str(self.run), "weights": {"sha256": self.digest}}
+
+
+def load_teacher(
+    config: Config, classes: tuple[str, ...], input_shape: tuple[int, int, int]
+) -> Distillation:
+    """The teacher that ``distill`` names, on the student's device.
+
+    Raises ConfigError if its run has no weights, or if it was trained with other classes, another
+    image size (C, H, W) or another normalisation than the student.
+    """
+    distill = config.distill
+    assert distill is not None  # the caller has checked it
+    require_softmax(config)
+    place = [f"train.device={config.train.device}", f"train.threads={config.train.threads}"]
+    try:
+        run = find_run(distill.run)
+        trained = load_trained(run, place)
+        digest = str(read_json(run / "model.json")["weights"]["sha256"])
+    except (UsageError, RunError, ConfigError) as error:
+        message = f"cannot teach: {error}"
+        raise ConfigError([config.fault("distill.run", message)]) from None
+    if reason := mismatch(config, trained, classes, input_shape):
+        message = f"{run} cannot teach this run: {reason}"
+        raise ConfigError([config.fault("distill.run", message)])
+    model = trained.model.requires_grad_(False)
+    return Distillation(model, distill.weight, distill.temperature, run, digest)
+
+
+def require_softmax(config: Config) -> None:
+    """Raise ConfigError for a student whose logits are no softmax's.
+
+    BCE trains a sigmoid a class. Two sigmoids' divergence would be another method, and of two
+    models one may be trained with each: no temperature makes their logits alike.
+    """
+    if config.loss.name in SIGMOID:
+        message = (
+            f"{config.loss.name} trains a sigmoid a class, and distill compares softmax "
+            "probabilities; expected a loss such as CrossEntropyLoss"
+        )
+        raise ConfigError([config.fault("loss", message)])
+
+
+def mismatch(
+    config: Config, teacher: Trained, classes: tuple[str, ...], shape: tuple[int, int, int]
+) -> str:
+    """Why a teacher would not understand the student's images; empty where it does."""
+    if teacher.classes != classes:
+        order = "in another order" if set(teacher.classes) == set(classes) else "other ones"
+        return f"its classes are {order}: {shown(teacher.classes)}; here {shown(classes)}"
+    if teacher.input_shape != shape:
+        its, here = (" x ".join(map(str, sizes)) for sizes in (teacher.input_shape, shape))
+        return f"it was trained on images of {its} (channels, height, width); here they are {here}"
+    if teacher.config.loss.name in SIGMOID:
+        return f"its loss, {teacher.config.loss.name}, trains a sigmoid a class, not a softmax"
+    its_values = values(teacher.config.transforms.eval)
+    own_values = values(config.transforms.train)
+    if its_values != own_values:
+        return (
+            f"its images were made by {told(its_values)}, and this run's transforms.train has "
+            f"{told(own_values)}"
+        )
+    return ""
+
+
+def values(transforms: tuple[Component, ...]) -> list[tuple[str, dict[str, Any]]]:
+    """What of a list of transforms decides the numbers that a model gets, beside scaling to 0-1."""
+    return [
+        (item.name, {name: value for name, value in item.arguments.items() if name != "inplace"})
+        for item in transforms
+        if item.name in VALUES
+    ]
+
+
+def told(listed: list[tuple[str, dict[str, Any]]]) -> str:
+    """Transforms as a sentence names them."""
+    return (
+        " and ".join(
+            f"{name} ({', '.join(f'{key} {shortened(value)}' for key, value in arguments.items())})"
+            for name, arguments in listed
+        )
+        or "no Normalize"
+    )
+
+
+def shortened(value: Any) -> str:
+    """A value's text, cut where it is long."""
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def shown(names: tuple[str, ...]) -> str:
+    """Some class names."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

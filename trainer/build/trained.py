@@ -1,0 +1,156 @@
+"""A run's best model, loaded for use from the run's folder alone, without its dataset."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datasets.images import read_image
+from trainer.build.device import choose_device
+from trainer.build.model import build_model, check_size, logits_of
+from trainer.build.precision import FP32, Precision, build_precision
+from trainer.build.trial import check_components
+from trainer.components.losses import probabilities
+from trainer.config import Config, load_config
+from trainer.input.data import build_pipelines
+from trainer.process.errors import ConfigError, RunError
+from trainer.process.words import visible
+from trainer.run.best import load_best, require_best, require_same_model
+from trainer.run.disk import read_json
+from transforms.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's best model with what its use needs. Label k is ``classes[k]``.
+
+    input_shape: the model's (C, H, W). image_channels: 1 or 3, before any transform.
+    """
+
+    run: Path
+    config: Config
+    classes: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+    model: nn.Module
+    image_channels: int
+    pipeline: Pipeline
+    device: torch.device
+    precision: Precision = FP32
+    channels_last: bool = False
+
+    def read(self, path: Path) -> Tensor:
+        """Return an image file as the run's dataset would give it: (C, H, W) uint8, upright.
+
+        Raises BrokenImage, with the reason, if it cannot be read.
+        """
+        image = read_image(path)
+        if self.image_channels == 1:  # Pillow's "L", exact for grey pictures kept as RGB
+            red, green, blue = image.int()
+            image = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).byte()[None]
+        return image
+
+    def inputs(self, images: Sequence[Tensor]) -> Tensor:
+        """Return the model's inputs for images of ``read``: (B, [crops,] C, H, W) float32.
+
+        They are on the device. Raises ValueError if a transform refuses an image, or leaves
+        another size than the model was trained with.
+        """
+        prepared = [self.pipeline.prepare(image) for image in images]
+        zeros = torch.zeros(len(prepared), dtype=torch.int64)  # labels, numbers: without effect
+        inputs = self.pipeline(prepared, zeros, zeros, 0)[0]
+        if inputs.shape[-3:] != self.input_shape:
+            became, wanted = (
+                " x ".join(map(str, s)) for s in (inputs.shape[-2:], self.input_shape[1:])
+            )
+            raise ValueError(
+                f"the run's transforms make it {became}, and its model was trained on {wanted}; "
+                "it needs the size of the training images, or a run whose transforms resize"
+            )
+        return inputs.to(self.device)
+
+    @torch.inference_mode()
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits (B, num_classes) of a batch of ``inputs``, the mean over crops."""
+        with self.precision.autocast():
+            return logits_of(self.model, inputs)
+
+    def probabilities(self, inputs: Tensor) -> Tensor:
+        """Return probabilities (B, num_classes) on the CPU, by the run's loss."""
+        return probabilities(self.config.loss.name, self.logits(inputs).cpu())
+
+
+def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
+    """Load the best weights of a run, in eval mode, with its classes and eval transforms.
+
+    overrides may set ``train.device`` and ``train.threads``. A run that is not done is noted on
+    stderr. Raises RunError if the folder is damaged or has no weights yet, ConfigError if settings
+    cannot be used.
+    """
+    warn_of_unfinished(run)
+    return load_with(load_config(run / "config.yaml", overrides), run)
+
+
+def load_with(config: Config, run: Path) -> Trained:
+    """As ``load_trained``, with the run's configuration as it was loaded, and no word to stderr."""
+    if faults := check_components(config):
+        raise ConfigError(faults)
+    device = choose_device(config)
+    require_best(run)
+    require_same_model(run, config)
+    card = read_json(run / "model.json")
+    try:
+        classes, shape, image_channels = _read_card(card)
+    except (KeyError, TypeError, ValueError):
+        raise RunError(f"{run / 'model.json'} is damaged: it lacks classes or sizes.") from None
+    pipeline = build_pipelines(config, num_classes=len(classes))["eval"]
+    config = without_weights(config)
+    model = build_model(config, classes, shape)
+    check_size(config, model, shape)
+    load_best(model, run)
+    model.to(device).eval()
+    channels_last = bool(read_json(run / "data_path.json").get("channels_last"))
+    if channels_last:  # the same arithmetic as in the run
+        model.to(memory_format=torch.channels_last)
+    return Trained(
+        run=run,
+        config=config,
+        classes=classes,
+        input_shape=shape,
+        model=model,
+        image_channels=image_channels,
+        pipeline=pipeline,
+        device=device,
+        precision=build_precision(config, device),  # as the run computed
+        channels_last=channels_last,
+    )
+
+
+def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, int], int]:
+    """Return classes, the model's (C, H, W) and the images' channels, if the card is ours."""
+    classes, sizes = card["classes"], [card["in_channels"], *card["input_size"]]
+    channels, height, width = sizes
+    numbers = [*sizes, card["image_channels"]]
+    is_ours = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not (
+        is_ours and len(classes) > 1 and all(type(n) is int and 0 < n < 2**16 for n in numbers)
+    ):
+        raise ValueError
+    return tuple(classes), (channels, height, width), card["image_channels"]
+
+
+def warn_of_unfinished(run: Path) -> None:
+    """Print a note on stderr if a run is not done: better weights may follow."""
+    if (status := read_json(run / "result.json").get("status")) != "done":
+        shown = visible(str(status))
+        print(f"note: this run is {shown}; these are its best weights so far", file=sys.stderr)
+
+
+def without_weights(config: Config) -> Config:
+    """Return the config without initial weights: the model gets the run's own weights."""
+    kept = {k: v for k, v in config.model.trainer_arguments.items() if k == "freeze"}
+    bare = config.model.model_copy(update={"trainer_arguments": kept})
+    return config.model_copy(update={"model": bare})

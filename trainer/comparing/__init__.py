@@ -1,0 +1,1 @@
+"""Run folders in any state, read and compared, as tables. Imports no torch."""

@@ -1,0 +1,251 @@
+"""What differs between runs: settings, metrics, and what makes the metrics incomparable."""
+
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.comparing.compared import Compared
+from trainer.comparing.listing import POWERS_BELOW, number, read_object, short, strict_json, took
+from trainer.components import HIGHER_IS_BETTER
+from trainer.process.words import listed
+
+# Keys that change no weight.
+NO_EFFECT = (
+    *("name", "dataset.root", "dataset.draw_if_absent", "log.", "checkpoint."),
+    *("loader.workers", "loader.cache", "loader.eval_batch_size", "train.budget"),
+)
+ABSENT = "-"
+MAX_LABELS = 8  # in a sentence
+
+
+def differing(runs: Sequence[Compared], everything: bool = False) -> list[str]:
+    """Return the keys whose values are not the same in all runs, in the order of the YAML.
+
+    If a component differs, all of its arguments come too. everything: return the equal keys too.
+    """
+    known = [run.config for run in runs if run.config]
+    keys = merge_orders([list(config) for config in known])
+    other = {key for key in keys if not all_equal([c.get(key, ...) for c in known])}
+    renamed = tuple(key.removesuffix("name") for key in other if key.endswith(".name"))
+    return [key for key in keys if everything or key in other or key.startswith(renamed)]
+
+
+def merge_orders(lists: Sequence[Sequence[str]]) -> list[str]:
+    """Return each word once, after the words before it in the first list that has it."""
+    merged: list[str] = []
+    for words in lists:
+        at = 0
+        for word in words:
+            if word in merged:
+                at = merged.index(word) + 1
+            else:
+                merged.insert(at, word)
+                at += 1
+    return merged
+
+
+def all_equal(values: Sequence[Any]) -> bool:
+    """Return whether all values are equal; True does not equal 1, but 1 equals 1.0."""
+    first = values[0]
+    return all(v == first and isinstance(v, bool) == isinstance(first, bool) for v in values)
+
+
+def metric_rows(runs: Sequence[Compared]) -> dict[str, list[float | None]]:
+    """Return rows of one number a run: best val metrics, test metrics, speed, size."""
+    best = merge_orders([[k for k in r.found.best if k.startswith("val/")] for r in runs])
+    test = merge_orders([list(r.found.test) for r in runs])
+    rows: dict[str, list[float | None]] = {}
+    for key in sorted(best, key=lambda key: key == "val/loss"):
+        rows[f"best {key}"] = [r.found.best.get(key) for r in runs]
+    for key in sorted(test, key=lambda key: key == "loss"):
+        rows[f"test/{key}"] = [r.found.test.get(key) for r in runs]
+    rows["best epoch"] = [r.found.best.get("epoch") for r in runs]
+    rows["epochs"] = [r.found.epochs for r in runs]
+    rows["images/s"] = [number(r.found.result.get("images_per_second")) for r in runs]
+    rows["training time"] = [r.found.seconds for r in runs]
+    rows["parameters"] = [number(r.found.result.get("parameters")) for r in runs]
+    return {name: values for name, values in rows.items() if values.count(None) < len(values)}
+
+
+def shown_metrics(row: str, values: Sequence[float | None]) -> list[str]:
+    """Return the numbers of a row as they are printed.
+
+    If a loss is tiny, all losses of the row are printed as powers of ten, so that their magnitudes
+    can be compared. An accuracy keeps its digits.
+    """
+    is_fraction = row.rpartition("/")[2] in HIGHER_IS_BETTER
+    powers = not is_fraction and any(value and abs(value) < POWERS_BELOW for value in values)
+    return [shown_metric(row, value, powers) for value in values]
+
+
+def shown_metric(row: str, value: float | None, powers: bool) -> str:
+    """Return one number of a row as it is printed."""
+    if value is None or math.isnan(value):
+        return ABSENT if value is None else "nan"
+    if row == "training time":
+        return took(value)
+    if row in ("best epoch", "epochs", "images/s", "parameters"):
+        return f"{value:,.0f}"
+    return f"{value:.1e}" if powers and value else short(value)
+
+
+def best_of(row: str, values: Sequence[float | None]) -> set[int]:
+    """Return the indices of the best values, as printed; none if all are printed the same."""
+    if row in ("best epoch", "epochs", "parameters"):
+        return set()
+    metric = row.rpartition("/")[2]
+    sign = 1 if metric in HIGHER_IS_BETTER or row == "images/s" else -1
+    scores = {i: sign * v for i, v in enumerate(values) if v is not None and math.isfinite(v)}
+    texts = shown_metrics(row, values)
+    shown = {i: texts[i] for i in scores}
+    if len(set(shown.values())) < 2:
+        return set()
+    best = shown[max(scores, key=lambda i: scores[i])]
+    return {i for i, text in shown.items() if text == best}
+
+
+def warnings(runs: Sequence[Compared]) -> list[str]:
+    """Return why numbers cannot be compared, or are missing: a sentence each."""
+    messages = []
+    for run in runs:
+        reason = f": {' '.join(run.found.reason.split())}" if run.found.reason else ""
+        if run.found.status != "done":
+            messages.append(f"{run.label} is {run.found.status}{reason}")
+        elif not run.found.best:
+            messages.append(f"{run.label} has no best epoch")
+        messages += [f"{run.label}: {fault}" for fault in run.faults if fault not in reason]
+    datasets = grouped(runs, lambda run: run.dataset)
+    messages += differ("datasets differ", datasets, "their numbers cannot be compared")
+    for alike in datasets.values():
+        splits = grouped(alike, lambda run: run.split[:10])
+        messages += differ("splits differ", splits)
+        messages += shared_images([group[0] for group in splits.values()])
+    messages += differ("code differs", grouped(runs, lambda run: run.commit or "unknown"))
+    messages += differ("torch differs", grouped(runs, lambda run: run.torch))
+    devices = grouped(runs, lambda run: run.device)
+    messages += differ("devices differ", devices, "their speeds cannot be compared")
+    return messages
+
+
+def differ(what: str, groups: Mapping[str, Sequence[Compared]], effect: str = "") -> list[str]:
+    """Return a sentence on which runs have which value, or nothing if all have the same."""
+    if len(groups) < 2:
+        return []
+    values = "; ".join(f"{labels(group)}: {name}" for name, group in groups.items())
+    return [f"{what}: {values}" + (f": {effect}" if effect else "")]
+
+
+def grouped(
+    runs: Iterable[Compared], value: Callable[[Compared], str]
+) -> dict[str, list[Compared]]:
+    """Group runs by a value of theirs; runs without one are left out."""
+    groups: dict[str, list[Compared]] = {}
+    for run in runs:
+        if value(run):
+            groups.setdefault(value(run), []).append(run)
+    return groups
+
+
+def labels(runs: Sequence[Compared]) -> str:
+    """Return the runs' labels as "A, B and C"; at most MAX_LABELS of them."""
+    more = [f"{len(runs) - MAX_LABELS} more"] if len(runs) > MAX_LABELS else []
+    return listed([run.label for run in runs[:MAX_LABELS]] + more)
+
+
+def shared_images(runs: Sequence[Compared]) -> list[str]:
+    """Say how many test images, by content, the first run shares with each other run."""
+    if len(runs) < 2:
+        return []
+    manifests = [read_object(run.found.folder / "split.json")[0] for run in runs]
+    contents = [
+        {
+            split: {digest for digest in images.values() if isinstance(digest, str)}
+            for split, images in manifest.items()
+            if isinstance(images, dict)
+        }
+        for manifest in manifests
+    ]
+    messages = []
+    mine = contents[0].get("test")
+    for run, other in zip(runs[1:], contents[1:], strict=True):
+        theirs = other.get("test")
+        if not mine or not theirs:
+            messages.append(f"{runs[0].label} and {run.label}: their split.json cannot be compared")
+            continue
+        if mine == theirs:
+            messages.append(f"{runs[0].label} and {run.label} share all {len(mine)} test images")
+            continue
+        sizes = f"{len(mine)} and {len(theirs)}" if len(mine) != len(theirs) else f"{len(mine)}"
+        common = len(mine & theirs)
+        messages.append(
+            f"{runs[0].label} and {run.label} share {common} of their {sizes} test images: "
+            "their test numbers cannot be compared"
+        )
+    return messages
+
+
+def over_seeds(runs: Sequence[Compared]) -> dict[str, tuple[float, float]]:
+    """Return (mean, standard deviation) of each metric over runs that differ in their seed only.
+
+    Empty if something else differs that changes weights, or if a run is not done. The standard
+    deviation divides by n - 1.
+    """
+    keys = {key for key in differing(runs) if not key.startswith(NO_EFFECT)}
+    seeds = [run.config.get("seed") for run in runs]
+    same = len({(run.dataset, run.split) for run in runs}) == 1
+    done = all(run.found.status == "done" and run.config for run in runs)
+    if keys != {"seed"} or len(set(map(str, seeds))) < len(runs) or not same or not done:
+        return {}
+    result = {}
+    for row, values in metric_rows(runs).items():
+        numbers = [v for v in values if v is not None and math.isfinite(v)]
+        if "/" in row and row != "images/s" and len(numbers) == len(runs):
+            result[row] = (statistics.fmean(numbers), statistics.stdev(numbers))
+    return result
+
+
+def comparison_json(runs: Sequence[Compared], picture: Path | None) -> dict[str, Any]:
+    """Return the comparison as plain values by label; a key that a run lacks is left out."""
+    content = {
+        "runs": {
+            run.label: {
+                "path": str(run.found.folder),
+                "status": run.found.status,
+                "reason": run.found.reason,
+                "dataset": run.dataset,
+                "split": run.split,
+                "code": run.commit,
+                "torch": run.torch,
+                "device": run.device,
+            }
+            for run in runs
+        },
+        "config": {
+            key: {run.label: run.config[key] for run in runs if key in run.config}
+            for key in differing(runs)
+        },
+        "results": {
+            row: {run.label: v for run, v in zip(runs, values, strict=True) if v is not None}
+            for row, values in metric_rows(runs).items()
+        },
+        "best": {
+            row: [runs[i].label for i in sorted(best_of(row, values))]
+            for row, values in metric_rows(runs).items()
+        },
+        "over_seeds": {
+            row: {"mean": mean, "std": std} for row, (mean, std) in over_seeds(runs).items()
+        },
+        "warnings": warnings(runs),
+        "picture": picture and str(picture),
+    }
+    return {key: strict_json(value) for key, value in content.items()}
+
+
+def common_folder(folders: Sequence[Path]) -> Path:
+    """Return the deepest folder that holds all runs."""
+    common = os.path.commonpath([os.path.abspath(folder.parent) for folder in folders])
+    here = os.path.relpath(common)
+    return Path(common if here.startswith("..") else here)

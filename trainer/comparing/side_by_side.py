@@ -1,0 +1,150 @@
+"""A comparison of runs for a person: tables that fit the terminal, and one picture."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from trainer.comparing.compared import Compared, CurvePoints
+from trainer.comparing.comparison import (
+    ABSENT,
+    NO_EFFECT,
+    best_of,
+    differing,
+    merge_orders,
+    metric_rows,
+    over_seeds,
+    shown_metrics,
+    warnings,
+)
+from trainer.comparing.listing import short
+from trainer.config.document import flow
+from trainer.drawing.columns import fits_in_one_block, lay_out
+from trainer.process.words import visible
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Settings that a legend names first.
+NAMED_FIRST = ("model.name", "optimizer.name", "optimizer.lr", "seed", "loader.batch_size")
+LONGER = 10  # times as many epochs as another run: the axis becomes logarithmic
+MAX_CURVES = 8  # in a panel, which has so many colours
+MAX_PANELS = 12
+
+
+def text_of(runs: Sequence[Compared], width: int, everything: bool = False) -> list[str]:
+    """Return the comparison as lines of at most ``width``; everything: with equal settings."""
+    lines = [f"{r.label}  {r.found.status:<11}  {visible(str(r.found.folder))}" for r in runs]
+    keys = differing(runs, everything)
+    if keys:
+        heading = "config" if everything else "config keys that differ"
+        rows = {key: [shown_value(run, key) for run in runs] for key in keys}
+        lines += ["", f"{heading} ({ABSENT} is absent)", *settings_of(runs, rows, width)]
+    elif all(run.config for run in runs):
+        lines += ["", "the configurations are equal"]
+    rows = {}
+    for name, values in metric_rows(runs).items():
+        best = best_of(name, values)
+        texts = shown_metrics(name, values)
+        rows[name] = [text + ("*" if i in best else "") for i, text in enumerate(texts)]
+    if rows:
+        lines += ["", "results (* is the best of a row)", *side_by_side(runs, rows, width)]
+    if spread := over_seeds(runs):
+        lines += ["", f"only the seed differs: mean and standard deviation of {len(runs)} runs"]
+        broad = max(map(len, spread))
+        lines += [f"{row:<{broad}}  {short(m)} +- {short(std)}" for row, (m, std) in spread.items()]
+    if messages := warnings(runs):
+        lines += ["", *(f"warning: {visible(text)}" for text in messages)]
+    return lines
+
+
+def shown_value(run: Compared, key: str) -> str:
+    """Return a setting of a run as the YAML has it."""
+    if key not in run.config:
+        return ABSENT
+    value = run.config[key]
+    names = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return visible(", ".join(value) if names and value else flow(value))
+
+
+def side_by_side(
+    runs: Sequence[Compared], rows: Mapping[str, Sequence[str]], width: int
+) -> list[str]:
+    """Return lines of a table with a column for each run, or a row for each if that is too wide."""
+    table = [["", *(run.label for run in runs)]]
+    table += [[visible(name), *cells] for name, cells in rows.items()]
+    if not fits_in_one_block(table, width):
+        table = [list(column) for column in zip(*table, strict=True)]
+    return lay_out(table, width)
+
+
+def settings_of(
+    runs: Sequence[Compared], rows: Mapping[str, Sequence[str]], width: int
+) -> list[str]:
+    """Return the settings side by side, or, if too wide, what most runs have and who differs."""
+    across = [["", *(run.label for run in runs)], *([key, *cells] for key, cells in rows.items())]
+    down = list(zip(*across, strict=True))
+    if fits_in_one_block(across, width) or fits_in_one_block(down, width):
+        return side_by_side(runs, rows, width)
+    usual = {key: most_common(cells) for key, cells in rows.items()}
+    present = {key: value for key, value in usual.items() if value != ABSENT}
+    table = [["", "settings"], ["most", settings_text(present)]]
+    for i, run in enumerate(runs):
+        own = {key: cells[i] for key, cells in rows.items() if cells[i] != usual[key]}
+        table.append([run.label, settings_text(own) or "as most"])
+    return lay_out(table, width)
+
+
+def most_common(cells: Sequence[str]) -> str:
+    """Return the most common cell, the first one if several are as common."""
+    return Counter(cells).most_common(1)[0][0]
+
+
+def settings_text(values: Mapping[str, str]) -> str:
+    """Return settings as the command line takes them: ``key=value; key=value``."""
+    return "; ".join(f"{visible(key)}={value}" for key, value in values.items())
+
+
+def draw_comparison(runs: Sequence[Compared]) -> "Image.Image | None":
+    """Return a picture of the curves of all runs, or None if no epoch has ended yet.
+
+    Each run has a colour. If there are more runs than colours, the others go into further panels.
+    """
+    from trainer.drawing.charts import draw_lines
+
+    names = short_names(runs)
+    monitors = merge_orders([[r.found.monitor] for r in runs if r.found.monitor])
+    panels: dict[str, dict[str, CurvePoints]] = {}
+    for tag in dict.fromkeys(["val/loss", *monitors, "train/loss_epoch"]):
+        title = tag.removesuffix("_epoch")
+        for begin in range(0, len(runs), MAX_CURVES):
+            shown = runs[begin : begin + MAX_CURVES]
+            within = f" ({shown[0].label} to {shown[-1].label})" if len(runs) > MAX_CURVES else ""
+            curves = {names[run.label]: run.curves.get(tag, []) for run in shown}
+            if any(curves.values()) and len(panels) < MAX_PANELS:
+                panels[title + within] = curves
+    ends = [x for curves in panels.values() for curve in curves.values() for x, _ in curve[-1:]]
+    if not ends:
+        return None
+    if max(ends) > LONGER * min(ends):  # else short curves would be a dash at the edge
+        return draw_lines(panels, "epoch (logarithmic)", log_x=True)
+    return draw_lines(panels, "epoch")
+
+
+def short_names(runs: Sequence[Compared]) -> dict[str, str]:
+    """Return the legend's name of each run: its label, and at most two settings that most lack.
+
+    Settings of NAMED_FIRST come first. A run without such settings gets its own name.
+    """
+    keys = [key for key in differing(runs) if not key.startswith(NO_EFFECT)]
+    keys.sort(key=lambda key: NAMED_FIRST.index(key) if key in NAMED_FIRST else len(NAMED_FIRST))
+    cells = {key: [shown_value(run, key) for run in runs] for key in keys}
+    names = {}
+    for i, run in enumerate(runs):
+        own = [k for k in keys if len(keys) <= 2 or cells[k][i] != most_common(cells[k])]
+        texts = []
+        for key in own[:2]:
+            section, _, rest = key.partition(".")
+            named = "" if rest == "name" else key if section == "split" else rest or key
+            texts.append(f"{named} {cells[key][i]}".strip())
+        names[run.label] = f"{run.label}: {', '.join(texts) or run.found.name}"
+    return names

@@ -1,0 +1,66 @@
+"""Every loss, optimizer, scheduler, average and metric that a YAML can name; imports no torch.
+
+To add one from torch, add its line; an own one gets its class or function and its line.
+"""
+
+LOSSES = {
+    "CrossEntropyLoss": "trainer.components.losses:CrossEntropyLoss",
+    "NLLLoss": "trainer.components.losses:NLLLoss",
+    "FocalLoss": "trainer.components.losses:FocalLoss",
+    "BCELoss": "trainer.components.losses:BCELoss",
+    "BCEWithLogitsLoss": "trainer.components.losses:BCEWithLogitsLoss",
+    "MSELoss": "trainer.components.losses:MSELoss",
+    "L1Loss": "trainer.components.losses:L1Loss",
+}
+
+OPTIMIZERS = {
+    "SGD": "torch.optim:SGD",
+    "Adam": "torch.optim:Adam",
+    "AdamW": "torch.optim:AdamW",
+    "Adadelta": "torch.optim:Adadelta",
+    "Adafactor": "torch.optim:Adafactor",
+    "Adagrad": "torch.optim:Adagrad",
+    "Adamax": "torch.optim:Adamax",
+    "ASGD": "torch.optim:ASGD",
+    "Muon": "trainer.components.optimizers:Muon",
+    "NAdam": "torch.optim:NAdam",
+    "RAdam": "torch.optim:RAdam",
+    "RMSprop": "torch.optim:RMSprop",
+    "Rprop": "torch.optim:Rprop",
+}
+
+# The two of torch.optim that are left out, so that an error can say why.
+UNSUPPORTED_OPTIMIZERS = {
+    "LBFGS": "it evaluates the loss several times a step through a closure; use SGD or AdamW",
+    "SparseAdam": "it takes sparse gradients only, and image models have dense ones; use Adam",
+}
+
+SCHEDULERS = {
+    "StepLR": "torch.optim.lr_scheduler:StepLR",
+    "MultiStepLR": "torch.optim.lr_scheduler:MultiStepLR",
+    "ExponentialLR": "torch.optim.lr_scheduler:ExponentialLR",
+    "CosineAnnealingLR": "torch.optim.lr_scheduler:CosineAnnealingLR",
+    "OneCycleLR": "torch.optim.lr_scheduler:OneCycleLR",
+    "LinearLR": "torch.optim.lr_scheduler:LinearLR",
+    "PolynomialLR": "torch.optim.lr_scheduler:PolynomialLR",
+    "ReduceLROnPlateau": "torch.optim.lr_scheduler:ReduceLROnPlateau",
+}
+
+AVERAGES = {
+    "EMA": "trainer.components.averages:EMA",
+    "SWA": "trainer.components.averages:SWA",
+    "Lookahead": "trainer.components.averages:Lookahead",
+}
+
+METRICS = {
+    "accuracy": "trainer.components.metrics:accuracy",
+    "top_k": "trainer.components.metrics:top_k",
+    "precision": "trainer.components.metrics:precision",
+    "recall": "trainer.components.metrics:recall",
+    "macro_f1": "trainer.components.metrics:macro_f1",
+    "auroc": "trainer.components.metrics:auroc",
+    "calibration_error": "trainer.components.metrics:calibration_error",
+    "confusion_matrix": "trainer.components.metrics:confusion_matrix",
+}
+SCALAR = frozenset(METRICS) - {"confusion_matrix"}  # these can be monitored and drawn as a curve
+HIGHER_IS_BETTER = SCALAR - {"calibration_error"}  # of the rest, and of the loss, less is better

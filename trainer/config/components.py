@@ -1,0 +1,254 @@
+"""The JSON Schema of every component that a YAML can name, and of the whole file; no torch."""
+
+import functools
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import DATASETS
+from models import INITIALISATIONS, MODELS
+from trainer.components import (
+    AVERAGES,
+    LOSSES,
+    METRICS,
+    OPTIMIZERS,
+    SCHEDULERS,
+    UNSUPPORTED_OPTIMIZERS,
+)
+from trainer.components.duration import Duration
+from trainer.config.document import component_name
+from trainer.config.json_schema import Schema, Validator
+from trainer.config.yaml_text import Place
+from transforms import TRANSFORMS
+
+SCHEMA_FILE = Path(__file__).resolve().parents[2] / "configs" / "schema.json"
+
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "dataset": DATASETS,
+    "transform": TRANSFORMS,
+    "model": {
+        **MODELS,
+        "torchvision/": "models.external:torchvision_model",
+        "timm/": "models.external:timm_model",
+    },
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "scheduler": SCHEDULERS,
+    "average": AVERAGES,
+    "metric": METRICS,
+}
+
+# Sections of a configuration that hold components.
+SECTIONS = (
+    *("dataset", "transforms", "model", "loss", "optimizer", "scheduler", "average", "metrics"),
+)
+NESTING = ("RandomApply", "RandomChoice", "RandomOrder")  # their `transforms:` are components too
+
+# What a group of optimizer.groups says beside arguments of the optimizer.
+OF_GROUPS: Mapping[str, Schema] = {
+    "match": {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        ],
+        "description": "The group's parameters, by name pattern: features.*",
+    },
+    "lr_scale": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "description": "A factor on the learning rate that they would have without it.",
+    },
+}
+# Arguments of optimizers that are one for all parameters: torch reads them nowhere else.
+NOT_OF_GROUPS = (
+    *("foreach", "fused", "capturable", "differentiable"),
+    "initial_accumulator_value",
+)
+# Arguments that the trainer takes itself, whichever component of the kind it is: all that a
+# constructor never gets. A Component holds them apart, as its ``trainer_arguments``.
+RESERVED: Mapping[str, Mapping[str, Schema]] = {
+    "model": {
+        "weights": {
+            "anyOf": [{"type": "string"}, {"type": "null"}],
+            "default": None,
+            "description": "DEFAULT, a name of torchvision's, or a file of a state_dict.",
+        },
+        "init": {
+            "enum": [*INITIALISATIONS, None],
+            "default": None,
+            "description": "How weights are drawn; null is the model's own way.",
+        },
+        "freeze": {
+            "type": "array",
+            "items": {"type": "string"},
+            "default": [],
+            "description": "Parameters that stay as they are, by name pattern: features.*",
+        },
+    },
+    "loss": {
+        "weight": {
+            "anyOf": [
+                {"enum": ["balanced"]},
+                {"type": "array", "items": {"type": "number", "minimum": 0}},
+                {"type": "null"},
+            ],
+            "default": None,
+            "description": "A number for each class; balanced: from the training labels.",
+        }
+    },
+    "optimizer": {
+        "no_decay": {
+            "type": "boolean",
+            "default": False,
+            "description": "No weight decay for biases and norm layers.",
+        },
+        "layer_decay": {
+            "anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"type": "null"}],
+            "default": None,
+            "description": "Each layer's learning rate is that of the one above it, times this; "
+            "the last layer has lr. null: all have lr.",
+        },
+        "groups": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": OF_GROUPS,
+                "required": ["match"],
+            },
+            "default": [],
+            "description": "Parameters with settings of their own, by name pattern: "
+            '{match: "features.*", lr: 0.01}, or lr_scale: 0.1, or weight_decay... '
+            "The first that matches counts; no_decay spares biases and norm layers in all.",
+        },
+    },
+    "scheduler": {
+        "warmup": {
+            "anyOf": [Duration.schema("st", "ep"), {"type": "null"}],
+            "default": None,
+            "description": "The time in which the learning rate first rises to its start.",
+        }
+    },
+}
+_HERE_NOT = {"not": {}, "description": "write the arguments beside 'name', without 'arguments:'"}
+
+
+def component_key(kind: str, name: str) -> str:
+    """The key of a component in the schema's ``$defs``."""
+    return f"{kind}.{name.rstrip('/')}"
+
+
+def definitions(described: Mapping[str, Schema]) -> dict[str, dict[str, Any]]:
+    """The schema of each kind of component and of each one, whose arguments ``described`` tells.
+
+    Where it does not, any argument is allowed.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for kind, table in TABLES.items():
+        references = {}
+        for name in table:
+            key = component_key(kind, name)
+            references[name] = f"#/$defs/{key}"
+            result[key] = _component_schema(kind, name, described.get(key))
+        bare = [n for n in table if result[component_key(kind, n)]["required"] == ["name"]]
+        examples = [e for n in table for e in result[component_key(kind, n)].get("examples", [n])]
+        result[kind] = {
+            "title": kind,
+            "anyOf": [
+                {"enum": [name for name in bare if not name.endswith("/")]},
+                *(
+                    result[component_key(kind, name)]["properties"]["name"]
+                    for name in table
+                    if name.endswith("/")
+                ),
+                *({"$ref": reference} for reference in references.values()),
+            ],
+            "discriminator": {"propertyName": "name", "mapping": references},
+            "examples": examples,
+        }
+    result["optimizer"]["unsupported"] = UNSUPPORTED_OPTIMIZERS
+    return result
+
+
+def _component_schema(kind: str, name: str, described: Schema | None) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object", **(described or {})}
+    named: Schema = {"const": name}
+    if name.endswith("/"):  # a family, of which some list their members
+        members = schema.get("examples")
+        named = {"enum": members} if members else {"type": "string", "pattern": f"^{name}."}
+    own = {**schema.get("properties", {}), "arguments": _HERE_NOT}
+    if kind == "optimizer" and described:
+        own["groups"] = _with_arguments(RESERVED[kind]["groups"], described)
+    if name in NESTING:
+        own = {**own, "transforms": {"type": "array", "items": {"$ref": "#/$defs/transform"}}}
+    schema["properties"] = {"name": named, **RESERVED.get(kind, {}), **own}
+    schema["required"] = list(dict.fromkeys(["name", *schema.get("required", ())]))
+    return schema
+
+
+def _with_arguments(groups: Schema, optimizer: Schema) -> Schema:
+    """The schema of ``groups``, each of which may have those arguments that are not for all."""
+    for_all = {"name", *NOT_OF_GROUPS, *RESERVED["optimizer"]}
+    own = {
+        argument: how
+        for argument, how in optimizer["properties"].items()
+        if argument not in for_all and "not" not in how
+    }
+    items = {**groups["items"], "properties": {**OF_GROUPS, **own}, "additionalProperties": False}
+    return {**groups, "items": items}
+
+
+@functools.cache
+def published() -> Mapping[str, Schema]:
+    """The components as configs/schema.json describes them; nothing where it cannot be read."""
+    try:
+        found: Mapping[str, Schema] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))["$defs"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return found
+
+
+def unset_arguments(
+    kind: str, component: str, given: Collection[str], described: Mapping[str, Schema]
+) -> Iterator[tuple[str, Schema]]:
+    """Each argument that a component would also take, and its schema."""
+    key = component_key(kind, component)
+    key = key if key in described else component_key(kind, component.partition("/")[0])
+    for name, schema in described.get(key, {}).get("properties", {}).items():
+        if name != "name" and name not in given and "not" not in schema:
+            yield name, schema
+
+
+def full_schema(settings: Schema, described: Mapping[str, Schema]) -> dict[str, Any]:
+    """The schema of a YAML file: pydantic's of the settings, and that of the components."""
+    schema: dict[str, Any] = _with_references(settings)
+    schema["required"].remove("name")  # the file's name is its default
+    schema["$defs"] |= definitions(described)
+    return schema
+
+
+def _with_references(schema: Any) -> Any:
+    """Pydantic's schema with its placeholders for components replaced by references."""
+    if isinstance(schema, list):
+        return [_with_references(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kind = {"$ref": f"#/$defs/{schema['component']}"} if "component" in schema else {}
+    rest = {key: value for key, value in schema.items() if key not in ("component", "title")}
+    return kind | {key: _with_references(value) for key, value in rest.items()}
+
+
+def home(place: Place, data: Any, schema: Schema) -> str:
+    """Where an unknown key belongs ("; it belongs in 'train'"), or "" where that is not clear."""
+    validator, homes = Validator(schema["$defs"]), []
+    if place[-1] in schema["properties"]:
+        homes.append("at the top level")
+    for section, described in schema["properties"].items():
+        inner = validator.resolved(described.get("anyOf", [described])[0])
+        if "discriminator" in inner:
+            name = component_name(data.get(section))
+            reference = inner["discriminator"]["mapping"].get(name)
+            inner = validator.resolved({"$ref": reference}) if reference else {}
+        if place[-1] in inner.get("properties", {}) and place[-1] != "name":
+            homes.append(f"in '{section}'")
+    return f"; it belongs {homes[0]}" if len(homes) == 1 else ""

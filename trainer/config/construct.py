@@ -1,0 +1,57 @@
+"""From a component's name and arguments to the object.
+
+Importing this imports no torch; looking a component up does.
+"""
+
+import enum
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.components.duration import Duration
+from trainer.config.components import TABLES
+from trainer.config.settings import Component
+from trainer.config.signatures import parameters_of, resolve
+
+
+def build(table: Mapping[str, str], path: str, component: Component, **supplied: Any) -> Any:
+    """Call what ``component`` names with its arguments, and with those ``supplied`` it asks for.
+
+    Components among the arguments are built too. What the constructor raises passes through, with
+    a note that tells ``path``.
+    """
+    factory = resolve(table, component.name)
+    parameters = parameters_of(factory)
+    given = {name: value for name, value in supplied.items() if name in parameters}
+
+    def converted(name: str, value: Any) -> Any:
+        if isinstance(value, list) and any(isinstance(item, Component) for item in value):
+            inner = f"{path}.{name}"
+            return [build(table, f"{inner}.{i}", c, **supplied) for i, c in enumerate(value)]
+        return as_member(value, parameters[name].annotation) if name in parameters else value
+
+    try:
+        arguments = {name: converted(name, value) for name, value in component.arguments.items()}
+        return factory(**given, **arguments)
+    except Exception as error:
+        error.add_note(f"while building {path}: {component.name}")
+        raise
+
+
+def as_member(value: Any, annotation: Any) -> Any:
+    """``value``, or what its text means to the annotation: a member of an enum, a Duration.
+
+    "bilinear" becomes InterpolationMode.BILINEAR.
+    """
+    for kind in (annotation, *typing.get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, enum.Enum) and isinstance(value, str):
+            return kind(value)
+        if kind is Duration and isinstance(value, str):
+            return Duration.parse(value)
+    return value
+
+
+def rate_of(optimizer: Component) -> float:
+    """The learning rate that the YAML gives an optimizer, or else its constructor's own."""
+    default = parameters_of(resolve(TABLES["optimizer"], optimizer.name))["lr"].default
+    return float(optimizer.arguments.get("lr", default))

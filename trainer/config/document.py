@@ -1,0 +1,215 @@
+"""A YAML file as plain data that knows where each value came from: a line, or the command line."""
+
+import copy
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.config.yaml_text import MAX_DEPTH, Origin, Place, is_text, parse
+from trainer.process.errors import ConfigError, Fault
+
+MAX_BYTES = 1 << 20
+COMMAND_LINE = "command line"
+
+_PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./](:?[A-Za-z0-9_./-])*")
+
+
+class Document:
+    """What a file and the overrides say, where they say it, and what is wrong with their text.
+
+    ``data`` is None for a file without any value; ``messages`` tell what overrides did on the way.
+    """
+
+    def __init__(self, text: str, file: str) -> None:
+        parsed = parse(text, file)
+        self.file = file
+        self.data, self.values, self.keys = parsed.data, parsed.values, parsed.keys
+        self.unknown, self.faults = parsed.unknown, parsed.faults
+        self.messages: list[str] = []
+
+    def origin(self, place: Place) -> Origin:
+        """Where the value of ``place`` was written, or else its nearest parent's."""
+        while place and place not in self.values:
+            place = place[:-1]
+        return self.values.get(place, Origin(self.file))
+
+    def fault(self, place: Place, message: str, at_key: bool = False) -> Fault:
+        """A fault at the value of ``place``, or at its key."""
+        origin = self.keys.get(place) if at_key else None
+        return Fault(".".join(map(str, place)), message, *(origin or self.origin(place)))
+
+    def told_origin(self, place: Place) -> str:
+        """Where the value of ``place`` comes from, as a user is told: "FILE:LINE" or "default"."""
+        value, written = self.data, False
+        for depth, part in enumerate(place, 1):
+            if isinstance(value, str) and part == "name":
+                break  # a component's bare name
+            items = value if isinstance(value, dict) else dict(enumerate(value or ()))
+            if part not in items:
+                return "default"
+            value = items[part]
+            origin = self.values.get(place[:depth])
+            # What an override sets, it sets with all that is in it.
+            written = origin is not None or (written and self.origin(place).file == COMMAND_LINE)
+        return str(self.origin(place)) if written else "default"
+
+    def is_unknown(self, place: Place) -> bool:
+        """Whether the text of ``place`` could not be read, so that nothing can be said about it."""
+        return any(place[:length] in self.unknown for length in range(len(place) + 1))
+
+    def override(self, typed: str, defaults: Mapping[str, Any], at: Sequence[str] = ()) -> None:
+        """Set what ``key=value`` says; ``defaults`` are the sections that the file may leave out.
+
+        ``at`` are the key's parts where not every dot parts them. A component that gets another
+        name loses its arguments: they were the old one's.
+        """
+        origin = Origin(COMMAND_LINE, source=typed.encode(errors="replace").decode())
+        key, equals, text = typed.partition("=")
+        parts = list(at) or key.strip().split(".")
+        if not all((*parts, text.strip())) or len(parts) > MAX_DEPTH:
+            empty = equals and all(parts) and not text.strip()
+            message = "write null for no value" if empty else "expected key=value"
+            self.faults.append(Fault("", f"{message}, as in optimizer.lr=0.1", *origin))
+            return
+        parsed = parse(text, COMMAND_LINE, origin)
+        self.faults += [Fault(key, fault.message, *origin) for fault in parsed.faults]
+        self.data = {} if self.data is None else self.data
+        if parsed.faults or not isinstance(self.data, dict):
+            return
+        if len(parts) > 1 and parts[0] not in self.data and parts[0] in defaults:
+            self.data[parts[0]] = copy.deepcopy(defaults[parts[0]])
+        try:
+            self._set(parts, parsed.data, origin)
+        except LookupError as error:
+            self.faults.append(Fault(key, str(error.args[0]), *origin))
+
+    def _set(self, parts: list[str], value: Any, origin: Origin) -> None:
+        """Walk to the parent of what is set, making what is not there yet."""
+        container, place, last = self.data, tuple[str | int, ...](), parts[-1]
+        for depth, part in enumerate(parts):
+            index: str | int = part
+            if isinstance(container, list):
+                if not re.fullmatch("[0-9]{1,6}", part) or int(part) >= len(container):
+                    items = f"items 0 to {len(container) - 1}" if container else "no items"
+                    raise LookupError(f"'{'.'.join(parts[:depth])}' is a list with {items}")
+                index = int(part)
+            elif not isinstance(container, dict):
+                raise LookupError(f"'{'.'.join(parts[:depth])}' holds no keys")
+            place = (*place, index)
+            old = container[int(part)] if isinstance(container, list) else container.get(part)
+            if depth == len(parts) - 2 and last == "name" and component_name(old):
+                if value == component_name(old):
+                    return
+                value = {"name": value}  # another component
+                break
+            if depth == len(parts) - 1:
+                break
+            if old is None or isinstance(old, str):  # nothing yet, or a component's bare name
+                container[index] = {} if old is None else {"name": old}
+                if place not in self.keys:
+                    self.values[place] = self.keys[place] = origin
+            container = container[index]
+        names = component_name(old), component_name(value)
+        if isinstance(old, dict) and len(old) > 1 and None not in names and names[0] != names[1]:
+            dropped = ", ".join(key for key in old if key != "name")
+            self.messages.append(f"{'.'.join(parts)}={names[1]} drops {names[0]}'s {dropped}")
+        for known in [known for known in self.values if known[: len(place)] == place]:
+            del self.values[known]
+            self.keys.pop(known, None)
+        self.unknown = {known for known in self.unknown if known[: len(place)] != place}
+        container[index] = value
+        self.values[place] = self.keys[place] = origin
+
+
+def component_name(component: Any) -> str | None:
+    """The name in ``{name: X, ...}`` or a bare ``X``; None for anything else."""
+    name = component.get("name") if isinstance(component, dict) else component
+    return name if isinstance(name, str) else None
+
+
+def read_document(path: Path) -> Document:
+    """Read a YAML file; raises ConfigError where there is no text to read at all."""
+    line, text = None, ""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
+        problem = f"is larger than {MAX_BYTES >> 20} MiB" if len(content) > MAX_BYTES else None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        problem = "is not UTF-8 text; save the file as UTF-8"
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    if problem:
+        raise ConfigError([Fault("", problem, str(path), line)], str(path))
+    return Document(text, str(path))
+
+
+def write(
+    data: Any,
+    comment: Callable[[Place], str] = lambda place: "",
+    below: Mapping[Place, str] | None = None,
+) -> str:
+    """Plain data as YAML that ``Document`` reads back equal, each value's line with its comment.
+
+    ``below`` are comments on lines of their own, each at the end of the mapping at its place.
+    """
+    found = _lines(data, (), "", below or {})
+    lines = [(text, comment(place) if place else "") for text, place in found]
+    width = min(max((len(text) for text, note in lines if note), default=0), 60)
+    return "".join(f"{text:<{width}}  # {note}\n" if note else f"{text}\n" for text, note in lines)
+
+
+def flow(value: Any) -> str:
+    """A value on one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(flow, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{flow(key)}: {flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, float) and math.isinf(value):
+        return ".inf" if value > 0 else "-.inf"
+    if not isinstance(value, str):
+        return repr(value)
+    if _PLAIN_TEXT.fullmatch(value) and is_text(value):
+        return value
+    quoted: str = yaml.safe_dump(value, default_style='"', width=math.inf, allow_unicode=True)
+    return quoted.strip()
+
+
+def _lines(
+    data: Any, place: Place, indent: str, below: Mapping[Place, str]
+) -> Iterator[tuple[str, Place]]:
+    """The lines of a mapping or of a list of mappings, each with the place of the value on it."""
+    items = data.items() if isinstance(data, dict) else enumerate(data)
+    for key, value in items:
+        inner = (*place, key)
+        head = f"{indent}{flow(key)}:" if isinstance(data, dict) else f"{indent}-"
+        if _fits_on_a_line(value):
+            yield f"{head} {flow(value)}", inner
+        elif isinstance(data, dict):
+            yield head, ()
+            yield from _lines(value, inner, f"{indent}  ", below)
+        else:  # the first line of a list's item stands beside its dash
+            (text, first), *rest = _lines(value, inner, f"{indent}  ", below)
+            yield f"{head} {text.lstrip(' ')}", first
+            yield from rest
+    if place in below:
+        yield f"{indent}# {below[place]}", ()
+
+
+def _fits_on_a_line(value: Any) -> bool:
+    if isinstance(value, dict):
+        return not value
+    return not isinstance(value, list) or not any(isinstance(item, dict) for item in _flat(value))
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    for item in value:
+        yield from _flat(item) if isinstance(item, list) else (item,)

@@ -1,0 +1,246 @@
+"""Validate plain data against a JSON Schema, in words that help.
+
+The schema is the one that editors get (configs/schema.json), so an editor and the trainer agree. Of
+JSON Schema it knows what ours uses, and is stricter in one thing: 3.0 is no whole number.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from trainer.config.yaml_text import Place, scalar
+from trainer.process.words import listed, shortened, suggestion
+
+Schema = Mapping[str, Any]
+
+
+class Finding(NamedTuple):
+    """What is wrong at ``place``; ``at_key`` when the key is wrong rather than its value."""
+
+    place: Place
+    message: str
+    at_key: bool = False
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Finds everything in a value that a schema does not allow.
+
+    ``definitions`` are the schema's ``$defs``. ``hint`` is asked about each unknown key and answers
+    where it belongs, or "".
+    """
+
+    definitions: Schema
+    hint: Callable[[Place], str] = lambda place: ""
+
+    def findings(self, value: Any, schema: Schema, place: Place = ()) -> Iterator[Finding]:
+        """Each fault, in the order of the value."""
+        schema = self.resolved(schema)
+        if "not" in schema:
+            yield Finding(place, schema["description"], at_key=True)
+        elif "discriminator" in schema:
+            yield from self._component(value, schema, place)
+        elif "anyOf" in schema:
+            yield from self._alternatives(value, schema["anyOf"], schema, place)
+        elif not _has_type(value, schema.get("type")) or not _is_allowed(value, schema):
+            message = f"expected {self.expected(schema)}, got {got(value)}"
+            yield Finding(place, message + advice(value, schema))
+        elif isinstance(value, dict):
+            yield from self._mapping(value, schema, place)
+        elif isinstance(value, list):
+            firsts, rest = schema.get("prefixItems", []), schema.get("items", {})
+            for index, item in enumerate(value):
+                inner = firsts[index] if index < len(firsts) else rest
+                yield from self.findings(item, inner, (*place, index))
+
+    def resolved(self, schema: Schema) -> Schema:
+        """The schema itself, or the definition that it refers to."""
+        if "$ref" in schema:
+            found: Schema = self.definitions[schema["$ref"].removeprefix("#/$defs/")]
+            return found
+        return schema
+
+    def _mapping(self, value: dict[str, Any], schema: Schema, place: Place) -> Iterator[Finding]:
+        known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
+        for key, item in value.items():
+            inner = (*place, key)
+            if key in known:
+                yield from self.findings(item, known[key], inner)
+            elif others is False:
+                allowed = [name for name, described in known.items() if "not" not in described]
+                mended = self.hint(inner) or suggestion(key, allowed) or _described(key, known)
+                message = f"unknown key '{shortened(key)}'{mended}; allowed are {listed(allowed)}"
+                yield Finding(inner, message, at_key=True)
+            else:
+                yield from self.findings(item, others, inner)
+        for key in schema.get("required", ()):
+            if key not in value:
+                wanted = self.expected(known.get(key, {}))
+                yield Finding((*place, key), f"'{key}' is missing; expected {wanted}")
+
+    def _component(self, value: Any, schema: Schema, place: Place) -> Iterator[Finding]:
+        """``{name: X, **arguments}`` or a bare ``X``: the name chooses the arguments' schema."""
+        kind, mapping = schema["title"], schema["discriminator"]["mapping"]
+        component = {"name": value} if isinstance(value, str) else value
+        choice = [f"{name}NAME" if name.endswith("/") else name for name in mapping]
+        if not isinstance(component, dict):
+            yield Finding(place, f"expected {self.expected(schema)}, got {got(value)}")
+        elif "name" not in component:
+            meant = [key for key in component if key in mapping]  # RandomCrop: {size: 32}
+            example = f"{{name: {(meant or choice)[0]}, ...}}"
+            yield Finding((*place, "name"), f"'name' is missing; write the {kind} as {example}")
+        elif not isinstance(name := component["name"], str):
+            yield Finding((*place, "name"), f"expected the {kind}'s name, got {got(name)}")
+        elif self._is_known(name, mapping):
+            reference = mapping.get(name) or mapping[_family(name)]
+            yield from self.findings(component, {"$ref": reference}, place)
+        else:
+            message = f"unknown {kind} '{shortened(name)}'"
+            reason = schema.get("unsupported", {}).get(name)
+            mended = f": {reason}" if reason else suggestion(name, schema["examples"])
+            names = "" if mended and len(choice) > 15 else f"; there are {listed(choice)}"
+            yield Finding((*place, "name"), f"{message}{mended}{names}")
+
+    def _is_known(self, name: str, mapping: Schema) -> bool:
+        """Whether the table has the name or its family, and the family, where listed, the name."""
+        if name in mapping or _family(name) not in mapping:
+            return name in mapping
+        family = self.resolved({"$ref": mapping[_family(name)]})
+        return name in family["properties"]["name"].get("enum", [name])
+
+    def _alternatives(
+        self, value: Any, alternatives: Iterable[Schema], schema: Schema, place: Place
+    ) -> Iterator[Finding]:
+        """Nothing where one fits; else the faults by the one that was most likely meant."""
+        attempts = [list(self.findings(value, inner, place)) for inner in alternatives]
+        if not all(attempts):
+            return
+        if deeper := [found for found in attempts if all(f.place != place for f in found)]:
+            yield from min(deeper, key=len)
+            return
+        message = f"expected {self.expected(schema)}, got {got(value)}"
+        advices = [advice(value, inner) for inner in alternatives]
+        yield Finding(place, message + next(filter(None, advices), ""))
+
+    def expected(self, schema: Schema) -> str:
+        """What a schema allows, in words: "a whole number of at least 1"."""
+        schema = self.resolved(schema)
+        if "discriminator" in schema:
+            article = "an" if schema["title"][0] in "aeiou" else "a"
+            return f"{article} {schema['title']} as {{name: ..., ...}}"
+        if "anyOf" in schema:
+            words = [w for part in schema["anyOf"] for w in _words(part) or [self.expected(part)]]
+            return listed(dict.fromkeys(words), "or")
+        if words := _words(schema):
+            return listed(words, "or")
+        if "pattern" in schema and "examples" in schema:
+            kind = schema.get("$comment", "text")
+            return f"{kind} (such as {', '.join(schema['examples'])})"
+        if schema.get("type") == "array":
+            return self._expected_list(schema)
+        if "type" not in schema:
+            return "a value"
+        limits = [f"{words} {schema[key]:g}" for key, words in _LIMITS.items() if key in schema]
+        return " ".join([_TYPES[schema["type"]][1], " and ".join(limits)]).strip()
+
+    def _expected_list(self, schema: Schema) -> str:
+        fewest, most = schema.get("minItems"), schema.get("maxItems")
+        text = "a list" if fewest is None or fewest != most else f"a list of {fewest}"
+        items = schema.get("prefixItems") or [schema.get("items", {})]
+        words = list(dict.fromkeys(map(self.expected, items)))
+        each = "each " if len(words) == 1 else ""
+        return text if words == ["a value"] else f"{text} ({each}{', '.join(words)})"
+
+
+_TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "null": (lambda value: value is None, "null"),
+    "boolean": (lambda value: isinstance(value, bool), "true or false"),
+    "integer": (lambda value: type(value) is int, "a whole number"),
+    "number": (lambda value: type(value) in (int, float), "a number"),
+    "string": (lambda value: isinstance(value, str), "text"),
+    "array": (lambda value: isinstance(value, list), "a list"),
+    "object": (lambda value: isinstance(value, dict), "a mapping"),
+}
+_YES, _NO = {"yes", "on", "y", "true"}, {"no", "off", "n", "false"}
+_LIMITS = {
+    "minimum": "of at least",
+    "maximum": "of at most",
+    "exclusiveMinimum": "above",
+    "exclusiveMaximum": "below",
+}
+
+
+def _has_type(value: Any, name: str | None) -> bool:
+    return name is None or _TYPES[name][0](value)
+
+
+def _is_allowed(value: Any, schema: Schema) -> bool:
+    """Whether a value of the right type is one of those that are allowed, and long enough."""
+    if "enum" in schema or "const" in schema:
+        return _plain(value) in _words(schema)
+    if isinstance(value, str):
+        # JSON Schema's $ is the end; Python's also stands before a last newline.
+        pattern = re.sub(r"\$$", r"\\Z", schema.get("pattern", ""))
+        return re.search(pattern, value) is not None
+    if isinstance(value, list):
+        return bool(schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)))
+    if type(value) in (int, float):
+        return bool(
+            value >= schema.get("minimum", value)
+            and value <= schema.get("maximum", value)
+            and ("exclusiveMinimum" not in schema or value > schema["exclusiveMinimum"])
+            and ("exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"])
+        )
+    return True
+
+
+def _words(schema: Schema) -> list[str]:
+    """The only values that are allowed, where they are listed."""
+    allowed = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    return [_plain(value) for value in allowed]
+
+
+def _family(name: str) -> str:
+    """ "torchvision/" of "torchvision/resnet18"; "" for a name without a family."""
+    family, slash, rest = name.partition("/")
+    return family + slash if rest else ""
+
+
+def got(value: Any) -> str:
+    """A value as a message shows it."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return f"the text '{shortened(value)}'" if isinstance(value, str) else _plain(value)
+
+
+def advice(value: Any, schema: Schema) -> str:
+    """How a value of the wrong kind is mended, where that can be guessed."""
+    kind = schema.get("type")
+    if isinstance(value, str) and kind in ("integer", "number"):
+        try:
+            number = scalar(value.replace("_", ""))
+        except ValueError:
+            return ""
+        return f"; write {_plain(number)}" if type(number) in (int, float) else ""
+    if isinstance(value, float) and kind == "integer" and value.is_integer():
+        return f"; write {int(value)}"
+    if isinstance(value, str) and kind == "boolean" and value.lower() in _YES | _NO:
+        return f"; write {_plain(value.lower() in _YES)}"
+    return suggestion(value, _words(schema))
+
+
+def _described(key: str, known: Schema) -> str:
+    """ "; did you mean 'lr'?" for "learning_rate", by what the arguments say of themselves."""
+    words = key.replace("_", " ").lower()
+    for name, schema in known.items():
+        if len(words) > 3 and schema.get("description", "").lower().startswith(words):
+            return f"; did you mean '{name}'?"
+    return ""
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

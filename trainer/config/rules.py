@@ -1,0 +1,110 @@
+"""What goes together in a configuration, and what does not; imports no torch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from trainer.components import SCALAR
+from trainer.config.components import NESTING
+from trainer.config.document import component_name
+from trainer.config.json_schema import Finding
+from trainer.config.yaml_text import Place
+from trainer.process.words import listed, shortened, suggestion
+from transforms import MIXING, RANDOM
+
+_SEVERAL_CROPS = ("FiveCrop", "TenCrop")
+
+
+def rule_findings(data: dict[str, Any]) -> Iterator[Finding]:
+    """Each fault of values that are right by themselves and do not go together."""
+    for rule in (_split_rules, _transform_rules, _metric_rules, _train_rules, _group_rules):
+        yield from rule(data)
+
+
+def _items(data: Any, *path: str) -> list[Any]:
+    """The list at ``path``, or nothing where the file has something else there."""
+    for key in path:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data if isinstance(data, list) else []
+
+
+def _split_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    split = data.get("split")
+    if not isinstance(split, dict):
+        return
+    given = {key for key in ("folds", "fold", "ratios") if split.get(key) is not None}
+    folds, fold = split.get("folds"), split.get("fold")
+    if "fold" in given and "folds" not in given:
+        yield Finding(("split", "folds"), "'folds' is missing beside 'fold'; such as folds: 5")
+    elif "folds" in given and "fold" not in given:
+        message = "'fold' is missing beside 'folds': which of them, from 0, is held out"
+        yield Finding(("split", "fold"), message)
+    elif type(folds) is int and type(fold) is int and fold >= folds >= 2:
+        message = f"there are folds 0 to {folds - 1} (split.folds), got {fold}"
+        yield Finding(("split", "fold"), message)
+    if {"folds", "ratios"} <= given:
+        message = "play no part where 'folds' cuts into equal shares; remove one of the two"
+        yield Finding(("split", "ratios"), message, at_key=True)
+
+
+def _group_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    for index, group in enumerate(_items(data, "optimizer", "groups")):
+        if isinstance(group, dict) and {"lr", "lr_scale"} <= group.keys():
+            message = "sets the rate that 'lr' sets too; remove one of the two"
+            yield Finding(("optimizer", "groups", index, "lr_scale"), message, at_key=True)
+
+
+def _transform_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    for side in ("train", "eval"):
+        for index, component in enumerate(_items(data, "transforms", side)):
+            yield from _transform_rule(component, ("transforms", side, index), side)
+
+
+def _transform_rule(component: Any, place: Place, side: str, outer: str = "") -> Iterator[Finding]:
+    name = component_name(component)
+    reason = ""
+    if side == "eval" and name in {**RANDOM, **MIXING}:
+        reason = "is random, but evaluation must always give the same; move it to transforms.train"
+    elif side == "train" and name in _SEVERAL_CROPS:
+        reason = "gives several crops of an image, which only evaluation averages; use RandomCrop"
+    elif outer and name in MIXING:
+        reason = f"mixes whole batches, the others in {outer} change one image; separate them"
+    if reason:
+        yield Finding((*place, "name"), f"{name} {reason}")
+    elif name in NESTING:
+        inner = _items(component, "transforms")
+        alike = all(component_name(item) in MIXING for item in inner)  # as [MixUp, CutMix]
+        for index, item in enumerate(inner):
+            outer = "" if alike else str(name)
+            yield from _transform_rule(item, (*place, "transforms", index), side, outer)
+
+
+def _train_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    train = data.get("train")
+    if not isinstance(train, dict) or train.get("cuda_graphs") is not True:
+        return
+    others = {"compile": False, "accumulate": 1, "activation_checkpointing": False}
+    for key, off in others.items():
+        if train.get(key, off) not in (off, None):
+            told = f"does not go with {key}; write train.{key}={str(off).lower()}"
+            also = ", or train.compile=reduce-overhead alone" if key == "compile" else ""
+            yield Finding(("train", "cuda_graphs"), f"{told}{also}, or train.cuda_graphs=false")
+
+
+def default_monitor(data: dict[str, Any]) -> str:
+    """val/ and the first metric that is one number; the loss where there is none."""
+    names = map(component_name, _items({"metrics": ["accuracy"], **data}, "metrics"))
+    return f"val/{next((name for name in names if name in SCALAR), 'loss')}"
+
+
+def _metric_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    names = [component_name(m) for m in _items({"metrics": ["accuracy"], **data}, "metrics")]
+    for index, name in enumerate(names):
+        if name is not None and name in names[:index]:
+            yield Finding(("metrics", index), f"{name} is listed twice; remove one")
+    train = data.get("train")
+    monitor = train.get("monitor") if isinstance(train, dict) else None
+    allowed = ["val/loss", *(f"val/{name}" for name in names if name in SCALAR)]
+    if isinstance(monitor, str) and monitor not in allowed:
+        message = f"'{shortened(monitor)}' is not measured{suggestion(monitor, allowed)}"
+        choice = listed(dict.fromkeys(allowed))
+        yield Finding(("train", "monitor"), f"{message}; allowed are {choice}")

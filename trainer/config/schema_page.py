@@ -1,0 +1,169 @@
+"""docs/yaml.md: the schema of a YAML file as a page for people."""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from trainer.config.components import RESERVED, component_key
+from trainer.config.document import flow
+from trainer.config.json_schema import Schema
+from trainer.process.words import listed
+
+HEAD = """# The YAML, key by key
+
+Written by `python -m trainer.schema` from the settings and the constructors' signatures: change
+those, not this page. {made_with}
+
+A component is `{{name: X, argument: value}}`, or a bare `X` if no argument is required. Names and
+arguments are those of PyTorch and torchvision v2. A wrong key, type or name is reported with its
+line. `python -m trainer.train --config FILE --print-config` shows each value, and where it is from.
+"""
+ALSO = {
+    "model": "Every model takes these too:",
+    "loss": "Every loss that weighs classes takes this too:",
+    "optimizer": "Every optimizer takes these too:",
+    "scheduler": "Every scheduler takes this too:",
+}
+PLURAL = {"transform": "transforms", "metric": "metrics"}  # the key whose list holds them
+TYPES = {
+    "boolean": ["`true`", "`false`"],
+    "integer": ["whole number"],
+    "number": ["number"],
+    "string": ["text"],
+    "null": ["`null`"],
+    "object": ["mappings"],
+}
+
+
+def as_page(schema: Schema) -> str:
+    """The Markdown page of a schema from ``trainer.schema.generate``."""
+    made_with = re.sub("^generated .* with", "Made with", schema["$comment"])
+    blocks = [HEAD.format(made_with=f"{made_with}.")]
+    blocks += [_key_table("key", _key_rows(schema["properties"], schema["required"], schema))]
+    for key, described in schema["properties"].items():
+        blocks += _section(key, described, schema)
+    return "\n".join(blocks)
+
+
+def _section(key: str, described: Schema, schema: Schema) -> Iterator[str]:
+    """The heading of a top-level key, its own keys, and the components that it can name."""
+    inner = next((d for d in _definitions(described, schema)), None)
+    if inner is None:
+        return
+    heading = f"## {key}\n"
+    if "properties" in inner:
+        text = described.get("description") or inner.get("description", "")
+        yield f"{heading}\n{text}\n"
+        yield _key_table("key", _key_rows(inner["properties"], inner.get("required", ()), schema))
+        inner = next((d for d in _definitions(inner["properties"], schema)), {})
+    else:
+        yield f"{heading}\n{described.get('description', '')}\n"
+    if "discriminator" in inner:
+        yield from _components(inner, schema)
+
+
+def _definitions(node: Any, schema: Schema) -> Iterator[dict[str, Any]]:
+    """The definitions to which a schema refers, in the order of its text."""
+    if isinstance(node, dict):
+        if "$ref" in node:
+            yield schema["$defs"][node["$ref"].removeprefix("#/$defs/")]
+        node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            yield from _definitions(item, schema)
+
+
+def _components(kind: Schema, schema: Schema) -> Iterator[str]:
+    """Every component of a kind: its description and its arguments."""
+    title = kind["title"]
+    names = list(kind["discriminator"]["mapping"])
+    yield ", ".join(f"[{name}](#{anchor(_heading(name))})" for name in names) + "\n"
+    if left_out := kind.get("unsupported"):
+        yield "\n".join(f"- {name} is left out: {why}" for name, why in left_out.items()) + "\n"
+    common = RESERVED.get(title, {})
+    if common:
+        yield ALSO[title] + "\n"
+        yield _key_table("argument", _key_rows(common, (), schema))
+    for name in names:
+        described = schema["$defs"][component_key(title, name)]
+        yield f"### {_heading(name)}\n\n{_escaped(described.get('description', ''))}\n"
+        if members := described["properties"]["name"].get("enum"):
+            yield f"NAME is one of {', '.join(member.partition('/')[2] for member in members)}.\n"
+        own = {
+            argument: how
+            for argument, how in described["properties"].items()
+            if argument not in ("name", *common)
+        }
+        if rows := list(_key_rows(own, described["required"], schema, "from the run")):
+            yield _key_table("argument", rows)
+
+
+def _heading(name: str) -> str:
+    return f"{name}NAME" if name.endswith("/") else name
+
+
+def anchor(heading: str) -> str:
+    """The name with which GitHub links to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def _key_rows(
+    properties: Mapping[str, Schema], required: Collection[str], schema: Schema, unset: str = ""
+) -> Iterator[tuple[str, ...]]:
+    """Name, type, default and help of each key, without keys that the trainer sets itself.
+
+    unset: the text for a key that is not required and has no default.
+    """
+    for name, described in properties.items():
+        if "not" in described:
+            continue
+        kind, default = listed(_types(described), "or"), unset
+        if "default" in described:
+            default = f"`{flow(described['default'])}`"
+        if name in required:
+            default = "required"
+        if described.get("default") == described.get("items", {}).get("enum", ()):
+            default = "all"
+        help_text = described.get("description", "")
+        section = next(_definitions(described, schema), {})
+        if "properties" in section:  # a section has its own table
+            kind = f"[keys](#{anchor(name)})"
+            default = "required" if name in required else ""
+            if described.get("default", 0) is None:
+                kind, default = f"{kind} or `null`", "`null`"
+            help_text = help_text or section.get("description", "")
+        yield f"`{name}`", kind, default, _escaped(help_text)
+
+
+def _types(schema: Schema) -> list[str]:
+    """The types and choices of a value, in words."""
+    if "anyOf" in schema:
+        words = [word for choice in schema["anyOf"] for word in _types(choice)]
+        return list(dict.fromkeys(words))
+    if "$ref" in schema:
+        kind = schema["$ref"].removeprefix("#/$defs/")
+        return [f"[{kind}](#{anchor(PLURAL.get(kind, kind))})"]
+    if "const" in schema or "enum" in schema:
+        return [f"`{flow(choice)}`" for choice in schema.get("enum", [schema.get("const")])]
+    if "pattern" in schema:
+        examples = listed([f"`{example}`" for example in schema["examples"]], "or")
+        return [f"{schema.get('$comment', 'text')} ({examples})"]
+    if schema.get("type") == "array":
+        if "prefixItems" in schema:
+            return [f"list of {len(schema['prefixItems'])} numbers"]
+        items = _types(schema.get("items", {}))
+        return [f"list of {listed(items, 'or')}".replace("number", "numbers") if items else "list"]
+    words = TYPES.get(schema.get("type", ""), [])
+    for bound, sign in (("minimum", ">="), ("exclusiveMinimum", ">")):
+        words = [f"{word} {sign} {schema[bound]}" if bound in schema else word for word in words]
+    return words
+
+
+def _key_table(first: str, rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [(first, "type", "default", "what"), ("---",) * 4, *rows]
+    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Plain text with Markdown's special characters escaped, also for the cell of a table."""
+    return re.sub(r"([|\\*<\[\]`])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,324 @@
+"""YAML text to plain data with the origin of every key and value, and every fault at once.
+
+Unquoted text means what it does in YAML 1.2's core schema: ``1e-3`` is a number, ``off`` and
+``12:30`` are text, ``010`` is ten, only true and false are booleans. Tags, anchors, aliases, merge
+keys and repeated keys are faults: a file is read from top to bottom, by itself.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import yaml
+
+from trainer.process.errors import Fault
+
+Place = tuple[str | int, ...]  # ("transforms", "train", 1, "padding")
+
+MAX_DEPTH = 32
+MAX_NODES = 10_000
+MAX_LINE = 1000  # characters of a line that a message repeats
+
+_TOP_LEVEL_KEY = re.compile(r"""["']?([A-Za-z_][\w.-]*)["']?[ ]*:(?=\s|$)""")
+
+_INT = re.compile(r"[-+]?[0-9]{1,30}|0o[0-7]{1,30}|0x[0-9a-fA-F]{1,30}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), math.inf),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -math.inf),
+}
+_NOT_A_NUMBER = (".nan", ".NaN", ".NAN")
+
+# What PyYAML's parser says, and what a person would.
+_SYNTAX = {
+    "mapping values are not allowed": "a ': ' is not expected here; check this line's indentation, "
+    "or put text that holds ': ' in quotes",
+    "expected <block end>": "this does not line up with the lines before it; check the indentation",
+    "could not find expected ':'": "expected 'key: value'; a colon or a closing quote is missing, "
+    "or the indentation is wrong",
+    "expected ',' or '}'": "this '{' is not closed; a '}' or a comma is missing",
+    "expected ',' or ']'": "this '[' is not closed; a ']' or a comma is missing",
+    "expected the node content": "a value is missing here, or a bracket is not closed",
+    "unexpected end of stream": "these quotes are not closed",
+    "found character '\\t'": "a tab is not allowed here; use spaces",
+    "that cannot start any token": "text must not begin with this character; put it in quotes",
+    "sequence entries are not allowed": "a list item '- ' is not expected here; check the "
+    "indentation",
+    "unknown escape": "this backslash means nothing inside double quotes; write it twice, or use "
+    "single quotes",
+}
+
+
+class Origin(NamedTuple):
+    """Where a value was written, and the line itself; an override has no line number."""
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+    source: str | None = None
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+@dataclass
+class Parsed:
+    """Plain data, where its keys and values were written, and the faults of the text.
+
+    ``unknown`` holds the places whose value could not be read: nothing more is said about them.
+    """
+
+    data: Any = None
+    values: dict[Place, Origin] = field(default_factory=dict)
+    keys: dict[Place, Origin] = field(default_factory=dict)
+    unknown: set[Place] = field(default_factory=set)
+    faults: list[Fault] = field(default_factory=list)
+
+
+def parse(text: str, file: str, override: Origin | None = None) -> Parsed:
+    """Read YAML text. With ``override``, everything in it counts as written there.
+
+    After a syntax error each top-level key is read by itself, so that one slip hides no other.
+    """
+    # What YAML forbids is taken out first, so that it hides no other fault.
+    forbidden = yaml.reader.Reader.NON_PRINTABLE
+    lines = forbidden.sub("", text).splitlines()
+    reader = _Reader(file, lines, override)
+    faults = []
+    if found := forbidden.search(text):
+        *before, last = f"{text[: found.start()]}|".splitlines()
+        faults.append(reader.fault(len(before), len(last) - 1, "a control character; remove it"))
+    spaced = []
+    for row, line in enumerate(lines):
+        indentation = line[: len(line) - len(line.lstrip(" \t"))]
+        if "\t" in indentation and line.strip():
+            column = indentation.index("\t")
+            faults.append(reader.fault(row, column, "a tab in the indentation; use spaces"))
+        spaced.append(indentation.replace("\t", " ") + line[len(indentation) :])
+    try:
+        try:
+            parsed = reader.read(spaced, 0)
+        except _TooMuch:
+            raise
+        except yaml.MarkedYAMLError as error:
+            reader.nodes = 0
+            parsed = _parse_blocks(reader, spaced)
+            if not parsed.faults and not faults:
+                parsed.faults.append(reader.syntax_fault(error, 0))
+    except _TooMuch as error:  # whatever else is wrong with it
+        parsed = Parsed(unknown={()}, faults=[reader.syntax_fault(error, 0)])
+    parsed.faults[:0] = faults
+    return parsed
+
+
+def _parse_blocks(reader: "_Reader", lines: list[str]) -> Parsed:
+    """Each top-level key's lines read by themselves; those that cannot be read are unknown."""
+    whole = Parsed(data={})
+    starts = [row for row, line in enumerate(lines) if _TOP_LEVEL_KEY.match(line)]
+    for start, end in pairwise(sorted({0, *starts, len(lines)})):
+        try:
+            block = reader.read(lines[start:end], start)
+        except _TooMuch as error:
+            assert error.problem_mark is not None
+            error.problem_mark.line += start
+            raise
+        except yaml.MarkedYAMLError as error:
+            whole.faults.append(reader.syntax_fault(error, start))
+            key = _TOP_LEVEL_KEY.match(lines[start])
+            whole.unknown.add((key[1],) if key else ())
+            continue
+        whole.faults += block.faults
+        if not isinstance(block.data, dict):
+            if block.data is not None:
+                whole.faults.append(reader.fault(start, 0, "expected 'key: value'"))
+            continue
+        for key in block.data.keys() & whole.data.keys():
+            first, again = whole.keys[(key,)], block.keys[(key,)]
+            whole.faults.append(Fault(key, _twice(key, first), *again))
+        for found, all_found in (
+            (block.data, whole.data),
+            (block.values, whole.values),
+            (block.keys, whole.keys),
+        ):
+            for name, value in found.items():
+                all_found.setdefault(name, value)  # of a repeated key the first counts
+        whole.unknown |= block.unknown
+    return whole
+
+
+class _TooMuch(yaml.MarkedYAMLError):
+    """More than any configuration holds: nothing of it is read a second time."""
+
+
+class _Reader:
+    """Reads the events of PyYAML's parser, which is plain about tags, anchors and positions."""
+
+    def __init__(self, file: str, lines: list[str], override: Origin | None) -> None:
+        self.file, self.lines, self.override = file, lines, override
+        self.nodes = 0
+
+    def read(self, lines: list[str], first_row: int) -> Parsed:
+        """Raises yaml.MarkedYAMLError for text that is no YAML."""
+        self.parsed, self.first_row = Parsed(), first_row
+        self.events = _events("\n".join(lines) + "\n")
+        next(self.events)  # the stream's start
+        if isinstance(next(self.events), yaml.DocumentStartEvent):
+            self.parsed.data = self.node((), next(self.events))
+            next(self.events)  # the document's end
+            event = next(self.events)
+            if isinstance(event, yaml.DocumentStartEvent):
+                self.add((), event, "a second configuration begins here; one file holds one")
+        return self.parsed
+
+    def node(self, place: Place, event: Any) -> Any:
+        """The value that begins with ``event``."""
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            what = f"too many values; {MAX_NODES:,} are allowed"
+            raise _TooMuch(problem=what, problem_mark=event.start_mark)
+        if len(place) > MAX_DEPTH:
+            what = f"more than {MAX_DEPTH} levels"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+        self.parsed.values[place] = self.origin_of(event)
+        if isinstance(event, yaml.AliasEvent):
+            message = f"'*{event.anchor}': references are not allowed; repeat the value"
+            self.add(place, event, message)
+            self.parsed.unknown.add(place)
+            return None
+        if event.anchor is not None:
+            self.add(place, event, f"'&{event.anchor}': anchors are not allowed; remove it")
+        if event.tag is not None:
+            self.add(place, event, f"the tag '{_short(event.tag)}' is not allowed; remove it")
+            self.parsed.unknown.add(place)
+        if isinstance(event, yaml.SequenceStartEvent):
+            items: list[Any] = []
+            while not isinstance(item := next(self.events), yaml.SequenceEndEvent):
+                items.append(self.node((*place, len(items)), item))
+            return items
+        if isinstance(event, yaml.MappingStartEvent):
+            return self.mapping(place)
+        return self.text(place, event)
+
+    def mapping(self, place: Place) -> dict[str, Any]:
+        """The keys and values up to the mapping's end; of a repeated key the first counts."""
+        data: dict[str, Any] = {}
+        while not isinstance(found := next(self.events), yaml.MappingEndEvent):
+            event: Any = found
+            plain = isinstance(event, yaml.ScalarEvent) and not _is_cut(event)
+            if not plain or event.tag or event.anchor:
+                self.add(place, event, "a key must be plain text")
+                self.node((*place, "?"), event)
+                self.node((*place, "?"), next(self.events))
+                continue
+            key, inner = event.value, (*place, event.value)
+            if key == "<<" and event.implicit[0]:
+                self.add(place, event, "merge keys ('<<') are not allowed; write the keys out")
+                self.node((*place, "?"), next(self.events))
+            elif key in data:
+                self.add(inner, event, _twice(key, self.parsed.keys[inner]))
+                self.node((*place, f"{key} (again)"), next(self.events))
+            else:
+                self.parsed.keys[inner] = self.origin_of(event)
+                data[key] = self.node(inner, next(self.events))
+        return data
+
+    def text(self, place: Place, event: Any) -> Any:
+        """The value of a scalar: quoted text is text, the rest is what it looks like."""
+        if _is_cut(event):
+            message = "'\\ud800' to '\\udfff' are half a character; write the whole one"
+        elif not event.implicit[0]:
+            return event.value
+        else:
+            try:
+                return scalar(event.value)
+            except ValueError as error:
+                message = str(error)
+        self.add(place, event, message)
+        self.parsed.unknown.add(place)
+        return None
+
+    def origin_of(self, event: Any) -> Origin:
+        return self.origin(self.first_row + event.start_mark.line, event.start_mark.column)
+
+    def origin(self, row: int, column: int) -> Origin:
+        source = self.lines[row] if row < len(self.lines) else None
+        if source is not None and len(source) > MAX_LINE:
+            source = None
+        return self.override or Origin(self.file, row + 1, column + 1, source)
+
+    def add(self, place: Place, event: Any, message: str) -> None:
+        path = ".".join(map(str, place))
+        self.parsed.faults.append(Fault(path, message, *self.origin_of(event)))
+
+    def fault(self, row: int, column: int, message: str) -> Fault:
+        return Fault("", message, *self.origin(row, column))
+
+    def syntax_fault(self, error: yaml.MarkedYAMLError, first_row: int) -> Fault:
+        """PyYAML's error in plain words, where the mistake was made rather than where it showed."""
+        mark, began = error.problem_mark or yaml.Mark("", 0, 0, 0, None, 0), error.context_mark
+        if began and re.search("flow|quoted", error.context or "") and began.line != mark.line:
+            mark = began  # the bracket or the quote that is not closed
+        problem = error.problem or "this is not YAML"
+        message = next((plain for said, plain in _SYNTAX.items() if said in problem), problem)
+        return self.fault(first_row + mark.line, mark.column, message)
+
+
+def _events(text: str) -> Iterator[Any]:
+    """PyYAML's events, and an error with its position for numbers that PyYAML trips over."""
+    loader = yaml.SafeLoader(text)
+    try:
+        while loader.check_event():
+            yield loader.get_event()  # type: ignore[no-untyped-call]
+    except (ValueError, OverflowError):  # "\UFFFFFFFF", or a %YAML version of thousands of digits
+        problem = "no character has this number; '\\U0010ffff' is the last"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=loader.get_mark()) from None
+    finally:
+        loader.dispose()
+
+
+def _is_cut(event: Any) -> bool:
+    """Whether text holds half of a UTF-16 pair, which no file can be written with."""
+    return any("\ud800" <= char <= "\udfff" for char in event.value)
+
+
+def _twice(key: str, first: Origin) -> str:
+    where = f" (first on line {first.line})" if first.line else ""
+    return f"key '{_short(key)}' is given twice{where}; remove one"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def scalar(text: str) -> Any:
+    """The value of unquoted text; raises ValueError for a number that nothing can hold."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+        number = int(text, base)
+        if abs(number) >= 1 << 63:
+            raise ValueError("this number is too large")
+        return number
+    if text in _NOT_A_NUMBER:
+        raise ValueError("'.nan' is no setting; write a number")
+    if _FLOAT.fullmatch(text):
+        value = float(text)
+        if math.isinf(value):
+            raise ValueError("this number is too large")
+        return value
+    return text
+
+
+def is_text(text: str) -> bool:
+    """Whether ``text`` means itself when it is written without quotes."""
+    try:
+        return isinstance(scalar(text), str)
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""Charts, pictures, SVG, pages and tables in a terminal. Knows no run."""

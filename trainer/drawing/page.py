@@ -1,0 +1,47 @@
+"""HTML, Markdown and programs from Jinja templates, which lie beside the modules that fill them."""
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.drawing.text import markdown, markdown_table, plain, shown, shown_number
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+SHARED = Path(__file__).parent / "templates"  # the frame of all pages, and their style
+
+
+def render(template: Path, **values: object) -> str:
+    """The template's text with ``values`` in it.
+
+    Where the file's name says HTML, each value is put on one line and escaped, unless it is Markup
+    that this project made. Raises jinja2.UndefinedError for a name that has no value.
+    """
+    return _environment(template.parent).get_template(template.name).render(values)
+
+
+@cache
+def _environment(folder: Path) -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_eval_context
+    from jinja2.nodes import EvalContext
+
+    @pass_eval_context
+    def one_line(context: EvalContext, value: Any) -> Any:
+        is_raw = context.autoescape and isinstance(value, str) and not hasattr(value, "__html__")
+        return plain(value) if is_raw else value
+
+    environment = Environment(
+        loader=FileSystemLoader([folder, SHARED]),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        finalize=one_line,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        auto_reload=False,
+    )
+    filters = {"markdown": markdown, "plain": plain, "repr": repr, "shown": shown}
+    environment.filters.update(filters, number=shown_number)
+    environment.globals["markdown_table"] = markdown_table
+    return environment

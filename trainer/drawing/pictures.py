@@ -1,0 +1,118 @@
+"""Pictures for a person, with Pillow alone: sheets of images, grids of kernels, and charts."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn.functional import pad
+
+from trainer.drawing.charts import GRID, INK
+from trainer.drawing.charts import RIGHT as RIGHT
+from trainer.drawing.charts import WRONG as WRONG
+from trainer.drawing.charts import draw_bars as draw_bars
+from trainer.drawing.charts import draw_calibration as draw_calibration
+from trainer.drawing.charts import draw_confusion as draw_confusion
+from trainer.drawing.charts import draw_curves as draw_curves
+from trainer.drawing.charts import draw_lines as draw_lines
+from trainer.drawing.fonts import drawable as drawable
+from trainer.drawing.fonts import fit_to_pixels, legible
+from trainer.drawing.fonts import font as font
+from trainer.run.disk import write_file
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """Return a uint8 image (C, H, W), where C is 1 or 3, as an RGB picture."""
+    planes = image.cpu().expand(3, -1, -1) if len(image) == 1 else image.cpu()
+    return Image.fromarray(planes.permute(1, 2, 0).contiguous().numpy())
+
+
+def sheet(
+    pictures: Sequence[Image.Image | Tensor],
+    captions: Sequence[str | Sequence[str]],
+    colours: Sequence[str | None] | None = None,
+    columns: int = 4,
+    size: int = 160,
+) -> Image.Image:
+    """Return pictures or uint8 images (C, H, W) in rows, each fitted into size x size pixels.
+
+    captions: one or more lines below each. colours: of each frame and caption.
+    """
+    lines = [[text] if isinstance(text, str) else list(text) for text in captions]
+    frames = colours or [None] * len(pictures)
+    gap, text_height = 14, 17 * max(map(len, lines), default=0)
+    columns = max(1, min(columns, len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    step_x, step_y = size + gap, size + 6 + text_height + gap
+    made = Image.new("RGB", (columns * step_x + gap, max(rows * step_y, gap) + gap), "white")
+    draw = ImageDraw.Draw(made)
+    for i, (picture, texts, colour) in enumerate(zip(pictures, lines, frames, strict=True)):
+        x, y = gap + i % columns * step_x, gap + i // columns * step_y
+        draw.rectangle((x - 4, y - 4, x + size + 3, y + size + 3), colour or GRID)
+        draw.rectangle((x, y, x + size - 1, y + size - 1), "#f2f2f2")
+        fitted = fit(to_picture(picture) if isinstance(picture, Tensor) else picture, size)
+        made.paste(fitted, (x + (size - fitted.width) // 2, y + (size - fitted.height) // 2))
+        for n, line in enumerate(texts):
+            text = fit_to_pixels(legible(line), 13, size + 6)
+            draw.text((x - 3, y + size + 7 + 17 * n), text, colour or INK, font(13, text))
+    return made
+
+
+def fit(picture: Image.Image, size: int) -> Image.Image:
+    """Return the picture fitted into size x size; a small one is enlarged by a whole number."""
+    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+    largest = max(picture.size)
+    if largest * 2 <= size:
+        times = size // largest
+        wanted = (picture.width * times, picture.height * times)
+        return picture.resize(wanted, Image.Resampling.NEAREST)
+    wanted = (
+        max(1, round(picture.width * size / largest)),
+        max(1, round(picture.height * size / largest)),
+    )
+    return picture.resize(wanted, Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+
+def grid(
+    tensor: Tensor, columns: int | None = None, scale: int | None = None, each: bool = True
+) -> Image.Image:
+    """Return float planes (N, h, w) or (N, 3, h, w), such as kernels, as one picture.
+
+    Of (N, C, h, w) with another C, every plane is shown. each: stretch each plane to black..white
+    by its own range, else all by the common range. scale: pixels of an element.
+    """
+    planes = tensor.detach().float().cpu().nan_to_num(0, 0, 0)
+    if planes.ndim == 3 or planes.shape[1] != 3:
+        planes = planes.reshape(-1, 1, *planes.shape[-2:])
+    count, _, height, width = planes.shape
+    if not planes.numel():
+        return Image.new("RGB", (8, 8), "white")
+    columns = columns or min(count, 8 if count <= 64 else math.ceil(math.sqrt(count)))
+    room = 128 if columns <= 8 else 1024 // columns  # pixels for each plane
+    scale = scale or max(1, round(room / max(height, width)))
+    over = (1, 2, 3) if each else (0, 1, 2, 3)
+    low, high = planes.amin(over, keepdim=True), planes.amax(over, keepdim=True)
+    values = ((planes - low) / (high - low).clamp_min(1e-12) * 255).round().byte()
+    values = values.expand(-1, 3, -1, -1)
+    values = values.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    values = pad(values, (0, 2, 0, 2), value=255)  # thin white gaps
+    rows = math.ceil(count / columns)
+    values = torch.cat([values, values.new_full((rows * columns - count, *values.shape[1:]), 255)])
+    tall, wide = values.shape[-2:]
+    planes = values.view(rows, columns, 3, tall, wide).permute(2, 0, 3, 1, 4)
+    return to_picture(pad(planes.reshape(3, rows * tall, columns * wide), (2, 0, 2, 0), value=255))
+
+
+def png(picture: Image.Image) -> bytes:
+    """Return the picture as a PNG, compressed fast: files are a tenth larger than they could be."""
+    content = io.BytesIO()
+    picture.save(content, "PNG", compress_level=2)
+    return content.getvalue()
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture as PNG, atomically."""
+    write_file(path, png(picture))

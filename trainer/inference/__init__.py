@@ -1,0 +1,1 @@
+"""The use of a finished run: evaluate, predict, explain, export."""

@@ -1,0 +1,57 @@
+"""A finished run judged again, on the very images that its split.json names."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets import DataError
+from trainer.build.model import build_loss, check_size
+from trainer.build.trained import load_with
+from trainer.config import Config, load_config
+from trainer.input.data import check_shape, digest_of_split, eval_loader, load_part
+from trainer.loop.evaluate import evaluate, predict
+from trainer.process.errors import RunError
+from trainer.run.disk import read_json
+from trainer.run.resume import refuse_changes, require_own_images
+
+# What may differ from the run when it is judged again: where, not what.
+MAY_DIFFER = (
+    *("dataset.root", "dataset.on_broken", "loader.", "train.device", "train.threads", "metrics"),
+)
+
+
+def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
+    """Loss and metrics of the run's best weights on a split, with its eval transforms.
+
+    Raises DataError where the dataset no longer gives the images that the run was split into.
+    """
+    refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
+    require_own_images(run, config)
+    saved = read_json(run / "split.json")
+    if not isinstance(saved.get(split), dict) or not isinstance(saved.get("train"), dict):
+        raise RunError(f"{run / 'split.json'} names no {split} split: the run folder is damaged.")
+    require_unchanged(run, saved)
+    trained = load_with(config, run)
+    device, config = trained.device, trained.config
+    dataset, part = load_part(config, saved[split], device)
+    if dataset.classes != trained.classes:
+        raise DataError(f"{config.dataset.name} no longer has the classes of this run.")
+    check_size(config, trained.model, check_shape(config, part, "eval"))
+    with closing(eval_loader(config, part, device, trained.channels_last)) as loader:
+        logits, labels = predict(trained.model, loader.epoch(), trained.precision)
+    label_of = dict(zip(dataset.ids, dataset.labels, strict=True))
+    train_labels = [label_of[name] for name in saved["train"] if name in label_of]
+    loss_fn = build_loss(config, torch.tensor(train_labels), len(dataset.classes)).to(device)
+    return evaluate(config, logits, labels, loss_fn)
+
+
+def require_unchanged(run: Path, split: dict[str, Any]) -> None:
+    """Raise RunError where split.json is no longer what the run left."""
+    try:
+        digest = digest_of_split(split)
+    except TypeError:
+        digest = ""
+    if read_json(run / "result.json").get("split") != digest:
+        raise RunError(f"{run / 'split.json'} is not the split that result.json names.")

@@ -1,0 +1,192 @@
+"""Why a model predicts what it predicts for one image, as pictures: Grad-CAM, feature maps, ..."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from trainer.build.trained import Trained
+from trainer.drawing.fonts import drawable, font
+from trainer.drawing.pictures import fit, grid, sheet, to_picture, write_picture
+from trainer.insight.features import feature_maps, first_kernels, grad_cam
+from trainer.insight.samples import as_pictures
+from trainer.process.errors import RunError
+from trainer.run.disk import sha256_of, write_json
+
+MAX_CHANNELS = 64  # of a layer, in a picture
+PANEL = 320  # side of a picture in the overview, in pixels
+TOP = 5  # classes in the overview
+INDEX = "explanation.json"
+
+# From little to much evidence; pixels without evidence stay grey.
+_HEAT = torch.tensor(
+    [[0, 0, 143], [0, 80, 255], [0, 220, 200], [250, 230, 0], [255, 110, 0], [215, 0, 0]]
+)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The files with a description each; the likeliest classes; notes on what could not be made."""
+
+    written: list[tuple[Path, str]]
+    top: list[tuple[str, float]]
+    notes: list[str]
+
+
+def explain(
+    trained: Trained, path: Path, image: Tensor, folder: Path, label: int | None = None
+) -> Explanation:
+    """Write the pictures for one image, (C, H, W) uint8 from ``trained.read``, to ``folder``.
+
+    Grad-CAM is drawn for the predicted class, and for class ``label`` if given. Raises ValueError
+    if the run's transforms refuse the image, RunError if the model gives NaN.
+    """
+    written: list[tuple[Path, str]] = []
+    notes: list[str] = []
+
+    def write(name: str, picture: Image.Image, what: str) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_picture(folder / name, picture)
+        written.append((folder / name, what))
+
+    inputs = trained.inputs([image])
+    probabilities = trained.probabilities(inputs)[0]
+    if not probabilities.isfinite().all():
+        raise RunError(f"{trained.run}: its model gives no numbers (NaN) for {path.name}.")
+    if inputs.ndim == 5:
+        notes.append(
+            f"the run averages {inputs.shape[1]} crops; the pictures are of the middle one"
+        )
+        inputs = inputs[:, 4]  # the middle one of FiveCrop and TenCrop
+    model_view = to_picture(as_pictures(trained.pipeline, inputs.cpu())[0])
+    predicted = int(probabilities.argmax())
+    panels = [to_picture(image), model_view]
+    captions = [
+        [path.name, f"{image.shape[2]} x {image.shape[1]}"],
+        ["as the model sees it", f"{model_view.width} x {model_view.height}"],
+    ]
+    for chosen in dict.fromkeys([predicted, predicted if label is None else label]):
+        try:
+            with trained.precision.autocast():
+                heat, layer = grad_cam(trained.model, inputs, chosen)
+        except ValueError as error:
+            notes.append(f"no Grad-CAM: {error}")
+            break
+        drawn = overlay(model_view, heat)
+        suffix = "" if chosen == predicted else f"_{file_name(trained, chosen)}"
+        what = f"what speaks for class {trained.classes[chosen]}, seen at {layer}"
+        write(f"grad_cam{suffix}.png", drawn, what)
+        panels.append(drawn)
+        evidence = "red speaks for it" if heat.any() else "nothing speaks for it"
+        name = drawable(trained.classes[chosen], chosen)
+        captions.append([f"Grad-CAM: {name}", f"{evidence}, seen at {layer}"])
+    notes += _write_layers(trained, inputs, write)
+    values, labels = probabilities.topk(min(TOP, len(probabilities)))
+    likeliest = list(zip(labels.tolist(), values.tolist(), strict=True))
+    bars = [(drawable(trained.classes[i], i), p) for i, p in likeliest]
+    write("overview.png", overview(panels, captions, bars), "all at a glance")
+    written.insert(0, written.pop())
+    top = [(trained.classes[i], p) for i, p in likeliest]
+    write_json(folder / INDEX, {"image": str(path), "sha256": sha256_of(path), "top": dict(top)})
+    return Explanation(written, top, notes)
+
+
+def _write_layers(
+    trained: Trained, inputs: Tensor, write: Callable[[str, Image.Image, str], None]
+) -> list[str]:
+    """Write the first layer's kernels and all feature maps; return notes on what is left out."""
+    notes = []
+    kernels = first_kernels(trained.model, trained.input_shape)
+    if kernels is None:
+        notes.append("no kernels: the first layer is no convolution, and not linear in the pixels")
+    else:
+        write("kernels.png", *_grid_of(kernels, "kernels of the first layer"))
+    layers = dict(trained.model.named_modules())
+    with trained.precision.autocast():
+        all_maps = feature_maps(trained.model, inputs)
+    for number, (name, maps) in enumerate(all_maps.items()):
+        kind = type(layers[name.partition(" (")[0]]).__name__  # "relu (2)": its second call
+        file = f"feature_maps/{number:02d}_{re.sub('[^A-Za-z0-9._-]+', '_', name)}.png"
+        write(file, *_grid_of(maps, f"maps of {name} ({kind}), {maps.shape[2]} x {maps.shape[1]}"))
+    return notes
+
+
+def overlay(picture: Image.Image, heat: Tensor, size: int = PANEL) -> Image.Image:
+    """Return a picture in grey, enlarged, under ``heat`` (h, w) in 0-1, from clear to red."""
+    grey = fit(picture, size).convert("L").convert("RGB")
+    smooth = Image.fromarray(heat.float().numpy()).resize(grey.size, Image.Resampling.BICUBIC)
+    values = torch.frombuffer(bytearray(smooth.tobytes()), dtype=torch.float32).clamp(0, 1)
+    places = values * (len(_HEAT) - 1)
+    below = places.long().clamp(max=len(_HEAT) - 2)
+    colours = _HEAT.float()[below].lerp(_HEAT.float()[below + 1], (places - below)[:, None])
+    pixels = colours.round().byte().view(grey.height, grey.width, 3).permute(2, 0, 1)
+    depth = (values.sqrt() * 0.6 * 255).byte().view(grey.height, grey.width)
+    return Image.composite(to_picture(pixels), grey, Image.fromarray(depth.numpy()))
+
+
+def overview(
+    panels: list[Image.Image], captions: list[list[str]], top: list[tuple[str, float]]
+) -> Image.Image:
+    """Return the panels in a row, above the likeliest classes with their probabilities."""
+    above = sheet(panels, captions, columns=len(panels), size=PANEL)
+    row, margin = 30, 14
+    made = Image.new("RGB", (above.width, above.height + row * len(top) + margin), "white")
+    made.paste(above, (0, 0))
+    draw = ImageDraw.Draw(made)
+    left = margin + 12 + max(font(17, name).getlength(name) for name, _ in top)
+    left, right = min(left, made.width / 3), made.width - 100
+    for i, (name, probability) in enumerate(top):
+        y = above.height + row * i
+        while font(17, name).getlength(name) > left - margin - 12:
+            name = name[:-1]
+        draw.text((left - 12, y + row / 2), name, "#222222", font(17, name), "rm")
+        end = left + probability * (right - left)
+        draw.rectangle((left, y + 5, right, y + row - 6), "#f2f2f2")
+        draw.rectangle(
+            (left, y + 5, max(end, left + 1), y + row - 6), "#1f77b4" if i == 0 else "#aec7e8"
+        )
+        draw.text((right + 12, y + row / 2), f"{probability:.4f}", "#222222", font(17), "lm")
+    return made
+
+
+def file_name(trained: Trained, label: int) -> str:
+    """Return a class's name for a file's name if it is safe and unique, else class_LABEL."""
+    # Unique without regard to case, as some file systems compare, and among all class_LABELs too.
+    safe = [_safe(name)[:40].casefold() for name in trained.classes]
+    taken = [*safe, *(f"class_{i}" for i in range(len(safe)))]
+    is_unique = taken.count(safe[label]) == 1 and safe[label].strip("_. ")
+    return _safe(trained.classes[label])[:40] if is_unique else f"class_{label}"
+
+
+def choose_folder(run: Path, image: Path) -> Path:
+    """Return RUN/explain/STEM, numbered if that is another image's; raises RunError for a link."""
+    stem, digest, number = _safe(image.stem), sha256_of(image), 1
+    while True:
+        folder = run / "explain" / (f"{stem}-{number}" if number > 1 else stem)
+        for place in (folder.parent, folder):
+            if place.is_symlink():
+                raise RunError(f"{place} is a link; nothing is written behind it.")
+        try:
+            if json.loads((folder / INDEX).read_text(encoding="utf-8"))["sha256"] == digest:
+                return folder
+        except FileNotFoundError:
+            return folder
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # a file of somebody else
+        number += 1
+
+
+def _safe(name: str) -> str:
+    safe = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
+    return safe.strip(". ") or "_"  # neither "." nor ".."
+
+
+def _grid_of(maps: Tensor, what: str) -> tuple[Image.Image, str]:
+    """Return a grid of the first MAX_CHANNELS maps, and its description."""
+    shown = maps[:MAX_CHANNELS]
+    return grid(shown), f"{len(shown)} of {len(maps)} {what}"

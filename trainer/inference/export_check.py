@@ -1,0 +1,148 @@
+"""Whether an exported model gives the outputs of the run's model: test inputs, and comparison."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from datasets import DATASETS, DataError
+from datasets.images import SUFFIXES
+from trainer.build.trained import Trained
+from trainer.components.losses import probabilities
+from trainer.config import Config
+from trainer.config.signatures import parameters_of, resolve
+from trainer.inference.evaluation import require_unchanged
+from trainer.input.data import load_part
+from trainer.process.errors import ConfigError
+from trainer.process.words import listed
+from trainer.run.disk import read_json
+from transforms.keyed import seed_of
+
+TOLERANCE = 1e-5
+MAX_IMAGES = 64  # of the run's test images, or of the user's
+
+Items = TypeVar("Items", list[Path], list[str], Tensor)
+Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs (N, C, H, W) float32 on the CPU, and a phrase for what they are."""
+
+    inputs: Tensor
+    source: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an input."""
+        return tuple(self.inputs.shape[1:])
+
+    def batches(self) -> list[Tensor]:
+        """Return batches of one, two, seven and all inputs; inputs repeat if there are too few."""
+        sizes = sorted({1, 2, 7, len(self.inputs)})
+        return [self.inputs[torch.arange(size) % len(self.inputs)] for size in sizes]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The greatest absolute differences, and the largest absolute logit of the run's model."""
+
+    logits: float
+    probabilities: float
+    largest: float
+
+    @property
+    def is_small(self) -> bool:
+        """Whether both are within TOLERANCE. For logits above 1 it is relative to the largest.
+
+        A float32 has seven digits: a logit of 100, summed in another order, may differ by 1e-5.
+        """
+        allowed = TOLERANCE * max(1.0, self.largest)
+        return self.logits <= allowed and self.probabilities <= TOLERANCE  # False for NaN
+
+
+def take_sample(trained: Trained, config: Config, images: Sequence[Path] | None) -> Sample:
+    """Return the named images, else the run's test images, else noise, with a note on stderr."""
+    if images is not None:
+        files = at_most_max_images([file for path in images for file in image_files(path)])
+        if not files:
+            raise DataError(f"--images: no images in {listed(images)}.")
+        try:
+            inputs = trained.inputs([trained.read(file) for file in files])
+        except ValueError as error:
+            raise DataError(f"--images: {error}.") from None
+        source = f"{len(files)} images of --images"
+    else:
+        try:
+            inputs = inputs_of_test_images(trained.run, config)
+            source = f"{len(inputs)} test images of {config.dataset.name}"
+        except (DataError, ConfigError) as error:
+            note(" ".join(str(error).split()))
+            note("only noise is compared; name real images with --images, or dataset.root=...")
+            generator = torch.Generator().manual_seed(seed_of(config.seed, "export"))
+            inputs = torch.randn(MAX_IMAGES, *trained.input_shape, generator=generator)
+            source = f"{MAX_IMAGES} images of NOISE, no real ones"
+    if inputs.ndim == 5:
+        note(
+            f"the run takes the mean over {inputs.shape[1]} crops of an image; the files take one "
+            "crop as one image: give them all, and average the logits"
+        )
+        inputs = at_most_max_images(inputs.flatten(0, 1))
+        source = f"{len(inputs)} crops of {source}"
+    return Sample(inputs.contiguous(), source)
+
+
+def image_files(path: Path) -> list[Path]:
+    """Return the path itself, or, for a folder, the image files in and below it."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+
+
+def inputs_of_test_images(run: Path, config: Config) -> Tensor:
+    """Return up to MAX_IMAGES of the test split as the model's inputs.
+
+    No dataset is downloaded or drawn. Raises DataError or ConfigError if it is absent or changed.
+    """
+    split = read_json(run / "split.json")
+    require_unchanged(run, split)
+    names: list[str] = list(split["test"])
+    known = parameters_of(resolve(DATASETS, config.dataset.name))
+    offline = {name: False for name in ("download", "draw_if_absent") if name in known}
+    arguments = config.dataset.arguments | offline
+    dataset = config.dataset.model_copy(update={"arguments": arguments})
+    chosen = {name: split["test"][name] for name in at_most_max_images(names)}
+    config = config.model_copy(update={"dataset": dataset})
+    rows = torch.arange(len(chosen))
+    return load_part(config, chosen, torch.device("cpu"))[1].sample(rows)[0]
+
+
+def at_most_max_images(items: Items) -> Items:
+    """Return at most MAX_IMAGES items, spread evenly over all."""
+    return items[:: max(1, -(-len(items) // MAX_IMAGES))]
+
+
+def deviation(trained: Trained, other: Network, sample: Sample) -> Difference:
+    """Compare another model's outputs with those of the run's model, over batches of several sizes.
+
+    Raises ValueError if its output has another shape.
+    """
+    logits, chances, largest = [], [], []
+    for batch in sample.batches():
+        expected, found = trained.logits(batch), other(batch)
+        if found.shape != expected.shape:
+            raise ValueError(f"it gives {tuple(found.shape)} for {tuple(batch.shape)}")
+        loss = trained.config.loss.name
+        logits.append((found - expected).abs().max())
+        chances.append((probabilities(loss, found) - probabilities(loss, expected)).abs().max())
+        largest.append(expected.abs().max())
+    return Difference(*(float(torch.stack(v).max()) for v in (logits, chances, largest)))
+
+
+def note(text: str) -> None:
+    """Print a note on stderr."""
+    print(f"note: {text}", file=sys.stderr)

@@ -1,0 +1,252 @@
+"""A run's best model in other formats: written, read back, compared, and only then kept."""
+
+import copy
+import dataclasses
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.build.model import build_model
+from trainer.build.precision import FP32, HALF
+from trainer.build.trained import Trained, load_trained
+from trainer.config import load_config
+from trainer.inference.evaluation import MAY_DIFFER
+from trainer.inference.export_check import (
+    TOLERANCE,
+    Difference,
+    Network,
+    Sample,
+    deviation,
+    note,
+    take_sample,
+)
+from trainer.inference.model_card import describe_model, hub_files
+from trainer.inference.script_writer import program
+from trainer.process.errors import RunError, in_plain_words
+from trainer.run.disk import read_json, rename, sync_folder, write_file, write_json
+from trainer.run.resume import refuse_changes
+
+MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's limit, less the graph
+
+
+def export_run(
+    run: Path,
+    formats: Sequence[str],
+    folder: Path,
+    images: Sequence[Path] | None = None,
+    overrides: Sequence[str] = (),
+) -> None:
+    """Write the run's best model into ``folder`` in each format, and print what was done.
+
+    images: files or folders to try it on, in place of the run's test images. Raises RunError if
+    the model cannot be exported, or if a file gives other outputs than the run's model.
+    """
+    config = load_config(run / "config.yaml", overrides)
+    refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
+    trained = load_trained(run, [*overrides, "train.device=cpu"])  # equal files on any machine
+    if config.train.precision in HALF:  # the weights are float32, and few tools compute otherwise
+        note(f"the run computed in {config.train.precision}, the files do in float32")
+        trained = dataclasses.replace(trained, precision=FP32)
+    result = read_json(run / "result.json")
+    sample = take_sample(trained, config, images)
+    if not trained.logits(sample.inputs).isfinite().all():
+        raise RunError(f"{run}: its model gives no numbers (NaN) on {sample.source}.")
+    card = describe_model(trained, result)
+    make_export_folder(folder)
+    write = {"safetensors": write_safetensors, "pt2": write_pt2, "onnx": write_onnx}
+    print(f"{run}: {card['model']['name']}, input (batch, {', '.join(map(str, sample.shape))})")
+    print(f"tried on {sample.source}")
+    exported: torch.export.ExportedProgram | None = None
+    written = []
+    for name in formats:
+        if name != "safetensors" and exported is None:
+            exported = export(trained, sample.inputs)
+        path, difference = write[name](folder, trained, sample, card, exported)
+        print(f"{name:<12} {path} ({path.stat().st_size / 2**20:,.1f} MiB)")
+        print(f"{'':<12} greatest difference: logits {difference.logits:.1e}, "
+            f"probabilities {difference.probabilities:.1e}")  # fmt: skip
+        written.append(path)
+    print(f"use it: the .py files in {folder} show how, without this project")
+
+
+def keep(
+    path: Path,
+    content: bytes,
+    read: Callable[[Path], Network],
+    trained: Trained,
+    sample: Sample,
+) -> Difference:
+    """Write ``content``, read it back, and give it its name if its outputs are the run's.
+
+    Raises RunError if they differ: the file is removed, and an older one stays.
+    """
+    unproven = path.with_name(f".unproven-{path.name}")
+    try:
+        write_file(unproven, content)
+        with as_run_error(f"{path.name} cannot be read back"), quiet(), torch.inference_mode():
+            difference = deviation(trained, read(unproven), sample)
+        if not difference.is_small:
+            raise RunError(
+                f"{path.name} was removed: on {sample.source} it differs from the run's model by "
+                f"{difference.logits:.1e} in the logits (of up to {difference.largest:.3g}) and "
+                f"{difference.probabilities:.1e} in the probabilities; {TOLERANCE:.0e} is allowed. "
+                "A newer version of what reads it may help, or another --format."
+            )
+        rename(unproven, path)
+    finally:
+        unproven.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return difference
+
+
+def export(trained: Trained, inputs: Tensor) -> torch.export.ExportedProgram:
+    """Return the model as a graph for batches of any size, without paths of this machine."""
+    model = plain_copy(trained.model)
+    example = inputs[torch.arange(2) % len(inputs)]
+    sizes = ({0: torch.export.Dim("batch", min=1)},)
+    with as_run_error(f"torch.export cannot export {trained.config.model.name}"), quiet():
+        exported = torch.export.export(model, (example,), dynamic_shapes=sizes, strict=False)
+    for module in exported.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return exported
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of the model without gradients, with contiguous weights for other tools."""
+    model = copy.deepcopy(model).requires_grad_(False).eval()
+    return model.to(memory_format=torch.contiguous_format)
+
+
+def write_pt2(
+    folder: Path, trained: Trained, sample: Sample, card: dict[str, Any], exported: Any
+) -> tuple[Path, Difference]:
+    """Write NAME.pt2, which PyTorch reads without this project, with NAME.json and NAME_pt2.py."""
+    name = trained.config.name
+    content = io.BytesIO()
+    with as_run_error("pt2"), quiet():
+        torch.export.save(exported, content, extra_files={"card.json": json.dumps(card)})
+
+    def read(path: Path) -> Network:
+        model: Network = torch.export.load(path).module()
+        return model
+
+    difference = keep(folder / f"{name}.pt2", content.getvalue(), read, trained, sample)
+    write_json(folder / f"{name}.json", card)
+    write_file(folder / f"{name}_pt2.py", program("pt2", trained))
+    return folder / f"{name}.pt2", difference
+
+
+def write_onnx(
+    folder: Path, trained: Trained, sample: Sample, card: dict[str, Any], exported: Any
+) -> tuple[Path, Difference]:
+    """Write NAME.onnx, one file with the card in its metadata, with NAME.json and NAME_onnx.py."""
+    name = trained.config.name
+    size = sum(tensor.nbytes for tensor in exported.state_dict.values())
+    if size > MAX_ONNX:
+        raise RunError(
+            f"{trained.config.model.name} takes {size / 2**30:.1f} GiB, and an ONNX file holds at "
+            "most 2; use --format pt2 or safetensors."
+        )
+    with as_run_error(f"ONNX cannot express {trained.config.model.name}"), quiet():
+        made = torch.onnx.export(
+            exported,
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: "batch"},),
+            verbose=False,
+        )
+        assert made is not None
+        proto = made.model_proto
+        for key, value in card_strings(card).items():
+            proto.metadata_props.add(key=key, value=value)
+        content = proto.SerializeToString()
+    difference = keep(folder / f"{name}.onnx", content, onnx_model, trained, sample)
+    write_json(folder / f"{name}.json", card)
+    write_file(folder / f"{name}_onnx.py", program("onnx", trained))
+    return folder / f"{name}.onnx", difference
+
+
+def onnx_model(path: Path) -> Network:
+    """Return a function that runs an ONNX file in ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors only
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def model(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return model
+
+
+def write_safetensors(
+    folder: Path, trained: Trained, sample: Sample, card: dict[str, Any], exported: Any = None
+) -> tuple[Path, Difference]:
+    """Write NAME-safetensors/, weights first, in Hugging Face's layout of a model."""
+    import safetensors.torch
+
+    folder = folder / f"{trained.config.name}-safetensors"
+    make_export_folder(folder)
+    # Copies: tied tensors share memory, which the format refuses.
+    tensors = {k: v.clone() for k, v in plain_copy(trained.model).state_dict().items()}
+    content = safetensors.torch.save(tensors, {"format": "pt", **card_strings(card)})
+
+    def read(path: Path) -> Network:
+        model = build_model(trained.config, trained.classes, trained.input_shape).eval()
+        model.load_state_dict(safetensors.torch.load_file(path))
+        return model
+
+    difference = keep(folder / "model.safetensors", content, read, trained, sample)
+    for name, text in hub_files(trained, card).items():
+        make_export_folder((folder / name).parent)
+        write_file(folder / name, text)
+    return folder / "model.safetensors", difference
+
+
+def card_strings(card: Mapping[str, Any]) -> dict[str, str]:
+    """Return a card with each value as JSON in ASCII: the formats keep strings only."""
+    return {key: json.dumps(value) for key, value in card.items()}
+
+
+def make_export_folder(folder: Path) -> None:
+    """Make a folder if it is absent. Raises RunError for a link."""
+    if folder.is_symlink():
+        raise RunError(f"{folder} is a link; nothing is written behind it.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def as_run_error(what: str) -> Iterator[None]:
+    """Context manager: turn what a library raises into a RunError that begins with ``what``."""
+    try:
+        yield
+    except Exception as error:  # exporters raise every kind
+        if isinstance(error, RunError) or in_plain_words(error) is not error:
+            raise
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise RunError(f"{what}: {reason[:300]}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Context manager: suppress the output and the warnings of exporters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,166 @@
+"""A trained model's predictions for image files, read in threads and predicted in batches."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Literal, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datasets import BrokenImage
+from trainer.build.trained import Trained
+from trainer.drawing.pictures import to_picture
+from trainer.input.data import build_pipelines
+from trainer.process.errors import UsageError
+from transforms import RANDOM
+from transforms.batched import predecessors
+from transforms.keyed import seed_of
+from transforms.pipeline import Pipeline
+
+MAX_SHEET = 100  # pictures on a sheet
+SHEET_THUMBNAIL = 160  # longest side in pixels
+BATCH_SIZE = 32  # views of images: fits the largest model on a laptop
+
+Input = TypeVar("Input")
+Output = TypeVar("Output")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A file's prediction: (K,) probabilities, or the reason why there are none."""
+
+    path: str
+    probabilities: Tensor | None = None
+    reason: str = ""
+    thumbnail: Image.Image | None = None
+
+
+@dataclass(frozen=True)
+class _Views:
+    """A file's inputs (1, [crops,] C, H, W), and random draws of it (N, C, H, W)."""
+
+    path: str
+    inputs: Tensor
+    draws: Tensor | None
+    thumbnail: Image.Image | None
+
+
+def predict_files(
+    trained: Trained,
+    paths: Sequence[str],
+    *,
+    batch_size: int | None = None,
+    tta: int | Literal["flip"] = 1,
+    thumbnails: int = 0,
+) -> Generator[Prediction, None, None]:
+    """Yield a Prediction for each path, in order. Memory does not grow with the number of paths.
+
+    tta: the probabilities are the mean over the image and its mirror image ("flip"), or over the
+    image and tta - 1 random draws of the run's training transforms without those that mix images.
+    The draws depend on the image's pixels only. thumbnails: so many predictions come with a small
+    picture. Raises UsageError if tta asks for draws and no transform is random.
+    """
+    augment = None if tta in (1, "flip") else augmentation(trained)
+    count = tta - 1 if isinstance(tta, int) else 0
+    one_at_a_time = Lock()  # some transforms use the process's one generator
+    with_thumbnail = set(paths[:thumbnails])
+
+    def read(path: str) -> _Views | Prediction:
+        try:
+            image = trained.read(Path(path))
+            inputs, draws = trained.inputs([image]), None
+            if augment:
+                with one_at_a_time:
+                    draws = draw_views(augment, image, count).to(trained.device)
+                if draws.shape[1:] != trained.input_shape:
+                    raise ValueError("the run's training transforms leave another size of it")
+        except (BrokenImage, ValueError) as error:
+            return Prediction(
+                path, reason=error.reason if isinstance(error, BrokenImage) else str(error)
+            )
+        thumbnail = None
+        if path in with_thumbnail:
+            thumbnail = to_picture(image)
+            thumbnail.thumbnail((SHEET_THUMBNAIL, SHEET_THUMBNAIL))
+        return _Views(path, inputs, draws, thumbnail)
+
+    at_once = batch_size or trained.config.loader.eval_batch_size or BATCH_SIZE
+    size = max(1, at_once // (count + 1))
+    waiting: list[_Views | Prediction] = []
+    with closing(map_in_order(read, paths)) as results:
+        for result in results:
+            waiting.append(result)
+            if len(waiting) == size:
+                yield from _predicted(trained, waiting, tta == "flip")
+                waiting = []
+    if waiting:
+        yield from _predicted(trained, waiting, tta == "flip")
+
+
+def _predicted(
+    trained: Trained, waiting: Sequence[_Views | Prediction], flip: bool
+) -> Iterator[Prediction]:
+    """Yield the predictions of what was read, in one batch."""
+    views = [item for item in waiting if isinstance(item, _Views)]
+    rows: Iterator[Tensor] = iter(())
+    if views:
+        inputs = torch.cat([item.inputs for item in views])
+        total, count = trained.probabilities(inputs), 1
+        if flip:
+            total, count = total + trained.probabilities(inputs.flip(-1)), 2
+        draws = [item.draws for item in views if item.draws is not None]
+        if draws:
+            drawn = trained.probabilities(torch.cat(draws)).view(len(views), -1, total.shape[1])
+            total, count = total + drawn.sum(dim=1), 1 + drawn.shape[1]
+        rows = iter(total / count)
+    for item in waiting:
+        if isinstance(item, Prediction):
+            yield item
+        else:
+            yield Prediction(item.path, next(rows), thumbnail=item.thumbnail)
+
+
+def augmentation(trained: Trained) -> Pipeline:
+    """Return the run's training transforms of one image; raises UsageError if none is random."""
+    full = build_pipelines(trained.config, len(trained.classes))["train"]
+    kept = [step for step in (*full.fixed, *full.rest) if not predecessors(step)]
+    if not any(type(step).__name__ in RANDOM for step in kept):
+        raise UsageError(
+            "--tta: this run's training transforms draw nothing at random for one image; "
+            "use --tta flip, or leave it out."
+        )
+    return Pipeline(kept, trained.config.seed)
+
+
+def draw_views(pipeline: Pipeline, image: Tensor, count: int) -> Tensor:
+    """Return random views (count, C, H, W) float32, seeded by the image (C, H, W) uint8 only."""
+    pixels = hashlib.sha256(image.numpy().tobytes()).hexdigest()
+    numbers = torch.tensor([seed_of("view", pixels, number) for number in range(count)])
+    images = pipeline.prepare(image).expand(count, -1, -1, -1).contiguous()
+    return pipeline(images, torch.zeros(count, dtype=torch.int64), numbers, 0)[0]
+
+
+def map_in_order(
+    function: Callable[[Input], Output], items: Iterable[Input]
+) -> Generator[Output, None, None]:
+    """Yield ``function(item)`` in order, computed by threads that are only a few items ahead."""
+    workers = min(os.cpu_count() or 1, 16)
+    pool = ThreadPoolExecutor(workers)
+    running: deque[Future[Output]] = deque()
+    try:
+        for item in items:
+            running.append(pool.submit(function, item))
+            if len(running) > 2 * workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,114 @@
+"""Predictions as a table, JSON, CSV, or a sheet of pictures."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from trainer.drawing.columns import pad, width_of
+from trainer.drawing.fonts import drawable
+from trainer.drawing.pictures import sheet
+from trainer.inference.prediction import SHEET_THUMBNAIL, Prediction
+from trainer.process.words import visible
+from trainer.run.disk import Digest, write_with
+
+
+def table_lines(
+    predictions: Iterable[Prediction],
+    classes: Sequence[str],
+    paths: Sequence[str],
+    top: int = 1,
+    columns: int = 240,
+) -> Iterator[str]:
+    """Yield the lines of a table: the ``top`` classes of each file, one below the other.
+
+    A path that leaves no room for the other columns gets a line of its own.
+    """
+    names = [visible(name) for name in classes]
+    width = max(len("class"), *map(width_of, names))
+    longest = max((width_of(visible(path)) for path in paths), default=0)
+    room = max(len("path"), min(longest, columns - width - len("    probability")))
+    yield f"{pad('path', room)}  {pad('class', width)}  probability"
+    for one in predictions:
+        if one.probabilities is None:
+            continue
+        path = visible(one.path)
+        if width_of(path) > room:
+            yield path
+            path = ""
+        values, labels = one.probabilities.topk(min(top, len(names)))
+        for value, label in zip(values.tolist(), labels.tolist(), strict=True):
+            yield f"{pad(path, room)}  {pad(names[label], width)}  {value:11.4f}"
+            path = ""
+
+
+def json_lines(
+    predictions: Iterable[Prediction], classes: Sequence[str], ascii_only: bool = False
+) -> Iterator[str]:
+    r"""Yield the lines of a JSON list, a line for each file, with exact numbers.
+
+    A byte of a path that is no UTF-8 becomes an escape, \udc80 to \udcff, which ``os.fsencode``
+    turns back.
+    """
+    line = "["  # held back until its comma is known: JSON has none after the last entry
+    for one in predictions:
+        if one.probabilities is None:
+            continue
+        values, label = one.probabilities.tolist(), int(one.probabilities.argmax())
+        entry = {
+            "path": one.path,
+            "class": classes[label],
+            "probability": values[label],
+            "probabilities": dict(zip(classes, values, strict=True)),
+        }
+        text = json.dumps(entry, ensure_ascii=ascii_only)
+        if line == "[":
+            line = f"[{text}"
+        else:
+            yield f"{line},"
+            line = f" {text}"
+    yield f"{line}]"
+
+
+def csv_lines(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[str]:
+    """Yield CSV rows: path, class, probability, then a column for each class."""
+
+    def line(cells: Sequence[object]) -> str:
+        text = io.StringIO()
+        csv.writer(text).writerow(cells)  # it quotes \r and \n, its own line end
+        return text.getvalue().removesuffix("\r\n")
+
+    yield line(["path", "class", "probability", *classes])
+    for one in predictions:
+        if one.probabilities is not None:
+            values, label = one.probabilities.tolist(), int(one.probabilities.argmax())
+            yield line([one.path, classes[label], values[label], *values])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines of text as UTF-8, atomically; what is no UTF-8 becomes an escape, as in JSON."""
+
+    def fill(file: Digest) -> None:
+        for line in lines:
+            file.write(f"{line}\n".encode(errors="backslashreplace"))
+
+    write_with(path, fill)
+
+
+def prediction_sheet(predictions: Iterable[Prediction], classes: Sequence[str]) -> Image.Image:
+    """Return a sheet of the thumbnails, each with its class, probability and file name."""
+    names = [drawable(name, label) for label, name in enumerate(classes)]
+    pictures, captions = [], []
+    for one in predictions:
+        if one.probabilities is not None and one.thumbnail is not None:
+            label = int(one.probabilities.argmax())
+            pictures.append(one.thumbnail)
+            captions.append(
+                [f"{names[label]} ({one.probabilities[label]:.4f})", os.path.basename(one.path)]
+            )
+    columns = 4 if len(pictures) <= 16 else 10
+    return sheet(pictures, captions, columns=columns, size=SHEET_THUMBNAIL)

@@ -1,0 +1,65 @@
+"""Code that uses an exported model without this project: with Pillow, NumPy and what reads it.
+
+The program is the same for every run: it reads the card in the model's file, transforms included.
+Of a run it holds the file's name, and for a folder of weights how the model is built.
+"""
+
+from pathlib import Path
+
+from models import MODELS
+from models.arguments import without_depth
+from models.external import WITH_AUXILIARY_HEADS
+from models.weights import first_convolution
+from trainer.build.trained import Trained
+from trainer.config.signatures import parameters_of, resolve
+from trainer.drawing.page import render
+
+SCRIPT_TEMPLATE = Path(__file__).parent / "templates" / "use.py.j2"
+
+
+def program(kind: str, trained: Trained) -> str:
+    """Python code that classifies image files with a NAME.pt2, a NAME.onnx or a folder of weights.
+
+    kind: "pt2", "onnx" or "safetensors". It needs NumPy, Pillow, and what reads the file.
+    """
+    imports, built, own = ["import numpy as np", "from PIL import Image, ImageOps"], [""], ""
+    # Older ones average padded pools wrongly: AlexNet's normalisation has those.
+    reader = "import onnxruntime  # 1.25 or newer" if kind == "onnx" else "import torch"
+    if kind == "safetensors":
+        own, built = building(trained)
+        imports += ["from safetensors.torch import load_file"]
+        if "/" in trained.config.model.name:
+            imports, own = [*imports, own], ""
+    imports = sorted([*imports, reader], key=lambda line: (line.startswith("from"), line.lower()))
+    name = "model" if kind == "safetensors" else trained.config.name
+    values = {"imports": [*imports, *(["", own] if own else [])], "building": built}
+    return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", **values)
+
+
+def building(trained: Trained) -> tuple[str, list[str]]:
+    """The import and the lines that make an empty ``model`` for the weights."""
+    family, _, name = trained.config.model.name.partition("/")
+    arguments = trained.config.model.arguments
+    classes, (channels, *sides) = len(trained.classes), trained.input_shape
+    if not name:  # one of ours, whose source lies in the folder
+        module, _, attribute = MODELS[family].partition(":")
+        supplied = {"num_classes": classes, "in_channels": channels, "input_size": sides}
+        taken = parameters_of(resolve(MODELS, family))
+        arguments = {k: v for k, v in supplied.items() if k in taken} | arguments
+        return f"from {module} import {attribute}", [f"model = {attribute}(**{arguments!r})"]
+    if family == "timm":
+        arguments = {"num_classes": classes, "in_chans": channels} | arguments
+        return "import timm", [f"model = timm.create_model({name!r}, **{arguments!r})"]
+    if name in WITH_AUXILIARY_HEADS:
+        arguments = {"aux_logits": False, "init_weights": False} | arguments
+    arguments = without_depth("torchvision", arguments)  # it is for training only
+    arguments = {"weights": None, "num_classes": classes} | arguments
+    lines = [f"model = torchvision.models.get_model({name!r}, **{arguments!r})"]
+    if channels != 3:
+        stem = first_convolution(trained.model)
+        lines += [
+            f"stem = model.get_submodule({stem!r})",
+            f"shape = (stem.out_channels, {channels}, *stem.kernel_size)",
+            f"stem.in_channels, stem.weight = {channels}, torch.nn.Parameter(torch.zeros(shape))",
+        ]
+    return "import torchvision", lines

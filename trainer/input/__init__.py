@@ -1,0 +1,1 @@
+"""Dataset, split, decoded images, batches."""

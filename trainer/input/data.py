@@ -1,0 +1,301 @@
+"""From the configuration to the three parts of the data, decoded once, ready to be batched."""
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from datasets import DATASETS, BrokenImage, DataError, Dataset
+from datasets.split import conflicts, manifest
+from datasets.split import split as split_dataset
+from trainer.config import Config
+from trainer.config.construct import build
+from trainer.config.settings import Component
+from trainer.distributed.processes import rank, world_size
+from trainer.input.decode import attempt, in_threads, read_part
+from trainer.input.loader import Loader, Part
+from trainer.process.errors import ConfigError, Fault
+from trainer.process.launch import local_world_size
+from transforms import TRANSFORMS
+from transforms.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset, cut into parts and read: what training and evaluation draw their batches from.
+
+    parts maps train, val and test to their images. skipped lists (path, reason) of what
+    ``on_broken: skip`` left out. notes are lines that a user should see.
+    """
+
+    dataset: Dataset
+    parts: dict[str, Part]
+    skipped: list[tuple[str, str]]
+    split: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; label k is ``classes[k]``."""
+        return self.dataset.classes
+
+    @cached_property
+    def image_channels(self) -> int:
+        """Channels of the images before any transform."""
+        first = int(self.parts["train"].indices[0])
+        images = self.dataset.images
+        return len(self.dataset.image(first) if images is None else images[first])
+
+    @cached_property
+    def split_digest(self) -> str:
+        """That of ``digest_of_split``."""
+        return digest_of_split(self.split)
+
+
+def digest_of_split(split: dict[str, Any]) -> str:
+    """SHA-256 of a split: equal for equal samples, in equal order, in equal parts."""
+    digest = hashlib.sha256()
+    for name, value in split.items():
+        samples = "\n".join(map(" ".join, value.items())) if isinstance(value, dict) else value
+        digest.update(f"{name}\n{samples}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def load_data(config: Config, device: torch.device) -> Data:
+    """Open the dataset, cut it, and run the once-per-sample stage of each part's pipeline.
+
+    Raises DataError for data that cannot be used, naming every broken file at once.
+    """
+    dataset = open_dataset(config)
+    pipelines = build_pipelines(config, num_classes=len(dataset.classes))
+    every = range(len(dataset))
+    results: Sequence[str | BrokenImage] | None = dataset.digests(every)
+    if results is None:
+        results = in_threads(lambda i: attempt(dataset.digest, i), every, "reading images")
+    digests = [result if isinstance(result, str) else "" for result in results]
+    broken = {i: result for i, result in enumerate(results) if isinstance(result, BrokenImage)}
+    if broken and dataset.on_broken == "error":
+        raise BrokenImages(broken.values(), len(dataset))
+    usable = [index for index in every if index not in broken]
+    while True:
+        indices = cut(dataset, usable, digests, config)
+        parts: dict[str, Part] = {}
+        failed: dict[int, BrokenImage] = {}
+        notes = [dataset.note] if dataset.note else []
+        for name, rows in indices.items():
+            side = "train" if name == "train" else "eval"
+            try:
+                parts[name], faults = read_part(dataset, pipelines[side], rows, config, device)
+            except ValueError as error:
+                raise ConfigError([transform_fault(config, side, error)]) from None
+            failed |= faults
+        if not failed:
+            break
+        if dataset.on_broken == "error":
+            raise BrokenImages(failed.values(), len(dataset))
+        broken |= failed  # they count for nothing: the rest is cut as if they were not there
+        usable = [index for index in usable if index not in broken]
+    if anew := [name for name, part in parts.items() if part.cache == "off"]:
+        notes.append(f"{', '.join(anew)}: not kept in memory, read anew in every epoch")
+    notes += conflicts(dataset.ids, dataset.labels, digests, indices)[:5]
+    return Data(
+        dataset=dataset,
+        parts=parts,
+        skipped=[(error.path, error.reason) for error in broken.values()],
+        split=how_split(config) | manifest(indices, dataset.ids, digests),
+        notes=notes,
+    )
+
+
+def how_split(config: Config) -> dict[str, Any]:
+    """The settings of the split, as split.json tells them."""
+    ratios, seed, pool = config.split.ratios, config.split.seed, config.split.pool
+    how: dict[str, Any] = {"ratios": [float(ratio) for ratio in ratios]}
+    if config.split.folds is not None:
+        how = {"folds": config.split.folds, "fold": config.split.fold}
+    return how | {"seed": seed, "pool": pool}
+
+
+def load_part(
+    config: Config, split: Mapping[str, str], device: torch.device
+) -> tuple[Dataset, Part]:
+    """The dataset, and one part of it as a run's split.json names it, with the eval transforms.
+
+    split maps sample ids to digests. Raises DataError where images are absent or have changed.
+    """
+    dataset = open_dataset(config)
+    index_of = {name: index for index, name in enumerate(dataset.ids)}
+    absent = [name for name in split if name not in index_of]
+    indices = [index_of[name] for name in split if name in index_of]
+    digests = dataset.digests(indices)
+    if digests is None:
+        digests = in_threads(dataset.digest, indices, "reading images")
+    found = dict(zip((dataset.ids[index] for index in indices), digests, strict=True))
+    changed = [name for name, digest in found.items() if digest != split[name]]
+    if absent or changed:
+        told = [f"{name} is absent" for name in absent]
+        told += [f"{name} has changed" for name in changed]
+        raise DataError(
+            f"{config.dataset.name} no longer gives the images of this run: "
+            f"{', '.join(told[:5])}{f' and {len(told) - 5} more' if len(told) > 5 else ''}. "
+            "Bring them back, or name their place: dataset.root=..."
+        )
+    pipeline = build_pipelines(config, num_classes=len(dataset.classes))["eval"]
+    part, failed = read_part(dataset, pipeline, indices, config, device)
+    if failed:
+        raise BrokenImages(failed.values(), len(dataset))
+    return dataset, part
+
+
+def open_dataset(config: Config) -> Dataset:
+    """The dataset that the configuration names; what its constructor refuses is a ConfigError."""
+    try:
+        dataset: Dataset = build(DATASETS, "dataset", config.dataset)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        raise ConfigError([config.fault("dataset", f"cannot be opened: {error}")]) from error
+    if len(dataset.classes) < 2:
+        raise DataError(
+            f"{config.dataset.name} gives one class only, {dataset.classes[0]!r}; "
+            "expected at least two."
+        )
+    return dataset
+
+
+def transform_fault(config: Config, side: str, error: Exception) -> Fault:
+    """A fault at the transform that refused an image; the pipeline's message has its number."""
+    found = re.search(r"\(transform (\d+)\)", str(error))
+    path = f"transforms.{side}.{found[1]}" if found else f"transforms.{side}"
+    return config.fault(path, str(error))
+
+
+class BrokenImages(DataError):
+    """Every image that cannot be read, in one message."""
+
+    def __init__(self, errors: Collection[BrokenImage], images: int) -> None:
+        lines = "".join(f"\n  {error.path}: {error.reason}" for error in errors)
+        super().__init__(
+            f"{len(errors)} of {images} images cannot be read:{lines}\n"
+            "Mend or remove them, or leave them out with dataset.on_broken=skip."
+        )
+
+
+def cut(
+    dataset: Dataset, usable: Sequence[int], digests: Sequence[str], config: Config
+) -> dict[str, list[int]]:
+    """The usable samples of train, val and test, by their numbers in the dataset.
+
+    Raises ConfigError for two folds where test is to be one of them, DataError as ``split``.
+    """
+    folds, fold = config.split.folds, config.split.fold or 0
+    if folds == 2 and (config.split.pool or "test" not in dataset.parts):
+        message = "2 leave nothing to train on beside val and test; expected at least 3"
+        raise ConfigError([config.fault("split.folds", message)])
+    cut_usable = split_dataset(
+        [dataset.labels[index] for index in usable],
+        [digests[index] for index in usable],
+        [dataset.parts[index] for index in usable],
+        config.split.ratios,
+        config.split.seed,
+        config.split.pool,
+        folds,
+        fold,
+    )
+    return {name: [usable[row] for row in rows] for name, rows in cut_usable.items()}
+
+
+def build_pipelines(config: Config, num_classes: int) -> dict[str, Pipeline]:
+    """The train and the eval pipeline."""
+
+    def transform(path: str, component: Component) -> Callable[..., Any]:
+        built: Callable[..., Any] = build(TRANSFORMS, path, component, num_classes=num_classes)
+        return built
+
+    pipelines = {}
+    for side, listed in (("train", config.transforms.train), ("eval", config.transforms.eval)):
+        built = [transform(f"transforms.{side}.{i}", listed[i]) for i in range(len(listed))]
+        try:
+            pipelines[side] = Pipeline(built, config.seed)
+        except ValueError as error:
+            raise ConfigError([transform_fault(config, side, error)]) from None
+    return pipelines
+
+
+def train_loader(
+    config: Config, part: Part, device: torch.device, channels_last: bool = False
+) -> Loader:
+    """The shuffled batches of the training split."""
+    return Loader(
+        part,
+        config.loader.batch_size,
+        seed=config.seed,
+        drop_last=config.loader.drop_last,
+        sampling=config.loader.sampling,
+        workers=workers(config, part),
+        device=device,
+        channels_last=channels_last,
+        process=rank(),
+        processes=world_size(),
+    )
+
+
+def eval_loader(
+    config: Config, part: Part, device: torch.device, channels_last: bool = False
+) -> Loader:
+    """The batches of a split in its own order."""
+    images, _ = part.sample(torch.arange(1))
+    # Small images want large batches; at 224 x 224 a batch of 256 would fill a laptop's memory.
+    fitting = 256 if images.numel() <= 3 * 64 * 64 else config.loader.batch_size
+    batch_size = config.loader.eval_batch_size or max(fitting, config.loader.batch_size)
+    return Loader(
+        part,
+        batch_size,
+        workers=workers(config, part),
+        device=device,
+        channels_last=channels_last,
+        process=rank(),
+        processes=world_size(),
+        even=config.train.parallel == "fsdp",  # each forward is done by all processes together
+    )
+
+
+def workers(config: Config, part: Part) -> int:
+    """Worker processes for a part: none where reading a batch takes less than handing one over."""
+    if part.cache not in ("ram", "off"):
+        return 0  # other processes cannot share a device's memory
+    if config.loader.workers != "auto":
+        return config.loader.workers
+    rows = torch.arange(min(config.loader.batch_size, len(part)))
+    part.read(rows, 0)  # the first one also warms up
+    started = time.process_time()  # not the clock: other processes may be busy
+    part.read(rows, 0)
+    return 0 if time.process_time() - started < 0.02 else min(cores(), 8)
+
+
+def cores() -> int:
+    """The processor cores that this process may keep busy; others of the run have theirs."""
+    return max((os.cpu_count() or 1) // local_world_size(), 1)
+
+
+def check_shape(config: Config, part: Part, side: str) -> tuple[int, int, int]:
+    """The (C, H, W) that the model will see of a part, tried on its smallest and largest images.
+
+    Raises ConfigError, at the transform, where the images cannot form a batch.
+    """
+    try:
+        images, _ = part.sample(part.extremes)
+        part.try_choices(part.extremes)
+    except BrokenImage:
+        raise
+    except DataError as error:
+        raise ConfigError([transform_fault(config, side, error)]) from None
+    if images.ndim > 5:
+        message = "FiveCrop and TenCrop can stand once in a list"
+        raise ConfigError([config.fault(f"transforms.{side}", message)])
+    channels, height, width = images.shape[-3:]
+    return channels, height, width

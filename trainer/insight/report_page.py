@@ -1,0 +1,69 @@
+"""The report as one page of HTML: no script, no request to anywhere, light and dark, for print."""
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from trainer.drawing.axes import COLOURS
+from trainer.drawing.charts import panels_of
+from trainer.drawing.page import render
+from trainer.drawing.pictures import png
+from trainer.drawing.svg import calibration_chart, curves_chart, element
+from trainer.insight.findings import Findings
+
+FIT = 10  # classes whose confusion matrix a phone shows whole
+CRISP_BELOW = 64  # pixels of a side; smaller pictures are shown crisp
+REPORT_TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
+
+
+def report_page(found: Findings, confusion: Image.Image) -> str:
+    """The whole page; ``confusion`` is the picture that many classes are shown by."""
+    charts = [
+        curves_chart(title, curves, found.best_epoch)
+        for title, curves in panels_of(found.history).items()
+    ]
+    kinds = [f"c{i % len(COLOURS)}" for i in range(len(found.seconds))]
+    return render(
+        REPORT_TEMPLATE,
+        title=found.title,
+        kind="report",
+        facts=found.facts,
+        found=found,
+        worst=[row.values() for row in found.worst],
+        by_class=[row.values() for row in found.by_class],
+        charts=charts,
+        confusion=confusion,
+        fit=FIT,
+        calibration_chart=calibration_chart(found.bins, found.calibration_error),
+        intervals=[
+            (f"{i / len(found.bins):.2f} to {(i + 1) / len(found.bins):.2f}", *row)
+            for i, row in enumerate(found.bins)
+            if row[0]
+        ],
+        times=[
+            [
+                element("span", element("span", kind=f"swatch {kind}"), row[0], kind="label"),
+                *row[1:],
+            ]
+            for kind, row in zip(kinds, found.times, strict=True)
+        ],
+        kinds=kinds,
+        data_url=_data_url,
+        small=CRISP_BELOW,
+    )
+
+
+def _data_url(picture: Image.Image) -> str:
+    """A picture within the page: small ones and charts as PNG, photographs as JPEG."""
+    kind = "png"
+    if (
+        max(picture.size) <= CRISP_BELOW or picture.width > 400
+    ):  # of charts JPEG would blur the letters
+        data = png(picture)
+    else:
+        content = io.BytesIO()
+        picture.save(content, "JPEG", quality=85)
+        kind, data = "jpeg", content.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,1 @@
+"""The step, evaluation, epochs, guard, state and resume: a Job becomes a finished run."""

@@ -1,0 +1,257 @@
+"""A run from its beginning, or from its checkpoint, to its result: train, then test the best."""
+
+import shlex
+import shutil
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer.build.job import Job
+from trainer.components.losses import probabilities
+from trainer.distributed.fsdp import is_sharded, model_shard
+from trainer.distributed.network import from_main
+from trainer.distributed.processes import (
+    as_process_failure,
+    is_common,
+    is_main,
+    on_every_rank,
+    on_main,
+)
+from trainer.input.data import eval_loader
+from trainer.input.loader import Part
+from trainer.insight.board import Board, show_end, show_start
+from trainer.insight.report import write_report
+from trainer.loop.epochs import Session, train_epochs
+from trainer.loop.evaluate import evaluate, predict, scalars
+from trainer.loop.guard import Guard
+from trainer.loop.record import describe, update_result
+from trainer.loop.resume import Found, adopt, check, on_all_ranks, restore
+from trainer.loop.state import State
+from trainer.loop.step import new_task
+from trainer.loop.summary import conclude, introduce, shows_tensorboard
+from trainer.process.errors import NonFiniteLoss, RunError, Stopped, in_plain_words
+from trainer.process.launch import started_by
+from trainer.process.stop import StopRequest
+from trainer.run.best import best_weights, load_best
+from trainer.run.checkpoint import Entry
+from trainer.run.disk import read_json
+from trainer.run.folder import create_run, lock_run, read_metrics
+from trainer.run.log import Lengths, NoLog, RunLog
+from trainer.run.saver import Saver
+
+Say = Callable[[str], None]
+
+
+class Start(NamedTuple):
+    """Where a run begins or goes on: its folder, its counters, the lengths of its logs.
+
+    best: the manifest entry of model.pt, if there is one.  is_finished: nothing is left to do.
+    """
+
+    run: Path
+    state: State
+    lengths: Lengths
+    best: Entry | None = None
+    is_finished: bool = False
+
+
+def fit(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest) -> Path:
+    """Train in a new run folder, or go on in the folder ``resume``; returns the folder.
+
+    Raises Stopped (the state is saved), NonFiniteLoss, RunError (disk, checkpoint, another rank),
+    and what reading the data raises; each says how to go on. result.json tells how the run ended,
+    whatever happens.
+    """
+    budget = job.config.train.budget
+    stop.training_begins(budget.value if budget else None)
+    with ExitStack() as held:
+        start = open_run(job, runs, resume, held, say)
+        if start.is_finished:
+            return start.run
+        with ending(job, start), open_session(job, start, say, stop) as session:
+            train_epochs(session)
+            result = test_best(session)
+        if result:
+            conclude(start.run, job.config, result, say)
+    return start.run
+
+
+def open_run(job: Job, runs: Path, resume: Path | None, held: ExitStack, say: Say) -> Start:
+    """A new run, or the run to go on with, restored into ``job``.
+
+    Rank 0 holds the folder's lock until ``held`` is closed.
+    """
+    run, found = on_main(lambda: take(job, runs, resume, held, say))
+    if resume is None:
+        return Start(run, State(), Lengths())
+    found = on_all_ranks(found)
+    state, lengths = on_every_rank(lambda: restore(job, found))
+    is_finished, best = on_main(lambda: adopt(job, run, state, lengths, found, say))
+    return Start(run, state, lengths, best, is_finished)
+
+
+def take(
+    job: Job, runs: Path, resume: Path | None, held: ExitStack, say: Say
+) -> tuple[Path, Found | None]:
+    """Lock a new run's folder, or the folder ``resume``, and find its checkpoint; for rank 0."""
+    run = resume or create_run(runs, job.config.name)
+    held.enter_context(lock_run(run))
+    if resume is not None:
+        return run, check(run, job, say)
+    try:
+        describe(job, run)
+    except BaseException:
+        shutil.rmtree(run, ignore_errors=True)  # a failed start leaves no litter
+        raise
+    return run, None
+
+
+@contextmanager
+def open_session(job: Job, start: Start, say: Say, stop: StopRequest) -> Iterator[Session]:
+    """Context manager: print what is trained, open log and saver; inside, the run goes on."""
+    config, state, run = job.config, start.state, start.run
+    introduce(job, say)
+    say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
+    if shows_tensorboard(config):
+        say(f"look    tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
+    goes_on = config.train.skip_non_finite > 0 or job.precision.scaler.is_enabled()
+    guard = Guard(job.model, job.optimizer, config.train.clip_grad_norm, restore=goes_on)
+    with (
+        RunLog(run, config, start.lengths, job.device) if is_main() else NoLog() as log,
+        Saver(run, config.checkpoint.keep, log.sync, start.best) as saver,
+    ):
+        session = Session(job, run, state, log, saver, new_task(job, guard), stop, say)
+        state.seconds["start"] += stop.elapsed()
+        if is_main():
+            with state.spending("log"):
+                log.begin_anew_what_is_lost(say)
+                show_start(Board(log.events, job, say), run, state.step)
+        yield session
+
+
+@contextmanager
+def ending(job: Job, start: Start) -> Iterator[None]:
+    """Context manager: however the body ends, result.json tells it, and errors say how to go on.
+
+    An error of one rank only becomes ProcessFailed.
+    """
+    run, state = start.run, start.state
+    go_on = f"{started_by()} -m trainer.train --resume {shlex.quote(str(run))}"
+    try:
+        yield
+    except Stopped as stopped:
+        finish(run, status="stopped", reason=str(stopped))
+        stopped.add_note(f"saved after step {state.step:,}; to go on:\n  {go_on}")
+        raise
+    except Exception as error:
+        told = in_plain_words(error) if is_common(error) else as_process_failure(error)
+        finish(run, status="failed", reason=str(told) or type(told).__name__)
+        how = "once it is mended"
+        if isinstance(told, NonFiniteLoss):
+            how = "leaving such steps out"
+            go_on += f" train.skip_non_finite={state.skipped + 10}"
+        told.add_note(f"to go on, {how}:\n  {go_on}")
+        if told is error:
+            raise
+        raise told from error
+    finally:
+        job.train_loader.close()
+        job.val_loader.close()
+
+
+def finish(run: Path, **values: str) -> None:
+    """Write into result.json how the run ended, if this is rank 0 and the disk allows it."""
+    if is_main():
+        with suppress(OSError, RunError):  # the disk may be what failed
+            update_result(run, **values)
+
+
+def test_best(session: Session) -> dict[str, Any]:
+    """Evaluate the best weights on the test split, once; returns the run's result.
+
+    Empty on ranks other than 0.
+    """
+    job, run, state, log = session.job, session.run, session.state, session.log
+    if not state.best:
+        raise NonFiniteLoss(f"{job.config.train.monitor} was never a number: no epoch is the best.")
+    if is_sharded(job.model):
+        job.model.load_state_dict(model_shard(job.model, on_main(lambda: best_weights(run))))
+    else:
+        on_main(lambda: load_best(job.model, run))
+        from_main(job.model)
+    part = job.data.parts["test"]
+    layout = job.train_loader.channels_last
+    with state.spending("eval"):
+        with closing(eval_loader(job.config, part, job.device, layout)) as loader:
+            batches = session.stop.watch(loader.epoch(), loader.rounds)
+            logits, labels = predict(job.model, batches, job.precision)
+    if not is_main():
+        return {}
+    with state.spending("eval"):
+        test = evaluate(job.config, logits, labels, job.loss_fn)
+    with state.spending("log"):
+        log.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
+        show_end(Board(log.events, job, session.say), run, part, logits, labels, state.step)
+    # The first epoch warms caches up; of a run of one epoch there is no other.
+    speeds = state.speeds[1:] or state.speeds
+    best = {name: value for name, value in state.best.items() if not name.startswith("lr/")}
+    result = {
+        "best": best,
+        "test": test,
+        "images_per_second": statistics.median(speeds) if speeds else None,
+        "train_seconds": state.train_seconds,
+        "seconds": spent(state),
+        "epochs": state.epoch,
+        "early_stopped": state.early_stopped,
+        "skipped_steps": state.skipped,
+    }
+    with state.spending("log"):
+        log.flush()
+        if "report" in job.config.log.show:
+            report(session, part, logits, labels, result)
+    result["seconds"] = spent(state)
+    log.sync()
+    return update_result(run, status="done", **result)  # last: a run that is done has all its files
+
+
+def report(
+    session: Session, part: Part, logits: Tensor, labels: Tensor, result: dict[str, Any]
+) -> None:
+    """Write the report on the test split ``part``; an error in it does not end the run."""
+    job, run = session.job, session.run
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "train/loss_epoch" in line]
+    numbers, num_classes = part.indices.tolist(), len(job.data.classes)
+    try:
+        write_report(
+            run / "report",
+            history=lines,
+            classes=job.data.classes,
+            probabilities=probabilities(job.config.loss.name, logits),
+            labels=labels,
+            ids=[job.data.dataset.ids[number] for number in numbers],
+            picture_of=lambda row: job.data.dataset.image(numbers[row]),
+            class_balance={
+                name: torch.bincount(part.labels, minlength=num_classes).tolist()
+                for name, part in job.data.parts.items()
+            },
+            config_text=job.config.dump(),
+            result=read_json(run / "result.json") | result,
+            run=run,
+        )
+    except (OSError, RunError):  # the disk, which the result needs too
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        session.say(f"note    the report cannot be written: {reason}")
+
+
+def spent(state: State) -> dict[str, float]:
+    """Seconds spent on each kind of work, over all starts of the run."""
+    compute = state.train_seconds - state.seconds["data"] - state.aside
+    parts = state.seconds | {"compute": compute}
+    return {name: parts[name] for name in ("start", "data", "compute", "eval", "save", "log")}

@@ -1,0 +1,127 @@
+"""The files of a run: its description, its best weights, its checkpoints, its result."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from trainer.build.job import Job, data_path
+from trainer.distributed.fsdp import hand_over, is_sharded
+from trainer.distributed.processes import is_main
+from trainer.loop.snapshot import copied, snapshot
+from trainer.loop.state import State
+from trainer.process.errors import RunError
+from trainer.process.restarts import launcher
+from trainer.run.disk import make_folder, read_json, write_file, write_json
+from trainer.run.environment import device_name, environment, uncommitted_patch
+from trainer.run.log import RunLog
+from trainer.run.saver import Saver
+
+
+def describe(job: Job, run: Path) -> None:
+    """Write a new run's files before its first step; config.yaml last, for it marks a run."""
+    write_json(run / "environment.json", environment(job.device))
+    write_json(run / "data_path.json", data_path(job))
+    write_launcher(run)
+    write_file(run / "uncommitted.patch", uncommitted_patch())
+    write_split(job, run)
+    if not (run / "checkpoints").exists():
+        make_folder(run / "checkpoints")
+    write_json(run / "result.json", first_result(job))
+    write_file(run / "config.yaml", job.config.dump())
+
+
+def write_launcher(run: Path) -> None:
+    """Write which torchrun trains this run, for it may restart its processes."""
+    if (this := launcher()) is not None:
+        write_json(run / "launcher.json", this)
+
+
+def write_split(job: Job, run: Path) -> None:
+    """Write which image is in which split."""
+    indent = 2 if len(job.data.dataset) < 5000 else None
+    write_json(run / "split.json", job.data.split, indent)
+
+
+def first_result(job: Job) -> dict[str, Any]:
+    """The content of result.json when a run has begun."""
+    return {
+        "status": "running",
+        "name": job.config.name,
+        "seed": job.config.seed,
+        "device": device_name(job.device),
+        "dataset": {
+            "name": job.config.dataset.name,
+            "note": job.data.dataset.note,
+            "images": {name: len(part) for name, part in job.data.parts.items()},
+            "left_out": [{"path": p, "reason": r} for p, r in job.data.skipped],
+        },
+        "split": job.data.split_digest,
+        **{key: job.data.split[key] for key in ("folds", "fold") if key in job.data.split},
+        "parameters": sum(parameter.numel() for parameter in job.model.parameters()),
+        **({"teacher": job.teacher.description()} if job.teacher else {}),
+    }
+
+
+def update_result(run: Path, **values: Any) -> dict[str, Any]:
+    """Merge ``values`` into result.json; returns its content."""
+    result = {k: v for k, v in read_json(run / "result.json").items() if k != "reason"} | values
+    write_json(run / "result.json", result)
+    return result
+
+
+def card(job: Job, epoch_metrics: dict[str, Any]) -> dict[str, Any]:
+    """The content of model.json: how to use the weights of the epoch with these metrics."""
+    config = job.config.model_dump(mode="json")
+    return {
+        "classes": list(job.data.classes),
+        "model": config["model"],
+        "num_classes": len(job.data.classes),
+        "in_channels": job.input_shape[0],
+        "input_size": list(job.input_shape[1:]),
+        "image_channels": job.data.image_channels,
+        "transforms": config["transforms"]["eval"],
+        "metrics": epoch_metrics,
+    }
+
+
+def save(
+    job: Job,
+    state: State,
+    log: RunLog,
+    saver: Saver,
+    best: dict[str, Any] | None = None,
+    checkpoint: bool = True,
+) -> None:
+    """Hand a copy of the state to the saver: a checkpoint, the weights of a ``best`` epoch."""
+    saver.wait()  # one copy at a time, always in the same memory
+    if checkpoint:
+        state.saved_at, state.saved = time.monotonic(), state.moment
+    if not is_main():
+        if is_sharded(job.model):
+            hand_over(job.model.state_dict())
+            hand_over(job.optimizer.state_dict())
+        return
+    content = saver.memory = snapshot(job, state, log.flush(), saver.memory)
+    averaged = None
+    if best and job.average is not None:
+        averaged = {name: copied(w).contiguous() for name, w in job.average.weights().items()}
+    saver.save(state.step, content, best and card(job, best), checkpoint, averaged)
+
+
+def require_same_split(job: Job, digest: object, run: Path) -> None:
+    """Raise RunError if the images are no longer those that the run began with."""
+    if digest != job.data.split_digest:
+        raise RunError(
+            f"{run} began with another split than {job.config.dataset.name} gives now: images were "
+            "added, removed or changed. Bring them back, or start a new run."
+        )
+
+
+def require_same_teacher(job: Job, digest: object, run: Path) -> None:
+    """Raise RunError if the teacher's weights are no longer those that the run began with."""
+    if job.teacher is not None and digest != job.teacher.digest:
+        raise RunError(
+            f"{run} began with another teacher than {job.teacher.run}, whose best weights have "
+            f"SHA-256 {job.teacher.digest[:12]}..., and were {str(digest)[:12]}...: name the one "
+            "that it began with, distill.run=..., or start a new run."
+        )

@@ -1,0 +1,194 @@
+"""Going on with a run: may it continue (check), restore its state, make its folder fit (adopt)."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.build.job import Job, data_path
+from trainer.components.schedulers import forecast
+from trainer.distributed.processes import is_true_everywhere, on_main
+from trainer.loop import snapshot
+from trainer.loop.record import (
+    card,
+    describe,
+    first_result,
+    require_same_split,
+    require_same_teacher,
+    write_launcher,
+    write_split,
+)
+from trainer.loop.snapshot import made_on
+from trainer.loop.state import State
+from trainer.process.errors import RunError
+from trainer.run.checkpoint import (
+    Entry,
+    bring_back_best,
+    load_checkpoint,
+    manifest_of,
+    problem_of,
+    read_state,
+    sweep,
+)
+from trainer.run.disk import read_json, write_file, write_json
+from trainer.run.folder import read_metrics
+from trainer.run.log import Lengths
+from trainer.run.resume import MAY_CHANGE, as_yaml, differences, settings
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Found:
+    """A checkpoint: its folder, its manifest's digest, and what it holds.
+
+    Sent to another rank, it arrives without ``content``: see ``on_all_ranks``.
+    """
+
+    folder: Path
+    digest: str
+    content: dict[str, Any]
+
+    def __reduce__(self) -> Any:
+        return Found, (self.folder, self.digest, {})
+
+
+def check(run: Path, job: Job, say: Say) -> Found | None:
+    """The newest whole checkpoint of a run; None if the run was stopped before its first one.
+
+    Prints what differs from the run so far; raises RunError if the run may not go on like this.
+    """
+    loaded = load_checkpoint(run, say)
+    sweep(run)  # before anything is written: the disk may be full of what killed processes left
+    if loaded is not None:
+        folder, content = loaded
+        compare(job, content, run, say)
+        return Found(folder, manifest_of(folder)["sha256"], content)
+    if old_result(run).get("status") == "done":
+        raise RunError(
+            f"{run} is finished, and its checkpoints are gone: bring them back, or begin a new run."
+        )
+    if not (run / "checkpoints").is_dir():
+        raise RunError(
+            f"{run / 'checkpoints'} is missing, which was there when the run began: bring it back, "
+            "or begin a new run."
+        )
+    say(f"note    {run} was stopped before its first checkpoint: it begins anew")
+    return None
+
+
+def compare(job: Job, content: dict[str, Any], run: Path, say: Say) -> None:
+    """Print what differs between a checkpoint and the job; raise RunError for what must not."""
+    try:
+        json.dumps([content["settings"], content["split"], content["made_on"]])  # plain values
+        is_ours = isinstance(content["settings"]["train"]["epochs"], int)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        is_ours = False
+    if not is_ours:
+        raise RunError(f"{run}: its checkpoint is none of ours.")
+    refused = []
+    for path, old, new in differences(content["settings"], settings(job.config)):
+        if path.startswith(MAY_CHANGE):
+            say(f"changed {path} is now {as_yaml(new)}, was {as_yaml(old)}")
+        else:
+            refused.append(f"{path} is {as_yaml(new)}, but its checkpoint has {as_yaml(old)}")
+    if refused:
+        raise RunError(f"{run / 'config.yaml'} was changed: {'; '.join(refused)}.")
+    require_same_split(job, content["split"], run)
+    require_same_teacher(job, content.get("teacher"), run)
+    for name, old, new in differences(content["made_on"], made_on(job)):
+        say(f"note    {name} is now {new}, was {old}: last bits may differ from here on")
+
+
+def on_all_ranks(found: Found | None) -> Found | None:
+    """The checkpoint that rank 0 found, with its content on every rank; all ranks call it.
+
+    A rank that sees the same checkpoint folder reads it there. Only if one does not, rank 0 sends
+    the content to all.
+    """
+    if found is None:
+        return None
+    with suppress(RunError, OSError):
+        if not found.content and manifest_of(found.folder).get("sha256") == found.digest:
+            if problem_of(found.folder) is None:
+                found.content = read_state(found.folder)
+    if not is_true_everywhere(bool(found.content)):
+        found.content = on_main(lambda: found.content)
+    return found
+
+
+def restore(job: Job, found: Found | None) -> tuple[State, Lengths]:
+    """Restore ``job`` from a checkpoint; returns the counters and the lengths of the logs."""
+    if found is None:
+        return State(), Lengths()
+    try:
+        state, lengths = snapshot.restore(job, found.content)
+    except RunError as error:
+        message = f"{found.folder}: {error} Moved away, the one before it is taken."
+        raise RunError(message) from error
+    state.saved = state.moment
+    early_stop = job.config.early_stop
+    state.early_stopped = early_stop is not None and state.stale_epochs >= early_stop.patience
+    return state, lengths
+
+
+def adopt(
+    job: Job, run: Path, state: State, lengths: Lengths, found: Found | None, say: Say
+) -> tuple[bool, Entry | None]:
+    """Make the run's folder fit the restored state; for rank 0.
+
+    Returns whether nothing is left to do, and the manifest entry of model.pt.
+    """
+    best = None
+    if found is None:
+        describe(job, run)
+    else:
+        read_metrics(run / "metrics.jsonl", lengths.metrics)  # the report would stumble over damage
+        write_split(job, run)  # it may have been lost
+        best = bring_back_best(found.folder, say)
+        if best:
+            write_json(run / "model.json", card(job, state.best) | {"weights": best})
+        tell_plan(job, run, state, found.content, say)
+    if is_finished(job, run, state):
+        more = "early_stop.patience" if state.early_stopped else "train.epochs"
+        say(f"{run} is finished; to go on from its end: {more}=...")
+        return True, best
+    write_file(run / "config.yaml", job.config.dump())
+    write_json(run / "data_path.json", data_path(job))
+    write_launcher(run)
+    write_json(run / "result.json", old_result(run) | first_result(job))
+    return False, best
+
+
+def tell_plan(job: Job, run: Path, state: State, content: dict[str, Any], say: Say) -> None:
+    """Print how the learning rate goes on if the number of epochs has changed."""
+    began, epochs = content["settings"]["train"]["epochs"], job.config.train.epochs
+    if epochs <= state.epoch and not is_finished(job, run, state):
+        say(f"note    {state.epoch} epochs are done already: no more is trained")
+    elif job.config.scheduler and began != epochs and epochs > state.epoch:
+        name, steps = job.config.scheduler.name, len(job.train_loader)
+        rates = forecast(job.schedule, job.optimizer, epochs - state.epoch, steps)
+        if rates is None:
+            say(f"note    {name} goes on as before, by what it watches")
+        else:
+            shown = f"{rates[0]:.3g} in epoch {state.epoch + 1}"
+            if len(rates) > 1:
+                shown += f" to {rates[-1]:.3g} in epoch {epochs}, at most {max(rates):.3g}"
+            say(f"note    {name} goes on as it was planned when the run began: lr {shown}")
+            if max(rates) < 1e-3 * job.schedule.first_lrs[0]:
+                say("note    at such rates next to nothing is learned; a new run plans anew")
+
+
+def is_finished(job: Job, run: Path, state: State) -> bool:
+    """Whether a resumed run has nothing left to do; its test split is not read again."""
+    over = state.early_stopped or state.epoch >= job.config.train.epochs
+    return over and old_result(run).get("status") == "done"
+
+
+def old_result(run: Path) -> dict[str, Any]:
+    """The content of result.json without the reason of the stop; empty if it was lost."""
+    with suppress(RunError):
+        return {k: v for k, v in read_json(run / "result.json").items() if k != "reason"}
+    return {}

@@ -1,0 +1,109 @@
+"""What is said of a job before it runs and after: the first and the last lines of a run."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.build.job import Job, data_path
+from trainer.config import Config
+from trainer.distributed.processes import world_size
+from trainer.loop.evaluate import scalars
+from trainer.process.console import Say, duration
+from trainer.run.environment import device_name
+
+
+def introduce(job: Job, say: Say) -> None:
+    """Say what will be trained, on what."""
+    config, data = job.config, job.data
+    parameters = list(job.model.parameters())
+    count = sum(p.numel() for p in parameters)
+    frozen = sum(p.numel() for p in parameters if not p.requires_grad)
+    sizes = ", ".join(f"{name} {len(part):,}" for name, part in data.parts.items())
+    several = f"{world_size()} processes ({config.train.parallel}), each " * (world_size() > 1)
+    device = device_name(job.device)
+    say(f"device  {several}{device}, torch {torch.__version__}, seed {config.seed}")
+    held_out = f"; fold {config.split.fold} of {config.split.folds} (from 0) held out"
+    held_out = held_out if config.split.folds else ""
+    say(f"data    {config.dataset.name}, {len(data.classes)} classes: {sizes}{held_out}")
+    for name in dict.fromkeys(data.parts["train"].pipeline.without_batched_form):
+        say(f"note    {name} has no batched form: it runs sample by sample, which takes longer")
+    size = " x ".join(map(str, job.input_shape))
+    still = f" ({frozen:,} frozen)" if frozen else ""
+    say(f"model   {config.model.name}, {count:,} parameters{still}, input {size}")
+    if chosen := ", ".join(f"{path} {value}" for path, value in chosen_ways(config)):
+        say(f"train   {chosen}")
+    if config.average is not None:
+        say(f"average {config.average.name}, which is judged and kept in place of the weights")
+    if job.teacher is not None:
+        say(f"teacher {job.teacher.run}")
+
+
+def chosen_ways(config: Config) -> list[tuple[str, object]]:
+    """The settings of how to train that a file or command line chose, other than by default."""
+    names = ["precision", "compile", "cuda_graphs", "activation_checkpointing", "accumulate"]
+    names += ["sync_batch_norm"] if world_size() > 1 else []
+    defaults = {name: type(config.train).model_fields[name].default for name in names}
+    chosen: list[tuple[str, object]] = [
+        (name.replace("_", " "), getattr(config.train, name))
+        for name in names
+        if getattr(config.train, name) != defaults[name]
+    ]
+    if config.loader.sampling != "shuffle":
+        chosen.append(("sampling", config.loader.sampling))
+    return chosen
+
+
+def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> None:
+    """Say what came out, and what a user does next."""
+    test = ", ".join(f"{name} {value:.4f}" for name, value in scalars(result["test"]).items())
+    speed = result["images_per_second"]
+    per_second = f", {speed:,.0f} images/s" if speed else ""
+    say(f"best    epoch {result['best']['epoch']} of {result['epochs']}")
+    say(f"test    {test}")
+    if note := result["dataset"]["note"]:
+        say(f"note    {note}")
+    say(f"time    {duration(result['train_seconds'])} of training{per_second}")
+    if (page := run / "report" / "report.html").exists():  # unless log.show leaves it out
+        say(f"report  {page}")
+    quoted = shlex.quote(str(run))
+    say(f"next    python -m trainer.predict {quoted} IMAGES...")
+    say(f"        python -m trainer.evaluate {quoted}")
+    if shows_tensorboard(config):
+        say(f"        tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
+
+
+def shows_tensorboard(config: Config) -> bool:
+    """Whether ``log.show`` leaves anything for TensorBoard."""
+    return bool(set(config.log.show) - {"report"})
+
+
+def dry_run(job: Job, say: Say) -> None:
+    """Say how the data is prepared, what the model is, and what a few steps of it cost."""
+    introduce(job, say)
+    decided = data_path(job)
+    kept = {"off": "decoded anew each epoch", "ram": "kept in memory"}
+    for side in ("train", "eval"):
+        way = decided[side]
+        cache = kept.get(way["cache"], f"kept on {way['cache']}")
+        size = f", {way['bytes'] / 2**20:,.1f} MiB" if way["bytes"] else ""
+        say(f"{side:<7} {cache}{size}, batches of {way['batch_size']}, workers {way['workers']}")
+        for transform in way["transforms"]:
+            say(f"        {transform['name']:<24} {transform['runs']}")
+    rates = zip(job.optimizer.param_groups, job.schedule.first_lrs, strict=True)
+    for number, (group, rate) in enumerate(rates):
+        if "name" in group:
+            count = f"{len(group['params'])} parameters"
+            say(f"group{number:<2} {group['name']:<40} {count}, lr {float(rate):.3g} at the start")
+    layout = "channels last" if decided["channels_last"] else "channels first"
+    say(f"compute {device_name(job.device)}, {layout}, {len(job.train_loader):,} steps an epoch")
+    from trainer.loop.model_summary import lines, summarize  # a run has no need of it
+
+    try:
+        for line in lines(summarize(job)):
+            say(line)
+    finally:
+        job.train_loader.close()
+        job.val_loader.close()
+    say("dry run: no run was begun")

@@ -1,0 +1,1 @@
+"""This process: errors, exit codes, signals, start-up, the terminal. Imports no torch."""

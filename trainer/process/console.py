@@ -1,0 +1,84 @@
+"""Output for people: permanent lines on stdout, a temporary bar on stderr, no escape codes."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from trainer.process.launch import is_first
+
+Counted = TypeVar("Counted")
+Say = Callable[[str], None]  # prints one permanent line, as ``say`` does
+
+
+def say(line: str = "") -> None:
+    """Print a permanent line at once, also if stdout is a pipe; a progress bar stays whole.
+
+    Only rank 0 prints. If stdout cannot be written to (``| head`` has ended, the terminal is
+    closed, the disk is full), the run goes on and nothing more is printed.
+    """
+    if not is_first():
+        return
+    line = line.encode(errors="backslashreplace").decode()  # file names need not be UTF-8
+    try:
+        if "tqdm" in sys.modules:
+            from tqdm import tqdm
+
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+        else:
+            print(line, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")
+
+
+def draws_bars() -> bool:
+    """Whether bars are drawn: on rank 0, if stderr is a terminal that can redraw a line."""
+    return is_first() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def bar(
+    items: Iterable[Counted], description: str, total: int, initial: int = 0, unit: str = "image"
+) -> Iterator[Counted]:
+    """Yield ``items`` with a progress bar; without a terminal print a line every 30 seconds."""
+    if draws_bars():
+        from tqdm import tqdm
+
+        yield from tqdm(
+            items, description, total, initial=initial, unit=unit, leave=False, delay=0.3
+        )
+        return
+    last = time.monotonic()
+    for done, item in enumerate(items, start=initial + 1):
+        yield item
+        if time.monotonic() - last > 30:
+            last = time.monotonic()
+            say(f"{description}: {done:,} of {total:,}")
+
+
+def duration(seconds: float) -> str:
+    """A duration for people: ``1m35s`` for 95 seconds, ``0.4s`` for 0.42."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
+class Table:
+    """Prints rows one by one; the first call prints the column names, which give the widths."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns, self._head_printed = columns, False
+
+    def row(self, cells: Sequence[str], mark: str = "") -> None:
+        """Print one row; ``mark`` follows it."""
+        widths = [max(len(column), 9) for column in self.columns]
+        if not self._head_printed:
+            say("  ".join(c.rjust(w) for c, w in zip(self.columns, widths, strict=True)))
+            self._head_printed = True
+        line = "  ".join(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))
+        say(f"{line}  {mark}".rstrip())

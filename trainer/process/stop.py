@@ -1,0 +1,115 @@
+"""Stopping on request: the first signal ends a run after its step, the second at once."""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Self, TypeVar
+
+from trainer.process.errors import Stopped
+from trainer.process.launch import WORLD_SIZE, is_first
+
+Watched = TypeVar("Watched")
+BUDGET = 1000  # stands for a used-up budget among the numbers of signals
+
+# Sent by Ctrl-C, by a scheduler, and by a terminal that is closed.
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
+class StopRequest:
+    """Whether the process was asked to stop, by a signal or because its time is used up.
+
+    Before ``training_begins`` there is nothing to save: a signal raises Stopped at once, as Ctrl-C
+    does. From then on the handler only remembers the signal, and ``check`` raises.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""  # "SIGTERM" or "train.budget (30m)"; empty if no stop was asked for
+        # Given this rank's signal (0: none), returns the one that any rank got.
+        self.agree: Callable[[int], int] = int
+        self._nothing_to_save = True
+        self._deadline, self._budget = math.inf, ""
+        self._began = time.monotonic()
+        self._asked: float | None = None  # when the first signal came; not set by the budget
+        self._signal = 0  # the number of the first signal
+        self._is_one_of_several = os.environ.get(WORLD_SIZE, "1") != "1"
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has SIGHUP ignored
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._asked is not None:
+            # `timeout` sends a signal twice, to the process and its group; a person is slower.
+            # torchrun passes signals on to ranks that got them already, or when a rank has ended.
+            passed_on = self._is_one_of_several and number != signal.SIGINT
+            patience = 3.0 if self._is_one_of_several else 0.5
+            if not passed_on and time.monotonic() - self._asked > patience:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.reason, self._asked = signal.Signals(number).name, time.monotonic()
+        self._signal = number
+        for again in self._previous:
+            if again == signal.SIGINT:
+                if not self._is_one_of_several:
+                    signal.signal(again, signal.SIG_DFL)
+            elif again != signal.SIGTERM:  # a shell that ends sends SIGHUP, then the system does
+                signal.signal(again, signal.SIG_IGN)
+        if self._nothing_to_save:
+            raise Stopped(f"stopped by {self.reason}")
+        if not is_first() or (self._is_one_of_several and number != signal.SIGINT):
+            return  # torchrun may have sent the signal because another rank is lost
+        try:
+            os.write(2, b"\nstopping after this step and saving; again: stop at once, unsaved\n")
+        except OSError:
+            pass  # the terminal is gone
+
+    @property
+    def came_early(self) -> bool:
+        """Whether the process was asked to stop before ``training_begins``."""
+        return bool(self.reason) and self._nothing_to_save
+
+    def training_begins(self, budget: int | None) -> None:
+        """From now on a stop waits for ``check``. ``budget``: minutes since the command began."""
+        self._nothing_to_save = False
+        if budget is not None:
+            self._deadline, self._budget = self._began + budget * 60, f"train.budget ({budget}m)"
+
+    def elapsed(self) -> float:
+        """Seconds since the command began."""
+        return time.monotonic() - self._began
+
+    def check(self) -> None:
+        """Raise Stopped if any rank got a signal or the budget is used up."""
+        if not self.reason and time.monotonic() >= self._deadline:
+            self.reason = self._budget
+        mine = self._signal or (BUDGET if self.reason else 0)
+        if asked := self.agree(mine):
+            if not self.reason:
+                self.reason = self._budget if asked == BUDGET else signal.Signals(asked).name
+            raise Stopped(f"stopped by {self.reason}")
+
+    def watch(self, items: Iterable[Watched], rounds: int = 0) -> Iterator[Watched]:
+        """Yield ``items``, with a ``check`` before each, which raises Stopped.
+
+        ``rounds``: the least number of checks. All ranks must check equally often.
+        """
+        done = 0
+        for item in items:
+            self.check()
+            yield item
+            done += 1
+        for _ in range(done, rounds):
+            self.check()

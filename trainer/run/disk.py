@@ -1,0 +1,216 @@
+"""Files that last: each seen whole or not at all, and on the disk before its name is.
+
+Whatever a run keeps is written by these functions, and each call of the system goes through this
+module's ``os``: tests replace that by one that fails, or kills, at the n-th call.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.process.errors import RunError
+
+# Never through a link that somebody put in a file's place, and never waiting for a pipe.
+PLAIN_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | PLAIN_FILE
+PIECE = 2**22  # bytes written and hashed in one go
+# What the system may keep of a file in memory before it must be on the disk: new pages for a
+# gigabyte take longer than all the rest, and images that are read again lose theirs.
+CACHED = 2**26
+MAX_JSON = 2**28  # a split of a million images takes half of it
+
+
+class Digest:
+    """A file that is being written: its size, and the SHA-256 of what was meant to be written.
+
+    A digest of what the file then holds would certify a bad write.
+    """
+
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        """Each of the open files gets the same."""
+        self._descriptors, self._sha256, self.size = descriptors, hashlib.sha256(), 0
+        self._waiting = bytearray()  # torch.save writes a thousand small pieces
+        self._cached = 0
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``, any buffer of bytes."""
+        view = memoryview(data).cast("B")
+        if len(self._waiting) + len(view) > PIECE:
+            self.flush()
+        if len(view) > PIECE:
+            for begin in range(0, len(view), PIECE):
+                self._put(view[begin : begin + PIECE])
+        else:
+            self._waiting += view
+        self.size += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        waiting, self._waiting = self._waiting, bytearray()
+        if waiting:
+            self._put(waiting)
+
+    def _put(self, piece: bytearray | memoryview) -> None:
+        self._sha256.update(piece)
+        try:
+            for descriptor in self._descriptors:
+                write_all(descriptor, piece)
+            self._cached += len(piece)
+            if self._cached >= CACHED:
+                self._cached = 0
+                for descriptor in self._descriptors:
+                    os.fsync(descriptor)
+                    if hasattr(os, "posix_fadvise"):
+                        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            self.failure = error  # torch.save makes a RuntimeError without its reason of it
+            raise
+
+    def entry(self) -> dict[str, Any]:
+        """Size and digest, as a manifest names them."""
+        return {"size": self.size, "sha256": self._sha256.hexdigest()}
+
+
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    """Write all of ``data``: the system may take it in parts."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def write_with(path: Path, fill: Callable[[Digest], object], *copies: Path) -> dict[str, Any]:
+    """Replace ``path`` by what ``fill`` writes, at once: whoever looks sees the old or the new.
+
+    ``copies``, which are not there yet, become the same before it. Returns size and SHA-256. Where
+    writing fails, ``path`` stays as it was.
+    """
+    paths = [*copies, path]
+    temporaries = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
+    descriptors: list[int] = []
+    try:
+        try:
+            for temporary in temporaries:
+                descriptors.append(os.open(temporary, NEW, 0o666))
+            digest = Digest(descriptors)
+            try:
+                fill(digest)
+                digest.flush()
+            except RuntimeError as error:
+                raise digest.failure or error from None
+            for descriptor in descriptors:
+                os.fsync(descriptor)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        for temporary, final in zip(temporaries, paths, strict=True):
+            os.replace(temporary, final)
+    except BaseException as error:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a write names no file, and a temporary one helps nobody
+            error.filename, error.filename2 = str(path), None
+        raise
+    for final in paths:
+        sync_folder(final.parent)
+    return digest.entry()
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` by ``content``, at once."""
+    # File names need not be UTF-8: what is not, JSON can say with a backslash.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    write_with(path, lambda file: file.write(data))
+
+
+def copy_file(source: Path, target: Path) -> dict[str, Any]:
+    """Copy a file; returns the size and SHA-256 of what was read."""
+
+    def fill(file: Digest) -> None:
+        with source.open("rb") as original:
+            while piece := original.read(PIECE):
+                file.write(piece)
+
+    return write_with(target, fill)
+
+
+def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -> None:
+    """Write ``content`` as JSON, at once; readable, or with ``indent`` None ten times as fast."""
+    write_file(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=True) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what ``write_json`` wrote."""
+    try:
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_JSON):
+            raise ValueError("it is no file of ours")
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read ({error}): the run folder is damaged.") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} does not hold what was written: the run folder is damaged.")
+    return content
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that is not there yet, and make its name last."""
+    os.mkdir(path)
+    sync_folder(path.parent)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give a file or folder another name, replacing a file that has it."""
+    os.replace(old, new)
+
+
+def link(old: Path, new: Path) -> None:
+    """Give a file a second name."""
+    os.link(old, new)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` last: a rename is only safe once its folder is on the disk."""
+    if sys.platform == "win32":  # which has no such call, and needs none
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 (hex) of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class AppendedFile:
+    """A file that grows by whole pieces, cut at first to the ``length`` that is still wanted."""
+
+    def __init__(self, path: Path, length: int = 0) -> None:
+        """Raises RunError where the file is shorter than that."""
+        self._descriptor = os.open(path, NEW & ~os.O_TRUNC, 0o666)
+        if os.fstat(self._descriptor).st_size < length:
+            os.close(self._descriptor)
+            raise RunError(f"{path} is shorter than when the run was saved: lines of it are lost.")
+        os.ftruncate(self._descriptor, length)
+        self.length = os.lseek(self._descriptor, length, os.SEEK_SET)
+
+    def write(self, data: bytes) -> None:
+        """Append ``data``; the system has it then, the disk not yet."""
+        write_all(self._descriptor, data)
+        self.length += len(data)
+
+    def sync(self) -> None:
+        """Bring all that was appended to the disk."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)

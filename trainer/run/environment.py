@@ -1,0 +1,72 @@
+"""What a run ran on: versions, hardware, command, commit. Importing this imports no torch."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout
+
+
+def environment(device: "torch.device") -> dict[str, Any]:
+    """What a run ran on: versions, hardware, command, commit. Never the environment's variables."""
+    import torch
+
+    packages = ("torch", "torchvision", "tensorboard", "pydantic", "pyyaml", "pillow", "numpy")
+    return {
+        "command": [without_password(argument) for argument in sys.orig_argv],
+        "git_commit": _git("rev-parse", "HEAD").strip() or None,
+        "git_changed_files": _git("status", "--porcelain").splitlines(),
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in packages},
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+    }
+
+
+def uncommitted_patch() -> str:
+    """What the checkout's tracked files hold beyond the commit, as a patch; empty without git."""
+    return _git("diff", "HEAD", "--binary")
+
+
+def device_name(device: "torch.device") -> str:
+    """The device as a person knows it: ``cpu (2 threads)`` or the GPU's name."""
+    import torch
+
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'s' * (threads > 1)})" if device.type == "cpu" else str(device)
+
+
+def without_password(argument: str) -> str:
+    """A command's argument or an address without the secrets that it may hold."""
+    argument = re.sub(r"://\S*@", "://", argument)
+    secret = r"([?&][^=&\s]*(?:token|key|secret|password|signature|sig)[^=&\s]*=)[^&\s]+"
+    return re.sub(secret, r"\1...", argument, flags=re.IGNORECASE)
+
+
+def _git(*arguments: str) -> str:
+    try:
+        result = subprocess.run(
+            # A killed `git status` must not leave a lock in somebody's checkout.
+            ["git", "--no-optional-locks", "-C", str(ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout if result.returncode == 0 else ""

@@ -1,0 +1,121 @@
+"""A run's folder: created once, found again, held by one process; imports no torch.
+
+config.yaml  environment.json  uncommitted.patch  split.json  metrics.jsonl  events.out.tfevents.*
+checkpoints/step-000000123/  model.pt  model.json  result.json  report/
+"""
+
+import errno
+import json
+import os
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from trainer.process.errors import RunError, UsageError
+from trainer.run import disk
+
+
+def create_run(runs: Path, name: str) -> Path:
+    """Make ``runs/name/YYYYmmdd-HHMMSS-xxxx`` and return it; never one that existed before."""
+    try:
+        (runs / name).mkdir(parents=True, exist_ok=True)
+        disk.sync_folder(runs)
+        while True:
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            run = runs / name / f"{stamp}-{secrets.token_hex(2)}"
+            try:
+                disk.make_folder(run)
+            except FileExistsError:  # another start in this second drew the same four digits
+                continue
+            return run
+    except (OSError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "its path is too deep"
+        raise RunError(
+            f"--runs {runs}: no run folder can be made there ({reason}). "
+            "Name a folder that can be written to."
+        ) from None
+
+
+def find_run(text: str) -> Path:
+    """The run folder that ``text`` names: a run, or a folder of runs, of which the newest.
+
+    Raises UsageError where there is none, and for a sweep's folder, whose newest run means nothing.
+    """
+    folder = Path(text)
+    if (folder / "config.yaml").is_file():
+        return folder
+    if (folder / "plan.json").is_file():
+        raise UsageError(f"{text} is a sweep; {_best_of(folder)}")
+    runs = sorted(folder.glob("*/config.yaml")) or sorted(folder.glob("*/*/config.yaml"))
+    if runs:
+        return max((path.parent for path in runs), key=lambda run: run.name)
+    what = "holds no run" if folder.is_dir() else "does not exist"
+    raise UsageError(f"{text} {what}. Expected a folder such as runs/NAME/20260131-120000-ab12.")
+
+
+def _best_of(sweep: Path) -> str:
+    """Where a sweep's best trial lies, for who named the sweep instead of a run."""
+    told = disk.read_json(sweep / "sweep.json") if (sweep / "sweep.json").is_file() else {}
+    best = next((t for t in told.get("trials", []) if t["trial"] == told["best"]), None)
+    runs = [sweep / run["run"] for run in best["runs"] if run["run"]] if best else []
+    if here := [str(run) for run in runs if run.is_dir()]:
+        if len(here) == 1:
+            return f"its best run is {here[0]}: name that one."
+        return f"its best trial's runs are {', '.join(here)}: name one of them."
+    if runs:
+        return "its best run lies in the folder of another machine: name it there."
+    return f"none of its trials is done yet: name one of the runs in it, {sweep}/tNNN-seedN."
+
+
+def lock_run(run: Path) -> IO[str]:
+    """Hold the run until the returned file is closed; raises RunError where another does."""
+    try:
+        flags = os.O_RDWR | os.O_CREAT | disk.PLAIN_FILE
+        lock = open(os.open(run / "run.lock", flags, 0o666), "a")
+    except OSError as error:
+        raise RunError(f"{run} cannot be written to: {error.strerror}.") from None
+    try:
+        try:
+            _take(lock)
+        except BlockingIOError:  # `trainer.runs list` holds it for some microseconds
+            time.sleep(0.05)
+            _take(lock)
+    except OSError as error:
+        lock.close()
+        if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):  # a disk without locks
+            raise RunError(f"{run} cannot be locked: {error.strerror}.") from None
+        raise RunError(
+            f"{run} is being written by another process; wait for it or stop it."
+        ) from None
+    return lock
+
+
+def _take(lock: IO[str]) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A worker process that outlives a killed trainer must not hold the run for it.
+        os.register_at_fork(after_in_child=lock.close)
+
+
+def read_metrics(path: Path, length: int | None = None) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, or of its first ``length`` bytes. Raises RunError."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(size if length is None else min(length, size)).decode()
+        lines = [json.loads(line) for line in content.splitlines()]
+        if not all(isinstance(line, dict) and "step" in line for line in lines):
+            raise ValueError("not every line is one of ours")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read ({error}): the run folder is damaged.") from None
+    return lines

@@ -1,0 +1,105 @@
+"""Which run to continue, and whether the configuration still is the one it began with."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from datasets import RMB_ROOT, DataError
+from trainer.config import Config, load_config
+from trainer.process.errors import ConfigError, RunError, UsageError
+from trainer.run.disk import read_json
+from trainer.run.folder import find_run
+
+# Keys that leave every weight as it is (or, for epochs, only add to the run).
+# Another place of the data is judged by its contents, the split's digests; a teacher by its own.
+MAY_CHANGE = (
+    *("train.epochs", "train.budget", "train.skip_non_finite", "early_stop", "train.parallel"),
+    *("log.", "checkpoint.", "dataset.root", "distill.run"),
+    *("loader.workers", "loader.cache", "loader.eval_batch_size"),
+)
+
+
+def find_resumable(
+    run: str, config_file: str | None, overrides: Sequence[str], runs: Path
+) -> tuple[Config, Path]:
+    """The configuration to continue with, and the run's folder.
+
+    ``run`` is a run's folder, or empty for the newest run of the config's name. Raises ConfigError
+    where a setting differs that the weights depend on, UsageError where there is no such run.
+    """
+    if run:
+        folder = find_run(run)
+    else:
+        assert config_file is not None  # main() asks for one of the two
+        folder = find_run(str(runs / load_config(config_file, overrides).name))
+    began = load_config(folder / "config.yaml")
+    config = load_config(config_file or folder / "config.yaml", overrides)
+    if config.name != began.name:
+        raise UsageError(f"{folder} is a run of '{began.name}', and {config_file} another file's.")
+    refuse_changes(began, config, MAY_CHANGE)
+    require_own_images(folder, config)
+    return config, folder
+
+
+def require_own_images(run: Path, config: Config) -> None:
+    """Raise DataError where a run's photographs are away, and others would be drawn instead."""
+    arguments = config.dataset.arguments
+    root = str(arguments.get("root", RMB_ROOT))
+    if not arguments.get("draw_if_absent") or Path(root).exists():
+        return
+    drawn = True
+    with suppress(RunError):  # lost: the split's digest tells the same later
+        dataset = read_json(run / "result.json").get("dataset")
+        drawn = not isinstance(dataset, dict) or bool(dataset.get("note"))
+    if not drawn:
+        raise DataError(
+            f"{root} does not exist, where the images of {run} were. Bring them back, or name "
+            "their place: dataset.root=..."
+        )
+
+
+def refuse_changes(began: Config, config: Config, may_change: tuple[str, ...]) -> None:
+    """Raise ConfigError with every setting that differs and must not."""
+    faults = [
+        config.fault(path, f"is {as_yaml(new)}, but the run began with {as_yaml(old)}")
+        for path, old, new in differences(settings(began), settings(config))
+        if not path.startswith(may_change)
+    ]
+    if faults:
+        raise ConfigError(faults)
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """A configuration as plain values."""
+    return config.model_dump(mode="json")
+
+
+def as_yaml(value: Any) -> str:
+    """A value as a YAML would say it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(path, old value, new value) of every setting that differs."""
+    before, after = flatten(old), flatten(new)
+    return [
+        (path, before.get(path), after.get(path))
+        for path in dict.fromkeys([*before, *after])
+        if before.get(path) != after.get(path)
+    ]
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``; list items by their number."""
+    if isinstance(value, dict) and value:
+        items = list(value.items())
+    elif isinstance(value, list) and value:
+        items = list(enumerate(value))
+    else:
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for key, inner in items:
+        flat |= flatten(inner, f"{path}.{key}" if path else str(key))
+    return flat

@@ -1,0 +1,127 @@
+"""The pictures of a sweep's page: values by parameter, over trials, and parallel coordinates."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from trainer.drawing import svg
+from trainer.drawing.svg import HEIGHT, MARGIN_LEFT, MARGIN_RIGHT, WIDTH, below, element
+from trainer.drawing.text import shown_number
+from trainer.sweeping.plan import Plan
+from trainer.sweeping.results import Row, ranked
+from trainer.sweeping.space import display_value, overrides
+
+MAX_LABEL = 14  # letters below an axis
+_across = svg.scale(0, 1, MARGIN_LEFT + 12, WIDTH - MARGIN_RIGHT - 12)
+
+
+def axis(values: Sequence[Any], log: bool = False) -> tuple[list[float], list[tuple[float, str]]]:
+    """Where each value lies in 0..1, and the marks of its axis: (place, text).
+
+    Numbers lie by size, or by their logarithm where ``log``; all else in the order of appearance.
+    """
+    if all(type(value) in (int, float) for value in values):
+        numbers = [math.log10(v) if log else float(v) for v in values]
+        low, high = min(numbers), max(numbers)
+        places = [(n - low) / (high - low) if high > low else 0.5 for n in numbers]
+        first, *others = sorted(dict(zip(places, values, strict=True)).items())
+        shown = [first, *others[-1:]]
+        for place, value in others[:-1]:  # those that have room between the ends
+            if place - shown[-2][0] > 0.18 and shown[-1][0] - place > 0.18:
+                shown.insert(-1, (place, value))
+        return places, [(place, f"{value:.3g}") for place, value in shown]
+    names = list(dict.fromkeys(map(display_value, values)))
+    where = {name: (i + 0.5) / len(names) for i, name in enumerate(names)}
+    return [where[display_value(value)] for value in values], [
+        (p, name) for name, p in where.items()
+    ]
+
+
+def is_log(plan: Plan, key: str) -> bool:
+    """Whether a parameter is better seen by its logarithm."""
+    space = plan.sweep.params[key]
+    if not isinstance(space, list):
+        return space.log
+    numbers = [v for v in space if type(v) in (int, float)]
+    return len(numbers) == len(space) and min(numbers) > 0 and max(numbers) >= 20 * min(numbers)
+
+
+def by_parameter(plan: Plan, rows: Sequence[Row], key: str) -> Markup:
+    """A dot a run's value over one parameter, and a dash at each trial's mean."""
+    seen = [row for row in rows if row.values]
+    places, marks = axis([row.settings[key] for row in seen], is_log(plan, key))
+    up, parts = svg.vertical_axis([value for row in seen for value in row.values])
+    parts += [below(_across(place), _short_label(mark)) for place, mark in marks]
+    for row, place in zip(seen, places, strict=True):
+        tip, x = _tip(plan, row), _across(place)
+        parts += [svg.dot(_kind(row), x, up(value), tip) for value in row.values]
+        if row.mean is not None and len(row.values) > 1:
+            parts += [
+                element("path", element("title", tip), kind="c3", d=f"M{x - 7} {up(row.mean)}h14")
+            ]
+    return svg.figure(key, svg.svg(f"{plan.monitor} by {key}", parts))
+
+
+def over_trials(plan: Plan, rows: Sequence[Row]) -> Markup:
+    """Each trial's mean in their order, and the best so far as steps."""
+    seen = [(row, row.mean) for row in rows if row.mean is not None]
+    last = max([row.number for row in rows] + [1])
+    up, parts = svg.vertical_axis([mean for _, mean in seen])
+    parts += [below(_across(n / last), str(n)) for n in sorted({0, last // 2, last})]
+    steps: list[tuple[float, float]] = []
+    best: float | None = None
+    for row, mean in seen:
+        x = _across(row.number / last)
+        if row.status == "done" and (best is None or plan.sign * mean > plan.sign * best):
+            steps += [(x, up(best))] if best is not None else []
+            best = mean
+        if best is not None:
+            steps += [(x, up(best))]
+        parts += [svg.dot(_kind(row), x, up(mean), _tip(plan, row))]
+    parts.insert(0, svg.line("c2", steps))
+    parts += [svg.text(WIDTH - MARGIN_RIGHT, HEIGHT - 3, "trial", "end")]
+    return svg.figure("by trial, and the best so far", svg.svg(f"{plan.monitor} by trial", parts))
+
+
+def parallel(plan: Plan, rows: Sequence[Row]) -> Markup:
+    """Parallel coordinates: a line a trial through its settings to its value."""
+    seen = [row for row in rows if row.mean is not None and row.status == "done"]
+    keys = list(plan.sweep.params)
+    axes = [axis([row.settings[key] for row in seen], is_log(plan, key)) for key in keys]
+    axes.append(axis([row.mean for row in seen]))
+    width, top, bottom = max(WIDTH, 170 * len(axes)), 30, 220
+    up, across = svg.scale(0, 1, bottom, top), svg.scale(0, max(len(axes) - 1, 1), 70, width - 70)
+    order = ranked(plan, rows)
+    parts = []
+    for row in reversed(order):  # the best is drawn last, above the others
+        at = seen.index(row)
+        share = order.index(row) / max(len(order) - 1, 1)
+        spots = [(across(i), up(places[at])) for i, (places, _) in enumerate(axes)]
+        kind, bold = ("c1", 3) if share == 0 else ("c0", 1.5)
+        style = f"stroke-width:{bold};opacity:{1 - 0.8 * share:.2f}"
+        parts += [svg.line(kind, spots, element("title", _tip(plan, row)), style=style)]
+    for i, ((_, marks), name) in enumerate(zip(axes, [*keys, plan.monitor], strict=True)):
+        parts += [element("path", kind="grid", d=f"M{across(i)} {top}V{bottom}")]
+        parts += [svg.text(across(i), top - 12, _short_label(name, 26), "middle")]
+        parts += [
+            svg.text(across(i) + 5, up(place) + 4, _short_label(mark), "dim")
+            for place, mark in marks
+        ]
+    alt = f"{plan.monitor} of {len(order)} trials by their settings"
+    return svg.svg(alt, parts, width, 240)
+
+
+def _kind(row: Row) -> str:
+    return "c0" if row.status == "done" else "dim"
+
+
+def _short_label(label: str, length: int = MAX_LABEL) -> str:
+    return label if len(label) <= length else f"{label[: length - 1]}…"
+
+
+def _tip(plan: Plan, row: Row) -> str:
+    value = "" if row.mean is None else shown_number(row.mean)
+    settings = " ".join(overrides(row.settings))
+    return f"t{row.number:03d}: {plan.monitor} {value} ({row.status}) {settings}"
