@@ -223,9 +223,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     chain, wrong = longest_chain(edges), against_layers(modules)
 
     lines = _print_packages(arguments.checkout, modules)
-    print(
-        f"\ntrainer/: {len(ours)} files, {len(list(arguments.checkout.glob(COMMANDS)))} at its top"
-    )
+    packages = [package_of(module.path) for module in ours.values()]
+    top = packages.count(COMMANDS)
+    print(f"\ntrainer/: {len({*packages} - {COMMANDS})} packages, ", end="")
+    print(f"{len(packages)} files, {top} of them at its top")
     print(f"floors: {len(chain) - 1}, by the longest chain of imports: {' > '.join(chain)}")
     print(f"circles: {len(found := circles(edges))} of {sum(map(len, found))} files")
     print(*(f"  {' '.join(circle)}\n" for circle in found), sep="", end="")
