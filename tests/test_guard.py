@@ -126,7 +126,7 @@ def test_the_length_of_the_gradient_is_torchs_own(config_file):
     parameters = list(job.model.parameters())
     expected = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     for lag in (1, 64):
-        norm = Guard(job.model, job.optimizer, lag=lag)._norm()
+        norm = Guard(job.model, job.optimizer, lag=lag).norm()
         assert float(norm) == pytest.approx(expected)
 
 

@@ -619,7 +619,7 @@ def test_memory_that_runs_out_ends_in_one_message_its_exit_code_and_a_valid_chec
     finished, config_file, tmp_path, monkeypatch, capfd, error
 ):
     straight = finished("checkpoint.every=1st")
-    norm, calls = Guard._norm, []
+    norm, calls = Guard.norm, []
 
     def failing(*arguments):
         calls.append(1)
@@ -627,7 +627,7 @@ def test_memory_that_runs_out_ends_in_one_message_its_exit_code_and_a_valid_chec
             raise error
         return norm(*arguments)
 
-    monkeypatch.setattr(Guard, "_norm", failing)
+    monkeypatch.setattr(Guard, "norm", failing)
     command = ["--config", str(config_file), "--runs", str(tmp_path / "runs")]
     assert main([*command, "checkpoint.every=1st"]) == 7
     told = capfd.readouterr().err

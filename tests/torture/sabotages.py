@@ -248,7 +248,7 @@ SABOTAGES = [
     Sabotage(
         "best metric forgotten on resume",
         "a worse epoch overwrites the best weights",
-        "trainer/loop/state.py",
+        "trainer/loop/snapshot.py",
         "    steps = len(job.train_loader)\n",
         "    steps = len(job.train_loader)\n    state.best = {}\n",
         (CENSUS,),
@@ -257,15 +257,15 @@ SABOTAGES = [
     Sabotage(
         "saved before the scheduler's step",
         "each resume delays the learning rate by a step",
-        "trainer/loop.py",
-        "        schedule.after_step()\n        step += 1\n        yield whole\n",
-        "        step += 1\n        yield whole\n        schedule.after_step()\n",
+        "trainer/loop/step.py",
+        "        task.schedule.after_step()\n        yield guard.images\n",
+        "        yield guard.images\n        task.schedule.after_step()\n",
         (f"{EXACT}[1-OneCycleLR]",),
     ),
     Sabotage(
         "optimizer not restored",
         "momentum begins anew with each resume",
-        "trainer/loop/state.py",
+        "trainer/loop/snapshot.py",
         "    job.optimizer.load_state_dict(optimizer)\n",
         "",
         (f"{EXACT}[1-LeNet]",),
@@ -273,7 +273,7 @@ SABOTAGES = [
     Sabotage(
         "early-stop counters forgotten",
         "a run that is often resumed never stops early",
-        "trainer/loop/state.py",
+        "trainer/loop/snapshot.py",
         "    steps = len(job.train_loader)\n",
         "    steps = len(job.train_loader)\n    state.stale_epochs = 0\n",
         (CENSUS,),
@@ -297,9 +297,9 @@ SABOTAGES = [
     Sabotage(
         "dropout not seeded by step",
         "a resumed run draws other dropout",
-        "trainer/loop.py",
-        "        reseed(device, seed_at(draws, step))\n        optimizer",
-        "        optimizer",
+        "trainer/distributed/micro_batches.py",
+        "        reseed(device, seed_at(draws, step))  # a resumed",
+        "        # a resumed",
         (f"{EXACT}[1-AlexNet with dropout]",),
     ),
     Sabotage(
@@ -355,7 +355,7 @@ SABOTAGES = [
     Sabotage(
         "strict=False",
         "a state of another model is loaded in part, the rest stays random",
-        "trainer/loop/state.py",
+        "trainer/loop/snapshot.py",
         "    job.model.load_state_dict(model)",
         "    job.model.load_state_dict(model, strict=False)",
         CHECKPOINT,
@@ -371,7 +371,7 @@ SABOTAGES = [
     Sabotage(
         "edited config accepted",
         "a run goes on with another loss than its state was made with",
-        "trainer/loop/record.py",
+        "trainer/loop/resume.py",
         "    if refused:",
         "    if False:",
         (f"{TRAINING}test_a_config_that_was_edited_in_the_run_folder_is_refused_on_resume",),
@@ -388,7 +388,7 @@ SABOTAGES = [
     Sabotage(
         "weights not copied",
         "a checkpoint holds weights of two steps",
-        "trainer/loop/state.py",
+        "trainer/loop/snapshot.py",
         "copied(weight, kept) if memory else copied(weight).contiguous()",
         "weight.detach()",
         CHECKPOINT,
@@ -396,7 +396,7 @@ SABOTAGES = [
     Sabotage(
         "optimizer not copied",
         "a checkpoint holds momentum of another step than its weights",
-        "trainer/loop/state.py",
+        "trainer/loop/snapshot.py",
         'return value.to("cpu", copy=True)',
         'return value.to("cpu")',
         CHECKPOINT,
@@ -437,17 +437,17 @@ SABOTAGES = [
     Sabotage(
         "guard looks after the step",
         "NaN is noticed when it is in the weights",
-        "trainer/loop.py",
-        "if guard.passes(step, whole, loss, norm, correct, scale):\n            opt",
-        "guard.passes(step, whole, loss, norm, correct, scale)\n        if True:\n            opt",
+        "trainer/loop/step.py",
+        "if guard.accepts(scaler):",
+        "if guard.accepts(scaler) or True:",
         (f"{NO_TRACE}[AdamW-gradient-1]",),
     ),
     Sabotage(
         "guard ignores the gradient",
         "an infinite gradient of a finite loss ruins the weights",
         "trainer/loop/guard.py",
-        "                values = [loss.item(), float(norm), float(correct)]",
-        "                values = [loss.item(), 0.0, float(correct)]",
+        "            values = [loss.item(), float(norm), ",
+        "            values = [loss.item(), 0.0, ",
         (f"{NOT_TAKEN}[3-inf-gradient]",),
     ),
     Sabotage(
@@ -628,9 +628,9 @@ SABOTAGES = [
     Sabotage(
         "shares of a batch weigh alike",
         "a short batch's images count more in one process than in another",
-        "trainer/loop.py",
-        "scaler.scale(times(mean, share * processes))",
-        "scaler.scale(times(mean, float(share > 0)))",
+        "trainer/distributed/micro_batches.py",
+        "weight, weight * shares.ranks, size",
+        "weight, float(weight > 0), size",
         (f"{SEVERAL}test_a_batch_of_fewer_images_than_processes_counts_each_once",),
     ),
     Sabotage(
@@ -644,7 +644,7 @@ SABOTAGES = [
     Sabotage(
         "a signal is one process's own",
         "the others wait for one that is gone",
-        "trainer/distributed.py",
+        "trainer/distributed/processes.py",
         "    stop.agree = agreed\n",
         "",
         (f"{SEVERAL}test_a_signal_to_any_process_saves_and_stops_all[1]",),
@@ -652,7 +652,7 @@ SABOTAGES = [
     Sabotage(
         "starts are not told apart",
         "after a restart a process looks for another at a dead one's address",
-        "trainer/distributed.py",
+        "trainer/distributed/processes.py",
         "        store = of_this_start(store, number, count)\n",
         "",
         (f"{SEVERAL}test_torchrun_starts_killed_processes_again_and_they_come_to_the_same_bits",),
@@ -660,7 +660,7 @@ SABOTAGES = [
     Sabotage(
         "average not restored",
         "a resumed run judges another average",
-        "trainer/loop/state.py",
+        "trainer/loop/snapshot.py",
         '        job.average.load_state_dict(content["average"])\n',
         "        pass\n",
         (

@@ -105,7 +105,7 @@ class Guard:
         if self._ranks > 1:
             loss, correct = added_up(loss, correct)
         scaler.unscale_(self.optimizer)
-        norm = self._norm()
+        norm = self.norm()
         scale = scaler.scale(torch.ones_like(loss)) if scaler.is_enabled() else None
         if self.lag == 1 or not self._begun:
             return self._accepts_now(loss, norm, correct, scale)
@@ -119,7 +119,7 @@ class Guard:
         results, self._results = self._results, []
         return results
 
-    def _norm(self) -> Tensor | float:
+    def norm(self) -> Tensor | float:
         """The length of the whole gradient, before it is clipped."""
         if self.clip_grad_norm is not None:
             return clip(self.parameters, self.clip_grad_norm)
