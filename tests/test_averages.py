@@ -197,7 +197,7 @@ def test_two_processes_judge_and_keep_the_average_that_one_does(together, tmp_pa
 
 def by_hand(config, average, after_step):
     """LeNet trained by hand for two epochs; what it is at the end of each, as it is judged."""
-    part = load_data(config, CPU).parts["train"]
+    part = load_data(config, CPU).subsets["train"]
     torch.manual_seed(seed_of(0, "weights"))
     model = LeNet(num_classes=2, in_channels=3).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)

@@ -54,7 +54,7 @@ def show(tmp_path):
         for epoch in range(1, epochs + 1):
             logits, labels = predict(job.model, job.val_loader.epoch())
             show_epoch(Board(events, job, say), epoch, 10 * epoch, logits, labels)
-        part = job.data.parts["test"]
+        part = job.data.subsets["test"]
         logits, labels = predict(job.model, eval_loader(job.config, part, job.device).epoch())
         show_end(Board(events, job, say), tmp_path, part, logits, labels, 10 * epochs)
         events.close()
@@ -195,7 +195,7 @@ def test_showing_changes_neither_weights_nor_statistics_nor_generators(job, tmp_
     images, labels = next(iter(made.val_loader.epoch()))
     made.loss_fn(made.model(images), labels).backward()
     (tmp_path / "environment.json").write_text("{}")
-    events, part = Events(tmp_path), made.data.parts["test"]
+    events, part = Events(tmp_path), made.data.subsets["test"]
     chances, test_labels = torch.zeros(len(part), 2), part.labels
     values = dict(made.model.state_dict())
     values |= {f"gradient {name}": p.grad for name, p in made.model.named_parameters()}
@@ -323,7 +323,7 @@ def test_the_environments_table_holds_no_markup_of_others(job, show):
 def test_the_projector_finds_vectors_names_and_pictures_of_the_test_images(job, show, tmp_path):
     made = job()
     show(made)
-    part = made.data.parts["test"]
+    part = made.data.subsets["test"]
     config = ProjectorConfig()
     text_format = pytest.importorskip("google.protobuf.text_format")
     text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), config)
@@ -356,7 +356,7 @@ def test_names_cannot_break_a_line_of_the_projectors_table():
 
 def test_pictures_of_inputs_have_their_own_colours_again(job):
     made = job()
-    part = made.data.parts["val"]
+    part = made.data.subsets["val"]
     inputs, _ = part.sample(torch.arange(3))
     assert inputs.min() < -0.1
     seen = as_pictures(part.pipeline, inputs)

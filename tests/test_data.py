@@ -72,7 +72,7 @@ def photographs(tmp_path_factory):
 def test_the_counts_are_those_of_the_split_that_training_makes(facts, config_file):
     found = facts()["counts"]
     data = load_data(load_config(config_file), torch.device("cpu"))
-    for name, part in data.parts.items():
+    for name, part in data.subsets.items():
         labels = part.labels.tolist()
         expected = {"1": labels.count(0), "100": labels.count(1)}
         assert found[name] == expected
@@ -81,13 +81,13 @@ def test_the_counts_are_those_of_the_split_that_training_makes(facts, config_fil
 def test_mean_and_std_are_those_of_all_pixels_of_the_training_images(facts, config_file):
     pixels = facts()["pixels"]
     data = load_data(load_config(config_file), torch.device("cpu"))
-    images = data.parts["train"].images
+    images = data.subsets["train"].images
     assert isinstance(images, torch.Tensor)
     stacked = images.numpy().astype(np.float64) / 255
     assert pixels["mean"] == pytest.approx(stacked.mean((0, 2, 3)), abs=1e-12)
     assert pixels["std"] == pytest.approx(stacked.std((0, 2, 3)), abs=1e-12)
     dataset = data.dataset
-    raw = np.stack([dataset.image(int(i)).numpy() for i in data.parts["train"].indices]) / 255
+    raw = np.stack([dataset.image(int(i)).numpy() for i in data.subsets["train"].indices]) / 255
     assert pixels["raw"]["mean"] == pytest.approx(raw.mean((0, 2, 3)), abs=1e-12)
     assert pixels["config"] == {"mean": [0.5] * 3, "std": [0.25] * 3}
 
@@ -238,7 +238,7 @@ def test_every_broken_file_is_listed_and_the_rest_is_reported_all_the_same(
     skipping = load_config(config_file, [root, "dataset.on_broken=skip"])
     data = load_data(skipping, torch.device("cpu"))
     look = inspect_dataset(skipping)
-    assert look.splits == {name: part.indices.tolist() for name, part in data.parts.items()}
+    assert look.splits == {name: part.indices.tolist() for name, part in data.subsets.items()}
     assert facts(root, "dataset.on_broken=skip")["counts"] == found["counts"]
 
 
@@ -253,7 +253,7 @@ def test_a_missing_class_and_a_rare_one_are_warnings(facts, own, monkeypatch):
 
 def test_the_augmented_pictures_are_what_training_sees(config_file):
     config = load_config(config_file, [" ".join(MIXED.split()), "loader.batch_size=16"])
-    part = load_data(config, torch.device("cpu")).parts["train"]
+    part = load_data(config, torch.device("cpu")).subsets["train"]
     loader = train_loader(config, part, torch.device("cpu"))
     for epoch in (0, 3):
         for number, (images, labels) in enumerate(loader.epoch(epoch)):

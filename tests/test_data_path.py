@@ -23,10 +23,12 @@ from datasets import DataError
 from models.lenet import LeNet
 from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.input import decode as reading
-from trainer.input import loader as loader_module
+from trainer.input import decode
+from trainer.input import workers as workers_module
 from trainer.input.data import load_data, train_loader
-from trainer.input.loader import Loader, Part, copied_ahead
+from trainer.input.loader import Loader, Order
+from trainer.input.subset import Subset
+from trainer.input.workers import copied_ahead
 from trainer.loop.guard import Guard
 from trainer.loop.summary import dry_run
 from trainer.process.errors import ConfigError
@@ -80,7 +82,7 @@ def hashes(loader: Loader, epoch: int, start: int = 0) -> list[str]:
 
 def loader_of(file, *overrides: str) -> Loader:
     config = load_config(file, overrides)
-    return train_loader(config, load_data(config, CPU).parts["train"], CPU)
+    return train_loader(config, load_data(config, CPU).subsets["train"], CPU)
 
 
 @pytest.mark.parametrize("file", ["augmented", "config_file"])
@@ -88,7 +90,7 @@ def test_every_cache_worker_count_and_batch_size_gives_a_sample_the_same_bits(fi
     file = request.getfixturevalue(file)
     reference = loader_of(file, "loader.cache=ram")
     expected = [hashes(reference, epoch) for epoch in (0, 1)]
-    assert len(set(expected[0] + expected[1])) > 1.9 * len(reference.part)
+    assert len(set(expected[0] + expected[1])) > 1.9 * len(reference.subset)
     for overrides in (
         ("loader.cache=off", "loader.workers=2"),
         ("loader.cache=off", "loader.batch_size=5"),
@@ -133,18 +135,18 @@ class Memory:
         return [str(index) for index in indices]
 
 
-def memory_part(count: int, size: int) -> Part:
+def memory_part(count: int, size: int) -> Subset:
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
     dataset = Memory(images)
     rows, labels = torch.arange(count), torch.tensor(dataset.labels)
-    return Part(dataset, Pipeline([], seed=0), rows, labels, images, rows[:2])
+    return Subset(dataset, Pipeline([], seed=0), rows, labels, images, rows[:2])
 
 
 @settings(max_examples=40)
 @given(st.integers(1, 70), st.integers(1, 20), st.booleans(), st.integers(0, 9), st.data())
 def test_batches_made_in_one_go_are_those_of_one_at_a_time(count, batch_size, drop, epoch, data):
     part = memory_part(count, data.draw(st.sampled_from([4, 5])))  # aligned to 64 bytes, or not
-    loader = Loader(part, batch_size, seed=1, drop_last=drop)
+    loader = Loader(part, batch_size, Order(1, drop_last=drop))
     start = data.draw(st.integers(0, len(loader)))
     at_once = list(loader.epoch(epoch, start))
     loader._block = 1
@@ -156,7 +158,7 @@ def test_batches_made_in_one_go_are_those_of_one_at_a_time(count, batch_size, dr
 
 def test_a_batch_begins_at_the_same_alignment_wherever_the_epoch_began():
     # A matrix product may have other last bits on memory that is aligned otherwise.
-    loader = Loader(memory_part(50, 5), batch_size=4, seed=1)
+    loader = Loader(memory_part(50, 5), 4, Order(1))
     for start in range(len(loader)):
         for images, _ in loader.epoch(0, start):
             assert images.data_ptr() % 64 == 0
@@ -165,7 +167,7 @@ def test_a_batch_begins_at_the_same_alignment_wherever_the_epoch_began():
 def test_workers_hand_over_small_uint8_crops(tmp_path, notes, augmented):
     lines = ("transforms.train.1={name: RandomCrop, size: 20}", "loader.cache=off")
     config = load_config(augmented, [*lines, "transforms.train.5=AlternatingFlip"])
-    part = load_data(config, CPU).parts["train"]
+    part = load_data(config, CPU).subsets["train"]
     images, labels = part.read(torch.arange(5), epoch=0)
     assert isinstance(images, torch.Tensor)
     assert images.shape == (5, 3, 20, 20) and images.dtype == torch.uint8
@@ -238,12 +240,12 @@ def test_auto_keeps_what_fits_into_half_of_the_memory_and_reads_the_rest_anew(
     config_file, monkeypatch
 ):
     config = load_config(config_file, [])
-    kept = load_data(config, CPU).parts["train"].images
+    kept = load_data(config, CPU).subsets["train"].images
     assert isinstance(kept, torch.Tensor)
     train = kept.nbytes
     for free, expected in ((2 * train + 2, "ram"), (2 * train, "off")):
-        monkeypatch.setattr(reading, "free_memory", lambda device, free=free: free)
-        assert load_data(config, CPU).parts["train"].cache == expected
+        monkeypatch.setattr(decode, "free_memory", lambda device, free=free: free)
+        assert load_data(config, CPU).subsets["train"].cache == expected
 
 
 def test_a_split_in_memory_that_its_transforms_make_too_large_is_made_anew_each_epoch(
@@ -256,9 +258,9 @@ def test_a_split_in_memory_that_its_transforms_make_too_large_is_made_anew_each_
         "model: MLP\noptimizer: {name: SGD, lr: 0.1}\ntrain: {epochs: 1, device: cpu}\n"
     )
     kept = loader_of(file)
-    monkeypatch.setattr(reading, "free_memory", lambda device: 200_000)
+    monkeypatch.setattr(decode, "free_memory", lambda device: 200_000)
     made = loader_of(file, "loader.workers=0")
-    assert (kept.part.cache, made.part.cache) == ("ram", "off")
+    assert (kept.subset.cache, made.subset.cache) == ("ram", "off")
     assert hashes(kept, 0) == hashes(made, 0)
 
 
@@ -277,7 +279,7 @@ class Packed(Memory):
 
 def test_shards_that_are_not_kept_are_not_all_decoded_before_a_run(config_file):
     config, packed = load_config(config_file, ["loader.cache=off"]), Packed(200)
-    part, broken = reading.read_part(packed, reading_pipeline(config), range(200), config, CPU)
+    part, broken = decode.read_subset(packed, reading_pipeline(config), range(200), config, CPU)
     assert part.cache == "off" and not broken and packed.read < 20
     assert len(part) == 200 and len(part.batch(torch.tensor([150, 199]))[0]) == 2
 
@@ -295,7 +297,7 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_kept(
     config_file, monkeypatch, cache
 ):
     config = load_config(config_file, [f"loader.cache={cache}"])
-    monkeypatch.setattr(reading, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(decode, "free_memory", lambda device: 1000)
     with pytest.raises(DataError, match=rf"loader\.cache: {cache} needs .* are free; use auto"):
         load_data(config, CPU)
 
@@ -305,12 +307,12 @@ def test_auto_keeps_a_split_on_a_gpu_where_a_quarter_of_its_memory_holds_it(
 ):
     gpu = torch.device("cuda", 0)
     memory = {"cuda": 4004, "cpu": 10**9}
-    monkeypatch.setattr(reading, "free_memory", lambda device: memory[device.type])
+    monkeypatch.setattr(decode, "free_memory", lambda device: memory[device.type])
 
     def place(file, size: int, *overrides: str) -> torch.device | None:
         config = load_config(file, overrides)
         pipeline = reading_pipeline(config)
-        return reading.choose_cache(config, pipeline, size, gpu)
+        return decode.choose_cache(config, pipeline, size, gpu)
 
     assert place(config_file, 1000) == gpu
     assert place(config_file, 1001) == CPU
@@ -406,7 +408,7 @@ def test_training_reads_back_once_a_log_interval_and_once_an_epoch(
 def test_cuda_batches_are_those_of_the_cpu(config_file, overrides):
     gpu = torch.device("cuda")
     config = load_config(config_file, [*overrides, "train.device=cuda"])
-    loader = train_loader(config, load_data(config, gpu).parts["train"], gpu)
+    loader = train_loader(config, load_data(config, gpu).subsets["train"], gpu)
     expected = hashes(loader_of(config_file), epoch=1)
     found = []
     for images, labels in loader.epoch(1):
@@ -471,7 +473,7 @@ def test_copies_ahead_go_by_their_own_queue_and_the_work_waits_for_them(monkeypa
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Queue.current)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, queue: None)
-    monkeypatch.setattr(loader_module, "to_device", copied)
+    monkeypatch.setattr(workers_module, "to_device", copied)
     batches = [(torch.tensor([i]), torch.tensor([i])) for i in range(4)]
     for number, (images, _) in enumerate(copied_ahead(batches, torch.device("cuda"))):
         assert int(images) == number
@@ -524,7 +526,7 @@ def test_a_model_that_cannot_keep_channels_last_trains_as_it_is_and_says_so(
     monkeypatch.setattr(LeNet, "forward", forward)
     lines: list[str] = []
     job = prepare(load_config(config_file, []), lines.append)
-    assert not job.train_loader.channels_last
+    assert not job.train_loader.place.channels_last
     assert any("LeNet cannot keep channels last" in line and "view" in line for line in lines)
     images, labels = next(job.train_loader.epoch())
     job.loss_fn(job.model(images), labels).backward()

@@ -54,7 +54,7 @@ def test_the_loss_is_the_papers():
 def test_training_equals_a_hand_written_loop(train, finished, config_file, teacher):
     run = train(distill(teacher, weight=0.7, temperature=3.0), QUIET)
     config = load_config(config_file)
-    part = load_data(config, CPU).parts["train"]
+    part = load_data(config, CPU).subsets["train"]
     knows = load_trained(teacher).model
     torch.manual_seed(seed_of(0, "weights"))
     model = LeNet(num_classes=2, in_channels=3).to(memory_format=torch.channels_last)

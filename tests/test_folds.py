@@ -144,8 +144,8 @@ def test_two_folds_are_enough_only_where_the_data_has_a_test_part(
     fashion = [f"dataset={{name: FashionMNIST, root: {fashion_root}}}",
                f"transforms={{train: [{grey}], eval: [{grey}]}}", "model=MLP"]  # fmt: skip
     job = prepare(load_config(config_file, [*fashion, "split={folds: 2, fold: 1}"]), print)
-    assert len(job.data.parts["test"]) == 30
-    assert len(job.data.parts["train"]) + len(job.data.parts["val"]) == 120
+    assert len(job.data.subsets["test"]) == 30
+    assert len(job.data.subsets["train"]) + len(job.data.subsets["val"]) == 120
     with pytest.raises(ConfigError, match="at least 3"):
         again = "split={folds: 2, fold: 1, pool: true}"
         prepare(load_config(config_file, [*fashion, again]), print)

@@ -56,7 +56,7 @@ def test_a_step_that_is_no_number_is_not_taken_and_is_named_with_its_images(
     assert ("loss became" if what == "loss" else "gradient's length became") in message
     job = prepare(load_config(config_file), print)
     rows = job.train_loader.rows(epoch, batch)
-    ids = [job.data.dataset.ids[i] for i in job.data.parts["train"].indices[rows].tolist()]
+    ids = [job.data.dataset.ids[i] for i in job.data.subsets["train"].indices[rows].tolist()]
     assert f"of these images: {', '.join(ids)}." in message
     (run,) = (tmp_path / "runs" / "small").iterdir()
     saved = [read_state(folder) for folder in checkpoints(run)]

@@ -30,7 +30,7 @@ from trainer.components.schedulers import build_schedule
 from trainer.config import load_config
 from trainer.distributed.fsdp import blocks, size
 from trainer.distributed.micro_batches import choose_micro_batches
-from trainer.distributed.shares import share_of
+from trainer.distributed.shares import Shares, share_of
 from trainer.distributed.sync_batch_norm import with_synced_batch_norm
 from trainer.input.loader import Loader
 from trainer.loop.evaluate import predict
@@ -148,9 +148,9 @@ def test_parts_of_a_batch_train_a_model_with_dropout_as_the_whole_one(accumulate
 
 def test_images_without_a_label_only_fill_a_place(config_file):
     job = prepare(load_config(config_file, ["loader.eval_batch_size=2"]), print)
-    part = job.val_loader.part
+    part = job.val_loader.subset
     assert len(part) == 5  # three batches, for two processes
-    own, other = (Loader(part, 2, process=n, processes=2, even=True) for n in (0, 1))
+    own, other = (Loader(part, 2, shares=Shares(n, 2, even=True)) for n in (0, 1))
     assert [len(labels) for _, labels in own.epoch()] == [2, 1]
     assert [(len(images), len(labels)) for images, labels in other.epoch()] == [(2, 2), (1, 0)]
     logits, labels = predict(job.model, other.epoch())

@@ -27,7 +27,8 @@ from trainer.build.prepare import prepare
 from trainer.components.schedulers import forecast
 from trainer.config import load_config
 from trainer.evaluate import main as evaluate
-from trainer.input.loader import Loader, from_workers, quiet_where_the_trainer_hangs_up
+from trainer.input.loader import Loader
+from trainer.input.workers import from_workers, quiet_where_the_trainer_hangs_up
 from trainer.insight.board import show_epoch
 from trainer.loop.evaluate import evaluate as evaluated
 from trainer.loop.guard import Guard
@@ -477,9 +478,9 @@ def test_what_the_time_went_to_adds_up(train, monkeypatch):
 
         return slowed
 
-    batch = trainer.input.loader.Part.batch
+    batch = trainer.input.subset.Subset.batch
     monkeypatch.setattr(trainer.input.loader, "BLOCK", 1)
-    monkeypatch.setattr(trainer.input.loader.Part, "batch", after("data", batch))
+    monkeypatch.setattr(trainer.input.subset.Subset, "batch", after("data", batch))
     monkeypatch.setattr(trainer.loop.epochs, "save", after("save", save))
     monkeypatch.setattr(trainer.loop.epochs, "evaluate", after("eval", evaluated))
     monkeypatch.setattr(trainer.loop.epochs, "show_epoch", after("log", show_epoch))
@@ -510,7 +511,7 @@ def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended
     monkeypatch.setattr(ImageFiles, "image", vanishing)
     job = prepare(load_config(config_file), print)
     row = job.train_loader.rows(1, 2)[0]  # of the second epoch's third batch
-    image = job.data.dataset.ids[job.data.parts["train"].indices[row]]
+    image = job.data.dataset.ids[job.data.subsets["train"].indices[row]]
     rates = trainer.loop.epochs.learning_rates
 
     def arming(job):
@@ -537,7 +538,7 @@ def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended
 def test_workers_end_with_a_run_whose_test_images_cannot_be_read(train, config_file, monkeypatch):
     """They ignore the signal by which Python would end them at its exit: that would hang."""
     job, read = prepare(load_config(config_file), print), ImageFiles.image
-    image = job.data.dataset.ids[job.data.parts["test"].indices[0]]
+    image = job.data.dataset.ids[job.data.subsets["test"].indices[0]]
 
     def vanished(self, index):
         if multiprocessing.parent_process() and self.ids[index] == image:  # once a worker reads it
@@ -559,7 +560,7 @@ def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(
 
     def killing(job):
         if job.schedule.steps == 3 and not killed:
-            iterator = job.train_loader._worker_loader._iterator
+            iterator = job.train_loader._workers._worker_loader._iterator
             killed.append(iterator._workers[0].pid)
             os.kill(killed[0], signal.SIGKILL)
         return rates(job)
@@ -669,7 +670,7 @@ defer_compiler()  # as the command does, and as it would too late
 import trainer.loop.epochs
 kept = []
 def failing(session, *_):  # something keeps the workers' iterator, as a traceback does
-    kept.append(session.job.train_loader._worker_loader._iterator)
+    kept.append(session.job.train_loader._workers._worker_loader._iterator)
     raise OSError(28, "No space left on device", "somewhere")
 trainer.loop.epochs.end_epoch = failing
 from trainer.train import main
@@ -684,7 +685,7 @@ sys.exit(main(["--config", {str(config_file)!r}, "--runs", {str(tmp_path / "runs
 def test_a_batch_that_is_named_is_the_batch_that_was_shown(config_file):
     job = prepare(load_config(config_file, ["transforms.train.1.name=CenterCrop",
                                             "transforms.train.1.size=32"]), print)  # fmt: skip
-    part = job.data.parts["train"]
+    part = job.data.subsets["train"]
     for number, (images, labels) in enumerate(job.train_loader.epoch(3)):
         rows = Loader.rows(job.train_loader, 3, number)
         assert same(part.batch(rows)[0], images) and same(part.labels[rows], labels)

@@ -13,7 +13,8 @@ from tests.test_resume import stopped_at
 from tests.test_training import assert_same_run
 from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.input.loader import Loader, Part
+from trainer.input.loader import Loader, Order, Place
+from trainer.input.subset import Subset
 from transforms.keyed import balanced, permutation
 from transforms.own import AlternatingFlip
 from transforms.pipeline import Pipeline
@@ -28,7 +29,7 @@ def part_of(labels, transforms=(), seed=3):
     names = [str(number) for number in range(int(labels.max()) + 1)]
     dataset = ImagesInMemory(images, labels.tolist(), len(labels), names)
     indices = torch.arange(len(labels)) + 7
-    return Part(dataset, Pipeline(transforms, seed), indices, labels, images, torch.arange(1))
+    return Subset(dataset, Pipeline(transforms, seed), indices, labels, images, torch.arange(1))
 
 
 @given(CLASSES, st.integers(0, 2**40), st.integers(0, 1000))
@@ -80,7 +81,7 @@ CROP = [v2.RandomCrop(8, padding=4)]
 
 def test_an_image_that_comes_again_is_cropped_otherwise_and_first_as_when_shuffled():
     part = part_of(torch.tensor([0] * 45 + [1] * 3), CROP)
-    loader = Loader(part, 6, seed=1, sampling="balanced")
+    loader = Loader(part, 6, Order(1, "balanced"))
     order = balanced(part.labels, 1, 2)
     images = torch.cat([images for images, _ in loader.epoch(2)])
     for row in range(45, 48):
@@ -111,23 +112,23 @@ def test_batch_size_start_workers_and_cache_change_nothing(transforms):
     labels = torch.tensor([0] * 20 + [1] * 7 + [2] * 4)
     part = part_of(labels, transforms)
     whole = [torch.cat(tensors) for tensors in zip(*Loader(
-        part, 31, seed=5, sampling="balanced").epoch(3), strict=True)]  # fmt: skip
-    uncached = Part(part.dataset, part.pipeline, part.indices - 7, labels, None, part.extremes)
+        part, 31, Order(5, "balanced")).epoch(3), strict=True)]  # fmt: skip
+    uncached = Subset(part.dataset, part.pipeline, part.indices - 7, labels, None, part.extremes)
     for start, workers, size in ((0, 0, 4), (3, 0, 4), (2, 2, 4), (5, 1, 3)):
-        loader = Loader(part, size, seed=5, sampling="balanced", workers=workers)
+        loader = Loader(part, size, Order(5, "balanced"), Place(workers))
         got = [torch.cat(tensors) for tensors in zip(*loader.epoch(3, start), strict=True)]
         loader.close()
         for one, other in zip(got, whole, strict=True):
             assert torch.equal(one, other[start * size :])
-    rows = Loader(part, 4, seed=5, sampling="balanced")._order(3)[:4]
-    kept = Part(part.dataset, part.pipeline, part.indices - 7, labels, part.images, part.extremes)
+    rows = Loader(part, 4, Order(5, "balanced"))._order(3)[:4]
+    kept = Subset(part.dataset, part.pipeline, part.indices - 7, labels, part.images, part.extremes)
     for one, other in zip(uncached.batch(rows, 3), kept.batch(rows, 3), strict=True):
         assert torch.equal(one, other)
 
 
 def test_the_rows_that_are_told_are_rows_of_the_part():
     part = part_of(torch.tensor([0] * 9 + [1]), CROP)
-    loader = Loader(part, 4, seed=0, sampling="balanced")
+    loader = Loader(part, 4, Order(0, "balanced"))
     for number, (_, labels) in enumerate(loader.epoch(6)):
         rows = loader.rows(6, number)
         assert rows.max() < 10 and torch.equal(part.labels[rows], labels)
@@ -135,7 +136,7 @@ def test_the_rows_that_are_told_are_rows_of_the_part():
 
 def test_shuffle_is_the_permutation_and_its_keys_are_the_samples_numbers():
     part = part_of(torch.tensor([0] * 9 + [1]), CROP)
-    assert torch.equal(Loader(part, 4, seed=2)._order(5), permutation(10, 2, 5))
+    assert torch.equal(Loader(part, 4, Order(2))._order(5), permutation(10, 2, 5))
     assert torch.equal(part._keys(torch.arange(10)), part.indices)
 
 
@@ -153,5 +154,5 @@ def test_a_balanced_run_goes_on_exactly_and_evaluates_as_ever(
 
 def test_only_training_is_balanced(config_file):
     job = prepare(load_config(config_file, ["loader.sampling=balanced"]), print)
-    assert (job.train_loader.sampling, job.val_loader.sampling) == ("balanced", "shuffle")
-    assert job.val_loader.seed is None
+    assert job.train_loader.order.sampling == "balanced"
+    assert job.val_loader.order == Order()

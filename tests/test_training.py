@@ -110,7 +110,7 @@ def test_only_split_seed_moves_the_split(finished):
 def test_training_equals_a_hand_written_loop(finished, config_file):
     """The same bits as plain PyTorch that knows nothing of this framework but its order."""
     config = load_config(config_file)
-    part = load_data(config, CPU).parts["train"]
+    part = load_data(config, CPU).subsets["train"]
     torch.manual_seed(seed_of(0, "weights"))
     model = LeNet(num_classes=2, in_channels=3)
     model.to(memory_format=torch.channels_last)
@@ -424,7 +424,7 @@ def test_an_image_too_small_for_the_model_names_layer_shape_and_the_smallest_siz
 
 
 def test_a_batch_of_one_image_for_batch_norm_is_told_before_a_run_begins(config_file):
-    images = len(load_data(load_config(config_file), CPU).parts["train"])
+    images = len(load_data(load_config(config_file), CPU).subsets["train"])
     overrides = ["model={name: VGG, depth: 11, batch_norm: true, variant: cifar}"]
     with pytest.raises(ConfigError, match="drop_last"):
         prepare(load_config(config_file, [*overrides, f"loader.batch_size={images - 1}"]), print)

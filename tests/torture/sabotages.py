@@ -510,7 +510,7 @@ SABOTAGES = [
     Sabotage(
         "signals reach the workers",
         "Ctrl-C kills the workers, and the run fails instead of stopping",
-        "trainer/input/loader.py",
+        "trainer/input/workers.py",
         "                worker_init_fn=leave_signals_to_the_trainer,\n",
         "",
         (f"{WORKERS}_to_the_trainer",),
@@ -518,7 +518,7 @@ SABOTAGES = [
     Sabotage(
         "workers not ended",
         "a run with workers that fails never ends",
-        "trainer/input/loader.py",
+        "trainer/input/workers.py",
         "    if iterator is not None:\n        iterator._shutdown_workers()",
         "    if False:\n        iterator._shutdown_workers()",
         (f"{RESUME}test_a_run_with_workers_that_fails_ends",),
@@ -636,9 +636,9 @@ SABOTAGES = [
     Sabotage(
         "each process judges all",
         "images are counted twice in the metrics",
-        "trainer/input/loader.py",
-        "            elif number % self.processes == self.process:\n",
-        "            else:\n",
+        "trainer/distributed/shares.py",
+        "        return number % self.ranks == self.rank\n",
+        "        return True\n",
         (f"{SEVERAL}test_a_split_is_judged_exactly_as_by_one_process[2]",),
     ),
     Sabotage(
@@ -672,7 +672,7 @@ SABOTAGES = [
     Sabotage(
         "visits augmented alike",
         "a class of few images is shown the same crops again and again",
-        "trainer/input/loader.py",
+        "trainer/input/subset.py",
         " + (rows // len(self) << 40)",
         "",
         (

@@ -48,7 +48,7 @@ def data_path(job: Job) -> dict[str, Any]:
         "device": str(job.device),
         "processes": world_size(),
         "threads": torch.get_num_threads(),
-        "channels_last": job.train_loader.channels_last,
+        "channels_last": job.train_loader.place.channels_last,
         "fused_optimizer": bool(job.optimizer.defaults.get("fused")),
         "train": _way_of(job.train_loader),
         "eval": _way_of(job.val_loader),
@@ -56,18 +56,18 @@ def data_path(job: Job) -> dict[str, Any]:
 
 
 def _way_of(loader: Loader) -> dict[str, Any]:
-    part = loader.part
-    first = len(part.pipeline.fixed)
-    where = f" in {loader.workers} worker processes" if loader.workers else ""
+    subset = loader.subset
+    first = len(subset.pipeline.fixed)
+    where = f" in {loader.place.workers} worker processes" if loader.place.workers else ""
     transforms = [
-        {"name": name, "runs": stage + (where if first <= i < first + part.early else "")}
-        for i, (name, stage) in enumerate(part.pipeline.description)
+        {"name": name, "runs": stage + (where if first <= i < first + subset.early else "")}
+        for i, (name, stage) in enumerate(subset.pipeline.description)
     ]
-    images = part.images if isinstance(part.images, list) else [part.images]
+    images = subset.images if isinstance(subset.images, list) else [subset.images]
     return {
-        "cache": part.cache,
+        "cache": subset.cache,
         "bytes": sum(image.nbytes for image in images if image is not None),
-        "workers": loader.workers,
+        "workers": loader.place.workers,
         "batch_size": loader.batch_size,
         "transforms": transforms,
     }

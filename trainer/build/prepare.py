@@ -64,18 +64,18 @@ def prepare(config: Config, say: Say) -> Job:
     data = load_data(config, device)
     tell(data, say)
     shapes = shapes_of(config, data)
-    train = data.parts["train"]
+    train = data.subsets["train"]
     model = build_model(config, data.classes, shapes["train"]).to(device)
     loss_fn = build_loss(config, train.labels, len(data.classes)).to(device)
     config, teacher = with_teacher(config, data, shapes["train"])
     precision = prepare_precision(config, model, device, say)
-    distinct = {shape: data.parts[name] for name, shape in reversed(shapes.items())}
+    distinct = {shape: data.subsets[name] for name, shape in reversed(shapes.items())}
     with precision.autocast():
         layout = choose_layout(config, model, loss_fn, list(distinct.values()), device, say)
     optimizer = build_optimizer(config, model)
     loader = train_loader(config, train, device, layout)
     prepare_for_cut_batches(config, model, loader, say)
-    val_loader = eval_loader(config, data.parts["val"], device, layout)
+    val_loader = eval_loader(config, data.subsets["val"], device, layout)
     schedule = build_schedule_of(config, optimizer, len(loader))
     average = build_average(config, model, len(loader))
     job = Job(
@@ -107,7 +107,7 @@ def tell(data: Data, say: Say) -> None:
 def shapes_of(config: Config, data: Data) -> dict[str, Shape]:
     """The (C, H, W) that the model will see of train, val and test."""
     sides = {"train": "train", "val": "eval", "test": "eval"}
-    shapes = {name: check_shape(config, data.parts[name], side) for name, side in sides.items()}
+    shapes = {name: check_shape(config, data.subsets[name], side) for name, side in sides.items()}
     channels = shapes["train"][0]
     for shape in shapes.values():
         if shape[0] != channels:
@@ -145,7 +145,7 @@ def prepare_for_cut_batches(config: Config, model: nn.Module, loader: Loader, sa
     """Check the batches' sizes; set dropout and batch norm up for batches that are cut."""
     check_batches(config, loader, model)
     if world_size() > 1 or config.train.accumulate > 1:
-        keep_dropout_alike(model, loader.part, loader.device, say)
+        keep_dropout_alike(model, loader.subset, loader.place.device, say)
     if config.train.sync_batch_norm and world_size() > 1:
         try:
             with_synced_batch_norm(model)
@@ -157,7 +157,7 @@ def distribute(job: Job, say: Say) -> None:
     """Wrap the job's network by DDP or FSDP, and compile it; every rank calls it."""
     if world_size() == 1:
         return
-    part = job.data.parts["train"]
+    part = job.data.subsets["train"]
     images, _ = part.sample(part.extremes[:2])
     if job.config.train.parallel == "ddp":
         job.network = over_processes(job.model, images, job.device)

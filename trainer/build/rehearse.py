@@ -11,7 +11,8 @@ from trainer.build.model import check_size
 from trainer.config import Config
 from trainer.distributed.fsdp import ELEMENTWISE_FUSED
 from trainer.distributed.processes import world_size
-from trainer.input.loader import Loader, Part
+from trainer.input.loader import Loader
+from trainer.input.subset import Subset
 from trainer.process.errors import ConfigError, Fault
 
 Say = Callable[[str], None]
@@ -40,7 +41,7 @@ def check_sharding(config: Config) -> None:
         raise ConfigError(faults)
 
 
-def keep_dropout_alike(model: nn.Module, part: Part, device: torch.device, say: Say) -> None:
+def keep_dropout_alike(model: nn.Module, part: Subset, device: torch.device, say: Say) -> None:
     """Make dropout layers draw for the whole batch, of which the model sees parts."""
     images, _ = part.sample(part.extremes[:2])
     train_mode(model)
@@ -58,7 +59,7 @@ def choose_layout(
     config: Config,
     model: nn.Module,
     loss_fn: nn.Module,
-    parts: Sequence[Part],
+    parts: Sequence[Subset],
     device: torch.device,
     say: Say,
 ) -> bool:
@@ -91,7 +92,7 @@ def choose_layout(
 @torch.inference_mode()
 def rehearse(
     config: Config,
-    part: Part,
+    part: Subset,
     model: nn.Module,
     loss_fn: nn.Module,
     device: torch.device,
@@ -134,7 +135,7 @@ def rehearse(
 def check_batches(config: Config, loader: Loader, model: nn.Module) -> None:
     """Raise ConfigError for batches that would fail in the first epoch."""
     if not len(loader):
-        message = f"is more than the {len(loader.part)} training images, and drop_last drops them"
+        message = f"is more than the {len(loader.subset)} training images, and drop_last drops them"
         raise ConfigError([config.fault("loader.batch_size", message)])
     if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         return

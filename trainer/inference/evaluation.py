@@ -10,7 +10,7 @@ from datasets import DataError
 from trainer.build.model import build_loss, check_size
 from trainer.build.trained import load_with
 from trainer.config import Config, load_config
-from trainer.input.data import check_shape, digest_of_split, eval_loader, load_part
+from trainer.input.data import check_shape, digest_of_split, eval_loader, load_subset
 from trainer.loop.evaluate import evaluate, predict
 from trainer.process.errors import RunError
 from trainer.run.disk import read_json
@@ -35,7 +35,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     require_unchanged(run, saved)
     trained = load_with(config, run)
     device, config = trained.device, trained.config
-    dataset, part = load_part(config, saved[split], device)
+    dataset, part = load_subset(config, saved[split], device)
     if dataset.classes != trained.classes:
         raise DataError(f"{config.dataset.name} no longer has the classes of this run.")
     check_size(config, trained.model, check_shape(config, part, "eval"))

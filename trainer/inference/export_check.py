@@ -16,7 +16,7 @@ from trainer.components.losses import probabilities
 from trainer.config import Config
 from trainer.config.signatures import parameters_of, resolve
 from trainer.inference.evaluation import require_unchanged
-from trainer.input.data import load_part
+from trainer.input.data import load_subset
 from trainer.process.errors import ConfigError
 from trainer.process.words import listed
 from trainer.run.disk import read_json
@@ -118,7 +118,7 @@ def inputs_of_test_images(run: Path, config: Config) -> Tensor:
     chosen = {name: split["test"][name] for name in at_most_max_images(names)}
     config = config.model_copy(update={"dataset": dataset})
     rows = torch.arange(len(chosen))
-    return load_part(config, chosen, torch.device("cpu"))[1].sample(rows)[0]
+    return load_subset(config, chosen, torch.device("cpu"))[1].sample(rows)[0]
 
 
 def at_most_max_images(items: Items) -> Items:

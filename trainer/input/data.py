@@ -1,4 +1,4 @@
-"""From the configuration to the three parts of the data, decoded once, ready to be batched."""
+"""From the configuration to train, val and test: split, decoded once, ready to be batched."""
 
 import hashlib
 import os
@@ -18,8 +18,10 @@ from trainer.config import Config
 from trainer.config.construct import build
 from trainer.config.settings import Component
 from trainer.distributed.processes import rank, world_size
-from trainer.input.decode import attempt, in_threads, read_part
-from trainer.input.loader import Loader, Part
+from trainer.distributed.shares import Shares
+from trainer.input.decode import attempt, in_threads, read_subset
+from trainer.input.loader import Loader, Order, Place
+from trainer.input.subset import Subset
 from trainer.process.errors import ConfigError, Fault
 from trainer.process.launch import local_world_size
 from transforms import TRANSFORMS
@@ -28,14 +30,14 @@ from transforms.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset, cut into parts and read: what training and evaluation draw their batches from.
+    """A dataset, split and read: what training and evaluation take their batches from.
 
-    parts maps train, val and test to their images. skipped lists (path, reason) of what
+    subsets maps train, val and test to their images. skipped lists (path, reason) of what
     ``on_broken: skip`` left out. notes are lines that a user should see.
     """
 
     dataset: Dataset
-    parts: dict[str, Part]
+    subsets: dict[str, Subset]
     skipped: list[tuple[str, str]]
     split: dict[str, Any]
     notes: list[str]
@@ -48,7 +50,7 @@ class Data:
     @cached_property
     def image_channels(self) -> int:
         """Channels of the images before any transform."""
-        first = int(self.parts["train"].indices[0])
+        first = int(self.subsets["train"].indices[0])
         images = self.dataset.images
         return len(self.dataset.image(first) if images is None else images[first])
 
@@ -59,7 +61,7 @@ class Data:
 
 
 def digest_of_split(split: dict[str, Any]) -> str:
-    """SHA-256 of a split: equal for equal samples, in equal order, in equal parts."""
+    """SHA-256 of a split: equal for equal samples, in equal order, in equal subsets."""
     digest = hashlib.sha256()
     for name, value in split.items():
         samples = "\n".join(map(" ".join, value.items())) if isinstance(value, dict) else value
@@ -68,7 +70,7 @@ def digest_of_split(split: dict[str, Any]) -> str:
 
 
 def load_data(config: Config, device: torch.device) -> Data:
-    """Open the dataset, cut it, and run the once-per-sample stage of each part's pipeline.
+    """Open the dataset, split it, and run the once-per-sample stage of each subset's pipeline.
 
     Raises DataError for data that cannot be used, naming every broken file at once.
     """
@@ -85,13 +87,13 @@ def load_data(config: Config, device: torch.device) -> Data:
     usable = [index for index in every if index not in broken]
     while True:
         indices = cut(dataset, usable, digests, config)
-        parts: dict[str, Part] = {}
+        subsets: dict[str, Subset] = {}
         failed: dict[int, BrokenImage] = {}
         notes = [dataset.note] if dataset.note else []
         for name, rows in indices.items():
             side = "train" if name == "train" else "eval"
             try:
-                parts[name], faults = read_part(dataset, pipelines[side], rows, config, device)
+                subsets[name], faults = read_subset(dataset, pipelines[side], rows, config, device)
             except ValueError as error:
                 raise ConfigError([transform_fault(config, side, error)]) from None
             failed |= faults
@@ -99,14 +101,14 @@ def load_data(config: Config, device: torch.device) -> Data:
             break
         if dataset.on_broken == "error":
             raise BrokenImages(failed.values(), len(dataset))
-        broken |= failed  # they count for nothing: the rest is cut as if they were not there
+        broken |= failed  # the rest is split as if they were not there
         usable = [index for index in usable if index not in broken]
-    if anew := [name for name, part in parts.items() if part.cache == "off"]:
+    if anew := [name for name, subset in subsets.items() if subset.cache == "off"]:
         notes.append(f"{', '.join(anew)}: not kept in memory, read anew in every epoch")
     notes += conflicts(dataset.ids, dataset.labels, digests, indices)[:5]
     return Data(
         dataset=dataset,
-        parts=parts,
+        subsets=subsets,
         skipped=[(error.path, error.reason) for error in broken.values()],
         split=how_split(config) | manifest(indices, dataset.ids, digests),
         notes=notes,
@@ -122,10 +124,10 @@ def how_split(config: Config) -> dict[str, Any]:
     return how | {"seed": seed, "pool": pool}
 
 
-def load_part(
+def load_subset(
     config: Config, split: Mapping[str, str], device: torch.device
-) -> tuple[Dataset, Part]:
-    """The dataset, and one part of it as a run's split.json names it, with the eval transforms.
+) -> tuple[Dataset, Subset]:
+    """The dataset, and one subset as a run's split.json names it, with the eval transforms.
 
     split maps sample ids to digests. Raises DataError where images are absent or have changed.
     """
@@ -147,10 +149,10 @@ def load_part(
             "Bring them back, or name their place: dataset.root=..."
         )
     pipeline = build_pipelines(config, num_classes=len(dataset.classes))["eval"]
-    part, failed = read_part(dataset, pipeline, indices, config, device)
+    subset, failed = read_subset(dataset, pipeline, indices, config, device)
     if failed:
         raise BrokenImages(failed.values(), len(dataset))
-    return dataset, part
+    return dataset, subset
 
 
 def open_dataset(config: Config) -> Dataset:
@@ -227,53 +229,46 @@ def build_pipelines(config: Config, num_classes: int) -> dict[str, Pipeline]:
 
 
 def train_loader(
-    config: Config, part: Part, device: torch.device, channels_last: bool = False
+    config: Config, subset: Subset, device: torch.device, channels_last: bool = False
 ) -> Loader:
     """The shuffled batches of the training split."""
+    settings = config.loader
     return Loader(
-        part,
-        config.loader.batch_size,
-        seed=config.seed,
-        drop_last=config.loader.drop_last,
-        sampling=config.loader.sampling,
-        workers=workers(config, part),
-        device=device,
-        channels_last=channels_last,
-        process=rank(),
-        processes=world_size(),
+        subset,
+        settings.batch_size,
+        Order(config.seed, settings.sampling, settings.drop_last),
+        Place(workers(config, subset), device, channels_last),
+        Shares(rank(), world_size()),
     )
 
 
 def eval_loader(
-    config: Config, part: Part, device: torch.device, channels_last: bool = False
+    config: Config, subset: Subset, device: torch.device, channels_last: bool = False
 ) -> Loader:
     """The batches of a split in its own order."""
-    images, _ = part.sample(torch.arange(1))
+    images, _ = subset.sample(torch.arange(1))
     # Small images want large batches; at 224 x 224 a batch of 256 would fill a laptop's memory.
     fitting = 256 if images.numel() <= 3 * 64 * 64 else config.loader.batch_size
     batch_size = config.loader.eval_batch_size or max(fitting, config.loader.batch_size)
+    even = config.train.parallel == "fsdp"  # all ranks do each forward pass together
     return Loader(
-        part,
+        subset,
         batch_size,
-        workers=workers(config, part),
-        device=device,
-        channels_last=channels_last,
-        process=rank(),
-        processes=world_size(),
-        even=config.train.parallel == "fsdp",  # each forward is done by all processes together
+        place=Place(workers(config, subset), device, channels_last),
+        shares=Shares(rank(), world_size(), even),
     )
 
 
-def workers(config: Config, part: Part) -> int:
-    """Worker processes for a part: none where reading a batch takes less than handing one over."""
-    if part.cache not in ("ram", "off"):
+def workers(config: Config, subset: Subset) -> int:
+    """Worker processes for a subset: none if reading a batch is faster than handing one over."""
+    if subset.cache not in ("ram", "off"):
         return 0  # other processes cannot share a device's memory
     if config.loader.workers != "auto":
         return config.loader.workers
-    rows = torch.arange(min(config.loader.batch_size, len(part)))
-    part.read(rows, 0)  # the first one also warms up
+    rows = torch.arange(min(config.loader.batch_size, len(subset)))
+    subset.read(rows, 0)  # the first one also warms up
     started = time.process_time()  # not the clock: other processes may be busy
-    part.read(rows, 0)
+    subset.read(rows, 0)
     return 0 if time.process_time() - started < 0.02 else min(cores(), 8)
 
 
@@ -282,14 +277,14 @@ def cores() -> int:
     return max((os.cpu_count() or 1) // local_world_size(), 1)
 
 
-def check_shape(config: Config, part: Part, side: str) -> tuple[int, int, int]:
-    """The (C, H, W) that the model will see of a part, tried on its smallest and largest images.
+def check_shape(config: Config, subset: Subset, side: str) -> tuple[int, int, int]:
+    """The (C, H, W) that the model will see of a subset, tried on its smallest and largest images.
 
     Raises ConfigError, at the transform, where the images cannot form a batch.
     """
     try:
-        images, _ = part.sample(part.extremes)
-        part.try_choices(part.extremes)
+        images, _ = subset.sample(subset.extremes)
+        subset.try_choices(subset.extremes)
     except BrokenImage:
         raise
     except DataError as error:

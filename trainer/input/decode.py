@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datasets import BrokenImage, DataError, Dataset
 from trainer.config import Config
-from trainer.input.loader import Part
+from trainer.input.subset import Subset
 from trainer.process.console import bar
 from trainer.process.launch import local_world_size
 from transforms.pipeline import Pipeline
@@ -20,14 +20,17 @@ Result = TypeVar("Result")
 HOST = torch.device("cpu")
 
 
-def read_part(
+def read_subset(
     dataset: Dataset,
     pipeline: Pipeline,
     indices: Sequence[int],
     config: Config,
     device: torch.device,
-) -> tuple[Part, dict[int, BrokenImage]]:
-    """A part, its images prepared and kept as ``loader.cache`` says; the broken ones by number."""
+) -> tuple[Subset, dict[int, BrokenImage]]:
+    """A subset with its images prepared and kept as ``loader.cache`` says.
+
+    Also returns the broken images by number; then nothing is kept.
+    """
     rows = torch.tensor(indices, dtype=torch.int64)
     labels = torch.tensor(dataset.labels, dtype=torch.int64)[rows]
 
@@ -36,30 +39,76 @@ def read_part(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tried = list(pool.map(lambda index: attempt(prepare, index), indices[:8]))
+    place = place_of(config, pipeline, tried, len(indices), device, dataset.images is not None)
+    if dataset.images is not None:  # none can be broken, and all have one size
+        images = prepared(dataset.images, pipeline, rows, place, tried)
+        two = torch.arange(min(2, len(rows)))
+        return Subset(dataset, pipeline, rows, labels, images, two), {}
+    # Packed datasets were checked when they were packed.
+    is_checked = place is None and dataset.digests(indices[:1]) is not None
+    kept, shapes, broken = decoded(prepare, indices, tried, place, is_checked)
+    return Subset(dataset, pipeline, rows, labels, kept, extreme_rows(shapes)), broken
+
+
+def place_of(
+    config: Config,
+    pipeline: Pipeline,
+    tried: Sequence[Tensor | BrokenImage],
+    count: int,
+    device: torch.device,
+    in_memory: bool,
+) -> torch.device | None:
+    """Where ``count`` images like the ``tried`` ones are kept; None: nowhere.
+
+    ``in_memory``: the dataset holds all images in memory already.
+    """
     first = [image for image in tried if isinstance(image, Tensor)]
-    size = sum(image.nbytes for image in first) * len(indices) // max(len(first), 1)
+    size = sum(image.nbytes for image in first) * count // max(len(first), 1)
     one_size = len({image.shape for image in first}) <= 1
     if not one_size and config.loader.cache == "device" and device.type != "cpu":
         raise DataError("loader.cache: device needs images of one size: let a Resize come first.")
     place = choose_cache(config, pipeline, size, device if one_size else HOST)
-    on_the_way = 0 if dataset.images is not None or place in (None, HOST) else size
+    on_the_way = 0 if in_memory or place in (None, HOST) else size
     if config.loader.cache == "auto" and on_the_way > free_memory(HOST) // 2:
-        place = None  # files are decoded into main memory first
-    if dataset.images is not None:  # none can be broken, and all have one size
-        images = None
-        if place is not None:
-            images = torch.empty((len(rows), *first[0].shape), dtype=torch.uint8, device=place)
-            chunks = torch.split(torch.arange(len(rows)), 4096)
-            for chunk in bar(chunks, "preparing images", len(chunks), unit="chunk"):
-                prepared = pipeline.prepare(dataset.images.index_select(0, rows[chunk]))
-                images[chunk[0] : chunk[-1] + 1] = prepared
-        two = torch.arange(min(2, len(rows)))
-        return Part(dataset, pipeline, rows, labels, images, two), {}
+        return None  # files are decoded into main memory first
+    return place
 
-    # Filled by the threads as they go: a list that is stacked at the end takes the memory twice.
+
+def prepared(
+    source: Tensor,
+    pipeline: Pipeline,
+    rows: Tensor,
+    place: torch.device | None,
+    tried: Sequence[Tensor | BrokenImage],
+) -> Tensor | None:
+    """The prepared images of a dataset that is in memory; None if none are kept."""
+    if place is None:
+        return None
+    assert isinstance(tried[0], Tensor)
+    images = torch.empty((len(rows), *tried[0].shape), dtype=torch.uint8, device=place)
+    chunks = torch.split(torch.arange(len(rows)), 4096)
+    for chunk in bar(chunks, "preparing images", len(chunks), unit="chunk"):
+        chosen = pipeline.prepare(source.index_select(0, rows[chunk]))
+        images[chunk[0] : chunk[-1] + 1] = chosen
+    return images
+
+
+def decoded(
+    prepare: Callable[[int], Tensor],
+    indices: Sequence[int],
+    tried: Sequence[Tensor | BrokenImage],
+    place: torch.device | None,
+    is_checked: bool,
+) -> tuple[Tensor | list[Tensor] | None, list[torch.Size], dict[int, BrokenImage]]:
+    """Decode images in threads: those to keep, their shapes, and the broken ones by number.
+
+    ``is_checked``: no image can be broken, so that the ``tried`` ones suffice for the shapes.
+    """
+    shapes = {image.shape for image in tried if isinstance(image, Tensor)}
+    # The threads fill it as they go: a list that is stacked at the end takes the memory twice.
     table = torch.empty(0, dtype=torch.uint8)
-    if place is not None and one_size and first:
-        table = torch.empty((len(indices), *first[0].shape), dtype=torch.uint8)
+    if place is not None and len(shapes) == 1:
+        table = torch.empty((len(indices), *shapes.pop()), dtype=torch.uint8)
 
     def check(row: int) -> tuple[torch.Size, Tensor | None] | BrokenImage:
         image = tried[row] if row < len(tried) else attempt(prepare, indices[row])
@@ -71,12 +120,7 @@ def read_part(
         return image.shape, None if place is None else image
 
     action = "checking images" if place is None else "decoding images"
-    to_check = range(len(indices))
-    if (
-        place is None and dataset.digests(indices[:1]) is not None
-    ):  # shards were checked when packed
-        to_check = range(len(tried))
-    results = in_threads(check, to_check, action)
+    results = in_threads(check, range(len(tried) if is_checked else len(indices)), action)
     pairs = zip(indices, results, strict=False)
     broken = {index: result for index, result in pairs if isinstance(result, BrokenImage)}
     read = [result for result in results if not isinstance(result, BrokenImage)]
@@ -85,8 +129,7 @@ def read_part(
         kept = table.to(place)
         if any(image is not None for _, image in read):
             kept = [table[row] if image is None else image for row, (_, image) in enumerate(read)]
-    extremes = extreme_rows([shape for shape, _ in read])
-    return Part(dataset, pipeline, rows, labels, kept, extremes), broken
+    return kept, [shape for shape, _ in read], broken
 
 
 def extreme_rows(shapes: Sequence[torch.Size]) -> Tensor:
@@ -102,7 +145,7 @@ def extreme_rows(shapes: Sequence[torch.Size]) -> Tensor:
 def choose_cache(
     config: Config, pipeline: Pipeline, size: int, device: torch.device
 ) -> torch.device | None:
-    """Where a part of ``size`` bytes is kept: on the device, in main memory, or nowhere (None).
+    """Where a subset of ``size`` bytes is kept: on the device, in main memory, or nowhere (None).
 
     ``auto`` takes the first of these that has room to spare: a quarter of the device's free memory,
     half of the main one. Raises DataError where ``ram`` or ``device`` cannot be had.

@@ -17,7 +17,7 @@ from trainer.components.metrics import confusion_matrix
 from trainer.distributed.fsdp import is_sharded
 from trainer.drawing.charts import RIGHT, WRONG, draw_confusion
 from trainer.drawing.pictures import grid, sheet
-from trainer.input.loader import Part
+from trainer.input.subset import Subset
 from trainer.insight import panels
 from trainer.insight.features import feature_maps, first_kernels
 from trainer.insight.projector import write_projector
@@ -108,7 +108,7 @@ def show_epoch(board: Board, epoch: int, step: int, logits: Tensor, labels: Tens
         board.draw("pr_curves", lambda: _show_pr_curves(board, "val", chances, labels, step))
     if epoch == 1 << (bits - 1) and bits % 2:
         if job.config.log.images:
-            images = job.val_loader.part
+            images = job.val_loader.subset
             board.draw(
                 "predictions",
                 lambda: _show_predictions(board, "val", images, chances, labels, step),
@@ -118,7 +118,7 @@ def show_epoch(board: Board, epoch: int, step: int, logits: Tensor, labels: Tens
 
 
 def show_end(
-    board: Board, run: Path, images: Part, logits: Tensor, labels: Tensor, step: int
+    board: Board, run: Path, images: Subset, logits: Tensor, labels: Tensor, step: int
 ) -> None:
     """Show how the best weights do on the test split, whose ``images`` gave ``logits``."""
     job = board.job
@@ -153,7 +153,7 @@ def _show_hyperparameters(board: Board) -> None:
 
 def _show_inputs(board: Board) -> None:
     """Show some training images twice: as the dataset gives them, and as the model gets them."""
-    subset, classes = board.job.train_loader.part, board.job.data.classes
+    subset, classes = board.job.train_loader.subset, board.job.data.classes
     rows = spread(len(subset), board.job.config.log.images)
     names = [classes[label] for label in subset.labels[rows].tolist()]
     raw = [original_image(subset, row) for row in rows.tolist()]
@@ -200,7 +200,7 @@ def _show_confusion(board: Board, split: str, chances: Tensor, labels: Tensor, s
 
 
 def _show_predictions(
-    board: Board, split: str, subset: Part, chances: Tensor, labels: Tensor, step: int
+    board: Board, split: str, subset: Subset, chances: Tensor, labels: Tensor, step: int
 ) -> None:
     """Show some images of a split with true and predicted class, green where the two agree."""
     rows = spread(len(subset), board.job.config.log.images)
@@ -232,7 +232,7 @@ def _small_grid(planes: Tensor) -> Image.Image:
 def _show_feature_maps(board: Board, step: int, group: str = "feature_maps") -> None:
     """Show the outputs of some layers, from first to last, for the first validation image."""
     job = board.job
-    images, _ = job.val_loader.part.sample(torch.arange(1))
+    images, _ = job.val_loader.subset.sample(torch.arange(1))
     maps = feature_maps(job.model, one_crop(images).to(job.device), CHANNELS)
     places = torch.linspace(0, len(maps) - 1, min(len(maps), LAYERS)).round().long()
     names = list(maps)

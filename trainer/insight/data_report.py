@@ -14,7 +14,7 @@ from trainer.drawing.charts import draw_bars
 from trainer.drawing.pictures import sheet, write_picture
 from trainer.drawing.text import markdown, markdown_table, shown
 from trainer.input.data import transform_fault
-from trainer.input.loader import Part, order_of
+from trainer.input.subset import Subset, order_of
 from trainer.insight.data_facts import Inspection, differs, split_of_each
 from trainer.insight.samples import as_pictures, one_crop
 from trainer.process.errors import ConfigError, RunError
@@ -65,7 +65,7 @@ def draw_augmentation(found: Inspection) -> Image.Image:
     indices = torch.tensor(found.splits["train"])
     labels = torch.tensor(found.dataset.labels)[indices]
     two = torch.arange(min(2, len(indices)))
-    subset = Part(found.dataset, found.pipelines["train"], indices, labels, None, two)
+    subset = Subset(found.dataset, found.pipelines["train"], indices, labels, None, two)
     pictures: list[Tensor] = []
     captions: list[list[str]] = []
     for row in evenly(range(len(subset)), SAMPLES):
@@ -82,7 +82,7 @@ def draw_augmentation(found: Inspection) -> Image.Image:
     return sheet(pictures, captions, columns=EPOCHS + 1, size=120)
 
 
-def augmented(config: Config, subset: Part, row: int, epoch: int) -> tuple[Tensor, Tensor]:
+def augmented(config: Config, subset: Subset, row: int, epoch: int) -> tuple[Tensor, Tensor]:
     """Return the image and label (1, ...) that training makes of a row of ``subset`` in an epoch.
 
     MixUp and CutMix mix it with the rows before it in the epoch's order. If balanced sampling

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from trainer.build.job import Job
 from trainer.drawing.pictures import png
-from trainer.input.loader import Part
+from trainer.input.subset import Subset
 from trainer.insight.features import penultimate
 from trainer.insight.samples import as_pictures, one_crop, spread
 from trainer.process.errors import RunError
@@ -34,7 +34,7 @@ PROJECTOR = """embeddings {{
 """
 
 
-def write_projector(run: Path, job: Job, subset: Part, chances: Tensor, labels: Tensor) -> None:
+def write_projector(run: Path, job: Job, subset: Subset, chances: Tensor, labels: Tensor) -> None:
     """Write features, classes and pictures of at most POINTS images; raises RunError for a link."""
     rows, classes = spread(len(subset), POINTS), job.data.classes
     vectors, thumbnails, largest = [], [], 64 if len(rows) <= 256 else 32

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from trainer.input.loader import Part
+from trainer.input.subset import Subset
 from transforms.own import Normalize
 from transforms.pipeline import Pipeline
 
@@ -20,12 +20,12 @@ def one_crop(images: Tensor) -> Tensor:
     return images if images.ndim == 4 else images.flatten(1, -4)[:, 0]
 
 
-def original_image(subset: Part, row: int) -> Tensor:
+def original_image(subset: Subset, row: int) -> Tensor:
     """Return an image of a split as the dataset gives it: (C, H, W) uint8."""
     return subset.dataset.image(int(subset.indices[row]))
 
 
-def stored_image(subset: Part, row: int) -> Tensor:
+def stored_image(subset: Subset, row: int) -> Tensor:
     """Return an image of a split from the cache, else from the dataset: (C, H, W) uint8."""
     if subset.images is None:
         return original_image(subset, row)

@@ -176,7 +176,7 @@ def description_of(session: Session, result: StepResult) -> str:
     state, loader = session.state, session.job.train_loader
     batch = state.batch - (state.step - result.step)
     rows = loader.rows(state.epoch, batch)
-    ids = [session.job.data.dataset.ids[i] for i in loader.part.indices[rows[:8]].tolist()]
+    ids = [session.job.data.dataset.ids[i] for i in loader.subset.indices[rows[:8]].tolist()]
     more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
     became = f"loss became {result.loss}"
     if math.isfinite(result.loss):

@@ -23,7 +23,7 @@ from trainer.distributed.processes import (
     on_main,
 )
 from trainer.input.data import eval_loader
-from trainer.input.loader import Part
+from trainer.input.subset import Subset
 from trainer.insight.board import Board, show_end, show_start
 from trainer.insight.report import write_report
 from trainer.loop.epochs import Session, train_epochs
@@ -184,8 +184,8 @@ def test_best(session: Session) -> dict[str, Any]:
     else:
         on_main(lambda: load_best(job.model, run))
         from_main(job.model)
-    part = job.data.parts["test"]
-    layout = job.train_loader.channels_last
+    part = job.data.subsets["test"]
+    layout = job.train_loader.place.channels_last
     with state.spending("eval"):
         with closing(eval_loader(job.config, part, job.device, layout)) as loader:
             batches = session.stop.watch(loader.epoch(), loader.rounds)
@@ -220,7 +220,7 @@ def test_best(session: Session) -> dict[str, Any]:
 
 
 def report(
-    session: Session, part: Part, logits: Tensor, labels: Tensor, result: dict[str, Any]
+    session: Session, part: Subset, logits: Tensor, labels: Tensor, result: dict[str, Any]
 ) -> None:
     """Write the report on the test split ``part``; an error in it does not end the run."""
     job, run = session.job, session.run
@@ -237,7 +237,7 @@ def report(
             picture_of=lambda row: job.data.dataset.image(numbers[row]),
             class_balance={
                 name: torch.bincount(part.labels, minlength=num_classes).tolist()
-                for name, part in job.data.parts.items()
+                for name, part in job.data.subsets.items()
             },
             config_text=job.config.dump(),
             result=read_json(run / "result.json") | result,

@@ -202,7 +202,7 @@ def measure(job: Job, images: Tensor, labels: Tensor) -> Cost:
     state = [v for kept in job.optimizer.state.values() for v in kept.values()]
     train_seconds = step_seconds * len(job.train_loader) if is_slow else time_training(job)
     image_seconds = time_validation(job, warm_up=not is_slow)
-    sizes = {split: len(images) for split, images in job.data.parts.items()}
+    sizes = {split: len(images) for split, images in job.data.subsets.items()}
     epochs = job.config.train.epochs
     evaluated = epochs * sizes["val"] + sizes["test"]  # each epoch on val, the best weights on test
     return Cost(

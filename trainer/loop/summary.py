@@ -20,14 +20,14 @@ def introduce(job: Job, say: Say) -> None:
     parameters = list(job.model.parameters())
     count = sum(p.numel() for p in parameters)
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
-    sizes = ", ".join(f"{name} {len(part):,}" for name, part in data.parts.items())
+    sizes = ", ".join(f"{name} {len(part):,}" for name, part in data.subsets.items())
     several = f"{world_size()} processes ({config.train.parallel}), each " * (world_size() > 1)
     device = device_name(job.device)
     say(f"device  {several}{device}, torch {torch.__version__}, seed {config.seed}")
     held_out = f"; fold {config.split.fold} of {config.split.folds} (from 0) held out"
     held_out = held_out if config.split.folds else ""
     say(f"data    {config.dataset.name}, {len(data.classes)} classes: {sizes}{held_out}")
-    for name in dict.fromkeys(data.parts["train"].pipeline.without_batched_form):
+    for name in dict.fromkeys(data.subsets["train"].pipeline.without_batched_form):
         say(f"note    {name} has no batched form: it runs sample by sample, which takes longer")
     size = " x ".join(map(str, job.input_shape))
     still = f" ({frozen:,} frozen)" if frozen else ""

@@ -1,0 +1,189 @@
+"""Worker processes that read batches ahead, their signals, and the copy to a GPU."""
+
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datasets import DataError
+from trainer.input.subset import Subset, to_device
+from trainer.process.errors import WorkerDied
+from trainer.process.stop import SIGNALS
+
+Request = tuple[Tensor, int]  # the rows of a batch, and the epoch
+
+
+class Workers:
+    """``count`` processes that read batches of ``subset``.
+
+    They start with the first ``read`` and live until ``close``, because starting them is slow.
+    """
+
+    def __init__(self, subset: Subset, count: int, device: torch.device) -> None:
+        self.subset, self.count, self.device = subset, count, device
+        self._requests = _Requests()
+        self._worker_loader: DataLoader[Any] | None = None
+        self._end_workers: Callable[[], None] = lambda: None
+
+    @property
+    def are_running(self) -> bool:
+        """Whether the processes were started."""
+        return self._worker_loader is not None
+
+    def read(self, requests: list[Request]) -> Iterator[Any]:
+        """What ``Subset.read`` gives for each request, on the device."""
+        if self._worker_loader is None:
+            self._worker_loader = DataLoader(
+                _Reading(self.subset),
+                sampler=self._requests,
+                batch_size=None,
+                num_workers=self.count,
+                persistent_workers=True,
+                worker_init_fn=leave_signals_to_the_trainer,
+                pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # without it, an iterator draws from the global one
+            )
+            self._end_workers = weakref.finalize(self, end_workers, self._worker_loader)
+        self._requests.items = requests
+        return copied_ahead(from_workers(self._worker_loader), self.device)
+
+    def close(self) -> None:
+        """End the processes; the next ``read`` starts new ones."""
+        self._worker_loader = None
+        self._end_workers()
+
+
+def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """What workers have read, on ``device``; a GPU copies the next batch during this one.
+
+    Raises a DataError that comes instead of a batch.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield _checked(batch)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def copies() -> Iterator[tuple[Any, Tensor]]:
+        for images, labels in map(_checked, batches):
+            with torch.cuda.stream(stream):
+                copied = to_device(images, device), to_device(labels, device)
+            yield copied  # not inside: the reader would go on in the copies' queue
+
+    following = copies()
+    ahead = next(following, None)
+    while ahead is not None:
+        images, labels = ahead
+        working = torch.cuda.current_stream(device)
+        working.wait_stream(stream)
+        for tensor in (*(images if isinstance(images, list) else [images]), labels):
+            tensor.record_stream(working)  # its memory is not free before the work is done
+        ahead = next(following, None)
+        yield images, labels
+
+
+def _checked(batch: Any) -> Any:
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
+
+
+def end_workers(worker_loader: DataLoader[Any]) -> None:
+    """Ask the workers to end, and wait for them.
+
+    Otherwise Python, at its exit, sends them the SIGTERM that they ignore, and waits forever.
+    """
+    iterator: Any = worker_loader._iterator
+    if iterator is not None:
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            if worker.is_alive():
+                worker.kill()
+
+
+def from_workers(worker_loader: DataLoader[Any]) -> Iterator[Any]:
+    """What the workers read; raises WorkerDied, between two steps, if a worker ended.
+
+    DataLoader's own signal handler would raise in the middle of a step, which would then be neither
+    done nor undone.
+    """
+    handler = None
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and hasattr(signal, "SIGCHLD"):
+        handler = signal.getsignal(signal.SIGCHLD)
+        if getattr(handler, "__module__", "").startswith("torch."):  # another DataLoader left it
+            handler = signal.SIG_DFL
+    try:
+        batches = iter(worker_loader)
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
+        yield from batches
+    except (RuntimeError, OSError, EOFError) as error:
+        iterator: Any = worker_loader._iterator
+        workers = iterator._workers if iterator else []
+        patience = time.monotonic() + isinstance(error, EOFError | ConnectionError)
+        while not (dead := [str(worker.pid) for worker in workers if not worker.is_alive()]):
+            if time.monotonic() >= patience:
+                break
+            time.sleep(0.001)  # a process that ends closes its connections before it is gone
+        if not dead:
+            raise
+        raise WorkerDied(
+            f"the worker process {', '.join(dead)} ended by itself. Where memory ran out, fewer "
+            "loader.workers or a smaller loader.batch_size help."
+        ) from error
+
+
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """Ignore signals to the whole process group: the trainer stops its workers itself."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = quiet_where_the_trainer_hangs_up
+
+
+def quiet_where_the_trainer_hangs_up(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print an error of a worker's own threads, except a lost connection to the trainer.
+
+    The trainer drops connections when another worker died. Errors in reading go another way.
+    """
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
+
+
+class _Requests(torch.utils.data.Sampler[tuple[Tensor, int]]):
+    """What the workers are to make next: set anew for each epoch."""
+
+    def __init__(self) -> None:
+        self.items: list[tuple[Tensor, int]] = []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+class _Reading(torch.utils.data.Dataset[Any]):
+    """A subset as DataLoader reads it: one item is a whole batch, read but not finished.
+
+    What is wrong with the data is handed over, not raised: DataLoader would add a traceback.
+    """
+
+    def __init__(self, subset: Subset) -> None:
+        self.subset = subset
+
+    def __getitem__(self, request: tuple[Tensor, int]) -> Any:
+        try:
+            return self.subset.read(*request)
+        except DataError as error:
+            return error
