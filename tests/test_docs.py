@@ -57,10 +57,10 @@ def commands() -> dict[str, set[str]]:
     """Every command that a page names, with the options that stand behind it."""
     found: dict[str, set[str]] = {}
     for path in PAGES:
-        if path.name in ("CHANGELOG.md", "DECISIONS.md"):  # they tell of what was
+        if path.name in ("CHANGELOG.md", "DECISIONS.md"):  # they describe the past
             continue
         for module, verb, rest in re.findall(
-            r"python -m ((?:trainer|scripts)\.[a-z_]+)( list\b)?([^`\n]*)", TEXTS[path]
+            r"python -m ((?:trainer|scripts|tests)\.[a-z_.]+)( list\b)?([^`\n]*)", TEXTS[path]
         ):
             options = {option for option in re.findall(r"--[a-z][a-z-]*", rest)}
             found.setdefault(module + verb, set()).update(options)
@@ -79,36 +79,31 @@ def test_every_command_explains_itself_and_every_option_that_a_page_names(
     monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module(module, run_name="__main__")
-    told = capsys.readouterr().out
-    assert command in told
-    assert {option for option in COMMANDS[command] if option not in told} == set()
+    output = capsys.readouterr().out
+    assert command in output
+    assert {option for option in COMMANDS[command] if option not in output} == set()
 
 
 def test_every_command_stands_in_the_readme():
-    for folder in ("trainer", "scripts"):
+    for folder in ("trainer", "scripts", "tests/torture"):
         for path in Path(folder).glob("*.py"):
             if '__name__ == "__main__"' in path.read_text(encoding="utf-8"):
-                named = f"{folder}.{path.stem}" if folder == "trainer" else path.stem
+                module = ".".join(path.with_suffix("").parts).removesuffix(".__main__")
+                named = path.stem if folder == "scripts" else module
                 assert re.search(rf"\b{re.escape(named)}\b", TEXTS[Path("README.md")]), path
 
 
-def test_the_tree_lists_every_file_and_no_other():
+def test_the_tree_lists_every_folder_of_code_and_no_other():
     (tree,) = re.findall(r"^```\n(configs/.*?)^```$", TEXTS[Path("docs/extending.md")], re.M | re.S)
-    listed, folder = [], ""
-    for line in tree.splitlines():
-        name, _, told = line.strip().partition(" ")
-        assert told.strip(), line
-        if name.endswith("/"):
-            folder = name
-        else:
-            listed.append(folder + name)
+    lines = [line.partition(" ") for line in tree.splitlines()]
+    assert all(meaning.strip() for _, _, meaning in lines)
     there = {
-        path.as_posix()
-        for folder in ("configs", "datasets", "models", "scripts", "trainer", "transforms")
+        f"{path.parent.as_posix()}/"
+        for folder in ("configs", "datasets", "models", "scripts", "tests", "trainer", "transforms")
         for path in Path(folder).rglob("*")
-        if path.suffix in (".py", ".yaml", ".json") and path.name != "__init__.py"
+        if path.suffix in (".py", ".yaml")
     }
-    assert sorted(listed) == sorted(there)
+    assert sorted(folder for folder, _, _ in lines) == sorted(there | {"docs/", "runs/"})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -118,7 +113,7 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head(page):
         assert set(cells) == {cells[0]}, table.splitlines()[0]
 
 
-def test_everything_that_log_show_can_choose_is_told():
+def test_everything_that_log_show_can_choose_is_described():
     page = TEXTS[Path("docs/seeing.md")]
     assert re.findall(r"^\| `(\w+)` \| .*\|.*\|.*\|$", page, re.MULTILINE) == list(
         settings.LogSettings().show
@@ -143,7 +138,7 @@ def section(heading: str) -> str:
     return re.split(rf"^#{{2,{len(level)}}} ", YAML_PAGE.split(f"\n{heading}\n")[1], flags=re.M)[0]
 
 
-def test_every_key_of_the_settings_is_told_with_its_default():
+def test_every_key_of_the_settings_is_described_with_its_default():
     tables: dict[str, tuple[type[settings.Frozen], str]] = {
         "": (Config, YAML_PAGE.split("\n## ")[0])
     }
@@ -161,7 +156,7 @@ def test_every_key_of_the_settings_is_told_with_its_default():
 
 
 @pytest.mark.parametrize("kind", TABLES)
-def test_every_component_is_told_with_each_of_its_arguments(kind):
+def test_every_component_is_described_with_each_of_its_arguments(kind):
     for name in TABLES[kind]:
         if name.endswith("/"):
             assert f"\n### {name}NAME\n" in YAML_PAGE
@@ -212,9 +207,9 @@ def test_the_worked_example_adds_a_model_a_dataset_a_transform_and_a_loss(checko
     for language, block in blocks:
         for line in block.splitlines() if language == "sh" else ():
             words = [sys.executable if word == "python" else word for word in line.split()]
-            told = subprocess.run(words, cwd=checkout, capture_output=True, text=True)
-            assert told.returncode == 0, told.stderr
-            done += told.stdout
+            result = subprocess.run(words, cwd=checkout, capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr
+            done += result.stdout
     (run,) = (checkout / "runs" / "own").iterdir()
     assert json.loads((run / "result.json").read_text())["status"] == "done"
     assert "Tiny" in done and "Arrays, 2 classes" in done
