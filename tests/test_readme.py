@@ -35,7 +35,7 @@ def test_the_two_commands_are_there_word_for_word_for_ci():
     ]
 
 
-def test_the_yaml_of_the_readme_trains_and_its_run_can_be_judged_and_continued(
+def test_the_yaml_of_the_readme_trains_and_its_run_can_be_evaluated_and_resumed(
     notes, tmp_path, capsys
 ):
     (example,) = blocks(README, "yaml")
