@@ -526,7 +526,7 @@ def test_a_model_that_cannot_keep_channels_last_trains_as_it_is_and_says_so(
     monkeypatch.setattr(LeNet, "forward", forward)
     lines: list[str] = []
     job = prepare(load_config(config_file, []), lines.append)
-    assert not job.train_loader.place.channels_last
+    assert not job.train_loader.delivery.channels_last
     assert any("LeNet cannot keep channels last" in line and "view" in line for line in lines)
     images, labels = next(job.train_loader.epoch())
     job.loss_fn(job.model(images), labels).backward()

@@ -13,7 +13,7 @@ from tests.test_resume import stopped_at
 from tests.test_training import assert_same_run
 from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.input.loader import Loader, Order, Place
+from trainer.input.loader import Delivery, Loader, Order
 from trainer.input.subset import Subset
 from transforms.keyed import balanced, permutation
 from transforms.own import AlternatingFlip
@@ -115,7 +115,7 @@ def test_batch_size_start_workers_and_cache_change_nothing(transforms):
         part, 31, Order(5, "balanced")).epoch(3), strict=True)]  # fmt: skip
     uncached = Subset(part.dataset, part.pipeline, part.indices - 7, labels, None, part.extremes)
     for start, workers, size in ((0, 0, 4), (3, 0, 4), (2, 2, 4), (5, 1, 3)):
-        loader = Loader(part, size, Order(5, "balanced"), Place(workers))
+        loader = Loader(part, size, Order(5, "balanced"), Delivery(workers))
         got = [torch.cat(tensors) for tensors in zip(*loader.epoch(3, start), strict=True)]
         loader.close()
         for one, other in zip(got, whole, strict=True):

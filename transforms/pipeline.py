@@ -108,6 +108,7 @@ class Pipeline:
         Transforms that run per sample seed torch's CPU generator and restore it, so no other thread
         may draw from it meanwhile.
         """
+        images, labels = self.begin(images, labels, indices, epoch, count=0)
         return self.finish(images, labels, indices, epoch, first=0)
 
     def begin(
@@ -126,8 +127,6 @@ class Pipeline:
         self, images: Images, labels: Tensor, indices: Tensor, epoch: int, first: int
     ) -> tuple[Tensor, Tensor]:
         """Run stage 2 from transform ``first`` on, on the images and labels from ``begin``."""
-        if first == 0:
-            images, labels = self.begin(images, labels, indices, epoch, 0)
         steps = self._steps(first, len(self.rest))
         images, labels = self._run(steps, images, labels, indices, epoch)
         return _one_size(_each(_scaled, images)), labels

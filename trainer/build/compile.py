@@ -132,11 +132,11 @@ def _batch(job: "Job", size: int) -> tuple[Tensor, Tensor]:
 
     Two real images, repeated, on the device and in the memory layout of a step.
     """
-    part = job.data.subsets["train"]
-    images, labels = part.sample(part.extremes[:2])
+    subset = job.data.subsets["train"]
+    images, labels = subset.sample(subset.extremes[:2])
     rows = torch.arange(size) % len(images)
     images, labels = images[rows].to(job.device), labels[rows].to(job.device)
-    if job.train_loader.place.channels_last:
+    if job.train_loader.delivery.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     return images, labels
 

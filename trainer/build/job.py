@@ -48,7 +48,7 @@ def data_path(job: Job) -> dict[str, Any]:
         "device": str(job.device),
         "processes": world_size(),
         "threads": torch.get_num_threads(),
-        "channels_last": job.train_loader.place.channels_last,
+        "channels_last": job.train_loader.delivery.channels_last,
         "fused_optimizer": bool(job.optimizer.defaults.get("fused")),
         "train": _way_of(job.train_loader),
         "eval": _way_of(job.val_loader),
@@ -58,7 +58,7 @@ def data_path(job: Job) -> dict[str, Any]:
 def _way_of(loader: Loader) -> dict[str, Any]:
     subset = loader.subset
     first = len(subset.pipeline.fixed)
-    where = f" in {loader.place.workers} worker processes" if loader.place.workers else ""
+    where = f" in {loader.delivery.workers} worker processes" if loader.delivery.workers else ""
     transforms = [
         {"name": name, "runs": stage + (where if first <= i < first + subset.early else "")}
         for i, (name, stage) in enumerate(subset.pipeline.description)
@@ -67,7 +67,7 @@ def _way_of(loader: Loader) -> dict[str, Any]:
     return {
         "cache": subset.cache,
         "bytes": sum(image.nbytes for image in images if image is not None),
-        "workers": loader.place.workers,
+        "workers": loader.delivery.workers,
         "batch_size": loader.batch_size,
         "transforms": transforms,
     }

@@ -145,7 +145,7 @@ def prepare_for_cut_batches(config: Config, model: nn.Module, loader: Loader, sa
     """Check the batches' sizes; set dropout and batch norm up for batches that are cut."""
     check_batches(config, loader, model)
     if world_size() > 1 or config.train.accumulate > 1:
-        keep_dropout_alike(model, loader.subset, loader.place.device, say)
+        keep_dropout_alike(model, loader.subset, loader.delivery.device, say)
     if config.train.sync_batch_norm and world_size() > 1:
         try:
             with_synced_batch_norm(model)
@@ -157,8 +157,8 @@ def distribute(job: Job, say: Say) -> None:
     """Wrap the job's network by DDP or FSDP, and compile it; every rank calls it."""
     if world_size() == 1:
         return
-    part = job.data.subsets["train"]
-    images, _ = part.sample(part.extremes[:2])
+    subset = job.data.subsets["train"]
+    images, _ = subset.sample(subset.extremes[:2])
     if job.config.train.parallel == "ddp":
         job.network = over_processes(job.model, images, job.device)
     else:

@@ -41,9 +41,9 @@ def check_sharding(config: Config) -> None:
         raise ConfigError(faults)
 
 
-def keep_dropout_alike(model: nn.Module, part: Subset, device: torch.device, say: Say) -> None:
-    """Make dropout layers draw for the whole batch, of which the model sees parts."""
-    images, _ = part.sample(part.extremes[:2])
+def keep_dropout_alike(model: nn.Module, subset: Subset, device: torch.device, say: Say) -> None:
+    """Make dropout layers draw for the whole batch, of which the model gets pieces."""
+    images, _ = subset.sample(subset.extremes[:2])
     train_mode(model)
     if draws_elsewhere(model, images.to(device)):
         say(
@@ -59,7 +59,7 @@ def choose_layout(
     config: Config,
     model: nn.Module,
     loss_fn: nn.Module,
-    parts: Sequence[Subset],
+    subsets: Sequence[Subset],
     device: torch.device,
     say: Say,
 ) -> bool:
@@ -75,14 +75,14 @@ def choose_layout(
     if wanted:
         model.to(memory_format=torch.channels_last)
     try:
-        for part in parts:
-            rehearse(config, part, model, loss_fn, device, wanted)
+        for subset in subsets:
+            rehearse(config, subset, model, loss_fn, device, wanted)
     except ConfigError as error:
         if not wanted or config.train.channels_last is True:
             raise
         model.to(memory_format=torch.contiguous_format)
-        for part in parts:
-            rehearse(config, part, model, loss_fn, device, False)
+        for subset in subsets:
+            rehearse(config, subset, model, loss_fn, device, False)
         reason = str(error.__cause__).partition("\n")[0]
         say(f"note    {config.model.name} cannot keep channels last, and is slower: {reason}")
         return False
@@ -92,7 +92,7 @@ def choose_layout(
 @torch.inference_mode()
 def rehearse(
     config: Config,
-    part: Subset,
+    subset: Subset,
     model: nn.Module,
     loss_fn: nn.Module,
     device: torch.device,
@@ -102,13 +102,13 @@ def rehearse(
 
     Raises ConfigError; if the images' size is at fault, it says which sizes the model takes.
     """
-    images, labels = part.sample(part.extremes[:2])
+    images, labels = subset.sample(subset.extremes[:2])
     if images.ndim == 5:  # cut by FiveCrop or TenCrop: one crop of each will do
         images = images[:, 0]
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     model.eval()
-    num_classes = len(part.dataset.classes)
+    num_classes = len(subset.dataset.classes)
     try:
         logits = model(images.to(device)).float()
     except (RuntimeError, ValueError, TypeError) as error:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+Bounds = tuple[int, int]  # from and to, in the order of an epoch
 
-def share_of(count: int, rank: int, ranks: int) -> tuple[int, int]:
+
+def share_of(count: int, rank: int, ranks: int) -> Bounds:
     """From and to: the rank's images among ``count`` in a row. Sizes differ by at most one."""
     least, more = divmod(count, ranks)
     low = rank * least + min(rank, more)
@@ -17,7 +19,7 @@ def share_of(count: int, rank: int, ranks: int) -> tuple[int, int]:
 class Shares:
     """How the ranks share the batches of a split.
 
-    A shuffled batch (training) is cut: each rank gets ``share_of`` it, and at least one image.
+    Shuffled batches (training) are cut: each rank gets ``share_of`` each, and at least one image.
     Batches in the split's own order (evaluation) go round: rank r gets batches r, r + ranks, ...
     even: a rank with one batch fewer of those gets one image without a label in its place.
     """
@@ -26,19 +28,22 @@ class Shares:
     ranks: int = 1
     even: bool = False
 
-    def of_batch(self, begin: int, size: int) -> tuple[int, int]:
-        """From and to: this rank's images of a shuffled batch that starts at ``begin``."""
-        low, high = share_of(size, self.rank, self.ranks)
-        low = min(low, size - 1)  # fewer images than ranks: this rank gets one to go on with
+    def bounds(self, batches: list[Bounds], shuffled: bool) -> tuple[list[Bounds], list[Bounds]]:
+        """From and to, in the epoch's order, of this rank's batches; then of what fills a place."""
+        if shuffled:
+            return [self._cut(begin, end) for begin, end in batches], []
+        own = batches[self.rank :: self.ranks]
+        fills = self.even and len(own) < self.rounds(len(batches), shuffled)
+        return own, [(0, 1)] if fills else []
+
+    def rounds(self, batches: int, shuffled: bool) -> int:
+        """How many of ``batches`` the rank gets that gets most."""
+        return batches if shuffled else -(-batches // self.ranks)
+
+    def _cut(self, begin: int, end: int) -> Bounds:
+        low, high = share_of(end - begin, self.rank, self.ranks)
+        low = min(low, end - begin - 1)  # fewer images than ranks: this rank gets one to go on with
         return begin + low, begin + max(high, low + 1)
-
-    def has_batch(self, number: int) -> bool:
-        """Whether this rank evaluates batch ``number``."""
-        return number % self.ranks == self.rank
-
-    def rounds(self, batches: int) -> int:
-        """How many of ``batches`` the rank evaluates that evaluates most."""
-        return -(-batches // self.ranks)
 
 
 def in_micro_batches(

@@ -35,11 +35,11 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     require_unchanged(run, saved)
     trained = load_with(config, run)
     device, config = trained.device, trained.config
-    dataset, part = load_subset(config, saved[split], device)
+    dataset, subset = load_subset(config, saved[split], device)
     if dataset.classes != trained.classes:
         raise DataError(f"{config.dataset.name} no longer has the classes of this run.")
-    check_size(config, trained.model, check_shape(config, part, "eval"))
-    with closing(eval_loader(config, part, device, trained.channels_last)) as loader:
+    check_size(config, trained.model, check_shape(config, subset, "eval"))
+    with closing(eval_loader(config, subset, device, trained.channels_last)) as loader:
         logits, labels = predict(trained.model, loader.epoch(), trained.precision)
     label_of = dict(zip(dataset.ids, dataset.labels, strict=True))
     train_labels = [label_of[name] for name in saved["train"] if name in label_of]

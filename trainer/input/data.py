@@ -1,4 +1,4 @@
-"""From the configuration to train, val and test: split, decoded once, ready to be batched."""
+"""From the configuration to train, val and test: decoded once, ready to be batched."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ from trainer.config.settings import Component
 from trainer.distributed.processes import rank, world_size
 from trainer.distributed.shares import Shares
 from trainer.input.decode import attempt, in_threads, read_subset
-from trainer.input.loader import Loader, Order, Place
+from trainer.input.loader import Delivery, Loader, Order
 from trainer.input.subset import Subset
 from trainer.process.errors import ConfigError, Fault
 from trainer.process.launch import local_world_size
@@ -30,10 +30,11 @@ from transforms.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset, split and read: what training and evaluation take their batches from.
+    """A dataset, split and decoded: training and evaluation take their batches from it.
 
-    subsets maps train, val and test to their images. skipped lists (path, reason) of what
-    ``on_broken: skip`` left out. notes are lines that a user should see.
+    subsets maps train, val and test to their images. skipped lists (path, reason) of the images
+    that ``on_broken: skip`` left out. split is the content of split.json. notes are lines for the
+    user.
     """
 
     dataset: Dataset
@@ -56,12 +57,12 @@ class Data:
 
     @cached_property
     def split_digest(self) -> str:
-        """That of ``digest_of_split``."""
+        """The ``digest_of_split`` of this split."""
         return digest_of_split(self.split)
 
 
 def digest_of_split(split: dict[str, Any]) -> str:
-    """SHA-256 of a split: equal for equal samples, in equal order, in equal subsets."""
+    """SHA-256 of a split: equal for the same samples in the same order in train, val and test."""
     digest = hashlib.sha256()
     for name, value in split.items():
         samples = "\n".join(map(" ".join, value.items())) if isinstance(value, dict) else value
@@ -70,9 +71,9 @@ def digest_of_split(split: dict[str, Any]) -> str:
 
 
 def load_data(config: Config, device: torch.device) -> Data:
-    """Open the dataset, split it, and run the once-per-sample stage of each subset's pipeline.
+    """Open the dataset, split it, and run the once-per-sample stage of each split's pipeline.
 
-    Raises DataError for data that cannot be used, naming every broken file at once.
+    Raises DataError for data that cannot be used; it names all broken files.
     """
     dataset = open_dataset(config)
     pipelines = build_pipelines(config, num_classes=len(dataset.classes))
@@ -81,28 +82,17 @@ def load_data(config: Config, device: torch.device) -> Data:
     if results is None:
         results = in_threads(lambda i: attempt(dataset.digest, i), every, "reading images")
     digests = [result if isinstance(result, str) else "" for result in results]
-    broken = {i: result for i, result in enumerate(results) if isinstance(result, BrokenImage)}
-    if broken and dataset.on_broken == "error":
-        raise BrokenImages(broken.values(), len(dataset))
-    usable = [index for index in every if index not in broken]
-    while True:
-        indices = cut(dataset, usable, digests, config)
-        subsets: dict[str, Subset] = {}
-        failed: dict[int, BrokenImage] = {}
-        notes = [dataset.note] if dataset.note else []
-        for name, rows in indices.items():
-            side = "train" if name == "train" else "eval"
-            try:
-                subsets[name], faults = read_subset(dataset, pipelines[side], rows, config, device)
-            except ValueError as error:
-                raise ConfigError([transform_fault(config, side, error)]) from None
-            failed |= faults
-        if not failed:
-            break
-        if dataset.on_broken == "error":
+    failed = {i: result for i, result in enumerate(results) if isinstance(result, BrokenImage)}
+    broken: dict[int, BrokenImage] = {}
+    subsets: dict[str, Subset] = {}
+    while failed or not subsets:
+        if failed and dataset.on_broken == "error":
             raise BrokenImages(failed.values(), len(dataset))
-        broken |= failed  # the rest is split as if they were not there
-        usable = [index for index in usable if index not in broken]
+        broken |= failed  # the rest is split as if these were not there
+        usable = [index for index in every if index not in broken]
+        indices = cut(dataset, usable, digests, config)
+        subsets, failed = read_subsets(dataset, pipelines, indices, config, device)
+    notes = [dataset.note] if dataset.note else []
     if anew := [name for name, subset in subsets.items() if subset.cache == "off"]:
         notes.append(f"{', '.join(anew)}: not kept in memory, read anew in every epoch")
     notes += conflicts(dataset.ids, dataset.labels, digests, indices)[:5]
@@ -115,8 +105,28 @@ def load_data(config: Config, device: torch.device) -> Data:
     )
 
 
+def read_subsets(
+    dataset: Dataset,
+    pipelines: Mapping[str, Pipeline],
+    indices: Mapping[str, list[int]],
+    config: Config,
+    device: torch.device,
+) -> tuple[dict[str, Subset], dict[int, BrokenImage]]:
+    """Each split's images, decoded, and all broken ones by index. Raises ConfigError, DataError."""
+    subsets: dict[str, Subset] = {}
+    broken: dict[int, BrokenImage] = {}
+    for name, chosen in indices.items():
+        side = "train" if name == "train" else "eval"
+        try:
+            subsets[name], failed = read_subset(dataset, pipelines[side], chosen, config, device)
+        except ValueError as error:
+            raise ConfigError([transform_fault(config, side, error)]) from None
+        broken |= failed
+    return subsets, broken
+
+
 def how_split(config: Config) -> dict[str, Any]:
-    """The settings of the split, as split.json tells them."""
+    """The settings of the split, as split.json holds them."""
     ratios, seed, pool = config.split.ratios, config.split.seed, config.split.pool
     how: dict[str, Any] = {"ratios": [float(ratio) for ratio in ratios]}
     if config.split.folds is not None:
@@ -127,9 +137,9 @@ def how_split(config: Config) -> dict[str, Any]:
 def load_subset(
     config: Config, split: Mapping[str, str], device: torch.device
 ) -> tuple[Dataset, Subset]:
-    """The dataset, and one subset as a run's split.json names it, with the eval transforms.
+    """The dataset, and one split of it as a run's split.json names it, with the eval transforms.
 
-    split maps sample ids to digests. Raises DataError where images are absent or have changed.
+    split maps sample ids to digests. Raises DataError if images are absent or have changed.
     """
     dataset = open_dataset(config)
     index_of = {name: index for index, name in enumerate(dataset.ids)}
@@ -141,11 +151,11 @@ def load_subset(
     found = dict(zip((dataset.ids[index] for index in indices), digests, strict=True))
     changed = [name for name, digest in found.items() if digest != split[name]]
     if absent or changed:
-        told = [f"{name} is absent" for name in absent]
-        told += [f"{name} has changed" for name in changed]
+        faults = [f"{name} is absent" for name in absent]
+        faults += [f"{name} has changed" for name in changed]
         raise DataError(
             f"{config.dataset.name} no longer gives the images of this run: "
-            f"{', '.join(told[:5])}{f' and {len(told) - 5} more' if len(told) > 5 else ''}. "
+            f"{', '.join(faults[:5])}{f' and {len(faults) - 5} more' if len(faults) > 5 else ''}. "
             "Bring them back, or name their place: dataset.root=..."
         )
     pipeline = build_pipelines(config, num_classes=len(dataset.classes))["eval"]
@@ -156,7 +166,10 @@ def load_subset(
 
 
 def open_dataset(config: Config) -> Dataset:
-    """The dataset that the configuration names; what its constructor refuses is a ConfigError."""
+    """The dataset that the configuration names.
+
+    Raises ConfigError if the constructor refuses its arguments, DataError for a single class.
+    """
     try:
         dataset: Dataset = build(DATASETS, "dataset", config.dataset)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
@@ -170,7 +183,7 @@ def open_dataset(config: Config) -> Dataset:
 
 
 def transform_fault(config: Config, side: str, error: Exception) -> Fault:
-    """A fault at the transform that refused an image; the pipeline's message has its number."""
+    """A fault at the transform that refused an image; its number is in the pipeline's message."""
     found = re.search(r"\(transform (\d+)\)", str(error))
     path = f"transforms.{side}.{found[1]}" if found else f"transforms.{side}"
     return config.fault(path, str(error))
@@ -190,9 +203,9 @@ class BrokenImages(DataError):
 def cut(
     dataset: Dataset, usable: Sequence[int], digests: Sequence[str], config: Config
 ) -> dict[str, list[int]]:
-    """The usable samples of train, val and test, by their numbers in the dataset.
+    """The usable samples of train, val and test, by their index in the dataset.
 
-    Raises ConfigError for two folds where test is to be one of them, DataError as ``split``.
+    Raises ConfigError for two folds if test is to be one of them, DataError as ``split`` does.
     """
     folds, fold = config.split.folds, config.split.fold or 0
     if folds == 2 and (config.split.pool or "test" not in dataset.parts):
@@ -233,13 +246,9 @@ def train_loader(
 ) -> Loader:
     """The shuffled batches of the training split."""
     settings = config.loader
-    return Loader(
-        subset,
-        settings.batch_size,
-        Order(config.seed, settings.sampling, settings.drop_last),
-        Place(workers(config, subset), device, channels_last),
-        Shares(rank(), world_size()),
-    )
+    order = Order(config.seed, settings.sampling, settings.drop_last)
+    delivery = Delivery(choose_workers(config, subset), device, channels_last)
+    return Loader(subset, settings.batch_size, order, delivery, Shares(rank(), world_size()))
 
 
 def eval_loader(
@@ -251,36 +260,32 @@ def eval_loader(
     fitting = 256 if images.numel() <= 3 * 64 * 64 else config.loader.batch_size
     batch_size = config.loader.eval_batch_size or max(fitting, config.loader.batch_size)
     even = config.train.parallel == "fsdp"  # all ranks do each forward pass together
-    return Loader(
-        subset,
-        batch_size,
-        place=Place(workers(config, subset), device, channels_last),
-        shares=Shares(rank(), world_size(), even),
-    )
+    delivery = Delivery(choose_workers(config, subset), device, channels_last)
+    return Loader(subset, batch_size, Order(), delivery, Shares(rank(), world_size(), even))
 
 
-def workers(config: Config, subset: Subset) -> int:
-    """Worker processes for a subset: none if reading a batch is faster than handing one over."""
+def choose_workers(config: Config, subset: Subset) -> int:
+    """The number of worker processes: none if to read a batch takes less than to hand it over."""
     if subset.cache not in ("ram", "off"):
         return 0  # other processes cannot share a device's memory
     if config.loader.workers != "auto":
         return config.loader.workers
     rows = torch.arange(min(config.loader.batch_size, len(subset)))
-    subset.read(rows, 0)  # the first one also warms up
+    subset.read(rows, 0)  # the first read also warms up
     started = time.process_time()  # not the clock: other processes may be busy
     subset.read(rows, 0)
     return 0 if time.process_time() - started < 0.02 else min(cores(), 8)
 
 
 def cores() -> int:
-    """The processor cores that this process may keep busy; others of the run have theirs."""
+    """The processor cores for this rank: those of the machine, shared among its ranks."""
     return max((os.cpu_count() or 1) // local_world_size(), 1)
 
 
 def check_shape(config: Config, subset: Subset, side: str) -> tuple[int, int, int]:
-    """The (C, H, W) that the model will see of a subset, tried on its smallest and largest images.
+    """The (C, H, W) that the model gets of a split, tried on its smallest and largest images.
 
-    Raises ConfigError, at the transform, where the images cannot form a batch.
+    Raises ConfigError, at the transform, if the images cannot form a batch.
     """
     try:
         images, _ = subset.sample(subset.extremes)

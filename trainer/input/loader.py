@@ -7,8 +7,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from trainer.distributed.shares import Shares
-from trainer.input.subset import CPU, Subset, in_a_ring, order_of
+from trainer.distributed.shares import Bounds, Shares
+from trainer.input.subset import CPU, Subset, order_of
 from trainer.input.workers import Workers
 
 BLOCK = 2**23  # bytes of float32 images that are made in one go
@@ -28,7 +28,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Place:
+class Delivery:
     """How many worker processes read batches, and where batches lie: device and memory layout."""
 
     workers: int = 0
@@ -48,12 +48,12 @@ class Loader:
         subset: Subset,
         batch_size: int,
         order: Order = Order(),
-        place: Place = Place(),
+        delivery: Delivery = Delivery(),
         shares: Shares = Shares(),  # noqa: B008
     ) -> None:
         self.subset, self.batch_size = subset, batch_size
-        self.order, self.place, self.shares = order, place, shares
-        self._workers = Workers(subset, place.workers, place.device)
+        self.order, self.delivery, self.shares = order, delivery, shares
+        self._workers = Workers(subset, delivery.workers, delivery.device)
         self._block: int | None = None
 
     def __len__(self) -> int:
@@ -61,24 +61,26 @@ class Loader:
         return full + (rest > 0 and not self.order.drop_last)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from batch number ``start`` on, on the device."""
-        bounds = self._bounds()
-        own = len(bounds)
-        if self.shares.even and own < self.rounds:
-            bounds.append((0, 1))
+        """This rank's batches of an epoch from batch number ``start`` on, on its device.
+
+        A batch that only fills a place (see ``Shares``) has one image and no label.
+        """
+        begins = range(0, len(self) * self.batch_size, self.batch_size)
+        whole = [(begin, begin + size) for begin, size in zip(begins, self.sizes(), strict=True)]
+        own, fillers = self.shares.bounds(whole, shuffled=self.order.seed is not None)
+        bounds = own + fillers
         if start >= len(bounds):
             return
-        order = self._order(epoch)
-        order = order[in_a_ring(self.subset.pipeline, len(self.subset))]
-        at_once = 1 if self.place.workers else self._batches_at_once()
+        order = self.subset.in_a_ring(self._order(epoch))
+        at_once = 1 if self.delivery.workers else self._batches_at_once()
         first = start // at_once * at_once
-        pieces = [bounds[i : i + at_once] for i in range(first, len(bounds), at_once)]
-        batches = self._by_workers if self.place.workers else self._here
-        made = islice(batches(pieces, order, epoch), start - first, None)
+        blocks = [bounds[i : i + at_once] for i in range(first, len(bounds), at_once)]
+        make = self._by_workers if self.delivery.workers else self._here
+        made = islice(make(blocks, order, epoch), start - first, None)
         for number, (images, labels) in enumerate(made, start):
-            if self.place.channels_last and images.ndim == 4:
+            if self.delivery.channels_last and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
-            yield images, labels if number < own else labels[:0]
+            yield images, labels if number < len(own) else labels[:0]
 
     def size(self, number: int) -> int:
         """How many images batch ``number`` has, over all ranks."""
@@ -90,27 +92,15 @@ class Loader:
 
     @property
     def rounds(self) -> int:
-        """How many batches of an epoch the rank has that has most."""
-        return len(self) if self.order.seed is not None else self.shares.rounds(len(self))
+        """How many batches of an epoch the rank gets that gets most."""
+        return self.shares.rounds(len(self), shuffled=self.order.seed is not None)
 
-    def _bounds(self) -> list[tuple[int, int]]:
-        """From and to of each of this rank's batches in the epoch's order."""
-        bounds = []
-        for number, size in enumerate(self.sizes()):
-            begin = number * self.batch_size
-            if self.order.seed is not None:
-                bounds.append(self.shares.of_batch(begin, size))
-            elif self.shares.has_batch(number):
-                bounds.append((begin, begin + size))
-        return bounds
-
-    def _rows(self, piece: list[tuple[int, int]], order: Tensor) -> Tensor:
-        """The rows of batches in the epoch's order, after the predecessors that are mixed in."""
-        before = self.subset.pipeline.predecessors
-        if self.shares.ranks == 1 or len(piece) == 1:
-            return order[piece[0][0] : piece[-1][1] + before]
-        # Several batches at once have no predecessors: see _batches_at_once.
-        return torch.cat([order[low:high] for low, high in piece])
+    def _rows(self, block: list[Bounds], order: Tensor) -> Tensor:
+        """The rows of a block of batches, after those that are mixed into the first one."""
+        if self.shares.ranks == 1 or len(block) == 1:
+            return order[block[0][0] : block[-1][1] + self.subset.pipeline.predecessors]
+        # Then none are mixed in: see _batches_at_once.
+        return torch.cat([order[low:high] for low, high in block])
 
     def rows(self, epoch: int, number: int) -> Tensor:
         """The subset's rows that batch ``number`` of an epoch shows, over all ranks."""
@@ -120,7 +110,7 @@ class Loader:
     @property
     def will_fork(self) -> bool:
         """Whether the next epoch starts worker processes."""
-        return self.place.workers > 0 and not self._workers.are_running
+        return self.delivery.workers > 0 and not self._workers.are_running
 
     def close(self) -> None:
         """End the worker processes; the next epoch would start new ones."""
@@ -130,11 +120,13 @@ class Loader:
         return order_of(self.subset.labels, self.order.seed, epoch, self.order.sampling)
 
     def _here(
-        self, pieces: list[list[tuple[int, int]]], order: Tensor, epoch: int
+        self, blocks: list[list[Bounds]], order: Tensor, epoch: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        for piece in pieces:
-            images, labels = self.subset.batch(self._rows(piece, order), epoch, self.place.device)
-            sizes = [high - low for low, high in piece]
+        for block in blocks:
+            images, labels = self.subset.batch(
+                self._rows(block, order), epoch, self.delivery.device
+            )
+            sizes = [high - low for low, high in block]
             yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
 
     def _batches_at_once(self) -> int:
@@ -147,16 +139,16 @@ class Loader:
             images, _ = self.subset.sample(torch.arange(1))
             size = images.nbytes * self.batch_size
             if self.shares.ranks > 1:  # shares of a batch differ in size
-                crooked = images.nbytes % 64 or self.subset.pipeline.predecessors
+                unaligned = images.nbytes % 64 or self.subset.pipeline.predecessors
             else:
-                crooked = size % 64
-            self._block = 1 if crooked else max(1, BLOCK // size)
+                unaligned = size % 64
+            self._block = 1 if unaligned else max(1, BLOCK // size)
         return self._block
 
     def _by_workers(
-        self, pieces: list[list[tuple[int, int]]], order: Tensor, epoch: int
+        self, blocks: list[list[Bounds]], order: Tensor, epoch: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        requests = [(self._rows(piece, order), epoch) for piece in pieces]
-        read = self._workers.read(requests)
-        for (rows, _), (images, labels) in zip(requests, read, strict=True):
+        requests = [(self._rows(block, order), epoch) for block in blocks]
+        read = zip(requests, self._workers.read(requests), strict=True)
+        for (rows, _), (images, labels) in read:
             yield self.subset.finish(images, labels, rows, epoch)

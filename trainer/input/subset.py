@@ -53,17 +53,17 @@ class Subset:
     def batch(
         self, rows: Tensor, epoch: int = 0, device: torch.device = CPU
     ) -> tuple[Tensor, Tensor]:
-        """Images (B, [crops,] C, H, W) float32 and labels of these rows, as the model sees them.
+        """Images (B, [crops,] C, H, W) float32 and labels of these rows, as the model gets them.
 
-        The pipeline's ``predecessors`` come first among the rows, and drop out. The v-th repeated
-        visit of row r is r + v * N, and gets another augmentation. Raises DataError for images that
-        are gone or broken, or that a transform refuses.
+        The first rows are the pipeline's ``predecessors``; they are not returned. The v-th repeated
+        visit of row r is r + v * N, and is augmented differently. Raises DataError if an image is
+        gone or broken, or if a transform refuses it.
         """
         images, labels = self.read(rows, epoch)
         return self.finish(to_device(images, device), to_device(labels, device), rows, epoch)
 
     def read(self, rows: Tensor, epoch: int) -> tuple[Images, Tensor]:
-        """The first half of ``batch``, which worker processes do: uint8 as a rule."""
+        """The first half of ``batch``, which worker processes do. Images are uint8 as a rule."""
         keys, rows = self._keys(rows), rows % len(self)
         images: Images
         if isinstance(self.images, Tensor):
@@ -71,42 +71,47 @@ class Subset:
         elif self.images is not None:
             images = [self.images[row] for row in rows.tolist()]
         else:
-            numbers = self.indices[rows].tolist()
-            images = [self.pipeline.prepare(self.dataset.image(number)) for number in numbers]
-        with _refused():
+            images = self._read_anew(rows)
+        with _as_data_error():
             return self.pipeline.begin(images, self.labels[rows], keys, epoch, self.early)
 
     def finish(
         self, images: Images, labels: Tensor, rows: Tensor, epoch: int
     ) -> tuple[Tensor, Tensor]:
-        """The second half, on the device where ``images`` lie."""
+        """The second half of ``batch``, on the device of ``images``."""
         keys = self._keys(rows[len(rows) - len(images) :])
-        with _refused():
+        with _as_data_error():
             return self.pipeline.finish(images, labels, keys, epoch, self.early)
 
     def _keys(self, rows: Tensor) -> Tensor:
         """Random key of each row: sample index + (visit << 40).
 
-        On the first visit it is the sample index, so that augmentation does not depend on the
-        order.
+        On the first visit it is the sample index: augmentation does not depend on the order.
         """
         return self.indices[rows % len(self)] + (rows // len(self) << 40)
 
     def try_choices(self, rows: Tensor) -> None:
-        """Try what the pipeline may choose on the images of these rows; raises DataError."""
-        rows = rows[in_a_ring(self.pipeline, len(rows))]
-        indices = self.indices[rows]
+        """Try what the pipeline may choose on the images of these rows. Raises DataError."""
+        rows = self.in_a_ring(rows)
         images: Images
         if self.images is None:
-            images = [self.pipeline.prepare(self.dataset.image(i)) for i in indices.tolist()]
+            images = self._read_anew(rows)
         else:
             images = [self.images[row].cpu() for row in rows.tolist()]
-        with _refused():
-            self.pipeline.try_choices(images, self.labels[rows], indices)
+        with _as_data_error():
+            self.pipeline.try_choices(images, self.labels[rows], self.indices[rows])
 
     def sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """A batch of these rows in epoch 0, as if the epoch had no others."""
-        return self.batch(rows[in_a_ring(self.pipeline, len(rows))])
+        return self.batch(self.in_a_ring(rows))
+
+    def in_a_ring(self, rows: Tensor) -> Tensor:
+        """``rows``, with the last ones as predecessors of the first, for MixUp and CutMix."""
+        return rows[torch.arange(-self.pipeline.predecessors, len(rows)) % len(rows)]
+
+    def _read_anew(self, rows: Tensor) -> list[Tensor]:
+        indices = self.indices[rows].tolist()
+        return [self.pipeline.prepare(self.dataset.image(index)) for index in indices]
 
 
 def order_of(labels: Tensor, seed: int | None, epoch: int, sampling: str = "shuffle") -> Tensor:
@@ -119,20 +124,16 @@ def order_of(labels: Tensor, seed: int | None, epoch: int, sampling: str = "shuf
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
+def _as_data_error() -> Iterator[None]:
+    """Context manager: a ValueError of a transform becomes a DataError."""
     try:
         yield
     except ValueError as error:
         raise DataError(str(error)) from error
 
 
-def in_a_ring(pipeline: Pipeline, n: int) -> Tensor:
-    """0..n-1 after the predecessors of 0: the last ones precede the first."""
-    return torch.arange(-pipeline.predecessors, n) % n
-
-
 def to_device(tensors: Any, device: torch.device) -> Any:
-    """A tensor, or a list of them, on ``device``; nothing waits for a GPU's copy."""
+    """A tensor, or a list of tensors, on ``device``. A copy to a GPU is not waited for."""
     non_blocking = device.type == "cuda"  # what comes to the CPU is read at once
     if isinstance(tensors, list):
         return [tensor.to(device, non_blocking=non_blocking) for tensor in tensors]

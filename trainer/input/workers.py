@@ -29,7 +29,7 @@ class Workers:
 
     def __init__(self, subset: Subset, count: int, device: torch.device) -> None:
         self.subset, self.count, self.device = subset, count, device
-        self._requests = _Requests()
+        self._requests: list[Request] = []
         self._worker_loader: DataLoader[Any] | None = None
         self._end_workers: Callable[[], None] = lambda: None
 
@@ -52,7 +52,7 @@ class Workers:
                 generator=torch.Generator(),  # without it, an iterator draws from the global one
             )
             self._end_workers = weakref.finalize(self, end_workers, self._worker_loader)
-        self._requests.items = requests
+        self._requests[:] = requests  # DataLoader takes any iterable as its sampler
         return copied_ahead(from_workers(self._worker_loader), self.device)
 
     def close(self) -> None:
@@ -62,13 +62,12 @@ class Workers:
 
 
 def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
-    """What workers have read, on ``device``; a GPU copies the next batch during this one.
+    """What workers have read, on ``device``. A GPU copies the next batch while it works on one.
 
     Raises a DataError that comes instead of a batch.
     """
     if device.type != "cuda":
-        for batch in batches:
-            yield _checked(batch)
+        yield from map(_checked, batches)
         return
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
@@ -76,7 +75,7 @@ def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
         for images, labels in map(_checked, batches):
             with torch.cuda.stream(stream):
                 copied = to_device(images, device), to_device(labels, device)
-            yield copied  # not inside: the reader would go on in the copies' queue
+            yield copied  # not inside: the reader would go on in the copies' stream
 
     following = copies()
     ahead = next(following, None)
@@ -160,29 +159,16 @@ def quiet_where_the_trainer_hangs_up(
         sys.__excepthook__(kind, error, trace)
 
 
-class _Requests(torch.utils.data.Sampler[tuple[Tensor, int]]):
-    """What the workers are to make next: set anew for each epoch."""
-
-    def __init__(self) -> None:
-        self.items: list[tuple[Tensor, int]] = []
-
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-
 class _Reading(torch.utils.data.Dataset[Any]):
     """A subset as DataLoader reads it: one item is a whole batch, read but not finished.
 
-    What is wrong with the data is handed over, not raised: DataLoader would add a traceback.
+    A DataError is returned, not raised: DataLoader would add a traceback.
     """
 
     def __init__(self, subset: Subset) -> None:
         self.subset = subset
 
-    def __getitem__(self, request: tuple[Tensor, int]) -> Any:
+    def __getitem__(self, request: Request) -> Any:
         try:
             return self.subset.read(*request)
         except DataError as error:

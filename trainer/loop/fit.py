@@ -184,10 +184,10 @@ def test_best(session: Session) -> dict[str, Any]:
     else:
         on_main(lambda: load_best(job.model, run))
         from_main(job.model)
-    part = job.data.subsets["test"]
-    layout = job.train_loader.place.channels_last
+    subset = job.data.subsets["test"]
+    layout = job.train_loader.delivery.channels_last
     with state.spending("eval"):
-        with closing(eval_loader(job.config, part, job.device, layout)) as loader:
+        with closing(eval_loader(job.config, subset, job.device, layout)) as loader:
             batches = session.stop.watch(loader.epoch(), loader.rounds)
             logits, labels = predict(job.model, batches, job.precision)
     if not is_main():
@@ -196,7 +196,7 @@ def test_best(session: Session) -> dict[str, Any]:
         test = evaluate(job.config, logits, labels, job.loss_fn)
     with state.spending("log"):
         log.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
-        show_end(Board(log.events, job, session.say), run, part, logits, labels, state.step)
+        show_end(Board(log.events, job, session.say), run, subset, logits, labels, state.step)
     # The first epoch warms caches up; of a run of one epoch there is no other.
     speeds = state.speeds[1:] or state.speeds
     best = {name: value for name, value in state.best.items() if not name.startswith("lr/")}
@@ -213,19 +213,19 @@ def test_best(session: Session) -> dict[str, Any]:
     with state.spending("log"):
         log.flush()
         if "report" in job.config.log.show:
-            report(session, part, logits, labels, result)
+            report(session, subset, logits, labels, result)
     result["seconds"] = spent(state)
     log.sync()
     return update_result(run, status="done", **result)  # last: a run that is done has all its files
 
 
 def report(
-    session: Session, part: Subset, logits: Tensor, labels: Tensor, result: dict[str, Any]
+    session: Session, subset: Subset, logits: Tensor, labels: Tensor, result: dict[str, Any]
 ) -> None:
-    """Write the report on the test split ``part``; an error in it does not end the run."""
+    """Write the report on the test split ``subset``; an error in it does not end the run."""
     job, run = session.job, session.run
     lines = [line for line in read_metrics(run / "metrics.jsonl") if "train/loss_epoch" in line]
-    numbers, num_classes = part.indices.tolist(), len(job.data.classes)
+    numbers, num_classes = subset.indices.tolist(), len(job.data.classes)
     try:
         write_report(
             run / "report",
@@ -236,8 +236,8 @@ def report(
             ids=[job.data.dataset.ids[number] for number in numbers],
             picture_of=lambda row: job.data.dataset.image(numbers[row]),
             class_balance={
-                name: torch.bincount(part.labels, minlength=num_classes).tolist()
-                for name, part in job.data.subsets.items()
+                name: torch.bincount(subset.labels, minlength=num_classes).tolist()
+                for name, subset in job.data.subsets.items()
             },
             config_text=job.config.dump(),
             result=read_json(run / "result.json") | result,

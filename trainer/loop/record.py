@@ -52,7 +52,7 @@ def first_result(job: Job) -> dict[str, Any]:
         "dataset": {
             "name": job.config.dataset.name,
             "note": job.data.dataset.note,
-            "images": {name: len(part) for name, part in job.data.subsets.items()},
+            "images": {name: len(subset) for name, subset in job.data.subsets.items()},
             "left_out": [{"path": p, "reason": r} for p, r in job.data.skipped],
         },
         "split": job.data.split_digest,

@@ -20,7 +20,7 @@ def introduce(job: Job, say: Say) -> None:
     parameters = list(job.model.parameters())
     count = sum(p.numel() for p in parameters)
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
-    sizes = ", ".join(f"{name} {len(part):,}" for name, part in data.subsets.items())
+    sizes = ", ".join(f"{name} {len(subset):,}" for name, subset in data.subsets.items())
     several = f"{world_size()} processes ({config.train.parallel}), each " * (world_size() > 1)
     device = device_name(job.device)
     say(f"device  {several}{device}, torch {torch.__version__}, seed {config.seed}")

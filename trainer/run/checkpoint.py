@@ -47,14 +47,13 @@ def write_checkpoint(
     keep: int,
     best: Entry | None,
     card: dict[str, Any] | None = None,
-    judged: dict[str, Any] | None = None,
 ) -> Entry | None:
     """Write ``state`` (tensors and plain values) as a checkpoint of ``step``; keep the last few.
 
-    With a ``card``, its weights are the best ones, or those ``judged`` in their place (an average).
-    ``best`` are the best before, which go along else. Returns the entry of those that are the best
-    now. Older checkpoints go only after the new one is whole. Raises RunError where the disk
-    refuses; earlier checkpoints then stay.
+    With a ``card``, the weights of ``state`` become the run's best ones; without, the best ones are
+    those of ``best``, which the checkpoint holds too. Returns the entry of the best ones. Older
+    checkpoints are removed only after the new one is whole. Raises RunError if the disk refuses;
+    earlier checkpoints then stay.
     """
     folder = folder_of(run)
     final = folder / f"step-{step:09d}"
@@ -67,11 +66,9 @@ def write_checkpoint(
         if not folder.exists():
             disk.make_folder(folder)
         disk.make_folder(temporary)
-        if card and judged is None:
+        if card:
             weights = best = write_best(run, state["model"], card, temporary / WEIGHTS)
         else:
-            if card:
-                best = write_best(run, judged, card)
             weights = save_tensors(temporary / WEIGHTS, state["model"])
         rest = {name: value for name, value in state.items() if name != "model"}
         files = {WEIGHTS: weights, STATE: save_tensors(temporary / STATE, rest)}

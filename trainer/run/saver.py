@@ -56,12 +56,13 @@ class Saver:
             )
         try:
             self.sync_log()
-            if card and not checkpoint:
+            if card and (judged or not checkpoint):
                 self.best = write_best(self.run, judged or state["model"], card)
+                card = None
         except OSError as error:
             raise refused(f"{self.run}: the best weights", error) from None
         if checkpoint:
-            self.best = write_checkpoint(self.run, step, state, self.keep, self.best, card, judged)
+            self.best = write_checkpoint(self.run, step, state, self.keep, self.best, card)
 
     def check(self) -> None:
         """Raise what writing has failed with, without waiting for it."""
