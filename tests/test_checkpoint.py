@@ -90,7 +90,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 class FaultyOs:
-    """The ``os`` of trainer.run.disk: notes each call with its path, and fails the n-th of a kind."""
+    """The ``os`` of trainer.run.disk: notes each call and its path; fails the n-th of a kind."""
 
     def __init__(self, fail: str = "", n: int = 0) -> None:
         self.fail, self.n = fail, n

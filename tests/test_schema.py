@@ -50,11 +50,12 @@ def test_drift_is_told(tmp_path, monkeypatch, capsys):
 
 
 def test_a_table_line_that_leads_nowhere_is_told_without_a_traceback(monkeypatch, capsys):
-    monkeypatch.setitem(TABLES["loss"], "Typo", "trainer.components.losses:Typo")
+    place = "trainer.components.losses:Typo"
+    monkeypatch.setitem(TABLES["loss"], "Typo", place)
     assert main([]) == 2
     told = capsys.readouterr().err
     assert told.startswith(
-        "trainer/components/__init__.py: 'Typo' stands for trainer.components.losses:Typo, which cannot"
+        f"trainer/components/__init__.py: 'Typo' stands for {place}, which cannot"
     )
     assert "Traceback" not in told
 

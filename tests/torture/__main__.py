@@ -111,8 +111,9 @@ def import_once() -> None:
 
     defer_compiler()
     importlib.import_module("torch").set_num_threads(1)
-    for module in pkgutil.iter_modules(trainer.__path__):
-        importlib.import_module(f"trainer.{module.name}")
+    for module in pkgutil.walk_packages(trainer.__path__, "trainer."):
+        if not module.name.startswith("trainer.sweeping"):  # no part of training; needs Optuna
+            importlib.import_module(module.name)
     importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     importlib.import_module("tests.torture.trials")
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each purged point

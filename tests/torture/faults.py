@@ -23,15 +23,25 @@ from typing import Any
 Action = Callable[[], None]
 
 PHASES = {  # where a run is while the functions of these modules are called
-    "start-up": ("config", "parts", "job", "prepare", "rehearse", "resume"),
-    "decoding": ("reading",),
-    "train": ("step", "micro_batches", "guard", "schedulers", "epochs", "fit"),
-    "eval and test": ("evaluate_split", "metrics"),
-    "save": (
-        *("saver", "checkpoint", "disk", "tensors", "record", "best", "folder", "environment"),
-        *("run_log", "events", "state", "snapshot"),
+    "start-up": (
+        *("config.config", "config.construct", "input.data", "run.resume", "loop.resume"),
+        *("build.prepare", "build.rehearse", "build.job"),
     ),
-    "report": ("insight.report", "insight.findings", "insight.board", "insight.pictures"),
+    "decoding": ("input.decode",),
+    "train": (
+        *("loop.step", "loop.guard", "loop.epochs", "loop.fit", "distributed.micro_batches"),
+        "components.schedulers",
+    ),
+    "eval and test": ("loop.evaluate", "components.metrics"),
+    "save": (
+        *("run.saver", "run.checkpoint", "run.disk", "run.tensors", "run.best", "run.folder"),
+        *("run.environment", "run.log", "run.events"),
+        *("loop.record", "loop.state", "loop.snapshot"),
+    ),
+    "report": (
+        *("insight.report", "insight.findings", "insight.board"),
+        *("drawing.pictures", "drawing.text"),
+    ),
 }
 
 
@@ -62,9 +72,7 @@ def functions(phase: str) -> Iterator[str]:
     """The functions and methods of a phase's modules, as ``wrap`` takes them."""
     for module in PHASES[phase]:
         name = f"trainer.{module}"
-        if name not in sys.modules:
-            continue
-        for key, value in vars(sys.modules[name]).items():
+        for key, value in vars(importlib.import_module(name)).items():
             if getattr(value, "__module__", None) != name:
                 continue
             if isinstance(value, FunctionType):
@@ -136,7 +144,7 @@ def intercept(hook: Callable[[str, Callable[..., Any], tuple[Any, ...]], Any]) -
 
 
 def disturb(call: str, n: int, how: str, first: Callable[[object], None]) -> None:
-    """At the n-th ``call`` of ``trainer.run.disk``, tell ``first`` its path, then do as ``how`` says.
+    """At the n-th ``call`` of ``trainer.run.disk``, tell ``first`` its path, then do ``how``.
 
     "before" and "after" kill there; "torn" kills after half a write; "short" writes half and says
     so, which is no error; "error" fails, of a write after half of it.

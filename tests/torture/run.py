@@ -72,7 +72,7 @@ class Reference:
 
 @dataclass
 class Counts:
-    """How often a run calls each function of PHASES, and each call of ERRORS in trainer.run.disk."""
+    """How often a run calls each function of PHASES and, in trainer.run.disk, each of ERRORS."""
 
     functions: dict[str, int]
     calls: dict[str, int]
@@ -365,7 +365,7 @@ def child(
 
 STRUCK = """
 import importlib, os, sys
-from scripts import torture_faults as faults
+from tests.torture import faults
 
 command = importlib.import_module("trainer.train")
 importlib.import_module("trainer.loop.epochs")
