@@ -531,7 +531,11 @@ def test_a_wrong_override_on_resume_is_told_before_torch_is_imported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["config", "signatures", "components", "resume", "disk", "folder", "environment"]
+    "module",
+    [
+        *("config", "config.signatures", "config.construct", "components"),
+        *("run.resume", "run.disk", "run.folder", "run.environment"),
+    ],
 )
 def test_what_is_needed_before_torch_imports_none(module):
     code = f"import sys, trainer.{module}; sys.exit('torch' in sys.modules)"
@@ -543,7 +547,7 @@ def test_what_is_needed_before_torch_imports_none(module):
     [
         ("trainer.sweeping.page, trainer.drawing.svg", "torch"),  # a sweep's page needs none
         (
-            "trainer.train, trainer.training, trainer.sweeping.page, trainer.inference.exporting",
+            "trainer.train, trainer.loop.fit, trainer.sweeping.page, trainer.inference.exporting",
             "jinja2",
         ),
     ],

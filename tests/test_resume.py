@@ -665,7 +665,7 @@ def test_a_run_with_workers_that_fails_ends(config_file, tmp_path):
     script = f"""
 import sys, torch
 torch.set_num_threads(1)
-from trainer.quick_start import defer_compiler
+from trainer.process.compiler_stand_in import defer_compiler
 defer_compiler()  # as the command does, and as it would too late
 import trainer.loop.epochs
 kept = []

@@ -115,8 +115,8 @@ SABOTAGES = [
         "writes follow links",
         "a link in a run folder makes the trainer overwrite any file of the user's",
         "trainer/run/disk.py",
-        'PLAIN = getattr(os, "O_NOFOLLOW", 0) | ',
-        "PLAIN = ",
+        'PLAIN_FILE = getattr(os, "O_NOFOLLOW", 0) | ',
+        "PLAIN_FILE = ",
         CHECKPOINT,
     ),
     # --- checkpoints ------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ SABOTAGES = [
         "trainer/distributed/micro_batches.py",
         "        reseed(device, seed_at(draws, step))  # a resumed",
         "        # a resumed",
-        (f"{EXACT}[1-AlexNet with dropout]",),
+        (f"{EXACT}[1-dropout]",),
     ),
     Sabotage(
         "augmentation drawn from torch's generator",
