@@ -29,6 +29,7 @@ THRICE = f"{RESUME}test_stopped_three_times_within_two_epochs_a_run_is_still_the
 WORKERS = "tests/test_data_path.py::test_a_signal_to_the_whole_group_leaves_the_workers"
 ARCHITECTURE = "tests/test_architecture.py::"
 SEVERAL = "tests/test_distributed.py::"
+PROCESSES = "tests/test_processes.py::"
 ARCHIVE = (
     "tests/test_hostile_archives.py::"
     "test_a_hostile_archive_is_refused_in_one_sentence_at_once_and_leaves_nothing"
@@ -301,6 +302,14 @@ SABOTAGES = [
         "        reseed(device, seed_at(draws, step))  # a resumed",
         "        # a resumed",
         (f"{EXACT}[1-dropout]",),
+    ),
+    Sabotage(
+        "dropout of micro-batches not seeded alike",
+        "a batch in micro-batches draws other dropout than the whole one",
+        "trainer/distributed/micro_batches.py",
+        "                reseed(device, seed_at(draws, step))\n            forward",
+        "            forward",
+        (f"{PROCESSES}test_parts_of_a_batch_train_a_model_with_dropout_as_the_whole_one",),
     ),
     Sabotage(
         "augmentation drawn from torch's generator",
