@@ -23,7 +23,7 @@ from trainer.drawing.charts import (
     draw_lines,
 )
 from trainer.drawing.fonts import CJK_FONTS, drawable, font
-from trainer.drawing.pictures import fit, grid, png, sheet, to_picture, write_picture
+from trainer.drawing.pictures import fit_into, grid, png, sheet, to_picture
 
 BLUE, ORANGE, WHITE = (31, 119, 180), (255, 127, 14), (255, 255, 255)
 HISTORY = [
@@ -254,14 +254,14 @@ def test_an_image_keeps_its_pixels_as_a_picture():
 
 def test_a_small_picture_is_enlarged_a_whole_number_of_times_and_stays_crisp():
     image = torch.randint(0, 256, (1, 28, 28), dtype=torch.uint8)
-    large = fit(to_picture(image), 160)
+    large = fit_into(to_picture(image), 160)
     assert large.size == (140, 140)
     assert large.getpixel((139, 0)) == large.getpixel((135, 4)) == (int(image[0, 0, 27]),) * 3
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (3000, 2), (90, 170), (160, 160)])
 def test_a_picture_of_any_shape_fits_its_cell(shape):
-    assert max(fit(Image.new("L", shape), 160).size) == 160
+    assert max(fit_into(Image.new("L", shape), 160).size) == 160
 
 
 def test_a_sheet_has_a_cell_a_picture_framed_in_its_colour():
@@ -308,7 +308,6 @@ def test_a_coloured_kernel_keeps_its_colours():
 
 def test_a_written_picture_is_a_png_of_the_same_pixels(tmp_path):
     picture = to_picture(torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8))
-    write_picture(tmp_path / "a.png", picture)
-    assert (tmp_path / "a.png").read_bytes() == png(picture)
+    (tmp_path / "a.png").write_bytes(png(picture))
     with Image.open(tmp_path / "a.png") as read:
         assert read.format == "PNG" and read.tobytes() == picture.tobytes()

@@ -54,10 +54,11 @@ def run(arguments: argparse.Namespace) -> None:
         for line in text_of(runs, terminal_width(), arguments.all):
             print(line)
     if picture and (drawn := draw_comparison(runs)):
-        from trainer.drawing.pictures import write_picture
+        from trainer.drawing.pictures import png
+        from trainer.run.disk import write_file
 
         try:
-            write_picture(picture, drawn)
+            write_file(picture, png(drawn))
         except OSError as error:
             if arguments.picture:
                 raise

@@ -165,7 +165,7 @@ def print_predictions(
     files: Mapping[str, Path],
 ) -> list[str]:
     """Print predictions as they come, then write ``files``; return what cannot be read, and why."""
-    from trainer.drawing.pictures import write_picture
+    from trainer.drawing.pictures import png
     from trainer.inference.prediction import MAX_SHEET, Prediction
     from trainer.inference.prediction_output import (
         csv_lines,
@@ -176,6 +176,7 @@ def print_predictions(
     )
     from trainer.process.console import bar, draws_bars, say
     from trainer.process.words import visible
+    from trainer.run.disk import write_file
 
     done: list[Prediction] = []
     broken: list[str] = []
@@ -210,7 +211,7 @@ def print_predictions(
     if "csv" in files:
         write_lines(files["csv"], csv_lines(done, classes))
     if "sheet" in files:
-        write_picture(files["sheet"], prediction_sheet(done, classes))
+        write_file(files["sheet"], png(prediction_sheet(done, classes)))
         if len(paths) > MAX_SHEET:
             print(f"the sheet shows the first {MAX_SHEET} of {len(paths)}", file=sys.stderr)
     for file in files.values():

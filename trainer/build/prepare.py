@@ -1,6 +1,5 @@
 """From the configuration to a job: everything is checked and built before anything is written."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -23,13 +22,13 @@ from trainer.distributed.processes import agree_on_error, world_size
 from trainer.distributed.sync_batch_norm import with_synced_batch_norm
 from trainer.input.data import Data, check_shape, eval_loader, load_data, open_dataset, train_loader
 from trainer.input.loader import Loader
+from trainer.process.console import Say
 from trainer.process.errors import ConfigError
 from trainer.process.launch import local_rank
 
 if TYPE_CHECKING:
     from trainer.build.teacher import Distillation
 
-Say = Callable[[str], None]
 Shape = tuple[int, int, int]
 
 

@@ -1,6 +1,6 @@
 """What could fail in hours fails now: a job is tried with a few images before the run begins."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,9 +13,9 @@ from trainer.distributed.fsdp import ELEMENTWISE_FUSED
 from trainer.distributed.processes import world_size
 from trainer.input.loader import Loader
 from trainer.input.subset import Subset
+from trainer.process.console import Say
 from trainer.process.errors import ConfigError, Fault
 
-Say = Callable[[str], None]
 OF_WHOLE_WEIGHTS = ("Adafactor", "Muon")  # they work on rows and columns of a weight
 
 

@@ -13,6 +13,7 @@ from trainer.build.trained import Trained, load_trained
 from trainer.config import Config
 from trainer.config.settings import Component
 from trainer.process.errors import ConfigError, RunError, UsageError
+from trainer.process.words import shortened
 from trainer.run.disk import read_json
 from trainer.run.folder import find_run
 
@@ -107,7 +108,9 @@ def mismatch(
     """Why a teacher would not understand the student's images; empty where it does."""
     if teacher.classes != classes:
         order = "in another order" if set(teacher.classes) == set(classes) else "other ones"
-        return f"its classes are {order}: {shown(teacher.classes)}; here {shown(classes)}"
+        return (
+            f"its classes are {order}: {first_names(teacher.classes)}; here {first_names(classes)}"
+        )
     if teacher.input_shape != shape:
         its, here = (" x ".join(map(str, sizes)) for sizes in (teacher.input_shape, shape))
         return f"it was trained on images of {its} (channels, height, width); here they are {here}"
@@ -132,23 +135,15 @@ def values(transforms: tuple[Component, ...]) -> list[tuple[str, dict[str, Any]]
     ]
 
 
-def told(listed: list[tuple[str, dict[str, Any]]]) -> str:
+def told(transforms: list[tuple[str, dict[str, Any]]]) -> str:
     """Transforms as a sentence names them."""
-    return (
-        " and ".join(
-            f"{name} ({', '.join(f'{key} {shortened(value)}' for key, value in arguments.items())})"
-            for name, arguments in listed
-        )
-        or "no Normalize"
-    )
+    texts = []
+    for name, arguments in transforms:
+        pairs = (f"{key} {shortened(str(value), 100)}" for key, value in arguments.items())
+        texts.append(f"{name} ({', '.join(pairs)})")
+    return " and ".join(texts) or "no Normalize"
 
 
-def shortened(value: Any) -> str:
-    """A value's text, cut where it is long."""
-    text = str(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def shown(names: tuple[str, ...]) -> str:
+def first_names(names: tuple[str, ...]) -> str:
     """Some class names."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

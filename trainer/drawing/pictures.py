@@ -3,7 +3,6 @@
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
@@ -11,17 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from trainer.drawing.charts import GRID, INK
-from trainer.drawing.charts import RIGHT as RIGHT
-from trainer.drawing.charts import WRONG as WRONG
-from trainer.drawing.charts import draw_bars as draw_bars
-from trainer.drawing.charts import draw_calibration as draw_calibration
-from trainer.drawing.charts import draw_confusion as draw_confusion
-from trainer.drawing.charts import draw_curves as draw_curves
-from trainer.drawing.charts import draw_lines as draw_lines
-from trainer.drawing.fonts import drawable as drawable
-from trainer.drawing.fonts import fit_to_pixels, legible
-from trainer.drawing.fonts import font as font
-from trainer.run.disk import write_file
+from trainer.drawing.fonts import fit_to_pixels, font, legible
 
 
 def to_picture(image: Tensor) -> Image.Image:
@@ -53,7 +42,7 @@ def sheet(
         x, y = gap + i % columns * step_x, gap + i // columns * step_y
         draw.rectangle((x - 4, y - 4, x + size + 3, y + size + 3), colour or GRID)
         draw.rectangle((x, y, x + size - 1, y + size - 1), "#f2f2f2")
-        fitted = fit(to_picture(picture) if isinstance(picture, Tensor) else picture, size)
+        fitted = fit_into(to_picture(picture) if isinstance(picture, Tensor) else picture, size)
         made.paste(fitted, (x + (size - fitted.width) // 2, y + (size - fitted.height) // 2))
         for n, line in enumerate(texts):
             text = fit_to_pixels(legible(line), 13, size + 6)
@@ -61,7 +50,7 @@ def sheet(
     return made
 
 
-def fit(picture: Image.Image, size: int) -> Image.Image:
+def fit_into(picture: Image.Image, size: int) -> Image.Image:
     """Return the picture fitted into size x size; a small one is enlarged by a whole number."""
     picture = picture if picture.mode == "RGB" else picture.convert("RGB")
     largest = max(picture.size)
@@ -111,8 +100,3 @@ def png(picture: Image.Image) -> bytes:
     content = io.BytesIO()
     picture.save(content, "PNG", compress_level=2)
     return content.getvalue()
-
-
-def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture as PNG, atomically."""
-    write_file(path, png(picture))

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from trainer.build.trained import Trained
 from trainer.drawing.fonts import drawable, font
-from trainer.drawing.pictures import fit, grid, sheet, to_picture, write_picture
+from trainer.drawing.pictures import fit_into, grid, png, sheet, to_picture
 from trainer.insight.features import feature_maps, first_kernels, grad_cam
 from trainer.insight.samples import as_pictures
 from trainer.process.errors import RunError
-from trainer.run.disk import sha256_of, write_json
+from trainer.run.disk import sha256_of, write_file, write_json
 
 MAX_CHANNELS = 64  # of a layer, in a picture
 PANEL = 320  # side of a picture in the overview, in pixels
@@ -51,7 +51,7 @@ def explain(
 
     def write(name: str, picture: Image.Image, what: str) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_picture(folder / name, picture)
+        write_file(folder / name, png(picture))
         written.append((folder / name, what))
 
     inputs = trained.inputs([image])
@@ -118,7 +118,7 @@ def _write_layers(
 
 def overlay(picture: Image.Image, heat: Tensor, size: int = PANEL) -> Image.Image:
     """Return a picture in grey, enlarged, under ``heat`` (h, w) in 0-1, from clear to red."""
-    grey = fit(picture, size).convert("L").convert("RGB")
+    grey = fit_into(picture, size).convert("L").convert("RGB")
     smooth = Image.fromarray(heat.float().numpy()).resize(grey.size, Image.Resampling.BICUBIC)
     values = torch.frombuffer(bytearray(smooth.tobytes()), dtype=torch.float32).clamp(0, 1)
     places = values * (len(_HEAT) - 1)

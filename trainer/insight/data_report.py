@@ -11,7 +11,7 @@ from torch import Tensor
 from datasets import DataError
 from trainer.config import Config
 from trainer.drawing.charts import draw_bars
-from trainer.drawing.pictures import sheet, write_picture
+from trainer.drawing.pictures import png, sheet
 from trainer.drawing.text import markdown, markdown_table, shown
 from trainer.input.data import transform_fault
 from trainer.input.subset import Subset, order_of
@@ -48,7 +48,7 @@ def write_data_report(found: Inspection, folder: Path) -> list[Path]:
         if picture is None:
             (folder / name).unlink(missing_ok=True)  # from an earlier inspection
         else:
-            write_picture(folder / name, picture)
+            write_file(folder / name, png(picture))
     drawn = [name for name, picture in pictures.items() if picture is not None]
     write_json(folder / "data.json", found.facts)
     write_file(folder / "data.md", as_markdown(found.facts, drawn))

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from trainer.drawing.charts import RIGHT, WRONG, draw_calibration, draw_confusion, draw_curves
-from trainer.drawing.pictures import sheet, write_picture
+from trainer.drawing.pictures import png, sheet
 from trainer.drawing.text import markdown, markdown_table, plain, shown_number
 from trainer.insight.findings import Findings, find
 from trainer.insight.report_page import report_page
@@ -54,9 +54,9 @@ def write_report(
         run=run or folder.parent,
     )
     confusion = draw_confusion(found.confusion, classes)
-    write_picture(folder / "confusion_matrix.png", confusion)
-    write_picture(folder / "curves.png", draw_curves(found.history, found.best_epoch))
-    write_picture(folder / "calibration.png", draw_calibration(found.bins))
+    write_file(folder / "confusion_matrix.png", png(confusion))
+    write_file(folder / "curves.png", png(draw_curves(found.history, found.best_epoch)))
+    write_file(folder / "calibration.png", png(draw_calibration(found.bins)))
     if pictures := [shown.picture for shown in found.shown if shown.picture]:
         captions = [
             [f"{shown.true} -> {shown.predicted}", f"{shown.of_predicted:.2%}", shown.name]
@@ -64,7 +64,7 @@ def write_report(
             if shown.picture
         ]
         colours = [WRONG if found.num_wrong else RIGHT] * len(pictures)
-        write_picture(folder / "mistakes.png", sheet(pictures, captions, colours))
+        write_file(folder / "mistakes.png", png(sheet(pictures, captions, colours)))
     else:
         (folder / "mistakes.png").unlink(missing_ok=True)  # an older report's
     write_file(folder / "report.md", _markdown(found))

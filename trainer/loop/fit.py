@@ -3,7 +3,7 @@
 import shlex
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from trainer.loop.resume import Found, adopt, check, on_all_ranks, restore
 from trainer.loop.state import State
 from trainer.loop.step import new_task
 from trainer.loop.summary import conclude, introduce, shows_tensorboard
+from trainer.process.console import Say
 from trainer.process.errors import NonFiniteLoss, RunError, Stopped, in_plain_words
 from trainer.process.launch import started_by
 from trainer.process.stop import StopRequest
@@ -43,8 +44,6 @@ from trainer.run.disk import read_json
 from trainer.run.folder import create_run, lock_run, read_metrics
 from trainer.run.log import Lengths, NoLog, RunLog
 from trainer.run.saver import Saver
-
-Say = Callable[[str], None]
 
 
 class Start(NamedTuple):

@@ -19,11 +19,12 @@ from trainer.build.job import Job
 from trainer.build.optimizer import build_optimizer
 from trainer.components.schedulers import Schedule
 from trainer.drawing.charts import draw_lines
-from trainer.drawing.pictures import write_picture
+from trainer.drawing.pictures import png
 from trainer.loop.guard import Guard
 from trainer.loop.step import new_task, train_steps
 from trainer.process.console import bar
 from trainer.process.errors import ConfigError, NonFiniteLoss
+from trainer.run.disk import write_file
 
 SMOOTHING = 0.9  # decay of the moving mean: about the last ten steps
 DIVERGED = 4.0  # the test ends if the smoothed loss is so many times its least
@@ -185,10 +186,10 @@ def find_rate(
         suggestion = suggest(test)
     except NoSuggestion as error:
         if test.losses:
-            write_picture(output, draw_range(test, None))
+            write_file(output, png(draw_range(test, None)))
             error.add_note(f"the curve is in {output}")
         raise
-    write_picture(output, draw_range(test, suggestion))
+    write_file(output, png(draw_range(test, suggestion)))
     end = "where the loss diverged" if test.diverged else "without divergence"
     say(f"test    {len(test.losses)} steps, from {low:.2g} to {test.rates[-1]:.2g}, {end}")
     say(f"suggest {suggestion:.2g}; {compared(suggestion, test.own)}")

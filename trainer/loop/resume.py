@@ -1,7 +1,6 @@
 """Going on with a run: may it continue (check), restore its state, make its folder fit (adopt)."""
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from trainer.loop.record import (
 )
 from trainer.loop.snapshot import made_on
 from trainer.loop.state import State
+from trainer.process.console import Say
 from trainer.process.errors import RunError
 from trainer.run.checkpoint import (
     Entry,
@@ -36,8 +36,6 @@ from trainer.run.disk import read_json, write_file, write_json
 from trainer.run.folder import read_metrics
 from trainer.run.log import Lengths
 from trainer.run.resume import MAY_CHANGE, as_yaml, differences, settings
-
-Say = Callable[[str], None]
 
 
 @dataclass
