@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainer.components.metrics import calibration_error
-from trainer.insight.findings import calibration_bins, wilson
+from trainer.insight.findings import ReportData, calibration_bins, wilson
 from trainer.insight.report import write_report
 
 CLASSES = ["1", "5", "100"]
@@ -63,7 +63,8 @@ HOSTILE = [
 
 
 def report(folder, **changed):
-    write_report(folder, **(ARGUMENTS | changed))
+    run = changed.pop("run", None)
+    write_report(folder, ReportData(**(ARGUMENTS | changed)), run)
     return (folder / "report.md").read_text(encoding="utf-8")
 
 

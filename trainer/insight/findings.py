@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,28 @@ SECONDS = {
     "save": "checkpoints",
     "log": "metrics, TensorBoard",
 }
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What a report is made from.
+
+    history: one dict an epoch with "epoch" (from 1) and tags such as "val/accuracy" and, with or
+    without its ending, "train/loss_epoch"; values that are no numbers are passed over.
+    probabilities (N, K), labels (N,) and ids (N) are those of the test split, on the CPU. result is
+    the content of result.json, at least "best" (with its "epoch") and "test". picture_of(i) is test
+    image i, uint8 (C, H, W), and may raise. class_balance: images of each class by split.
+    """
+
+    history: Sequence[dict[str, Any]]
+    classes: Sequence[str]
+    probabilities: Tensor
+    labels: Tensor
+    ids: Sequence[str]
+    config_text: str
+    result: dict[str, Any]
+    picture_of: Callable[[int], Tensor] | None = None
+    class_balance: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,23 +166,13 @@ class Findings:
         ]
 
 
-def find(
-    *,
-    history: Sequence[dict[str, Any]],
-    classes: Sequence[str],
-    probabilities: Tensor,
-    labels: Tensor,
-    ids: Sequence[str],
-    picture_of: Callable[[int], Tensor] | None,
-    class_balance: Mapping[str, Sequence[int]] | None,
-    config_text: str,
-    result: dict[str, Any],
-    run: Path,
-) -> Findings:
-    """Measure and gather; the arguments are those of ``write_report``."""
-    dataset, balance = result.get("dataset", {}), class_balance or {}
+def find(given: ReportData, run: Path) -> Findings:
+    """Return what the report on ``run`` says of these results."""
+    result, classes, balance = given.result, given.classes, given.class_balance
+    probabilities, labels = given.probabilities, given.labels
     bins = calibration_bins(probabilities, labels)
     rows, num_wrong = _rows_to_show(probabilities, labels)
+    dataset = result.get("dataset", {})
     left_out = [f"{entry['path']}: {entry['reason']}" for entry in dataset.get("left_out", ())]
     return Findings(
         title=str(result.get("name") or "Report"),
@@ -169,7 +181,7 @@ def find(
         notes=_notes(result, classes, balance),
         left_out=left_out,
         # An epoch's means are called train/loss_epoch where train/loss is that of a few steps.
-        history=[{k.removesuffix("_epoch"): v for k, v in row.items()} for row in history],
+        history=[{k.removesuffix("_epoch"): v for k, v in row.items()} for row in given.history],
         classes=classes,
         num_images=len(labels),
         metrics=numbers(result["test"]),
@@ -178,9 +190,9 @@ def find(
         bins=bins,
         calibration_error=sum(n * abs(right - sure) for n, sure, right in bins) / len(labels),
         num_wrong=num_wrong,
-        shown=[_show(i, classes, probabilities, labels, ids, picture_of) for i in rows],
+        shown=[_show(given, i) for i in rows],
         balance=balance,
-        config_text=config_text,
+        config_text=given.config_text,
         seconds={k: v for k, v in numbers(result.get("seconds") or {}).items() if v >= 0},
         commands=_commands(run, result),
     )
@@ -222,27 +234,19 @@ def _rows_to_show(probabilities: Tensor, labels: Tensor) -> tuple[list[int], int
     return rows, len(wrong)
 
 
-def _show(
-    i: int,
-    classes: Sequence[str],
-    probabilities: Tensor,
-    labels: Tensor,
-    ids: Sequence[str],
-    picture_of: Callable[[int], Tensor] | None,
-) -> TestImage:
-    true, predicted = int(labels[i]), int(probabilities[i].argmax())
+def _show(given: ReportData, i: int) -> TestImage:
+    classes, probabilities = given.classes, given.probabilities[i]
+    true, predicted = int(given.labels[i]), int(probabilities.argmax())
     picture, fault = None, "no picture was given"
-    if picture_of:
+    if given.picture_of:
         try:
-            picture, fault = to_picture(picture_of(i)), ""
+            picture, fault = to_picture(given.picture_of(i)), ""
             if max(picture.size) > THUMBNAIL:
                 picture.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
         except Exception as error:  # the report has more to tell than this picture
             fault = f"cannot be shown: {error or type(error).__name__}"
-    of_predicted, of_true = float(probabilities[i, predicted]), float(probabilities[i, true])
-    return TestImage(
-        ids[i], classes[true], classes[predicted], of_predicted, of_true, picture, fault
-    )
+    shares = float(probabilities[predicted]), float(probabilities[true])
+    return TestImage(given.ids[i], classes[true], classes[predicted], *shares, picture, fault)
 
 
 def _facts(result: dict[str, Any], run: Path) -> dict[str, str]:

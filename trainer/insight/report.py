@@ -1,59 +1,28 @@
 """A run's report folder: report.md, report.html and pictures, from the test split measured once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from trainer.drawing.charts import RIGHT, WRONG, draw_calibration, draw_confusion, draw_curves
 from trainer.drawing.pictures import png, sheet
 from trainer.drawing.text import markdown, markdown_table, plain, shown_number
-from trainer.insight.findings import Findings, find
+from trainer.insight.findings import Findings, ReportData, find
 from trainer.insight.report_page import report_page
 from trainer.process.errors import RunError
 from trainer.run.disk import write_file
 
 
-def write_report(
-    folder: Path,
-    *,
-    history: Sequence[dict[str, Any]],
-    classes: Sequence[str],
-    probabilities: Tensor,
-    labels: Tensor,
-    ids: Sequence[str],
-    config_text: str,
-    result: dict[str, Any],
-    picture_of: Callable[[int], Tensor] | None = None,
-    class_balance: Mapping[str, Sequence[int]] | None = None,
-    run: Path | None = None,
-) -> None:
+def write_report(folder: Path, results: ReportData, run: Path | None = None) -> None:
     """Write ``folder``/report.md and report.html, and the Markdown's pictures, making the folder.
 
-    history: one dict an epoch with "epoch" (from 1) and tags such as "val/accuracy" and, with or
-    without its ending, "train/loss_epoch"; values that are no numbers are passed over.
-    probabilities (N, K), labels (N,) and ids (N) are the test split's on the CPU; picture_of(i) is
-    its image i, uint8 (C, H, W), and may raise. class_balance: images of each class by part.
-    result: as result.json has it, "best" (with its "epoch") and "test" at least. run: the run's
-    folder, by default the one that ``folder`` lies in.
+    run: the run's folder, by default the one that ``folder`` lies in. Raises RunError for a link.
     """
     if folder.is_symlink():
         raise RunError(f"{folder} is a link; nothing is written behind it.")
     folder.mkdir(parents=True, exist_ok=True)
-    found = find(
-        history=history,
-        classes=classes,
-        probabilities=probabilities,
-        labels=labels,
-        ids=ids,
-        picture_of=picture_of,
-        class_balance=class_balance,
-        config_text=config_text,
-        result=result,
-        run=run or folder.parent,
-    )
-    confusion = draw_confusion(found.confusion, classes)
+    found = find(results, run or folder.parent)
+    confusion = draw_confusion(found.confusion, found.classes)
     write_file(folder / "confusion_matrix.png", png(confusion))
     write_file(folder / "curves.png", png(draw_curves(found.history, found.best_epoch)))
     write_file(folder / "calibration.png", png(draw_calibration(found.bins)))

@@ -25,6 +25,7 @@ from trainer.distributed.processes import (
 from trainer.input.data import eval_loader
 from trainer.input.subset import Subset
 from trainer.insight.board import Board, show_end, show_start
+from trainer.insight.findings import ReportData
 from trainer.insight.report import write_report
 from trainer.loop.epochs import Session, train_epochs
 from trainer.loop.evaluate import evaluate, predict, scalars
@@ -226,22 +227,21 @@ def report(
     lines = [line for line in read_metrics(run / "metrics.jsonl") if "train/loss_epoch" in line]
     numbers, num_classes = subset.indices.tolist(), len(job.data.classes)
     try:
-        write_report(
-            run / "report",
+        results = ReportData(
             history=lines,
             classes=job.data.classes,
             probabilities=probabilities(job.config.loss.name, logits),
             labels=labels,
             ids=[job.data.dataset.ids[number] for number in numbers],
+            config_text=job.config.dump(),
+            result=read_json(run / "result.json") | result,
             picture_of=lambda row: job.data.dataset.image(numbers[row]),
             class_balance={
                 name: torch.bincount(subset.labels, minlength=num_classes).tolist()
                 for name, subset in job.data.subsets.items()
             },
-            config_text=job.config.dump(),
-            result=read_json(run / "result.json") | result,
-            run=run,
         )
+        write_report(run / "report", results)
     except (OSError, RunError):  # the disk, which the result needs too
         raise
     except Exception as error:
