@@ -171,9 +171,9 @@ def last_epoch(path: Path) -> int | None:
     return None if fault else 0
 
 
-def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> tuple[dict[str, Any], str]:
+def read_object(path: Path) -> tuple[dict[str, Any], str]:
     """A file's JSON object and "", or {} and why there is none."""
-    text, fault = read_text(path, limit)
+    text, fault = read_text(path)
     if fault:
         return {}, fault
     content = parsed(text)

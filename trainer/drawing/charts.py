@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -129,24 +129,27 @@ def draw_lines(
     marks = {text: x for x, text in verticals if _finite([(x, 0.0)], log_x)}
     picture = Image.new("RGB", (_WIDTH, _HEIGHT * max(len(drawn), 1)), "white")
     for i, (title, curves) in enumerate(drawn):
-        _draw_panel(picture, i * _HEIGHT, title, curves, x_label, marks, log_x, faint)
+        _draw_panel(picture, i * _HEIGHT, _Panel(title, curves, x_label, marks, log_x, faint))
     return picture
+
+
+class _Panel(NamedTuple):
+    """One panel of ``draw_lines``; marks: what the legend calls a vertical line -> its x."""
+
+    title: str
+    curves: Curves
+    x_label: str
+    marks: Mapping[str, float]
+    log_x: bool
+    faint: Collection[str]
 
 
 def _finite(curve: Sequence[tuple[float, float]], log_x: bool) -> list[tuple[float, float]]:
     return [(x, y) for x, y in curve if abs(x) < 1e300 and abs(y) < 1e300 and (x > 0 or not log_x)]
 
 
-def _draw_panel(
-    picture: Image.Image,
-    offset: int,
-    title: str,
-    curves: Curves,
-    x_label: str,
-    marks: Mapping[str, float],
-    log_x: bool,
-    faint: Collection[str],
-) -> None:
+def _draw_panel(picture: Image.Image, offset: int, panel: _Panel) -> None:
+    title, curves, x_label, marks, log_x, faint = panel
     draw, small = ImageDraw.Draw(picture), font(15)
     wide, tall = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
     left, right, top, bottom = _LEFT, _LEFT + wide, offset + _TOP, offset + _TOP + tall
@@ -197,14 +200,25 @@ def _draw_panel(
     if len(shown) < len(curves):
         entries.append((f"and {len(curves) - len(shown)} more", ""))
     entries += zip(marks, MARKS * len(marks), strict=False)
+    _draw_legend(draw, (right, top), entries, dashed)
+
+
+def _draw_legend(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    entries: Sequence[tuple[str, str]],
+    dashed: Collection[str],
+) -> None:
+    """Draw each name with a piece of its line, downwards from ``corner``; colour "": no line."""
+    left, top = corner
     for i, (name, colour) in enumerate(entries):
         line = top + 10 + 22 * i
         text = fit_to_pixels(legible(name), 15, _RIGHT - 56)
         if colour:
-            sample: Points = [(right + 16, line), (right + 40, line)]
+            sample: Points = [(left + 16, line), (left + 40, line)]
             for piece in _dashes(sample) if name in dashed else [sample]:
                 draw.line(piece, colour, 3)
-        draw.text((right + 48, line), text, INK, font(15, text), "lm")
+        draw.text((left + 48, line), text, INK, font(15, text), "lm")
 
 
 def _colours(curves: Curves, faint: Collection[str]) -> dict[str, str]:

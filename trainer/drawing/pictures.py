@@ -65,13 +65,11 @@ def fit_into(picture: Image.Image, size: int) -> Image.Image:
     return picture.resize(wanted, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def grid(
-    tensor: Tensor, columns: int | None = None, scale: int | None = None, each: bool = True
-) -> Image.Image:
+def grid(tensor: Tensor, scale: int | None = None) -> Image.Image:
     """Return float planes (N, h, w) or (N, 3, h, w), such as kernels, as one picture.
 
-    Of (N, C, h, w) with another C, every plane is shown. each: stretch each plane to black..white
-    by its own range, else all by the common range. scale: pixels of an element.
+    Of (N, C, h, w) with another C, every plane is shown. Each plane is stretched to black..white by
+    its own range. scale: pixels of an element.
     """
     planes = tensor.detach().float().cpu().nan_to_num(0, 0, 0)
     if planes.ndim == 3 or planes.shape[1] != 3:
@@ -79,11 +77,10 @@ def grid(
     count, _, height, width = planes.shape
     if not planes.numel():
         return Image.new("RGB", (8, 8), "white")
-    columns = columns or min(count, 8 if count <= 64 else math.ceil(math.sqrt(count)))
+    columns = min(count, 8 if count <= 64 else math.ceil(math.sqrt(count)))
     room = 128 if columns <= 8 else 1024 // columns  # pixels for each plane
     scale = scale or max(1, round(room / max(height, width)))
-    over = (1, 2, 3) if each else (0, 1, 2, 3)
-    low, high = planes.amin(over, keepdim=True), planes.amax(over, keepdim=True)
+    low, high = (end((1, 2, 3), keepdim=True) for end in (planes.amin, planes.amax))
     values = ((planes - low) / (high - low).clamp_min(1e-12) * 255).round().byte()
     values = values.expand(-1, 3, -1, -1)
     values = values.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)

@@ -31,7 +31,14 @@ from trainer.inference.export_check import (
 from trainer.inference.model_card import describe_model, hub_files
 from trainer.inference.script_writer import program
 from trainer.process.errors import RunError, in_plain_words
-from trainer.run.disk import read_json, rename, sync_folder, write_file, write_json
+from trainer.run.disk import (
+    make_output_folder,
+    read_json,
+    rename,
+    sync_folder,
+    write_file,
+    write_json,
+)
 from trainer.run.resume import refuse_changes
 
 MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's limit, less the graph
@@ -60,7 +67,7 @@ def export_run(
     if not trained.logits(sample.inputs).isfinite().all():
         raise RunError(f"{run}: its model gives no numbers (NaN) on {sample.source}.")
     card = describe_model(trained, result)
-    make_export_folder(folder)
+    make_output_folder(folder)
     write = {"safetensors": write_safetensors, "pt2": write_pt2, "onnx": write_onnx}
     print(f"{run}: {card['model']['name']}, input (batch, {', '.join(map(str, sample.shape))})")
     print(f"tried on {sample.source}")
@@ -198,7 +205,7 @@ def write_safetensors(
     import safetensors.torch
 
     folder = folder / f"{trained.config.name}-safetensors"
-    make_export_folder(folder)
+    make_output_folder(folder)
     # Copies: tied tensors share memory, which the format refuses.
     tensors = {k: v.clone() for k, v in plain_copy(trained.model).state_dict().items()}
     content = safetensors.torch.save(tensors, {"format": "pt", **card_strings(card)})
@@ -210,7 +217,7 @@ def write_safetensors(
 
     difference = keep(folder / "model.safetensors", content, read, trained, sample)
     for name, text in hub_files(trained, card).items():
-        make_export_folder((folder / name).parent)
+        make_output_folder((folder / name).parent)
         write_file(folder / name, text)
     return folder / "model.safetensors", difference
 
@@ -218,13 +225,6 @@ def write_safetensors(
 def card_strings(card: Mapping[str, Any]) -> dict[str, str]:
     """Return a card with each value as JSON in ASCII: the formats keep strings only."""
     return {key: json.dumps(value) for key, value in card.items()}
-
-
-def make_export_folder(folder: Path) -> None:
-    """Make a folder if it is absent. Raises RunError for a link."""
-    if folder.is_symlink():
-        raise RunError(f"{folder} is a link; nothing is written behind it.")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from trainer.input.data import transform_fault
 from trainer.input.subset import Subset, order_of
 from trainer.insight.data_facts import Inspection, differs, split_of_each
 from trainer.insight.samples import as_pictures, one_crop
-from trainer.process.errors import ConfigError, RunError
+from trainer.process.errors import ConfigError
 from trainer.process.words import visible
-from trainer.run.disk import write_file, write_json
+from trainer.run.disk import make_output_folder, write_file, write_json
 
 EPOCHS = 7  # columns of augmentation.png beside the image itself
 SAMPLES = 6  # rows of augmentation.png
@@ -32,8 +32,6 @@ RED = "#d62728"
 
 def write_data_report(found: Inspection, folder: Path) -> list[Path]:
     """Write data.md, data.json and the pictures; return the files. Raises RunError for a link."""
-    if folder.is_symlink():
-        raise RunError(f"{folder} is a link; nothing is written behind it.")
     pictures = {
         "counts.png": draw_bars(
             found.dataset.classes,
@@ -43,7 +41,7 @@ def write_data_report(found: Inspection, folder: Path) -> list[Path]:
         "classes.png": draw_classes(found),
         "duplicates.png": draw_duplicates(found),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make_output_folder(folder)
     for name, picture in pictures.items():
         if picture is None:
             (folder / name).unlink(missing_ok=True)  # from an earlier inspection

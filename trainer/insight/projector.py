@@ -13,9 +13,8 @@ from trainer.drawing.pictures import png
 from trainer.input.subset import Subset
 from trainer.insight.features import penultimate
 from trainer.insight.samples import as_pictures, one_crop, spread
-from trainer.process.errors import RunError
 from trainer.process.words import visible
-from trainer.run.disk import write_file
+from trainer.run.disk import make_output_folder, write_file
 from transforms.pipeline import Pipeline
 
 POINTS = 1000  # images at most
@@ -56,9 +55,7 @@ def write_projector(run: Path, job: Job, subset: Subset, chances: Tensor, labels
         cells = (classes[true], classes[found], f"{chance:.3f}", subset.dataset.ids[row])
         lines.append("\t".join(map(visible, cells)))
     folder = run / "projector"
-    if folder.is_symlink():
-        raise RunError(f"{folder} is a link; nothing is written behind it")
-    folder.mkdir(exist_ok=True)
+    make_output_folder(folder)
     # Bytes: text would take ten times as long.
     write_file(folder / "tensors.bytes", table.numpy().tobytes())
     write_file(folder / "metadata.tsv", "\n".join(lines) + "\n")

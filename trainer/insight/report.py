@@ -9,8 +9,7 @@ from trainer.drawing.pictures import png, sheet
 from trainer.drawing.text import markdown, markdown_table, plain, shown_number
 from trainer.insight.findings import Findings, ReportData, find
 from trainer.insight.report_page import report_page
-from trainer.process.errors import RunError
-from trainer.run.disk import write_file
+from trainer.run.disk import make_output_folder, write_file
 
 
 def write_report(folder: Path, results: ReportData, run: Path | None = None) -> None:
@@ -18,9 +17,7 @@ def write_report(folder: Path, results: ReportData, run: Path | None = None) -> 
 
     run: the run's folder, by default the one that ``folder`` lies in. Raises RunError for a link.
     """
-    if folder.is_symlink():
-        raise RunError(f"{folder} is a link; nothing is written behind it.")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_output_folder(folder)
     found = find(results, run or folder.parent)
     confusion = draw_confusion(found.confusion, found.classes)
     write_file(folder / "confusion_matrix.png", png(confusion))

@@ -163,6 +163,13 @@ def make_folder(path: Path) -> None:
     sync_folder(path.parent)
 
 
+def make_output_folder(folder: Path) -> None:
+    """Make a folder for results, unless it is there; raises RunError for a link."""
+    if folder.is_symlink():
+        raise RunError(f"{folder} is a link; nothing is written behind it.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def rename(old: Path, new: Path) -> None:
     """Give a file or folder another name, replacing a file that has it."""
     os.replace(old, new)

@@ -230,7 +230,7 @@ def sweep_json(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
             "std": row.std,
             "min": min(row.values, default=None),
             "max": max(row.values, default=None),
-            "test": row.test,
+            "test": dict(row.test),
             "epochs": row.epochs,
             "seconds": row.seconds,
             "runs": list(row.runs),
@@ -247,9 +247,7 @@ def sweep_json(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
             "params": list(plan.sweep.params),
             "counts": dict(counts),
             "best": best[0].number if best else None,
-            "trials": [
-                {**trial, "test": dict(row.test)} for trial, row in zip(trials, rows, strict=True)
-            ],
+            "trials": trials,
         }
     )
     return content

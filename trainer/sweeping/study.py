@@ -13,23 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
 from trainer.config.document import flow
-from trainer.process.errors import RunError, UsageError
+from trainer.process.errors import RunError
 from trainer.sweeping.folder import Trial, locked
 from trainer.sweeping.plan import Plan
 from trainer.sweeping.space import Settings, points
 
 ALIVE_EVERY = 30.0  # seconds between two signs of life, where folders are not shared
 LOST_AFTER = 300.0  # seconds without one after which another folder's trial is made anew
-
-try:
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-    from optuna.trial import FrozenTrial, TrialState
-except ImportError:
-    raise UsageError(
-        "method: tpe and storage need Optuna, an extra: python -m pip install -e '.[sweep]'"
-    ) from None
 
 
 class _Lock:
