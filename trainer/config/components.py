@@ -1,4 +1,4 @@
-"""The JSON Schema of every component that a YAML can name, and of the whole file; no torch."""
+"""The JSON Schema of every component that a YAML can name, and of a YAML file; no torch."""
 
 import functools
 import json
@@ -45,7 +45,7 @@ SECTIONS = (
 )
 NESTING = ("RandomApply", "RandomChoice", "RandomOrder")  # their `transforms:` are components too
 
-# What a group of optimizer.groups says beside arguments of the optimizer.
+# The keys of a group in optimizer.groups, besides arguments of the optimizer.
 OF_GROUPS: Mapping[str, Schema] = {
     "match": {
         "anyOf": [
@@ -57,33 +57,33 @@ OF_GROUPS: Mapping[str, Schema] = {
     "lr_scale": {
         "type": "number",
         "exclusiveMinimum": 0,
-        "description": "A factor on the learning rate that they would have without it.",
+        "description": "A factor by which the group's learning rate is multiplied.",
     },
 }
-# Arguments of optimizers that are one for all parameters: torch reads them nowhere else.
+# Arguments of optimizers that no group can set: torch reads them once for all parameters.
 NOT_OF_GROUPS = (
     *("foreach", "fused", "capturable", "differentiable"),
     "initial_accumulator_value",
 )
-# Arguments that the trainer takes itself, whichever component of the kind it is: all that a
-# constructor never gets. A Component holds them apart, as its ``trainer_arguments``.
+# Arguments that the trainer itself uses, for every component of the kind. A constructor never gets
+# them. A Component holds them as its ``trainer_arguments``.
 RESERVED: Mapping[str, Mapping[str, Schema]] = {
     "model": {
         "weights": {
             "anyOf": [{"type": "string"}, {"type": "null"}],
             "default": None,
-            "description": "DEFAULT, a name of torchvision's, or a file of a state_dict.",
+            "description": "DEFAULT, a name of torchvision's weights, or a file of a state_dict.",
         },
         "init": {
             "enum": [*INITIALISATIONS, None],
             "default": None,
-            "description": "How weights are drawn; null is the model's own way.",
+            "description": "How weights are initialised; null is the model's own way.",
         },
         "freeze": {
             "type": "array",
             "items": {"type": "string"},
             "default": [],
-            "description": "Parameters that stay as they are, by name pattern: features.*",
+            "description": "Parameters that are not trained, by name pattern: features.*",
         },
     },
     "loss": {
@@ -94,7 +94,7 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
                 {"type": "null"},
             ],
             "default": None,
-            "description": "A number for each class; balanced: from the training labels.",
+            "description": "The weight of each class; balanced computes it from training labels.",
         }
     },
     "optimizer": {
@@ -106,8 +106,8 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
         "layer_decay": {
             "anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"type": "null"}],
             "default": None,
-            "description": "Each layer's learning rate is that of the one above it, times this; "
-            "the last layer has lr. null: all have lr.",
+            "description": "The factor from a layer's learning rate to that of the layer before; "
+            "the last layer has lr. null: all layers have lr.",
         },
         "groups": {
             "type": "array",
@@ -119,14 +119,14 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
             "default": [],
             "description": "Parameters with settings of their own, by name pattern: "
             '{match: "features.*", lr: 0.01}, or lr_scale: 0.1, or weight_decay... '
-            "The first that matches counts; no_decay spares biases and norm layers in all.",
+            "The first group that matches counts; no_decay applies in all groups.",
         },
     },
     "scheduler": {
         "warmup": {
             "anyOf": [Duration.schema("st", "ep"), {"type": "null"}],
             "default": None,
-            "description": "The time in which the learning rate first rises to its start.",
+            "description": "The time in which the learning rate first rises to its start value.",
         }
     },
 }
@@ -139,9 +139,9 @@ def component_key(kind: str, name: str) -> str:
 
 
 def definitions(described: Mapping[str, Schema]) -> dict[str, dict[str, Any]]:
-    """The schema of each kind of component and of each one, whose arguments ``described`` tells.
+    """The schema of each kind of component, and of each component.
 
-    Where it does not, any argument is allowed.
+    ``described`` holds their arguments; a component that it lacks may have any argument.
     """
     result: dict[str, dict[str, Any]] = {}
     for kind, table in TABLES.items():
@@ -173,7 +173,7 @@ def definitions(described: Mapping[str, Schema]) -> dict[str, dict[str, Any]]:
 def _component_schema(kind: str, name: str, described: Schema | None) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "object", **(described or {})}
     named: Schema = {"const": name}
-    if name.endswith("/"):  # a family, of which some list their members
+    if name.endswith("/"):  # a family; some families list their members
         members = schema.get("examples")
         named = {"enum": members} if members else {"type": "string", "pattern": f"^{name}."}
     own = {**schema.get("properties", {}), "arguments": _HERE_NOT}
@@ -187,7 +187,7 @@ def _component_schema(kind: str, name: str, described: Schema | None) -> dict[st
 
 
 def _with_arguments(groups: Schema, optimizer: Schema) -> Schema:
-    """The schema of ``groups``, each of which may have those arguments that are not for all."""
+    """The schema of ``groups`` with those arguments of the optimizer that a group can set."""
     for_all = {"name", *NOT_OF_GROUPS, *RESERVED["optimizer"]}
     own = {
         argument: how
@@ -200,7 +200,7 @@ def _with_arguments(groups: Schema, optimizer: Schema) -> Schema:
 
 @functools.cache
 def published() -> Mapping[str, Schema]:
-    """The components as configs/schema.json describes them; nothing where it cannot be read."""
+    """The components as configs/schema.json describes them; empty if it cannot be read."""
     try:
         found: Mapping[str, Schema] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))["$defs"]
     except (OSError, ValueError, KeyError):
@@ -220,7 +220,7 @@ def unset_arguments(
 
 
 def full_schema(settings: Schema, described: Mapping[str, Schema]) -> dict[str, Any]:
-    """The schema of a YAML file: pydantic's of the settings, and that of the components."""
+    """The schema of a YAML file, from pydantic's schema of the settings and the components."""
     schema: dict[str, Any] = _with_references(settings)
     schema["required"].remove("name")  # the file's name is its default
     schema["$defs"] |= definitions(described)
@@ -239,7 +239,7 @@ def _with_references(schema: Any) -> Any:
 
 
 def home(place: Place, data: Any, schema: Schema) -> str:
-    """Where an unknown key belongs ("; it belongs in 'train'"), or "" where that is not clear."""
+    """Where an unknown key belongs ("; it belongs in 'train'"), or "" if that is not clear."""
     validator, homes = Validator(schema["$defs"]), []
     if place[-1] in schema["properties"]:
         homes.append("at the top level")

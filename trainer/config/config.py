@@ -1,8 +1,8 @@
-"""One YAML file as a frozen, checked Config: the only thing the code reads settings from.
+"""A YAML file as a frozen, checked Config: the only object from which the code reads settings.
 
     config = load_config("configs/lenet_rmb.yaml", ["optimizer.lr=0.1"])
 
-Nothing here imports torch: every wrong key, type and name is told in a fraction of a second.
+Nothing here imports torch: every wrong key, type and name is reported in a fraction of a second.
 """
 
 import functools
@@ -55,35 +55,35 @@ NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class Config(Frozen):
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, examples=["lenet_rmb"])]
-    """The run's name and folder; default the file's name."""
+    """The run's name and folder; the default is the file's name."""
     seed: Count = 0
-    """Decides weights, order and augmentation; not the split."""
+    """Decides initial weights, order and augmentation; not the split."""
     dataset: DatasetSettings
     """Where images and labels come from."""
     split: SplitSettings = SplitSettings()
     transforms: TransformsSettings = TransformsSettings(train=(), eval=())
-    """What happens to images before the model; scaling to 0-1 happens by itself."""
+    """The transforms of images before the model; scaling to 0-1 is automatic."""
     loader: LoaderSettings = LoaderSettings()
     model: ModelSettings
-    """What is trained; num_classes and in_channels come from the data."""
+    """The model to train; num_classes and in_channels come from the data."""
     loss: LossSettings = Component(name="CrossEntropyLoss")
-    """What training makes small."""
+    """The loss that training minimises."""
     optimizer: OptimizerSettings
-    """How weights follow the gradient."""
+    """How the weights are updated from their gradients."""
     scheduler: SchedulerSettings | None = None
-    """How the learning rate changes; null keeps it."""
+    """How the learning rate changes; null keeps it constant."""
     average: AverageSettings | None = None
-    """Averaged weights, to be judged and kept in place of the trained ones; null has none."""
+    """Averaged weights, evaluated and saved in place of the trained ones; null has none."""
     distill: DistillSettings | None = None
     """A finished run to learn from, beside the labels; null has none."""
     metrics: tuple[MetricSettings, ...] = (Component(name="accuracy"),)
-    """What is measured on val and test."""
+    """The metrics of val and test."""
     train: TrainSettings
     early_stop: EarlyStopSettings | None = None
-    """When to stop before the last epoch; null never does."""
+    """When to stop before the last epoch; null trains all epochs."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
 
@@ -91,17 +91,17 @@ class Config(Frozen):
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """What the overrides did that a user should be told."""
+        """Notes for the user about side effects of the overrides."""
         return tuple(self._document.messages)
 
     def dump(self) -> str:
-        """The effective configuration as YAML with all defaults; loads again to an equal Config."""
+        """The effective configuration as YAML with all defaults; ``load_config`` reads it equal."""
         return write(self.model_dump(mode="json"))
 
     def print(self) -> str:
-        """The same, each value with where it came from: file and line, default, or command line.
+        """``dump`` with the origin of each value: file and line, default, or command line.
 
-        Below each component a comment tells the arguments that it would also take.
+        A comment below each component lists the arguments that it would also take.
         """
         described, below = published(), dict[Place, str]()
         for kind, path, component in components(self):
@@ -115,25 +115,25 @@ class Config(Frozen):
             ]
             if also:
                 below[as_place(path)] = f"also: {', '.join(also)}"
-        return write(self.model_dump(mode="json"), self._document.told_origin, below)
+        return write(self.model_dump(mode="json"), self._document.origin_text, below)
 
     def check_arguments(self, described: Mapping[str, Schema]) -> list[Fault]:
-        """Every fault in the components' arguments, by their JSON Schemas."""
+        """Every fault in the components' arguments, found by the JSON Schemas ``described``."""
         found = _component_findings(self._document.data, full_schema(_settings_schema(), described))
         return [self._document.fault(*finding) for finding in found]
 
     def fault(self, path: str, message: str) -> Fault:
-        """A fault where ``path`` ("optimizer.lr") stands in the file, or its nearest parent."""
+        """A fault at the line of ``path`` ("optimizer.lr"), or of its nearest parent there."""
         return self._document.fault(as_place(path), message)
 
 
 def as_place(path: str) -> Place:
     """ "metrics.0.k" as ("metrics", 0, "k")."""
-    return tuple(int(part) if part.isdecimal() else part for part in path.split(".") if path)
+    return tuple(int(key) if key.isdecimal() else key for key in path.split(".") if path)
 
 
 def components(config: Config) -> Iterator[tuple[str, str, Component]]:
-    """(kind, path, component) of each component, those inside others too."""
+    """(kind, path, component) of each component, also of those inside other components."""
     yield "dataset", "dataset", config.dataset
     for side in ("train", "eval"):
         listed = getattr(config.transforms, side)
@@ -161,7 +161,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if isinstance(document.data, dict) and {"base", "sweep"} <= document.data.keys():
         message = f"this is a sweep; run python -m trainer.sweep --config {path}"
         raise ConfigError([document.fault(("sweep",), message, at_key=True)], document.file)
-    # The outer before the inner: `model.depth=11 model.name=VGG` means what its reverse means.
+    # Outer keys first, so that `model.depth=11 model.name=VGG` means the same in both orders.
     for typed in sorted(overrides, key=_depth):
         document.override(typed, DEFAULTS)
     _let_folds_replace_ratios(document)
@@ -174,10 +174,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _faults(document: Document) -> list[Fault]:
-    """Every fault that can be told without PyTorch: of keys, types, names, and what goes together.
+    """Every fault that can be found without PyTorch: in keys, types, names and combinations.
 
-    Arguments of components are left to the constructors' signatures, unless there are other faults:
-    then configs/schema.json describes them, so that one go tells everything.
+    The constructors' signatures check the arguments of components later. Only if there are other
+    faults does configs/schema.json check them here, so that all faults are reported at once.
     """
     data = document.data
     if data is None and not document.faults:
@@ -198,7 +198,7 @@ def _faults(document: Document) -> list[Fault]:
 
 
 def _component_findings(data: Any, schema: Schema) -> Iterator[Finding]:
-    """What is wrong with the components, their arguments too, by the ``schema`` of a whole file."""
+    """Every fault of the components and their arguments, by the ``schema`` of a YAML file."""
     validator = Validator(schema["$defs"], lambda place: home(place, data, schema))
     for section in SECTIONS:
         if isinstance(data, dict) and section in data:
@@ -217,7 +217,7 @@ def _depth(typed: str) -> int:
 
 
 def _let_folds_replace_ratios(document: Document) -> None:
-    """Drop the file's ratios where an override asks for folds, beside which they mean nothing."""
+    """Drop the file's ratios if an override sets folds: a config cannot have both."""
     split = document.data.get("split") if isinstance(document.data, dict) else None
     if not isinstance(split, dict) or split.get("folds") is None or "ratios" not in split:
         return
@@ -229,7 +229,7 @@ def _let_folds_replace_ratios(document: Document) -> None:
 
 
 def _fill_in(document: Document, stem: str) -> None:
-    """The two defaults that depend on something else: the run's name, and what is monitored."""
+    """Fill in the two defaults that depend on other values: ``name`` and ``train.monitor``."""
     data = document.data
     if not isinstance(data, dict):
         return
@@ -243,7 +243,7 @@ def _fill_in(document: Document, stem: str) -> None:
         train["monitor"] = default_monitor(data)
 
 
-# What an override may go into although the file leaves it out: `loss.label_smoothing=0.1`.
+# Sections that an override may change although the file omits them: `loss.label_smoothing=0.1`.
 DEFAULTS: dict[str, Any] = {
     key: to_jsonable_python(field.default)
     for key, field in Config.model_fields.items()

@@ -1,6 +1,6 @@
-"""From a component's name and arguments to the object.
+"""Builds the object of a component from its name and arguments.
 
-Importing this imports no torch; looking a component up does.
+Importing this module imports no torch; looking a component up does.
 """
 
 import enum
@@ -15,10 +15,10 @@ from trainer.config.signatures import parameters_of, resolve
 
 
 def build(table: Mapping[str, str], path: str, component: Component, **supplied: Any) -> Any:
-    """Call what ``component`` names with its arguments, and with those ``supplied`` it asks for.
+    """Call the constructor of ``component`` and return the object.
 
-    Components among the arguments are built too. What the constructor raises passes through, with
-    a note that tells ``path``.
+    The constructor gets the component's arguments, and those of ``supplied`` that it has. Inner
+    components are built too. Its errors pass through, with a note that names ``path``.
     """
     factory = resolve(table, component.name)
     parameters = parameters_of(factory)
@@ -39,9 +39,9 @@ def build(table: Mapping[str, str], path: str, component: Component, **supplied:
 
 
 def as_member(value: Any, annotation: Any) -> Any:
-    """``value``, or what its text means to the annotation: a member of an enum, a Duration.
+    """``value``, or the enum member or Duration that its text means by the annotation.
 
-    "bilinear" becomes InterpolationMode.BILINEAR.
+    For example "bilinear" becomes InterpolationMode.BILINEAR.
     """
     for kind in (annotation, *typing.get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, enum.Enum) and isinstance(value, str):
@@ -52,6 +52,6 @@ def as_member(value: Any, annotation: Any) -> Any:
 
 
 def rate_of(optimizer: Component) -> float:
-    """The learning rate that the YAML gives an optimizer, or else its constructor's own."""
+    """The learning rate of an optimizer in the YAML, or else its constructor's default."""
     default = parameters_of(resolve(TABLES["optimizer"], optimizer.name))["lr"].default
     return float(optimizer.arguments.get("lr", default))

@@ -1,4 +1,4 @@
-"""A YAML file as plain data that knows where each value came from: a line, or the command line."""
+"""A YAML file as plain data, with the origin of each value: a line, or the command line."""
 
 import copy
 import json
@@ -20,9 +20,9 @@ _PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./](:?[A-Za-z0-9_./-])*")
 
 
 class Document:
-    """What a file and the overrides say, where they say it, and what is wrong with their text.
+    """The values of a file and its overrides, their origins, and the faults of their text.
 
-    ``data`` is None for a file without any value; ``messages`` tell what overrides did on the way.
+    ``data`` is None for a file without any value; ``messages`` report side effects of overrides.
     """
 
     def __init__(self, text: str, file: str) -> None:
@@ -33,7 +33,7 @@ class Document:
         self.messages: list[str] = []
 
     def origin(self, place: Place) -> Origin:
-        """Where the value of ``place`` was written, or else its nearest parent's."""
+        """Where the value of ``place``, or of its nearest parent, was written."""
         while place and place not in self.values:
             place = place[:-1]
         return self.values.get(place, Origin(self.file))
@@ -43,36 +43,36 @@ class Document:
         origin = self.keys.get(place) if at_key else None
         return Fault(".".join(map(str, place)), message, *(origin or self.origin(place)))
 
-    def told_origin(self, place: Place) -> str:
-        """Where the value of ``place`` comes from, as a user is told: "FILE:LINE" or "default"."""
+    def origin_text(self, place: Place) -> str:
+        """The origin of the value of ``place`` as text for the user: "FILE:LINE" or "default"."""
         value, written = self.data, False
-        for depth, part in enumerate(place, 1):
-            if isinstance(value, str) and part == "name":
+        for depth, key in enumerate(place, 1):
+            if isinstance(value, str) and key == "name":
                 break  # a component's bare name
             items = value if isinstance(value, dict) else dict(enumerate(value or ()))
-            if part not in items:
+            if key not in items:
                 return "default"
-            value = items[part]
+            value = items[key]
             origin = self.values.get(place[:depth])
-            # What an override sets, it sets with all that is in it.
+            # An override of a section also sets every value inside it.
             written = origin is not None or (written and self.origin(place).file == COMMAND_LINE)
         return str(self.origin(place)) if written else "default"
 
     def is_unknown(self, place: Place) -> bool:
-        """Whether the text of ``place`` could not be read, so that nothing can be said about it."""
+        """Whether the text of ``place`` could not be read, so that its value is unknown."""
         return any(place[:length] in self.unknown for length in range(len(place) + 1))
 
     def override(self, typed: str, defaults: Mapping[str, Any], at: Sequence[str] = ()) -> None:
-        """Set what ``key=value`` says; ``defaults`` are the sections that the file may leave out.
+        """Apply ``key=value``; ``defaults`` are the sections that the file may leave out.
 
-        ``at`` are the key's parts where not every dot parts them. A component that gets another
-        name loses its arguments: they were the old one's.
+        ``at`` is the split key, for keys with a dot inside a name. A component that gets another
+        name loses its arguments, because they belong to the old component.
         """
         origin = Origin(COMMAND_LINE, source=typed.encode(errors="replace").decode())
         key, equals, text = typed.partition("=")
-        parts = list(at) or key.strip().split(".")
-        if not all((*parts, text.strip())) or len(parts) > MAX_DEPTH:
-            empty = equals and all(parts) and not text.strip()
+        keys = list(at) or key.strip().split(".")
+        if not all((*keys, text.strip())) or len(keys) > MAX_DEPTH:
+            empty = equals and all(keys) and not text.strip()
             message = "write null for no value" if empty else "expected key=value"
             self.faults.append(Fault("", f"{message}, as in optimizer.lr=0.1", *origin))
             return
@@ -81,35 +81,35 @@ class Document:
         self.data = {} if self.data is None else self.data
         if parsed.faults or not isinstance(self.data, dict):
             return
-        if len(parts) > 1 and parts[0] not in self.data and parts[0] in defaults:
-            self.data[parts[0]] = copy.deepcopy(defaults[parts[0]])
+        if len(keys) > 1 and keys[0] not in self.data and keys[0] in defaults:
+            self.data[keys[0]] = copy.deepcopy(defaults[keys[0]])
         try:
-            self._set(parts, parsed.data, origin)
+            self._set(keys, parsed.data, origin)
         except LookupError as error:
             self.faults.append(Fault(key, str(error.args[0]), *origin))
 
-    def _set(self, parts: list[str], value: Any, origin: Origin) -> None:
-        """Walk to the parent of what is set, making what is not there yet."""
-        container, place, last = self.data, tuple[str | int, ...](), parts[-1]
-        for depth, part in enumerate(parts):
-            index: str | int = part
+    def _set(self, keys: list[str], value: Any, origin: Origin) -> None:
+        """Set the value at the key ``keys``; missing parents are created."""
+        container, place, last = self.data, tuple[str | int, ...](), keys[-1]
+        for depth, key in enumerate(keys):
+            index: str | int = key
             if isinstance(container, list):
-                if not re.fullmatch("[0-9]{1,6}", part) or int(part) >= len(container):
+                if not re.fullmatch("[0-9]{1,6}", key) or int(key) >= len(container):
                     items = f"items 0 to {len(container) - 1}" if container else "no items"
-                    raise LookupError(f"'{'.'.join(parts[:depth])}' is a list with {items}")
-                index = int(part)
+                    raise LookupError(f"'{'.'.join(keys[:depth])}' is a list with {items}")
+                index = int(key)
             elif not isinstance(container, dict):
-                raise LookupError(f"'{'.'.join(parts[:depth])}' holds no keys")
+                raise LookupError(f"'{'.'.join(keys[:depth])}' holds no keys")
             place = (*place, index)
-            old = container[int(part)] if isinstance(container, list) else container.get(part)
-            if depth == len(parts) - 2 and last == "name" and component_name(old):
+            old = container[int(key)] if isinstance(container, list) else container.get(key)
+            if depth == len(keys) - 2 and last == "name" and component_name(old):
                 if value == component_name(old):
                     return
                 value = {"name": value}  # another component
                 break
-            if depth == len(parts) - 1:
+            if depth == len(keys) - 1:
                 break
-            if old is None or isinstance(old, str):  # nothing yet, or a component's bare name
+            if old is None or isinstance(old, str):  # missing, or a component's bare name
                 container[index] = {} if old is None else {"name": old}
                 if place not in self.keys:
                     self.values[place] = self.keys[place] = origin
@@ -117,7 +117,7 @@ class Document:
         names = component_name(old), component_name(value)
         if isinstance(old, dict) and len(old) > 1 and None not in names and names[0] != names[1]:
             dropped = ", ".join(key for key in old if key != "name")
-            self.messages.append(f"{'.'.join(parts)}={names[1]} drops {names[0]}'s {dropped}")
+            self.messages.append(f"{'.'.join(keys)}={names[1]} drops {names[0]}'s {dropped}")
         for known in [known for known in self.values if known[: len(place)] == place]:
             del self.values[known]
             self.keys.pop(known, None)
@@ -155,9 +155,10 @@ def write(
     comment: Callable[[Place], str] = lambda place: "",
     below: Mapping[Place, str] | None = None,
 ) -> str:
-    """Plain data as YAML that ``Document`` reads back equal, each value's line with its comment.
+    """Plain data as YAML that ``Document`` reads back equal.
 
-    ``below`` are comments on lines of their own, each at the end of the mapping at its place.
+    ``comment`` gives the comment on the line of a value. ``below`` holds comments on lines of their
+    own, each at the end of the mapping at its place.
     """
     found = _lines(data, (), "", below or {})
     lines = [(text, comment(place) if place else "") for text, place in found]
@@ -196,7 +197,7 @@ def _lines(
         elif isinstance(data, dict):
             yield head, ()
             yield from _lines(value, inner, f"{indent}  ", below)
-        else:  # the first line of a list's item stands beside its dash
+        else:  # the first line of a list item stands after its dash
             (text, first), *rest = _lines(value, inner, f"{indent}  ", below)
             yield f"{head} {text.lstrip(' ')}", first
             yield from rest

@@ -1,7 +1,7 @@
-"""Validate plain data against a JSON Schema, in words that help.
+"""Validate plain data against a JSON Schema, with messages that help.
 
-The schema is the one that editors get (configs/schema.json), so an editor and the trainer agree. Of
-JSON Schema it knows what ours uses, and is stricter in one thing: 3.0 is no whole number.
+Editors use the same schema (configs/schema.json), so an editor and the trainer agree. Only the
+keywords that our schema has are implemented, and 3.0 does not count as a whole number.
 """
 
 import json
@@ -17,7 +17,7 @@ Schema = Mapping[str, Any]
 
 
 class Finding(NamedTuple):
-    """What is wrong at ``place``; ``at_key`` when the key is wrong rather than its value."""
+    """A fault at ``place``; ``at_key`` if the key is wrong rather than its value."""
 
     place: Place
     message: str
@@ -28,15 +28,15 @@ class Finding(NamedTuple):
 class Validator:
     """Finds everything in a value that a schema does not allow.
 
-    ``definitions`` are the schema's ``$defs``. ``hint`` is asked about each unknown key and answers
-    where it belongs, or "".
+    ``definitions`` are the schema's ``$defs``. ``hint`` returns the text that says where an unknown
+    key belongs, or "".
     """
 
     definitions: Schema
     hint: Callable[[Place], str] = lambda place: ""
 
     def findings(self, value: Any, schema: Schema, place: Place = ()) -> Iterator[Finding]:
-        """Each fault, in the order of the value."""
+        """Every fault, in the order of the value's keys."""
         schema = self.resolved(schema)
         if "not" in schema:
             yield Finding(place, schema["description"], at_key=True)
@@ -104,7 +104,7 @@ class Validator:
             yield Finding((*place, "name"), f"{message}{mended}{names}")
 
     def _is_known(self, name: str, mapping: Schema) -> bool:
-        """Whether the table has the name or its family, and the family, where listed, the name."""
+        """Whether the table has the name, or its family. A family that lists names must have it."""
         if name in mapping or _family(name) not in mapping:
             return name in mapping
         family = self.resolved({"$ref": mapping[_family(name)]})
@@ -113,7 +113,7 @@ class Validator:
     def _alternatives(
         self, value: Any, alternatives: Iterable[Schema], schema: Schema, place: Place
     ) -> Iterator[Finding]:
-        """Nothing where one fits; else the faults by the one that was most likely meant."""
+        """No faults if one alternative fits; else the faults of the one most likely meant."""
         attempts = [list(self.findings(value, inner, place)) for inner in alternatives]
         if not all(attempts):
             return
@@ -131,7 +131,7 @@ class Validator:
             article = "an" if schema["title"][0] in "aeiou" else "a"
             return f"{article} {schema['title']} as {{name: ..., ...}}"
         if "anyOf" in schema:
-            words = [w for part in schema["anyOf"] for w in _words(part) or [self.expected(part)]]
+            words = [w for s in schema["anyOf"] for w in _words(s) or [self.expected(s)]]
             return listed(dict.fromkeys(words), "or")
         if words := _words(schema):
             return listed(words, "or")
@@ -177,11 +177,11 @@ def _has_type(value: Any, name: str | None) -> bool:
 
 
 def _is_allowed(value: Any, schema: Schema) -> bool:
-    """Whether a value of the right type is one of those that are allowed, and long enough."""
+    """Whether a value of the right type is allowed: choice, range, pattern and length."""
     if "enum" in schema or "const" in schema:
         return _plain(value) in _words(schema)
     if isinstance(value, str):
-        # JSON Schema's $ is the end; Python's also stands before a last newline.
+        # $ in JSON Schema is the end of the text; in Python also the place before a last newline.
         pattern = re.sub(r"\$$", r"\\Z", schema.get("pattern", ""))
         return re.search(pattern, value) is not None
     if isinstance(value, list):
@@ -197,7 +197,7 @@ def _is_allowed(value: Any, schema: Schema) -> bool:
 
 
 def _words(schema: Schema) -> list[str]:
-    """The only values that are allowed, where they are listed."""
+    """The allowed values, if the schema lists them."""
     allowed = [schema["const"]] if "const" in schema else schema.get("enum", [])
     return [_plain(value) for value in allowed]
 
@@ -218,7 +218,7 @@ def got(value: Any) -> str:
 
 
 def advice(value: Any, schema: Schema) -> str:
-    """How a value of the wrong kind is mended, where that can be guessed."""
+    """How to mend a value of the wrong type, if that can be guessed; else ""."""
     kind = schema.get("type")
     if isinstance(value, str) and kind in ("integer", "number"):
         try:
@@ -234,7 +234,7 @@ def advice(value: Any, schema: Schema) -> str:
 
 
 def _described(key: str, known: Schema) -> str:
-    """ "; did you mean 'lr'?" for "learning_rate", by what the arguments say of themselves."""
+    """ "; did you mean 'lr'?" for "learning_rate", found by the descriptions of the arguments."""
     words = key.replace("_", " ").lower()
     for name, schema in known.items():
         if len(words) > 3 and schema.get("description", "").lower().startswith(words):

@@ -1,4 +1,4 @@
-"""What goes together in a configuration, and what does not; imports no torch."""
+"""The rules about values that do not go together in a configuration; imports no torch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,13 +15,13 @@ _SEVERAL_CROPS = ("FiveCrop", "TenCrop")
 
 
 def rule_findings(data: dict[str, Any]) -> Iterator[Finding]:
-    """Each fault of values that are right by themselves and do not go together."""
+    """Every fault of values that are right by themselves but do not go together."""
     for rule in (_split_rules, _transform_rules, _metric_rules, _train_rules, _group_rules):
         yield from rule(data)
 
 
 def _items(data: Any, *path: str) -> list[Any]:
-    """The list at ``path``, or nothing where the file has something else there."""
+    """The list at ``path``; empty if the file has something else there."""
     for key in path:
         data = data.get(key) if isinstance(data, dict) else None
     return data if isinstance(data, list) else []
@@ -72,9 +72,9 @@ def _transform_rule(component: Any, place: Place, side: str, outer: str = "") ->
         yield Finding((*place, "name"), f"{name} {reason}")
     elif name in NESTING:
         inner = _items(component, "transforms")
-        alike = all(component_name(item) in MIXING for item in inner)  # as [MixUp, CutMix]
+        all_mix = all(component_name(item) in MIXING for item in inner)  # as [MixUp, CutMix]
         for index, item in enumerate(inner):
-            outer = "" if alike else str(name)
+            outer = "" if all_mix else str(name)
             yield from _transform_rule(item, (*place, "transforms", index), side, outer)
 
 
@@ -85,13 +85,13 @@ def _train_rules(data: dict[str, Any]) -> Iterator[Finding]:
     others = {"compile": False, "accumulate": 1, "activation_checkpointing": False}
     for key, off in others.items():
         if train.get(key, off) not in (off, None):
-            told = f"does not go with {key}; write train.{key}={str(off).lower()}"
+            message = f"does not go with {key}; write train.{key}={str(off).lower()}"
             also = ", or train.compile=reduce-overhead alone" if key == "compile" else ""
-            yield Finding(("train", "cuda_graphs"), f"{told}{also}, or train.cuda_graphs=false")
+            yield Finding(("train", "cuda_graphs"), f"{message}{also}, or train.cuda_graphs=false")
 
 
 def default_monitor(data: dict[str, Any]) -> str:
-    """val/ and the first metric that is one number; the loss where there is none."""
+    """ "val/" and the first metric that is one number; "val/loss" if there is none."""
     names = map(component_name, _items({"metrics": ["accuracy"], **data}, "metrics"))
     return f"val/{next((name for name in names if name in SCALAR), 'loss')}"
 

@@ -46,7 +46,7 @@ def as_page(schema: Schema) -> str:
 
 
 def _section(key: str, described: Schema, schema: Schema) -> Iterator[str]:
-    """The heading of a top-level key, its own keys, and the components that it can name."""
+    """The heading of a top-level key, the keys below it, and the components it can have."""
     inner = next((d for d in _definitions(described, schema)), None)
     if inner is None:
         return
@@ -63,7 +63,7 @@ def _section(key: str, described: Schema, schema: Schema) -> Iterator[str]:
 
 
 def _definitions(node: Any, schema: Schema) -> Iterator[dict[str, Any]]:
-    """The definitions to which a schema refers, in the order of its text."""
+    """The definitions that a schema refers to, in the order of its text."""
     if isinstance(node, dict):
         if "$ref" in node:
             yield schema["$defs"][node["$ref"].removeprefix("#/$defs/")]
@@ -103,7 +103,7 @@ def _heading(name: str) -> str:
 
 
 def anchor(heading: str) -> str:
-    """The name with which GitHub links to a heading."""
+    """The anchor by which GitHub links to a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 

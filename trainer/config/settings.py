@@ -1,4 +1,7 @@
-"""The sections of a configuration, as types: what each may hold, and what it holds by default."""
+"""The sections of a YAML file. A class is a section, a field is a key: its type, default and help.
+
+``Config`` in config.py joins them. A Duration is in steps (20st), epochs (1ep) or minutes (30m).
+"""
 
 from typing import Annotated, Any, Literal, get_args
 
@@ -19,7 +22,7 @@ from trainer.config.components import NESTING, RESERVED
 
 
 class Frozen(BaseModel):
-    """A section: no other keys, no changes; the text below a field is its help in editors."""
+    """Base class of sections: unknown keys are errors, values are fixed, docstrings are help."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -34,18 +37,18 @@ class Frozen(BaseModel):
 
 
 class Component(Frozen):
-    """One part of a run: its name in a table, and the arguments of its constructor.
+    """A component of a run: its name in a table, and the arguments of its constructor.
 
-    In the YAML ``{name: X, **arguments}``, or a bare ``X``. Arguments are plain values, except the
-    ``transforms`` of RandomApply and its like, which are components. ``trainer_arguments`` are
-    those that the trainer takes itself (RESERVED), such as a model's ``freeze``.
+    The YAML has ``{name: X, **arguments}``, or a bare ``X``. Arguments are plain values; only the
+    ``transforms`` of RandomApply, RandomChoice and RandomOrder are components. The trainer itself
+    uses ``trainer_arguments`` (RESERVED), such as a model's ``freeze``.
     """
 
     name: str
     arguments: dict[str, Any] = {}
     trainer_arguments: dict[str, Any] = {}
 
-    _order: dict[str, None] = PrivateAttr(default_factory=dict)  # of the YAML's keys
+    _order: dict[str, None] = PrivateAttr(default_factory=dict)  # the YAML's order of keys
 
     @property
     def written(self) -> dict[str, Any]:
@@ -70,28 +73,28 @@ class Component(Frozen):
         return {"name": self.name, **self.written}
 
 
-def _apart(kind: str) -> AfterValidator:
-    """Set the trainer's own arguments of a kind of component apart from its constructor's."""
+def _separate(kind: str) -> AfterValidator:
+    """A validator that moves RESERVED arguments from ``arguments`` to ``trainer_arguments``."""
 
-    def set_apart(component: Component) -> Component:
+    def move(component: Component) -> Component:
         own, ours = dict(component.arguments), dict(component.trainer_arguments)
         ours |= {key: own.pop(key) for key in RESERVED[kind] if key in own}
-        apart = component.model_copy(update={"arguments": own, "trainer_arguments": ours})
-        apart._order = dict.fromkeys(component.written)
-        return apart
+        separated = component.model_copy(update={"arguments": own, "trainer_arguments": ours})
+        separated._order = dict.fromkeys(component.written)
+        return separated
 
-    return AfterValidator(set_apart)
+    return AfterValidator(move)
 
 
 DatasetSettings = Annotated[Component, WithJsonSchema({"component": "dataset"})]
 TransformSettings = Annotated[Component, WithJsonSchema({"component": "transform"})]
-ModelSettings = Annotated[Component, _apart("model"), WithJsonSchema({"component": "model"})]
-LossSettings = Annotated[Component, _apart("loss"), WithJsonSchema({"component": "loss"})]
+ModelSettings = Annotated[Component, _separate("model"), WithJsonSchema({"component": "model"})]
+LossSettings = Annotated[Component, _separate("loss"), WithJsonSchema({"component": "loss"})]
 OptimizerSettings = Annotated[
-    Component, _apart("optimizer"), WithJsonSchema({"component": "optimizer"})
+    Component, _separate("optimizer"), WithJsonSchema({"component": "optimizer"})
 ]
 SchedulerSettings = Annotated[
-    Component, _apart("scheduler"), WithJsonSchema({"component": "scheduler"})
+    Component, _separate("scheduler"), WithJsonSchema({"component": "scheduler"})
 ]
 AverageSettings = Annotated[Component, WithJsonSchema({"component": "average"})]
 MetricSettings = Annotated[Component, WithJsonSchema({"component": "metric"})]
@@ -102,56 +105,56 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 class SplitSettings(Frozen):
-    """How samples are cut into train, val and test."""
+    """How samples are split into train, val and test."""
 
     ratios: tuple[Positive, Positive, Annotated[float, Field(ge=0)]] = (8, 1, 1)
     """Shares of train, val and test; only their ratio matters."""
     seed: Count = 0
-    """Decides which samples are held out; the run's own seed never moves one."""
+    """Decides which samples are in val and test; the run's own seed does not."""
     pool: bool = False
-    """Cut everything anew, instead of keeping an official test set."""
+    """Split all samples anew, instead of keeping an official test set."""
     folds: Annotated[int, Field(ge=2, le=1000)] | None = None
-    """Cut into so many equal folds, for cross-validation; ratios play no part then. null does not.
-    At least 3; where an official test set is kept, 2."""
+    """The number of equal folds of a cross-validation, instead of ratios; null splits by ratios.
+    At least 3, or 2 if an official test set is kept."""
     fold: Count | None = None
-    """Which fold, from 0, is test (or val, where an official test set is kept); the next is val."""
+    """The fold, from 0, that is test, or val if an official test set is kept. The next is val."""
 
     @model_serializer(mode="wrap")
     def _without_idle_ratios(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The ratios may not be given beside folds, so that a dump must not."""
+        """Leave out ratios beside folds: a YAML may not have both, so a dump may not either."""
         section: dict[str, Any] = dumped(self)
         idle = {"ratios"} if self.folds is not None else set()
         return {key: value for key, value in section.items() if key not in idle}
 
 
 class TransformsSettings(Frozen):
-    """What happens to images before the model, in order."""
+    """The transforms of images before the model, in order."""
 
     train: tuple[TransformSettings, ...]
     """For the training split; may be random."""
     eval: tuple[TransformSettings, ...]
-    """For val and test, and for use; never random."""
+    """For val, test and prediction; never random."""
 
 
 class LoaderSettings(Frozen):
     """How batches are made."""
 
     batch_size: AtLeastOne = 32
-    """Images of an optimizer step, over all processes."""
+    """Images per optimizer step, over all processes."""
     eval_batch_size: AtLeastOne | None = None
-    """Images of a batch that is only judged; null chooses one that fits. Changes no result."""
+    """Images per batch in evaluation; null chooses a size that fits. Changes no result."""
     workers: Count | Literal["auto"] = "auto"
-    """Processes that transform images; 0 does it in the training process."""
+    """Processes that transform images; with 0 the training process does it."""
     cache: Literal["auto", "ram", "device", "off"] = "auto"
-    """Where decoded images are kept: auto on the device, or in memory, where they fit."""
+    """Where decoded images are kept: auto is on the device, or in memory, if they fit."""
     drop_last: bool = False
-    """Leave out an epoch's last batch when it is not full."""
+    """Leave out the last batch of an epoch if it is not full."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
-    """What an epoch trains on: every image once, or as many images, every class equally often."""
+    """Each image once an epoch (shuffle), or as many, but each class equally often (balanced)."""
 
 
 class TrainSettings(Frozen):
-    """The training itself."""
+    """How long training runs, and how each step is computed."""
 
     epochs: AtLeastOne
     """Passes over the training split."""
@@ -159,65 +162,65 @@ class TrainSettings(Frozen):
         Literal["auto", "cpu", "cuda", "mps"]
         | Annotated[str, Field(pattern="^cuda:[0-9]{1,3}$", examples=["cuda:1"])]
     ) = "auto"
-    """Where to compute; auto takes a GPU where there is one, a named one must be there."""
+    """Where to compute; auto takes a GPU if there is one, a named device must be there."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """The number format of the arithmetic; weights stay fp32. bf16 suits newer GPUs, fp16 older."""
     compile: (
         bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
     ) = False
-    """Have PyTorch's compiler speed the training step up, in one of its modes; true is default."""
+    """Compile the training step with torch.compile, in one of its modes; true means default."""
     cuda_graphs: bool = False
-    """Replay the step of a small model as one piece of work for the GPU; no effect on a CPU."""
+    """Replay a small model's step from a CUDA graph, with one launch; no effect on a CPU."""
     activation_checkpointing: bool = False
-    """Compute the insides of the model's blocks twice, to save memory."""
+    """Recompute the activations of the model's blocks in the backward pass, to save memory."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes (torchrun) share a model: each has it all, or a part (it is larger)."""
+    """What each process (torchrun) keeps of the model: ddp all, fsdp a shard, for large models."""
     sync_batch_norm: bool = False
-    """Take batch norm's statistics over all processes' images, not each one's own; needs GPUs."""
+    """Compute batch-norm statistics over the images of all processes; needs GPUs."""
     threads: AtLeastOne | Literal["auto"] = "auto"
     """CPU threads of the arithmetic; auto is PyTorch's choice. Sums may differ in the last bits."""
     channels_last: bool | Literal["auto"] = "auto"
-    """Keep a pixel's channels together in memory; auto does for convolutions on a CPU."""
+    """Keep a pixel's channels together in memory; auto does so for convolutions on a CPU."""
     accumulate: AtLeastOne = 1
-    """Parts in which a batch goes through the model, to save memory."""
+    """Micro-batches per batch; their gradients are summed up. More of them save memory."""
     clip_grad_norm: Positive | None = None
-    """The largest length of the gradient; null does not limit it."""
+    """The largest norm of the gradient; null does not limit it."""
     skip_non_finite: Count = 0
-    """How many steps of a NaN or infinite loss or gradient to leave out; one more ends the run."""
+    """How many steps with a NaN or infinite loss or gradient to skip; one more ends the run."""
     budget: Annotated[Duration, WithJsonSchema(Duration.schema("m"))] | None = None
-    """Time after which the run saves, and stops to be resumed, such as 30m; null sets none."""
+    """Time after which the run saves and stops; it can be resumed. null sets no limit."""
     monitor: str = "val/accuracy"
-    """What decides which epoch is the best: val/loss or val/METRIC; default the first metric.
-    Of equal epochs the one of lower val/loss is."""
+    """What decides the best epoch: val/loss or val/METRIC; the default is the first metric.
+    Between equal epochs the lower val/loss decides."""
 
 
 class DistillSettings(Frozen):
-    """A teacher, whose answers training follows beside the labels."""
+    """A teacher model. Training follows its outputs as well as the labels."""
 
     run: str
     """The run whose best weights teach: its folder, or runs/NAME for the newest of that name."""
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """The teacher's share of the loss; the labels' own has the rest."""
+    """The weight w of the teacher in the loss; the labels have 1 - w."""
     temperature: Positive = 4.0
-    """What both models' logits are divided by: above 1, unlikely classes tell more."""
+    """Both models' logits are divided by it; above 1, unlikely classes count more."""
 
 
 class EarlyStopSettings(Frozen):
-    """Stop when the monitored value no longer gets better."""
+    """When to stop because the monitored value no longer improves."""
 
     patience: AtLeastOne
-    """Epochs without a better value after which training stops."""
+    """Epochs without an improvement after which training stops."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """How much better counts as better."""
+    """The smallest change that counts as an improvement."""
 
 
 class CheckpointSettings(Frozen):
-    """When to save what is needed to resume."""
+    """When to save a checkpoint, from which a run can be resumed."""
 
     every: Annotated[Duration, WithJsonSchema(Duration.schema("st", "ep", "m"))] = Duration(1, "ep")
     """Time between two checkpoints."""
     keep: Annotated[int, Field(ge=2)] = 2
-    """How many of the newest are kept."""
+    """How many of the newest checkpoints are kept."""
 
 
 LogItem = Literal[
@@ -238,11 +241,11 @@ LogItem = Literal[
 
 
 class LogSettings(Frozen):
-    """What is written while training."""
+    """What is written during training."""
 
     every: Annotated[Duration, WithJsonSchema(Duration.schema("st"))] = Duration(20, "st")
     """Steps between two lines of metrics.jsonl and TensorBoard."""
     images: Count = 16
-    """Images in a picture of several: training images, predictions. 0 draws no such picture."""
+    """Images in each grid of training images or predictions; 0 draws no grid."""
     show: tuple[LogItem, ...] = get_args(LogItem)
-    """What TensorBoard shows of the run, and whether its report is written; [] is nothing."""
+    """What TensorBoard shows, and whether the report is written; [] means nothing."""

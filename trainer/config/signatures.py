@@ -19,7 +19,7 @@ from trainer.config.components import RESERVED, TABLES
 from trainer.config.json_schema import Schema
 from trainer.process.errors import UsageError
 
-# What the trainer gives to constructors that ask for it, so that a YAML must not.
+# Arguments that the trainer passes to constructors that have them; a YAML must not set them.
 SUPPLIED: Mapping[str, Collection[str]] = {
     "dataset": (),
     "transform": ("num_classes", "labels_getter"),
@@ -30,29 +30,29 @@ SUPPLIED: Mapping[str, Collection[str]] = {
     "average": ("model", "steps_per_epoch"),
     "metric": ("probabilities", "labels"),
 }
-# Required by torch, but known from the run when the YAML leaves them out.
+# Arguments that torch requires and the trainer fills in if the YAML leaves them out.
 FILLED_IN = ("T_max", "max_lr")
-# The table of a kind, where it is not trainer/components/__init__.py.
+# The files of the tables that are not in trainer/components/__init__.py.
 TABLE_FILES = {
     "dataset": "datasets/__init__.py",
     "transform": "transforms/__init__.py",
     "model": "models/__init__.py",
 }
-# Known from the run, so that the constructor's own default never counts.
+# The run decides these, so the constructor's own default is never used.
 DEFAULT_OF_THE_RUN = {("PolynomialLR", "total_iters"), ("ReduceLROnPlateau", "mode")}
 
 _TYPE = r" *(?:\([^\n]*?\))? *"
 
 
 def resolve(table: Mapping[str, str], name: str) -> Callable[..., Any]:
-    """The class or function that ``name`` stands for; raises KeyError where the table has none.
+    """The class or function ``name`` of a table; raises KeyError if the table does not have it.
 
-    Raises UsageError, which names the table's file, where its line leads to nothing.
+    Raises UsageError, with the table's file, if the import of that line fails.
     """
     module, _, attribute = table[name].partition(":")
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # one's own module may raise anything while it is imported
+    except Exception as error:  # a user's module may raise anything while it is imported
         kinds = [kind for kind, lines in TABLES.items() if lines.get(name) == table[name]]
         file = TABLE_FILES.get(kinds[0], "trainer/components/__init__.py") if kinds else "a table"
         kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
@@ -68,7 +68,7 @@ def resolve(table: Mapping[str, str], name: str) -> Callable[..., Any]:
 
 def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """The parameters of a class or function, with their annotations as types."""
-    # torch imports some of its types for type checkers only: these names are looked up here.
+    # torch imports some of its types for type checkers only, so these names are looked up here.
     names = {**vars(typing), **vars(collections.abc), **vars(sys.modules[factory.__module__])}
     try:
         return inspect.signature(factory, globals=names, eval_str=True).parameters
@@ -116,7 +116,7 @@ def _parameter_schema(parameter: inspect.Parameter, text: str) -> dict[str, Any]
         default = str(default)
     if default is None or isinstance(default, bool | int | float | str | list | tuple):
         schema["default"] = list(default) if isinstance(default, tuple) else default
-    # "    name (type): text", up to the next of its kind
+    # "    name (type): text", up to the next such line
     entry = rf"^ *{re.escape(parameter.name)}{_TYPE}: *(.+?)(?=\n *\w+{_TYPE}:|\n\n|\Z)"
     if found := re.search(entry, text, re.MULTILINE | re.DOTALL):
         schema["description"] = _sentence(found[1])
@@ -130,7 +130,7 @@ def _sentence(text: str) -> str:
 
 
 def schema_of(annotation: Any) -> Schema | None:
-    """The JSON Schema of a type annotation; None for what a YAML cannot say, such as a Tensor."""
+    """The JSON Schema of a type annotation; None if YAML cannot express it, such as a Tensor."""
     simple = {
         bool: "boolean",
         int: "integer",
@@ -153,7 +153,7 @@ def schema_of(annotation: Any) -> Schema | None:
         return {"enum": [member.value for member in annotation]}
     if origin in (typing.Union, types.UnionType):
         schemas = [schema for kind in inner if (schema := schema_of(kind)) is not None]
-        if any("enum" in schema for schema in schemas):  # names say more than text or a number
+        if any("enum" in schema for schema in schemas):  # names help more
             schemas = [s for s in schemas if s not in ({"type": "string"}, {"type": "integer"})]
         for wide in [{"type": "number"}, {"type": "array", "items": {"type": "number"}}]:
             if wide in schemas:  # whole numbers are numbers
@@ -173,7 +173,7 @@ def schema_of(annotation: Any) -> Schema | None:
 
 
 def _model_names(family: str) -> list[str]:
-    """torchvision's classifiers; timm has a thousand, which would only make the file long."""
+    """The names of torchvision's classifiers; none for timm, which has more than a thousand."""
     if family != "torchvision/":
         return []
     import torchvision

@@ -1,8 +1,8 @@
-"""YAML text to plain data with the origin of every key and value, and every fault at once.
+"""Parses YAML text to plain data, with the origin of every key and value, and all faults at once.
 
 Unquoted text means what it does in YAML 1.2's core schema: ``1e-3`` is a number, ``off`` and
 ``12:30`` are text, ``010`` is ten, only true and false are booleans. Tags, anchors, aliases, merge
-keys and repeated keys are faults: a file is read from top to bottom, by itself.
+keys and repeated keys are faults, so that a reader needs only the line itself.
 """
 
 import math
@@ -20,7 +20,7 @@ Place = tuple[str | int, ...]  # ("transforms", "train", 1, "padding")
 
 MAX_DEPTH = 32
 MAX_NODES = 10_000
-MAX_LINE = 1000  # characters of a line that a message repeats
+MAX_LINE = 1000  # characters; a message does not repeat a longer line
 
 _TOP_LEVEL_KEY = re.compile(r"""["']?([A-Za-z_][\w.-]*)["']?[ ]*:(?=\s|$)""")
 
@@ -35,7 +35,7 @@ _WORDS = {
 }
 _NOT_A_NUMBER = (".nan", ".NaN", ".NAN")
 
-# What PyYAML's parser says, and what a person would.
+# A piece of PyYAML's message -> the message of ours.
 _SYNTAX = {
     "mapping values are not allowed": "a ': ' is not expected here; check this line's indentation, "
     "or put text that holds ': ' in quotes",
@@ -56,7 +56,7 @@ _SYNTAX = {
 
 
 class Origin(NamedTuple):
-    """Where a value was written, and the line itself; an override has no line number."""
+    """Where a value was written. ``source`` is that line; an override has no line number."""
 
     file: str
     line: int | None = None
@@ -69,9 +69,9 @@ class Origin(NamedTuple):
 
 @dataclass
 class Parsed:
-    """Plain data, where its keys and values were written, and the faults of the text.
+    """Plain data, the origins of its keys and values, and the faults of the text.
 
-    ``unknown`` holds the places whose value could not be read: nothing more is said about them.
+    ``unknown`` holds the places whose value could not be read; no other fault is reported there.
     """
 
     data: Any = None
@@ -82,11 +82,11 @@ class Parsed:
 
 
 def parse(text: str, file: str, override: Origin | None = None) -> Parsed:
-    """Read YAML text. With ``override``, everything in it counts as written there.
+    """Parse YAML text. If ``override`` is given, it is the origin of everything in the text.
 
-    After a syntax error each top-level key is read by itself, so that one slip hides no other.
+    After a syntax error each top-level key is read by itself, so that one fault hides no other.
     """
-    # What YAML forbids is taken out first, so that it hides no other fault.
+    # Characters that YAML forbids are removed first, so that they hide no other fault.
     forbidden = yaml.reader.Reader.NON_PRINTABLE
     lines = forbidden.sub("", text).splitlines()
     reader = _Reader(file, lines, override)
@@ -111,15 +111,15 @@ def parse(text: str, file: str, override: Origin | None = None) -> Parsed:
             parsed = _parse_blocks(reader, spaced)
             if not parsed.faults and not faults:
                 parsed.faults.append(reader.syntax_fault(error, 0))
-    except _TooMuch as error:  # whatever else is wrong with it
+    except _TooMuch as error:  # other faults do not matter then
         parsed = Parsed(unknown={()}, faults=[reader.syntax_fault(error, 0)])
     parsed.faults[:0] = faults
     return parsed
 
 
 def _parse_blocks(reader: "_Reader", lines: list[str]) -> Parsed:
-    """Each top-level key's lines read by themselves; those that cannot be read are unknown."""
-    whole = Parsed(data={})
+    """Read the lines of each top-level key by themselves; unreadable ones become unknown."""
+    parsed = Parsed(data={})
     starts = [row for row, line in enumerate(lines) if _TOP_LEVEL_KEY.match(line)]
     for start, end in pairwise(sorted({0, *starts, len(lines)})):
         try:
@@ -129,42 +129,42 @@ def _parse_blocks(reader: "_Reader", lines: list[str]) -> Parsed:
             error.problem_mark.line += start
             raise
         except yaml.MarkedYAMLError as error:
-            whole.faults.append(reader.syntax_fault(error, start))
+            parsed.faults.append(reader.syntax_fault(error, start))
             key = _TOP_LEVEL_KEY.match(lines[start])
-            whole.unknown.add((key[1],) if key else ())
+            parsed.unknown.add((key[1],) if key else ())
             continue
-        whole.faults += block.faults
+        parsed.faults += block.faults
         if not isinstance(block.data, dict):
             if block.data is not None:
-                whole.faults.append(reader.fault(start, 0, "expected 'key: value'"))
+                parsed.faults.append(reader.fault(start, 0, "expected 'key: value'"))
             continue
-        for key in block.data.keys() & whole.data.keys():
-            first, again = whole.keys[(key,)], block.keys[(key,)]
-            whole.faults.append(Fault(key, _twice(key, first), *again))
+        for key in block.data.keys() & parsed.data.keys():
+            first, again = parsed.keys[(key,)], block.keys[(key,)]
+            parsed.faults.append(Fault(key, _twice(key, first), *again))
         for found, all_found in (
-            (block.data, whole.data),
-            (block.values, whole.values),
-            (block.keys, whole.keys),
+            (block.data, parsed.data),
+            (block.values, parsed.values),
+            (block.keys, parsed.keys),
         ):
             for name, value in found.items():
-                all_found.setdefault(name, value)  # of a repeated key the first counts
-        whole.unknown |= block.unknown
-    return whole
+                all_found.setdefault(name, value)  # the first of two equal keys counts
+        parsed.unknown |= block.unknown
+    return parsed
 
 
 class _TooMuch(yaml.MarkedYAMLError):
-    """More than any configuration holds: nothing of it is read a second time."""
+    """The text is larger than any configuration; it is not read a second time."""
 
 
 class _Reader:
-    """Reads the events of PyYAML's parser, which is plain about tags, anchors and positions."""
+    """Reads the events of PyYAML's parser, because they show tags, anchors and positions."""
 
     def __init__(self, file: str, lines: list[str], override: Origin | None) -> None:
         self.file, self.lines, self.override = file, lines, override
         self.nodes = 0
 
     def read(self, lines: list[str], first_row: int) -> Parsed:
-        """Raises yaml.MarkedYAMLError for text that is no YAML."""
+        """Parse lines of the file; raises yaml.MarkedYAMLError for text that is not YAML."""
         self.parsed, self.first_row = Parsed(), first_row
         self.events = _events("\n".join(lines) + "\n")
         next(self.events)  # the stream's start
@@ -206,11 +206,11 @@ class _Reader:
         return self.text(place, event)
 
     def mapping(self, place: Place) -> dict[str, Any]:
-        """The keys and values up to the mapping's end; of a repeated key the first counts."""
+        """The keys and values up to the mapping's end; the first of two equal keys counts."""
         data: dict[str, Any] = {}
         while not isinstance(found := next(self.events), yaml.MappingEndEvent):
             event: Any = found
-            plain = isinstance(event, yaml.ScalarEvent) and not _is_cut(event)
+            plain = isinstance(event, yaml.ScalarEvent) and not _has_half_character(event)
             if not plain or event.tag or event.anchor:
                 self.add(place, event, "a key must be plain text")
                 self.node((*place, "?"), event)
@@ -229,8 +229,8 @@ class _Reader:
         return data
 
     def text(self, place: Place, event: Any) -> Any:
-        """The value of a scalar: quoted text is text, the rest is what it looks like."""
-        if _is_cut(event):
+        """The value of a scalar: quoted text is text, the rest is parsed by ``scalar``."""
+        if _has_half_character(event):
             message = "'\\ud800' to '\\udfff' are half a character; write the whole one"
         elif not event.implicit[0]:
             return event.value
@@ -260,17 +260,17 @@ class _Reader:
         return Fault("", message, *self.origin(row, column))
 
     def syntax_fault(self, error: yaml.MarkedYAMLError, first_row: int) -> Fault:
-        """PyYAML's error in plain words, where the mistake was made rather than where it showed."""
+        """PyYAML's error in plain words, at the mistake rather than at the place it was noticed."""
         mark, began = error.problem_mark or yaml.Mark("", 0, 0, 0, None, 0), error.context_mark
         if began and re.search("flow|quoted", error.context or "") and began.line != mark.line:
             mark = began  # the bracket or the quote that is not closed
         problem = error.problem or "this is not YAML"
-        message = next((plain for said, plain in _SYNTAX.items() if said in problem), problem)
+        message = next((plain for piece, plain in _SYNTAX.items() if piece in problem), problem)
         return self.fault(first_row + mark.line, mark.column, message)
 
 
 def _events(text: str) -> Iterator[Any]:
-    """PyYAML's events, and an error with its position for numbers that PyYAML trips over."""
+    """PyYAML's events. Numbers that make PyYAML fail become errors with their position."""
     loader = yaml.SafeLoader(text)
     try:
         while loader.check_event():
@@ -282,8 +282,8 @@ def _events(text: str) -> Iterator[Any]:
         loader.dispose()
 
 
-def _is_cut(event: Any) -> bool:
-    """Whether text holds half of a UTF-16 pair, which no file can be written with."""
+def _has_half_character(event: Any) -> bool:
+    """Whether text holds half of a UTF-16 pair, which cannot be written to a file."""
     return any("\ud800" <= char <= "\udfff" for char in event.value)
 
 
@@ -297,7 +297,7 @@ def _short(text: str) -> str:
 
 
 def scalar(text: str) -> Any:
-    """The value of unquoted text; raises ValueError for a number that nothing can hold."""
+    """The value of unquoted text; raises ValueError for NaN and for numbers that are too large."""
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):
@@ -317,7 +317,7 @@ def scalar(text: str) -> Any:
 
 
 def is_text(text: str) -> bool:
-    """Whether ``text`` means itself when it is written without quotes."""
+    """Whether ``text`` without quotes is read as this same text."""
     try:
         return isinstance(scalar(text), str)
     except ValueError:
