@@ -19,7 +19,7 @@ from torch import nn
 
 from trainer.build.model import build_model
 from trainer.build.prepare import prepare
-from trainer.build.trained import Trained, load_trained
+from trainer.build.trained import TrainedModel, load_trained
 from trainer.config import load_config
 from trainer.export import main
 from trainer.inference.export_check import Difference, Sample, take_sample
@@ -71,7 +71,7 @@ def untrained(tmp_path, notes):
             net.to(memory_format=torch.channels_last)  # as a run on a CPU does
         pipeline = build_pipelines(config, num_classes=len(classes))["eval"]
         cpu = torch.device("cpu")
-        return Trained(tmp_path, config, classes, shape, net, image_channels, pipeline, cpu)
+        return TrainedModel(tmp_path, config, classes, shape, net, image_channels, pipeline, cpu)
 
     return make
 

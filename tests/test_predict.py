@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainer.build.prepare import prepare
-from trainer.build.trained import Trained, load_trained
+from trainer.build.trained import TrainedModel, load_trained
 from trainer.config import load_config
 from trainer.inference import prediction
 from trainer.inference.evaluation import evaluate_run
@@ -379,7 +379,7 @@ def test_an_interrupt_ends_it_and_leaves_no_file(notes, tmp_path, predict, monke
     def interrupted(self, path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trained, "read", interrupted)
+    monkeypatch.setattr(TrainedModel, "read", interrupted)
     code, _, err = predict(notes, "--json", tmp_path / "made.json")
     assert (code, err) == (130, "interrupted\n")
     assert not list(tmp_path.glob("*.json"))

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-# `datasets`, `models` and `transforms` are also names of packages on PyPI: the checkout must win.
+# PyPI has packages named `datasets`, `models` and `transforms`: the checkout must come first.
 _root = str(Path(__file__).resolve().parent.parent)
 if not sys.path or sys.path[0] != _root:
     sys.path.insert(0, _root)

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from trainer.process.stop import StopRequest
 
     argv = sys.argv[1:] if argv is None else argv
-    with StopRequest() as stop:  # from the first line on: a signal at any time ends in order
+    with StopRequest() as stop:  # from now on a signal ends the command in order
         return exit_code_of(lambda: command(argv, stop))
 
 
@@ -42,7 +42,7 @@ def command(argv: Sequence[str], stop: "StopRequest") -> None:
     try:
         run(*parse(argv), stop)
     finally:
-        if stop.came_early:  # whatever was raised: a Stopped can turn up as somebody else's error
+        if stop.came_early:  # libraries can turn Stopped into an error of their own
             from trainer.process.errors import Stopped
             from trainer.process.launch import started_by
 

@@ -1,1 +1,1 @@
-"""A Config becomes a Job; a finished run becomes a TrainedModel."""
+"""Builds a Job from a Config, and a TrainedModel from a finished run."""

@@ -1,7 +1,7 @@
-"""The model as the training step calls it: compiled, replayed from a CUDA graph, and rehearsed.
+"""Makes the training step fast: the network is compiled, or replayed from a CUDA graph.
 
-Evaluation, prediction and explanation use the plain model: a run and whoever uses it later get the
-same numbers, and nobody waits for a compiler to see one image.
+Evaluation, prediction and explanation use the plain model. So they give the same numbers as in the
+run, and nobody waits for a compiler to see one image.
 """
 
 import time
@@ -22,8 +22,8 @@ from trainer.process.errors import ConfigError, in_plain_words
 if TYPE_CHECKING:
     from trainer.build.job import Job
 
-COMPILERS = ("C++ compiler", "C compiler", "Python.h")  # in what PyTorch says without one
-MOST_VERSIONS = 64  # of compiled code; PyTorch would go on without it after 8
+COMPILERS = ("C++ compiler", "C compiler", "Python.h")  # in PyTorch's message if there is none
+MOST_VERSIONS = 64  # of compiled code; PyTorch's own limit is 8
 
 
 def make_fast(job: "Job", say: Say) -> None:
@@ -63,7 +63,7 @@ def make_fast(job: "Job", say: Say) -> None:
     except Exception as error:  # the compiler raises every kind
         if in_plain_words(error) is not error:
             raise
-        raise ConfigError([config.fault(f"train.{key}", _told(config, key, error))]) from error
+        raise ConfigError([config.fault(f"train.{key}", _reason(config, key, error))]) from error
     finally:
         job.model.zero_grad(set_to_none=True)
         with torch.no_grad():
@@ -74,11 +74,11 @@ def make_fast(job: "Job", say: Say) -> None:
 
 
 def _compiled(network: nn.Module, model: nn.Module, mode: str | bool) -> nn.Module:
-    """The network with a compiled forward and backward, each shape of batch by itself.
+    """The network with compiled forward and backward passes, one version for each batch shape.
 
-    Dropout draws what it would without. Code made for any size, or chosen by a race, could give
-    other bits in a resumed run, which meets the sizes in another order: the first is never made,
-    the second in the modes of max-autotune alone, whose choices last as long as PyTorch's cache.
+    Dropout draws the same numbers as without. A resumed run meets the shapes in another order, so
+    code for all shapes, or code that won a race, could give other bits there. The first is never
+    made; only the max-autotune modes make the second, and PyTorch's cache keeps their choices.
     """
     compiler = real()
     compiler.config.recompile_limit = max(MOST_VERSIONS, compiler.config.recompile_limit)
@@ -89,25 +89,25 @@ def _compiled(network: nn.Module, model: nn.Module, mode: str | bool) -> nn.Modu
         compiled: Any = torch.compile(model, dynamic=False, options=options)
         assert isinstance(compiled, nn.Module)
         return compiled
-    network.compile(dynamic=False, options=options)  # in place: its class tells how it averages
+    network.compile(dynamic=False, options=options)  # in place: ``averaging`` looks at its class
     return network
 
 
 class Graphed(nn.Module):
-    """A model whose training on one shape of batch is replayed from a CUDA graph.
+    """A model that replays training on one shape of batch from a CUDA graph.
 
-    The kernels are those that would run without, started by one call in place of hundreds. Other
-    shapes, such as an epoch's last batch, go the plain way.
+    The same kernels run, but one call launches them instead of hundreds. Other shapes, such as the
+    last batch of an epoch, use the plain model.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, precision: str) -> None:
         super().__init__()
         self.model, self.shape = model, images.shape
         half = HALF.get(precision, torch.float16)
-        # What autocast keeps of weights from one layer to another would stay as it is captured.
+        # No cache: the graph would replay autocast's cached copies of old weights.
         with torch.autocast("cuda", half, enabled=precision in HALF, cache_enabled=False):
             torch.cuda.make_graphed_callables(model, (images,), allow_unused_input=True)
-        self.replay = model.forward  # which that has put there, for any shape
+        self.replay = model.forward  # put there by make_graphed_callables
         del model.forward
 
     def forward(self, images: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class Graphed(nn.Module):
 
 
 def _sizes(job: "Job") -> list[int]:
-    """The different numbers of images that the network will get at once; a full batch's first."""
+    """The sizes of the micro-batches that the network will get; that of a full batch is first."""
     sizes, shares = [], Shares(rank(), world_size())
     for batch_size in job.train_loader.sizes():
         low, high = share_of(batch_size, shares.rank, shares.ranks)
@@ -130,7 +130,7 @@ def _sizes(job: "Job") -> list[int]:
 def _batch(job: "Job", size: int) -> tuple[Tensor, Tensor]:
     """``size`` training images with labels for a rehearsal.
 
-    Two real images, repeated, on the device and in the memory layout of a step.
+    They are two real images, repeated, on the device and in the memory layout of a step.
     """
     subset = job.data.subsets["train"]
     images, labels = subset.sample(subset.extremes[:2])
@@ -142,14 +142,14 @@ def _batch(job: "Job", size: int) -> tuple[Tensor, Tensor]:
 
 
 def _rehearse(job: "Job", images: Tensor, labels: Tensor) -> None:
-    """Forward and backward, without a step; on a GPU also what only later ones do."""
+    """Forward and backward passes without a step; three on a GPU, where later ones do more."""
     for _ in range(3 if job.device.type == "cuda" else 1):
         with job.precision.autocast():
             loss = job.loss_fn(job.network(images).float(), labels)
         loss.backward()
 
 
-def _told(config: Config, key: str, error: Exception) -> str:
+def _reason(config: Config, key: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     if key == "compile" and any(sign in str(error) for sign in COMPILERS):
         return (

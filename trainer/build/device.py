@@ -1,4 +1,4 @@
-"""The device that a run computes on, as its configuration asks for."""
+"""Chooses the device of a run by its configuration."""
 
 import os
 
@@ -11,7 +11,7 @@ from trainer.process.launch import local_rank, local_world_size
 
 
 def choose_device(config: Config) -> torch.device:
-    """The device that ``train.device`` names, set up; auto takes what is there."""
+    """Set up and return the device that ``train.device`` names; auto takes the best one."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = config.train.device
     if name == "auto":
@@ -29,7 +29,7 @@ def choose_device(config: Config) -> torch.device:
         message = f"{name} is not on this machine, which has {', '.join(has)}; or write auto"
         raise ConfigError([config.fault("train.device", message)])
     if device.type == "cuda":
-        # The same seed gives the same bits only with kernels that add in a fixed order.
+        # With the same seed, only kernels that add in a fixed order give the same bits.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -37,7 +37,7 @@ def choose_device(config: Config) -> torch.device:
 
 
 def device_of_process(config: Config, device: torch.device) -> torch.device:
-    """The device of one of several processes: each has a GPU of its own, or all the processor."""
+    """The device of this rank: a GPU of its own, or the CPU, which all ranks share."""
     if config.train.sync_batch_norm and device.type != "cuda":
         message = (
             f"needs GPUs, and the processes compute on the {device}; write false, and each process "

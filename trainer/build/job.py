@@ -1,4 +1,4 @@
-"""The parts of a run: what ``prepare`` builds from a configuration."""
+"""The objects of a run, which ``prepare`` builds from a configuration."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """The parts of a run, in the order in which they are built.
+    """The objects of a run, in the order in which they are built.
 
     input_shape is the model's (C, H, W). network is what training calls: the model itself, or the
     model wrapped for several ranks, compiled, or replayed from a CUDA graph.
@@ -43,19 +43,19 @@ class Job:
 
 
 def data_path(job: Job) -> dict[str, Any]:
-    """What was decided about the way from the images to the model, as data_path.json holds it."""
+    """How images reach the model (device, cache, workers, layout), as data_path.json holds it."""
     return {
         "device": str(job.device),
         "processes": world_size(),
         "threads": torch.get_num_threads(),
         "channels_last": job.train_loader.delivery.channels_last,
         "fused_optimizer": bool(job.optimizer.defaults.get("fused")),
-        "train": _way_of(job.train_loader),
-        "eval": _way_of(job.val_loader),
+        "train": _loader_facts(job.train_loader),
+        "eval": _loader_facts(job.val_loader),
     }
 
 
-def _way_of(loader: Loader) -> dict[str, Any]:
+def _loader_facts(loader: Loader) -> dict[str, Any]:
     subset = loader.subset
     first = len(subset.pipeline.fixed)
     where = f" in {loader.delivery.workers} worker processes" if loader.delivery.workers else ""

@@ -1,4 +1,4 @@
-"""The model and the loss that a configuration names."""
+"""Builds the model and the loss that a configuration names."""
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from transforms.keyed import seed_of
 
 
 def build_model(config: Config, classes: tuple[str, ...], shape: tuple[int, int, int]) -> nn.Module:
-    """The model, its weights drawn from the seed, or loaded, and frozen where asked."""
+    """The model, with weights drawn from the seed or loaded, and with ``model.freeze`` frozen."""
     component, ours = config.model, config.model.trainer_arguments
     weights, scheme, patterns = ours.get("weights"), ours.get("init"), ours.get("freeze")
     torch.manual_seed(seed_of(config.seed, "weights"))
@@ -50,7 +50,7 @@ def build_model(config: Config, classes: tuple[str, ...], shape: tuple[int, int,
 
 
 def check_size(config: Config, model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Raise ConfigError where the model cannot take images of a shape; says which sizes it can."""
+    """Raise ConfigError if the model cannot take images of this shape; it says which sizes fit."""
     try:
         check_input(model, shape)
     except ValueError as error:

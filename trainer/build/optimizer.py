@@ -1,4 +1,4 @@
-"""The optimizer that a configuration names, its schedule, and the average of the weights."""
+"""Builds the optimizer that a configuration names, its schedule, and the average of weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         chosen_groups(config, model, ours.get("groups", ())),
     )
     in_order = [p for p in model.parameters() if p.requires_grad]
-    # One pass over the weights instead of eight; who chose another way has that.
+    # The fused step passes over the weights once instead of eight times.
     ways = {"fused", "foreach", "capturable", "differentiable"} & component.arguments.keys()
     fusing = {"cpu": ("SGD", "Adam", "AdamW", "Adagrad"), "cuda": ("SGD", "Adam", "AdamW")}
     has_it = component.name in fusing.get(next(model.parameters()).device.type, ())
@@ -48,7 +48,7 @@ def chosen_groups(
 ) -> list[Chosen]:
     """The parameters of each of ``optimizer.groups``, and their settings.
 
-    Raises ConfigError for a pattern that matches nothing, and for a group that is left nothing.
+    Raises ConfigError for a pattern without a match, and for a group that gets no parameter.
     """
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     names = [name for name, _ in model.named_parameters()]
@@ -78,7 +78,7 @@ def chosen_groups(
 def build_schedule_of(
     config: Config, optimizer: torch.optim.Optimizer, steps_per_epoch: int
 ) -> Schedule:
-    """The learning-rate schedule with its warm-up; constant where no scheduler is named."""
+    """The learning-rate schedule with its warm-up; constant if the config has no scheduler."""
     scheduler = config.scheduler
     warmup = scheduler.trainer_arguments.get("warmup") if scheduler else None
     warmup_steps = steps_of(Duration.parse(warmup), steps_per_epoch) if warmup is not None else 0
@@ -100,7 +100,7 @@ def build_schedule_of(
 
 
 def build_average(config: Config, model: nn.Module, steps_per_epoch: int) -> Average | None:
-    """The average of the weights that is judged; None where the weights themselves are."""
+    """The average of the weights that is evaluated; None if the config has no ``average``."""
     if (component := config.average) is None:
         return None
     if "start" in component.arguments:

@@ -1,4 +1,4 @@
-"""The number format of the arithmetic: autocast, and the scale that keeps fp16 gradients alive."""
+"""The number format of the arithmetic: autocast, and the scaling of fp16 gradients."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,9 +15,10 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Precision:
-    """How the step computes: ``autocast`` around the forward pass and the loss, ``scaler`` around
+    """How a step computes. With fp32 and tf32 both context manager and scaler do nothing.
 
-    the backward pass and the optimizer's step. Both do nothing in fp32 and tf32.
+    ``autocast`` is for the forward pass and the loss, ``scaler`` for the backward pass and the
+    optimizer's step.
     """
 
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -28,10 +29,10 @@ FP32 = Precision(nullcontext, torch.amp.GradScaler("cpu", enabled=False))
 
 
 def build_precision(config: Config, device: torch.device) -> Precision:
-    """What ``train.precision`` asks for on ``device``; sets whether a GPU may use TF32.
+    """The Precision that ``train.precision`` names; also sets whether a GPU may use TF32.
 
-    bf16 and fp16 are autocast's mixed precision (Micikevicius et al., 2018): weights, gradients and
-    optimizer stay float32, and so does what autocast keeps so, such as softmax and losses.
+    bf16 and fp16 are autocast's mixed precision (Micikevicius et al., 2018): weights, gradients,
+    optimizer, and some operations such as softmax and losses stay in float32.
     """
     name = config.train.precision
     if device.type == "cuda":  # PyTorch's own default lets convolutions round to 10 bits
@@ -44,7 +45,7 @@ def build_precision(config: Config, device: torch.device) -> Precision:
 
 
 def notes_on_precision(config: Config, device: torch.device) -> list[str]:
-    """What a user should know of ``train.precision`` on this device, where it may disappoint."""
+    """Notes for the user if ``train.precision`` is slow on this device."""
     name = config.train.precision
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
@@ -59,5 +60,5 @@ def notes_on_precision(config: Config, device: torch.device) -> list[str]:
 
 
 def _computes_in(name: str) -> bool:
-    """Whether the CPU says that it has instructions for ``bf16`` or ``fp16``, such as amx_bf16."""
+    """Whether the CPU reports instructions for ``bf16`` or ``fp16``, such as amx_bf16."""
     return any(has for what, has in torch.cpu.get_capabilities().items() if name in what)

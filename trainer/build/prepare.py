@@ -1,4 +1,4 @@
-"""From the configuration to a job: everything is checked and built before anything is written."""
+"""Builds a Job from a configuration. Everything is checked before anything is written."""
 
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -33,10 +33,10 @@ Shape = tuple[int, int, int]
 
 
 def fetch(config: Config) -> bool:
-    """Check the components and bring the dataset here; each rank calls it before ``prepare``.
+    """Check the components and download the dataset; each rank calls it before ``prepare``.
 
-    One rank of each machine downloads, or draws, the images that are absent. What fails there is
-    left to ``prepare``.
+    One rank of each machine downloads, or draws, missing images. If that fails, ``prepare`` raises
+    the error later.
     """
     require_good_components(config)
     with suppress(Exception):
@@ -52,7 +52,7 @@ def require_good_components(config: Config) -> None:
 
 
 def prepare(config: Config, say: Say) -> Job:
-    """Check and build everything the configuration names; raises before anything is written.
+    """Check and build everything that the configuration names. Nothing is written before.
 
     With several ranks, call ``fetch`` before and ``distribute`` after it.
     """
@@ -61,7 +61,7 @@ def prepare(config: Config, say: Say) -> Job:
     check_parallel(config, say)
     device = choose_device(config)
     data = load_data(config, device)
-    tell(data, say)
+    print_notes(data, say)
     shapes = shapes_of(config, data)
     train = data.subsets["train"]
     model = build_model(config, data.classes, shapes["train"]).to(device)
@@ -95,8 +95,8 @@ def check_parallel(config: Config, say: Say) -> None:
             say("note    train.parallel=fsdp cuts the model for several processes; this is one")
 
 
-def tell(data: Data, say: Say) -> None:
-    """Print what a user should know about the data before trusting a result."""
+def print_notes(data: Data, say: Say) -> None:
+    """Print notes about the data, and the images that could not be read."""
     for note in data.notes:
         say(f"note    {note}")
     for path, reason in data.skipped:
@@ -104,7 +104,7 @@ def tell(data: Data, say: Say) -> None:
 
 
 def shapes_of(config: Config, data: Data) -> dict[str, Shape]:
-    """The (C, H, W) that the model will see of train, val and test."""
+    """The (C, H, W) of the model's input for train, val and test."""
     sides = {"train": "train", "val": "eval", "test": "eval"}
     shapes = {name: check_shape(config, data.subsets[name], side) for name, side in sides.items()}
     channels = shapes["train"][0]
@@ -118,7 +118,7 @@ def shapes_of(config: Config, data: Data) -> dict[str, Shape]:
 def with_teacher(
     config: Config, data: Data, input_shape: Shape
 ) -> tuple[Config, "Distillation | None"]:
-    """The teacher that ``distill`` names, and the configuration with its very run folder."""
+    """The configuration with the teacher's own run folder, and the teacher; None without one."""
     if config.distill is None:
         return config, None
     from trainer.build.teacher import load_teacher  # only runs with a teacher need it
@@ -131,7 +131,7 @@ def with_teacher(
 def prepare_precision(
     config: Config, model: nn.Module, device: torch.device, say: Say
 ) -> Precision:
-    """The precision; also sets the model up to recompute activations, if that is asked for."""
+    """The precision. Also sets the model up for ``train.activation_checkpointing``."""
     if config.train.activation_checkpointing and not recompute(model):
         say(f"note    train.activation_checkpointing: {config.model.name} has no blocks to forget")
     precision = build_precision(config, device)
@@ -141,7 +141,7 @@ def prepare_precision(
 
 
 def prepare_for_cut_batches(config: Config, model: nn.Module, loader: Loader, say: Say) -> None:
-    """Check the batches' sizes; set dropout and batch norm up for batches that are cut."""
+    """Check the batch sizes; set up dropout and batch norm for ranks and micro-batches."""
     check_batches(config, loader, model)
     if world_size() > 1 or config.train.accumulate > 1:
         keep_dropout_alike(model, loader.subset, loader.delivery.device, say)
@@ -163,9 +163,9 @@ def distribute(job: Job, say: Say) -> None:
     else:
         from_main(job.model)
         shard(job.model, images.to(job.device))
-        job.optimizer = build_optimizer(job.config, job.model)  # of the shards
+        job.optimizer = build_optimizer(job.config, job.model)  # over the shards
         job.schedule = build_schedule_of(job.config, job.optimizer, len(job.train_loader))
     try:
         make_fast(job, say)
-    except ConfigError as error:  # such as a compiler that no machine has
+    except ConfigError as error:  # such as a missing compiler on all machines
         raise agree_on_error(error) from error.__cause__

@@ -1,4 +1,4 @@
-"""What could fail in hours fails now: a job is tried with a few images before the run begins."""
+"""Tries a job with a few images before the run begins, so that it cannot fail hours later."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from trainer.input.subset import Subset
 from trainer.process.console import Say
 from trainer.process.errors import ConfigError, Fault
 
-OF_WHOLE_WEIGHTS = ("Adafactor", "Muon")  # they work on rows and columns of a weight
+OF_WHOLE_WEIGHTS = ("Adafactor", "Muon")  # they use rows and columns of a weight
 
 
 def check_sharding(config: Config) -> None:
@@ -42,7 +42,7 @@ def check_sharding(config: Config) -> None:
 
 
 def keep_dropout_alike(model: nn.Module, subset: Subset, device: torch.device, say: Say) -> None:
-    """Make dropout layers draw for the whole batch, of which the model gets pieces."""
+    """Let dropout layers draw their masks for the whole batch, also for a micro-batch of it."""
     images, _ = subset.sample(subset.extremes[:2])
     train_mode(model)
     if draws_elsewhere(model, images.to(device)):
@@ -65,8 +65,8 @@ def choose_layout(
 ) -> bool:
     """Rehearse, and return whether images and weights are channels-last in memory.
 
-    ``auto`` goes by earlier measurements (DECISIONS.md), not by measuring now: another choice next
-    time would change last bits. A model that cannot work so is left as it was.
+    ``auto`` follows earlier measurements (DECISIONS.md). Measuring now could choose differently in
+    a resumed run and change last bits. A model that cannot be channels-last stays contiguous.
     """
     wanted = config.train.channels_last
     if wanted == "auto":
@@ -98,12 +98,12 @@ def rehearse(
     device: torch.device,
     channels_last: bool,
 ) -> None:
-    """Take two images through model and loss, as evaluation does.
+    """Compute the model's logits and the loss of two images, as evaluation does.
 
-    Raises ConfigError; if the images' size is at fault, it says which sizes the model takes.
+    Raises ConfigError if that fails; for a wrong image size it says which sizes fit.
     """
     images, labels = subset.sample(subset.extremes[:2])
-    if images.ndim == 5:  # cut by FiveCrop or TenCrop: one crop of each will do
+    if images.ndim == 5:  # FiveCrop or TenCrop: one crop of each image is enough
         images = images[:, 0]
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)

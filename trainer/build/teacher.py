@@ -1,4 +1,4 @@
-"""Distillation: a student learns from a teacher's answers to the images that it sees itself."""
+"""Distillation: a student model learns from a teacher's logits for the same images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.build.trained import Trained, load_trained
+from trainer.build.trained import TrainedModel, load_trained
 from trainer.config import Config
 from trainer.config.settings import Component
 from trainer.process.errors import ConfigError, RunError, UsageError
@@ -18,16 +18,16 @@ from trainer.run.disk import read_json
 from trainer.run.folder import find_run
 
 SIGMOID = ("BCELoss", "BCEWithLogitsLoss")
-VALUES = ("Normalize", "LinearTransformation")  # what decides the numbers that a model gets
+VALUES = ("Normalize", "LinearTransformation")  # transforms that scale the pixel values
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """The teacher's share in the loss: (1 - w) * loss + w * T^2 * KL(teacher || student).
+    """The loss with a teacher: (1 - w) * loss + w * T^2 * KL(teacher || student).
 
-    Both distributions are the softmax of logits / T; KL is the mean over the images. Hinton,
-    Vinyals and Dean, 2015, "Distilling the knowledge in a neural network", section 2; T^2 keeps the
-    gradient's size when T changes.
+    Both distributions are the softmax of logits / T. KL is the mean over the images. T^2 keeps the
+    gradient's size when T changes. Source: Hinton, Vinyals and Dean, 2015, "Distilling the
+    knowledge in a neural network", section 2.
 
     run is the teacher's folder, digest the SHA-256 of its model.pt.
     """
@@ -39,9 +39,10 @@ class Distillation:
     digest: str
 
     def __call__(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
-        """The whole loss, a scalar; of images (B, C, H, W), the student's logits (B, K) and loss.
+        """The loss with the teacher, a scalar, from images (B, C, H, W), logits (B, K) and loss.
 
-        The teacher draws no random numbers and gets no gradient.
+        ``logits`` and ``loss`` are the student's. The teacher draws no random numbers and gets no
+        gradient.
         """
         with torch.no_grad():
             answers = self.model(images)
@@ -54,11 +55,11 @@ class Distillation:
         return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence
 
     def around(self, loss_fn: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """The loss of a step: ``loss_fn`` with the teacher's share."""
+        """The loss function of a step: ``loss_fn`` combined with the teacher."""
         return lambda images, logits, labels: self(images, logits, loss_fn(logits, labels))
 
     def description(self) -> dict[str, Any]:
-        """Which teacher it is, for result.json."""
+        """The teacher's run and digest, w and T, for result.json."""
         return {"run": str(self.run), "weights": {"sha256": self.digest}}
 
 
@@ -89,10 +90,10 @@ def load_teacher(
 
 
 def require_softmax(config: Config) -> None:
-    """Raise ConfigError for a student whose logits are no softmax's.
+    """Raise ConfigError for a student whose loss is not on a softmax of its logits.
 
-    BCE trains a sigmoid a class. Two sigmoids' divergence would be another method, and of two
-    models one may be trained with each: no temperature makes their logits alike.
+    BCE trains one sigmoid for each class. The KL of sigmoids would be another method, and no
+    temperature makes logits for a sigmoid comparable with logits for a softmax.
     """
     if config.loss.name in SIGMOID:
         message = (
@@ -103,9 +104,9 @@ def require_softmax(config: Config) -> None:
 
 
 def mismatch(
-    config: Config, teacher: Trained, classes: tuple[str, ...], shape: tuple[int, int, int]
+    config: Config, teacher: TrainedModel, classes: tuple[str, ...], shape: tuple[int, int, int]
 ) -> str:
-    """Why a teacher would not understand the student's images; empty where it does."""
+    """Why a teacher cannot be used for the student's images; empty if it can."""
     if teacher.classes != classes:
         order = "in another order" if set(teacher.classes) == set(classes) else "other ones"
         return (
@@ -120,14 +121,14 @@ def mismatch(
     own_values = values(config.transforms.train)
     if its_values != own_values:
         return (
-            f"its images were made by {told(its_values)}, and this run's transforms.train has "
-            f"{told(own_values)}"
+            f"its images were made by {transforms_text(its_values)}, and this run's "
+            f"transforms.train has {transforms_text(own_values)}"
         )
     return ""
 
 
 def values(transforms: tuple[Component, ...]) -> list[tuple[str, dict[str, Any]]]:
-    """What of a list of transforms decides the numbers that a model gets, beside scaling to 0-1."""
+    """The transforms in a list that scale the pixel values, beside the scaling to 0-1."""
     return [
         (item.name, {name: value for name, value in item.arguments.items() if name != "inplace"})
         for item in transforms
@@ -135,8 +136,8 @@ def values(transforms: tuple[Component, ...]) -> list[tuple[str, dict[str, Any]]
     ]
 
 
-def told(transforms: list[tuple[str, dict[str, Any]]]) -> str:
-    """Transforms as a sentence names them."""
+def transforms_text(transforms: list[tuple[str, dict[str, Any]]]) -> str:
+    """The transforms as part of a sentence."""
     texts = []
     for name, arguments in transforms:
         pairs = (f"{key} {shortened(str(value), 100)}" for key, value in arguments.items())
@@ -145,5 +146,5 @@ def told(transforms: list[tuple[str, dict[str, Any]]]) -> str:
 
 
 def first_names(names: tuple[str, ...]) -> str:
-    """Some class names."""
+    """The first ten class names."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

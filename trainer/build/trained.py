@@ -25,8 +25,8 @@ from transforms.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A run's best model with what its use needs. Label k is ``classes[k]``.
+class TrainedModel:
+    """A run's best model, with all that prediction needs. Label k is ``classes[k]``.
 
     input_shape: the model's (C, H, W). image_channels: 1 or 3, before any transform.
     """
@@ -83,7 +83,7 @@ class Trained:
         return probabilities(self.config.loss.name, self.logits(inputs).cpu())
 
 
-def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
+def load_trained(run: Path, overrides: Sequence[str] = ()) -> TrainedModel:
     """Load the best weights of a run, in eval mode, with its classes and eval transforms.
 
     overrides may set ``train.device`` and ``train.threads``. A run that is not done is noted on
@@ -94,8 +94,8 @@ def load_trained(run: Path, overrides: Sequence[str] = ()) -> Trained:
     return load_with(load_config(run / "config.yaml", overrides), run)
 
 
-def load_with(config: Config, run: Path) -> Trained:
-    """As ``load_trained``, with the run's configuration as it was loaded, and no word to stderr."""
+def load_with(config: Config, run: Path) -> TrainedModel:
+    """``load_trained`` with a given configuration; prints nothing."""
     if faults := check_components(config):
         raise ConfigError(faults)
     device = choose_device(config)
@@ -113,9 +113,9 @@ def load_with(config: Config, run: Path) -> Trained:
     load_best(model, run)
     model.to(device).eval()
     channels_last = bool(read_json(run / "data_path.json").get("channels_last"))
-    if channels_last:  # the same arithmetic as in the run
+    if channels_last:  # the run's layout gives the same bits
         model.to(memory_format=torch.channels_last)
-    return Trained(
+    return TrainedModel(
         run=run,
         config=config,
         classes=classes,
@@ -143,7 +143,7 @@ def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, i
 
 
 def warn_of_unfinished(run: Path) -> None:
-    """Print a note on stderr if a run is not done: better weights may follow."""
+    """Print a note on stderr if a run is not done, because better weights may follow."""
     if (status := read_json(run / "result.json").get("status")) != "done":
         shown = visible(str(status))
         print(f"note: this run is {shown}; these are its best weights so far", file=sys.stderr)

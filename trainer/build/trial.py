@@ -1,7 +1,7 @@
-"""Each component of a configuration tried once, so that what cannot work fails before data is read.
+"""Tries each component of a configuration once, so that faults are found before data is read.
 
-Models are built without memory, an optimizer steps small parameters, its schedule runs over the
-epochs, a metric judges four images. Datasets are not tried.
+A model is built without memory, an optimizer steps small parameters, its schedule runs over the
+epochs, a metric measures four images. Datasets are not tried.
 """
 
 import math
@@ -28,7 +28,7 @@ MAX_TRIED_EPOCHS = 1000  # of a schedule
 
 
 class Attempt(NamedTuple):
-    """What is tried: ``attempt`` raises where the component at ``path`` cannot be used."""
+    """A trial of the component at ``path``: ``attempt`` raises if it cannot be used."""
 
     path: str
     component: Component
@@ -36,9 +36,9 @@ class Attempt(NamedTuple):
 
 
 def check_components(config: Config) -> list[Fault]:
-    """Every fault in the arguments of every component, told before any data is read.
+    """Every fault in the arguments of the components, before any data is read.
 
-    First by the constructors' signatures, all together; where those agree, by trying.
+    The constructors' signatures are checked first; only without a fault there is each one tried.
     """
     used = {
         component_key(kind, name): arguments_schema(kind, name)
@@ -54,9 +54,9 @@ def _table_name(kind: str, name: str) -> str:
 
 
 def _refusals(config: Config) -> Iterator[Fault]:
-    """What constructors refuse although the types are right, such as a negative learning rate."""
+    """Faults of arguments whose types are right, such as a negative learning rate."""
     failed = set[str]()
-    for trial in _trials(config):
+    for trial in _attempts(config):
         if trial.path.startswith(("scheduler", "optimizer.")) and "optimizer" in failed:
             continue  # it is tried on the optimizer
         try:
@@ -67,7 +67,7 @@ def _refusals(config: Config) -> Iterator[Fault]:
         except Exception as error:
             failed.add(trial.path)
             message = " ".join(str(error).split()) or type(error).__name__
-            if isinstance(error, ArithmeticError):  # "division by zero" alone tells little
+            if isinstance(error, ArithmeticError):  # "division by zero" alone helps little
                 message = f"its arguments lead to {message}"
             words = re.findall(r"\w+", message)
             named = [name for name in trial.component.written if name in words]
@@ -75,8 +75,8 @@ def _refusals(config: Config) -> Iterator[Fault]:
             yield config.fault(place, f"{trial.component.name} cannot be used: {message}")
 
 
-def _trials(config: Config) -> Iterator[Attempt]:
-    """The trials of a configuration, in the order in which faults are told."""
+def _attempts(config: Config) -> Iterator[Attempt]:
+    """One attempt for each component, in the order in which faults are reported."""
     listed = list(components(config))
 
     def of(kind: str, attempt: Callable[[str, Component], object]) -> Iterator[Attempt]:
@@ -120,10 +120,10 @@ def _try_optimizer(config: Config, more: Mapping[str, Any]) -> torch.optim.Optim
     """The optimizer with ``more`` arguments, after a step on four small parameters."""
     arguments = {**config.optimizer.arguments, **more}
     component = config.optimizer.model_copy(update={"arguments": arguments})
-    # Only a GPU's steps can be captured.
+    # Only steps on a GPU can be captured.
     wanted = arguments.get("capturable") and config.train.device.startswith(("auto", "cuda"))
     device = "cuda" if wanted and torch.cuda.is_available() else "cpu"
-    # First and last weight, a hidden one, and the group that does not decay.
+    # Muon and others treat the first, hidden and last weights differently; (2,) has no decay.
     shapes: list[tuple[int, ...]] = [(2, 2), (2, 2), (2, 2), (2,)]
     parameters = [nn.Parameter(torch.zeros(shape, device=device)) for shape in shapes]
     groups: list[dict[str, Any]] = [{"params": parameters}]
@@ -141,7 +141,7 @@ def _try_optimizer(config: Config, more: Mapping[str, Any]) -> torch.optim.Optim
 
 def _try_schedule(config: Config, component: Component) -> object:
     epochs, stepped = min(config.train.epochs, MAX_TRIED_EPOCHS), _try_optimizer(config, {})
-    # A prime number of steps, so that no round share of the run ends exactly on one.
+    # A prime number of steps, so that no phase of the schedule ends exactly on a step.
     built = build_schedule(component.name, component.arguments, stepped, epochs, 997, 0)
     for epoch in range(1, max(epochs, 2) + 1):
         built.after_step()
@@ -164,7 +164,7 @@ def _try_metric(path: str, component: Component) -> object:
 
 
 def check_values(component: Component) -> None:
-    """Raise ValueError for numbers that torchvision takes, and that leave nothing of an image."""
+    """Raise ValueError for numbers that torchvision accepts but that destroy the image."""
     for name, value in component.arguments.items():
         listed = value if isinstance(value, list) else [value]
         numbers = [item for item in listed if isinstance(item, int | float)]

@@ -1,1 +1,1 @@
-"""Run folders in any state, read and compared, as tables. Imports no torch."""
+"""Reads run folders in any state, and compares them in tables. Imports no torch."""

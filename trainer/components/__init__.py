@@ -1,6 +1,6 @@
 """Every loss, optimizer, scheduler, average and metric that a YAML can name; imports no torch.
 
-To add one from torch, add its line; an own one gets its class or function and its line.
+To add one of torch's, add its line. To add a new one, write its class or function, and its line.
 """
 
 LOSSES = {
@@ -29,7 +29,7 @@ OPTIMIZERS = {
     "Rprop": "torch.optim:Rprop",
 }
 
-# The two of torch.optim that are left out, so that an error can say why.
+# Optimizers of torch.optim that cannot be used, and the reason for the error message.
 UNSUPPORTED_OPTIMIZERS = {
     "LBFGS": "it evaluates the loss several times a step through a closure; use SGD or AdamW",
     "SparseAdam": "it takes sparse gradients only, and image models have dense ones; use Adam",

@@ -1,4 +1,4 @@
-"""A YAML file becomes a frozen Config, or a list of all its faults. Imports no torch."""
+"""Reads a YAML file as a frozen Config, or reports all its faults. Imports no torch."""
 
 from trainer.config.config import Config, load_config
 

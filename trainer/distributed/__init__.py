@@ -1,1 +1,1 @@
-"""Several processes, and batches cut for them: ranks, collectives, DDP, FSDP, micro-batches."""
+"""Trains in several processes: ranks, collectives, DDP, FSDP, shares of a batch, micro-batches."""

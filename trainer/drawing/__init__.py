@@ -1,1 +1,1 @@
-"""Charts, pictures, SVG, pages and tables in a terminal. Knows no run."""
+"""Draws charts, pictures, SVG, pages, and tables in a terminal. Knows no run."""

@@ -1,1 +1,1 @@
-"""The use of a finished run: evaluate, predict, explain, export."""
+"""Uses a finished run: evaluates, predicts, explains, exports."""

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from trainer.build.trained import Trained
+from trainer.build.trained import TrainedModel
 from trainer.drawing.fonts import drawable, font
 from trainer.drawing.pictures import fit_into, grid, png, sheet, to_picture
 from trainer.insight.features import feature_maps, first_kernels, grad_cam
@@ -39,7 +39,7 @@ class Explanation:
 
 
 def explain(
-    trained: Trained, path: Path, image: Tensor, folder: Path, label: int | None = None
+    trained: TrainedModel, path: Path, image: Tensor, folder: Path, label: int | None = None
 ) -> Explanation:
     """Write the pictures for one image, (C, H, W) uint8 from ``trained.read``, to ``folder``.
 
@@ -97,7 +97,7 @@ def explain(
 
 
 def _write_layers(
-    trained: Trained, inputs: Tensor, write: Callable[[str, Image.Image, str], None]
+    trained: TrainedModel, inputs: Tensor, write: Callable[[str, Image.Image, str], None]
 ) -> list[str]:
     """Write the first layer's kernels and all feature maps; return notes on what is left out."""
     notes = []
@@ -154,7 +154,7 @@ def overview(
     return made
 
 
-def file_name(trained: Trained, label: int) -> str:
+def file_name(trained: TrainedModel, label: int) -> str:
     """Return a class's name for a file's name if it is safe and unique, else class_LABEL."""
     # Unique without regard to case, as some file systems compare, and among all class_LABELs too.
     safe = [_safe(name)[:40].casefold() for name in trained.classes]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datasets import DATASETS, DataError
 from datasets.images import SUFFIXES
-from trainer.build.trained import Trained
+from trainer.build.trained import TrainedModel
 from trainer.components.losses import probabilities
 from trainer.config import Config
 from trainer.config.signatures import parameters_of, resolve
@@ -65,7 +65,7 @@ class Difference:
         return self.logits <= allowed and self.probabilities <= TOLERANCE  # False for NaN
 
 
-def take_sample(trained: Trained, config: Config, images: Sequence[Path] | None) -> Sample:
+def take_sample(trained: TrainedModel, config: Config, images: Sequence[Path] | None) -> Sample:
     """Return the named images, else the run's test images, else noise, with a note on stderr."""
     if images is not None:
         files = at_most_max_images([file for path in images for file in image_files(path)])
@@ -126,7 +126,7 @@ def at_most_max_images(items: Items) -> Items:
     return items[:: max(1, -(-len(items) // MAX_IMAGES))]
 
 
-def deviation(trained: Trained, other: Network, sample: Sample) -> Difference:
+def deviation(trained: TrainedModel, other: Network, sample: Sample) -> Difference:
     """Compare another model's outputs with those of the run's model, over batches of several sizes.
 
     Raises ValueError if its output has another shape.

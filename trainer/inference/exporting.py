@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.build.model import build_model
 from trainer.build.precision import FP32, HALF
-from trainer.build.trained import Trained, load_trained
+from trainer.build.trained import TrainedModel, load_trained
 from trainer.config import load_config
 from trainer.inference.evaluation import MAY_DIFFER
 from trainer.inference.export_check import (
@@ -88,7 +88,7 @@ def keep(
     path: Path,
     content: bytes,
     read: Callable[[Path], Network],
-    trained: Trained,
+    trained: TrainedModel,
     sample: Sample,
 ) -> Difference:
     """Write ``content``, read it back, and give it its name if its outputs are the run's.
@@ -114,7 +114,7 @@ def keep(
     return difference
 
 
-def export(trained: Trained, inputs: Tensor) -> torch.export.ExportedProgram:
+def export(trained: TrainedModel, inputs: Tensor) -> torch.export.ExportedProgram:
     """Return the model as a graph for batches of any size, without paths of this machine."""
     model = plain_copy(trained.model)
     example = inputs[torch.arange(2) % len(inputs)]
@@ -134,7 +134,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def write_pt2(
-    folder: Path, trained: Trained, sample: Sample, card: dict[str, Any], exported: Any
+    folder: Path, trained: TrainedModel, sample: Sample, card: dict[str, Any], exported: Any
 ) -> tuple[Path, Difference]:
     """Write NAME.pt2, which PyTorch reads without this project, with NAME.json and NAME_pt2.py."""
     name = trained.config.name
@@ -153,7 +153,7 @@ def write_pt2(
 
 
 def write_onnx(
-    folder: Path, trained: Trained, sample: Sample, card: dict[str, Any], exported: Any
+    folder: Path, trained: TrainedModel, sample: Sample, card: dict[str, Any], exported: Any
 ) -> tuple[Path, Difference]:
     """Write NAME.onnx, one file with the card in its metadata, with NAME.json and NAME_onnx.py."""
     name = trained.config.name
@@ -199,7 +199,7 @@ def onnx_model(path: Path) -> Network:
 
 
 def write_safetensors(
-    folder: Path, trained: Trained, sample: Sample, card: dict[str, Any], exported: Any = None
+    folder: Path, trained: TrainedModel, sample: Sample, card: dict[str, Any], exported: Any = None
 ) -> tuple[Path, Difference]:
     """Write NAME-safetensors/, weights first, in Hugging Face's layout of a model."""
     import safetensors.torch

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from models import MODELS
-from trainer.build.trained import Trained
+from trainer.build.trained import TrainedModel
 from trainer.drawing.page import render
 from trainer.inference.script_writer import program
 from trainer.loop.evaluate import scalars
@@ -22,7 +22,7 @@ SIGMOIDS = ("BCELoss", "BCEWithLogitsLoss")
 MODEL_CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 
 
-def describe_model(trained: Trained, result: Mapping[str, Any]) -> dict[str, Any]:
+def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str, Any]:
     """What somebody needs to use the weights: plain values, and nothing of this machine."""
     config = trained.config.model_dump(mode="json")
     best = result.get("best") or {}
@@ -49,7 +49,7 @@ def describe_model(trained: Trained, result: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def hub_files(trained: Trained, card: Mapping[str, Any]) -> dict[str, str]:
+def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
     """All files but the weights of a model's folder in Hugging Face's layout, by their paths."""
     classes = list(trained.classes)
     family, _, name = trained.config.model.name.partition("/")

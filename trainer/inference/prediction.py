@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import BrokenImage
-from trainer.build.trained import Trained
+from trainer.build.trained import TrainedModel
 from trainer.drawing.pictures import to_picture
 from trainer.input.data import build_pipelines
 from trainer.process.errors import UsageError
@@ -54,7 +54,7 @@ class _Views:
 
 
 def predict_files(
-    trained: Trained,
+    trained: TrainedModel,
     paths: Sequence[str],
     *,
     batch_size: int | None = None,
@@ -106,7 +106,7 @@ def predict_files(
 
 
 def _predicted(
-    trained: Trained, waiting: Sequence[_Views | Prediction], flip: bool
+    trained: TrainedModel, waiting: Sequence[_Views | Prediction], flip: bool
 ) -> Iterator[Prediction]:
     """Yield the predictions of what was read, in one batch."""
     views = [item for item in waiting if isinstance(item, _Views)]
@@ -128,7 +128,7 @@ def _predicted(
             yield Prediction(item.path, next(rows), thumbnail=item.thumbnail)
 
 
-def augmentation(trained: Trained) -> Pipeline:
+def augmentation(trained: TrainedModel) -> Pipeline:
     """Return the run's training transforms of one image; raises UsageError if none is random."""
     full = build_pipelines(trained.config, len(trained.classes))["train"]
     kept = [step for step in (*full.fixed, *full.rest) if not predecessors(step)]

@@ -10,14 +10,14 @@ from models import MODELS
 from models.arguments import without_depth
 from models.external import WITH_AUXILIARY_HEADS
 from models.weights import first_convolution
-from trainer.build.trained import Trained
+from trainer.build.trained import TrainedModel
 from trainer.config.signatures import parameters_of, resolve
 from trainer.drawing.page import render
 
 SCRIPT_TEMPLATE = Path(__file__).parent / "templates" / "use.py.j2"
 
 
-def program(kind: str, trained: Trained) -> str:
+def program(kind: str, trained: TrainedModel) -> str:
     """Python code that classifies image files with a NAME.pt2, a NAME.onnx or a folder of weights.
 
     kind: "pt2", "onnx" or "safetensors". It needs NumPy, Pillow, and what reads the file.
@@ -36,7 +36,7 @@ def program(kind: str, trained: Trained) -> str:
     return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", **values)
 
 
-def building(trained: Trained) -> tuple[str, list[str]]:
+def building(trained: TrainedModel) -> tuple[str, list[str]]:
     """The import and the lines that make an empty ``model`` for the weights."""
     family, _, name = trained.config.model.name.partition("/")
     arguments = trained.config.model.arguments

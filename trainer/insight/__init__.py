@@ -1,1 +1,1 @@
-"""What people look at: pictures, reports, what a model attends to, what is in the data."""
+"""Shows a run and its data to people: TensorBoard, reports, features of a model, data reports."""

@@ -1,1 +1,1 @@
-"""The step, evaluation, epochs, guard, state and resume: a Job becomes a finished run."""
+"""Trains a Job to a finished run: step, evaluation, epochs, guard, state and resume."""

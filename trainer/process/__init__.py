@@ -1,1 +1,1 @@
-"""This process: errors, exit codes, signals, start-up, the terminal. Imports no torch."""
+"""Manages this process: errors, exit codes, signals, start-up, terminal. Imports no torch."""

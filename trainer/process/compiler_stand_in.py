@@ -1,8 +1,7 @@
-"""A stand-in for PyTorch's compiler until it is used: importing it takes 1.1 s of each start.
+"""A stand-in for PyTorch's compiler until it is needed, because its import takes 1.1 s.
 
-torchvision and torch's optimizers import ``torch._dynamo`` only to mark functions that it should
-leave alone. The stand-in does that until anything else of the compiler is asked for, which then
-loads the real one.
+torchvision and torch's optimizers import ``torch._dynamo`` only to mark functions that must not be
+compiled. The stand-in does that much. Any other use of the compiler imports the real one.
 """
 
 import functools
@@ -19,7 +18,7 @@ NAME = "torch._dynamo"
 
 
 def defer_compiler() -> None:
-    """Put the stand-in where ``torch._dynamo`` will be looked for, unless that is there already."""
+    """Put the stand-in into sys.modules as ``torch._dynamo``, unless that is already imported."""
     if NAME not in sys.modules:
         sys.modules[NAME] = _StandIn(NAME)
         sys.modules[f"{NAME}.utils"] = _Utils(f"{NAME}.utils")
@@ -27,7 +26,7 @@ def defer_compiler() -> None:
 
 
 def real(name: str = NAME) -> ModuleType:
-    """The compiler's own module, imported now."""
+    """Import and return the compiler's own module."""
     for stand_in in (NAME, f"{NAME}.utils"):
         if isinstance(sys.modules.get(stand_in), (_StandIn, _Utils)):
             del sys.modules[stand_in]
@@ -40,12 +39,12 @@ def is_loaded() -> bool:
 
 
 class _StandIn(ModuleType):
-    """What plain training asks of ``torch._dynamo``; anything else loads it."""
+    """The functions of ``torch._dynamo`` that plain training uses; any other name imports it."""
 
     def disable(
         self, fn: Callable[..., Any] | None = None, recursive: bool = True, **options: Any
     ) -> Any:
-        """``fn``, left alone by the compiler from the moment when there is one."""
+        """``fn`` as a function that the compiler skips, once it is imported."""
         if fn is None or is_loaded():
             return real().disable(fn, recursive, **options)
 
@@ -58,7 +57,7 @@ class _StandIn(ModuleType):
         return call
 
     def graph_break(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing, where nothing is being compiled."""
+        """Do nothing unless the compiler is imported."""
         if is_loaded():
             real().graph_break(*args, **kwargs)
 
@@ -74,7 +73,7 @@ class _Utils(ModuleType):
     """The one function of ``torch._dynamo.utils`` that torchvision imports by name."""
 
     def is_compile_supported(self, device_type: Any) -> Any:
-        """What the real one says."""
+        """The result of the real function."""
         return real(f"{NAME}.utils").is_compile_supported(device_type)
 
     def __getattr__(self, name: str) -> Any:
@@ -84,22 +83,22 @@ class _Utils(ModuleType):
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Where a module of the compiler is imported by name: the real one, and that only once."""
+    """Import hook that imports submodules of the compiler by name, each only once."""
 
     module: ModuleType
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """The module that the real compiler has, taken from it."""
+        """The spec of the real compiler's submodule."""
         if is_loaded() or not fullname.startswith(f"{NAME}."):
             return None
         real()
         self.module = importlib.import_module(fullname)
-        del sys.modules[fullname]  # else importlib would go by its spec, and run it once more
+        del sys.modules[fullname]  # else importlib would take its spec and run it again
         return spec_from_loader(fullname, self)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """It is there already."""
+        """The module exists already."""
         return self.module
 
     def exec_module(self, module: ModuleType) -> None:
-        """It has run already."""
+        """The module's code has run already."""

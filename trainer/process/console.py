@@ -13,7 +13,7 @@ Say = Callable[[str], None]  # prints one permanent line, as ``say`` does
 
 
 def say(line: str = "") -> None:
-    """Print a permanent line at once, also if stdout is a pipe; a progress bar stays whole.
+    """Print a permanent line at once, also if stdout is a pipe. A progress bar stays below it.
 
     Only rank 0 prints. If stdout cannot be written to (``| head`` has ended, the terminal is
     closed, the disk is full), the run goes on and nothing more is printed.

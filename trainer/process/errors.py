@@ -1,19 +1,19 @@
-"""What can go wrong, in a user's words: the exceptions, and the faults of a configuration."""
+"""The exceptions that a user may meet, and the faults of a configuration."""
 
 import errno
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# How PyTorch says that memory ran out, on a GPU and on a CPU.
+# Pieces of PyTorch's messages when memory runs out, on a GPU or on a CPU.
 NO_MEMORY = "out of memory|not enough memory|[Cc]an('t|not) allocate memory"
 
-MAX_FAULTS = 50  # more faults than this in one message help nobody
+MAX_FAULTS = 50  # in one message; more do not help
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with a configuration: where it stands, and what to do about it.
+    """One fault of a configuration: where it is, and what to do about it.
 
     ``path`` is dotted as on the command line ("transforms.train.1.padding"; "" for all of it).
     ``line`` and ``column`` count from 1; an override's file is "command line", and it has neither.
@@ -28,8 +28,8 @@ class Fault:
 
     def __str__(self) -> str:
         """Returns ``file:line:column: path: message``, and the source line with a caret below."""
-        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
-        text = ": ".join(part for part in (place, self.path, self.message) if part)
+        place = ":".join(str(piece) for piece in (self.file, self.line, self.column) if piece)
+        text = ": ".join(piece for piece in (place, self.path, self.message) if piece)
         if self.source is None:
             return text
         if self.line is None or self.column is None:
@@ -45,7 +45,7 @@ class ConfigError(Exception):
     def __init__(self, faults: Sequence[Fault], file: str | None = None) -> None:
         super().__init__(faults, file)
         self.file = file
-        # Those of the command line come last.
+        # Faults of the command line come last.
         self.faults = sorted(
             dict.fromkeys(faults),
             key=lambda fault: (fault.file != file, fault.line or 0, fault.column or 0),
@@ -64,25 +64,25 @@ class UsageError(Exception):
 
 
 class RunError(Exception):
-    """A run folder, a checkpoint or the disk does not allow what was asked for."""
+    """A run folder, a checkpoint or the disk does not allow what the command needs."""
 
 
 class NonFiniteLoss(Exception):
-    """The loss or the weights are no longer numbers; nothing of them is saved."""
+    """The loss or the weights became NaN or infinite; they are not saved."""
 
 
 class OutOfMemory(Exception):
-    """The machine or the GPU has no room for what was asked."""
+    """The memory of the machine or of the GPU is not enough."""
 
 
 class WorkerDied(Exception):
-    """A process that read images for the trainer ended by itself."""
+    """A process that reads images for the trainer ended unexpectedly."""
 
 
 class ProcessFailed(Exception):
-    """One of several processes failed, or was lost, and the others with it.
+    """A rank failed or was lost, so all ranks end.
 
-    is_own: whether it is this one that failed.
+    is_own: whether this process is the one that failed.
     """
 
     def __init__(self, message: str, is_own: bool = True) -> None:
@@ -91,11 +91,11 @@ class ProcessFailed(Exception):
 
 
 class Stopped(BaseException):
-    """The process was asked to stop: like KeyboardInterrupt, no ``except Exception`` takes it."""
+    """The process was asked to stop. ``except Exception`` does not catch it."""
 
 
 def in_plain_words(error: Exception) -> Exception:
-    """What the machine ran out of, as an error of ours; any other error as it is."""
+    """Turn an error about memory or the disk into one of this module; return others as they are."""
     text = " ".join(str(error).split())
     full = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     if full or (isinstance(error, RuntimeError) and re.search(NO_MEMORY, text)):
@@ -104,6 +104,6 @@ def in_plain_words(error: Exception) -> Exception:
             "Smaller images, a smaller loader.batch_size, train.accumulate=2 or loader.cache=off "
             "need less."
         )
-    if isinstance(error, OSError) and error.strerror:  # the disk is full, or not ours to write
+    if isinstance(error, OSError) and error.strerror:  # such as a full disk
         return RunError(f"{error.filename or 'writing the output'}: {error.strerror}")
     return error

@@ -24,7 +24,7 @@ from trainer.process.restarts import restart_count
 
 
 class Exit(enum.IntEnum):
-    """Exit codes of every command, so that a scheduler can tell what to do next."""
+    """Exit codes of every command, by which a scheduler can decide what to do next."""
 
     DONE = 0
     CONFIG = 2
@@ -55,7 +55,7 @@ def exit_code_of(action: Callable[[], None]) -> int:
     open_missing_streams()
     try:
         action()
-        sys.stdout.flush()  # a full disk is told here, not when Python ends
+        sys.stdout.flush()  # raises here if the disk is full, not when Python ends
         return Exit.DONE
     except Stopped as stopped:
         print_message(message_of(stopped))
@@ -63,7 +63,7 @@ def exit_code_of(action: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output has ended, as `head` does
         sys.stdout = open(os.devnull, "w")
         return Exit.DONE
     except Exception as raised:
@@ -74,10 +74,10 @@ def exit_code_of(action: Callable[[], None]) -> int:
                 if isinstance(cause, Exception) and not isinstance(
                     in_plain_words(cause), tuple(CODES)
                 ):
-                    traceback.print_exception(cause)  # a fault of the trainer in one process
+                    traceback.print_exception(cause)  # a bug of the trainer on one rank
                 print_message(message_of(error))
                 return code
-        if is_first():  # of several processes that have all met it
+        if is_first():  # all ranks raise it, so rank 0 prints it
             traceback.print_exc()
             fault = "this is a fault of the trainer itself; please report the lines above"
             print(fault, file=sys.stderr)
@@ -85,19 +85,19 @@ def exit_code_of(action: Callable[[], None]) -> int:
 
 
 def message_of(error: BaseException) -> str:
-    """An error's message and its notes; empty where this process leaves it to another one.
+    """An error's message and its notes; empty if another rank prints them.
 
-    Of several processes rank 0 speaks, and any that failed alone.
+    Rank 0 prints, and so does every rank that failed alone.
     """
     if restart_count() and isinstance(error, ConfigError | UsageError):
-        return ""  # torchrun starts again what cannot go better: the first start has said it
+        return ""  # torchrun's first start has printed it
     if not (is_first() or getattr(error, "is_own", False)):
         return ""
     return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
 def print_message(message: str) -> None:
-    """Print it on stderr; where nobody listens, the exit code has to do."""
+    """Print ``message`` on stderr; if stderr is closed, only the exit code remains."""
     try:
         print(message, end="\n" if message else "", file=sys.stderr, flush=True)
     except OSError:
@@ -105,9 +105,9 @@ def print_message(message: str) -> None:
 
 
 def open_missing_streams() -> None:
-    """Give a process that was started with closed ones a standard input, output and error.
+    """Open standard input, output and error if the process was started without them.
 
-    Else the next file that is opened gets their numbers, and our messages.
+    Else the next opened file would get their numbers, and our messages.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:

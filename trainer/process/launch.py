@@ -1,4 +1,4 @@
-"""What the environment tells of other processes of a run, without PyTorch: torchrun's variables."""
+"""The ranks of a run as torchrun's environment variables describe them, without PyTorch."""
 
 import atexit
 import os
@@ -13,9 +13,9 @@ NEEDED = (RANK, WORLD_SIZE, "MASTER_ADDR", "MASTER_PORT")
 
 
 def was_launched() -> bool:
-    """Whether torchrun, or something like it, started this process as one of several.
+    """Whether torchrun, or a launcher like it, started this process.
 
-    Raises UsageError where its variables are incomplete.
+    Raises UsageError if the launcher's variables are incomplete.
     """
     there = [name for name in NEEDED if os.environ.get(name)]
     if RANK not in there or WORLD_SIZE not in there:
@@ -37,34 +37,34 @@ def was_launched() -> bool:
 
 
 def _unusable(message: str) -> UsageError:
-    """A fault of the environment, which each process tells: who is the first is not clear."""
+    """An error that every process prints, because it is not clear which one is rank 0."""
     error = UsageError(message)
     error.is_own = True  # type: ignore[attr-defined]
     return error
 
 
 def is_first() -> bool:
-    """Whether this is the process that speaks: the only one, or rank 0."""
+    """Whether this process prints: it is the only one, or rank 0."""
     return os.environ.get(RANK, "0") == "0" or os.environ.get(WORLD_SIZE, "1") == "1"
 
 
 def is_one_of_several() -> bool:
-    """Whether there are other processes."""
+    """Whether the run has other ranks."""
     return was_launched() and os.environ[WORLD_SIZE] != "1"
 
 
 def local_rank() -> int:
-    """This process's number on its machine, from 0: the GPU that it takes."""
+    """This process's number on its machine, from 0. It is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get(RANK, "0")))
 
 
 def local_world_size() -> int:
-    """How many of the processes share this machine."""
+    """The number of ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def started_by() -> str:
-    """What a command is to begin with that starts such processes again."""
+    """The beginning of a command that starts the same number of ranks again."""
     if not is_one_of_several():
         return "python"
     here = local_world_size()
@@ -73,15 +73,15 @@ def started_by() -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with an exit code; one of several without taking the interpreter apart.
+    """End this process with an exit code. One of several ranks skips Python's finalization.
 
-    gloo's threads outlive its process group. One that meets Python while that is taken apart aborts
-    the process (SIGABRT), and torchrun would take what had ended well for a failure.
+    gloo's threads outlive the process group. If one of them calls Python during finalization, the
+    process aborts (SIGABRT), and torchrun would report a failure of a run that ended well.
     """
     if os.environ.get(WORLD_SIZE, "1") == "1":
         sys.exit(code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # whoever read it is gone
+        with suppress(OSError, ValueError):  # its reader has ended
             stream.flush()
     os._exit(code)

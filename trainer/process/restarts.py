@@ -1,4 +1,4 @@
-"""Going on after torchrun has started its processes again (``--max-restarts``).
+"""Continues a run after torchrun has started its processes again (``--max-restarts``).
 
 A run's folder holds launcher.json: which torchrun trains it. The processes that this torchrun
 starts after a failure find their run by that file.
@@ -16,7 +16,7 @@ from trainer.process.errors import Stopped
 
 
 def restart_count() -> int:
-    """How often torchrun has started its processes again."""
+    """The number of times that torchrun has restarted its processes."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 

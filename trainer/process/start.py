@@ -1,6 +1,6 @@
-"""What a command does before it imports PyTorch: faster runs, and the same results.
+"""What a command sets up before it imports PyTorch, for faster runs with the same results.
 
-``start`` does all of it, around the command's imports.
+Commands call ``start`` around their imports.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from trainer.process.compiler_stand_in import defer_compiler
 
 @contextmanager
 def start() -> Iterator[None]:
-    """Set up the process before PyTorch is there; the body imports what the command needs."""
+    """Context manager: sets up the process; the body then imports PyTorch and the rest."""
     spin_briefly()
     keep_freed_memory()
     defer_compiler()
@@ -25,7 +25,7 @@ def start() -> Iterator[None]:
 
 @contextmanager
 def collecting_later() -> Iterator[None]:
-    """Run the body without searches for garbage."""
+    """Context manager: inside, Python's garbage collector does not run."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -36,10 +36,10 @@ def collecting_later() -> Iterator[None]:
 
 
 def spin_briefly() -> None:
-    """Have OpenMP's threads wait for each other for microseconds, then sleep; before torch starts.
+    """Let OpenMP's waiting threads spin for microseconds only, then sleep. Call it before torch.
 
-    libgomp's waits are long: where another program needs one of the cores, each of a step's
-    hundred waits burns it until the system takes it away (30 times as slow; now 6).
+    libgomp spins for long: if another program needs a core, each of a step's hundred waits burns
+    it until the system takes it away. A step was then 30 times as slow; with this it is 6 times.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -49,9 +49,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc's ``malloc`` keep what is freed for the next tensor; whether it could be done.
+    """Let glibc's ``malloc`` keep freed memory for the next tensor; returns whether that worked.
 
-    Left alone where the environment tells how memory is to be had, and on other systems.
+    Does nothing if the environment configures malloc, or on other systems than Linux.
     """
     names = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
     if any(name.startswith(names) for name in os.environ) or sys.platform != "linux":

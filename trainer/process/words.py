@@ -1,4 +1,4 @@
-"""Small pieces of the sentences in messages."""
+"""Phrases for messages."""
 
 import difflib
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ def listed(words: Iterable[object], joint: str = "and") -> str:
 
 
 def shortened(text: str, length: int = 60) -> str:
-    """The text on one line, cut to ``length`` letters for a message."""
+    """The text on one line, shortened to ``length`` characters for a message."""
     text = text.replace("\r", "\\r").replace("\n", "\\n")
     return text if len(text) <= length else f"{text[: length - 3]}..."
 

@@ -1,1 +1,1 @@
-"""The folder of a run: durable files, checkpoints, logs, the lock. Knows no model."""
+"""Reads and writes a run's folder: durable files, checkpoints, logs, lock. Knows no model."""

@@ -1,4 +1,4 @@
-"""The best weights that a run's folder holds, checked when they are read; knows no job."""
+"""Reads the best weights of a run's folder, and checks them; knows no job."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from trainer.run.tensors import load_tensors
 
 
 def require_best(run: Path) -> None:
-    """Raise RunError where a run has no best weights."""
+    """Raise RunError if a run has no best weights."""
     if not (run / "model.pt").is_file():
         raise RunError(
             f"{run / 'model.pt'} is missing: no epoch was the best yet, or it was removed."
@@ -22,7 +22,7 @@ def require_best(run: Path) -> None:
 
 
 def best_weights(run: Path) -> dict[str, Any]:
-    """The run's best weights; raises RunError where the file is not that of model.json."""
+    """The run's best weights; raises RunError if model.pt is not the file of model.json."""
     require_best(run)
     expected = read_json(run / "model.json").get("weights")
     if not isinstance(expected, dict) or sha256_of(run / "model.pt") != expected.get("sha256"):
@@ -32,7 +32,7 @@ def best_weights(run: Path) -> dict[str, Any]:
 
 
 def load_best(model: nn.Module, run: Path) -> None:
-    """Load the run's best weights; raises RunError where the file holds no such weights."""
+    """Load the run's best weights into ``model``; raises RunError if they do not fit it."""
     content = best_weights(run)
     try:
         model.load_state_dict(content)
@@ -44,7 +44,7 @@ def load_best(model: nn.Module, run: Path) -> None:
 
 
 def require_same_model(run: Path, config: Config) -> None:
-    """Raise RunError where config.yaml's model or eval transforms are not those of model.json."""
+    """Raise RunError if config.yaml and model.json differ in the model or in eval transforms."""
     card = read_json(run / "model.json")
     settings = json.loads(json.dumps(config.model_dump(mode="json")))
     for name, value in (

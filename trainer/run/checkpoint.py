@@ -1,10 +1,10 @@
-"""Full states of a run: ``checkpoints/step-000000123/`` with its files and their MANIFEST.json.
+"""The checkpoints of a run: ``checkpoints/step-000000123/`` with its files and MANIFEST.json.
 
-weights.pt holds the model's weights, state.pt all else, best.pt an earlier step's better weights.
+weights.pt holds the model's weights, best.pt better weights of an earlier step, state.pt the rest.
 
-A checkpoint is written beside its final name, brought to the disk, and renamed: one that can be
-seen is whole. The manifest is written last and names each file with its size and SHA-256. What is
-there is never replaced: a second state of one step becomes ``step-000000123.2``.
+A checkpoint is written under a temporary name, synced to the disk and renamed, so a visible one is
+complete. The manifest is written last; it names each file with its size and SHA-256. A checkpoint
+is never replaced: a second state of the same step becomes ``step-000000123.2``.
 """
 
 import errno
@@ -31,9 +31,9 @@ Entry = dict[str, Any]  # a file's size and sha256
 
 
 def write_best(run: Path, weights: object, card: dict[str, Any], *copies: Path) -> Entry:
-    """Make ``weights`` the run's best ones: model.pt, and model.json, which describes them.
+    """Write ``weights`` as the run's best ones: model.pt, and model.json, which describes them.
 
-    ``copies`` become the same file as model.pt: all are written in one go. Returns their entry.
+    ``copies`` are more paths for the same content, written together. Returns the file's entry.
     """
     entry = save_tensors(run / "model.pt", weights, *copies)
     disk.write_json(run / "model.json", card | {"weights": entry})
@@ -48,7 +48,7 @@ def write_checkpoint(
     best: Entry | None,
     card: dict[str, Any] | None = None,
 ) -> Entry | None:
-    """Write ``state`` (tensors and plain values) as a checkpoint of ``step``; keep the last few.
+    """Write ``state`` (tensors and plain values) as a checkpoint; keep the newest ``keep`` ones.
 
     With a ``card``, the weights of ``state`` become the run's best ones; without, the best ones are
     those of ``best``, which the checkpoint holds too. Returns the entry of the best ones. Older
@@ -90,7 +90,7 @@ def write_checkpoint(
 
 
 def refused(what: str, error: OSError) -> RunError:
-    """What to say of a disk that did not take something."""
+    """The error for ``what`` that could not be written to the disk."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return RunError(
         f"{what} could not be written ({error.strerror or error}). Earlier checkpoints are as they "
@@ -100,10 +100,10 @@ def refused(what: str, error: OSError) -> RunError:
 
 
 def take_along(run: Path, best: Entry, target: Path) -> None:
-    """Put the best weights into a checkpoint: a link to an earlier one's, or a copy of model.pt.
+    """Put the best weights into a checkpoint: a link to an earlier best.pt, or a copy of model.pt.
 
-    With model.pt they lie there twice. It is no link to that, for a user may write into it; nor to
-    an earlier checkpoint's own weights, for one bad sector would then cost both checkpoints.
+    It is no link to model.pt, because a user may write into that. It is no link to an earlier
+    checkpoint's weights.pt, because one bad sector would then damage both checkpoints.
     """
     for earlier in reversed(checkpoints(run)):
         if manifest_of(earlier).get("files", {}).get(BEST) == best:
@@ -117,7 +117,7 @@ def take_along(run: Path, best: Entry, target: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; one that is half removed no longer has a checkpoint's name."""
+    """Rename a checkpoint, then remove it, so that a half-removed one is not taken for another."""
     doomed = checkpoint.with_name(f"{checkpoint.name}.tmp-{os.getpid()}")
     try:
         disk.rename(checkpoint, doomed)
@@ -127,7 +127,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def sweep(run: Path) -> None:
-    """Remove what killed processes left half-written; only for the process that holds the run."""
+    """Remove half-written files of killed processes; only for the process that holds the run."""
     for path in [*folder_of(run).glob("step-*.tmp-*"), *run.rglob(".*.tmp")]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -136,10 +136,9 @@ def sweep(run: Path) -> None:
 
 
 def load_checkpoint(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, and its state; None where none was ever saved.
+    """The newest undamaged checkpoint and its state; None if none was ever saved.
 
-    Each one passed over is named through ``say`` and set aside. Raises RunError where none is
-    whole.
+    Damaged ones are renamed, and named through ``say``. Raises RunError if all are damaged.
     """
     folders = checkpoints(run)
     damaged: list[Path] = []
@@ -164,7 +163,7 @@ def load_checkpoint(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
 
 
 def require_rights(folder: Path) -> None:
-    """Raise RunError where a checkpoint may well be whole, but is not ours to read."""
+    """Raise RunError if a checkpoint's files exist but this user may not read them."""
     for path in (folder, *(folder / name for name in (MANIFEST, WEIGHTS, STATE, BEST))):
         wanted = os.R_OK | os.X_OK if path == folder else os.R_OK
         if os.access(path, os.F_OK) and not os.access(path, wanted):
@@ -172,7 +171,7 @@ def require_rights(folder: Path) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The state that a checkpoint holds; raises RunError where its files are none of ours."""
+    """The state in a checkpoint; raises RunError if its files are not from this program."""
     state = load_tensors(folder / STATE)
     if not isinstance(state, dict):
         raise RunError(f"{folder / STATE} holds no state.")
@@ -180,7 +179,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def free_name(path: Path) -> Path:
-    """``path``, or with a number behind it the first one that is not there."""
+    """``path`` if it is free, else ``path`` with the first number that makes it free."""
     names = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in range(1, 10**6))
     return next(name for name in names if not os.path.lexists(name))
 
@@ -188,7 +187,7 @@ def free_name(path: Path) -> Path:
 def folder_of(run: Path) -> Path:
     """The folder of the run's checkpoints, made when the run began.
 
-    Raises RunError for a link, which may lead anywhere.
+    Raises RunError for a symbolic link, because it may lead anywhere.
     """
     folder = run / "checkpoints"
     if folder.is_symlink():
@@ -213,7 +212,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """A checkpoint's manifest; empty where there is none that can be read."""
+    """A checkpoint's manifest; empty if it cannot be read."""
     try:
         return disk.read_json(folder / MANIFEST)
     except RunError:
@@ -221,13 +220,13 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def digest_of(manifest: dict[str, Any]) -> str:
-    """The SHA-256 of all that a manifest says, so that its own damage shows."""
+    """The SHA-256 of a manifest's content, by which its own damage is found."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def problem_of(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where each file is there, byte for byte."""
+    """What is wrong with a checkpoint; None if every file has the size and SHA-256 it should."""
     manifest = manifest_of(folder)
     files = manifest.get("files")
     if manifest.get("sha256") != digest_of(manifest):
@@ -247,7 +246,7 @@ def problem_of(folder: Path) -> str | None:
 
 
 def damage_of(path: Path, entry: Entry) -> str | None:
-    """What is wrong with a file that should be as ``entry`` says."""
+    """What is wrong with a file whose size and SHA-256 should be those of ``entry``."""
     try:
         if not path.is_file():  # a pipe would be waited for
             return f"{path.name} is missing"
@@ -264,15 +263,15 @@ def damage_of(path: Path, entry: Entry) -> str | None:
 
 
 def model_of(folder: Path) -> Path:
-    """The model.pt of the run to which a checkpoint belongs."""
+    """The path of model.pt in the run that a checkpoint belongs to."""
     return folder.parent.parent / "model.pt"
 
 
 def bring_back_best(folder: Path, say: Callable[[str], None]) -> Entry | None:
-    """Make model.pt what it was when the checkpoint ``folder`` was written; its manifest entry.
+    """Restore model.pt as it was when the checkpoint ``folder`` was written; returns its entry.
 
-    A run that was killed later may have found better weights since, which do not belong to it yet.
-    Where the checkpoint's own copy is what was damaged, it is mended.
+    A run that was killed later may have newer best weights, which a resumed run must not use yet.
+    If only the checkpoint's own copy is damaged, that copy is repaired.
     """
     manifest, weights = manifest_of(folder), model_of(folder)
     best: Entry | None = manifest["best"]

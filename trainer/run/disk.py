@@ -1,7 +1,7 @@
-"""Files that last: each seen whole or not at all, and on the disk before its name is.
+"""Writes files atomically and durably: the content is on the disk before its name is.
 
-Whatever a run keeps is written by these functions, and each call of the system goes through this
-module's ``os``: tests replace that by one that fails, or kills, at the n-th call.
+These functions write every file of a run. All system calls go through this module's ``os``, so that
+tests can replace it by one that fails, or kills the process, at the n-th call.
 """
 
 import hashlib
@@ -14,24 +14,24 @@ from typing import Any
 
 from trainer.process.errors import RunError
 
-# Never through a link that somebody put in a file's place, and never waiting for a pipe.
+# Do not follow a link that somebody put in a file's place, and do not wait for a pipe.
 PLAIN_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | PLAIN_FILE
 PIECE = 2**22  # bytes written and hashed in one go
-# What the system may keep of a file in memory before it must be on the disk: new pages for a
-# gigabyte take longer than all the rest, and images that are read again lose theirs.
+# Bytes of a file that may wait in the page cache before a sync. A gigabyte of new pages would take
+# longer than all the rest, and would push cached images out.
 CACHED = 2**26
 MAX_JSON = 2**28  # a split of a million images takes half of it
 
 
 class Digest:
-    """A file that is being written: its size, and the SHA-256 of what was meant to be written.
+    """A file that is being written, with its size and the SHA-256 of the bytes given to ``write``.
 
-    A digest of what the file then holds would certify a bad write.
+    A digest of the file read back would certify a bad write.
     """
 
     def __init__(self, descriptors: Sequence[int]) -> None:
-        """Each of the open files gets the same."""
+        """All open files ``descriptors`` get the same content."""
         self._descriptors, self._sha256, self.size = descriptors, hashlib.sha256(), 0
         self._waiting = bytearray()  # torch.save writes a thousand small pieces
         self._cached = 0
@@ -51,7 +51,7 @@ class Digest:
         return len(view)
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the buffered bytes."""
         waiting, self._waiting = self._waiting, bytearray()
         if waiting:
             self._put(waiting)
@@ -69,7 +69,7 @@ class Digest:
                     if hasattr(os, "posix_fadvise"):
                         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError as error:
-            self.failure = error  # torch.save makes a RuntimeError without its reason of it
+            self.failure = error  # torch.save raises a RuntimeError without the reason
             raise
 
     def entry(self) -> dict[str, Any]:
@@ -78,16 +78,16 @@ class Digest:
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
-    """Write all of ``data``: the system may take it in parts."""
+    """Write all of ``data``; one call of ``os.write`` may write less."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def write_with(path: Path, fill: Callable[[Digest], object], *copies: Path) -> dict[str, Any]:
-    """Replace ``path`` by what ``fill`` writes, at once: whoever looks sees the old or the new.
+    """Replace ``path`` atomically by what ``fill`` writes: a reader finds the old or the new file.
 
-    ``copies``, which are not there yet, become the same before it. Returns size and SHA-256. Where
+    ``copies`` are new paths that get the same content before it. Returns size and SHA-256. If
     writing fails, ``path`` stays as it was.
     """
     paths = [*copies, path]
@@ -113,7 +113,7 @@ def write_with(path: Path, fill: Callable[[Digest], object], *copies: Path) -> d
     except BaseException as error:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # a write names no file, and a temporary one helps nobody
+        if isinstance(error, OSError):  # name the file itself, not the temporary one
             error.filename, error.filename2 = str(path), None
         raise
     for final in paths:
@@ -122,14 +122,14 @@ def write_with(path: Path, fill: Callable[[Digest], object], *copies: Path) -> d
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Replace ``path`` by ``content``, at once."""
-    # File names need not be UTF-8: what is not, JSON can say with a backslash.
+    """Replace ``path`` by ``content``, atomically."""
+    # The text may hold file names that are not UTF-8; JSON can hold them with a backslash.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     write_with(path, lambda file: file.write(data))
 
 
 def copy_file(source: Path, target: Path) -> dict[str, Any]:
-    """Copy a file; returns the size and SHA-256 of what was read."""
+    """Copy a file; returns the size and SHA-256 of the bytes that were read."""
 
     def fill(file: Digest) -> None:
         with source.open("rb") as original:
@@ -140,7 +140,7 @@ def copy_file(source: Path, target: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -> None:
-    """Write ``content`` as JSON, at once; readable, or with ``indent`` None ten times as fast."""
+    """Write ``content`` as JSON, atomically; with ``indent=None`` ten times as fast."""
     write_file(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=True) + "\n")
 
 
@@ -158,7 +158,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that is not there yet, and make its name last."""
+    """Make a folder that does not exist yet, and sync its name to the disk."""
     os.mkdir(path)
     sync_folder(path.parent)
 
@@ -171,7 +171,7 @@ def make_output_folder(folder: Path) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Give a file or folder another name, replacing a file that has it."""
+    """Rename a file or folder; a file that has the new name is replaced."""
     os.replace(old, new)
 
 
@@ -181,8 +181,8 @@ def link(old: Path, new: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` last: a rename is only safe once its folder is on the disk."""
-    if sys.platform == "win32":  # which has no such call, and needs none
+    """Sync the names in ``folder``: a rename is only durable once its folder is on the disk."""
+    if sys.platform == "win32":  # Windows has no such call, and needs none
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -198,10 +198,10 @@ def sha256_of(path: Path) -> str:
 
 
 class AppendedFile:
-    """A file that grows by whole pieces, cut at first to the ``length`` that is still wanted."""
+    """A file that grows by complete pieces. At first it is truncated to ``length`` bytes."""
 
     def __init__(self, path: Path, length: int = 0) -> None:
-        """Raises RunError where the file is shorter than that."""
+        """Raises RunError if the file is shorter than ``length``."""
         self._descriptor = os.open(path, NEW & ~os.O_TRUNC, 0o666)
         if os.fstat(self._descriptor).st_size < length:
             os.close(self._descriptor)
@@ -210,12 +210,12 @@ class AppendedFile:
         self.length = os.lseek(self._descriptor, length, os.SEEK_SET)
 
     def write(self, data: bytes) -> None:
-        """Append ``data``; the system has it then, the disk not yet."""
+        """Append ``data``; it is on the disk only after ``sync``."""
         write_all(self._descriptor, data)
         self.length += len(data)
 
     def sync(self) -> None:
-        """Bring all that was appended to the disk."""
+        """Sync everything that was appended to the disk."""
         os.fsync(self._descriptor)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware, command, commit. Importing this imports no torch."""
+"""The environment of a run: versions, hardware, command, commit. Imports torch only when called."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]  # of the checkout
 
 
 def environment(device: "torch.device") -> dict[str, Any]:
-    """What a run ran on: versions, hardware, command, commit. Never the environment's variables."""
+    """Versions, hardware, command and commit of a run. Environment variables are left out."""
     import torch
 
     packages = ("torch", "torchvision", "tensorboard", "pydantic", "pyyaml", "pillow", "numpy")
@@ -35,12 +35,12 @@ def environment(device: "torch.device") -> dict[str, Any]:
 
 
 def uncommitted_patch() -> str:
-    """What the checkout's tracked files hold beyond the commit, as a patch; empty without git."""
+    """The uncommitted changes of the checkout's tracked files, as a patch; empty without git."""
     return _git("diff", "HEAD", "--binary")
 
 
 def device_name(device: "torch.device") -> str:
-    """The device as a person knows it: ``cpu (2 threads)`` or the GPU's name."""
+    """The device's name for people: ``cpu (2 threads)``, or the GPU's name."""
     import torch
 
     if device.type == "cuda":
@@ -50,7 +50,7 @@ def device_name(device: "torch.device") -> str:
 
 
 def without_password(argument: str) -> str:
-    """A command's argument or an address without the secrets that it may hold."""
+    """A command's argument, or a URL, without passwords."""
     argument = re.sub(r"://\S*@", "://", argument)
     secret = r"([?&][^=&\s]*(?:token|key|secret|password|signature|sig)[^=&\s]*=)[^&\s]+"
     return re.sub(secret, r"\1...", argument, flags=re.IGNORECASE)

@@ -42,7 +42,7 @@ class Events:
         self._file = AppendedFile(own or run / name, length if own else 0)
         self._waiting = bytearray()
         self._flushed = time.monotonic()
-        self.given_up: set[str] = set()  # what could not be drawn is not tried again
+        self.given_up: set[str] = set()  # drawings that failed are not tried again
         if not self._file.length:
             self.add(0, file_version="brain.Event:2")
             self.flush()
@@ -58,9 +58,9 @@ class Events:
             if tags and tags <= self.tags:
                 return
             self.tags |= tags
-        record = event.SerializeToString()
-        length = struct.pack("<Q", len(record))
-        self._waiting += length + _masked(length) + record + _masked(record)
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        self._waiting += length + _masked(length) + data + _masked(data)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add a point for each tag."""
@@ -96,11 +96,11 @@ def tags_of_start(path: Path, length: int) -> set[str] | None:
     while place < length:
         size = int.from_bytes(content[place : place + 8], "little")
         end = place + 12 + size
-        head, record = content[place : place + 8], content[place + 12 : end]
+        head, data = content[place : place + 8], content[place + 12 : end]
         sums = bytes(content[place + 8 : place + 12]), bytes(content[end : end + 4])
-        if sums != (_masked(head), _masked(record)):
+        if sums != (_masked(head), _masked(data)):
             return None
-        event = Event.FromString(record.tobytes())
+        event = Event.FromString(data.tobytes())
         if event.step == 0:
             tags |= _tags(event)
         place = end + 4

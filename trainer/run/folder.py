@@ -1,4 +1,4 @@
-"""A run's folder: created once, found again, held by one process; imports no torch.
+"""Creates, finds and locks a run's folder; imports no torch.
 
 config.yaml  environment.json  uncommitted.patch  split.json  metrics.jsonl  events.out.tfevents.*
 checkpoints/step-000000123/  model.pt  model.json  result.json  report/
@@ -18,7 +18,7 @@ from trainer.run import disk
 
 
 def create_run(runs: Path, name: str) -> Path:
-    """Make ``runs/name/YYYYmmdd-HHMMSS-xxxx`` and return it; never one that existed before."""
+    """Make the new folder ``runs/name/YYYYmmdd-HHMMSS-xxxx`` and return it."""
     try:
         (runs / name).mkdir(parents=True, exist_ok=True)
         disk.sync_folder(runs)
@@ -39,9 +39,9 @@ def create_run(runs: Path, name: str) -> Path:
 
 
 def find_run(text: str) -> Path:
-    """The run folder that ``text`` names: a run, or a folder of runs, of which the newest.
+    """The run folder that ``text`` names. If it names a folder of runs, that is the newest run.
 
-    Raises UsageError where there is none, and for a sweep's folder, whose newest run means nothing.
+    Raises UsageError if there is none, and for a sweep's folder, whose newest run means nothing.
     """
     folder = Path(text)
     if (folder / "config.yaml").is_file():
@@ -56,9 +56,9 @@ def find_run(text: str) -> Path:
 
 
 def _best_of(sweep: Path) -> str:
-    """Where a sweep's best trial lies, for who named the sweep instead of a run."""
-    told = disk.read_json(sweep / "sweep.json") if (sweep / "sweep.json").is_file() else {}
-    best = next((t for t in told.get("trials", []) if t["trial"] == told["best"]), None)
+    """The end of a message to a user who named a sweep instead of a run: its best runs."""
+    results = disk.read_json(sweep / "sweep.json") if (sweep / "sweep.json").is_file() else {}
+    best = next((t for t in results.get("trials", []) if t["trial"] == results["best"]), None)
     runs = [sweep / run["run"] for run in best["runs"] if run["run"]] if best else []
     if here := [str(run) for run in runs if run.is_dir()]:
         if len(here) == 1:
@@ -70,7 +70,7 @@ def _best_of(sweep: Path) -> str:
 
 
 def lock_run(run: Path) -> IO[str]:
-    """Hold the run until the returned file is closed; raises RunError where another does."""
+    """Hold the run until the returned file is closed; raises RunError if a process holds it."""
     try:
         flags = os.O_RDWR | os.O_CREAT | disk.PLAIN_FILE
         lock = open(os.open(run / "run.lock", flags, 0o666), "a")

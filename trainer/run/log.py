@@ -1,4 +1,4 @@
-"""What a run writes and prints while it trains: metrics.jsonl, TensorBoard, a line an epoch."""
+"""Logs a run while it trains: metrics.jsonl, TensorBoard, and a printed line for each epoch."""
 
 import json
 import sys
@@ -43,9 +43,9 @@ ON_CPU = torch.device("cpu")
 
 
 class RunLog:
-    """metrics.jsonl, TensorBoard and the terminal. Times go to the last two only.
+    """Writes metrics.jsonl, TensorBoard and the terminal.
 
-    So metrics.jsonl is equal to the byte for two runs with one seed.
+    metrics.jsonl holds no times, so it is equal byte by byte in two runs with the same seed.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which run to continue, and whether the configuration still is the one it began with."""
+"""Finds the run to resume, and compares its configuration with the one it began with."""
 
 import json
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from trainer.process.errors import ConfigError, RunError, UsageError
 from trainer.run.disk import read_json
 from trainer.run.folder import find_run
 
-# Keys that leave every weight as it is (or, for epochs, only add to the run).
-# Another place of the data is judged by its contents, the split's digests; a teacher by its own.
+# Keys that change no weight; train.epochs only adds epochs. Data at another place are compared by
+# the split's digests, and a teacher by its own digest.
 MAY_CHANGE = (
     *("train.epochs", "train.budget", "train.skip_non_finite", "early_stop", "train.parallel"),
     *("log.", "checkpoint.", "dataset.root", "distill.run"),
@@ -27,7 +27,7 @@ def find_resumable(
     """The configuration to continue with, and the run's folder.
 
     ``run`` is a run's folder, or empty for the newest run of the config's name. Raises ConfigError
-    where a setting differs that the weights depend on, UsageError where there is no such run.
+    if a setting differs that the weights depend on, UsageError if there is no such run.
     """
     if run:
         folder = find_run(run)
@@ -44,13 +44,13 @@ def find_resumable(
 
 
 def require_own_images(run: Path, config: Config) -> None:
-    """Raise DataError where a run's photographs are away, and others would be drawn instead."""
+    """Raise DataError if the run's photographs are missing and drawn images would replace them."""
     arguments = config.dataset.arguments
     root = str(arguments.get("root", RMB_ROOT))
     if not arguments.get("draw_if_absent") or Path(root).exists():
         return
     drawn = True
-    with suppress(RunError):  # lost: the split's digest tells the same later
+    with suppress(RunError):  # the file is lost: the split's digest finds it later
         dataset = read_json(run / "result.json").get("dataset")
         drawn = not isinstance(dataset, dict) or bool(dataset.get("note"))
     if not drawn:
@@ -61,7 +61,7 @@ def require_own_images(run: Path, config: Config) -> None:
 
 
 def refuse_changes(began: Config, config: Config, may_change: tuple[str, ...]) -> None:
-    """Raise ConfigError with every setting that differs and must not."""
+    """Raise ConfigError with every setting that differs and is not in ``may_change``."""
     faults = [
         config.fault(path, f"is {as_yaml(new)}, but the run began with {as_yaml(old)}")
         for path, old, new in differences(settings(began), settings(config))
@@ -77,7 +77,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def as_yaml(value: Any) -> str:
-    """A value as a YAML would say it."""
+    """A value as text in YAML."""
     return json.dumps(value, ensure_ascii=False)
 
 

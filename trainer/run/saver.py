@@ -1,4 +1,4 @@
-"""Writing beside training: the step waits for a copy of the state, not for the disk."""
+"""Writes checkpoints in a thread: a step waits for a copy of the state, not for the disk."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,15 +10,15 @@ from trainer.run.checkpoint import Entry, is_finite, refused, write_best, write_
 
 
 class Saver:
-    """Writes a run's states and best weights, one moment of the run after the other, in a thread.
+    """Writes a run's checkpoints and best weights in a thread, one after the other.
 
-    What goes wrong there is raised by the next ``check`` or ``wait``.
+    The next ``check`` or ``wait`` raises the errors of that thread.
     """
 
     def __init__(
         self, run: Path, keep: int, sync_log: Callable[[], None], best: Entry | None = None
     ) -> None:
-        """``sync_log`` brings to the disk what was logged up to a state, before that is seen."""
+        """``sync_log`` syncs the log to the disk; it is called before each write."""
         self.run, self.keep, self.sync_log, self.best = run, keep, sync_log, best
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[None] | None = None
@@ -30,15 +30,15 @@ class Saver:
         state: dict[str, Any],
         card: dict[str, Any] | None,
         checkpoint: bool,
-        judged: dict[str, Any] | None = None,
+        average: dict[str, Any] | None = None,
     ) -> None:
-        """Write ``state`` as a checkpoint, its weights as the best ones that ``card`` describes.
+        """Write ``state`` as a ``checkpoint``; with a ``card``, also its weights as the best ones.
 
-        Either may be left out. ``judged`` are the best weights where they are not the state's own,
-        but an average. Nobody may change ``state`` before ``wait``.
+        ``average`` are the best weights if they are an average rather than the state's own.
+        ``state`` must not change before ``wait``.
         """
         self.wait()
-        self._pending = self._thread.submit(self._write, step, state, card, checkpoint, judged)
+        self._pending = self._thread.submit(self._write, step, state, card, checkpoint, average)
 
     def _write(
         self,
@@ -46,18 +46,18 @@ class Saver:
         state: dict[str, Any],
         card: dict[str, Any] | None,
         checkpoint: bool,
-        judged: dict[str, Any] | None,
+        average: dict[str, Any] | None,
     ) -> None:
-        parts = (state["model"], state["optimizer"], state.get("average"), judged)
-        if not all(map(is_finite, parts)):
+        weights = (state["model"], state["optimizer"], state.get("average"), average)
+        if not all(map(is_finite, weights)):
             raise NonFiniteLoss(
                 f"a weight is infinite or NaN after step {step}; that state is not saved. "
                 "Try a lower optimizer.lr, or train.clip_grad_norm=1."
             )
         try:
             self.sync_log()
-            if card and (judged or not checkpoint):
-                self.best = write_best(self.run, judged or state["model"], card)
+            if card and (average or not checkpoint):
+                self.best = write_best(self.run, average or state["model"], card)
                 card = None
         except OSError as error:
             raise refused(f"{self.run}: the best weights", error) from None
@@ -65,12 +65,12 @@ class Saver:
             self.best = write_checkpoint(self.run, step, state, self.keep, self.best, card)
 
     def check(self) -> None:
-        """Raise what writing has failed with, without waiting for it."""
+        """Raise the error of a finished write, without waiting for an unfinished one."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until all is written; raise what that failed with."""
+        """Wait until everything is written; raise the error of a failed write."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -79,4 +79,4 @@ class Saver:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()  # what is being written becomes whole, whatever else happened
+        self._thread.shutdown()  # waits until the current write is complete

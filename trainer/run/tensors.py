@@ -1,4 +1,4 @@
-"""Files of tensors that last, written as ``trainer.run.disk`` writes and read as mere data."""
+"""Writes files of tensors atomically, by ``trainer.run.disk``, and reads them as plain data."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from trainer.run.disk import write_with
 def save_tensors(path: Path, content: object, *copies: Path) -> dict[str, Any]:
     """Write tensors and plain values, readable with ``torch.load(path, weights_only=True)``.
 
-    ``copies`` become the same file again. Returns its size and SHA-256.
+    ``copies`` are more paths for the same content. Returns its size and SHA-256.
     """
     return write_with(path, lambda file: torch.save(content, file), *copies)  # type: ignore[arg-type]
 

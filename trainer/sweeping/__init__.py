@@ -1,1 +1,1 @@
-"""Many runs of one experiment: which trials, their work, their results. Imports torch late."""
+"""Runs many trials of one experiment: plan, workers, results. Imports torch late."""
