@@ -1,7 +1,7 @@
 """FSDP: each rank keeps a shard of the model, for models too large for one GPU.
 
-Weights, gradients and the optimizer's state are cut along their first dimension; a block's weights
-are gathered while it is computed. All ranks do every forward pass together, also in evaluation.
+Weights, gradients and the optimizer's state are split along their first dimension. A block's weights
+are gathered while it is computed. All ranks do every forward pass together, in evaluation too.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 ELEMENTWISE_FUSED = ("Adam", "AdamW")  # PyTorch can do their fused steps on shards
-LARGE, SMALL = 1 / 8, 1 / 100  # of a model's parameters: what is cut further, what is no block
+# Shares of a model's parameters: a larger module is searched for blocks, a smaller one is no block.
+LARGE, SMALL = 1 / 8, 1 / 100
 
 
 def shard(model: nn.Module, images: Tensor) -> None:
     """Keep only this rank's shard of the model's weights, in place; names and order stay.
 
-    images (B, C, H, W), on the model's device, are for the forward pass that finds its blocks.
+    images (B, C, H, W), on the model's device, go through the forward pass that finds the blocks.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    for parameter in model.parameters():  # FSDP takes no channels last; images may go on lying so
+    for parameter in model.parameters():  # FSDP needs contiguous weights; images need not be
         parameter.data = parameter.data.contiguous()
     mesh = init_device_mesh(images.device.type, (dist.get_world_size(),))
     for block in blocks(model, images):
@@ -32,10 +33,10 @@ def shard(model: nn.Module, images: Tensor) -> None:
 
 
 def blocks(model: nn.Module, images: Tensor) -> list[nn.Module]:
-    """The modules whose weights are gathered and freed together; the rest belongs to the model.
+    """The modules whose weights are gathered and freed together.
 
-    Only modules that the forward pass calls once: a parent may use the weights of others itself. A
-    module that returns a view is no block, for FSDP does not notice changes in place.
+    The forward pass calls each of them once; the weights of other modules may also be used by their
+    parent. A module that returns a view is no block, because FSDP misses changes in place.
     """
     calls = dict.fromkeys(model.modules(), 0)
 
@@ -50,7 +51,7 @@ def blocks(model: nn.Module, images: Tensor) -> list[nn.Module]:
         module.training = training
     for handle in handles:
         handle.remove()
-    uses: dict[int, int] = {}  # in how many places a parameter stands
+    uses: dict[int, int] = {}  # id of a parameter -> number of modules that have it
     for module in calls:
         for parameter in module.parameters(recurse=False):
             uses[id(parameter)] = uses.get(id(parameter), 0) + 1
@@ -58,7 +59,7 @@ def blocks(model: nn.Module, images: Tensor) -> list[nn.Module]:
     found: list[nn.Module] = []
 
     def search(parent: nn.Module) -> bool:
-        """Whether a block was found below."""
+        """Add the blocks inside ``parent``; returns whether it has any."""
         number = len(found)
         for child in parent.children():
             if size(child) < SMALL * total or child in found:
@@ -74,23 +75,23 @@ def blocks(model: nn.Module, images: Tensor) -> list[nn.Module]:
 
 
 def size(module: nn.Module) -> int:
-    """How many numbers the parameters of a module are."""
+    """The number of elements of a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each rank keeps a shard of the model."""
+    """Whether each rank keeps only a shard of the model."""
     return hasattr(model, "set_requires_gradient_sync")
 
 
 def full(tensor: Tensor) -> Tensor:
-    """A tensor gathered from all ranks' shards; all must call it. A plain tensor as it is."""
+    """A tensor gathered from the shards of all ranks, which all call it; a plain one as it is."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 
 
 def hand_over(state: Any) -> None:
-    """The other ranks' side of rank 0's ``full`` of each tensor in an equal state."""
+    """Take part in rank 0's calls of ``full``, one for each tensor of an equal ``state``."""
     if isinstance(state, Tensor):
         full(state)
     elif isinstance(state, dict):
@@ -102,7 +103,7 @@ def hand_over(state: Any) -> None:
 
 
 def shard_of(full: Tensor, own: Tensor) -> Tensor:
-    """This rank's shard of a ``full`` tensor, cut as ``own`` is, without communication."""
+    """This rank's shard of a ``full`` tensor, split as ``own`` is, without communication."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(own, DTensor) or full.shape != own.shape:
@@ -112,13 +113,13 @@ def shard_of(full: Tensor, own: Tensor) -> Tensor:
 
 
 def model_shard(model: nn.Module, content: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A plain model's state_dict ``content``, cut for ``model.load_state_dict``."""
+    """This rank's shard of a plain model's state_dict, for ``model.load_state_dict``."""
     own = model.state_dict()
     return {n: shard_of(full, own[n]) if n in own else full for n, full in content.items()}
 
 
 def optimizer_shard(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> dict[str, Any]:
-    """A plain optimizer's state_dict ``content``, cut for ``optimizer.load_state_dict``."""
+    """This rank's shard of a plain optimizer's state_dict, for ``optimizer.load_state_dict``."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
         number: {
@@ -131,7 +132,7 @@ def optimizer_shard(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The length of the whole gradient, of which each rank has a shard."""
+    """The norm of the full gradient, of which each rank has a shard."""
     own: Any = gradients
     length = nn.utils.get_total_norm([gradient.to_local() for gradient in own])
     square = length.square()
@@ -140,7 +141,7 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
-    """``nn.utils.clip_grad_norm_``, also for gradients of which each rank has a shard."""
+    """``nn.utils.clip_grad_norm_``, also for sharded gradients. Returns their norm before."""
     gradients: Any = [p.grad for p in parameters if p.grad is not None]
     if not gradients or not hasattr(gradients[0], "to_local"):
         return nn.utils.clip_grad_norm_(parameters, most)

@@ -1,4 +1,4 @@
-"""A batch as the step takes it: whole, or cut into micro-batches whose gradients are summed up."""
+"""The micro-batches of a batch, whose gradients the step sums up; one if the batch is not split."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,12 +17,12 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class MicroBatch(NamedTuple):
-    """What goes through the network at once.
+    """The images that go through the network at once.
 
-    weight: the share of these images in the mean over the whole batch.  factor: what the loss is
-    multiplied by before the backward pass: the weight times the number of ranks, because gradients
-    are summed over micro-batches and averaged over ranks.  batch_size: images of the whole batch,
-    over all ranks.  forward: context manager for the forward pass and the loss.
+    weight: the share of these images in the mean over the batch.  factor: the loss is multiplied
+    by it before the backward pass; it is the weight times the number of ranks, because gradients
+    are summed over micro-batches and averaged over ranks.  batch_size: images of the batch over all
+    ranks.  forward: context manager for the forward pass and the loss.
     """
 
     images: Tensor
@@ -79,10 +79,10 @@ def cut_batch(
 ) -> MicroBatches:
     """This rank's share of each batch in up to ``accumulate`` micro-batches."""
     rows, shares = rows_of(network), Shares(rank(), world_size())
-    # Dropout layers draw for the whole batch, alike on every rank. A model without them may draw
-    # elsewhere: then each rank draws numbers of its own.
-    alike = rows is not None or shares.rank == 0
-    draws = seed_of(seed, "step") if alike else seed_of(seed, "step", shares.rank)
+    # Dropout layers draw for the batch over all ranks, so all ranks need the same seed. A model
+    # that draws outside dropout layers (rows is None) gets another seed on each rank.
+    is_same_seed = rows is not None or shares.rank == 0
+    draws = seed_of(seed, "step") if is_same_seed else seed_of(seed, "step", shares.rank)
 
     def micro_batches(step: int, images: Tensor, labels: Tensor) -> Iterator[MicroBatch]:
         size = len(images) if batch_size_at is None else batch_size_at(step)

@@ -1,4 +1,4 @@
-"""The network that several ranks train together: DDP, and the weights and buffers of rank 0."""
+"""Wraps the network for several ranks: DDP, and the weights and buffers of rank 0."""
 
 from contextlib import AbstractContextManager, nullcontext
 

@@ -1,6 +1,6 @@
-"""The ranks of a run, as torchrun starts them: who is who, common errors, collectives.
+"""Connects the ranks of a run that torchrun starts: ranks, common errors, collectives.
 
-Only rank 0 prints and writes. With one process nothing here does anything.
+Only rank 0 prints and writes. With one process these functions do nothing.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 PATIENCE = 600  # seconds in which all ranks must have come
 FAILURE = "failure"  # the store's key for the reason why a rank failed
 COMMON = "is_common"  # an attribute of errors that every rank raises
-# How gloo, NCCL and the store say that another rank is gone.
+# The messages of gloo, NCCL and the store when another rank is gone.
 GONE = "gloo|NCCL|onnection (closed|reset|refused)|Broken pipe|recvValue failed|Timed out waiting"
 
 
@@ -114,7 +114,7 @@ def meet(cuda: bool, meeting: "Future[None]") -> None:
 
 
 def of_this_start(store: Any, number: int, count: int) -> Any:
-    """The part of torchrun's store that belongs to the processes of this start.
+    """A view of torchrun's store with keys of this start's processes only.
 
     torchrun keeps one store while it restarts its processes, and PyTorch does not tell the starts
     apart: a rank would connect to the address of a dead process. Therefore each rank writes a

@@ -19,9 +19,9 @@ def share_of(count: int, rank: int, ranks: int) -> Bounds:
 class Shares:
     """How the ranks share the batches of a split.
 
-    Shuffled batches (training) are cut: each rank gets ``share_of`` each, and at least one image.
-    Batches in the split's own order (evaluation) go round: rank r gets batches r, r + ranks, ...
-    even: a rank with one batch fewer of those gets one image without a label in its place.
+    A shuffled batch (training) is split: each rank gets ``share_of`` it, at least one image.
+    Batches in the split's own order (evaluation) alternate: rank r gets batches r, r + ranks, ...
+    even: a rank with one batch fewer gets one image without a label in place of that batch.
     """
 
     rank: int = 0
@@ -29,7 +29,7 @@ class Shares:
     even: bool = False
 
     def bounds(self, batches: list[Bounds], shuffled: bool) -> tuple[list[Bounds], list[Bounds]]:
-        """From and to, in the epoch's order, of this rank's batches; then of what fills a place."""
+        """From and to, in the epoch's order, of this rank's batches; then of the images that pad."""
         if shuffled:
             return [self._cut(begin, end) for begin, end in batches], []
         own = batches[self.rank :: self.ranks]
@@ -37,7 +37,7 @@ class Shares:
         return own, [(0, 1)] if fills else []
 
     def rounds(self, batches: int, shuffled: bool) -> int:
-        """How many of ``batches`` the rank gets that gets most."""
+        """The largest number of ``batches`` that any rank gets."""
         return batches if shuffled else -(-batches // self.ranks)
 
     def _cut(self, begin: int, end: int) -> Bounds:
@@ -53,7 +53,7 @@ def in_micro_batches(
 
     Yields images, labels, weight in the mean over the whole batch, index of the first image,
     is_last. ``batch_size`` counts the images of all ranks. The weight is 0 if the batch has fewer
-    images than there are ranks and this rank's image only fills a place.
+    images than there are ranks and another rank has this rank's image too.
     """
     low, high = share_of(batch_size, shares.rank, shares.ranks)
     count = min(accumulate, max(batch_size // shares.ranks, 1))

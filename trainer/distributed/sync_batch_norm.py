@@ -1,4 +1,4 @@
-"""Batch norm over the images of all processes, by PyTorch's SyncBatchNorm, which needs GPUs."""
+"""Batch norm over the images of all ranks, by PyTorch's SyncBatchNorm, which needs GPUs."""
 
 from torch import Tensor, nn
 
@@ -6,11 +6,11 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def with_synced_batch_norm(model: nn.Module) -> nn.Module:
-    """Make the model's batch norm layers normalise over all processes, in place; returns the model.
+    """Let the model's batch norm layers normalise over all ranks, in place; returns the model.
 
     Only the layers' class changes: parameters, buffers, hooks and names stay, and so does the
     activation inside timm's layers, which ``convert_sync_batchnorm`` would lose. Raises ValueError
-    for a batch norm of another library that does something else besides.
+    for a batch norm class of another library that does more than batch norm.
     """
     for module in model.modules():
         kind = type(module)
@@ -25,9 +25,9 @@ def with_synced_batch_norm(model: nn.Module) -> nn.Module:
 
 
 class _SyncedAct(nn.SyncBatchNorm):
-    """For timm's BatchNormAct2d, which has an activation behind it."""
+    """The synchronised BatchNormAct2d of timm, which has an activation after batch norm."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """The activation of what batch norm gives."""
+        """The activation of the batch norm's output."""
         output: Tensor = self.act(self.drop(super().forward(input)))  # type: ignore[operator]
         return output

@@ -1,4 +1,4 @@
-"""What every drawer of curves shares: colours, and the numbers along an axis. Imports no torch."""
+"""The colours of curves and the numbers along an axis, for all charts. Imports no torch."""
 
 import math
 
@@ -12,7 +12,7 @@ def ticks(low: float, high: float) -> list[float]:
     """Four to eight round numbers from at most ``low`` to at least ``high``."""
     largest = max(abs(low), abs(high))
     span = high - low
-    if span <= 1e-9 * largest:  # steps so small would be lost in the float's last digits
+    if span <= 1e-9 * largest:  # smaller steps would vanish in the float's last digits
         span = largest
     span = max(span, 1e-300) if span else 1.0
     low = min(low, high - span)  # a constant stands at the upper edge: no accuracy above 1
@@ -28,7 +28,7 @@ def x_ticks(first: float, last: float, log_x: bool = False) -> list[float]:
         powers = range(math.ceil(math.log10(first)), math.floor(math.log10(last)) + 1)
         decades = [10.0**power for power in powers]
         return decades if len(decades) >= 2 else sorted({first, last, *decades})
-    room = (last - first) / 20  # between the numbers of the ends and those within
-    whole = float(first).is_integer() and float(last).is_integer()
-    within = (round(x) if whole else x for x in ticks(first, last))
+    room = (last - first) / 20  # the least distance from an end to a number between them
+    integers = float(first).is_integer() and float(last).is_integer()
+    within = (round(x) if integers else x for x in ticks(first, last))
     return sorted({first, last} | {x for x in within if first + room < x < last - room})

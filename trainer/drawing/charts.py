@@ -1,4 +1,4 @@
-"""Numbers as pictures, drawn with Pillow alone: curves, bars, a confusion matrix, calibration."""
+"""Charts as pictures, drawn with Pillow alone: curves, bars, a confusion matrix, calibration."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,8 +14,8 @@ from trainer.drawing.fonts import drawable, fit_to_pixels, font, legible
 
 RIGHT, WRONG = "#2ca02c", "#d62728"
 _WIDTH, _HEIGHT = 960, 320  # pixels of a panel of curves
-_LEFT, _RIGHT, _TOP, _BOTTOM = 90, 230, 44, 44  # its margins; the right one holds the legend
-_FINE = 3  # curves are drawn so many times larger, then averaged: Pillow smooths no edges
+_LEFT, _RIGHT, _TOP, _BOTTOM = 90, 230, 44, 44  # a panel's margins; the right one holds the legend
+_FINE = 3  # curves are drawn this many times larger, then averaged, for smooth edges
 _EDGE = 8  # pixels around the axes that a point at their end may cover
 _DASH = 8  # pixels of a dash, and of the gap behind it
 INK, GRID = "#222222", "#dddddd"
@@ -24,7 +24,7 @@ MAX_BARS = 40  # names in a bar chart
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """Those of ``values`` that are finite numbers."""
+    """The items of ``values`` that are finite numbers."""
     return {
         key: value
         for key, value in values.items()
@@ -37,7 +37,7 @@ def draw_confusion(
 ) -> Image.Image:
     """Counts, shaded by their share of the row; rows are true classes, columns predicted ones.
 
-    room: pixels for the cells of a few classes; those of many take what they need.
+    room: pixels for the cells of a few classes; cells of many classes may take more.
     """
     k = len(classes)
     cell = max(1, min(72, max(room // k, min(20, 960 // k))))
@@ -46,7 +46,7 @@ def draw_confusion(
     picture, end = frame.copy(), margin + k * cell
     draw = ImageDraw.Draw(picture)
     counts = torch.as_tensor(confusion)
-    # The root lets rare mistakes be seen.
+    # The square root makes rare mistakes visible.
     depth = (counts / counts.sum(dim=1, keepdim=True).clamp_min(1)).sqrt()
     shades = 255 + depth[..., None] * (torch.tensor([8, 48, 107]) - 255)
     cells = Image.fromarray(shades.round().byte().numpy())
@@ -66,7 +66,7 @@ def draw_confusion(
 
 @lru_cache(maxsize=4)  # a run draws it in every epoch
 def _confusion_frame(classes: tuple[str, ...], cell: int, named: bool) -> tuple[Image.Image, int]:
-    """The names around a confusion matrix, and where its cells begin."""
+    """The picture of the names around a confusion matrix, and the pixel where its cells begin."""
     size = min(18, cell // 2) if named else 16
     names = [fit_to_pixels(drawable(name, i), size, 140) for i, name in enumerate(classes) if named]
     margin = 60 + math.ceil(max((font(size, name).getlength(name) for name in names), default=0))
@@ -82,7 +82,7 @@ def _confusion_frame(classes: tuple[str, ...], cell: int, named: bool) -> tuple[
 
 
 def panels_of(history: Sequence[dict[str, Any]]) -> dict[str, Curves]:
-    """The curves of a run by the panel they stand in: loss, metrics and learning rate by epoch."""
+    """The curves of a run for each panel: loss, metrics and learning rate by epoch."""
     belongs: dict[str, Callable[[str], bool]] = {
         "loss": lambda tag: tag in ("train/loss", "val/loss"),
         "metrics": lambda tag: (
@@ -104,7 +104,7 @@ def _val_last(item: tuple[str, Any]) -> bool:
 
 
 def draw_curves(history: Sequence[dict[str, Any]], best_epoch: int | None) -> Image.Image:
-    """A panel each for losses, metrics and learning rate, over the epochs."""
+    """One panel each for losses, metrics and learning rate, over the epochs."""
     best = [] if best_epoch is None else [(best_epoch, "best epoch")]
     return draw_lines(panels_of(history), "epoch", best)
 
@@ -116,10 +116,10 @@ def draw_lines(
     log_x: bool = False,
     faint: Collection[str] = (),
 ) -> Image.Image:
-    """A panel each, one below the other: title -> name of a curve -> its points (x, y).
+    """Panels one below the other. ``panels``: title -> name of a curve -> its points (x, y).
 
-    Points that are no finite numbers, or not above 0 where log_x, are left out. verticals: x, each
-    with what the legend calls it. faint: names of curves that stand behind the others.
+    Points that are not finite, or with log_x not above 0, are left out. verticals: (x, name in the
+    legend) of vertical lines. faint: names of curves that are drawn pale, behind the others.
     """
     drawn = []
     for title, curves in panels.items():
@@ -169,7 +169,7 @@ def _draw_panel(picture: Image.Image, offset: int, panel: _Panel) -> None:
 
     colours = _colours(curves, faint)
     spots = {n: [(across(x), down(y)) for x, y in curve] for n, curve in curves.items() if curve}
-    # Every second curve is dashed and lies above the others, so that of two equal ones both show.
+    # Every second curve is dashed and drawn on top, so that two equal curves both show.
     strong = [name for name in spots if name not in faint]
     solid, dashed = strong[::2], strong[1::2]
     fine = _Fine(wide, tall)
@@ -222,7 +222,7 @@ def _draw_legend(
 
 
 def _colours(curves: Curves, faint: Collection[str]) -> dict[str, str]:
-    """A colour a curve; of the faint ones a pale one."""
+    """The colour of each curve; a pale one for faint curves."""
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(curves)}
     for name in set(faint) & set(colours):
         red, green, blue = (170 + c // 3 for c in ImageColor.getrgb(colours[name])[:3])
@@ -231,7 +231,7 @@ def _colours(curves: Curves, faint: Collection[str]) -> dict[str, str]:
 
 
 def _dashes(line: Points) -> Iterator[Points]:
-    """The pieces of a dashed line: dashes and gaps are equally long, whatever its slope."""
+    """The pieces of a dashed line. Dashes and gaps are equally long at any slope."""
     points = np.asarray(line)
     along = np.cumsum([0.0, *np.hypot(*np.diff(points, axis=0).T)])  # pixels from the start
     edges = np.arange(0, along[-1], _DASH)
@@ -251,29 +251,29 @@ class _Fine:
         self.draw = ImageDraw.Draw(self.picture)
 
     def place(self, spots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        """Pixels of the axes, whose middle counts, as pixels of the larger picture."""
+        """Points in pixels of the axes as points in pixels of the larger picture."""
         middle = _EDGE * _FINE + _FINE // 2
         return [(x * _FINE + middle, y * _FINE + middle) for x, y in spots]
 
     def line(self, spots: Sequence[tuple[float, float]], colour: str, width: float) -> None:
-        """A line through the places, ``width`` pixels broad."""
+        """Draw a line through the points, ``width`` pixels broad."""
         joint = "curve" if 2 < len(spots) <= 1000 else None
         self.draw.line(self.place(spots), colour, round(width * _FINE), joint)
 
     def dot(self, spot: tuple[float, float], colour: str, radius: float) -> None:
-        """A dot, ``radius`` pixels from its middle to its edge."""
+        """Draw a dot with a ``radius`` in pixels."""
         ((x, y),), r = self.place([spot]), radius * _FINE
         self.draw.ellipse((x - r, y - r, x + r, y + r), colour)
 
     def reduced(self) -> Image.Image:
-        """The lines in their size; the axes begin _EDGE pixels from the left and the top."""
+        """The picture in its real size; the axes begin _EDGE pixels from the left and the top."""
         return self.picture.reduce(_FINE)
 
 
 def draw_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Image.Image:
-    """A group of horizontal bars a name, one of each series, with its count.
+    """A group of horizontal bars for each name: one bar, with its count, for each series.
 
-    Of more than MAX_BARS names those with the smallest and with the largest sums are drawn.
+    If there are more than MAX_BARS names, those with the smallest and the largest sums are drawn.
     """
     sums = [sum(values) for values in zip(*series.values(), strict=True)]
     order = list(range(len(names)))
@@ -312,12 +312,12 @@ def draw_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Im
 
 
 def draw_calibration(bins: Sequence[tuple[int, float, float]]) -> Image.Image:
-    """Reliability diagram of equal intervals of confidence, and how many images lie in each.
+    """Reliability diagram of equal intervals of confidence, with the number of images in each.
 
-    bins: (images, mean confidence, accuracy) of each interval, from 0 to 1. A bar is an
-    interval's accuracy, a red mark its confidence; a bar below the mark is too sure.
+    bins: (images, mean confidence, accuracy) of each interval, from 0 to 1. A bar is the accuracy,
+    a red mark the mean confidence. A bar below its mark means that the model is too sure.
     """
-    side, left, top, low = 420, 64, 44, 110  # of the square, its margins, the counts below
+    side, left, top, low = 420, 64, 44, 110  # square, margins, height of the counts
     picture = Image.new("RGB", (left + side + 30, top + side + low + 70), "white")
     draw = ImageDraw.Draw(picture)
     bottom, base, small = top + side, top + side + low + 16, font(15)
@@ -351,7 +351,7 @@ def _vertical_text(
     text: str,
     size: int,
 ) -> None:
-    """Write upwards from the given point."""
+    """Draw the text upwards from the given point."""
     face = font(size, text)
     width, height = math.ceil(face.getlength(text)) + 4, 28
     strip = Image.new("RGB", (width, height), "white")

@@ -1,4 +1,4 @@
-"""HTML, Markdown and programs from Jinja templates, which lie beside the modules that fill them."""
+"""Fills Jinja templates of HTML, Markdown and programs, which lie beside the modules using them."""
 
 from functools import cache
 from pathlib import Path
@@ -13,10 +13,10 @@ SHARED = Path(__file__).parent / "templates"  # the frame of all pages, and thei
 
 
 def render(template: Path, **values: object) -> str:
-    """The template's text with ``values`` in it.
+    """The template's text, filled with ``values``.
 
-    Where the file's name says HTML, each value is put on one line and escaped, unless it is Markup
-    that this project made. Raises jinja2.UndefinedError for a name that has no value.
+    In an HTML template each value is put on one line and escaped, unless it is Markup of this
+    project. Raises jinja2.UndefinedError for a name that has no value.
     """
     return _environment(template.parent).get_template(template.name).render(values)
 

@@ -1,4 +1,4 @@
-"""Charts of a page: SVG, crisp at any size, with numbers under the pointer. Imports no torch."""
+"""Charts of a page as SVG: crisp at any size, with numbers under the pointer. Imports no torch."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +9,7 @@ from markupsafe import Markup
 from trainer.drawing.axes import COLOURS, Curves, ticks, x_ticks
 from trainer.drawing.text import Bins, plain, shown_number
 
-MAX_MARKS = 200  # points of a curve that tell their number
+MAX_MARKS = 200  # points of a curve that show their number under the pointer
 WIDTH, HEIGHT = 480, 240  # units of a chart
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 56, 14, 12, 36
 
@@ -21,14 +21,14 @@ def element(name: str, *content: str, **attributes: object) -> Markup:
 
     An attribute that is "" is left out.
     """
-    inner = (part if isinstance(part, Markup) else escape(plain(part)) for part in content)
+    inner = (item if isinstance(item, Markup) else escape(plain(item)) for item in content)
     given = {"class" if k == "kind" else k.replace("_", "-"): v for k, v in attributes.items()}
     start = "".join(f' {key}="{escape(plain(str(v)))}"' for key, v in given.items() if v != "")
     return Markup(f"<{name}{start}>{''.join(inner)}</{name}>")
 
 
 def svg(alt: str, parts: Iterable[Markup], width: float = WIDTH, height: float = HEIGHT) -> Markup:
-    """The picture made of the parts; ``alt`` says in words what it shows."""
+    """The picture made of ``parts``; ``alt`` describes it in words."""
     box = f"0 0 {width} {height}"
     return element("svg", *parts, viewBox=box, role="img", aria_label=alt)
 
@@ -36,7 +36,7 @@ def svg(alt: str, parts: Iterable[Markup], width: float = WIDTH, height: float =
 def figure(
     title: str, picture: Markup, legend: Iterable[tuple[str, str]] = (), kind: str = ""
 ) -> Markup:
-    """A picture with its title, and its legend: the kind of each curve, and its name."""
+    """A picture with its title and its legend: (kind, name) of each curve."""
     items = [element("li", name, kind=kind) for kind, name in legend]
     head = [element("b", title)] if title else []
     head += [element("ul", *items, kind="legend")] if items else []
@@ -44,17 +44,17 @@ def figure(
 
 
 def text(x: float, y: float, content: str, kind: str) -> Markup:
-    """A text; ``kind`` says whether it begins, has its middle or ends at ``x``."""
+    """A text; ``kind`` is its anchor: whether its begin, middle or end is at ``x``."""
     return element("text", content, x=round(x, 1), y=round(y, 1), kind=kind)
 
 
 def dot(kind: str, x: float, y: float, tip: str, radius: float = 3) -> Markup:
-    """A dot that tells ``tip`` under the pointer."""
+    """A dot that shows ``tip`` under the pointer."""
     return element("circle", element("title", tip), kind=kind, cx=x, cy=y, r=radius)
 
 
 def line(kind: str, spots: Iterable[tuple[float, float]], *content: str, style: str = "") -> Markup:
-    """A line through the places."""
+    """A line through the points ``spots``."""
     places = " ".join(f"{x},{y}" for x, y in spots)
     return element("polyline", *content, kind=kind, style=style, points=places)
 
@@ -66,12 +66,12 @@ def grid_line(y: float, label: str, right: float = WIDTH - MARGIN_RIGHT) -> Mark
 
 
 def below(x: float, label: str, y: float = HEIGHT - MARGIN_BOTTOM) -> Markup:
-    """A text under the axis that lies at ``y``."""
+    """A text below a horizontal axis at ``y``."""
     return text(x, y + 16, label, "middle")
 
 
 def scale(low: float, high: float, begin: float, end: float) -> Scale:
-    """Where a value from ``low`` to ``high`` lies between ``begin`` and ``end``."""
+    """The linear function that maps ``low`` to ``begin`` and ``high`` to ``end``."""
 
     def place(value: float) -> float:
         share = (value - low) / (high - low) if high > low else 0.5
@@ -81,14 +81,14 @@ def scale(low: float, high: float, begin: float, end: float) -> Scale:
 
 
 def vertical_axis(values: Sequence[float]) -> tuple[Scale, list[Markup]]:
-    """Where a value stands in a chart of the usual size, and the lines of its axis."""
+    """The scale from a value to y in a chart of the usual size, and the lines of its axis."""
     marks = ticks(min(values), max(values))
     up = scale(marks[0], marks[-1], HEIGHT - MARGIN_BOTTOM, MARGIN_TOP)
     return up, [grid_line(up(mark), f"{mark:.6g}") for mark in marks]
 
 
 def curves_chart(title: str, curves: Curves, best_epoch: int) -> Markup:
-    """A panel of curves; its points tell their numbers under the pointer."""
+    """A panel of curves; its points show their numbers under the pointer."""
     points = [point for curve in curves.values() for point in curve]
     first, last = min(x for x, _ in points), max(x for x, _ in points)
     across = scale(first, last, MARGIN_LEFT, WIDTH - MARGIN_RIGHT)
@@ -102,7 +102,7 @@ def curves_chart(title: str, curves: Curves, best_epoch: int) -> Markup:
         parts += [text(x + side, MARGIN_TOP + 12, "best", kind)]
     tags = list(curves)
     kinds = {tag: f"c{i % len(COLOURS)}" + " dashed" * (i % 2) for i, tag in enumerate(tags)}
-    for tag in tags[::2] + tags[1::2]:  # dashed ones above the others: of two equal ones both show
+    for tag in tags[::2] + tags[1::2]:  # dashed ones on top, so that two equal curves both show
         curve, kind = curves[tag], kinds[tag]
         parts += [line(kind, [(across(x), up(y)) for x, y in curve])]
         kind += " faint" * (len(curve) > 60)
@@ -110,14 +110,14 @@ def curves_chart(title: str, curves: Curves, best_epoch: int) -> Markup:
         for x, y in curve[:: math.ceil(len(curve) / MAX_MARKS)]:
             parts += [dot(kind, across(x), up(y), f"epoch {x}: {tag} {shown_number(y)}", radius)]
     ends = {tag: (shown_number(c[0][1]), shown_number(c[-1][1])) for tag, c in curves.items()}
-    told = ", ".join(f"{tag} from {begin} to {end}" for tag, (begin, end) in ends.items())
+    ranges = ", ".join(f"{tag} from {begin} to {end}" for tag, (begin, end) in ends.items())
     legend = [(kind, tag) for tag, kind in kinds.items()]
-    return figure(title, svg(f"{title} by epoch: {told}", parts), legend)
+    return figure(title, svg(f"{title} by epoch: {ranges}", parts), legend)
 
 
 def calibration_chart(bins: Bins, error: float) -> Markup:
     """Reliability diagram: a bar is an interval's accuracy, a red mark its mean confidence."""
-    side, low = 300, 60  # of the square, of the counts below it
+    side, low = 300, 60  # the square's side, and the height of the counts below it
     bottom, base = MARGIN_TOP + side, MARGIN_TOP + side + low + 12
     most = max(images for images, _, _ in bins) or 1
     parts = []

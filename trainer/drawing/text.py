@@ -1,4 +1,4 @@
-"""Text as pages show it: on one line, without markup, numbers in few digits. Imports no torch."""
+"""Text for pages: on one line, without markup, numbers with few digits. Imports no torch."""
 
 import re
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ def plain(text: str) -> str:
 
 
 def shown_number(value: float) -> str:
-    """A number as tables have it."""
+    """A number as text for a table."""
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 10 else f"{value:.4g}"
 
 
 def shown(value: Any) -> Any:
-    """A value as tables have it: ``1,234``, ``0.5000``, nothing for None; the rest as it is."""
+    """A value for a table: ``1,234``, ``0.5000``, "" for None; others as they are."""
     if isinstance(value, int | float):
         return f"{value:,}" if isinstance(value, int) else shown_number(value)
     return "" if value is None else value
 
 
 def markdown(text: object) -> str:
-    """Text that Markdown shows as it is, on one line; names come from files and hold anything."""
-    # Between letters an underscore means nothing, and model_a is easier to read than model\_a.
+    """Text on one line, escaped for Markdown, because names from files hold any character."""
+    # An underscore between letters has no meaning, and model_a reads better than model\_a.
     return re.sub(r"[\\|<>&`*\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", plain(str(text)))
 
 

@@ -1,4 +1,4 @@
-"""A finished run judged again, on the very images that its split.json names."""
+"""Evaluates a finished run again, on the same images, which its split.json names."""
 
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +16,7 @@ from trainer.process.errors import RunError
 from trainer.run.disk import read_json
 from trainer.run.resume import refuse_changes, require_own_images
 
-# What may differ from the run when it is judged again: where, not what.
+# Keys that may differ from the run's in evaluation: they say where to compute, not what.
 MAY_DIFFER = (
     *("dataset.root", "dataset.on_broken", "loader.", "train.device", "train.threads", "metrics"),
 )
@@ -25,7 +25,7 @@ MAY_DIFFER = (
 def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     """Loss and metrics of the run's best weights on a split, with its eval transforms.
 
-    Raises DataError where the dataset no longer gives the images that the run was split into.
+    Raises DataError if the dataset no longer has the images of the run's splits.
     """
     refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
     require_own_images(run, config)
@@ -48,7 +48,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
 
 
 def require_unchanged(run: Path, split: dict[str, Any]) -> None:
-    """Raise RunError where split.json is no longer what the run left."""
+    """Raise RunError if split.json has changed since the run wrote it."""
     try:
         digest = digest_of_split(split)
     except TypeError:

@@ -1,4 +1,4 @@
-"""What goes with an exported model: its card, and code that uses it without this project."""
+"""Writes the card of an exported model, and code that uses the model without this project."""
 
 import json
 import re
@@ -23,7 +23,7 @@ MODEL_CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 
 
 def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str, Any]:
-    """What somebody needs to use the weights: plain values, and nothing of this machine."""
+    """All that is needed to use the weights, as plain values; nothing about this machine."""
     config = trained.config.model_dump(mode="json")
     best = result.get("best") or {}
     return {
@@ -50,7 +50,7 @@ def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str
 
 
 def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
-    """All files but the weights of a model's folder in Hugging Face's layout, by their paths."""
+    """The files of a model's folder in Hugging Face's layout, without the weights, by path."""
     classes = list(trained.classes)
     family, _, name = trained.config.model.name.partition("/")
     channels, height, width = trained.input_shape
@@ -85,7 +85,7 @@ def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sources(module: str) -> dict[str, str]:
-    """The source of a module of ``models`` and of those of ``models`` that it imports, by path."""
+    """The source of a module of ``models``, and of those modules that it imports, by path."""
     found: dict[str, str] = {}
     waiting = ["models", module]
     while waiting:

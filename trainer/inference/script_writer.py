@@ -1,7 +1,7 @@
-"""Code that uses an exported model without this project: with Pillow, NumPy and what reads it.
+"""Writes a program that uses an exported model without this project.
 
-The program is the same for every run: it reads the card in the model's file, transforms included.
-Of a run it holds the file's name, and for a folder of weights how the model is built.
+The program is the same for every run, because it reads the card in the model's file, with the
+transforms. Only the file's name differs, and the lines that build a model for a folder of weights.
 """
 
 from pathlib import Path
@@ -20,10 +20,10 @@ SCRIPT_TEMPLATE = Path(__file__).parent / "templates" / "use.py.j2"
 def program(kind: str, trained: TrainedModel) -> str:
     """Python code that classifies image files with a NAME.pt2, a NAME.onnx or a folder of weights.
 
-    kind: "pt2", "onnx" or "safetensors". It needs NumPy, Pillow, and what reads the file.
+    kind: "pt2", "onnx" or "safetensors". The program needs NumPy, Pillow, and a reader of the file.
     """
     imports, built, own = ["import numpy as np", "from PIL import Image, ImageOps"], [""], ""
-    # Older ones average padded pools wrongly: AlexNet's normalisation has those.
+    # Older versions average padded pools wrongly; AlexNet's normalisation uses such pools.
     reader = "import onnxruntime  # 1.25 or newer" if kind == "onnx" else "import torch"
     if kind == "safetensors":
         own, built = building(trained)
@@ -37,11 +37,11 @@ def program(kind: str, trained: TrainedModel) -> str:
 
 
 def building(trained: TrainedModel) -> tuple[str, list[str]]:
-    """The import and the lines that make an empty ``model`` for the weights."""
+    """The import, and the lines that build ``model``, into which the weights are loaded."""
     family, _, name = trained.config.model.name.partition("/")
     arguments = trained.config.model.arguments
     classes, (channels, *sides) = len(trained.classes), trained.input_shape
-    if not name:  # one of ours, whose source lies in the folder
+    if not name:  # a model of this project; its source is in the folder
         module, _, attribute = MODELS[family].partition(":")
         supplied = {"num_classes": classes, "in_channels": channels, "input_size": sides}
         taken = parameters_of(resolve(MODELS, family))

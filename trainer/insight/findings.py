@@ -1,4 +1,4 @@
-"""What a report tells of a run, found once for its two forms: Markdown and a page of HTML."""
+"""The content of a run's report, found once for its two forms: Markdown and a page of HTML."""
 
 import math
 import re
@@ -23,10 +23,10 @@ from trainer.process.words import listed
 from trainer.run.disk import read_json
 
 NUM_SHOWN = 16  # mistakes
-MAX_CLASSES = 20  # beyond, tables begin with the worst, and all stand at the end
-FEW_IMAGES = 1000  # below it, accuracy is told with its interval
-NUM_BINS = 15  # of confidence, as in Guo et al., 2017
-THUMBNAIL = 320  # pixels at most of a mistake's picture
+MAX_CLASSES = 20  # with more, tables show the worst, and a table of all is at the end
+FEW_IMAGES = 1000  # with fewer, accuracy has a confidence interval
+NUM_BINS = 15  # intervals of confidence, as in Guo et al., 2017
+THUMBNAIL = 320  # largest side of a mistake's picture, in pixels
 SECONDS = {
     "start": "reading the data, building the model",
     "data": "waiting for images",
@@ -61,7 +61,7 @@ class ReportData:
 
 @dataclass(frozen=True)
 class TestImage:
-    """An image of the test split: what it is, what it was taken for, how probable both seemed."""
+    """An image of the test split: its class, its predicted class, and both probabilities."""
 
     name: str
     true: str
@@ -69,12 +69,12 @@ class TestImage:
     of_predicted: float
     of_true: float
     picture: Image.Image | None
-    fault: str = ""  # why there is no picture
+    fault: str = ""  # the reason if there is no picture
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the report's pages are made of."""
+    """The content of the report's pages."""
 
     title: str
     best_epoch: int
@@ -110,50 +110,50 @@ class Findings:
 
     @property
     def balance_rows(self) -> list[tuple[Any, ...]]:
-        """Each class with its images in each part."""
+        """Each class with its number of images in each split."""
         counts = list(zip(*self.balance.values(), strict=True)) or [()] * len(self.classes)
         return [(name, *row) for name, row in zip(self.classes, counts, strict=True)]
 
     @property
     def balance_sums(self) -> list[tuple[Any, ...]]:
-        """Each part's images, those of its smallest class and of its largest."""
-        return [(part, sum(c), min(c), max(c)) for part, c in self.balance.items()]
+        """Each split's number of images: in all, in its smallest class, in its largest class."""
+        return [(split, sum(c), min(c), max(c)) for split, c in self.balance.items()]
 
     @property
     def times(self) -> list[tuple[str, str, str, str]]:
-        """What the time went to: part, what it is, seconds, share of all."""
-        whole = sum(self.seconds.values()) or 1
+        """The run's time by activity: its name, what it is, seconds, share of the total."""
+        total = sum(self.seconds.values()) or 1
         return [
-            (name, SECONDS.get(name, ""), f"{value:.2f}", f"{value / whole:.1%}")
+            (name, SECONDS.get(name, ""), f"{value:.2f}", f"{value / total:.1%}")
             for name, value in self.seconds.items()
         ]
 
     @property
     def certainty(self) -> str:
-        """How far the accuracy of a small test split may be off; "" of a large one."""
+        """The confidence interval of the accuracy of a small test split; "" for a large one."""
         accuracy, images = self.metrics.get("accuracy"), self.num_images
         if accuracy is None or images >= FEW_IMAGES:
             return ""
         low, high = wilson(round(accuracy * images), images)
-        # Outwards, so that no end is told closer than it is.
+        # Rounded outwards, so that the interval does not shrink.
         ends = f"{math.floor(low * 100) / 100:g} and {math.ceil(high * 100) / 100:g}"
         return f"{images} image{'s' * (images > 1)}: between {ends} with 95 % confidence"
 
     @property
     def many(self) -> bool:
-        """Whether there are more classes than a person reads through."""
+        """Whether there are more than MAX_CLASSES classes."""
         return len(self.classes) > MAX_CLASSES
 
     @property
     def worst(self) -> list[dict[str, Any]]:
-        """The rows of ``by_class`` in their order; of many, those of the smallest F1 first."""
+        """The rows of ``by_class``; if there are many classes, those with the smallest F1."""
         if not self.many:
             return self.by_class
         return sorted(self.by_class, key=lambda row: (row["f1"], -row["images"]))[:MAX_CLASSES]
 
     @property
     def confused(self) -> list[tuple[str, str, int, float]]:
-        """True class, predicted class, images, their share of the true class; most images first."""
+        """(true class, predicted class, images, share of the true class), most images first."""
         pairs = [
             (count, row, column)
             for row, counts in enumerate(self.confusion)
@@ -201,7 +201,7 @@ def find(given: ReportData, run: Path) -> Findings:
 def calibration_bins(probabilities: Tensor, labels: Tensor, bins: int = NUM_BINS) -> Bins:
     """(images, mean confidence, accuracy) of equal intervals (a, b] of confidence, from 0 to 1.
 
-    Weighted by their images, the distances of the last two add up to ``calibration_error``.
+    ``calibration_error`` is the mean of |confidence - accuracy|, weighted by images.
     """
     confidence, predicted = probabilities.double().nan_to_num(0).max(dim=1)
     interval = (confidence * bins).ceil().long().clamp(1, bins) - 1
@@ -214,16 +214,16 @@ def calibration_bins(probabilities: Tensor, labels: Tensor, bins: int = NUM_BINS
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
-    """The 95 % interval of a share that ``images`` were measured for (Wilson, 1927)."""
+    """The 95 % interval of the share ``right / images`` (Wilson, 1927)."""
     share, z = right / images, 1.959964
     middle = share + z**2 / (2 * images)
     half = z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
-    whole = 1 + z**2 / images
-    return max((middle - half) / whole, 0.0), min((middle + half) / whole, 1.0)
+    scale = 1 + z**2 / images
+    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
 
 
 def _rows_to_show(probabilities: Tensor, labels: Tensor) -> tuple[list[int], int]:
-    """The most certain mistakes, or where there are none the least certain images; the mistakes."""
+    """The rows of the most certain mistakes (else of the least certain images); mistakes in all."""
     confidence, predicted = probabilities.max(dim=1)
     wrong = (predicted != labels).nonzero().flatten()
     if len(wrong):
@@ -243,14 +243,14 @@ def _show(given: ReportData, i: int) -> TestImage:
             picture, fault = to_picture(given.picture_of(i)), ""
             if max(picture.size) > THUMBNAIL:
                 picture.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
-        except Exception as error:  # the report has more to tell than this picture
+        except Exception as error:  # the report is useful without this picture
             fault = f"cannot be shown: {error or type(error).__name__}"
     shares = float(probabilities[predicted]), float(probabilities[true])
     return TestImage(given.ids[i], classes[true], classes[predicted], *shares, picture, fault)
 
 
 def _facts(result: dict[str, Any], run: Path) -> dict[str, str]:
-    """What a person asks first: when, on what, with which code."""
+    """The first facts of a report: when, on which data and device, with which code."""
     environment: dict[str, Any] = {}
     with suppress(RunError):
         environment = read_json(run / "environment.json")
@@ -262,7 +262,7 @@ def _facts(result: dict[str, Any], run: Path) -> dict[str, str]:
         facts["status"] = result["status"]
     dataset = result.get("dataset", {})
     if images := dataset.get("images"):
-        sizes = listed((f"{count:,} {part}" for part, count in images.items()))
+        sizes = listed((f"{count:,} {split}" for split, count in images.items()))
         facts["data"] = f"{dataset.get('name', '')}: {sizes} images"
     if seconds := numbers(result).get("train_seconds"):
         facts["training"] = duration(seconds) if seconds >= 10 else f"{seconds:.2g}s"
@@ -286,21 +286,21 @@ def _facts(result: dict[str, Any], run: Path) -> dict[str, str]:
 def _notes(
     result: dict[str, Any], classes: Sequence[str], balance: Mapping[str, Sequence[int]]
 ) -> list[str]:
-    """What to know before believing the numbers."""
+    """Warnings about the numbers."""
     note = result.get("dataset", {}).get("note")
     notes = [note] if note else []
     if skipped := numbers(result).get("skipped_steps"):
         notes += [f"{skipped:,} steps without finite numbers were skipped in training."]
-    for part, counts in balance.items():
+    for split, counts in balance.items():
         absent = [name for name, count in zip(classes, counts, strict=True) if not count]
         if absent:
             more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-            notes += [f"No {part} image is of class {', '.join(absent[:5])}{more}."]
+            notes += [f"No {split} image is of class {', '.join(absent[:5])}{more}."]
     return notes
 
 
 def _commands(run: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
-    """What each command is for, and the command as it is typed in the checkout's root."""
+    """(purpose, command) of commands that use the run, typed in the checkout's root."""
     folder, siblings = shlex.quote(str(run)), shlex.quote(str(run.parent))
     epochs = int(numbers(result).get("epochs") or result["best"]["epoch"])
     return [

@@ -1,4 +1,4 @@
-"""A run's report folder: report.md, report.html and pictures, from the test split measured once."""
+"""Writes a run's report folder: report.md, report.html and pictures of the test split."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def write_report(folder: Path, results: ReportData, run: Path | None = None) -> 
         colours = [WRONG if found.num_wrong else RIGHT] * len(pictures)
         write_file(folder / "mistakes.png", png(sheet(pictures, captions, colours)))
     else:
-        (folder / "mistakes.png").unlink(missing_ok=True)  # an older report's
+        (folder / "mistakes.png").unlink(missing_ok=True)  # of an older report
     write_file(folder / "report.md", _markdown(found))
     write_file(folder / "report.html", report_page(found, confusion))
 
@@ -65,10 +65,10 @@ def _markdown(found: Findings) -> str:
         matrix = zip(found.classes, found.confusion, strict=True)
         rows = [[name, *counts] for name, counts in matrix]
         parts += [markdown_table(["true / predicted", *found.classes], rows)]
-    told = f"{len(found.shown)} of {found.num_wrong} wrong among {found.num_images} images."
+    caption = f"{len(found.shown)} of {found.num_wrong} wrong among {found.num_images} images."
     if not found.num_wrong:
-        told = "None: every image is predicted right. The least certain ones:"
-    parts += ["## Worst mistakes", told]
+        caption = "None: every image is predicted right. The least certain ones:"
+    parts += ["## Worst mistakes", caption]
     if any(shown.picture for shown in found.shown):
         parts += ["![worst mistakes](mistakes.png)"]
     rows = [[s.name, s.true, s.predicted, s.of_predicted, s.of_true] for s in found.shown]

@@ -13,13 +13,13 @@ from trainer.drawing.pictures import png
 from trainer.drawing.svg import calibration_chart, curves_chart, element
 from trainer.insight.findings import Findings
 
-FIT = 10  # classes whose confusion matrix a phone shows whole
+FIT = 10  # classes whose confusion matrix fits on a phone
 CRISP_BELOW = 64  # pixels of a side; smaller pictures are shown crisp
 REPORT_TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 
 
 def report_page(found: Findings, confusion: Image.Image) -> str:
-    """The whole page; ``confusion`` is the picture that many classes are shown by."""
+    """The page as HTML; ``confusion`` is the picture that is shown if there are many classes."""
     charts = [
         curves_chart(title, curves, found.best_epoch)
         for title, curves in panels_of(found.history).items()
@@ -56,11 +56,11 @@ def report_page(found: Findings, confusion: Image.Image) -> str:
 
 
 def _data_url(picture: Image.Image) -> str:
-    """A picture within the page: small ones and charts as PNG, photographs as JPEG."""
+    """A picture as a data URL: small ones and charts as PNG, photographs as JPEG."""
     kind = "png"
     if (
         max(picture.size) <= CRISP_BELOW or picture.width > 400
-    ):  # of charts JPEG would blur the letters
+    ):  # JPEG would blur the letters of charts
         data = png(picture)
     else:
         content = io.BytesIO()

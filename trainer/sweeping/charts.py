@@ -1,4 +1,4 @@
-"""The pictures of a sweep's page: values by parameter, over trials, and parallel coordinates."""
+"""The charts of a sweep's page: values by parameter, over trials, and parallel coordinates."""
 
 import math
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from trainer.sweeping.plan import Plan
 from trainer.sweeping.results import Row, ranked
 from trainer.sweeping.space import display_value, overrides
 
-MAX_LABEL = 14  # letters below an axis
+MAX_LABEL = 14  # characters below an axis
 _across = svg.scale(0, 1, MARGIN_LEFT + 12, WIDTH - MARGIN_RIGHT - 12)
 
 
 def axis(values: Sequence[Any], log: bool = False) -> tuple[list[float], list[tuple[float, str]]]:
-    """Where each value lies in 0..1, and the marks of its axis: (place, text).
+    """The place of each value in 0..1, and the marks of the axis: (place, text).
 
-    Numbers lie by size, or by their logarithm where ``log``; all else in the order of appearance.
+    Numbers lie by size, with ``log`` by their logarithm; other values in the order of appearance.
     """
     if all(type(value) in (int, float) for value in values):
         numbers = [math.log10(v) if log else float(v) for v in values]
@@ -28,7 +28,7 @@ def axis(values: Sequence[Any], log: bool = False) -> tuple[list[float], list[tu
         places = [(n - low) / (high - low) if high > low else 0.5 for n in numbers]
         first, *others = sorted(dict(zip(places, values, strict=True)).items())
         shown = [first, *others[-1:]]
-        for place, value in others[:-1]:  # those that have room between the ends
+        for place, value in others[:-1]:  # the marks that have room between the ends
             if place - shown[-2][0] > 0.18 and shown[-1][0] - place > 0.18:
                 shown.insert(-1, (place, value))
         return places, [(place, f"{value:.3g}") for place, value in shown]
@@ -40,7 +40,7 @@ def axis(values: Sequence[Any], log: bool = False) -> tuple[list[float], list[tu
 
 
 def is_log(plan: Plan, key: str) -> bool:
-    """Whether a parameter is better seen by its logarithm."""
+    """Whether a parameter's axis is logarithmic."""
     space = plan.sweep.params[key]
     if not isinstance(space, list):
         return space.log
@@ -49,12 +49,12 @@ def is_log(plan: Plan, key: str) -> bool:
 
 
 def by_parameter(plan: Plan, rows: Sequence[Row], key: str) -> Markup:
-    """A dot a run's value over one parameter, and a dash at each trial's mean."""
-    seen = [row for row in rows if row.values]
-    places, marks = axis([row.settings[key] for row in seen], is_log(plan, key))
-    up, parts = svg.vertical_axis([value for row in seen for value in row.values])
+    """A dot for each run's value over one parameter, and a dash for each trial's mean."""
+    done = [row for row in rows if row.values]
+    places, marks = axis([row.settings[key] for row in done], is_log(plan, key))
+    up, parts = svg.vertical_axis([value for row in done for value in row.values])
     parts += [below(_across(place), _short_label(mark)) for place, mark in marks]
-    for row, place in zip(seen, places, strict=True):
+    for row, place in zip(done, places, strict=True):
         tip, x = _tip(plan, row), _across(place)
         parts += [svg.dot(_kind(row), x, up(value), tip) for value in row.values]
         if row.mean is not None and len(row.values) > 1:
@@ -65,14 +65,14 @@ def by_parameter(plan: Plan, rows: Sequence[Row], key: str) -> Markup:
 
 
 def over_trials(plan: Plan, rows: Sequence[Row]) -> Markup:
-    """Each trial's mean in their order, and the best so far as steps."""
-    seen = [(row, row.mean) for row in rows if row.mean is not None]
+    """The mean of each trial in their order, and the best so far as steps."""
+    means = [(row, row.mean) for row in rows if row.mean is not None]
     last = max([row.number for row in rows] + [1])
-    up, parts = svg.vertical_axis([mean for _, mean in seen])
+    up, parts = svg.vertical_axis([mean for _, mean in means])
     parts += [below(_across(n / last), str(n)) for n in sorted({0, last // 2, last})]
     steps: list[tuple[float, float]] = []
     best: float | None = None
-    for row, mean in seen:
+    for row, mean in means:
         x = _across(row.number / last)
         if row.status == "done" and (best is None or plan.sign * mean > plan.sign * best):
             steps += [(x, up(best))] if best is not None else []
@@ -86,17 +86,17 @@ def over_trials(plan: Plan, rows: Sequence[Row]) -> Markup:
 
 
 def parallel(plan: Plan, rows: Sequence[Row]) -> Markup:
-    """Parallel coordinates: a line a trial through its settings to its value."""
-    seen = [row for row in rows if row.mean is not None and row.status == "done"]
+    """Parallel coordinates: a line for each trial, through its settings to its value."""
+    done = [row for row in rows if row.mean is not None and row.status == "done"]
     keys = list(plan.sweep.params)
-    axes = [axis([row.settings[key] for row in seen], is_log(plan, key)) for key in keys]
-    axes.append(axis([row.mean for row in seen]))
+    axes = [axis([row.settings[key] for row in done], is_log(plan, key)) for key in keys]
+    axes.append(axis([row.mean for row in done]))
     width, top, bottom = max(WIDTH, 170 * len(axes)), 30, 220
     up, across = svg.scale(0, 1, bottom, top), svg.scale(0, max(len(axes) - 1, 1), 70, width - 70)
     order = ranked(plan, rows)
     parts = []
     for row in reversed(order):  # the best is drawn last, above the others
-        at = seen.index(row)
+        at = done.index(row)
         share = order.index(row) / max(len(order) - 1, 1)
         spots = [(across(i), up(places[at])) for i, (places, _) in enumerate(axes)]
         kind, bold = ("c1", 3) if share == 0 else ("c0", 1.5)

@@ -15,7 +15,7 @@ SWEEP_TEMPLATE = Path(__file__).parent / "templates" / "sweep.html.j2"
 
 
 def sweep_page(plan: Plan, rows: Sequence[Row]) -> str:
-    """The whole page, of a sweep in any state."""
+    """The page of a sweep in any state, as HTML."""
     params, monitor, test = list(plan.sweep.params), plan.monitor, reported_test(plan, rows)
     best = ranked(plan, rows)[:1]
     charts = []

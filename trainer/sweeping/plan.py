@@ -296,7 +296,7 @@ def check_with_torch(plan: Plan) -> None:
     for settings, key, place in samples(plan.sweep):
         config = load_config(plan.base, [*plan.overrides, *overrides(settings)])
         tried.append((settings, key, ("sweep", "params", key, place), check_components(config)))
-    if not tried:  # nothing but seeds and folds
+    if not tried:  # only seeds and folds vary
         tried = [({}, "", ("sweep",), check_components(plan.config))]
     # A fault that no choice changes is reported once, at its own line.
     common = set.intersection(*(set(faults) for *_, faults in tried))

@@ -1,8 +1,8 @@
 """The trials of a sweep in an Optuna study, which is a journal file.
 
-A study's trial carries the number that it has in the sweep ("number"), its settings, and the folder
-whose workers make its runs. Of two trials of one number the one that was created first counts.
-Akiba et al., 2019, "Optuna"; of the Tree-structured Parzen Estimator: Bergstra et al., 2011.
+A trial of the study holds its number in the sweep ("number"), its settings, and the folder whose
+workers train its runs. If two trials have one number, the one that was created first counts.
+Akiba et al., 2019, "Optuna"; Bergstra et al., 2011, for the Tree-structured Parzen Estimator.
 """
 
 import json
@@ -23,39 +23,39 @@ from trainer.sweeping.folder import Trial, locked
 from trainer.sweeping.plan import Plan
 from trainer.sweeping.space import Settings, points
 
-ALIVE_EVERY = 30.0  # seconds between two signs of life, where folders are not shared
-LOST_AFTER = 300.0  # seconds without one after which another folder's trial is made anew
+ALIVE_EVERY = 30.0  # seconds between two signs of life of a folder
+LOST_AFTER = 300.0  # seconds without a sign, after which a trial is run by another folder
 
 
 class _Lock:
-    """A journal's lock that the system takes back from a process that was killed."""
+    """The lock of a journal. The system frees it if its process is killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def acquire(self) -> bool:
-        """Wait for it."""
+        """Wait for the lock."""
         self.held = locked(self.path)
         self.held.__enter__()
         return True
 
     def release(self) -> None:
-        """Give it back."""
+        """Free the lock."""
         self.held.__exit__(None, None, None)
 
 
 class Study:
-    """The trials of a study, as ``trainer.sweeping.trials.Trials`` says."""
+    """The trials of a study, with the interface ``trainer.sweeping.trials.Trials``."""
 
     def __init__(self, plan: Plan, folder: Path, identity: str) -> None:
-        """Open or create it; raises RunError where the storage cannot be reached."""
+        """Open or create the study; raises RunError if the storage cannot be reached."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.plan, self.folder, self.identity = plan, folder, identity
         self.name, self.many = plan.file.name, plan.sweep.trials or 0
         self.listed = [] if plan.sweep.method == "tpe" else points(plan.sweep)
         self.many = len(self.listed) or self.many
-        self.signs: dict[int, tuple[Any, float]] = {}  # of others: the last sign, and when seen
-        self.told_alive = 0.0
+        self.signs: dict[int, tuple[Any, float]] = {}  # key of a trial -> last sign, time
+        self.last_sign = 0.0
         with self._in_plain_words(), locked(folder / "ask.lock"):
             self.storage = self._storage()
             study = optuna.create_study(
@@ -76,7 +76,7 @@ class Study:
         return optuna.storages.JournalStorage(backend)
 
     def _refuse_another(self, study: "optuna.Study") -> None:
-        """Raise RunError where the study is that of another sweep of this name."""
+        """Raise RunError if the study belongs to another sweep of the same name."""
         dumped = self.plan.file.model_dump(mode="json")["sweep"]
         ours = {key: dumped[key] for key in ("method", "params", "seed", "seeds", "folds")}
         mine = json.dumps([ours, self.plan.monitor], sort_keys=True)
@@ -91,18 +91,18 @@ class Study:
 
     @contextmanager
     def _in_plain_words(self) -> Iterator[None]:
-        """Raise RunError where the journal cannot be used; keep Optuna's warnings quiet."""
+        """Raise RunError if the journal cannot be used; suppress Optuna's warnings."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
         except (OSError, ValueError) as error:
-            said = " ".join(str(error.__cause__ or error).split())[:300]
+            reason = " ".join(str(error.__cause__ or error).split())[:300]
             where = self.plan.sweep.storage or "study.journal"
-            raise RunError(f"sweep.storage {where}: {said}") from None
+            raise RunError(f"sweep.storage {where}: {reason}") from None
 
     def counted(self) -> dict[int, FrozenTrial]:
-        """The study's trials by their number in the sweep, without what is lost or one too many."""
+        """The study's trials by their number in the sweep, without lost ones and duplicates."""
         with self._in_plain_words():
             found = self.storage.get_all_trials(self.id, deepcopy=False)
         by_number: dict[int, FrozenTrial] = {}
@@ -120,7 +120,7 @@ class Study:
         return bool(found.user_attrs.get("folder") == self.identity)
 
     def known(self) -> Sequence[Trial]:
-        """Those of this folder that have not been told."""
+        """The running trials of this folder."""
         return [
             self._trial(found)
             for found in self.counted().values()
@@ -130,7 +130,7 @@ class Study:
         ]
 
     def ask(self) -> Trial | None:
-        """The next trial; one that a killed process had only begun to ask for comes first."""
+        """The next trial; None if all are taken. A trial whose process died in here comes first."""
         with self._in_plain_words(), locked(self.folder / "ask.lock"):
             while True:
                 counted = self.counted()
@@ -146,10 +146,10 @@ class Study:
                 key = self.storage.create_new_trial(self.id, template_trial=template)
                 if self.counted()[free]._trial_id == key:
                     return self._settle(key, free)
-                self._give_up(key)  # another machine asked in the same moment, and was first
+                self._give_up(key)  # another machine took the number first
 
     def _give_up(self, key: int) -> bool:
-        """Mark a trial as one that does not count; False where somebody was faster."""
+        """Mark a trial as lost; returns False if another process has ended it already."""
         try:
             self.storage.set_trial_user_attr(key, "lost", True)
             self.storage.set_trial_state_values(key, TrialState.FAIL)
@@ -158,7 +158,7 @@ class Study:
         return True
 
     def _settle(self, key: int, number: int) -> Trial:
-        """Give a new trial its settings: those of a lost one of its number, or its own."""
+        """Give a new trial its settings: those of a lost trial of its number, or new ones."""
         settings = None
         for found in self.storage.get_all_trials(self.id, deepcopy=False):
             attrs = found.user_attrs
@@ -172,7 +172,7 @@ class Study:
         return Trial(number, settings, key)
 
     def _suggest(self, key: int, number: int, given: Settings | None) -> Settings:
-        """Draw by a sampler whose seed is the trial's own, so that it does not depend on kills."""
+        """Draw settings by a sampler with the trial's own seed, so that kills change nothing."""
         from transforms.keyed import seed_of
 
         seed = seed_of("sweep", self.plan.sweep.seed, number) % 2**32
@@ -203,11 +203,11 @@ class Study:
         return settings
 
     def _fresh(self, sampler: "optuna.samplers.BaseSampler | None" = None) -> "optuna.Study":
-        """The study as it is now: one that was read before keeps the trials that it saw."""
+        """The study read anew, because an Optuna study caches its trials."""
         return optuna.load_study(study_name=self.name, storage=self.storage, sampler=sampler)
 
     def report(self, trial: Trial, values: dict[int, float]) -> bool:
-        """Tell a trial's values after epochs; whether the pruner would stop it."""
+        """Store a trial's values by epoch; returns whether the pruner would stop it."""
         assert trial.key is not None
         with self._in_plain_words():
             known = self.storage.get_trial(trial.key).intermediate_values
@@ -220,7 +220,7 @@ class Study:
             return _pruner(self.plan).prune(self._fresh(), found)
 
     def tell(self, trial: Trial, rows: Sequence[dict[str, Any]], value: float | None) -> None:
-        """Tell how a trial ended; nothing where that was told already."""
+        """Store the end of a trial, unless it is stored already."""
         assert trial.key is not None
         states = {row["status"] for row in rows}
         state = TrialState.FAIL if value is None else TrialState.COMPLETE
@@ -235,13 +235,13 @@ class Study:
                     trial.key, state, None if value is None else [value]
                 )
             except RuntimeError:
-                pass  # another worker of this folder, or it was held to be lost
+                pass  # another worker was first, or the trial was given up
 
     def alive(self, trials: Sequence[Trial]) -> None:
-        """A sign of life for machines that do not see this folder's claims."""
-        if self.plan.sweep.storage is None or time.monotonic() - self.told_alive < ALIVE_EVERY:
+        """Write a sign of life for machines that cannot read this folder's claims."""
+        if self.plan.sweep.storage is None or time.monotonic() - self.last_sign < ALIVE_EVERY:
             return
-        self.told_alive = time.monotonic()
+        self.last_sign = time.monotonic()
         with self._in_plain_words():
             for key in {trial.key for trial in trials if trial.key is not None}:
                 try:
@@ -250,17 +250,17 @@ class Study:
                     pass
 
     def others(self) -> int:
-        """How many trials other folders work on. One without a sign of life is given up."""
+        """The number of trials that other folders run. Those without a sign of life are lost."""
         count, now = 0, time.monotonic()
         for found in self.counted().values():
             if found.state != TrialState.RUNNING or self._is_mine(found):
                 continue
             key, sign = found._trial_id, found.user_attrs.get("alive")
-            # The other machine's clock may be wrong: what counts is that its sign changes.
-            last, seen = self.signs.setdefault(key, (sign, now))
+            # The other machine's clock may be wrong, so only a change of its sign counts.
+            last, since = self.signs.setdefault(key, (sign, now))
             if last != sign:
                 self.signs[key] = sign, now
-            elif now - seen > LOST_AFTER:
+            elif now - since > LOST_AFTER:
                 with self._in_plain_words():
                     self._give_up(key)
                 continue
@@ -268,7 +268,7 @@ class Study:
         return count
 
     def everything(self) -> list[tuple[Trial, list[dict[str, Any]] | None]]:
-        """Every trial; those of other folders with the ends that were told."""
+        """Every trial; those of other folders with their stored runs."""
         result: list[tuple[Trial, list[dict[str, Any]] | None]] = []
         for found in self.counted().values():
             if "settings" in found.user_attrs:
