@@ -430,8 +430,8 @@ SABOTAGES = [
         "non-finite weights saved",
         "NaN rotates the last good checkpoint away",
         "trainer/run/saver.py",
-        'parts = (state["model"], ',
-        "parts = (",
+        'tensors = (state["model"], ',
+        "tensors = (",
         CHECKPOINT,
     ),
     Sabotage(

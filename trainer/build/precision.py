@@ -15,10 +15,9 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Precision:
-    """How a step computes. With fp32 and tf32 both context manager and scaler do nothing.
+    """The number format of a step. Both fields do nothing in fp32 and tf32.
 
-    ``autocast`` is for the forward pass and the loss, ``scaler`` for the backward pass and the
-    optimizer's step.
+    ``autocast`` wraps the forward pass and the loss; ``scaler`` scales fp16 gradients.
     """
 
     autocast: Callable[[], AbstractContextManager[Any]]

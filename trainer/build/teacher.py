@@ -41,8 +41,7 @@ class Distillation:
     def __call__(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
         """The loss with the teacher, a scalar, from images (B, C, H, W), logits (B, K) and loss.
 
-        ``logits`` and ``loss`` are the student's. The teacher draws no random numbers and gets no
-        gradient.
+        logits and loss: the student's. The teacher gets no gradient and draws no random numbers.
         """
         with torch.no_grad():
             answers = self.model(images)

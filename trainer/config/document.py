@@ -133,7 +133,7 @@ def component_name(component: Any) -> str | None:
 
 
 def read_document(path: Path) -> Document:
-    """Read a YAML file; raises ConfigError where there is no text to read at all."""
+    """Read a YAML file; raises ConfigError if the file cannot be read as text."""
     line, text = None, ""
     try:
         with path.open("rb") as file:

@@ -29,7 +29,7 @@ from trainer.process.launch import RANK, WORLD_SIZE, is_one_of_several
 from trainer.process.stop import StopRequest
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 PATIENCE = 600  # seconds in which all ranks must have come
 FAILURE = "failure"  # the store's key for the reason why a rank failed
 COMMON = "is_common"  # an attribute of errors that every rank raises
@@ -166,7 +166,7 @@ def _word_of_failure() -> str:
     return ""
 
 
-def on_main(action: Callable[[], Result]) -> Result:
+def on_main(action: Callable[[], Returned]) -> Returned:
     """Run ``action`` on rank 0 and return its result, or raise its error, on every rank."""
     if world_size() == 1:
         return action()
@@ -182,18 +182,18 @@ def on_main(action: Callable[[], Result]) -> Result:
     result, failure = outcome[0]
     if failure is not None:
         raise mark_common(failure)
-    answer: Result = result
+    answer: Returned = result
     return answer
 
 
-def on_every_rank(action: Callable[[], Result]) -> Result:
+def on_every_rank(action: Callable[[], Returned]) -> Returned:
     """Run ``action`` on every rank and return the local result.
 
     If it fails on any rank, all ranks raise.
     """
     if world_size() == 1:
         return action()
-    result: Result | None = None
+    result: Returned | None = None
     error: Exception | None = None
     try:
         result = action()

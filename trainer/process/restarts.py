@@ -46,7 +46,7 @@ def run_before_restart(runs: Path, name: str, resumed: Path | None = None) -> Pa
     """Find the run that this torchrun trained before it started its processes again.
 
     Looks in ``resumed``, the run that the command names, or in all runs of ``name``. Returns None
-    where there is no such run. Raises Stopped where it was asked to stop: a stop is final, although
+    if there is no such run. Raises Stopped if that run was asked to stop: a stop is final, although
     torchrun takes exit code 75 for a failure. A start without a higher restart count is no failure:
     torchrun itself stopped its processes because a machine came or went.
 

@@ -48,8 +48,8 @@ class Saver:
         checkpoint: bool,
         average: dict[str, Any] | None,
     ) -> None:
-        weights = (state["model"], state["optimizer"], state.get("average"), average)
-        if not all(map(is_finite, weights)):
+        tensors = (state["model"], state["optimizer"], state.get("average"), average)
+        if not all(map(is_finite, tensors)):
             raise NonFiniteLoss(
                 f"a weight is infinite or NaN after step {step}; that state is not saved. "
                 "Try a lower optimizer.lr, or train.clip_grad_norm=1."

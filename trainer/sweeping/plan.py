@@ -42,7 +42,7 @@ class Plan:
 
     @property
     def sweep(self) -> Sweep:
-        """What is varied, how and how often."""
+        """The ``sweep`` section of the YAML: params, method and number of trials."""
         return self.file.sweep
 
     @property
