@@ -24,7 +24,7 @@ from trainer.build.prepare import prepare
 from trainer.config import load_config
 from trainer.loop.record import save
 from trainer.loop.resume import compare
-from trainer.loop.snapshot import restore, snapshot
+from trainer.loop.snapshot import restore_job, snapshot
 from trainer.loop.state import State
 from trainer.process.errors import NonFiniteLoss, RunError
 from trainer.run import disk
@@ -871,7 +871,7 @@ def test_training_may_go_on_at_once_and_the_file_still_holds_the_moment(run, con
 def test_a_state_of_another_model_is_refused(config_file, change):
     job = prepare(load_config(config_file), print)
     content = snapshot(job, State(), Lengths())
-    restore(job, content)
+    restore_job(job, content)
     name = next(iter(content["model"]))
     if change == "a tensor less":
         del content["model"][name]
@@ -882,7 +882,7 @@ def test_a_state_of_another_model_is_refused(config_file, change):
     else:
         del content["schedule"]
     with pytest.raises(RunError, match="does not fit this run"):
-        restore(job, content)
+        restore_job(job, content)
 
 
 def test_a_state_of_another_split_is_refused(config_file, run):

@@ -33,7 +33,7 @@ from trainer.insight.board import show_epoch
 from trainer.loop.evaluate import evaluate as evaluated
 from trainer.loop.guard import Guard
 from trainer.loop.record import save
-from trainer.loop.snapshot import restore, snapshot
+from trainer.loop.snapshot import restore_job, snapshot
 from trainer.loop.state import CLOCKS, PLAIN, State
 from trainer.process.errors import ConfigError, RunError, WorkerDied
 from trainer.run.checkpoint import checkpoints, digest_of, problem_of, read_state
@@ -310,7 +310,7 @@ def test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoint(config_file)
     state.seconds["eval"] = 2.0
     state.step = state.epoch * len(job.train_loader) + state.batch
     content = snapshot(trained, state, Lengths(70, 80))
-    back, lengths = restore(job, content)
+    back, lengths = restore_job(job, content)
     assert lengths == Lengths(70, 80)
     for field in fields - {"means", "saved_at", "saved", "norm"}:
         assert getattr(back, field) == getattr(state, field), field

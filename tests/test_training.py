@@ -20,7 +20,7 @@ from trainer.inference.evaluation import evaluate_run
 from trainer.input.data import load_data
 from trainer.loop.evaluate import predict
 from trainer.loop.guard import Guard
-from trainer.loop.snapshot import restore, snapshot
+from trainer.loop.snapshot import restore_job, snapshot
 from trainer.loop.state import State
 from trainer.process.errors import ConfigError, NonFiniteLoss, RunError, Stopped
 from trainer.run.checkpoint import checkpoints, read_state, write_checkpoint
@@ -226,7 +226,7 @@ def test_a_state_saved_in_another_memory_layout_goes_on_alike(config_file, tmp_p
         other = [*overrides, f"train.channels_last={layout}"]
         saved = prepare(load_config(config_file, other), print)
         step(saved)
-        restore(job, snapshot(saved, State(), Lengths()))
+        restore_job(job, snapshot(saved, State(), Lengths()))
         step(job)
         states.append(job.model.state_dict())
     for key, value in states[0].items():

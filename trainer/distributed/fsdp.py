@@ -1,7 +1,7 @@
 """FSDP: each rank keeps a shard of the model, for models too large for one GPU.
 
-Weights, gradients and the optimizer's state are split along their first dimension; the weights of
-a block are gathered while it is computed. All ranks do every forward pass together.
+Weights, gradients and optimizer state are split along their first dimension. The weights of a block
+are gathered while it is computed. All ranks do every forward pass together.
 """
 
 from collections.abc import Sequence

@@ -29,7 +29,7 @@ class Shares:
     even: bool = False
 
     def bounds(self, batches: list[Bounds], shuffled: bool) -> tuple[list[Bounds], list[Bounds]]:
-        """From and to, in the epoch's order, of this rank's batches; then of the images that pad."""
+        """From and to, in the epoch's order, of this rank's batches; then of padding images."""
         if shuffled:
             return [self._cut(begin, end) for begin, end in batches], []
         own = batches[self.rank :: self.ranks]

@@ -122,7 +122,7 @@ def restore(job: Job, found: Found | None) -> tuple[State, Lengths]:
     if found is None:
         return State(), Lengths()
     try:
-        state, lengths = snapshot.restore(job, found.content)
+        state, lengths = snapshot.restore_job(job, found.content)
     except RunError as error:
         message = f"{found.folder}: {error} Moved away, the one before it is taken."
         raise RunError(message) from error

@@ -82,7 +82,7 @@ def made_on(job: Job) -> dict[str, Any]:
     }
 
 
-def restore(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
+def restore_job(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
     """Put a snapshot's content back into ``job``; returns the counters and the logs' lengths.
 
     Raises RunError if the content is no snapshot of such a job, whoever made it.
