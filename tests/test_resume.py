@@ -345,7 +345,7 @@ def stopped_at(train, monkeypatch, step, *overrides, resume=None, file=None):
     [
         ("optimizer=AdamW", "model=torchvision/mobilenet_v3_small"),
         (
-            "model={name: AlexNet, variant: cifar}",
+            "model={name: MLP, hidden: [64], dropout: 0.5}",
             "scheduler=OneCycleLR",
             "loader.workers=2",
             JITTER,

@@ -31,8 +31,10 @@ def test_there_are_many_sabotages_and_no_two_alike():
 
 
 @pytest.fixture
-def project(tmp_path):
+def project(tmp_path, monkeypatch):
     """A checkout of one function, whose test looks at one of its two promises."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take longer than the test;
+    monkeypatch.setenv("PYTEST_PLUGINS", "_hypothesis_pytestplugin")  # the command names its seed
     (tmp_path / "tests").mkdir()
     (tmp_path / "sums.py").write_text("def plus(a, b):\n    return abs(a) + b\n")
     (tmp_path / "tests" / "test_sums.py").write_text(

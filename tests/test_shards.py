@@ -2,12 +2,11 @@
 
 import gc
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from datasets.image_folder import ImageFolder
 from datasets.shards import INDEX, Shards
 from datasets.split import split
 from scripts import pack_shards
+from tests.conftest import exit_code_of, fork
 
 webdataset = pytest.importorskip("webdataset", reason='pip install -e ".[shards]"')
 
@@ -150,8 +150,9 @@ def test_threads_and_forked_and_spawned_workers_read_the_same_pixels(packed):
         for image, want in zip(pool.map(shards.image, order), expected, strict=True):
             assert torch.equal(image, want)
     for method in multiprocessing.get_all_start_methods()[:2]:
+        workers = 1 + (method == "fork")  # one that is spawned imports PyTorch anew
         loader = DataLoader(
-            _Images(shards), None, None, order[:40], None, 2, multiprocessing_context=method
+            _Images(shards), None, None, order[:40], None, workers, multiprocessing_context=method
         )
         for image, want in zip(loader, expected, strict=False):
             assert torch.equal(image, want)
@@ -165,12 +166,16 @@ class _Images(torch.utils.data.Dataset):
         return self.shards.image(index)
 
 
-def test_reading_needs_no_webdataset(packed):
-    code = (
-        "import sys; sys.modules['webdataset'] = None\n"
-        f"from datasets.shards import Shards; Shards({str(packed)!r}).image(0)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_reading_needs_no_webdataset(packed, tmp_path, monkeypatch):
+    def read():
+        for name in [name for name in sys.modules if name.partition(".")[0] == "datasets"]:
+            del sys.modules[name]  # in this fork only; imported anew
+        monkeypatch.setitem(sys.modules, "webdataset", None)
+        importlib.import_module("datasets.shards").Shards(str(packed)).image(0)
+        return 0
+
+    said = tmp_path / "said.txt"
+    assert exit_code_of(fork(said, read)) == 0, said.read_text()
 
 
 # --- packing -------------------------------------------------------------------------------------
@@ -231,23 +236,30 @@ def test_an_image_that_changes_while_it_is_packed_is_an_error(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_killed_packing_leaves_no_folder_that_opens_as_a_dataset(source, tmp_path):
-    code = (
-        "import sys, time\n"
-        "import webdataset\n"
-        "write, count = webdataset.TarWriter.write, []\n"
-        "def slow(self, sample):\n"
-        "    count.append(0)\n"
-        "    if len(count) == 80: print('half', flush=True); time.sleep(60)\n"
-        "    return write(self, sample)\n"
-        "webdataset.TarWriter.write = slow\n"
-        "from scripts.pack_shards import main\n"
-        f"main(['--source', {str(source)!r}, '--target', {str(tmp_path / 'out')!r},"
-        " '--size', '50K'])"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"half\n"
-        process.send_signal(signal.SIGKILL)
+def test_a_killed_packing_leaves_no_folder_that_opens_as_a_dataset(
+    source, tmp_path, tmp_path_factory, monkeypatch
+):
+    write, said = webdataset.TarWriter.write, tmp_path_factory.mktemp("said") / "said.txt"
+    count = []
+
+    def slow(self, sample):
+        count.append(0)
+        if len(count) == 80:
+            print("half", flush=True)
+            time.sleep(60)
+        return write(self, sample)
+
+    def command():
+        monkeypatch.setattr(webdataset.TarWriter, "write", slow)  # in this fork only
+        return pack(source, tmp_path / "out", "--size", "50K")
+
+    process = fork(said, command)
+    end = time.monotonic() + 60
+    while "half" not in (said.read_text() if said.exists() else ""):
+        assert time.monotonic() < end and process.is_alive(), said.read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
     assert not (tmp_path / "out").exists()
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".out.") and list(left.glob("*.tar"))

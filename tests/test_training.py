@@ -415,7 +415,7 @@ def test_what_only_the_data_can_show_to_be_wrong_is_told_before_a_run_begins(
 
 
 def test_an_image_too_small_for_the_model_names_layer_shape_and_the_smallest_size(config_file):
-    overrides = ["model.name=VGG", "model.depth=11", "transforms.eval.0.size=[32, 32]"]
+    overrides = ["model={name: VGG, depth: 11, variant: cifar}", "transforms.eval.0.size=[16, 16]"]
     with pytest.raises(ConfigError) as caught:
         prepare(load_config(config_file, overrides), print)
     message = caught.value.faults[0].message
