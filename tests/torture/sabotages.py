@@ -646,8 +646,8 @@ SABOTAGES = [
         "each process judges all",
         "images are counted twice in the metrics",
         "trainer/distributed/shares.py",
-        "        return number % self.ranks == self.rank\n",
-        "        return True\n",
+        "        own = batches[self.rank :: self.ranks]\n",
+        "        own = batches\n",
         (f"{SEVERAL}test_a_split_is_judged_exactly_as_by_one_process[2]",),
     ),
     Sabotage(
