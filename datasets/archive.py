@@ -27,15 +27,18 @@ MAX_EMPTY = 1000  # empty files, which take almost no bytes in an archive
 MAX_RATIO = 100  # unpacked bytes per archive byte; photographs have 1, text 10
 FREE_BYTES = 16 << 20  # bytes allowed in addition, for small archives
 MAX_NAME = 1024  # bytes of a path; each component may have 255
-MAX_HEADER = 1 << 16  # bytes that tar has before a member's content
+MAX_HEADER = 1 << 16  # bytes of a tar header with the next member's name
 
 _PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-_DAMAGE = (  # what the unpackers raise; zipfile raises RuntimeError for what is encrypted
-    *(OSError, EOFError, ValueError, RuntimeError, MemoryError, zlib.error, lzma.LZMAError),
-    *(zipfile.BadZipFile, tarfile.TarError),
-)
-_LINKS = {stat.S_IFLNK: "a symbolic link", tarfile.SYMTYPE: "a symbolic link"}
-_TOO_LARGE = f"it unpacks to more than {MAX_RATIO} times its size"
+_DAMAGE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+_KINDS = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
+}
 
 
 class _Bad(Exception):
@@ -52,6 +55,24 @@ class _Member(NamedTuple):
     name: str
     size: int
     content: "_Stream | None"
+
+
+class _Stream:
+    """Unpacked bytes of an archive; errors of the unpacker become _Bad."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def read(self, size: int) -> bytes:
+        """``size`` bytes, or fewer at the end."""
+        pieces = []
+        try:
+            while size and (piece := self.file.read(size)):
+                pieces.append(piece)
+                size -= len(piece)
+        except (*_DAMAGE, RuntimeError, NotImplementedError, MemoryError) as error:
+            raise _Bad(f"it is damaged or cut off ({str(error)[:200] or 'no end'})") from error
+        return b"".join(pieces)
 
 
 def unpack(archive: Path, target: Path, sha256: str | None = None) -> int:
@@ -127,13 +148,10 @@ class _Limits:
         self.members += 1
         if self.members > MAX_MEMBERS:
             raise _Bad(f"it holds more than {MAX_MEMBERS:,} files and folders")
-        if size < 0 or is_folder and size:
-            raise _Bad(f"it is a {'folder' if is_folder else 'file'} of {size:,} bytes", name)
+        self.spend(size)
         if size > self.free:
             raise _Bad(f"it is {size:,} bytes, but the disk has {self.free:,} left", name)
         self.free -= size
-        if size > self.left:
-            raise _Bad(_TOO_LARGE)
         pieces, before = _pieces(name, is_folder), len(self.names)
         for length in range(1, len(pieces) + 1):
             plain, inner = "/".join(pieces[:length]), length < len(pieces)
@@ -152,66 +170,31 @@ class _Limits:
                 raise _Bad("it is there twice", name)
         return "/".join(pieces)
 
-
-class _Stream:
-    """Unpacked bytes of an archive, read only forwards; errors of the unpacker become _Bad."""
-
-    def __init__(self, file: Any, limits: _Limits) -> None:
-        self.file, self.limits = file, limits
-        self.position = 0
-        self.most: float = math.inf  # bytes that may still be read
-        self.last = b""  # what was read last
-
-    def read(self, size: int) -> bytes:
-        """``size`` bytes, or fewer at the end."""
-        if not 0 <= size <= self.most:
-            raise _Bad("it has a header that is too large")
-        pieces = []
-        try:
-            while size and (piece := self.file.read(size)):
-                pieces.append(piece)
-                size -= len(piece)
-                self.limits.left -= len(piece)
-                if self.limits.left < 0:
-                    raise _Bad(_TOO_LARGE)
-        except _DAMAGE as error:
-            raise _damaged(error) from error
-        self.last = b"".join(pieces)
-        self.position += len(self.last)
-        self.most -= len(self.last)
-        return self.last
-
-    def tell(self) -> int:
-        """The number of bytes read so far."""
-        return self.position
-
-    def seek(self, position: int) -> None:
-        """Read to ``position``, or to the end if that comes first."""
-        while self.position < position and self.read(min(position - self.position, 1 << 16)):
-            pass
-
-
-def _damaged(error: Exception, name: str | None = None) -> _Bad:
-    return _Bad(f"it is damaged, cut off or no archive ({str(error)[:200] or 'no end'})", name)
+    def spend(self, size: int) -> None:
+        """Count ``size`` bytes before they are unpacked; raises _Bad beyond the limit."""
+        self.left -= size
+        if self.left < 0:
+            raise _Bad(f"it claims to unpack to more than {MAX_RATIO} times its size")
 
 
 def _pieces(name: str, is_folder: bool) -> list[str]:
     """The components of a relative path; [] for the top folder itself."""
+    if not name:
+        raise _Bad("it has no name", name)
+    if len(name.encode(errors="surrogatepass")) > MAX_NAME:
+        raise _Bad("its name is too long", name)
+    if any(unicodedata.category(char) in ("Cc", "Cf", "Cs") for char in name):
+        raise _Bad("its name holds what cannot be printed", name)
+    if name.startswith("/") or "\\" in name or re.match("[A-Za-z]:", name):
+        raise _Bad("its name is not a plain relative path", name)
     pieces = name.split("/")
     if is_folder and not pieces[-1]:
         pieces.pop()
     while pieces and pieces[0] == ".":  # tar writes ./name
         pieces.pop(0)
-    if (
-        not name
-        or any(unicodedata.category(char) in ("Cc", "Cf", "Cs") for char in name)
-        or "\\" in name
-        or re.match("[A-Za-z]:", name)
-        or {"", ".", ".."} & set(pieces)
-        or not (pieces or is_folder)
-    ):
+    if {"", ".", ".."} & set(pieces) or not pieces and not is_folder:
         raise _Bad("its name is not a plain relative path", name)
-    if len(name.encode()) > MAX_NAME or any(len(piece.encode()) > 255 for piece in pieces):
+    if any(len(piece.encode()) > 255 for piece in pieces):
         raise _Bad("its name is too long", name)
     return pieces
 
@@ -225,66 +208,125 @@ def _members(file: Any, limits: _Limits) -> Iterator[_Member]:
     for magic, opened in _PACKED.items():
         if head.startswith(magic):
             with opened(file) as stream:
-                yield from _tar_members(_Stream(stream, limits), limits)
+                yield from _tar_members(_Stream(stream), limits)
             return
-    yield from _tar_members(_Stream(file, limits), limits)
+    yield from _tar_members(_Stream(file), limits)
+
+
+# --- zip ------------------------------------------------------------------------------------------
 
 
 def _zip_members(file: Any, limits: _Limits) -> Iterator[_Member]:
     try:
         archive = zipfile.ZipFile(file)
-    except _DAMAGE as error:
-        raise _damaged(error) from error
-    if len(archive.filelist) > MAX_MEMBERS:
-        raise _Bad(f"it holds more than {MAX_MEMBERS:,} files and folders")
+        if len(archive.filelist) > MAX_MEMBERS:
+            raise _Bad(f"it holds more than {MAX_MEMBERS:,} files and folders")
+    except (*_DAMAGE, NotImplementedError) as error:
+        raise _Bad(f"it is damaged or cut off ({str(error)[:200]})") from error
     for info in archive.filelist:
         name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
         is_folder = name.endswith("/")
         if kind not in (0, stat.S_IFDIR if is_folder else stat.S_IFREG):
-            raise _Bad(f"it is {_LINKS.get(kind, 'neither file nor folder')}", name)
+            what = "a symbolic link" if kind == stat.S_IFLNK else "neither file nor folder"
+            raise _Bad(f"it is {what}", name)
+        if info.flag_bits & 0x2041:
+            raise _Bad("it is encrypted", name)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise _Bad(f"it is compressed in an unusual way ({info.compress_type})", name)
+        if is_folder and info.file_size:
+            raise _Bad("it is a folder with content", name)
         plain = limits.check(name, info.file_size, is_folder)
         if is_folder:
             yield _Member(plain, 0, None)
             continue
         try:
             stream = archive.open(info)
-        except _DAMAGE as error:  # also: it is encrypted
-            raise _damaged(error, name) from error
+        except (*_DAMAGE, RuntimeError, NotImplementedError) as error:
+            raise _Bad(f"it is damaged ({str(error)[:200]})", name) from error
         with stream:
-            content = _Stream(stream, limits)
+            content = _Stream(stream)
             yield _Member(plain, info.file_size, content)
             if content.read(1):  # reading to the end also verifies the CRC-32
                 raise _Bad("it is longer than it says", name)
 
 
-def _tar_members(stream: Any, limits: _Limits) -> Iterator[_Member]:
-    """Yield the members. tarfile only reads the headers, each of at most MAX_HEADER bytes."""
-    archive: Any = None
+# --- tar ------------------------------------------------------------------------------------------
+
+
+def _tar_members(stream: _Stream, limits: _Limits) -> Iterator[_Member]:
+    """Yield the members. Not by tarfile, which trusts the sizes of headers and of sparse files."""
+    long_name: str | None = None
+    long_size: int | None = None
     while True:
-        stream.most = MAX_HEADER
+        limits.spend(tarfile.BLOCKSIZE)
+        block = stream.read(tarfile.BLOCKSIZE)
+        if not block.strip(b"\0") and len(block) == tarfile.BLOCKSIZE:
+            break  # a block of zeros marks the end
         try:
-            archive = archive or tarfile.TarFile(fileobj=stream, encoding="utf-8")
-            info = archive.next()
-        except _DAMAGE as error:
-            raise _damaged(error) from error
-        stream.most = math.inf
-        if info is None:
-            break
-        archive.members.clear()  # it would keep all headers in memory
-        if any(key.startswith("GNU.sparse") for key in info.pax_headers):
-            raise _Bad("it is a sparse file", info.name)
-        if info.type not in (tarfile.DIRTYPE, tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise _Bad(f"it is {_LINKS.get(info.type, 'neither file nor folder')}", info.name)
-        plain = limits.check(info.name, info.size, info.isdir())
-        yield _Member(plain, info.size, None if info.isdir() else stream)
-    # tarfile also takes a damaged header for the end, which is a block of zeros.
-    if stream.last != bytes(tarfile.BLOCKSIZE):
-        raise _Bad("it is damaged or cut off")
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except (tarfile.HeaderError, ValueError) as error:
+            raise _Bad(
+                "it is cut off, or no tar or zip file"
+                if len(block) < 512 or not limits.members
+                else "it is damaged"
+            ) from error
+        if info.size < 0:
+            raise _Bad("it has a negative size", info.name)
+        if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
+            if info.size > MAX_HEADER:
+                raise _Bad(f"its header of {info.size:,} bytes is too large", info.name)
+            content = _padded(stream, info.size, limits)
+            if info.type == tarfile.GNUTYPE_LONGNAME:
+                long_name = content.removesuffix(b"\0").decode("utf-8", "surrogateescape")
+            elif info.type == tarfile.XHDTYPE:
+                long_name, long_size = _pax(content, long_name)
+            continue
+        name = info.name if long_name is None else long_name
+        size = info.size if long_size is None else long_size
+        long_name = long_size = None
+        is_folder = info.type == tarfile.DIRTYPE
+        if not is_folder and info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise _Bad(f"it is {_KINDS.get(info.type, f'of the unknown type {info.type!r}')}", name)
+        if is_folder and size:
+            raise _Bad("it is a folder with content", name)
+        plain = limits.check(name, size, is_folder)
+        yield _Member(plain, size, None if is_folder else stream)
+        _padded(stream, -size % tarfile.BLOCKSIZE, limits, pad=False)
     while rest := stream.read(1 << 16):  # to the end, where the compressed file's checksum is
+        limits.spend(len(rest))
         if rest.strip(b"\0"):
             raise _Bad("there is more after its end")
+
+
+def _padded(stream: _Stream, size: int, limits: _Limits, pad: bool = True) -> bytes:
+    """Read ``size`` bytes and the padding up to a whole block; returns the bytes."""
+    whole = math.ceil(size / tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if pad else size
+    limits.spend(whole)
+    content = stream.read(whole)
+    if len(content) < whole:
+        raise _Bad("it is cut off")
+    return content[:size]
+
+
+def _pax(content: bytes, name: str | None) -> tuple[str | None, int | None]:
+    """Name and size from a PAX header, which has lines of "LENGTH key=value"."""
+    size = None
+    while content:
+        match = re.match(rb"([0-9]{1,6}) ([^=\n]+)=", content)
+        length = int(match[1]) if match else 0
+        if not match or not match.end() < length <= len(content) or content[length - 1] != 10:
+            raise _Bad("it is damaged (a PAX header)")
+        key, value = match[2], content[match.end() : length - 1]
+        if key.startswith(b"GNU.sparse"):
+            raise _Bad("it holds a sparse file")
+        if key == b"path":
+            name = value.decode("utf-8", "surrogateescape")
+        if key == b"size":
+            if not re.fullmatch(b"[0-9]{1,18}", value):
+                raise _Bad("it is damaged (a PAX header)")
+            size = int(value)
+        content = content[length:]
+    return name, size
 
 
 def _shown(name: str) -> str:

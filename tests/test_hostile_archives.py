@@ -139,12 +139,6 @@ def corpus() -> dict[str, bytes]:
         "tar: PAX without length": header(entry("p", tarfile.XHDTYPE, size=4)) + b"x=y\n" * 128,
         "tar: PAX header of a terabyte": header(entry("p", tarfile.XHDTYPE, size=10**12)) + END,
         "tar: PAX header alone": pax(path="b") + b"",
-        "tar: PAX header of a negative size": header(entry("p", tarfile.XHDTYPE, size=-5000)) + END,
-        "tar: PAX headers without an end": b"".join(pax(path="b") for _ in range(999)) + tar_of(OK),
-        "tar: PAX sparse file of many pieces": pax(GNU_sparse_major="1", GNU_sparse_minor="0")
-        + header(entry("s", size=1 << 22))
-        + (b"2000000\n" + b"0\n" * (1 << 21))[: 1 << 22]
-        + END,
         "tar: long name out": tar_of(("../" * 50 + "evil", b"x"), form=GNU),
         "tar: long name of a terabyte": header(entry("n", tarfile.GNUTYPE_LONGNAME, size=2**40)),
         "tar: folder with content": header(entry("d", tarfile.DIRTYPE, size=4)) + b"evil" + END,
@@ -155,8 +149,6 @@ def corpus() -> dict[str, bytes]:
         "tar: cut in a header": tar_of(OK)[:300],
         "tar: without an end": tar_of(OK)[:1024],
         "tar: damaged check sum": b"X" + tar_of(OK)[1:],
-        "tar: damaged behind a file": tar_of(OK)[:1024] + b"x" * 512 + END,
-        "tar: cut in the padding": tar_of(OK)[:1023],
         "tar: more after its end": tar_of(OK) + b"x" * 512,
         "tar: two of them": tar_of(OK) + tar_of(("b", b"x")),
         "tar: many empty files": gzip.compress(
