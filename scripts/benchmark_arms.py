@@ -267,7 +267,7 @@ def lightning(task: Task, images: int, epochs: int) -> Outcome:
             devices=1,
             default_root_dir=tempfile.mkdtemp(dir=task.runs),
         )
-        trainer.loop.fit(Module(), tutorial_loader(task, images, task.workers))
+        trainer.fit(Module(), tutorial_loader(task, images, task.workers))
     done = round(count["images"]) * len(speeds)
     loss = torch.stack(losses).mean().item()
     return Outcome(statistics.median(speeds[1:] or speeds), done, round(count["steps"]), loss)
