@@ -8,6 +8,8 @@ Files are parsed, and none is imported. Imports within functions and for mypy on
 import argparse
 import ast
 import functools
+import io
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -203,6 +205,26 @@ def functions(path: str, node: ast.AST, prefix: str = "") -> Iterator[tuple[str,
         yield from functions(path, child, inner)
 
 
+def code_lines(node: ast.Module | ast.FunctionDef, text: str) -> int:
+    """The lines of a file, or of a function, with code: no blank, comment, docstring or import."""
+    empty = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    empty |= {tokenize.ENDMARKER}
+    first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", text.count("\n") + 1)
+    numbers = {
+        number
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type not in empty
+        for number in range(token.start[0], token.end[0] + 1)
+    } & set(range(first, last + 1))
+    for inner in ast.walk(node):
+        no_code: ast.stmt | None = inner if isinstance(inner, ast.Import | ast.ImportFrom) else None
+        if isinstance(inner, ast.Module | ast.ClassDef | ast.FunctionDef):
+            no_code = inner.body[0] if ast.get_docstring(inner) is not None else None
+        if no_code is not None:
+            numbers -= set(range(no_code.lineno, (no_code.end_lineno or 0) + 1))
+    return len(numbers)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the layout. Returns 0."""
     parser = argparse.ArgumentParser(
@@ -238,7 +260,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"functions: {len(too_large)} of trainer/ {large}")
     if arguments.functions:
         print(*(f"  {p}: {n} lines, {c} parameters\n" for p, n, c in too_large), sep="", end="")
-    print(f"product: {lines} lines in {', '.join(f'{folder}/' for folder in FOLDERS)}")
+    print(f"product: {lines} lines in {', '.join(f'{folder}/' for folder in FOLDERS)}; ", end="")
+    code = sum(code_lines(module.tree, module.text) for module in modules.values())
+    print(f"{code} of Python code without imports, docstrings, comments and blank lines")
     return 0
 
 

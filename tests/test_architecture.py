@@ -2,10 +2,8 @@
 
 import ast
 import functools
-import io
 import subprocess
 import sys
-import tokenize
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,7 +161,7 @@ def large_step(modules: Modules) -> list[str]:
     nodes = [n for n in module.tree.body if isinstance(n, ast.FunctionDef) and n.name == function]
     if not nodes:
         return [f"{module.path}: no function {function}"]
-    lines = code_lines(nodes[0], module.text)
+    lines = structure.code_lines(nodes[0], module.text)
     (parameters,) = (
         n for place, _, n in functions(module.path, module.tree) if place.endswith(f" {function}")
     )
@@ -175,20 +173,6 @@ def large_step(modules: Modules) -> list[str]:
         )
         if number > most
     ]
-
-
-def code_lines(function: ast.FunctionDef, text: str) -> int:
-    """The lines of a function at the top of a file, from ``def``, that hold code."""
-    empty = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
-    numbers = {
-        number
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
-        if token.type not in empty
-        for number in range(token.start[0], token.end[0] + 1)
-    } & set(range(function.lineno, (function.end_lineno or 0) + 1))
-    if ast.get_docstring(function) is not None:
-        numbers -= set(range(function.body[0].lineno, (function.body[0].end_lineno or 0) + 1))
-    return len(numbers)
 
 
 def assert_none(offences: list[str]) -> None:
