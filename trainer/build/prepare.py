@@ -56,13 +56,9 @@ def prepare(config: Config, say: Say) -> Job:
 
     With several ranks, call ``fetch`` before and ``distribute`` after it.
     """
-    if world_size() == 1:  # else ``fetch`` has done it
-        require_good_components(config)
-    check_parallel(config, say)
+    check_settings(config, say)
     device = choose_device(config)
-    data = load_data(config, device)
-    print_notes(data, say)
-    shapes = shapes_of(config, data)
+    data, shapes = prepare_data(config, device, say)
     train = data.subsets["train"]
     model = build_model(config, data.classes, shapes["train"]).to(device)
     loss_fn = build_loss(config, train.labels, len(data.classes)).to(device)
@@ -86,8 +82,10 @@ def prepare(config: Config, say: Say) -> Job:
     return job
 
 
-def check_parallel(config: Config, say: Say) -> None:
-    """Raise ConfigError for settings that do not go with ``train.parallel``."""
+def check_settings(config: Config, say: Say) -> None:
+    """Raise ConfigError for bad components, and for what does not go with ``train.parallel``."""
+    if world_size() == 1:  # else ``fetch`` has done it
+        require_good_components(config)
     if config.train.parallel == "fsdp":
         if world_size() > 1:
             check_sharding(config)
@@ -95,12 +93,14 @@ def check_parallel(config: Config, say: Say) -> None:
             say("note    train.parallel=fsdp cuts the model for several processes; this is one")
 
 
-def print_notes(data: Data, say: Say) -> None:
-    """Print notes about the data, and the images that could not be read."""
+def prepare_data(config: Config, device: torch.device, say: Say) -> tuple[Data, dict[str, Shape]]:
+    """The data, and the ``shapes_of`` its splits; prints notes, and images that are left out."""
+    data = load_data(config, device)
     for note in data.notes:
         say(f"note    {note}")
     for path, reason in data.skipped:
         say(f"left out {path}: {reason}")
+    return data, shapes_of(config, data)
 
 
 def shapes_of(config: Config, data: Data) -> dict[str, Shape]:
