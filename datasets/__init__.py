@@ -1,7 +1,4 @@
-"""Table of the datasets for ``dataset.name``. To add one: write its file, add a line here.
-
-Importing this module is cheap: it imports neither torch nor any dataset.
-"""
+"""Table of the datasets for ``dataset.name``, without torch. To add one: its file, a line here."""
 
 from typing import TYPE_CHECKING, Protocol
 

@@ -22,10 +22,7 @@ _OFFICIAL = torchvision.datasets.CIFAR10
 URL = _OFFICIAL.url
 ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 BATCHES = {name: md5 for name, md5 in (*_OFFICIAL.train_list, *_OFFICIAL.test_list)}
-CLASSES = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
-)
+CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
 
 class CIFAR10(ImagesInMemory):
@@ -95,10 +92,8 @@ def _read_batch(path: Path, md5: str) -> tuple[Tensor, list[int]]:
         )
     try:
         batch = _Batch(io.BytesIO(content), encoding="bytes").load()
-        labels, (_, (count, length), dtype, fortran, pixels) = (
-            batch[b"labels"],
-            batch[b"data"].state,
-        )
+        _, (count, length), dtype, fortran, pixels = batch[b"data"].state
+        labels = batch[b"labels"]
         plain = dtype.state[0] == b"u1" and not fortran and len(pixels) == count * length
         known = len(labels) == count and all(type(k) is int and 0 <= k < 10 for k in labels)
         if not plain or not known or length != 3072:

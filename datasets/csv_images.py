@@ -6,15 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from datasets import DataError
-from datasets.files import (
-    PARTS,
-    ImageFiles,
-    Sample,
-    missing_folder,
-    natural,
-    shorten,
-    user_path,
-)
+from datasets.files import PARTS, ImageFiles, Sample, missing_folder, natural, shorten, user_path
 from datasets.images import check_file, reason
 
 _SHOWN = 10  # faults printed; with a wrong root every line is a fault

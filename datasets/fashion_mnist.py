@@ -54,12 +54,8 @@ class FashionMNIST(ImagesInMemory):
         for name, split_labels in zip(("train", "t10k"), np.split(labels, counts[0]), strict=True):
             if len(split_labels) and int(split_labels.max()) >= len(_OFFICIAL.classes):
                 raise DataError(f"{folder}: the {name} labels go beyond 0..9.")
-        super().__init__(
-            torch.from_numpy(pixels.reshape(len(labels), 1, *sizes[0][1:])),
-            labels.tolist(),
-            counts[0][0],
-            _OFFICIAL.classes,
-        )
+        images = torch.from_numpy(pixels.reshape(len(labels), 1, *sizes[0][1:]))
+        super().__init__(images, labels.tolist(), counts[0][0], _OFFICIAL.classes)
 
 
 def _find(folder: Path, name: str) -> Path | None:

@@ -186,11 +186,7 @@ def _fail(error: OSError) -> None:
 
 
 def _folders(folder: Path) -> list[str]:
-    return [
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
-    ]
+    return [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
 
 
 def _list(names: Sequence[str] | dict[str, str]) -> str:

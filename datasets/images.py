@@ -40,10 +40,7 @@ _UPRIGHT = {
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
-    """Decode an image file as ``decode`` does: (3, H, W) uint8.
-
-    Raises BrokenImage as ``read_file`` and ``decode`` do.
-    """
+    """Decode a file: (3, H, W) uint8. Raises BrokenImage as ``read_file`` and ``decode`` do."""
     return decode(read_file(path), str(path))
 
 

@@ -48,10 +48,7 @@ class ImagesInMemory:
 
 
 def fetch_into(folder: Path, fetch: Callable[[], Result]) -> Result:
-    """Return ``fetch()``; if it raises, remove the empty folders that it made, up from ``folder``.
-
-    Folders that existed before stay. Raises what ``fetch`` raises.
-    """
+    """Return ``fetch()``; if it raises, remove the empty folders it made, up from ``folder``."""
     new = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
     try:
         return fetch()

@@ -68,10 +68,7 @@ def conflicts(
     digests: Sequence[str],
     split: Mapping[str, list[int]],
 ) -> list[str]:
-    """Warnings about equal contents, one sentence each.
-
-    They name contents with two labels, and contents in two splits (which only official ones allow).
-    """
+    """A warning for each content with two labels, or in two splits (which official ones allow)."""
     part_of = {index: part for part, indices in split.items() for index in indices}
     count = Counter(digests[index] for index in part_of)
     groups: dict[str, list[int]] = {}  # only of repeated contents, which are few

@@ -26,11 +26,7 @@ RESERVED = frozenset(
 
 
 def torchvision_model(
-    name: str,
-    num_classes: int,
-    in_channels: int,
-    weights: str | None,
-    arguments: Mapping[str, Any],
+    name: str, num_classes: int, in_channels: int, weights: str | None, arguments: Mapping[str, Any]
 ) -> nn.Module:
     """A torchvision classifier by the name of its builder, such as "resnet18".
 
@@ -70,11 +66,7 @@ def torchvision_model(
 
 
 def timm_model(
-    name: str,
-    num_classes: int,
-    in_channels: int,
-    weights: str | None,
-    arguments: Mapping[str, Any],
+    name: str, num_classes: int, in_channels: int, weights: str | None, arguments: Mapping[str, Any]
 ) -> nn.Module:
     """A timm model by name, optionally with the tag of its weights, such as "resnet18.a1_in1k".
 
@@ -93,13 +85,8 @@ def timm_model(
     _check_arguments(f"timm/{name}", arguments)
 
     def build(**given: Any) -> nn.Module:
-        model: nn.Module = timm.create_model(
-            name,
-            pretrained=weights == "DEFAULT",
-            num_classes=num_classes,
-            in_chans=in_channels,
-            **given,
-        )
+        given |= {"num_classes": num_classes, "in_chans": in_channels}
+        model: nn.Module = timm.create_model(name, pretrained=weights == "DEFAULT", **given)
         return model
 
     try:

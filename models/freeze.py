@@ -36,10 +36,7 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 
 def train_mode(model: nn.Module) -> None:
-    """Set the model to training, except frozen layers that keep running statistics.
-
-    In training mode a frozen batch norm would still update its mean and variance.
-    """
+    """Set training mode, except in frozen batch norm, which would update its mean and variance."""
     model.train()
     for module in model.modules():
         own = list(module.parameters(recurse=False))

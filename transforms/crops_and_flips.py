@@ -22,10 +22,7 @@ def _padding(transform: v2.RandomCrop, height: int, width: int) -> tuple[int, in
 
 
 def draw_crop(transform: v2.RandomCrop, size: tuple[int, int, int], draws: Draws) -> Parameters:
-    """top and left, (B,) int64: the position of each sample's crop in the padded image.
-
-    Raises ValueError if the padded images are smaller than the crop.
-    """
+    """top and left, (B,) int64, of crops in the padded image. ValueError if that is too small."""
     left, top, right, bottom = _padding(transform, *size[1:])
     height, width = size[1] + top + bottom, size[2] + left + right
     rows, columns = height - transform.size[0] + 1, width - transform.size[1] + 1

@@ -116,10 +116,7 @@ def rotate(transform: v2.RandomRotation, images: Tensor, parameters: Parameters)
 
 
 def draw_affine(transform: v2.RandomAffine, size: tuple[int, int, int], draws: Draws) -> Parameters:
-    """Each sample's angle (degrees), translate (x and y, pixels), scale, shear (x and y, degrees).
-
-    If an argument is None, its parameter is 0; scale is 1.
-    """
+    """angle and shear (degrees), translate (pixels), scale; an argument None has no effect."""
     across, down = transform.translate or (0.0, 0.0)
     move_x, move_y = across * size[2], down * size[1]
     shear = [*(transform.shear or ()), 0.0, 0.0, 0.0, 0.0]

@@ -195,15 +195,11 @@ class ToTensor:
         return images
 
 
-class ToImage:
+class ToImage(ToTensor):
     """Does nothing: images are tensors from the start."""
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """The images as they are."""
-        return images
 
-
-class ToDtype:
+class ToDtype(ToTensor):
     """Does nothing: the pipeline makes images float32 in 0-1, before the first float transform.
 
     Raises ValueError for any other conversion: another ``dtype``, or ``scale: false``.
@@ -216,7 +212,3 @@ class ToDtype:
                 "and become float32 in 0-1 by themselves; remove ToDtype, or write "
                 "dtype: float32, scale: true"
             )
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """The images as they are."""
-        return images

@@ -9,16 +9,8 @@ import torch
 import torchvision.transforms.v2 as v2
 from torch import Tensor
 
-from transforms import FIXED, MIXING
-from transforms.batched import (
-    NESTING,
-    Images,
-    is_batched,
-    predecessors,
-    run_batched,
-    run_mixing,
-    stacked,
-)
+from transforms import FIXED, MIXING, batched
+from transforms.batched import NESTING, Images, is_batched, predecessors, stacked
 from transforms.keyed import Draws, seeded
 from transforms.own import Normalize
 
@@ -174,10 +166,10 @@ class Pipeline:
                     continue
                 draws = Draws(self.seed, epoch, indices, position)
                 if way == "mixing":
-                    images, labels = run_mixing(transform, _one_size(images), labels, draws)
+                    images, labels = batched.run_mixing(transform, _one_size(images), labels, draws)
                     indices = indices[predecessors(transform) :]
                 elif way == "batched":
-                    images = run_batched(transform, images, draws)
+                    images = batched.run_batched(transform, images, draws)
                 else:
                     images = _per_sample(transform, images, draws)
         return images, labels

@@ -128,10 +128,7 @@ def _sizes(job: "Job") -> list[int]:
 
 
 def _batch(job: "Job", size: int) -> tuple[Tensor, Tensor]:
-    """``size`` training images with labels for a rehearsal.
-
-    They are two real images, repeated, on the device and in the memory layout of a step.
-    """
+    """``size`` training images and labels, two repeated, with the device and layout of a step."""
     subset = job.data.subsets["train"]
     images, labels = subset.sample(subset.extremes[:2])
     rows = torch.arange(size) % len(images)

@@ -29,14 +29,8 @@ def build_model(config: Config, classes: tuple[str, ...], shape: tuple[int, int,
             factory = {"torchvision": torchvision_model, "timm": timm_model}[family]
             model = factory(name, len(classes), shape[0], weights, component.arguments)
         else:
-            model = build(
-                MODELS,
-                "model",
-                component,
-                num_classes=len(classes),
-                in_channels=shape[0],
-                input_size=list(shape[1:]),
-            )
+            sizes = {"in_channels": shape[0], "input_size": list(shape[1:])}
+            model = build(MODELS, "model", component, num_classes=len(classes), **sizes)
             if weights is not None:
                 load_weights(model, read_weights(weights), len(classes))
         if scheme is not None:

@@ -43,10 +43,7 @@ class TrainedModel:
     channels_last: bool = False
 
     def read(self, path: Path) -> Tensor:
-        """Return an image file as the run's dataset would give it: (C, H, W) uint8, upright.
-
-        Raises BrokenImage, with the reason, if it cannot be read.
-        """
+        """An image file as the run's dataset gives it: (C, H, W) uint8. Raises BrokenImage."""
         image = read_image(path)
         if self.image_channels == 1:  # Pillow's "L", exact for grey pictures kept as RGB
             red, green, blue = image.int()

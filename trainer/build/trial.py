@@ -36,10 +36,7 @@ class Attempt(NamedTuple):
 
 
 def check_components(config: Config) -> list[Fault]:
-    """Every fault in the arguments of the components, before any data is read.
-
-    The constructors' signatures are checked first; only without a fault there is each one tried.
-    """
+    """Every fault in the components' arguments; they are tried only if all signatures fit."""
     used = {
         component_key(kind, name): arguments_schema(kind, name)
         for kind, _, component in components(config)

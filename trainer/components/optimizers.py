@@ -1,6 +1,6 @@
 """Parameter groups (weight decay, learning rate per layer), and Muon together with AdamW."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +100,8 @@ class Muon(torch.optim.Optimizer):
         in_order: Sequence[Tensor] | None = None,
     ) -> None:
         # Every group has `momentum` and `betas`, because OneCycleLR may set them in each.
-        shared = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas}
-        super().__init__(params, shared)
+        common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+        super().__init__(params, {**common, "momentum": momentum, "betas": betas})
         every = [p for group in self.param_groups for p in group["params"]]
         hidden = [p for p in in_order or every if p.ndim > 1][1:-1]
         matrices = {id(p) for p in hidden if p.ndim == 2}
@@ -109,26 +109,17 @@ class Muon(torch.optim.Optimizer):
             raise ValueError("Muon: no hidden layer of this model is linear; use AdamW")
         of_muon, of_adamw = [], []
         for group in self.param_groups:
-            ours, others = _partition(group["params"], lambda p: id(p) in matrices)
+            ours = [p for p in group["params"] if id(p) in matrices]
+            others = [p for p in group["params"] if id(p) not in matrices]
             of_muon += [{**group, "params": ours, "muon": True}] if ours else []
             of_adamw += [{**group, "params": others, "muon": False}] if others else []
         self._inner: list[torch.optim.Optimizer] = []
         if of_muon:
-            self._inner.append(
-                torch.optim.Muon(
-                    of_muon,
-                    lr=lr,
-                    weight_decay=weight_decay,
-                    momentum=momentum,
-                    nesterov=nesterov,
-                    ns_steps=ns_steps,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
+            own: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
+            muon = torch.optim.Muon(of_muon, **common, **own, adjust_lr_fn="match_rms_adamw")
+            self._inner.append(muon)
         if of_adamw:
-            self._inner.append(
-                torch.optim.AdamW(of_adamw, lr=lr, weight_decay=weight_decay, betas=betas)
-            )
+            self._inner.append(torch.optim.AdamW(of_adamw, **common, betas=betas))
         self.param_groups = [group for inner in self._inner for group in inner.param_groups]
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -139,13 +130,3 @@ class Muon(torch.optim.Optimizer):
             inner.param_groups = [g for g in self.param_groups if g["muon"] == is_muon]
             inner.state = self.state
             inner.step()
-
-
-def _partition(
-    parameters: Iterable[Tensor], belongs: Callable[[Tensor], bool]
-) -> tuple[list[Tensor], list[Tensor]]:
-    yes: list[Tensor] = []
-    no: list[Tensor] = []
-    for parameter in parameters:
-        (yes if belongs(parameter) else no).append(parameter)
-    return yes, no

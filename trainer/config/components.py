@@ -8,14 +8,7 @@ from typing import Any
 
 from datasets import DATASETS
 from models import INITIALISATIONS, MODELS
-from trainer.components import (
-    AVERAGES,
-    LOSSES,
-    METRICS,
-    OPTIMIZERS,
-    SCHEDULERS,
-    UNSUPPORTED_OPTIMIZERS,
-)
+from trainer import components as tables
 from trainer.components.duration import Duration
 from trainer.config.document import component_name
 from trainer.config.json_schema import Schema, Validator
@@ -32,26 +25,23 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "torchvision/": "models.external:torchvision_model",
         "timm/": "models.external:timm_model",
     },
-    "loss": LOSSES,
-    "optimizer": OPTIMIZERS,
-    "scheduler": SCHEDULERS,
-    "average": AVERAGES,
-    "metric": METRICS,
+    "loss": tables.LOSSES,
+    "optimizer": tables.OPTIMIZERS,
+    "scheduler": tables.SCHEDULERS,
+    "average": tables.AVERAGES,
+    "metric": tables.METRICS,
 }
 
 # Sections of a configuration that hold components.
-SECTIONS = (
-    *("dataset", "transforms", "model", "loss", "optimizer", "scheduler", "average", "metrics"),
-)
+SECTIONS = "dataset transforms model loss optimizer scheduler average metrics".split()
 NESTING = ("RandomApply", "RandomChoice", "RandomOrder")  # their `transforms:` are components too
+
+_TEXTS: Schema = {"type": "array", "items": {"type": "string"}}
 
 # The keys of a group in optimizer.groups, besides arguments of the optimizer.
 OF_GROUPS: Mapping[str, Schema] = {
     "match": {
-        "anyOf": [
-            {"type": "string"},
-            {"type": "array", "items": {"type": "string"}, "minItems": 1},
-        ],
+        "anyOf": [{"type": "string"}, {**_TEXTS, "minItems": 1}],
         "description": "The group's parameters, by name pattern: features.*",
     },
     "lr_scale": {
@@ -61,10 +51,7 @@ OF_GROUPS: Mapping[str, Schema] = {
     },
 }
 # Arguments of optimizers that no group can set: torch reads them once for all parameters.
-NOT_OF_GROUPS = (
-    *("foreach", "fused", "capturable", "differentiable"),
-    "initial_accumulator_value",
-)
+NOT_OF_GROUPS = ("foreach", "fused", "capturable", "differentiable", "initial_accumulator_value")
 # Arguments that the trainer itself uses, for every component of the kind. A constructor never gets
 # them. A Component holds them as its ``trainer_arguments``.
 RESERVED: Mapping[str, Mapping[str, Schema]] = {
@@ -80,8 +67,7 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
             "description": "How weights are initialised; null is the model's own way.",
         },
         "freeze": {
-            "type": "array",
-            "items": {"type": "string"},
+            **_TEXTS,
             "default": [],
             "description": "Parameters that are not trained, by name pattern: features.*",
         },
@@ -111,11 +97,7 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
         },
         "groups": {
             "type": "array",
-            "items": {
-                "type": "object",
-                "properties": OF_GROUPS,
-                "required": ["match"],
-            },
+            "items": {"type": "object", "properties": OF_GROUPS, "required": ["match"]},
             "default": [],
             "description": "Parameters with settings of their own, by name pattern: "
             '{match: "features.*", lr: 0.01}, or lr_scale: 0.1, or weight_decay... '
@@ -166,7 +148,7 @@ def definitions(described: Mapping[str, Schema]) -> dict[str, dict[str, Any]]:
             "discriminator": {"propertyName": "name", "mapping": references},
             "examples": examples,
         }
-    result["optimizer"]["unsupported"] = UNSUPPORTED_OPTIMIZERS
+    result["optimizer"]["unsupported"] = tables.UNSUPPORTED_OPTIMIZERS
     return result
 
 

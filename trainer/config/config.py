@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field, PrivateAttr
 from pydantic_core import to_jsonable_python
 
-from trainer.components.duration import Duration
+from trainer.config import settings
 from trainer.config.components import (
     NESTING,
     SECTIONS,
@@ -26,30 +26,9 @@ from trainer.config.components import (
 from trainer.config.document import COMMAND_LINE, Document, flow, read_document, write
 from trainer.config.json_schema import Finding, Schema, Validator
 from trainer.config.rules import default_monitor, rule_findings
-from trainer.config.settings import (
-    AverageSettings,
-    CheckpointSettings,
-    Component,
-    Count,
-    DatasetSettings,
-    DistillSettings,
-    EarlyStopSettings,
-    Frozen,
-    LoaderSettings,
-    LogSettings,
-    LossSettings,
-    MetricSettings,
-    ModelSettings,
-    OptimizerSettings,
-    SchedulerSettings,
-    SplitSettings,
-    TrainSettings,
-    TransformsSettings,
-)
+from trainer.config.settings import Component, Count, Frozen
 from trainer.config.yaml_text import Place
 from trainer.process.errors import ConfigError, Fault
-
-__all__ = ["Component", "Config", "Duration", "components", "load_config"]
 
 NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -61,31 +40,31 @@ class Config(Frozen):
     """The run's name and folder; the default is the file's name."""
     seed: Count = 0
     """Decides initial weights, order and augmentation; not the split."""
-    dataset: DatasetSettings
+    dataset: settings.DatasetSettings
     """Where images and labels come from."""
-    split: SplitSettings = SplitSettings()
-    transforms: TransformsSettings = TransformsSettings(train=(), eval=())
+    split: settings.SplitSettings = settings.SplitSettings()
+    transforms: settings.TransformsSettings = settings.TransformsSettings(train=(), eval=())
     """The transforms of images before the model; scaling to 0-1 is automatic."""
-    loader: LoaderSettings = LoaderSettings()
-    model: ModelSettings
+    loader: settings.LoaderSettings = settings.LoaderSettings()
+    model: settings.ModelSettings
     """The model to train; num_classes and in_channels come from the data."""
-    loss: LossSettings = Component(name="CrossEntropyLoss")
+    loss: settings.LossSettings = Component(name="CrossEntropyLoss")
     """The loss that training minimises."""
-    optimizer: OptimizerSettings
+    optimizer: settings.OptimizerSettings
     """How the weights are updated from their gradients."""
-    scheduler: SchedulerSettings | None = None
+    scheduler: settings.SchedulerSettings | None = None
     """How the learning rate changes; null keeps it constant."""
-    average: AverageSettings | None = None
+    average: settings.AverageSettings | None = None
     """Averaged weights, evaluated and saved in place of the trained ones; null has none."""
-    distill: DistillSettings | None = None
+    distill: settings.DistillSettings | None = None
     """A finished run to learn from, beside the labels; null has none."""
-    metrics: tuple[MetricSettings, ...] = (Component(name="accuracy"),)
+    metrics: tuple[settings.MetricSettings, ...] = (Component(name="accuracy"),)
     """The metrics of val and test."""
-    train: TrainSettings
-    early_stop: EarlyStopSettings | None = None
+    train: settings.TrainSettings
+    early_stop: settings.EarlyStopSettings | None = None
     """When to stop before the last epoch; null trains all epochs."""
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    log: LogSettings = LogSettings()
+    checkpoint: settings.CheckpointSettings = settings.CheckpointSettings()
+    log: settings.LogSettings = settings.LogSettings()
 
     _document: Document = PrivateAttr()
 

@@ -1,7 +1,4 @@
-"""Builds the object of a component from its name and arguments.
-
-Importing this module imports no torch; looking a component up does.
-"""
+"""Builds the object of a component by name and arguments; imports torch only when called."""
 
 import enum
 import typing
@@ -39,10 +36,7 @@ def build(table: Mapping[str, str], path: str, component: Component, **supplied:
 
 
 def as_member(value: Any, annotation: Any) -> Any:
-    """``value``, or the enum member or Duration that its text means by the annotation.
-
-    For example "bilinear" becomes InterpolationMode.BILINEAR.
-    """
+    """``value``, or the enum member or Duration that its text means by the annotation."""
     for kind in (annotation, *typing.get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, enum.Enum) and isinstance(value, str):
             return kind(value)

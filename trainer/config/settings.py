@@ -5,26 +5,17 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    SerializerFunctionWrapHandler,
-    WithJsonSchema,
-    model_serializer,
-    model_validator,
-)
+import pydantic
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, WithJsonSchema
 
 from trainer.components.duration import Duration
 from trainer.config.components import NESTING, RESERVED
 
 
-class Frozen(BaseModel):
+class Frozen(pydantic.BaseModel):
     """Base class of sections: unknown keys are errors, values are fixed, docstrings are help."""
 
-    model_config = ConfigDict(
+    model_config = pydantic.ConfigDict(
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
@@ -48,7 +39,7 @@ class Component(Frozen):
     arguments: dict[str, Any] = {}
     trainer_arguments: dict[str, Any] = {}
 
-    _order: dict[str, None] = PrivateAttr(default_factory=dict)  # the YAML's order of keys
+    _order: dict[str, None] = pydantic.PrivateAttr(default_factory=dict)  # the YAML's order of keys
 
     @property
     def written(self) -> dict[str, Any]:
@@ -56,7 +47,7 @@ class Component(Frozen):
         both = self.arguments | self.trainer_arguments
         return {key: both[key] for key in {**self._order, **both} if key in both}
 
-    @model_validator(mode="before")
+    @pydantic.model_validator(mode="before")
     @classmethod
     def _from_yaml(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -68,7 +59,7 @@ class Component(Frozen):
             return {"name": value.get("name"), "arguments": rest}
         return value
 
-    @model_serializer
+    @pydantic.model_serializer
     def _to_yaml(self) -> dict[str, Any]:
         return {"name": self.name, **self.written}
 
@@ -119,7 +110,7 @@ class SplitSettings(Frozen):
     fold: Count | None = None
     """The fold, from 0, that is test, or val if an official test set is kept. The next is val."""
 
-    @model_serializer(mode="wrap")
+    @pydantic.model_serializer(mode="wrap")
     def _without_idle_ratios(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out ratios beside folds: a YAML may not have both, so a dump may not either."""
         section: dict[str, Any] = dumped(self)

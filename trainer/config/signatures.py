@@ -33,11 +33,7 @@ SUPPLIED: Mapping[str, Collection[str]] = {
 # Arguments that torch requires and the trainer fills in if the YAML leaves them out.
 FILLED_IN = ("T_max", "max_lr")
 # The files of the tables that are not in trainer/components/__init__.py.
-TABLE_FILES = {
-    "dataset": "datasets/__init__.py",
-    "transform": "transforms/__init__.py",
-    "model": "models/__init__.py",
-}
+TABLE_FILES = {kind: f"{kind}s/__init__.py" for kind in ("dataset", "transform", "model")}
 # The run decides these, so the constructor's own default is never used.
 DEFAULT_OF_THE_RUN = {("PolynomialLR", "total_iters"), ("ReduceLROnPlateau", "mode")}
 
@@ -45,10 +41,7 @@ _TYPE = r" *(?:\([^\n]*?\))? *"
 
 
 def resolve(table: Mapping[str, str], name: str) -> Callable[..., Any]:
-    """The class or function ``name`` of a table; raises KeyError if the table does not have it.
-
-    Raises UsageError, with the table's file, if the import of that line fails.
-    """
+    """The entry ``name`` of a table. Raises KeyError, or UsageError if its import fails."""
     module, _, attribute = table[name].partition(":")
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)

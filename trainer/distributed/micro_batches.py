@@ -48,11 +48,7 @@ def choose_micro_batches(
     autocast: Autocast = nullcontext,
     batch_size_at: Callable[[int], int] | None = None,
 ) -> MicroBatches:
-    """Choose, once before the loop, how batches reach the network.
-
-    ``batch_size_at`` gives the number of images of a step's batch over all ranks; with one rank it
-    may be left out.
-    """
+    """Choose how batches reach the network. ``batch_size_at(step)``: images over all ranks."""
     if world_size() == 1 and accumulate == 1:
         return whole_batch(device, seed, autocast)
     return cut_batch(network, device, seed, accumulate, autocast, batch_size_at)

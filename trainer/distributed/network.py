@@ -11,8 +11,6 @@ from models.freeze import train_mode
 from trainer.distributed.fsdp import is_sharded, synchronise
 from trainer.distributed.processes import world_size
 
-NOTHING: AbstractContextManager[None] = nullcontext()
-
 
 def over_processes(model: nn.Module, images: Tensor, device: torch.device) -> nn.Module:
     """The model wrapped for training: its gradients become the mean over the ranks.
@@ -27,9 +25,7 @@ def over_processes(model: nn.Module, images: Tensor, device: torch.device) -> nn
     model(images).sum().backward()
     unused = any(p.grad is None for p in model.parameters() if p.requires_grad)
     shared = DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=unused,
+        model, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=unused
     )
     for _ in range(2):
         shared(images).sum().backward()
@@ -40,15 +36,11 @@ def over_processes(model: nn.Module, images: Tensor, device: torch.device) -> nn
 
 
 def averaging(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Context manager for the forward pass.
-
-    Gradients are synchronised only for the last micro-batch; for the others DDP's ``no_sync()`` is
-    active.
-    """
+    """Context manager of a forward pass: gradients are averaged after the last micro-batch only."""
     if is_sharded(model):
         synchronise(model, is_last)
     if is_last or not isinstance(model, DistributedDataParallel):
-        return NOTHING
+        return nullcontext()
     waiting: AbstractContextManager[None] = model.no_sync()
     return waiting
 
@@ -61,10 +53,7 @@ def from_main(model: nn.Module) -> None:
 
 
 def buffers_from_main(model: nn.Module) -> None:
-    """Give every rank the buffers of rank 0: batch norm's statistics differ between ranks.
-
-    DDP does it before each training step; evaluation must see the same.
-    """
+    """Give every rank the buffers of rank 0 before evaluation, as DDP does before each step."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)

@@ -187,10 +187,7 @@ def on_main(action: Callable[[], Returned]) -> Returned:
 
 
 def on_every_rank(action: Callable[[], Returned]) -> Returned:
-    """Run ``action`` on every rank and return the local result.
-
-    If it fails on any rank, all ranks raise.
-    """
+    """Run ``action`` on every rank, return the local result; all raise if it fails on any rank."""
     if world_size() == 1:
         return action()
     result: Returned | None = None
@@ -259,10 +256,7 @@ def is_true_everywhere(mine: bool) -> bool:
 
 
 def gathered(batches: list[Item]) -> list[Item]:
-    """The batches of all ranks in order, on rank 0; none on the others.
-
-    Batch k comes from rank k % world_size.
-    """
+    """The batches of all ranks in order on rank 0, else none. Rank k % world_size has batch k."""
     if world_size() == 1:
         return batches
     all_batches: list[Any] | None = [None] * world_size() if is_main() else None

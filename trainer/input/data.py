@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,6 @@ from datasets.split import conflicts, manifest
 from datasets.split import split as split_dataset
 from trainer.config import Config
 from trainer.config.construct import build
-from trainer.config.settings import Component
 from trainer.distributed.processes import rank, world_size
 from trainer.distributed.shares import Shares
 from trainer.input.decode import attempt, in_threads, read_subset
@@ -166,10 +165,7 @@ def load_subset(
 
 
 def open_dataset(config: Config) -> Dataset:
-    """The dataset that the configuration names.
-
-    Raises ConfigError if the constructor refuses its arguments, DataError for a single class.
-    """
+    """The dataset of the config. Raises ConfigError for bad arguments, DataError for one class."""
     try:
         dataset: Dataset = build(DATASETS, "dataset", config.dataset)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
@@ -207,33 +203,25 @@ def cut(
 
     Raises ConfigError for two folds if test is to be one of them, DataError as ``split`` does.
     """
-    folds, fold = config.split.folds, config.split.fold or 0
-    if folds == 2 and (config.split.pool or "test" not in dataset.parts):
+    how = config.split
+    if how.folds == 2 and (how.pool or "test" not in dataset.parts):
         message = "2 leave nothing to train on beside val and test; expected at least 3"
         raise ConfigError([config.fault("split.folds", message)])
-    cut_usable = split_dataset(
-        [dataset.labels[index] for index in usable],
-        [digests[index] for index in usable],
-        [dataset.parts[index] for index in usable],
-        config.split.ratios,
-        config.split.seed,
-        config.split.pool,
-        folds,
-        fold,
-    )
+    columns: list[Any] = [dataset.labels, digests, dataset.parts]
+    labels, contents, parts = ([column[index] for index in usable] for column in columns)
+    folds = how.folds, how.fold or 0
+    cut_usable = split_dataset(labels, contents, parts, how.ratios, how.seed, how.pool, *folds)
     return {name: [usable[row] for row in rows] for name, rows in cut_usable.items()}
 
 
 def build_pipelines(config: Config, num_classes: int) -> dict[str, Pipeline]:
     """The train and the eval pipeline."""
-
-    def transform(path: str, component: Component) -> Callable[..., Any]:
-        built: Callable[..., Any] = build(TRANSFORMS, path, component, num_classes=num_classes)
-        return built
-
     pipelines = {}
     for side, listed in (("train", config.transforms.train), ("eval", config.transforms.eval)):
-        built = [transform(f"transforms.{side}.{i}", listed[i]) for i in range(len(listed))]
+        built = [
+            build(TRANSFORMS, f"transforms.{side}.{i}", component, num_classes=num_classes)
+            for i, component in enumerate(listed)
+        ]
         try:
             pipelines[side] = Pipeline(built, config.seed)
         except ValueError as error:

@@ -84,10 +84,7 @@ class Subset:
             return self.pipeline.finish(images, labels, keys, epoch, self.early)
 
     def _keys(self, rows: Tensor) -> Tensor:
-        """Random key of each row: sample index + (visit << 40).
-
-        On the first visit it is the sample index: augmentation does not depend on the order.
-        """
+        """Random key of each row, whatever the order: sample index + (visit << 40)."""
         return self.indices[rows % len(self)] + (rows // len(self) << 40)
 
     def try_choices(self, rows: Tensor) -> None:

@@ -22,10 +22,7 @@ Request = tuple[Tensor, int]  # the rows of a batch, and the epoch
 
 
 class Workers:
-    """``count`` processes that read batches of ``subset``.
-
-    They start with the first ``read`` and live until ``close``, because starting them is slow.
-    """
+    """``count`` processes that read batches of ``subset``, from the first ``read`` to ``close``."""
 
     def __init__(self, subset: Subset, count: int, device: torch.device) -> None:
         self.subset, self.count, self.device = subset, count, device
@@ -96,10 +93,7 @@ def _checked(batch: Any) -> Any:
 
 
 def end_workers(worker_loader: DataLoader[Any]) -> None:
-    """Ask the workers to end, and wait for them.
-
-    Otherwise Python, at its exit, sends them the SIGTERM that they ignore, and waits forever.
-    """
+    """End the workers, which ignore SIGTERM: Python's exit would wait for them forever."""
     iterator: Any = worker_loader._iterator
     if iterator is not None:
         iterator._shutdown_workers()

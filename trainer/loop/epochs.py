@@ -215,10 +215,7 @@ def weights_to_evaluate(session: Session) -> Iterator[None]:
 
 
 def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
-    """Evaluate the epoch on the validation split and log it.
-
-    Returns the epoch's metrics if it is the best so far.
-    """
+    """Evaluate and log the epoch; returns its metrics if it is the best so far, else None."""
     job, state = session.job, session.state
     config = job.config
     if job.val_loader.will_fork:  # a fork must not find another thread in the middle of a write

@@ -13,15 +13,10 @@ from torch import Tensor
 
 from trainer.build.job import Job
 from trainer.components.losses import probabilities
+from trainer.distributed import processes
 from trainer.distributed.fsdp import is_sharded, model_shard
 from trainer.distributed.network import from_main
-from trainer.distributed.processes import (
-    as_process_failure,
-    is_common,
-    is_main,
-    on_every_rank,
-    on_main,
-)
+from trainer.distributed.processes import is_main, on_main
 from trainer.input.data import eval_loader
 from trainer.input.subset import Subset
 from trainer.insight.board import Board, show_end, show_start
@@ -82,15 +77,12 @@ def fit(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest) 
 
 
 def open_run(job: Job, runs: Path, resume: Path | None, held: ExitStack, say: Say) -> Start:
-    """A new run, or the run to go on with, restored into ``job``.
-
-    Rank 0 holds the folder's lock until ``held`` is closed.
-    """
+    """A new run, or ``resume`` restored into ``job``. Rank 0's ``held`` gets the folder's lock."""
     run, found = on_main(lambda: take(job, runs, resume, held, say))
     if resume is None:
         return Start(run, State(), Lengths())
     found = on_all_ranks(found)
-    state, lengths = on_every_rank(lambda: restore(job, found))
+    state, lengths = processes.on_every_rank(lambda: restore(job, found))
     is_finished, best = on_main(lambda: adopt(job, run, state, lengths, found, say))
     return Start(run, state, lengths, best, is_finished)
 
@@ -149,7 +141,8 @@ def ending(job: Job, start: Start) -> Iterator[None]:
         stopped.add_note(f"saved after step {state.step:,}; to go on:\n  {go_on}")
         raise
     except Exception as error:
-        told = in_plain_words(error) if is_common(error) else as_process_failure(error)
+        is_common = processes.is_common(error)
+        told = in_plain_words(error) if is_common else processes.as_process_failure(error)
         finish(run, status="failed", reason=str(told) or type(told).__name__)
         how = "once it is mended"
         if isinstance(told, NonFiniteLoss):
@@ -172,10 +165,7 @@ def finish(run: Path, **values: str) -> None:
 
 
 def test_best(session: Session) -> dict[str, Any]:
-    """Evaluate the best weights on the test split, once; returns the run's result.
-
-    Empty on ranks other than 0.
-    """
+    """Evaluate the best weights on test; returns the run's result, or {} on ranks other than 0."""
     job, run, state, log = session.job, session.run, session.state, session.log
     if not state.best:
         raise NonFiniteLoss(f"{job.config.train.monitor} was never a number: no epoch is the best.")

@@ -6,14 +6,13 @@ Lightning, the rate rises exponentially, and the loss is smoothed.
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count, islice
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
 from trainer.build.job import Job
 from trainer.build.optimizer import build_optimizer
@@ -70,7 +69,8 @@ def sweep_rates(job: Job, low: float, high: float, steps: int) -> RangeTest:
     # This guard reads every step's results: a NaN ends the test, and is no error here.
     guard = Guard(job.model, optimizer, job.config.train.clip_grad_norm, lag=1)
     task = replace(new_task(job, guard), optimizer=optimizer, schedule=Schedule(optimizer))
-    done = train_steps(task, _batches(job, steps), 0)
+    epochs = (job.train_loader.epoch(epoch) for epoch in count())
+    done = train_steps(task, islice(chain.from_iterable(epochs), steps), 0)
     losses: list[float] = []
     smoothed: list[float] = []
     mean, diverged = 0.0, False
@@ -89,17 +89,6 @@ def sweep_rates(job: Job, low: float, high: float, steps: int) -> RangeTest:
             diverged = True
             break
     return RangeTest(rates[: len(losses)], losses, smoothed, own, diverged)
-
-
-def _batches(job: Job, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield ``steps`` batches, over as many epochs as they take."""
-    left = steps
-    for epoch in count():
-        for batch in job.train_loader.epoch(epoch):
-            yield batch
-            left -= 1
-            if not left:
-                return
 
 
 def suggest(test: RangeTest) -> float:

@@ -61,13 +61,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A job's model and its cost. flops: of one image's forward pass, None if uncountable.
-
-    rows: the layers that are shown. hidden: the number of layers that are not.
-    """
+    """A job's model and its cost. flops: of one image's forward pass, None if uncountable."""
 
     rows: list[Layer]
-    hidden: int
+    hidden: int  # layers without a row
     parameters: int
     frozen: int
     flops: int | None
@@ -102,10 +99,12 @@ def count_flops(model: nn.Module, image: Tensor) -> tuple[int | None, dict[str, 
     from torch.utils.flop_counter import FlopCounterMode  # 0.1 s
 
     outputs: dict[str, str] = {}
-    hooks = [
-        module.register_forward_hook(_recorder(outputs, name))
-        for name, module in model.named_modules()
-    ]
+    names = {module: name for name, module in model.named_modules()}
+
+    def record(module: nn.Module, inputs: Any, output: Any) -> None:
+        outputs[names[module]] = _shape(output)
+
+    hooks = [module.register_forward_hook(record) for module in names]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its one fused kernel is not counted
     model.eval()
@@ -122,13 +121,6 @@ def count_flops(model: nn.Module, image: Tensor) -> tuple[int | None, dict[str, 
     return flops, outputs
 
 
-def _recorder(outputs: dict[str, str], name: str) -> Any:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        outputs[name] = _shape(output)
-
-    return hook
-
-
 def _shape(output: Any) -> str:
     """Return the shape, without the batch, of a tensor or of the first one in a collection."""
     if isinstance(output, Tensor):
@@ -142,10 +134,7 @@ def _shape(output: Any) -> str:
 
 
 def table_of(model: nn.Module, outputs: dict[str, str]) -> tuple[list[Layer], int]:
-    """Return the layers in order, as deep as MOST_ROWS allow, and the number of layers left out.
-
-    A deeper module is summed up in the module that contains it.
-    """
+    """The layers in order, as deep as MOST_ROWS allow, and the number of layers left out."""
     modules = [(name, module) for name, module in model.named_modules() if name] or [("", model)]
     deepest = max(name.count(".") for name, _ in modules)
     for depth in range(deepest, -1, -1):
@@ -160,9 +149,7 @@ def _layer_rows(model: nn.Module, outputs: dict[str, str], depth: int) -> Iterat
     for name, module in model.named_modules():
         level = name.count(".") if name else -1
         is_leaf = level == depth or not any(module.children())
-        if level > depth:
-            continue
-        if isinstance(module, nn.Identity):
+        if level > depth or isinstance(module, nn.Identity):
             continue
         own = [p for p in module.parameters(recurse=is_leaf) if id(p) not in counted]
         counted.update(map(id, own))
@@ -181,10 +168,7 @@ def _layer_rows(model: nn.Module, outputs: dict[str, str], depth: int) -> Iterat
 
 
 def measure(job: Job, images: Tensor, labels: Tensor) -> Cost:
-    """Measure a forward pass, a step, and some batches of training and validation.
-
-    images and labels are the first batch of the loader.
-    """
+    """Measure a forward pass and a step of the first batch, and some batches of train and val."""
     train_mode(job.model)
     count = job.config.train.accumulate
     loss, activations = kept_for_backward(job, images.chunk(count)[0], labels.chunk(count)[0])
@@ -295,13 +279,8 @@ def lines(summary: ModelSummary) -> list[str]:
     """Return the summary as lines for a terminal of 100 columns."""
     cost = summary.cost
     flops = "not countable" if summary.flops is None else f"{scaled(summary.flops)}FLOPs"
-    sizes = {
-        "parameters": cost.parameters,
-        "gradients": cost.gradients,
-        "optimizer": cost.optimizer,
-        "activations": cost.activations,
-    }
-    memory = ", ".join(f"{name} {mebibytes(size)}" for name, size in sizes.items())
+    names = ("parameters", "gradients", "optimizer", "activations")
+    memory = ", ".join(f"{name} {mebibytes(getattr(cost, name))}" for name in names)
     peak = "" if cost.peak is None else f"; at most {mebibytes(cost.peak)} at once on the GPU"
     images = " x ".join(map(str, cost.batch))
     frozen = f", {summary.frozen:,} of them frozen" if summary.frozen else ""

@@ -9,29 +9,11 @@ from typing import Any
 from trainer.build.job import Job, data_path
 from trainer.components.schedulers import forecast
 from trainer.distributed.processes import is_true_everywhere, on_main
-from trainer.loop import snapshot
-from trainer.loop.record import (
-    card,
-    describe,
-    first_result,
-    require_same_split,
-    require_same_teacher,
-    write_launcher,
-    write_split,
-)
-from trainer.loop.snapshot import made_on
+from trainer.loop import record, snapshot
 from trainer.loop.state import State
 from trainer.process.console import Say
 from trainer.process.errors import RunError
-from trainer.run.checkpoint import (
-    Entry,
-    bring_back_best,
-    load_checkpoint,
-    manifest_of,
-    problem_of,
-    read_state,
-    sweep,
-)
+from trainer.run import checkpoint
 from trainer.run.disk import read_json, write_file, write_json
 from trainer.run.folder import read_metrics
 from trainer.run.log import Lengths
@@ -58,12 +40,12 @@ def check(run: Path, job: Job, say: Say) -> Found | None:
 
     Prints what differs from the run so far; raises RunError if the run may not go on like this.
     """
-    loaded = load_checkpoint(run, say)
-    sweep(run)  # before anything is written: the disk may be full of what killed processes left
+    loaded = checkpoint.load_checkpoint(run, say)
+    checkpoint.sweep(run)  # before any write: killed processes may have filled the disk
     if loaded is not None:
         folder, content = loaded
         compare(job, content, run, say)
-        return Found(folder, manifest_of(folder)["sha256"], content)
+        return Found(folder, checkpoint.manifest_of(folder)["sha256"], content)
     if old_result(run).get("status") == "done":
         raise RunError(
             f"{run} is finished, and its checkpoints are gone: bring them back, or begin a new run."
@@ -94,9 +76,9 @@ def compare(job: Job, content: dict[str, Any], run: Path, say: Say) -> None:
             refused.append(f"{path} is {as_yaml(new)}, but its checkpoint has {as_yaml(old)}")
     if refused:
         raise RunError(f"{run / 'config.yaml'} was changed: {'; '.join(refused)}.")
-    require_same_split(job, content["split"], run)
-    require_same_teacher(job, content.get("teacher"), run)
-    for name, old, new in differences(content["made_on"], made_on(job)):
+    record.require_same_split(job, content["split"], run)
+    record.require_same_teacher(job, content.get("teacher"), run)
+    for name, old, new in differences(content["made_on"], snapshot.made_on(job)):
         say(f"note    {name} is now {new}, was {old}: last bits may differ from here on")
 
 
@@ -109,9 +91,9 @@ def on_all_ranks(found: Found | None) -> Found | None:
     if found is None:
         return None
     with suppress(RunError, OSError):
-        if not found.content and manifest_of(found.folder).get("sha256") == found.digest:
-            if problem_of(found.folder) is None:
-                found.content = read_state(found.folder)
+        if not found.content and checkpoint.manifest_of(found.folder).get("sha256") == found.digest:
+            if checkpoint.problem_of(found.folder) is None:
+                found.content = checkpoint.read_state(found.folder)
     if not is_true_everywhere(bool(found.content)):
         found.content = on_main(lambda: found.content)
     return found
@@ -134,20 +116,17 @@ def restore(job: Job, found: Found | None) -> tuple[State, Lengths]:
 
 def adopt(
     job: Job, run: Path, state: State, lengths: Lengths, found: Found | None, say: Say
-) -> tuple[bool, Entry | None]:
-    """Make the run's folder fit the restored state; for rank 0.
-
-    Returns whether nothing is left to do, and the manifest entry of model.pt.
-    """
+) -> tuple[bool, checkpoint.Entry | None]:
+    """On rank 0: make the folder fit the restored state; returns is_finished, model.pt's entry."""
     best = None
     if found is None:
-        describe(job, run)
+        record.describe(job, run)
     else:
         read_metrics(run / "metrics.jsonl", lengths.metrics)  # the report would stumble over damage
-        write_split(job, run)  # it may have been lost
-        best = bring_back_best(found.folder, say)
+        record.write_split(job, run)  # it may have been lost
+        best = checkpoint.bring_back_best(found.folder, say)
         if best:
-            write_json(run / "model.json", card(job, state.best) | {"weights": best})
+            write_json(run / "model.json", record.card(job, state.best) | {"weights": best})
         tell_plan(job, run, state, found.content, say)
     if is_finished(job, run, state):
         more = "early_stop.patience" if state.early_stopped else "train.epochs"
@@ -155,8 +134,8 @@ def adopt(
         return True, best
     write_file(run / "config.yaml", job.config.dump())
     write_json(run / "data_path.json", data_path(job))
-    write_launcher(run)
-    write_json(run / "result.json", old_result(run) | first_result(job))
+    record.write_launcher(run)
+    write_json(run / "result.json", old_result(run) | record.first_result(job))
     return False, best
 
 

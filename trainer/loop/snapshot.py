@@ -83,10 +83,7 @@ def made_on(job: Job) -> dict[str, Any]:
 
 
 def restore_job(job: Job, content: dict[str, Any]) -> tuple[State, Lengths]:
-    """Put a snapshot's content back into ``job``; returns the counters and the logs' lengths.
-
-    Raises RunError if the content is no snapshot of such a job, whoever made it.
-    """
+    """Restore ``job``; returns counters and logs' lengths. Raises RunError if they do not fit."""
     try:
         require_form(job, content)
         state, lengths = counters_of(job, content)
@@ -185,10 +182,7 @@ def fits(shape: torch.Size, full: torch.Size) -> bool:
 
 
 def require_like(name: str, value: Any, own: Any) -> None:
-    """Raise TypeError unless ``value`` has the form of ``own``: names, lengths, types.
-
-    A scheduler's ``load_state_dict`` accepts any names.
-    """
+    """Raise TypeError unless ``value`` has the names, lengths and types of ``own``."""
     numbers = (int, float)
     if isinstance(own, dict) and own:
         if not isinstance(value, dict) or value.keys() != own.keys():

@@ -85,9 +85,5 @@ class State:
 
     @property
     def moment(self) -> tuple[int, int]:
-        """(step, epoch).
-
-        The epoch is needed because after the last step of an epoch there are two states, before and
-        after validation.
-        """
+        """(step, epoch): only the epoch tells before from after an epoch's evaluation."""
         return self.step, self.epoch

@@ -80,10 +80,7 @@ class WorkerDied(Exception):
 
 
 class ProcessFailed(Exception):
-    """A rank failed or was lost, so all ranks end.
-
-    is_own: whether this process is the one that failed.
-    """
+    """A rank failed or was lost, so all ranks end. is_own: this process is the one that failed."""
 
     def __init__(self, message: str, is_own: bool = True) -> None:
         super().__init__(message)

@@ -8,17 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from datasets import DataError
-from trainer.process.errors import (
-    ConfigError,
-    NonFiniteLoss,
-    OutOfMemory,
-    ProcessFailed,
-    RunError,
-    Stopped,
-    UsageError,
-    WorkerDied,
-    in_plain_words,
-)
+from trainer.process import errors
 from trainer.process.launch import is_first
 from trainer.process.restarts import restart_count
 
@@ -39,14 +29,14 @@ class Exit(enum.IntEnum):
 
 
 CODES = {
-    ConfigError: Exit.CONFIG,
-    UsageError: Exit.CONFIG,
+    errors.ConfigError: Exit.CONFIG,
+    errors.UsageError: Exit.CONFIG,
     DataError: Exit.DATA,
-    NonFiniteLoss: Exit.NON_FINITE,
-    RunError: Exit.CHECKPOINT,
-    OutOfMemory: Exit.MEMORY,
-    WorkerDied: Exit.WORKER,
-    ProcessFailed: Exit.DISTRIBUTED,
+    errors.NonFiniteLoss: Exit.NON_FINITE,
+    errors.RunError: Exit.CHECKPOINT,
+    errors.OutOfMemory: Exit.MEMORY,
+    errors.WorkerDied: Exit.WORKER,
+    errors.ProcessFailed: Exit.DISTRIBUTED,
 }
 
 
@@ -57,7 +47,7 @@ def exit_code_of(action: Callable[[], None]) -> int:
         action()
         sys.stdout.flush()  # raises here if the disk is full, not when Python ends
         return Exit.DONE
-    except Stopped as stopped:
+    except errors.Stopped as stopped:
         print_message(message_of(stopped))
         return Exit.STOPPED
     except KeyboardInterrupt:
@@ -67,13 +57,12 @@ def exit_code_of(action: Callable[[], None]) -> int:
         sys.stdout = open(os.devnull, "w")
         return Exit.DONE
     except Exception as raised:
-        error = in_plain_words(raised)
+        error = errors.in_plain_words(raised)
         for kind, code in CODES.items():
             if isinstance(error, kind):
                 cause = error.__cause__ if getattr(error, "is_own", False) else None
-                if isinstance(cause, Exception) and not isinstance(
-                    in_plain_words(cause), tuple(CODES)
-                ):
+                plain = errors.in_plain_words(cause) if isinstance(cause, Exception) else None
+                if plain is not None and not isinstance(plain, tuple(CODES)):
                     traceback.print_exception(cause)  # a bug of the trainer on one rank
                 print_message(message_of(error))
                 return code
@@ -85,11 +74,8 @@ def exit_code_of(action: Callable[[], None]) -> int:
 
 
 def message_of(error: BaseException) -> str:
-    """An error's message and its notes; empty if another rank prints them.
-
-    Rank 0 prints, and so does every rank that failed alone.
-    """
-    if restart_count() and isinstance(error, ConfigError | UsageError):
+    """An error's message and its notes; empty on ranks other than 0 that did not fail alone."""
+    if restart_count() and isinstance(error, errors.ConfigError | errors.UsageError):
         return ""  # torchrun's first start has printed it
     if not (is_first() or getattr(error, "is_own", False)):
         return ""

@@ -13,10 +13,7 @@ NEEDED = (RANK, WORLD_SIZE, "MASTER_ADDR", "MASTER_PORT")
 
 
 def was_launched() -> bool:
-    """Whether torchrun, or a launcher like it, started this process.
-
-    Raises UsageError if the launcher's variables are incomplete.
-    """
+    """Whether torchrun or the like started this process. UsageError if variables are missing."""
     there = [name for name in NEEDED if os.environ.get(name)]
     if RANK not in there or WORLD_SIZE not in there:
         return False

@@ -47,9 +47,7 @@ def require_same_model(run: Path, config: Config) -> None:
     """Raise RunError if config.yaml and model.json differ in the model or in eval transforms."""
     card = read_json(run / "model.json")
     settings = json.loads(json.dumps(config.model_dump(mode="json")))
-    for name, value in (
-        ("model", settings["model"]),
-        ("transforms", settings["transforms"]["eval"]),
-    ):
+    expected = {"model": settings["model"], "transforms": settings["transforms"]["eval"]}
+    for name, value in expected.items():
         if card.get(name) != value:
             raise RunError(f"{run / 'config.yaml'}: its {name} is not that of model.json.")

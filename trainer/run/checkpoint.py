@@ -185,10 +185,7 @@ def free_name(path: Path) -> Path:
 
 
 def folder_of(run: Path) -> Path:
-    """The folder of the run's checkpoints, made when the run began.
-
-    Raises RunError for a symbolic link, because it may lead anywhere.
-    """
+    """The folder of the run's checkpoints. Raises RunError for a link, which may lead anywhere."""
     folder = run / "checkpoints"
     if folder.is_symlink():
         raise RunError(f"{folder} is a link; nothing is written or removed behind it.")
@@ -228,15 +225,14 @@ def digest_of(manifest: dict[str, Any]) -> str:
 def problem_of(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if every file has the size and SHA-256 it should."""
     manifest = manifest_of(folder)
-    files = manifest.get("files")
+    files: Any = manifest.get("files")
     if manifest.get("sha256") != digest_of(manifest):
         return f"{MANIFEST} is missing or damaged"
     if manifest.get("schema") != MANIFEST_SCHEMA:
         return f"its form is {manifest.get('schema')}, and this version reads {MANIFEST_SCHEMA}"
-    names = {STATE, WEIGHTS}
-    if not isinstance(files, dict) or not names <= files.keys() <= names | {BEST}:
-        return f"{MANIFEST} is no manifest of ours"
-    if "best" not in manifest:
+    needed = {STATE, WEIGHTS}
+    is_ours = isinstance(files, dict) and needed <= files.keys() <= needed | {BEST}
+    if not is_ours or "best" not in manifest:
         return f"{MANIFEST} is no manifest of ours"
     for name, entry in files.items():
         problem = damage_of(folder / name, entry)

@@ -48,10 +48,7 @@ class Events:
             self.flush()
 
     def add(self, step: int, **content: Any) -> None:
-        """Add an event: a ``summary``, or another field of TensorBoard's Event.
-
-        An event of step 0 whose tags are in the file is not added again.
-        """
+        """Add an event: ``summary`` or another field. Tags of step 0 are added only once."""
         event = Event(wall_time=time.time(), step=step, **content)
         if step == 0:
             tags = _tags(event)

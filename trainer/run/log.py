@@ -17,10 +17,7 @@ from trainer.run.folder import read_metrics
 
 
 def memory_used(device: torch.device) -> float | None:
-    """Return the peak memory of this process in MiB: the GPU's if ``device`` is one.
-
-    None if the system does not say.
-    """
+    """The peak memory in MiB of this process, or of the GPU; None if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:

@@ -10,10 +10,7 @@ from trainer.run.checkpoint import Entry, is_finite, refused, write_best, write_
 
 
 class Saver:
-    """Writes a run's checkpoints and best weights in a thread, one after the other.
-
-    The next ``check`` or ``wait`` raises the errors of that thread.
-    """
+    """Writes checkpoints and best weights in a thread; ``check`` and ``wait`` raise its errors."""
 
     def __init__(
         self, run: Path, keep: int, sync_log: Callable[[], None], best: Entry | None = None
