@@ -12,6 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.comparing.listing import runs_below
+from trainer.drawing.columns import terminal_width
+from trainer.process.errors import UsageError
+from trainer.process.exits import exit_code_of
+from trainer.process.words import visible
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
@@ -32,8 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
     arguments = parser.parse_args(argv)
 
-    from trainer.process.exits import exit_code_of
-
     return exit_code_of(lambda: run(arguments))
 
 
@@ -42,8 +46,6 @@ def run(arguments: argparse.Namespace) -> None:
     from trainer.comparing.compared import read_runs
     from trainer.comparing.comparison import common_folder, comparison_json
     from trainer.comparing.side_by_side import draw_comparison, text_of
-    from trainer.drawing.columns import terminal_width
-    from trainer.process.words import visible
 
     folders = folders_of(arguments.runs)
     picture = None
@@ -78,10 +80,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def folders_of(texts: Sequence[str]) -> list[Path]:
     """Return the run folders that are named, each once; raises UsageError for fewer than two."""
-    from trainer.comparing.listing import runs_below
-    from trainer.process.errors import UsageError
-    from trainer.process.words import visible
-
     found: dict[Path, Path] = {}
     others = []  # runs/NAME/* also names an older compare.png, or a folder of trainer.data
     for text in texts:
@@ -108,9 +106,6 @@ def folders_of(texts: Sequence[str]) -> list[Path]:
 
 def no_run(text: str, what: str) -> Exception:
     """Return the error for an argument that names no run."""
-    from trainer.process.errors import UsageError
-    from trainer.process.words import visible
-
     return UsageError(
         f"{visible(text)} {what}. Expected a folder such as "
         "runs/NAME/20260131-120000-ab12, or runs/NAME for all of its runs."
@@ -119,9 +114,6 @@ def no_run(text: str, what: str) -> Exception:
 
 def picture_at(text: str | None) -> Path | None:
     """Return the file that --picture names; raises UsageError if it is no new or old .png file."""
-    from trainer.process.errors import UsageError
-    from trainer.process.words import visible
-
     if text is None:
         return None
     path = Path(text)

@@ -7,9 +7,15 @@ A file is kept only if its outputs are those of the run's model.
 """
 
 import argparse
+import importlib.util
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.process.errors import UsageError
+from trainer.process.exits import exit_code_of
+from trainer.process.words import listed
 
 # The packages that each format needs beyond the project's own dependencies.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -47,17 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args([word for word in words if word not in settings])
     arguments.overrides += settings
 
-    from trainer.process.exits import exit_code_of
-
     return exit_code_of(lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from pathlib import Path
-
-    from trainer.process.errors import UsageError
-
     formats = [name for name in FORMATS if {name, "all"} & set(arguments.format)]
     require_packages(formats)
     images = arguments.images and [Path(text) for text in arguments.images]
@@ -80,13 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def require_packages(formats: Sequence[str]) -> None:
     """Raise UsageError if a package that one of the formats needs is absent."""
-    from importlib.util import find_spec
-
-    from trainer.process.errors import UsageError
-    from trainer.process.words import listed
-
     needed = [package for name in formats for package in FORMATS[name]]
-    if absent := [package for package in needed if find_spec(package) is None]:
+    if absent := [package for package in needed if importlib.util.find_spec(package) is None]:
         raise UsageError(
             f"--format {' '.join(formats)} needs {listed(absent)}, not installed here: "
             'pip install -e ".[export]"'

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.inference.prediction import Prediction as Prediction_
+    from trainer.inference.prediction import Prediction
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,19 +161,13 @@ def print_predictions(
     arguments: argparse.Namespace,
     classes: Sequence[str],
     paths: Sequence[str],
-    predictions: Iterable["Prediction_"],
+    predictions: Iterable["Prediction"],
     files: Mapping[str, Path],
 ) -> list[str]:
     """Print predictions as they come, then write ``files``; return what cannot be read, and why."""
     from trainer.drawing.pictures import png
-    from trainer.inference.prediction import MAX_SHEET, Prediction
-    from trainer.inference.prediction_output import (
-        csv_lines,
-        json_lines,
-        prediction_sheet,
-        table_lines,
-        write_lines,
-    )
+    from trainer.inference import prediction_output
+    from trainer.inference.prediction import MAX_SHEET
     from trainer.process.console import bar, draws_bars, say
     from trainer.process.words import visible
     from trainer.run.disk import write_file
@@ -181,7 +175,7 @@ def print_predictions(
     done: list[Prediction] = []
     broken: list[str] = []
 
-    def watched() -> Iterator[Prediction]:
+    def watched() -> Iterator["Prediction"]:
         for one in bar(predictions, "predicting", len(paths)) if draws_bars() else predictions:
             if one.reason:
                 broken.append(f"{visible(one.path)}: {one.reason}")
@@ -192,12 +186,12 @@ def print_predictions(
 
     if arguments.json == "-":
         unlike_utf8 = sys.stdout.encoding.lower() not in ("utf-8", "utf8")
-        lines = json_lines(watched(), classes, ascii_only=unlike_utf8)
+        lines = prediction_output.json_lines(watched(), classes, ascii_only=unlike_utf8)
     elif arguments.csv == "-":
-        lines = csv_lines(watched(), classes)
+        lines = prediction_output.csv_lines(watched(), classes)
     else:
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 240
-        lines = table_lines(watched(), classes, paths, arguments.top, columns)
+        lines = prediction_output.table_lines(watched(), classes, paths, arguments.top, columns)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     for line in lines:
@@ -207,11 +201,11 @@ def print_predictions(
             print(line)  # which raises if the disk is full
     sys.stdout.flush()
     if "json" in files:
-        write_lines(files["json"], json_lines(done, classes))
+        prediction_output.write_lines(files["json"], prediction_output.json_lines(done, classes))
     if "csv" in files:
-        write_lines(files["csv"], csv_lines(done, classes))
+        prediction_output.write_lines(files["csv"], prediction_output.csv_lines(done, classes))
     if "sheet" in files:
-        write_file(files["sheet"], png(prediction_sheet(done, classes)))
+        write_file(files["sheet"], png(prediction_output.prediction_sheet(done, classes)))
         if len(paths) > MAX_SHEET:
             print(f"the sheet shows the first {MAX_SHEET} of {len(paths)}", file=sys.stderr)
     for file in files.values():

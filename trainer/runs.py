@@ -13,10 +13,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from trainer.comparing.listing import FoundRun
+from trainer.comparing.listing import FoundRun, inspect_run, runs_below, short, strict_json, took
+from trainer.drawing.columns import GAP, pad, shorten, terminal_width, width_of
+from trainer.process.errors import UsageError
+from trainer.process.exits import exit_code_of
+from trainer.process.words import visible
 
 SORT = ("started", "name", "status", "epochs", "val", "test", "time")
 MAX_REASONS = 10
@@ -45,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
 
-    from trainer.process.exits import exit_code_of
-
     return exit_code_of(lambda: run(arguments))
 
 
@@ -62,9 +62,6 @@ def sort_key(text: str) -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.comparing.listing import inspect_run, runs_below
-    from trainer.drawing.columns import terminal_width
-
     folders = [named_folder(text, arguments.runs) for text in arguments.folders] or [
         Path(arguments.runs)
     ]
@@ -85,9 +82,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def named_folder(text: str, runs: str) -> Path:
     """Return the folder that a name below ``runs``, or a path, names; raises UsageError if none."""
-    from trainer.process.errors import UsageError
-    from trainer.process.words import visible
-
     for folder in (Path(runs) / text, Path(text)):
         if folder.is_dir():
             return folder
@@ -95,11 +89,11 @@ def named_folder(text: str, runs: str) -> Path:
     raise UsageError(f"{visible(text)} does not exist.{below}")
 
 
-def order(key: str) -> "Callable[[FoundRun], tuple[object, ...]]":
+def order(key: str) -> Callable[[FoundRun], tuple[object, ...]]:
     """Return a sort key: the largest or best run comes last, runs without a value come first."""
     from trainer.components import HIGHER_IS_BETTER
 
-    def place(one: "FoundRun") -> tuple[object, ...]:
+    def place(one: FoundRun) -> tuple[object, ...]:
         value: object = one.stamp
         if key in ("val", "test"):
             number = (one.best.get if key == "val" else one.test.get)(metric_of(one, key))
@@ -115,18 +109,14 @@ def order(key: str) -> "Callable[[FoundRun], tuple[object, ...]]":
     return place
 
 
-def metric_of(one: "FoundRun", split: str) -> str:
+def metric_of(one: FoundRun, split: str) -> str:
     """Return the name of the run's monitored metric in ``best`` (val) or ``test``."""
     monitor = one.monitor or "val/loss"
     return monitor if split == "val" else monitor.removeprefix("val/")
 
 
-def runs_table(found: "Sequence[FoundRun]", runs: Path, width: int) -> list[str]:
+def runs_table(found: Sequence[FoundRun], runs: Path, width: int) -> list[str]:
     """Return lines within ``width``: a head, a row for each run, why some failed, and counts."""
-    from trainer.comparing.listing import short, took
-    from trainer.drawing.columns import GAP, pad, shorten, width_of
-    from trainer.process.words import visible
-
     metrics = {metric_of(one, "test") for one in found if one.best or one.test}
     same = metrics.pop() if len(metrics) == 1 else ""
     rows = [["run", "status", "epochs", "best val", "test", "time"]]
@@ -165,10 +155,8 @@ def runs_table(found: "Sequence[FoundRun]", runs: Path, width: int) -> list[str]
     return [*lines, f"best val and test are {same}"] if same else lines
 
 
-def run_json(one: "FoundRun") -> dict[str, object]:
+def run_json(one: FoundRun) -> dict[str, object]:
     """Return a run as plain values."""
-    from trainer.comparing.listing import strict_json
-
     values = {
         "name": one.name,
         "run": one.stamp,

@@ -8,6 +8,7 @@ The same command again does what is not done yet; in a second terminal it shares
 """
 
 import argparse
+import importlib.util
 import shlex
 import sys
 import time
@@ -15,8 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.process.console import say
+from trainer.process.errors import RunError, Stopped, UsageError
+from trainer.process.exits import exit_code_of
+from trainer.process.stop import StopRequest
+from trainer.process.words import visible
+
 if TYPE_CHECKING:
-    from trainer.process.stop import StopRequest
     from trainer.sweeping.folder import Trial
     from trainer.sweeping.plan import Plan
     from trainer.sweeping.trials import Trials
@@ -28,18 +34,13 @@ and resumable, 70 a fault of the trainer itself"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    from trainer.process.exits import exit_code_of
-    from trainer.process.stop import StopRequest
-
     argv = sys.argv[1:] if argv is None else argv
     with StopRequest() as stop:
         return exit_code_of(lambda: parse_and_run(argv, stop))
 
 
-def parse_and_run(argv: Sequence[str], stop: "StopRequest") -> None:
+def parse_and_run(argv: Sequence[str], stop: StopRequest) -> None:
     """Parse the command line and run it. On a stop, add to Stopped how to go on."""
-    from trainer.process.errors import Stopped
-
     try:
         run(parse(argv), stop)
     except Stopped as stopped:
@@ -72,9 +73,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace, stop: "StopRequest") -> None:
+def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
     """Do what the command line asks for."""
-    from trainer.process.errors import UsageError
     from trainer.process.launch import is_one_of_several
     from trainer.sweeping.plan import check_with_torch, load_sweep
 
@@ -90,8 +90,6 @@ def run(arguments: argparse.Namespace, stop: "StopRequest") -> None:
         return
 
     from trainer.drawing.columns import terminal_width
-    from trainer.process.console import say
-    from trainer.process.errors import RunError
     from trainer.sweeping.folder import open_folder
     from trainer.sweeping.results import conclusion, ranked, rows_of, sweep_table
     from trainer.sweeping.trials import trials_of
@@ -120,12 +118,8 @@ def run(arguments: argparse.Namespace, stop: "StopRequest") -> None:
 
 def require_extras(plan: "Plan") -> None:
     """Raise UsageError if the sweep needs packages that are not installed."""
-    from importlib.util import find_spec
-
-    from trainer.process.errors import UsageError
-
     needed = ["optuna"] if plan.sweep.method == "tpe" or plan.sweep.storage else []
-    if missing := [name for name in needed if find_spec(name) is None]:
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise UsageError(
             f"method: tpe and storage need {', '.join(missing)}, an extra: "
             'python -m pip install -e ".[sweep]"'
@@ -134,8 +128,6 @@ def require_extras(plan: "Plan") -> None:
 
 def list_trials(plan: "Plan", runs: Path) -> None:
     """Print the trials and the runs of each, for a dry run; tpe has only its ranges yet."""
-    from trainer.process.console import say
-    from trainer.process.words import visible
     from trainer.sweeping.space import count, in_words, overrides, points
 
     many, each = count(plan.sweep), len(plan.members)
@@ -160,7 +152,6 @@ def number_of_trials(trials: int, each: int) -> str:
 
 def introduce_sweep(plan: "Plan", folder: Path, trials: "Trials") -> None:
     """Print the number of trials, how many have ended already, and the folder."""
-    from trainer.process.console import say
     from trainer.sweeping.results import rows_of
     from trainer.sweeping.space import count
 
@@ -173,8 +164,6 @@ def introduce_sweep(plan: "Plan", folder: Path, trials: "Trials") -> None:
 
 def print_trial(trial: "Trial", work: object) -> None:
     """Print one line about a trial that has ended, and write the results so far."""
-    from trainer.process.console import say
-    from trainer.process.words import visible
     from trainer.sweeping.results import ranked, rows_of
     from trainer.sweeping.space import count, display_value
     from trainer.sweeping.work import Work, write_results
@@ -205,11 +194,7 @@ def print_trial(trial: "Trial", work: object) -> None:
 
 
 def forget_failures(plan: "Plan", folder: Path, trials: "Trials") -> None:
-    """Let failed runs be done again, from their last checkpoint if they have one.
-
-    Raises UsageError for a study, which has used the results already.
-    """
-    from trainer.process.errors import UsageError
+    """Let failed runs be done again, from a checkpoint if any; raises UsageError for a study."""
     from trainer.sweeping.folder import claim, ended, members_of
 
     if plan.sweep.method == "tpe" or plan.sweep.storage is not None:

@@ -17,10 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.process.console import say
+from trainer.process.errors import Stopped, UsageError
+from trainer.process.exits import exit_code_of
+from trainer.process.launch import is_first, is_one_of_several, leave, started_by
+from trainer.process.stop import StopRequest
+
 if TYPE_CHECKING:
     from trainer.build.job import Job
     from trainer.config import Config
-    from trainer.process.stop import StopRequest
 
 EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 loss not finite, 5 checkpoint or disk,
 6 one of several processes failed, 7 out of memory, 8 a worker process died,
@@ -29,23 +34,17 @@ EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 loss not finite, 5 check
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    from trainer.process.exits import exit_code_of  # errors end here, as a message and an exit code
-    from trainer.process.stop import StopRequest
-
     argv = sys.argv[1:] if argv is None else argv
     with StopRequest() as stop:  # from now on a signal ends the command in order
         return exit_code_of(lambda: command(argv, stop))
 
 
-def command(argv: Sequence[str], stop: "StopRequest") -> None:
+def command(argv: Sequence[str], stop: StopRequest) -> None:
     """Parse the command line and run it; after an early stop, say how to start again."""
     try:
         run(*parse(argv), stop)
     finally:
         if stop.came_early:  # libraries can turn Stopped into an error of their own
-            from trainer.process.errors import Stopped
-            from trainer.process.launch import started_by
-
             again = f"{started_by()} {shlex.join(['-m', 'trainer.train', *argv])}"
             raise Stopped(
                 f"stopped by {stop.reason}\n"
@@ -87,10 +86,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return arguments, overrides
 
 
-def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequest") -> None:
+def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopRequest) -> None:
     """Do what the command line asks for."""
     from trainer.config import load_config
-    from trainer.process.launch import is_first, is_one_of_several
     from trainer.process.start import collecting_later, start
 
     with start():
@@ -101,7 +99,6 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequ
         from trainer.build.prepare import distribute, fetch, prepare
         from trainer.distributed.processes import joined, on_every_rank, on_main
         from trainer.loop.fit import fit
-        from trainer.process.console import say
         from trainer.process.restarts import run_before_restart
     with joined(config.train.device in ("auto", "cuda"), stop):
         begun = on_main(lambda: run_before_restart(arguments.runs, config.name, folder))
@@ -121,8 +118,6 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: "StopRequ
 def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Config", Path | None]:
     """The configuration and, with ``--resume``, the run's folder; without PyTorch."""
     from trainer.config import load_config
-    from trainer.process.errors import UsageError
-    from trainer.process.launch import is_first, is_one_of_several
 
     folder = None
     if arguments.resume is None:
@@ -145,7 +140,6 @@ def look_at(job: "Job", folder: Path | None) -> None:
     """Do what ``--dry-run`` asks for; ``folder`` is the run to resume, of the same split."""
     from trainer.loop.record import require_same_split
     from trainer.loop.summary import dry_run
-    from trainer.process.console import say
     from trainer.run.disk import read_json
 
     if folder is not None:
@@ -154,6 +148,4 @@ def look_at(job: "Job", folder: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    from trainer.process.launch import leave
-
     leave(main())
