@@ -113,7 +113,9 @@ def swept(write, tmp_path, monkeypatch):
     """Run a sweep in this process, with the stand-in for its runs; its folder, and the code."""
 
     def run(sweep, *more, seconds=0.0, fails=lambda member: 0, name="trial.yaml", epochs=3):
-        monkeypatch.setattr(work, "train_command", stub_command(seconds, epochs, fails))
+        monkeypatch.setattr(
+            "trainer.sweeping.process.train_command", stub_command(seconds, epochs, fails)
+        )
         monkeypatch.setattr(work, "ASK_EVERY", 0.05)
         monkeypatch.setattr(work, "LOOK_EVERY", 0.005)
         file = write(sweep, name)
@@ -357,7 +359,7 @@ def test_where_every_trial_fails_the_code_says_so(swept, capsys):
 
 
 def test_a_run_that_is_killed_each_time_is_given_up(swept, monkeypatch):
-    monkeypatch.setattr(work, "train_command", None)
+    monkeypatch.setattr("trainer.sweeping.process.train_command", None)
     kill = "import os; os.kill(os.getpid(), 9)"
     killed = [sys.executable, "-S", "-c", kill]
     text = "\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n"
@@ -425,7 +427,7 @@ def begin(file, runs, seconds, *more, told="told.txt"):
 
     def sweep():
         patch = pytest.MonkeyPatch()  # of this fork
-        patch.setattr(work, "train_command", stub_command(seconds))
+        patch.setattr("trainer.sweeping.process.train_command", stub_command(seconds))
         patch.setattr(work, "LOOK_EVERY", 0.01)
         patch.setattr(work, "ASK_EVERY", 0.1)
         return sweep_command.main(["--config", str(file), "--runs", str(runs), *more])

@@ -18,10 +18,7 @@ _across = svg.scale(0, 1, MARGIN_LEFT + 12, WIDTH - MARGIN_RIGHT - 12)
 
 
 def axis(values: Sequence[Any], log: bool = False) -> tuple[list[float], list[tuple[float, str]]]:
-    """The place of each value in 0..1, and the marks of the axis: (place, text).
-
-    Numbers lie by size, with ``log`` by their logarithm; other values in the order of appearance.
-    """
+    """The place of each value in 0..1 (names in their order), and the marks: (place, text)."""
     if all(type(value) in (int, float) for value in values):
         numbers = [math.log10(v) if log else float(v) for v in values]
         low, high = min(numbers), max(numbers)

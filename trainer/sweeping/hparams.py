@@ -20,10 +20,7 @@ ENDED = ("done", "pruned", "failed")
 
 
 def write_hparams(plan: Plan, folder: Path, rows: Sequence[Row]) -> None:
-    """Write the table's head, and a row for each trial that ended, unless they exist already.
-
-    Each is a folder that appears atomically: hparams/experiment, hparams/t003.
-    """
+    """Write hparams/experiment, and hparams/tNNN for each trial that ended: folders, atomically."""
     place = folder / "hparams"
     place.mkdir(exist_ok=True)
     _add(place / "experiment", [_experiment_summary(plan)], {})

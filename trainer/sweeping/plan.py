@@ -285,11 +285,7 @@ def _faults_of_choices(
 
 
 def check_with_torch(plan: Plan) -> None:
-    """Raise ConfigError for choices, and ends of ranges, that PyTorch's constructors refuse.
-
-    Each is built once, while the other keys have their first choice. Imports torch; a choice takes
-    some milliseconds, depending on the model.
-    """
+    """Raise ConfigError for choices, and ends of ranges, that PyTorch's constructors refuse."""
     from trainer.build.trial import check_components
 
     tried: list[tuple[Settings, str, Place, list[Fault]]] = []

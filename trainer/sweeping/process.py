@@ -71,17 +71,13 @@ def metrics_length(run: Path | None) -> int:
 
 def values_of(run: Path, monitor: str) -> dict[int, float]:
     """The monitored value of each epoch so far, by the epoch's number."""
-    lines = read_metrics(run / "metrics.jsonl", _whole_lines(run / "metrics.jsonl"))
+    path = run / "metrics.jsonl"
+    lines = read_metrics(path, path.read_bytes().rfind(b"\n") + 1)  # the next is being written
     return {
         line["epoch"]: line[monitor]
         for line in lines
         if "train/loss_epoch" in line and isinstance(line.get(monitor), float)
     }
-
-
-def _whole_lines(path: Path) -> int:
-    """The bytes up to the end of the last whole line: the run may be writing the next one."""
-    return path.read_bytes().rfind(b"\n") + 1
 
 
 def reason_of(folder: Path, run: Path | None, code: int) -> str:

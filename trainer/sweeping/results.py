@@ -83,10 +83,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def reported_test(plan: Plan, rows: Sequence[Row]) -> str | None:
-    """The monitored metric's name, if its test number stands in the table too.
-
-    None if a trial has only one run, or if no run has this number.
-    """
+    """The monitored metric's name; None if trials have one run, or no run has its test number."""
     name = plan.monitor.removeprefix("val/")
     return name if len(plan.members) > 1 and any(name in row.test for row in rows) else None
 

@@ -28,10 +28,7 @@ def count(sweep: Sweep) -> int:
 
 
 def draw_settings(sweep: Sweep, number: int) -> Settings:
-    """The settings of random trial ``number`` (from 0).
-
-    A value depends on seed, number and key only: more trials or another key leave it as it is.
-    """
+    """The settings of random trial ``number`` (from 0); each depends on seed, number and key."""
     from transforms.keyed import seed_of
 
     settings = {}
@@ -62,10 +59,7 @@ def at(space: Range, share: float) -> int | float:
 
 
 def samples(sweep: Sweep) -> Iterator[tuple[Settings, str, int | str]]:
-    """Settings for checks: each choice and both ends of each range, with the other keys' first.
-
-    Yields (settings, the key, the number of the choice or ``low`` or ``high``).
-    """
+    """Yield settings, key, place: each choice or end of a range, with the other keys' first."""
     first = {key: ends(space)[0][1] for key, space in sweep.params.items()}
     for key, space in sweep.params.items():
         for place, value in ends(space):

@@ -45,15 +45,15 @@ class _Lock:
 
 
 class Study:
-    """The trials of a study, with the interface ``trainer.sweeping.trials.Trials``."""
+    """The trials of a study, with the methods of ``trainer.sweeping.trials.Listed``."""
 
     def __init__(self, plan: Plan, folder: Path, identity: str) -> None:
         """Open or create the study; raises RunError if the storage cannot be reached."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.plan, self.folder, self.identity = plan, folder, identity
-        self.name, self.many = plan.file.name, plan.sweep.trials or 0
+        self.name = plan.file.name
         self.listed = [] if plan.sweep.method == "tpe" else points(plan.sweep)
-        self.many = len(self.listed) or self.many
+        self.many = len(self.listed) or plan.sweep.trials or 0
         self.signs: dict[int, tuple[Any, float]] = {}  # key of a trial -> last sign, time
         self.last_sign = 0.0
         with self._in_plain_words(), locked(folder / "ask.lock"):

@@ -19,18 +19,11 @@ from trainer.process.exits import Exit
 from trainer.process.stop import StopRequest
 from trainer.run import disk
 from trainer.run.environment import ROOT
+from trainer.sweeping import process
 from trainer.sweeping.folder import Member, Trial, claim, end_of, ended, members_of, newest_run
 from trainer.sweeping.hparams import write_hparams
 from trainer.sweeping.page import sweep_page
 from trainer.sweeping.plan import Plan
-from trainer.sweeping.process import (
-    end_with,
-    gpus_of,
-    metrics_length,
-    reason_of,
-    train_command,
-    values_of,
-)
 from trainer.sweeping.results import Row, sweep_csv, sweep_json, value_of
 from trainer.sweeping.trials import Trials
 
@@ -75,7 +68,7 @@ class Work:
         self.seconds: list[float] = []  # duration of each run that was done here
         self.asked = 0.0  # when the last search for runs was
         self.waiting = self.said_waiting = False
-        self.gpus = gpus_of(plan)
+        self.gpus = process.gpus_of(plan)
         self.written = self.writing = 0.0  # when results were last written, and how long it took
 
     def run(self, stop: StopRequest) -> None:
@@ -136,12 +129,9 @@ class Work:
         return None
 
     def _left(self, trial: Trial) -> list[Member]:
-        """The runs of a trial that have not ended and may begin.
-
-        With a pruner only the first run decides whether the trial goes on: the others wait for it.
-        """
+        """The runs of a trial that have not ended and may begin."""
         members = members_of(self.plan, trial)
-        if self.plan.sweep.prune is not None:
+        if self.plan.sweep.prune is not None:  # the first run decides whether the others begin
             first = self._end(members[0])
             if first is None:
                 return members[:1]
@@ -184,21 +174,21 @@ class Work:
     def _start(self, member: Member, taken: IO[str]) -> None:
         """Start the process of a run, which begins or resumes the run."""
         folder = self.folder / member.name
-        length = metrics_length(newest_run(folder))
+        length = process.metrics_length(newest_run(folder))
         place = min(set(range(self.jobs)) - {slot.place for slot in self.slots})
         self.starts[member.name] = self.starts.get(member.name, 0) + 1
         with (folder / "log.txt").open("ab") as log:
-            process = subprocess.Popen(
-                train_command(self.plan, self.folder, member),
+            child = subprocess.Popen(
+                process.train_command(self.plan, self.folder, member),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment(place),
                 pass_fds=() if sys.platform == "win32" else (taken.fileno(),),
                 start_new_session=True,  # Ctrl-C reaches this process only, which asks it to save
-                preexec_fn=end_with(os.getpid()),
+                preexec_fn=process.end_with(os.getpid()),
             )
-        self.slots.append(Slot(member, taken, process, place, length, length))
+        self.slots.append(Slot(member, taken, child, place, length, length))
 
     def _environment(self, place: int) -> dict[str, str]:
         environment = dict(os.environ)
@@ -232,10 +222,10 @@ class Work:
         if self.plan.sweep.prune is None or slot.pruned or slot.member.name != first.name:
             return
         run = newest_run(self.folder / slot.member.name)
-        if run is None or metrics_length(run) == slot.length and code is None:
+        if run is None or process.metrics_length(run) == slot.length and code is None:
             return
-        slot.length = metrics_length(run)
-        stopped = self.trials.report(slot.member.trial, values_of(run, self.plan.monitor))
+        slot.length = process.metrics_length(run)
+        stopped = self.trials.report(slot.member.trial, process.values_of(run, self.plan.monitor))
         if stopped and code is None:
             slot.pruned = True
             slot.process.terminate()
@@ -252,14 +242,14 @@ class Work:
         elif slot.pruned and (code == Exit.STOPPED or code < 0):
             end = end_of(run, monitor, "pruned")
         elif code == Exit.STOPPED or code < 0:
-            grown = code == Exit.STOPPED and metrics_length(run) > slot.first_length
+            grown = code == Exit.STOPPED and process.metrics_length(run) > slot.first_length
             self.starts[member.name] = 0 if grown else self.starts[member.name]
             if self.starts[member.name] < STARTS:
                 return  # it will be resumed
             what = f"killed by signal {-code}" if code < 0 else "stopped"
             end = end_of(run, monitor, "failed", f"{what}, {STARTS} times")
         else:
-            reason = reason_of(self.folder / member.name, run, code)
+            reason = process.reason_of(self.folder / member.name, run, code)
             end = end_of(run, monitor, "failed", f"exit code {code}: {reason}")
             if len(self.plan.members) > 1:  # the trial's line will have the reason
                 self.say(f"  {member.name}  failed")
