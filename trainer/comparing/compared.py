@@ -6,15 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.comparing.listing import (
-    FoundRun,
-    inspect_run,
-    number,
-    numbers_of,
-    parsed,
-    read_object,
-    read_text,
-)
+from trainer.comparing import listing
 from trainer.config.document import read_document
 from trainer.process.errors import ConfigError
 
@@ -28,7 +20,7 @@ class Compared:
     """A run to compare. ``config`` is flat; ``curves`` holds (epoch, value) points by tag."""
 
     label: str
-    found: FoundRun
+    found: listing.FoundRun
     config: dict[str, Any]
     curves: dict[str, CurvePoints]
     commit: str
@@ -48,10 +40,10 @@ def read_runs(folders: Sequence[Path]) -> list[Compared]:
 
 def read_run(label: str, folder: Path) -> Compared:
     """Read what is compared of a run; ``faults`` says which of its files cannot be read."""
-    found, faults = inspect_run(folder), []
+    found, faults = listing.inspect_run(folder), []
     config: dict[str, Any] = {}
     try:
-        if read_text(folder / "config.yaml")[1]:  # such as a pipe, which would block
+        if listing.read_text(folder / "config.yaml")[1]:  # such as a pipe, which would block
             raise ConfigError([])
         document = read_document(folder / "config.yaml")
         data = document.data
@@ -61,7 +53,7 @@ def read_run(label: str, folder: Path) -> Compared:
     except ConfigError:
         faults.append("config.yaml cannot be read")
     curves, fault = read_curves(folder / "metrics.jsonl")
-    environment, other = read_object(folder / "environment.json")
+    environment, other = listing.read_object(folder / "environment.json")
     faults += [text for text in (fault, other) if text]
     packages = environment.get("packages")
     dataset = found.result.get("dataset")
@@ -84,7 +76,7 @@ def read_run(label: str, folder: Path) -> Compared:
 def code_of(folder: Path, environment: Mapping[str, Any]) -> str:
     """Return the short commit, with a digest of the changes that were not committed."""
     commit = environment.get("git_commit")
-    patch, fault = read_text(folder / "uncommitted.patch")
+    patch, fault = listing.read_text(folder / "uncommitted.patch")
     if not isinstance(commit, str):
         return ""
     digest = hashlib.sha256(patch.encode()).hexdigest()[:6]
@@ -97,9 +89,14 @@ def flat_config(value: Any, path: str = "") -> dict[str, Any]:
     A list of components becomes the list of their names, and the arguments of each under its name:
     ``transforms.train: [Resize]`` and ``transforms.train.Resize.size: 32``.
     """
+    names: list[str] = []
     if isinstance(value, dict) and value:
         items = [(str(key), inner) for key, inner in value.items()]
-    elif is_components(value):
+    elif (
+        isinstance(value, list)
+        and value
+        and all(isinstance(item, dict) and "name" in item for item in value)
+    ):
         names = [str(item["name"]) for item in value]
         counted = [
             name if names.count(name) == 1 else f"{name}#{names[:i].count(name) + 1}"
@@ -109,39 +106,27 @@ def flat_config(value: Any, path: str = "") -> dict[str, Any]:
         items = [(n, a) for n, a in zip(counted, arguments, strict=True) if a]
     else:
         return {path: value}
-    result = {path: names} if is_components(value) else {}
+    result: dict[str, Any] = {path: names} if names else {}
     for key, inner in items:
         result |= flat_config(inner, f"{path}.{key}" if path else key)
     return result
 
 
-def is_components(value: Any) -> bool:
-    """Return whether a value is a list of components: ``{name: X, ...}``."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(item, dict) and "name" in item for item in value)
-    )
-
-
 def read_curves(path: Path) -> tuple[dict[str, CurvePoints], str]:
-    """Return the curves over the epochs of a metrics.jsonl, and what is wrong with it, else "".
-
-    A last line without its end is left out: the run is writing it.
-    """
-    text, fault = read_text(path)
-    *lines, _ = text.split("\n")
+    """Return the curves over the epochs of a metrics.jsonl, and what is wrong with it, else ""."""
+    text, fault = listing.read_text(path)
+    *lines, _ = text.split("\n")  # the run may be writing the last one
     curves: dict[str, CurvePoints] = {}
     damaged = 0
     for line in lines:
         if '"val/' not in line and line.endswith("}"):  # a step's line
             continue
-        values = parsed(line)
-        epoch = number(values.get("epoch")) if isinstance(values, dict) else None
+        values = listing.parsed(line)
+        epoch = listing.number(values.get("epoch")) if isinstance(values, dict) else None
         if epoch is None or not 0 < epoch < 1e9:
             damaged += 1
             continue
-        for tag, value in numbers_of(values).items():
+        for tag, value in listing.numbers_of(values).items():
             if (tag.startswith("val/") or tag == "train/loss_epoch") and abs(value) < LARGEST:
                 curves.setdefault(tag, []).append((epoch, value if abs(value) > 1e-30 else 0.0))
     if damaged:

@@ -22,10 +22,7 @@ MAX_LABELS = 8  # in a sentence
 
 
 def differing(runs: Sequence[Compared], everything: bool = False) -> list[str]:
-    """Return the keys whose values are not the same in all runs, in the order of the YAML.
-
-    If a component differs, all of its arguments come too. everything: return the equal keys too.
-    """
+    """Return the keys that differ, with all arguments of such a component; or ``everything``."""
     known = [run.config for run in runs if run.config]
     keys = merge_orders([list(config) for config in known])
     other = {key for key in keys if not all_equal([c.get(key, ...) for c in known])}
@@ -71,11 +68,7 @@ def metric_rows(runs: Sequence[Compared]) -> dict[str, list[float | None]]:
 
 
 def shown_metrics(row: str, values: Sequence[float | None]) -> list[str]:
-    """Return the numbers of a row as they are printed.
-
-    If a loss is tiny, all losses of the row are printed as powers of ten, so that their magnitudes
-    can be compared. An accuracy keeps its digits.
-    """
+    """Return a row's numbers as printed: if one loss is tiny, all losses as powers of ten."""
     is_fraction = row.rpartition("/")[2] in HIGHER_IS_BETTER
     powers = not is_fraction and any(value and abs(value) < POWERS_BELOW for value in values)
     return [shown_metric(row, value, powers) for value in values]
@@ -188,11 +181,7 @@ def shared_images(runs: Sequence[Compared]) -> list[str]:
 
 
 def over_seeds(runs: Sequence[Compared]) -> dict[str, tuple[float, float]]:
-    """Return (mean, standard deviation) of each metric over runs that differ in their seed only.
-
-    Empty if something else differs that changes weights, or if a run is not done. The standard
-    deviation divides by n - 1.
-    """
+    """Return (mean, std by n - 1) of each metric; {} unless all are done and only seeds differ."""
     keys = {key for key in differing(runs) if not key.startswith(NO_EFFECT)}
     seeds = [run.config.get("seed") for run in runs]
     same = len({(run.dataset, run.split) for run in runs}) == 1

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-STAMPED = re.compile(
-    r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-[0-9a-f]{4}"
-)  # as trainer.run.folder names a run's folder
+# As trainer.run.folder names a run's folder.
+STAMPED = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-[0-9a-f]{4}")
 STATES = ("running", "stopped", "failed", "done")
 MAX_RUN_DEPTH = 3  # runs/NAME/RUN, and a folder of such folders
 MAX_JSON_BYTES = 2**28
@@ -65,10 +64,8 @@ class FoundRun:
     @property
     def started(self) -> str | None:
         """When it began, ``2026-01-31 12:00:00``, as its folder's name says."""
-        if not (match := STAMPED.fullmatch(self.stamp)):
-            return None
-        year, month, day, hour, minute, second = match.groups()
-        return f"{year}-{month}-{day} {hour}:{minute}:{second}"
+        match = STAMPED.fullmatch(self.stamp)
+        return "{}-{}-{} {}:{}:{}".format(*match.groups()) if match else None
 
     @property
     def seconds(self) -> float | None:
@@ -90,8 +87,7 @@ def runs_below(folder: Path, depth: int = MAX_RUN_DEPTH) -> Iterator[Path]:
         yield folder
     elif depth:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
-            for name in names:
+            for name in sorted(e.name for e in entries if e.is_dir(follow_symlinks=False)):
                 yield from runs_below(folder / name, depth - 1)
 
 
@@ -136,10 +132,7 @@ def inspect_run(run: Path) -> FoundRun:
 
 
 def is_held(run: Path) -> bool:
-    """Whether a process holds the run, as trainer.run.folder's ``lock_run`` does; changes nothing.
-
-    The lock is asked for as one of many readers, and given back at once.
-    """
+    """Whether a process holds the run, as trainer.run.folder's ``lock_run`` does."""
     try:
         descriptor = os.open(run / "run.lock", READ)
     except OSError:
@@ -153,7 +146,7 @@ def is_held(run: Path) -> bool:
         else:
             import fcntl
 
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as one of many readers
     except OSError as error:
         return error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
     finally:

@@ -4,18 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from trainer.comparing import comparison
 from trainer.comparing.compared import Compared, CurvePoints
-from trainer.comparing.comparison import (
-    ABSENT,
-    NO_EFFECT,
-    best_of,
-    differing,
-    merge_orders,
-    metric_rows,
-    over_seeds,
-    shown_metrics,
-    warnings,
-)
+from trainer.comparing.comparison import ABSENT
 from trainer.comparing.listing import short
 from trainer.config.document import flow
 from trainer.drawing.columns import fits_in_one_block, lay_out
@@ -34,7 +25,7 @@ MAX_PANELS = 12
 def text_of(runs: Sequence[Compared], width: int, everything: bool = False) -> list[str]:
     """Return the comparison as lines of at most ``width``; everything: with equal settings."""
     lines = [f"{r.label}  {r.found.status:<11}  {visible(str(r.found.folder))}" for r in runs]
-    keys = differing(runs, everything)
+    keys = comparison.differing(runs, everything)
     if keys:
         heading = "config" if everything else "config keys that differ"
         rows = {key: [shown_value(run, key) for run in runs] for key in keys}
@@ -42,17 +33,17 @@ def text_of(runs: Sequence[Compared], width: int, everything: bool = False) -> l
     elif all(run.config for run in runs):
         lines += ["", "the configurations are equal"]
     rows = {}
-    for name, values in metric_rows(runs).items():
-        best = best_of(name, values)
-        texts = shown_metrics(name, values)
+    for name, values in comparison.metric_rows(runs).items():
+        best = comparison.best_of(name, values)
+        texts = comparison.shown_metrics(name, values)
         rows[name] = [text + ("*" if i in best else "") for i, text in enumerate(texts)]
     if rows:
         lines += ["", "results (* is the best of a row)", *side_by_side(runs, rows, width)]
-    if spread := over_seeds(runs):
+    if spread := comparison.over_seeds(runs):
         lines += ["", f"only the seed differs: mean and standard deviation of {len(runs)} runs"]
         broad = max(map(len, spread))
         lines += [f"{row:<{broad}}  {short(m)} +- {short(std)}" for row, (m, std) in spread.items()]
-    if messages := warnings(runs):
+    if messages := comparison.warnings(runs):
         lines += ["", *(f"warning: {visible(text)}" for text in messages)]
     return lines
 
@@ -105,14 +96,11 @@ def settings_text(values: Mapping[str, str]) -> str:
 
 
 def draw_comparison(runs: Sequence[Compared]) -> "Image.Image | None":
-    """Return a picture of the curves of all runs, or None if no epoch has ended yet.
-
-    Each run has a colour. If there are more runs than colours, the others go into further panels.
-    """
+    """Return a picture of the curves of all runs, or None if no epoch has ended yet."""
     from trainer.drawing.charts import draw_lines
 
     names = short_names(runs)
-    monitors = merge_orders([[r.found.monitor] for r in runs if r.found.monitor])
+    monitors = comparison.merge_orders([[r.found.monitor] for r in runs if r.found.monitor])
     panels: dict[str, dict[str, CurvePoints]] = {}
     for tag in dict.fromkeys(["val/loss", *monitors, "train/loss_epoch"]):
         title = tag.removesuffix("_epoch")
@@ -131,11 +119,8 @@ def draw_comparison(runs: Sequence[Compared]) -> "Image.Image | None":
 
 
 def short_names(runs: Sequence[Compared]) -> dict[str, str]:
-    """Return the legend's name of each run: its label, and at most two settings that most lack.
-
-    Settings of NAMED_FIRST come first. A run without such settings gets its own name.
-    """
-    keys = [key for key in differing(runs) if not key.startswith(NO_EFFECT)]
+    """Return each run's name in the legend: its label, and at most two settings that most lack."""
+    keys = [key for key in comparison.differing(runs) if not key.startswith(comparison.NO_EFFECT)]
     keys.sort(key=lambda key: NAMED_FIRST.index(key) if key in NAMED_FIRST else len(NAMED_FIRST))
     cells = {key: [shown_value(run, key) for run in runs] for key in keys}
     names = {}

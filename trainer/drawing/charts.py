@@ -20,7 +20,7 @@ _EDGE = 8  # pixels around the axes that a point at their end may cover
 _DASH = 8  # pixels of a dash, and of the gap behind it
 INK, GRID = "#222222", "#dddddd"
 MARKS = ("#777777", "#9467bd")  # of vertical lines
-MAX_BARS = 40  # names in a bar chart
+MAX_BARS = 40  # names in a bar chart: those with the smallest and the largest sums
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
@@ -96,11 +96,10 @@ def panels_of(history: Sequence[dict[str, Any]]) -> dict[str, Curves]:
             for tag, value in numbers(row).items():
                 if is_in(tag):
                     panels.setdefault(title, {}).setdefault(tag, []).append((row["epoch"], value))
-    return {title: dict(sorted(curves.items(), key=_val_last)) for title, curves in panels.items()}
-
-
-def _val_last(item: tuple[str, Any]) -> bool:
-    return item[0].startswith("val/")
+    return {
+        title: dict(sorted(curves.items(), key=lambda curve: curve[0].startswith("val/")))
+        for title, curves in panels.items()
+    }
 
 
 def draw_curves(history: Sequence[dict[str, Any]], best_epoch: int | None) -> Image.Image:
@@ -271,10 +270,7 @@ class _Fine:
 
 
 def draw_bars(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Image.Image:
-    """A group of horizontal bars for each name: one bar, with its count, for each series.
-
-    If there are more than MAX_BARS names, those with the smallest and the largest sums are drawn.
-    """
+    """A group of horizontal bars for each name: one bar, with its count, for each series."""
     sums = [sum(values) for values in zip(*series.values(), strict=True)]
     order = list(range(len(names)))
     left_out = len(names) - MAX_BARS
@@ -346,10 +342,7 @@ def draw_calibration(bins: Sequence[tuple[int, float, float]]) -> Image.Image:
 
 
 def _vertical_text(
-    picture: Image.Image,
-    bottom_middle: tuple[float, float],
-    text: str,
-    size: int,
+    picture: Image.Image, bottom_middle: tuple[float, float], text: str, size: int
 ) -> None:
     """Draw the text upwards from the given point."""
     face = font(size, text)

@@ -5,11 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 
 NARROWEST = 12  # least width of a column
-
-
 FIRST = 20  # least width of the first column, if its cells are so wide
-
-
 GAP = "  "
 
 

@@ -17,10 +17,7 @@ Scale = Callable[[float], float]
 
 
 def element(name: str, *content: str, **attributes: object) -> Markup:
-    """An element; text and attributes are escaped, Markup in it stays. ``kind`` is its class.
-
-    An attribute that is "" is left out.
-    """
+    """An element; all but Markup is escaped. ``kind``: its class. Attributes of "" are left out."""
     inner = (item if isinstance(item, Markup) else escape(plain(item)) for item in content)
     given = {"class" if k == "kind" else k.replace("_", "-"): v for k, v in attributes.items()}
     start = "".join(f' {key}="{escape(plain(str(v)))}"' for key, v in given.items() if v != "")

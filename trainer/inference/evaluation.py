@@ -23,10 +23,7 @@ MAY_DIFFER = (
 
 
 def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
-    """Loss and metrics of the run's best weights on a split, with its eval transforms.
-
-    Raises DataError if the dataset no longer has the images of the run's splits.
-    """
+    """Loss and metrics of the best weights on a split; raises DataError if its images changed."""
     refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
     require_own_images(run, config)
     saved = read_json(run / "split.json")

@@ -36,11 +36,6 @@ class Sample:
     inputs: Tensor
     source: str
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of an input."""
-        return tuple(self.inputs.shape[1:])
-
     def batches(self) -> list[Tensor]:
         """Return batches of one, two, seven and all inputs; inputs repeat if there are too few."""
         sizes = sorted({1, 2, 7, len(self.inputs)})
@@ -57,10 +52,8 @@ class Difference:
 
     @property
     def is_small(self) -> bool:
-        """Whether both are within TOLERANCE. For logits above 1 it is relative to the largest.
-
-        A float32 has seven digits: a logit of 100, summed in another order, may differ by 1e-5.
-        """
+        """Whether both are within TOLERANCE. For logits above 1 it is relative to the largest."""
+        # A float32 has seven digits: a logit of 100, summed in another order, may differ by 1e-5.
         allowed = TOLERANCE * max(1.0, self.largest)
         return self.logits <= allowed and self.probabilities <= TOLERANCE  # False for NaN
 
@@ -127,10 +120,7 @@ def at_most_max_images(items: Items) -> Items:
 
 
 def deviation(trained: TrainedModel, other: Network, sample: Sample) -> Difference:
-    """Compare another model's outputs with those of the run's model, over batches of several sizes.
-
-    Raises ValueError if its output has another shape.
-    """
+    """Compare another model's outputs with the run's; raises ValueError if their shapes differ."""
     logits, chances, largest = [], [], []
     for batch in sample.batches():
         expected, found = trained.logits(batch), other(batch)

@@ -18,27 +18,13 @@ from trainer.build.model import build_model
 from trainer.build.precision import FP32, HALF
 from trainer.build.trained import TrainedModel, load_trained
 from trainer.config import load_config
+from trainer.inference import export_check
 from trainer.inference.evaluation import MAY_DIFFER
-from trainer.inference.export_check import (
-    TOLERANCE,
-    Difference,
-    Network,
-    Sample,
-    deviation,
-    note,
-    take_sample,
-)
+from trainer.inference.export_check import TOLERANCE, Difference, Network, Sample
 from trainer.inference.model_card import describe_model, hub_files
 from trainer.inference.script_writer import program
 from trainer.process.errors import RunError, in_plain_words
-from trainer.run.disk import (
-    make_output_folder,
-    read_json,
-    rename,
-    sync_folder,
-    write_file,
-    write_json,
-)
+from trainer.run import disk
 from trainer.run.resume import refuse_changes
 
 MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's limit, less the graph
@@ -60,16 +46,17 @@ def export_run(
     refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
     trained = load_trained(run, [*overrides, "train.device=cpu"])  # equal files on any machine
     if config.train.precision in HALF:  # the weights are float32, and few tools compute otherwise
-        note(f"the run computed in {config.train.precision}, the files do in float32")
+        export_check.note(f"the run computed in {config.train.precision}, the files do in float32")
         trained = dataclasses.replace(trained, precision=FP32)
-    result = read_json(run / "result.json")
-    sample = take_sample(trained, config, images)
+    result = disk.read_json(run / "result.json")
+    sample = export_check.take_sample(trained, config, images)
     if not trained.logits(sample.inputs).isfinite().all():
         raise RunError(f"{run}: its model gives no numbers (NaN) on {sample.source}.")
     card = describe_model(trained, result)
-    make_output_folder(folder)
+    disk.make_output_folder(folder)
     write = {"safetensors": write_safetensors, "pt2": write_pt2, "onnx": write_onnx}
-    print(f"{run}: {card['model']['name']}, input (batch, {', '.join(map(str, sample.shape))})")
+    shape = ", ".join(map(str, sample.inputs.shape[1:]))
+    print(f"{run}: {card['model']['name']}, input (batch, {shape})")
     print(f"tried on {sample.source}")
     exported: torch.export.ExportedProgram | None = None
     written = []
@@ -91,15 +78,12 @@ def keep(
     trained: TrainedModel,
     sample: Sample,
 ) -> Difference:
-    """Write ``content``, read it back, and give it its name if its outputs are the run's.
-
-    Raises RunError if they differ: the file is removed, and an older one stays.
-    """
+    """Write ``content``, and keep it if it then gives the run's outputs; else raise RunError."""
     unproven = path.with_name(f".unproven-{path.name}")
     try:
-        write_file(unproven, content)
+        disk.write_file(unproven, content)
         with as_run_error(f"{path.name} cannot be read back"), quiet(), torch.inference_mode():
-            difference = deviation(trained, read(unproven), sample)
+            difference = export_check.deviation(trained, read(unproven), sample)
         if not difference.is_small:
             raise RunError(
                 f"{path.name} was removed: on {sample.source} it differs from the run's model by "
@@ -107,10 +91,10 @@ def keep(
                 f"{difference.probabilities:.1e} in the probabilities; {TOLERANCE:.0e} is allowed. "
                 "A newer version of what reads it may help, or another --format."
             )
-        rename(unproven, path)
+        disk.rename(unproven, path)
     finally:
         unproven.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    disk.sync_folder(path.parent)
     return difference
 
 
@@ -147,8 +131,8 @@ def write_pt2(
         return model
 
     difference = keep(folder / f"{name}.pt2", content.getvalue(), read, trained, sample)
-    write_json(folder / f"{name}.json", card)
-    write_file(folder / f"{name}_pt2.py", program("pt2", trained))
+    disk.write_json(folder / f"{name}.json", card)
+    disk.write_file(folder / f"{name}_pt2.py", program("pt2", trained))
     return folder / f"{name}.pt2", difference
 
 
@@ -178,8 +162,8 @@ def write_onnx(
             proto.metadata_props.add(key=key, value=value)
         content = proto.SerializeToString()
     difference = keep(folder / f"{name}.onnx", content, onnx_model, trained, sample)
-    write_json(folder / f"{name}.json", card)
-    write_file(folder / f"{name}_onnx.py", program("onnx", trained))
+    disk.write_json(folder / f"{name}.json", card)
+    disk.write_file(folder / f"{name}_onnx.py", program("onnx", trained))
     return folder / f"{name}.onnx", difference
 
 
@@ -205,7 +189,7 @@ def write_safetensors(
     import safetensors.torch
 
     folder = folder / f"{trained.config.name}-safetensors"
-    make_output_folder(folder)
+    disk.make_output_folder(folder)
     # Copies: tied tensors share memory, which the format refuses.
     tensors = {k: v.clone() for k, v in plain_copy(trained.model).state_dict().items()}
     content = safetensors.torch.save(tensors, {"format": "pt", **card_strings(card)})
@@ -217,8 +201,8 @@ def write_safetensors(
 
     difference = keep(folder / "model.safetensors", content, read, trained, sample)
     for name, text in hub_files(trained, card).items():
-        make_output_folder((folder / name).parent)
-        write_file(folder / name, text)
+        disk.make_output_folder((folder / name).parent)
+        disk.write_file(folder / name, text)
     return folder / "model.safetensors", difference
 
 

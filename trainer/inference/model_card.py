@@ -72,8 +72,7 @@ def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
             "model_args": {"in_chans": channels, **trained.config.model.arguments},
             "pretrained_cfg": {"num_classes": len(classes), "input_size": trained.input_shape},
         }
-    keys = ("input", "image_channels", "transforms")
-    preprocessor = {key: card[key] for key in keys}
+    preprocessor = {key: card[key] for key in ("input", "image_channels", "transforms")}
     use = program("safetensors", trained)
     return {
         "config.json": _json(config),

@@ -24,10 +24,7 @@ def table_lines(
     top: int = 1,
     columns: int = 240,
 ) -> Iterator[str]:
-    """Yield the lines of a table: the ``top`` classes of each file, one below the other.
-
-    A path that leaves no room for the other columns gets a line of its own.
-    """
+    """Yield a table's lines: ``top`` classes a file. A path without room has its own line."""
     names = [visible(name) for name in classes]
     width = max(len("class"), *map(width_of, names))
     longest = max((width_of(visible(path)) for path in paths), default=0)

@@ -18,10 +18,7 @@ SCRIPT_TEMPLATE = Path(__file__).parent / "templates" / "use.py.j2"
 
 
 def program(kind: str, trained: TrainedModel) -> str:
-    """Python code that classifies image files with a NAME.pt2, a NAME.onnx or a folder of weights.
-
-    kind: "pt2", "onnx" or "safetensors". The program needs NumPy, Pillow, and a reader of the file.
-    """
+    """Python code that classifies images with a model file; kind: pt2, onnx or safetensors."""
     imports, built, own = ["import numpy as np", "from PIL import Image, ImageOps"], [""], ""
     # Older versions average padded pools wrongly; AlexNet's normalisation uses such pools.
     reader = "import onnxruntime  # 1.25 or newer" if kind == "onnx" else "import torch"

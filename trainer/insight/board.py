@@ -45,10 +45,7 @@ class Board:
             say(f"note    train.parallel=fsdp: TensorBoard does not show {', '.join(hidden)}")
 
     def draw(self, name: str, function: Callable[[], None]) -> None:
-        """Call ``function`` if ``log.show`` has ``name``.
-
-        If it fails, the reason is printed, and ``name`` is not tried again in this process.
-        """
+        """Call ``function`` if ``log.show`` has ``name``; if it fails, say why, and try no more."""
         if name not in self.shown or name in self.given_up:
             return
         try:
@@ -66,10 +63,7 @@ class Board:
 
 
 def show_start(board: Board, run: Path, step: int) -> None:
-    """Show what is known before the first step: settings, input images, the model.
-
-    For a run that is resumed after ``step``, only what its event file lacks is added.
-    """
+    """Show settings, input images and the model; in a resumed run, what its event file lacks."""
     events, job = board.events, board.job
     config = job.config
     contents: dict[str, tuple[str, Callable[[], None]]] = {  # with a tag that each adds

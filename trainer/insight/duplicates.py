@@ -68,10 +68,7 @@ def thumbnail(images: Tensor, size: int = SIZE) -> Tensor:
 
 
 def descriptors(thumbnails: Tensor) -> Tensor:
-    """Return a unit vector for each thumbnail (N, S, S): (N, WAVES * WAVES).
-
-    It does not depend on brightness or contrast. It is zero for a thumbnail of hardly any contrast.
-    """
+    """Return unit vectors (N, WAVES * WAVES) of thumbnails (N, S, S); zero for flat ones."""
     side = thumbnails.shape[-1]
     places, frequencies = torch.arange(side) + 0.5, torch.arange(WAVES)
     waves = torch.cos(math.pi / side * frequencies[:, None] * places)

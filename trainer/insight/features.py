@@ -7,6 +7,7 @@ and the random generators that dropout uses.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -18,11 +19,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def first_kernels(model: nn.Module, input_shape: tuple[int, int, int]) -> Tensor | None:
-    """Return the first layer's weights as (N, C, h, w) float pictures on the CPU.
-
-    These are the kernels of a convolution, or the rows of a linear layer over the flattened
-    (C, H, W) input. None if the model begins otherwise.
-    """
+    """Return a first Conv2d's or Linear's weights as (N, C, h, w) float on the CPU; else None."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             return layer.weight.detach().float().cpu().contiguous()
@@ -46,8 +43,10 @@ def feature_maps(
     def keep(name: str, layer: nn.Module, output: Tensor) -> None:
         if any(layer.children()):
             return
+        numbered = chain([name], (f"{name} ({turn})" for turn in count(2)))
+        key = next(each for each in numbered if each not in maps)
         # A copy: an in-place ReLU may write into the output of the layer before it.
-        maps[_numbered(name, maps)] = output[0, :channels].float().cpu().clone()
+        maps[key] = output[0, :channels].float().cpu().clone()
 
     with evaluating(model, inputs.device), torch.inference_mode():
         with _outputs_hooked(model, inputs, maps=keep):
@@ -166,10 +165,3 @@ def _outputs_hooked(
         for layer in names:
             hooks.callback(layer.register_forward_hook(look).remove)
         yield
-
-
-def _numbered(name: str, taken: dict[str, Tensor]) -> str:
-    turn = 1
-    while (f"{name} ({turn})" if turn > 1 else name) in taken:
-        turn += 1
-    return f"{name} ({turn})" if turn > 1 else name

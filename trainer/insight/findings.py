@@ -199,10 +199,7 @@ def find(given: ReportData, run: Path) -> Findings:
 
 
 def calibration_bins(probabilities: Tensor, labels: Tensor, bins: int = NUM_BINS) -> Bins:
-    """(images, mean confidence, accuracy) of equal intervals (a, b] of confidence, from 0 to 1.
-
-    ``calibration_error`` is the mean of |confidence - accuracy|, weighted by images.
-    """
+    """(images, mean confidence, accuracy) of equal intervals (a, b] of confidence, from 0 to 1."""
     confidence, predicted = probabilities.double().nan_to_num(0).max(dim=1)
     interval = (confidence * bins).ceil().long().clamp(1, bins) - 1
     counts = interval.bincount(minlength=bins)

@@ -29,7 +29,7 @@ from trainer.process.words import visible
 BINS = 50  # of a histogram; TensorBoard draws 30
 ELEMENTS = 32_000  # of a tensor, counted in a histogram: so many torch counts on one thread
 THRESHOLDS = 127  # of a PR curve; TensorBoard reads no more
-NO_CHOICE = (  # settings that people do not vary to compare runs
+NO_CHOICE = (  # settings that people do not vary to compare runs: TensorBoard shows five only
     *("name", "log.", "checkpoint.", "metrics", "dataset.root", "dataset.draw_if_absent"),
     *("loader.workers", "loader.cache", "loader.eval_batch_size"),
     *("train.device", "train.threads", "train.budget", "train.skip_non_finite"),
@@ -136,11 +136,7 @@ def curves_together(config: Config) -> Any:
 
 
 def hyperparameters(config: Config) -> dict[str, float | str]:
-    """Return the settings that people vary, flat: ``{"optimizer.lr": 0.05}``.
-
-    Numbers stay numbers, all else is text. Settings that are off or change no result are left out:
-    TensorBoard shows the first five only.
-    """
+    """Return the settings that people vary, if they are on, flat: ``{"optimizer.lr": 0.05}``."""
     values = _flat_settings("", config.model_dump(mode="json"))
     return {key: v for key, v in values if not key.startswith(NO_CHOICE) and v not in OFF}
 

@@ -57,11 +57,8 @@ def report_page(found: Findings, confusion: Image.Image) -> str:
 
 def _data_url(picture: Image.Image) -> str:
     """A picture as a data URL: small ones and charts as PNG, photographs as JPEG."""
-    kind = "png"
-    if (
-        max(picture.size) <= CRISP_BELOW or picture.width > 400
-    ):  # JPEG would blur the letters of charts
-        data = png(picture)
+    if max(picture.size) <= CRISP_BELOW or picture.width > 400:  # JPEG blurs the letters of charts
+        kind, data = "png", png(picture)
     else:
         content = io.BytesIO()
         picture.save(content, "JPEG", quality=85)
