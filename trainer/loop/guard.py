@@ -174,7 +174,7 @@ def number_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """How many images' likeliest class is the true one; for mixed labels, the largest share's."""
     if labels.ndim == 2:
         labels = labels.argmax(dim=1)
-    return (logits.detach().argmax(dim=1) == labels).count_nonzero()
+    return (logits.argmax(dim=1) == labels).count_nonzero()
 
 
 def _columns(
