@@ -16,7 +16,7 @@ from trainer.config import load_config
 from trainer.drawing.axes import COLOURS
 from trainer.drawing.charts import MARKS
 from trainer.find_lr import main
-from trainer.loop import lr_range as lr_finder
+from trainer.loop import lr_range
 from trainer.loop.lr_range import (
     NoSuggestion,
     RangeTest,
@@ -116,7 +116,7 @@ def test_groups_keep_the_proportions_of_their_rates(job_of, monkeypatch):
         first, *rest = model.parameters()
         return Spy([{"params": [first]}, {"params": rest, "lr": 0.05}], lr=0.5)
 
-    monkeypatch.setattr(lr_finder, "build_optimizer", two_groups)
+    monkeypatch.setattr(lr_range, "build_optimizer", two_groups)
     test = sweep_rates(job_of(), 1e-5, 1e-2, 20)
     assert [first for first, _ in seen] == pytest.approx(test.rates)
     assert [second for _, second in seen] == pytest.approx([rate / 10 for rate in test.rates])

@@ -23,6 +23,7 @@ from torchvision.ops import StochasticDepth
 
 from models.dropout import draws_elsewhere, drop_out_by_batch
 from tests.conftest import as_ranks
+from trainer.build.device import choose_device
 from trainer.build.precision import FP32
 from trainer.build.prepare import prepare
 from trainer.build.rehearse import check_batches, check_sharding
@@ -205,6 +206,12 @@ def test_processes_on_a_cpu_refuse_synced_batch_norm(together, tmp_path):
     told = (tmp_path / "rank-0.txt").read_text()
     assert "train.sync_batch_norm: needs GPUs" in told and "write false" in told
     assert not (tmp_path / "together").exists()
+
+
+def test_a_teacher_that_trained_with_synced_batch_norm_may_teach_on_a_cpu(config_file, monkeypatch):
+    monkeypatch.setattr("trainer.build.device.world_size", lambda: 2)
+    config = load_config(config_file, ["train.sync_batch_norm=true", "train.device=cpu"])
+    assert choose_device(config).type == "cpu"  # only its training is refused
 
 
 class Whitening(nn.BatchNorm2d):

@@ -131,7 +131,7 @@ def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Conf
     if is_first():
         for message in config.messages:
             print(message, file=sys.stderr)
-    if arguments.dry_run and is_one_of_several():
+    if arguments.dry_run and is_one_of_several() and not arguments.print_config:
         raise UsageError("--dry-run looks at one process; leave torchrun out.")
     return config, folder
 

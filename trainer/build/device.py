@@ -38,12 +38,6 @@ def choose_device(config: Config) -> torch.device:
 
 def device_of_process(config: Config, device: torch.device) -> torch.device:
     """The device of this rank: a GPU of its own, or the CPU, which all ranks share."""
-    if config.train.sync_batch_norm and device.type != "cuda":
-        message = (
-            f"needs GPUs, and the processes compute on the {device}; write false, and each process "
-            "normalises by its own images, or start one process"
-        )
-        raise ConfigError([config.fault("train.sync_batch_norm", message)])
     if device.type == "cpu":
         return device
     reason = ""

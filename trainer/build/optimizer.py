@@ -75,7 +75,10 @@ def chosen_groups(
 def build_schedule_of(
     config: Config, optimizer: torch.optim.Optimizer, steps_per_epoch: int
 ) -> Schedule:
-    """The learning-rate schedule with its warm-up; constant if the config has no scheduler."""
+    """The learning-rate schedule with its warm-up; constant if the config has no scheduler.
+
+    The direction of ReduceLROnPlateau follows from ``train.monitor``.
+    """
     scheduler = config.scheduler
     warmup = scheduler.trainer_arguments.get("warmup") if scheduler else None
     warmup_steps = steps_of(Duration.parse(warmup), steps_per_epoch) if warmup is not None else 0

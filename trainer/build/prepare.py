@@ -58,6 +58,7 @@ def prepare(config: Config, say: Say) -> Job:
     """
     check_settings(config, say)
     device = choose_device(config)
+    check_sync_batch_norm(config, device)
     data, shapes = prepare_data(config, device, say)
     train = data.subsets["train"]
     model = build_model(config, data.classes, shapes["train"]).to(device)
@@ -91,6 +92,16 @@ def check_settings(config: Config, say: Say) -> None:
             check_sharding(config)
         else:
             say("note    train.parallel=fsdp cuts the model for several processes; this is one")
+
+
+def check_sync_batch_norm(config: Config, device: torch.device) -> None:
+    """Raise ConfigError for batch norm over several ranks that do not compute on GPUs."""
+    if config.train.sync_batch_norm and world_size() > 1 and device.type != "cuda":
+        message = (
+            f"needs GPUs, and the processes compute on the {device}; write false, and each process "
+            "normalises by its own images, or start one process"
+        )
+        raise ConfigError([config.fault("train.sync_batch_norm", message)])
 
 
 def prepare_data(config: Config, device: torch.device, say: Say) -> tuple[Data, dict[str, Shape]]:

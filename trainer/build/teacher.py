@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.build.trained import TrainedModel, load_trained
+from trainer.components.losses import SIGMOIDS
 from trainer.config import Config
 from trainer.config.settings import Component
 from trainer.process.errors import ConfigError, RunError, UsageError
@@ -17,7 +18,6 @@ from trainer.process.words import shortened
 from trainer.run.disk import read_json
 from trainer.run.folder import find_run
 
-SIGMOID = ("BCELoss", "BCEWithLogitsLoss")
 VALUES = ("Normalize", "LinearTransformation")  # transforms that scale the pixel values
 
 
@@ -94,7 +94,7 @@ def require_softmax(config: Config) -> None:
     BCE trains one sigmoid for each class. The KL of sigmoids would be another method, and no
     temperature makes logits for a sigmoid comparable with logits for a softmax.
     """
-    if config.loss.name in SIGMOID:
+    if config.loss.name in SIGMOIDS:
         message = (
             f"{config.loss.name} trains a sigmoid a class, and distill compares softmax "
             "probabilities; expected a loss such as CrossEntropyLoss"
@@ -114,7 +114,7 @@ def mismatch(
     if teacher.input_shape != shape:
         its, here = (" x ".join(map(str, sizes)) for sizes in (teacher.input_shape, shape))
         return f"it was trained on images of {its} (channels, height, width); here they are {here}"
-    if teacher.config.loss.name in SIGMOID:
+    if teacher.config.loss.name in SIGMOIDS:
         return f"its loss, {teacher.config.loss.name}, trains a sigmoid a class, not a softmax"
     its_values = values(teacher.config.transforms.eval)
     own_values = values(config.transforms.train)

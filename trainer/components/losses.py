@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SIGMOIDS = ("BCELoss", "BCEWithLogitsLoss")  # losses of one sigmoid a class
+
 
 class _Weighted(nn.Module):
     """Base of all losses: holds ``weight`` as a buffer, which ``.to`` moves to the device."""
@@ -148,7 +150,7 @@ def probabilities(loss_name: str, logits: Tensor) -> Tensor:
     Returns (N, K) float32; each row sums to one. The two BCE losses train one sigmoid per class:
     the sigmoids are divided by their sum. For every other loss it is the softmax.
     """
-    if loss_name in ("BCELoss", "BCEWithLogitsLoss"):
+    if loss_name in SIGMOIDS:
         logits = F.logsigmoid(logits.float())  # exp(logsigmoid) / sum, without 0 / 0
     return logits.float().softmax(dim=1)
 

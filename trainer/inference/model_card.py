@@ -12,13 +12,13 @@ import yaml
 
 from models import MODELS
 from trainer.build.trained import TrainedModel
+from trainer.components.losses import SIGMOIDS
 from trainer.drawing.page import render
 from trainer.inference.script_writer import program
 from trainer.loop.evaluate import scalars
 from trainer.run.environment import ROOT
 
 MAX_LISTED = 100  # classes in the README; all of them are in config.json
-SIGMOIDS = ("BCELoss", "BCEWithLogitsLoss")
 MODEL_CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 
 

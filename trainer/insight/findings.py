@@ -60,7 +60,7 @@ class ReportData:
 
 
 @dataclass(frozen=True)
-class TestImage:
+class ReportImage:
     """An image of the test split: its class, its predicted class, and both probabilities."""
 
     name: str
@@ -90,7 +90,7 @@ class Findings:
     bins: Bins
     calibration_error: float
     num_wrong: int
-    shown: list[TestImage]
+    shown: list[ReportImage]
     balance: Mapping[str, Sequence[int]]
     config_text: str
     seconds: dict[str, float]
@@ -231,7 +231,7 @@ def _rows_to_show(probabilities: Tensor, labels: Tensor) -> tuple[list[int], int
     return rows, len(wrong)
 
 
-def _show(given: ReportData, i: int) -> TestImage:
+def _show(given: ReportData, i: int) -> ReportImage:
     classes, probabilities = given.classes, given.probabilities[i]
     true, predicted = int(given.labels[i]), int(probabilities.argmax())
     picture, fault = None, "no picture was given"
@@ -243,7 +243,7 @@ def _show(given: ReportData, i: int) -> TestImage:
         except Exception as error:  # the report is useful without this picture
             fault = f"cannot be shown: {error or type(error).__name__}"
     shares = float(probabilities[predicted]), float(probabilities[true])
-    return TestImage(given.ids[i], classes[true], classes[predicted], *shares, picture, fault)
+    return ReportImage(given.ids[i], classes[true], classes[predicted], *shares, picture, fault)
 
 
 def _facts(result: dict[str, Any], run: Path) -> dict[str, str]:
