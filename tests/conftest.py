@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import gzip
+import itertools
 import multiprocessing
 import os
 import random
@@ -41,6 +42,7 @@ log: {{every: 2st, images: 4}}
 
 
 FORK = multiprocessing.get_context("fork")
+COPIES = itertools.count()
 
 
 def fork(output: Path, work: Callable[[], int]) -> ForkProcess:
@@ -215,12 +217,11 @@ def finished(_trained_once, tmp_path) -> Callable[..., Path]:
 
     Call it while nothing of the trainer is patched: other tests get copies of the same run.
     """
-    from trainer.run.folder import create_run
 
     def copy(*overrides: str) -> Path:
         run = _trained_once(*overrides)
-        place = create_run(tmp_path / "runs", run.parent.name)
-        return Path(shutil.copytree(run, place, symlinks=True, dirs_exist_ok=True))
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{next(COPIES):04x}"  # they sort as they are made
+        return Path(shutil.copytree(run, tmp_path / "runs" / run.parent.name / name, symlinks=True))
 
     return copy
 
