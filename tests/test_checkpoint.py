@@ -35,7 +35,7 @@ from trainer.run.checkpoint import (
     load_checkpoint,
     problem_of,
     read_state,
-    sweep,
+    remove_leftovers,
     write_checkpoint,
 )
 from trainer.run.folder import create_run
@@ -294,7 +294,7 @@ def test_whatever_call_fails_the_earlier_checkpoint_stays_and_no_litter(run, mon
                 break
         monkeypatch.setattr(disk, "os", os)
         assert all(problem_of(folder) is None for folder in checkpoints(run))
-        sweep(run)
+        remove_leftovers(run)
         assert not list(run.rglob("*.tmp*"))
     assert n > 1
     assert steps(run) == ["3"]
@@ -689,7 +689,7 @@ def test_weights_that_changed_while_the_run_went_on_are_not_taken_for_the_best(r
     overwritten(run)
     with pytest.raises(RunError, match=r"model\.pt was changed"):
         write(run, 2, best=best)
-    sweep(run)
+    remove_leftovers(run)
     assert tree(run).keys() == {"model.pt", "checkpoints"}
 
 
@@ -712,7 +712,7 @@ def test_checkpoints_that_are_a_link_are_refused_and_nothing_behind_it_is_touche
     for act in (
         lambda: write(run, 2, keep=1),
         lambda: load_checkpoint(run, print),
-        lambda: sweep(run),
+        lambda: remove_leftovers(run),
     ):
         with pytest.raises(RunError, match="is a link"):
             act()
@@ -730,7 +730,7 @@ def test_nothing_is_read_or_removed_through_a_link_with_a_checkpoints_name(run, 
     before = tree(other)
     assert load(run) == (1, [])
     write(run, 2, keep=1)
-    sweep(run)
+    remove_leftovers(run)
     assert steps(run) == ["2"]
     assert tree(other) == before
     assert not list(run.rglob("*.tmp*"))
@@ -848,7 +848,7 @@ def test_training_may_go_on_at_once_and_the_file_still_holds_the_moment(run, con
     disk_is_slow = Held()
     with RunLog(run, job.config) as log, Saver(run, 9, disk_is_slow) as saver:
         expected = copy.deepcopy(snapshot(job, state, log.flush()))
-        save(job, state, log, saver, best={"step": 1})
+        save(job, state, log, saver, best_metrics={"step": 1})
         step()
         for tensor in job.model.state_dict().values():
             tensor.zero_()
@@ -940,9 +940,9 @@ def test_the_best_weights_are_written_before_the_state_that_counts_on_them(run):
     with Saver(run, 9, lambda: None) as saver:
         saver.save(1, state_of(1), {"classes": ["a"]}, True)
         saver.save(2, state_of(2), None, True)
-    assert json.loads((run / "model.json").read_text())["weights"] == saver.best
+    assert json.loads((run / "model.json").read_text())["weights"] == saver.best_entry
     newest = load_checkpoint(run, print)
-    assert newest is not None and bring_back_best(newest[0], print) == saver.best
+    assert newest is not None and bring_back_best(newest[0], print) == saver.best_entry
     assert load_tensors(newest[0] / "best.pt")["weight"].eq(1).all()
 
 

@@ -156,7 +156,7 @@ def test_nothing_is_removed_through_a_link(tmp_path):
     (run / "checkpoints" / "step-000000001").symlink_to(other / "step-000000001")
     (run / "checkpoints" / "step-000000002.tmp-7").symlink_to(other)
     (run / ".model.pt.7.tmp").symlink_to(other / "step-000000001" / "state.pt")
-    checkpoint.sweep(run)
+    checkpoint.remove_leftovers(run)
     assert not checkpoint.checkpoints(run)
     assert (other / "step-000000001" / "state.pt").read_text() == "mine"
 
@@ -167,7 +167,7 @@ def test_a_folder_of_checkpoints_that_is_a_link_is_refused(tmp_path):
     (other / "step-000000001.tmp-7").mkdir(parents=True)
     (run / "checkpoints").symlink_to(other)
     with pytest.raises(RunError, match="is a link"):
-        checkpoint.sweep(run)
+        checkpoint.remove_leftovers(run)
     assert list(other.iterdir()) == [other / "step-000000001.tmp-7"]
 
 

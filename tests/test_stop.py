@@ -115,7 +115,7 @@ def test_a_stop_that_breaks_into_somebodys_finally_is_still_a_stop(start, monkey
         (trainer.run.saver, "write_checkpoint", 1, None),  # in the thread that writes
         (os, "fsync", 22, None),
         (os, "replace", 10, None),
-        (trainer.loop.fit, "test_best", 1, 10),
+        (trainer.loop.fit, "evaluate_best", 1, 10),
         (Loader, "_here", 5, 10),  # the test split
     ],
 )

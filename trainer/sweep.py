@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """exit codes: 0 all trials ended and at least one is done (the last lines and
 sweep.json name those that failed), 2 config, 5 disk or storage, or every trial failed, 75 stopped
-and resumable, 70 a fault of the trainer itself"""
+and resumable, 70 a bug of the trainer"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 loss not finite, 5 checkpoint or disk,
 6 one of several processes failed, 7 out of memory, 8 a worker process died,
-75 stopped and resumable, 70 a fault of the trainer itself"""
+75 stopped and resumable, 70 a bug of the trainer"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         const="",
         help="continue a run; without RUN, the newest one of the config's name",
     )
-    parser.add_argument("--dry-run", action="store_true", help="build all, push one batch, stop")
+    parser.add_argument("--dry-run", action="store_true", help="build all, try it, print its cost")
     parser.add_argument(
         "--print-config", action="store_true", help="show every setting and where it came from"
     )

@@ -89,7 +89,7 @@ def _compiled(network: nn.Module, model: nn.Module, mode: str | bool) -> nn.Modu
         compiled: Any = torch.compile(model, dynamic=False, options=options)
         assert isinstance(compiled, nn.Module)
         return compiled
-    network.compile(dynamic=False, options=options)  # in place: ``averaging`` looks at its class
+    network.compile(dynamic=False, options=options)  # in place: ``gradient_sync`` sees its class
     return network
 
 

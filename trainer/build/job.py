@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """The objects of a run, in the order in which they are built.
+    """The objects of a run.
 
     input_shape is the model's (C, H, W). network is what training calls: the model itself, or the
     model wrapped for several ranks, compiled, or replayed from a CUDA graph.

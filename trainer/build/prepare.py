@@ -1,4 +1,4 @@
-"""Builds a Job from a configuration. Everything is checked before anything is written."""
+"""Builds a Job from a configuration, and checks everything before the run folder is made."""
 
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, int, int]
 
 
-def fetch(config: Config) -> bool:
+def fetch(config: Config) -> None:
     """Check the components and download the dataset; each rank calls it before ``prepare``.
 
     One rank of each machine downloads, or draws, missing images. If that fails, ``prepare`` raises
@@ -42,7 +42,6 @@ def fetch(config: Config) -> bool:
     with suppress(Exception):
         if local_rank() == 0:
             open_dataset(config)
-    return True
 
 
 def require_good_components(config: Config) -> None:
@@ -52,8 +51,9 @@ def require_good_components(config: Config) -> None:
 
 
 def prepare(config: Config, say: Say) -> Job:
-    """Check and build everything that the configuration names. Nothing is written before.
+    """Check and build everything that the configuration names.
 
+    Makes no run folder, but may download or draw the dataset and write an image cache.
     With several ranks, call ``fetch`` before and ``distribute`` after it.
     """
     check_settings(config, say)
@@ -65,12 +65,13 @@ def prepare(config: Config, say: Say) -> Job:
     loss_fn = build_loss(config, train.labels, len(data.classes)).to(device)
     config, teacher = with_teacher(config, data, shapes["train"])
     precision = prepare_precision(config, model, device, say)
-    distinct = {shape: data.subsets[name] for name, shape in reversed(shapes.items())}
+    distinct = {shape: data.subsets[name] for name, shape in reversed(shapes.items())}  # train wins
     with precision.autocast():
         layout = choose_layout(config, model, loss_fn, list(distinct.values()), device, say)
     optimizer = build_optimizer(config, model)
     loader = train_loader(config, train, device, layout)
-    prepare_for_cut_batches(config, model, loader, say)
+    check_batches(config, loader, model)
+    prepare_layers(config, model, loader, say)
     val_loader = eval_loader(config, data.subsets["val"], device, layout)
     schedule = build_schedule_of(config, optimizer, len(loader))
     average = build_average(config, model, len(loader))
@@ -151,9 +152,8 @@ def prepare_precision(
     return precision
 
 
-def prepare_for_cut_batches(config: Config, model: nn.Module, loader: Loader, say: Say) -> None:
-    """Check the batch sizes; set up dropout and batch norm for ranks and micro-batches."""
-    check_batches(config, loader, model)
+def prepare_layers(config: Config, model: nn.Module, loader: Loader, say: Say) -> None:
+    """Set up the layers of dropout and batch norm for several ranks and for micro-batches."""
     if world_size() > 1 or config.train.accumulate > 1:
         keep_dropout_alike(model, loader.subset, loader.delivery.device, say)
     if config.train.sync_batch_norm and world_size() > 1:

@@ -1,4 +1,4 @@
-"""Tries a job with a few images before the run begins, so that it cannot fail hours later."""
+"""Tries model and loss on two images before the run begins; chooses layout, prepares dropout."""
 
 from collections.abc import Sequence
 
@@ -65,8 +65,8 @@ def choose_layout(
 ) -> bool:
     """Rehearse, and return whether images and weights are channels-last in memory.
 
-    ``auto`` follows earlier measurements (DECISIONS.md). Measuring now could choose differently in
-    a resumed run and change last bits. A model that cannot be channels-last stays contiguous.
+    ``auto``: channels-last for convolutions on a CPU, where it is faster. Measuring here instead
+    could differ in a resumed run and change last bits. A model that cannot do it stays contiguous.
     """
     wanted = config.train.channels_last
     if wanted == "auto":

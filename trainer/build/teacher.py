@@ -58,7 +58,7 @@ class Distillation:
         return lambda images, logits, labels: self(images, logits, loss_fn(logits, labels))
 
     def description(self) -> dict[str, Any]:
-        """The teacher's run and digest, w and T, for result.json."""
+        """The teacher's run and digest, for result.json."""
         return {"run": str(self.run), "weights": {"sha256": self.digest}}
 
 

@@ -1,4 +1,4 @@
-"""Averages of the weights over training. The average is evaluated and saved; training is unchanged.
+"""Averages of the weights, to be evaluated and saved. Of them, only Lookahead changes training.
 
 An average keeps its own tensors, by their names in the model's state_dict. It counts all steps,
 also those that are skipped for a loss that is not finite (the weights do not move in them): so it

@@ -155,8 +155,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def _faults(document: Document) -> list[Fault]:
     """Every fault that can be found without PyTorch: in keys, types, names and combinations.
 
-    The constructors' signatures check the arguments of components later. Only if there are other
-    faults does configs/schema.json check them here, so that all faults are reported at once.
+    The arguments of components are checked later, by the constructors' signatures. But if there are
+    other faults, configs/schema.json checks them here, so that all faults are reported at once.
     """
     data = document.data
     if data is None and not document.faults:

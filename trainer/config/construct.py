@@ -12,9 +12,9 @@ from trainer.config.signatures import parameters_of, resolve
 
 
 def build(table: Mapping[str, str], path: str, component: Component, **supplied: Any) -> Any:
-    """Call the constructor of ``component`` and return the object.
+    """Call the class or function of ``component`` and return its result, such as a metric's value.
 
-    The constructor gets the component's arguments, and those of ``supplied`` that it has. Inner
+    It gets the component's arguments, and those of ``supplied`` that it has. Inner
     components are built too. Its errors pass through, with a note that names ``path``.
     """
     factory = resolve(table, component.name)

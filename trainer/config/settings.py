@@ -173,7 +173,7 @@ class TrainSettings(Frozen):
     channels_last: bool | Literal["auto"] = "auto"
     """Keep a pixel's channels together in memory; auto does so for convolutions on a CPU."""
     accumulate: AtLeastOne = 1
-    """Micro-batches per batch; their gradients are summed up. More of them save memory."""
+    """Micro-batches per batch, to save memory; batch size and mean gradient stay the same."""
     clip_grad_norm: Positive | None = None
     """The largest norm of the gradient; null does not limit it."""
     skip_non_finite: Count = 0

@@ -19,7 +19,7 @@ from trainer.config.components import RESERVED, TABLES
 from trainer.config.json_schema import Schema
 from trainer.process.errors import UsageError
 
-# Arguments that the trainer passes to constructors that have them; a YAML must not set them.
+# Arguments that a YAML must not set. A scheduler of your own gets only ``optimizer`` of them.
 SUPPLIED: Mapping[str, Collection[str]] = {
     "dataset": (),
     "transform": ("num_classes", "labels_getter"),

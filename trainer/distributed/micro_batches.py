@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.dropout import rows_of
-from trainer.distributed.network import averaging
+from trainer.distributed.network import gradient_sync
 from trainer.distributed.processes import rank, world_size
 from trainer.distributed.shares import Shares, in_micro_batches
 from transforms.keyed import seed_at, seed_of
@@ -19,8 +19,8 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 class MicroBatch(NamedTuple):
     """The images that go through the network at once.
 
-    weight: the share of these images in the mean over the batch.  factor: the loss is multiplied
-    by it before the backward pass; it is the weight times the number of ranks, because gradients
+    weight: the share of these images in the mean over the batch.  loss_factor: what the loss is
+    multiplied by before the backward pass: the weight times the number of ranks, because gradients
     are summed over micro-batches and averaged over ranks.  batch_size: images of the batch over all
     ranks.  forward: context manager for the forward pass and the loss.
     """
@@ -28,13 +28,13 @@ class MicroBatch(NamedTuple):
     images: Tensor
     labels: Tensor
     weight: float
-    factor: float
+    loss_factor: float
     batch_size: int
     forward: AbstractContextManager[Any]
 
-    def weighted(self, loss: Tensor) -> Tensor:
-        """The loss for the backward pass."""
-        return loss if self.factor == 1.0 else loss * self.factor
+    def for_backward(self, loss: Tensor) -> Tensor:
+        """The loss times ``loss_factor``."""
+        return loss if self.loss_factor == 1.0 else loss * self.loss_factor
 
 
 MicroBatches = Callable[[int, Tensor, Tensor], Iterable[MicroBatch]]  # of step, images, labels
@@ -75,8 +75,8 @@ def cut_batch(
 ) -> MicroBatches:
     """This rank's share of each batch in up to ``accumulate`` micro-batches."""
     rows, shares = rows_of(network), Shares(rank(), world_size())
-    # Dropout layers draw for the batch over all ranks, so all ranks need the same seed. A model
-    # that draws outside dropout layers (rows is None) gets another seed on each rank.
+    # Dropout layers draw for the batch over all ranks, so all ranks need the same seed. Without
+    # such layers, or if the model draws elsewhere too (rows is None), each rank has its own seed.
     is_same_seed = rows is not None or shares.rank == 0
     draws = seed_of(seed, "step") if is_same_seed else seed_of(seed, "step", shares.rank)
 
@@ -97,7 +97,7 @@ def cut_batch(
 @contextmanager
 def forward_of(network: nn.Module, is_last: bool, autocast: Autocast) -> Iterator[None]:
     """Context manager for the forward pass of one of several micro-batches."""
-    with averaging(network, is_last), autocast():
+    with gradient_sync(network, is_last), autocast():
         yield
 
 

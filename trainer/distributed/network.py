@@ -35,8 +35,8 @@ def over_processes(model: nn.Module, images: Tensor, device: torch.device) -> nn
     return shared
 
 
-def averaging(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Context manager of a forward pass: gradients are averaged after the last micro-batch only."""
+def gradient_sync(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Context manager of a forward pass: ranks share gradients after the last micro-batch only."""
     if is_sharded(model):
         synchronise(model, is_last)
     if is_last or not isinstance(model, DistributedDataParallel):

@@ -1,6 +1,7 @@
 """Connects the ranks of a run that torchrun starts: ranks, common errors, collectives.
 
-Only rank 0 prints and writes. With one process these functions do nothing.
+Only rank 0 prints and writes. With one process, ``on_main`` and ``on_every_rank`` only run their
+action, and the other functions change nothing.
 """
 
 import hashlib
@@ -190,10 +191,10 @@ def on_every_rank(action: Callable[[], Returned]) -> Returned:
     """Run ``action`` on every rank, return the local result; all raise if it fails on any rank."""
     if world_size() == 1:
         return action()
-    result: Returned | None = None
+    results: list[Returned] = []
     error: Exception | None = None
     try:
-        result = action()
+        results.append(action())
     except Exception as raised:
         error = raised
     failures: list[str | None] = [None] * world_size()
@@ -206,8 +207,7 @@ def on_every_rank(action: Callable[[], Returned]) -> Returned:
     for number, failure in enumerate(failures):
         if failure is not None:
             raise ProcessFailed(f"rank {number} failed: {failure}", is_own=False)
-    assert result is not None
-    return result
+    return results[0]
 
 
 def _sendable(error: Exception) -> Exception:

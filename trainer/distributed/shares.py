@@ -21,24 +21,24 @@ class Shares:
 
     A shuffled batch (training) is split: each rank gets ``share_of`` it, at least one image.
     Batches in the split's own order (evaluation) alternate: rank r gets batches r, r + ranks, ...
-    even: a rank with one batch fewer gets one image without a label in place of that batch.
+    even: a rank with one batch fewer gets a padding image, without a label, in place of that batch.
     """
 
     rank: int = 0
     ranks: int = 1
     even: bool = False
 
-    def bounds(self, batches: list[Bounds], shuffled: bool) -> tuple[list[Bounds], list[Bounds]]:
+    def bounds(self, batches: list[Bounds], cut_each: bool) -> tuple[list[Bounds], list[Bounds]]:
         """From and to, in the epoch's order, of this rank's batches; then of padding images."""
-        if shuffled:
+        if cut_each:
             return [self._cut(begin, end) for begin, end in batches], []
         own = batches[self.rank :: self.ranks]
-        fills = self.even and len(own) < self.rounds(len(batches), shuffled)
+        fills = self.even and len(own) < self.rounds(len(batches), cut_each)
         return own, [(0, 1)] if fills else []
 
-    def rounds(self, batches: int, shuffled: bool) -> int:
+    def rounds(self, batches: int, cut_each: bool) -> int:
         """The largest number of ``batches`` that any rank gets."""
-        return batches if shuffled else -(-batches // self.ranks)
+        return batches if cut_each else -(-batches // self.ranks)
 
     def _cut(self, begin: int, end: int) -> Bounds:
         low, high = share_of(end - begin, self.rank, self.ranks)

@@ -63,12 +63,12 @@ class Loader:
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's batches of an epoch from batch number ``start`` on, on its device.
 
-        A batch that only fills a place (see ``Shares``) has one image and no label.
+        A batch may be one padding image without a label (see ``Shares``).
         """
         begins = range(0, len(self) * self.batch_size, self.batch_size)
         whole = [(begin, begin + size) for begin, size in zip(begins, self.sizes(), strict=True)]
-        own, fillers = self.shares.bounds(whole, shuffled=self.order.seed is not None)
-        bounds = own + fillers
+        own, padding = self.shares.bounds(whole, cut_each=self.order.seed is not None)
+        bounds = own + padding
         if start >= len(bounds):
             return
         order = self.subset.in_a_ring(self._order(epoch))
@@ -93,7 +93,7 @@ class Loader:
     @property
     def rounds(self) -> int:
         """How many batches of an epoch the rank gets that gets most."""
-        return self.shares.rounds(len(self), shuffled=self.order.seed is not None)
+        return self.shares.rounds(len(self), cut_each=self.order.seed is not None)
 
     def _rows(self, block: list[Bounds], order: Tensor) -> Tensor:
         """The rows of a block of batches, after those that are mixed into the first one."""

@@ -32,7 +32,7 @@ from transforms.keyed import seed_at, seed_of
 
 @dataclass
 class Session:
-    """A run that is going on in this process; all functions below work with it."""
+    """A run that is going on in this process: its job, and what its epochs need."""
 
     job: Job
     run: Path
@@ -52,11 +52,11 @@ def train_epochs(session: Session) -> None:
         while state.epoch < config.train.epochs and not state.early_stopped:
             speed = train_one_epoch(session)
             with weights_to_evaluate(session):
-                best = end_epoch(session, speed)
+                best_metrics = end_epoch(session, speed)
             due = is_due(config.checkpoint.every, state, epoch_ended=True)
-            if best or due:
+            if best_metrics or due:
                 with state.spending("save"):
-                    save(job, state, log, saver, best, checkpoint=due)
+                    save(job, state, log, saver, best_metrics, checkpoint=due)
         if state.saved != state.moment:  # before testing loads the best weights
             save(job, state, log, saver)
         with state.spending("save"):
@@ -72,7 +72,7 @@ def train_epochs(session: Session) -> None:
 
 def save_here(session: Session) -> None:
     """Save the current state, unless it is saved already, and wait until that is done."""
-    collect_losses(session)
+    collect_results(session)
     if session.state.saved != session.state.moment:
         save(session.job, session.state, session.log, session.saver)
     on_main(session.saver.wait)
@@ -88,20 +88,21 @@ def train_one_epoch(session: Session) -> float | None:
     steps = train_steps(session.task, waited_for(batches, state), state.step)
     title = f"epoch {state.epoch + 1}/{job.config.train.epochs}"
     stop.check()
-    for images in bar(steps, title, len(job.train_loader), state.batch, "batch"):
+    for num_images in bar(steps, title, len(job.train_loader), state.batch, "batch"):
         state.step += 1
         state.batch += 1
-        images_done += images
-        state.rates, rates = rates, learning_rates(job)  # of the step just done; of the next one
+        images_done += num_images
+        state.rates = rates  # of the step just done
+        rates = learning_rates(job)  # of the next one
         state.train_seconds = seconds_before + time.perf_counter() - started
-        collect_losses(session, wait=False)
+        collect_results(session, wait=False)
         if job.average is not None:
             job.average.after_step(state.step)
         log_if_due(session)
         save_if_due(session)
         saver.check()
         stop.check()
-    collect_losses(session)  # waits for the last loss: the time is true
+    collect_results(session)  # waits for the last loss: the time is true
     seconds = time.perf_counter() - started
     state.train_seconds = seconds_before + seconds
     speed = images_done / seconds if images_done else None
@@ -115,7 +116,7 @@ def log_if_due(session: Session) -> None:
     state = session.state
     if not is_due(session.job.config.log.every, state):
         return
-    collect_losses(session)
+    collect_results(session)
     values = state.means.take_logged() | tagged(state.rates)
     if math.isfinite(state.norm):
         values["train/gradient_norm"] = state.norm
@@ -133,7 +134,7 @@ def save_if_due(session: Session) -> None:
     """
     job, state = session.job, session.state
     if is_due(job.config.checkpoint.every, state) and state.batch < len(job.train_loader):
-        collect_losses(session)
+        collect_results(session)
         with state.spending("save", in_training=True):
             save(job, state, session.log, session.saver)
 
@@ -147,11 +148,11 @@ def waited_for(batches: Batches, state: State) -> Batches:
         began = time.perf_counter()
 
 
-def collect_losses(session: Session, wait: bool = True) -> None:
-    """Add the losses of finished steps to the running means.
+def collect_results(session: Session, wait: bool = True) -> None:
+    """Add the results of finished steps to the running means.
 
-    A loss or gradient that is not finite is skipped up to ``train.skip_non_finite`` times, then
-    NonFiniteLoss is raised. With ``wait=False``, only results that are already on the CPU.
+    Steps whose loss or gradient is not finite are skipped up to ``train.skip_non_finite`` times,
+    then NonFiniteLoss is raised. With ``wait=False``, only results that are already on the CPU.
     """
     state = session.state
     for result in session.task.guard.results(wait):

@@ -21,8 +21,8 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, num_classes) and labels (N,) of a whole split, on the CPU.
 
-    If ranks share the split's batches, rank 0 gets all of them and the others get none. Images
-    without labels only fill a place.
+    If ranks share the split's batches, rank 0 gets all of them and the others get none. Padding
+    images, which have no label, give no row.
     """
     model.eval()
     done = []

@@ -26,7 +26,7 @@ from trainer.loop.epochs import Session, train_epochs
 from trainer.loop.evaluate import evaluate, predict, scalars
 from trainer.loop.guard import Guard
 from trainer.loop.record import describe, update_result
-from trainer.loop.resume import Found, adopt, check, on_all_ranks, restore
+from trainer.loop.resume import Found, adopt, check, restore, send_content
 from trainer.loop.state import State
 from trainer.loop.step import new_task
 from trainer.loop.summary import conclude, introduce, shows_tensorboard
@@ -45,13 +45,13 @@ from trainer.run.saver import Saver
 class Start(NamedTuple):
     """Where a run begins or goes on: its folder, its counters, the lengths of its logs.
 
-    best: the manifest entry of model.pt, if there is one.  is_finished: nothing is left to do.
+    best_entry: the manifest entry of model.pt, if there is one.  is_finished: nothing is left.
     """
 
     run: Path
     state: State
     lengths: Lengths
-    best: Entry | None = None
+    best_entry: Entry | None = None
     is_finished: bool = False
 
 
@@ -70,7 +70,7 @@ def fit(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest) 
             return start.run
         with ending(job, start), open_session(job, start, say, stop) as session:
             train_epochs(session)
-            result = test_best(session)
+            result = evaluate_best(session)
         if result:
             conclude(start.run, job.config, result, say)
     return start.run
@@ -81,10 +81,10 @@ def open_run(job: Job, runs: Path, resume: Path | None, held: ExitStack, say: Sa
     run, found = on_main(lambda: take(job, runs, resume, held, say))
     if resume is None:
         return Start(run, State(), Lengths())
-    found = on_all_ranks(found)
+    found = send_content(found)
     state, lengths = processes.on_every_rank(lambda: restore(job, found))
-    is_finished, best = on_main(lambda: adopt(job, run, state, lengths, found, say))
-    return Start(run, state, lengths, best, is_finished)
+    is_finished, best_entry = on_main(lambda: adopt(job, run, state, lengths, found, say))
+    return Start(run, state, lengths, best_entry, is_finished)
 
 
 def take(
@@ -115,7 +115,7 @@ def open_session(job: Job, start: Start, say: Say, stop: StopRequest) -> Iterato
     guard = Guard(job.model, job.optimizer, config.train.clip_grad_norm, restore=goes_on)
     with (
         RunLog(run, config, start.lengths, job.device) if is_main() else NoLog() as log,
-        Saver(run, config.checkpoint.keep, log.sync, start.best) as saver,
+        Saver(run, config.checkpoint.keep, log.sync, start.best_entry) as saver,
     ):
         session = Session(job, run, state, log, saver, new_task(job, guard), stop, say)
         state.seconds["start"] += stop.elapsed()
@@ -164,7 +164,7 @@ def finish(run: Path, **values: str) -> None:
             update_result(run, **values)
 
 
-def test_best(session: Session) -> dict[str, Any]:
+def evaluate_best(session: Session) -> dict[str, Any]:
     """Evaluate the best weights on test; returns the run's result, or {} on ranks other than 0."""
     job, run, state, log = session.job, session.run, session.state, session.log
     if not state.best:

@@ -97,8 +97,8 @@ class Guard:
     def accepts(self, scaler: torch.amp.GradScaler) -> bool:
         """Whether to call ``optimizer.step()``: loss and gradient are finite. Clips the gradient.
 
-        On a GPU with a fused optimizer always True: a device flag (``found_inf``) makes that step a
-        no-op, so that the CPU need not wait.
+        On a GPU with a fused optimizer it is True at once: ``found_inf`` makes a bad step a no-op.
+        But the CPU waits with FSDP and, with ``restore``, until the first good step.
         """
         loss, correct = self._loss, self._correct
         assert loss is not None and correct is not None

@@ -89,10 +89,10 @@ def save(
     state: State,
     log: RunLog,
     saver: Saver,
-    best: dict[str, Any] | None = None,
+    best_metrics: dict[str, Any] | None = None,
     checkpoint: bool = True,
 ) -> None:
-    """Hand a copy of the state to the saver: a checkpoint, the weights of a ``best`` epoch."""
+    """Hand a copy of the state to the saver, as a checkpoint, as the best weights, or as both."""
     saver.wait()  # one copy at a time, always in the same memory
     if checkpoint:
         state.saved_at, state.saved = time.monotonic(), state.moment
@@ -103,9 +103,9 @@ def save(
         return
     content = saver.memory = snapshot(job, state, log.flush(), saver.memory)
     averaged = None
-    if best and job.average is not None:
+    if best_metrics and job.average is not None:
         averaged = {name: copied(w).contiguous() for name, w in job.average.weights().items()}
-    saver.save(state.step, content, best and card(job, best), checkpoint, averaged)
+    saver.save(state.step, content, best_metrics and card(job, best_metrics), checkpoint, averaged)
 
 
 def require_same_split(job: Job, digest: object, run: Path) -> None:

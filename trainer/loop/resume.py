@@ -24,7 +24,7 @@ from trainer.run.resume import MAY_CHANGE, as_yaml, differences, settings
 class Found:
     """A checkpoint: its folder, its manifest's digest, and what it holds.
 
-    Sent to another rank, it arrives without ``content``: see ``on_all_ranks``.
+    Sent to another rank, it arrives without ``content``: see ``send_content``.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ def check(run: Path, job: Job, say: Say) -> Found | None:
     Prints what differs from the run so far; raises RunError if the run may not go on like this.
     """
     loaded = checkpoint.load_checkpoint(run, say)
-    checkpoint.sweep(run)  # before any write: killed processes may have filled the disk
+    checkpoint.remove_leftovers(run)  # before any write: killed processes may have filled the disk
     if loaded is not None:
         folder, content = loaded
         compare(job, content, run, say)
@@ -82,7 +82,7 @@ def compare(job: Job, content: dict[str, Any], run: Path, say: Say) -> None:
         say(f"note    {name} is now {new}, was {old}: last bits may differ from here on")
 
 
-def on_all_ranks(found: Found | None) -> Found | None:
+def send_content(found: Found | None) -> Found | None:
     """The checkpoint that rank 0 found, with its content on every rank; all ranks call it.
 
     A rank that sees the same checkpoint folder reads it there. Only if one does not, rank 0 sends
@@ -118,25 +118,25 @@ def adopt(
     job: Job, run: Path, state: State, lengths: Lengths, found: Found | None, say: Say
 ) -> tuple[bool, checkpoint.Entry | None]:
     """On rank 0: make the folder fit the restored state; returns is_finished, model.pt's entry."""
-    best = None
+    best_entry = None
     if found is None:
         record.describe(job, run)
     else:
         read_metrics(run / "metrics.jsonl", lengths.metrics)  # the report would stumble over damage
         record.write_split(job, run)  # it may have been lost
-        best = checkpoint.bring_back_best(found.folder, say)
-        if best:
-            write_json(run / "model.json", record.card(job, state.best) | {"weights": best})
+        best_entry = checkpoint.bring_back_best(found.folder, say)
+        if best_entry:
+            write_json(run / "model.json", record.card(job, state.best) | {"weights": best_entry})
         tell_plan(job, run, state, found.content, say)
     if is_finished(job, run, state):
         more = "early_stop.patience" if state.early_stopped else "train.epochs"
         say(f"{run} is finished; to go on from its end: {more}=...")
-        return True, best
+        return True, best_entry
     write_file(run / "config.yaml", job.config.dump())
     write_json(run / "data_path.json", data_path(job))
     record.write_launcher(run)
     write_json(run / "result.json", old_result(run) | record.first_result(job))
-    return False, best
+    return False, best_entry
 
 
 def tell_plan(job: Job, run: Path, state: State, content: dict[str, Any], say: Say) -> None:

@@ -12,7 +12,7 @@ PLAIN = (
     *("epoch", "batch", "step", "best", "reference"),
     *("stale_epochs", "early_stopped", "skipped", "rates"),
 )
-CLOCKS = ("train_seconds", "seconds", "aside", "speeds")
+CLOCKS = ("train_seconds", "seconds", "aside", "speeds")  # saved, but of no training result
 
 
 @dataclass
@@ -68,7 +68,7 @@ class State:
     aside: float = 0.0  # the part of train_seconds that was logging and saving
     speeds: list[float] = field(default_factory=list)  # images/s of each epoch run in one piece
     rates: list[float] = field(default_factory=list)  # of the last step, one for each group
-    saved_at: float = field(default_factory=time.monotonic)  # not kept: clocks start anew
+    saved_at: float = field(default_factory=time.monotonic)  # not saved: means nothing elsewhere
     saved: tuple[int, int] | None = None  # the moment of the last checkpoint
     norm: float = math.nan  # the length of the last step's gradient; logged with it, or never
 

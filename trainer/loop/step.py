@@ -14,7 +14,7 @@ from trainer.distributed.processes import world_size
 from trainer.loop.guard import Guard
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of images, logits and labels, a scalar
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (images, logits, labels) -> scalar
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Task:
 
 
 def train_steps(task: Task, batches: Batches, first: int) -> Iterator[int]:
-    """Update the weights once per batch and yield the batch's number of images.
+    """Update the weights once per batch; after each, yield how many images the batch had.
 
     ``first`` is the number of the first step, from 0. The caller logs, saves and stops between two
-    steps. Nothing here waits for a GPU.
+    steps. With a fused optimizer nothing here waits for a GPU; ``Guard.accepts`` has exceptions.
     """
     network, optimizer, scaler, guard = task.network, task.optimizer, task.scaler, task.guard
     train_mode(network)
@@ -50,9 +50,9 @@ def train_steps(task: Task, batches: Batches, first: int) -> Iterator[int]:
             with micro.forward:
                 logits = network(micro.images).float()  # (b, num_classes)
                 loss = task.loss(micro.images, logits, micro.labels)
-            scaler.scale(micro.weighted(loss)).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(micro.for_backward(loss)).backward()  # type: ignore[no-untyped-call]
             guard.add(micro, loss, logits)
-        if guard.accepts(scaler):  # loss and gradient are finite
+        if guard.accepts(scaler):  # finite; unscaled and clipped, so scaler.step is not needed
             optimizer.step()
         scaler.update()
         task.schedule.after_step()

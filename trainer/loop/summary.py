@@ -80,7 +80,7 @@ def shows_tensorboard(config: Config) -> bool:
 
 
 def dry_run(job: Job, say: Say) -> None:
-    """Say how the data is prepared, what the model is, and what a few steps of it cost."""
+    """Say how the data is prepared, what the model is, and what steps and validation cost."""
     introduce(job, say)
     decided = data_path(job)
     kept = {"off": "decoded anew each epoch", "ram": "kept in memory"}

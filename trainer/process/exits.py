@@ -14,7 +14,7 @@ from trainer.process.restarts import restart_count
 
 
 class Exit(enum.IntEnum):
-    """Exit codes of every command, by which a scheduler can decide what to do next."""
+    """Exit codes of every command, for schedulers. Ctrl-C without a StopRequest gives 130."""
 
     DONE = 0
     CONFIG = 2
@@ -68,8 +68,8 @@ def exit_code_of(action: Callable[[], None]) -> int:
                 return code
         if is_first():  # all ranks raise it, so rank 0 prints it
             traceback.print_exc()
-            fault = "this is a fault of the trainer itself; please report the lines above"
-            print(fault, file=sys.stderr)
+            bug = "this is a bug of the trainer; please report the lines above"
+            print(bug, file=sys.stderr)
         return Exit.BUG
 
 

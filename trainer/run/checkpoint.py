@@ -45,15 +45,15 @@ def write_checkpoint(
     step: int,
     state: dict[str, Any],
     keep: int,
-    best: Entry | None,
+    best_entry: Entry | None,
     card: dict[str, Any] | None = None,
 ) -> Entry | None:
     """Write ``state`` (tensors and plain values) as a checkpoint; keep the newest ``keep`` ones.
 
     With a ``card``, the weights of ``state`` become the run's best ones; without, the best ones are
-    those of ``best``, which the checkpoint holds too. Returns the entry of the best ones. Older
-    checkpoints are removed only after the new one is whole. Raises RunError if the disk refuses;
-    earlier checkpoints then stay.
+    those of ``best_entry``, which the checkpoint holds too. Returns the entry of the best ones.
+    Older checkpoints are removed only after the new one is whole. Raises RunError if the disk
+    refuses; earlier checkpoints then stay.
     """
     folder = folder_of(run)
     final = folder / f"step-{step:09d}"
@@ -67,15 +67,15 @@ def write_checkpoint(
             disk.make_folder(folder)
         disk.make_folder(temporary)
         if card:
-            weights = best = write_best(run, state["model"], card, temporary / WEIGHTS)
+            weights = best_entry = write_best(run, state["model"], card, temporary / WEIGHTS)
         else:
             weights = save_tensors(temporary / WEIGHTS, state["model"])
         rest = {name: value for name, value in state.items() if name != "model"}
         files = {WEIGHTS: weights, STATE: save_tensors(temporary / STATE, rest)}
-        if best and best != weights:
-            files[BEST] = best
-            take_along(run, best, temporary / BEST)
-        manifest = {"schema": MANIFEST_SCHEMA, "step": step, "files": files, "best": best}
+        if best_entry and best_entry != weights:
+            files[BEST] = best_entry
+            take_along(run, best_entry, temporary / BEST)
+        manifest = {"schema": MANIFEST_SCHEMA, "step": step, "files": files, "best": best_entry}
         manifest["sha256"] = digest_of(manifest)
         disk.write_json(temporary / MANIFEST, manifest)
         disk.rename(temporary, final)
@@ -86,7 +86,7 @@ def write_checkpoint(
     for old in checkpoints(run)[:-keep]:
         if old != final:  # a copy of a later step may lie there
             remove(old)
-    return best
+    return best_entry
 
 
 def refused(what: str, error: OSError) -> RunError:
@@ -99,20 +99,20 @@ def refused(what: str, error: OSError) -> RunError:
     )
 
 
-def take_along(run: Path, best: Entry, target: Path) -> None:
+def take_along(run: Path, best_entry: Entry, target: Path) -> None:
     """Put the best weights into a checkpoint: a link to an earlier best.pt, or a copy of model.pt.
 
     It is no link to model.pt, because a user may write into that. It is no link to an earlier
     checkpoint's weights.pt, because one bad sector would then damage both checkpoints.
     """
     for earlier in reversed(checkpoints(run)):
-        if manifest_of(earlier).get("files", {}).get(BEST) == best:
+        if manifest_of(earlier).get("files", {}).get(BEST) == best_entry:
             try:
                 disk.link(earlier / BEST, target)
                 return
             except OSError:  # a file system without links
                 break
-    if disk.copy_file(run / "model.pt", target) != best:
+    if disk.copy_file(run / "model.pt", target) != best_entry:
         raise RunError(f"{run / 'model.pt'} was changed while the run went on.")
 
 
@@ -126,7 +126,7 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sweep(run: Path) -> None:
+def remove_leftovers(run: Path) -> None:
     """Remove half-written files of killed processes; only for the process that holds the run."""
     for path in [*folder_of(run).glob("step-*.tmp-*"), *run.rglob(".*.tmp")]:
         if path.is_dir() and not path.is_symlink():
@@ -270,16 +270,16 @@ def bring_back_best(folder: Path, say: Callable[[str], None]) -> Entry | None:
     If only the checkpoint's own copy is damaged, that copy is repaired.
     """
     manifest, weights = manifest_of(folder), model_of(folder)
-    best: Entry | None = manifest["best"]
-    if best is None:
+    best_entry: Entry | None = manifest["best"]
+    if best_entry is None:
         return None
-    if damage_of(weights, best):
+    if damage_of(weights, best_entry):
         return disk.copy_file(folder / (BEST if BEST in manifest["files"] else WEIGHTS), weights)
-    if BEST in manifest["files"] and damage_of(folder / BEST, best):
+    if BEST in manifest["files"] and damage_of(folder / BEST, best_entry):
         say(f"note    {folder / BEST} is damaged; model.pt holds the same and mends it")
         with suppress(OSError):
             disk.copy_file(weights, folder / BEST)
-    return best
+    return best_entry
 
 
 def is_finite(state: object) -> bool:

@@ -12,8 +12,8 @@ from trainer.process.errors import ConfigError, RunError, UsageError
 from trainer.run.disk import read_json
 from trainer.run.folder import find_run
 
-# Keys that change no weight; train.epochs only adds epochs. Data at another place are compared by
-# the split's digests, and a teacher by its own digest.
+# Keys, or their beginnings, that may differ when a run is resumed. Data at another place are
+# compared by the split's digests, and a teacher by its own digest.
 MAY_CHANGE = (
     *("train.epochs", "train.budget", "train.skip_non_finite", "early_stop", "train.parallel"),
     *("log.", "checkpoint.", "dataset.root", "distill.run"),

@@ -13,10 +13,10 @@ class Saver:
     """Writes checkpoints and best weights in a thread; ``check`` and ``wait`` raise its errors."""
 
     def __init__(
-        self, run: Path, keep: int, sync_log: Callable[[], None], best: Entry | None = None
+        self, run: Path, keep: int, sync_log: Callable[[], None], best_entry: Entry | None = None
     ) -> None:
         """``sync_log`` syncs the log to the disk; it is called before each write."""
-        self.run, self.keep, self.sync_log, self.best = run, keep, sync_log, best
+        self.run, self.keep, self.sync_log, self.best_entry = run, keep, sync_log, best_entry
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[None] | None = None
         self.memory: dict[str, Any] | None = None  # the last copy, for the next one
@@ -54,12 +54,13 @@ class Saver:
         try:
             self.sync_log()
             if card and (average or not checkpoint):
-                self.best = write_best(self.run, average or state["model"], card)
+                self.best_entry = write_best(self.run, average or state["model"], card)
                 card = None
         except OSError as error:
             raise refused(f"{self.run}: the best weights", error) from None
         if checkpoint:
-            self.best = write_checkpoint(self.run, step, state, self.keep, self.best, card)
+            best_entry = self.best_entry
+            self.best_entry = write_checkpoint(self.run, step, state, self.keep, best_entry, card)
 
     def check(self) -> None:
         """Raise the error of a finished write, without waiting for an unfinished one."""
