@@ -7,15 +7,18 @@ batches; the tests read what they found.
 import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models import VisionTransformer
@@ -29,15 +32,18 @@ from trainer.build.prepare import prepare
 from trainer.build.rehearse import check_batches, check_sharding
 from trainer.components.schedulers import build_schedule
 from trainer.config import load_config
-from trainer.distributed.fsdp import blocks, size
+from trainer.distributed.fsdp import blocks, shard, size, synchronise
 from trainer.distributed.micro_batches import choose_micro_batches
+from trainer.distributed.processes import on_main
 from trainer.distributed.shares import Shares, share_of
 from trainer.distributed.sync_batch_norm import with_synced_batch_norm
 from trainer.input.loader import Loader
 from trainer.loop.evaluate import predict
 from trainer.loop.guard import Guard
+from trainer.loop.resume import Found, send_content
 from trainer.loop.step import Task, train_steps
 from trainer.process.errors import ConfigError
+from trainer.run.checkpoint import manifest_of, read_state, write_checkpoint
 from transforms.keyed import seed_at, seed_of
 
 CPU = torch.device("cpu")
@@ -339,12 +345,59 @@ def local(parameter: Any) -> torch.Tensor:
     return part
 
 
+def what_ranks_see_of_a_checkpoint(run, rank, weights):
+    """Whether ranks read a checkpoint themselves, are sent it, and have the same content then."""
+    if rank == 0:
+        run.mkdir()
+        write_checkpoint(run, 1, {"model": weights, "number": 7}, keep=2, best_entry=None)
+    dist.barrier()
+    (folder,) = (run / "checkpoints").iterdir()
+    content, digest = read_state(folder), manifest_of(folder)["sha256"]
+    cases = {
+        "there": (folder, digest),
+        "absent": (run / "x", digest),
+        "another": (folder, "0" * 64),
+    }
+    results = {}
+    for case, (place, known) in cases.items():
+        found = Found(folder, digest, content)
+        if rank == 1:  # as it arrives from rank 0
+            found = pickle.loads(pickle.dumps(Found(place, known, content)))  # noqa: S301
+            assert not found.content
+        with mock.patch("trainer.loop.resume.on_main", wraps=on_main) as sent:
+            got = send_content(found)
+        assert got is not None
+        results[f"checkpoint {case}: sent"] = float(sent.called)
+        same = got.content["number"] == 7
+        same = same and difference(got.content["model"], content["model"]) == 0
+        all_same: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(all_same, same)
+        results[f"checkpoint {case}: same"] = float(all(all_same))
+    return results
+
+
+def statistics_over_ranks(images, rank):
+    """How far batch norm's statistics differ over ranks after a step, and as the next begins."""
+    model = small_net()
+    shard(model, images)
+    own, labels = BATCHES[0][0] + 10 * rank, BATCHES[0][1]
+    trained(model, model, [(own, labels)], 1, rank)
+
+    def spread():
+        everywhere: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everywhere, dict(model.named_buffers()))
+        return max(difference(buffers, everywhere[0]) for buffers in everywhere)
+
+    apart = spread()
+    synchronise(model, is_last=True)
+    return apart, spread()
+
+
 def in_processes(output, rank):
     """What each of the processes does; the first one writes what was found. Returns 0."""
-    import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from trainer.distributed.fsdp import hand_over, model_shard, optimizer_shard, shard
+    from trainer.distributed.fsdp import hand_over, model_shard, optimizer_shard
     from trainer.distributed.sync_batch_norm import with_synced_batch_norm
     from trainer.loop.snapshot import copied
 
@@ -428,6 +481,9 @@ def in_processes(output, rank):
     else:
         hand_over((cut_again.state_dict(), optimizer.state_dict()))
 
+    found |= what_ranks_see_of_a_checkpoint(output.parent / "run", rank, weights)
+    found["fsdp: statistics apart"], found["fsdp: statistics"] = statistics_over_ranks(images, rank)
+
     # Judged by all; in the last round there is a batch for the first one only.
     filler = (images[:1], torch.zeros(0, dtype=torch.int64))
     judged, labels = predict(cut_again, [BATCHES[rank], BATCHES[0] if rank == 0 else filler])
@@ -468,6 +524,17 @@ def test_a_cut_model_trains_as_a_whole_one(found):
     """With dropout, momentum and the gradient's length limited."""
     assert found["fsdp: weights"] < 2e-6
     assert 0.3 < found["fsdp: kept"] < 0.5  # of three processes, the first has the most
+
+
+def test_a_rank_reads_the_checkpoint_that_it_sees_and_is_sent_it_only_if_it_does_not(found):
+    for case, sent in (("there", 0), ("absent", 1), ("another", 1)):
+        assert found[f"checkpoint {case}: same"] == 1
+        assert found[f"checkpoint {case}: sent"] == sent
+
+
+def test_a_step_of_a_cut_model_begins_with_the_statistics_of_rank_0(found):
+    assert found["fsdp: statistics apart"] > 0.1
+    assert found["fsdp: statistics"] == 0
 
 
 def test_what_it_saves_is_a_plain_models_state_and_the_other_way_round(found):
