@@ -272,7 +272,7 @@ class Trial:
         if code not in wanted:
             codes = " or ".join(map(str, wanted))
             raise Lost(f"exit code {code}, not {codes}: {last_lines(self.log)}")
-        if "Traceback" in self.log or "fault of the trainer" in self.log:
+        if "Traceback" in self.log or "bug of the trainer" in self.log:
             raise Lost(f"a traceback (exit code {code}): {last_lines(self.log)}")
 
     def steps(self) -> list[int]:

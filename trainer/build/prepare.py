@@ -35,8 +35,7 @@ Shape = tuple[int, int, int]
 def fetch(config: Config) -> None:
     """Check the components and download the dataset; each rank calls it before ``prepare``.
 
-    One rank of each machine downloads, or draws, missing images. If that fails, ``prepare`` raises
-    the error later.
+    One rank of each machine downloads or draws missing images; ``prepare`` raises errors later.
     """
     require_good_components(config)
     with suppress(Exception):

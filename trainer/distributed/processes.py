@@ -1,7 +1,6 @@
 """Connects the ranks of a run that torchrun starts: ranks, common errors, collectives.
 
-Only rank 0 prints and writes. With one process, ``on_main`` and ``on_every_rank`` only run their
-action, and the other functions change nothing.
+Only rank 0 prints and writes. With one process an action only runs; nothing is sent.
 """
 
 import hashlib
