@@ -1,4 +1,4 @@
-"""Every loss, optimizer, scheduler, average and metric that a YAML can name; by path, without torch.
+"""Every loss, optimizer, scheduler, average and metric that a YAML can name; imports no torch.
 
 To add one of torch's, add its line. To add a new one, write its class or function, and its line.
 """
