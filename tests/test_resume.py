@@ -158,9 +158,6 @@ def test_what_differs_is_said_when_a_run_goes_on(train, finished, capsys, monkey
         "made_on",
         lambda job: {"torch": "9.9", "device": "cpu", "machine": "m"},
     )
-    monkeypatch.setattr(
-        "trainer.loop.resume.made_on", lambda job: {"torch": "9.9", "device": "cpu", "machine": "m"}
-    )
     train("train.epochs=3", "log.every=5st", resume=run, file=run / "config.yaml")
     told = capsys.readouterr().out
     assert "changed train.epochs is now 3, was 2" in told
