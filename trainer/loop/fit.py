@@ -142,16 +142,16 @@ def ending(job: Job, start: Start) -> Iterator[None]:
         raise
     except Exception as error:
         is_common = processes.is_common(error)
-        told = in_plain_words(error) if is_common else processes.as_process_failure(error)
-        finish(run, status="failed", reason=str(told) or type(told).__name__)
+        failure = in_plain_words(error) if is_common else processes.as_process_failure(error)
+        finish(run, status="failed", reason=str(failure) or type(failure).__name__)
         how = "once it is mended"
-        if isinstance(told, NonFiniteLoss):
+        if isinstance(failure, NonFiniteLoss):
             how = "leaving such steps out"
             go_on += f" train.skip_non_finite={state.skipped + 10}"
-        told.add_note(f"to go on, {how}:\n  {go_on}")
-        if told is error:
+        failure.add_note(f"to go on, {how}:\n  {go_on}")
+        if failure is error:
             raise
-        raise told from error
+        raise failure from error
     finally:
         job.train_loader.close()
         job.val_loader.close()
