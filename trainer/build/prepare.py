@@ -52,7 +52,7 @@ def require_good_components(config: Config) -> None:
 def prepare(config: Config, say: Say) -> Job:
     """Check and build everything that the configuration names.
 
-    Makes no run folder, but may download or draw the dataset and write an image cache.
+    Makes no run folder, but may download or draw the dataset.
     With several ranks, call ``fetch`` before and ``distribute`` after it.
     """
     check_settings(config, say)
