@@ -20,10 +20,11 @@ if arguments[0] == "--resume":
 else:
     name, runs = arguments[2].partition("=")[2], pathlib.Path(arguments[-1])
     run = runs / name / "20260131-120000-ab12"
-    (run / "checkpoints" / "step-000000005").mkdir(parents=True)
+    run.mkdir(parents=True)
     (run / "result.json").write_text(json.dumps({"status": "running"}))
+    (run / "begun_by").write_text(BITS)
+    (run / "checkpoints" / "step-000000005").mkdir(parents=True)  # whoever kills waits for it
     if name in ("resume", "handed_over"):
-        (run / "begun_by").write_text(BITS)
         time.sleep(1)  # the time in which it is killed
     (run / "result.json").write_text(json.dumps({"status": "done"}))
 (run / "model.pt").write_text(BITS)
