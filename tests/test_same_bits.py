@@ -31,6 +31,9 @@ else:
 (run / "metrics.jsonl").write_text("{}")
 """
 
+# Of another size: within a second, Python would take the bytecode of the old one for it.
+NEW_CODE = STAND_IN.replace('"old"', '"new"') + "# changed\n"
+
 
 @pytest.fixture
 def code(tmp_path, monkeypatch):
@@ -66,7 +69,7 @@ def test_the_same_code_is_equal_also_where_it_is_killed_and_resumed(code, capsys
 
 
 def test_other_bits_of_the_new_code_differ(code, capsys):
-    code.write_text(STAND_IN.replace('"old"', '"new"'))
+    code.write_text(NEW_CODE)
     assert same_bits.main(["--old", "HEAD", "--only", "plain", "handed_over"]) == 1
     assert capsys.readouterr().out.count("DIFFERS") == 2
 
@@ -79,7 +82,7 @@ def test_a_run_that_the_new_code_cannot_train_is_told_with_its_reason(code, caps
 
 def test_the_old_code_begins_what_the_new_code_ends(code, tmp_path):
     same_bits.check_out("HEAD", tmp_path / "old")
-    code.write_text(STAND_IN.replace('"old"', '"new"'))
+    code.write_text(NEW_CODE)
     same_bits.outcome(same_bits.ROOT, tmp_path, "handed_over")
     (run,) = (tmp_path / "runs" / "handed_over").iterdir()
     assert [(run / name).read_text() for name in ("begun_by", "model.pt")] == ["old", "new"]
@@ -95,7 +98,7 @@ def test_recorded_digests_are_compared_with_only_where_they_hold(code, tmp_path,
     only = ["--only", "plain", "ema"]
     assert same_bits.main(["--old", "HEAD", *only, "--record", str(file)]) == 0
     assert same_bits.main(["--against", str(file), *only]) == 0
-    code.write_text(STAND_IN.replace('"old"', '"new"'))
+    code.write_text(NEW_CODE)
     assert same_bits.main(["--against", str(file), *only]) == 1
     content = json.loads(file.read_text())
     content["environment"]["torch"] = "1.0"
