@@ -15,7 +15,7 @@ DATASETS = {
     "CSVImages": "datasets.csv_images:CSVImages",
     "Shards": "datasets.shards:Shards",
 }
-RMB_ROOT = "data/rmb"  # where RMB looks, unless it is told another folder
+RMB_ROOT = "data/rmb"  # where RMB looks, unless its ``root`` is another folder
 
 
 class DataError(Exception):

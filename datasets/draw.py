@@ -172,8 +172,8 @@ def photograph(note: Image.Image, rng: random.Random) -> Image.Image:
     def jitter(x: float, y: float) -> Point:
         return x + margin + rng.uniform(-16, 16), y + margin + rng.uniform(-12, 12)
 
-    seen = (*jitter(0, 0), *jitter(0, height), *jitter(width, height), *jitter(width, 0))
-    picture = scene.transform(PHOTO, Image.Transform.QUAD, seen, Image.Resampling.BICUBIC)
+    view = (*jitter(0, 0), *jitter(0, height), *jitter(width, height), *jitter(width, 0))
+    picture = scene.transform(PHOTO, Image.Transform.QUAD, view, Image.Resampling.BICUBIC)
     return _developed(_lit(picture, rng), rng)
 
 

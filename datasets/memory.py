@@ -27,8 +27,8 @@ class ImagesInMemory:
         self.images = images.contiguous()  # (N, C, H, W) uint8
         self.labels = tuple(labels)
         self.classes = tuple(classes)
-        self.ids = tuple(f"{part}/{i:05d}" for part, n in counts.items() for i in range(n))
-        self.parts = tuple(part for part, n in counts.items() for _ in range(n))
+        self.ids = tuple(f"{split}/{i:05d}" for split, n in counts.items() for i in range(n))
+        self.parts = tuple(split for split, n in counts.items() for _ in range(n))
 
     def __len__(self) -> int:
         return len(self.labels)

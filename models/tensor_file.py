@@ -69,7 +69,7 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
             if not stat.S_ISREG(status.st_mode):
                 raise _Refused("it is not a regular file")
             members = _members(file, status.st_size)
-            _Machine(members, status.st_size).run(_whole(file, members["data.pkl"]))
+            _Machine(members, status.st_size).run(_content_of(file, members["data.pkl"]))
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except (FileNotFoundError, MemoryError):
@@ -128,7 +128,7 @@ def _members(file: IO[bytes], size: int) -> dict[str, _Member]:
                 raise _Refused(f"it holds {what}")
             if member.size > MAX_SMALL:
                 raise _Refused(f"its member {_short(name)} is too large")
-            _whole(file, member)
+            _content_of(file, member)  # checks the CRC-32
         found[rest] = member
         spans.append((header, member.start, member.start + member.size))
     spans.sort()
@@ -217,15 +217,15 @@ def _read(file: IO[bytes], place: int, length: int) -> bytes:
     return content
 
 
-def _whole(file: IO[bytes], member: _Member) -> bytes:
+def _content_of(file: IO[bytes], member: _Member) -> bytes:
     content = _read(file, member.start, member.size)
     if zlib.crc32(content) != member.crc:
         raise _Refused("it is damaged (its check sum differs)")
     return content
 
 
-def _is_key(text: str, whole: str) -> bool:
-    return whole.startswith("data/") and len(text) <= 9 and text.isascii() and text.isdigit()
+def _is_key(text: str, path: str) -> bool:
+    return path.startswith("data/") and len(text) <= 9 and text.isascii() and text.isdigit()
 
 
 def _short(text: str) -> str:

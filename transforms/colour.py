@@ -140,10 +140,10 @@ def _hue(images: Tensor, factor: Tensor) -> Tensor:
 
     sixths = hue.mul_(6)
     sextant = sixths.floor()
-    part = (sixths - sextant).mul_(saturation)
+    fraction = (sixths - sextant).mul_(saturation)
     pale = 1 - saturation
-    falling = (1 - part).mul_(value).clamp_(0, 1)
-    rising = part.add_(pale).mul_(value).clamp_(0, 1)
+    falling = (1 - fraction).mul_(value).clamp_(0, 1)
+    rising = fraction.add_(pale).mul_(value).clamp_(0, 1)
     odd = sextant.sub_(sextant.mul(0.5).floor_().mul_(2))
     between = rising.lerp_(falling, odd)[:, None]
     least = pale.mul_(value).clamp_(0, 1)[:, None]
@@ -178,7 +178,7 @@ def _weights(size: int, sigma: Tensor) -> Tensor:
 
 
 def blur(transform: v2.GaussianBlur, images: Tensor, parameters: Parameters) -> Tensor:
-    """Blur each sample with its own sigma, edges mirrored; equal to torchvision to the last bits.
+    """Blur each sample with its own sigma, edges mirrored; for 3 channels bitwise torchvision's.
 
     Each channel of each sample is a group of one convolution. The bits do not depend on the number
     of groups, except that a single group uses another algorithm; so that one is duplicated.

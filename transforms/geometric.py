@@ -173,8 +173,8 @@ def change_perspective(
             _places(theta[chosen].to(images.device, non_blocking=True), columns, rows)
             for theta in (above, below)
         )
-        seen = numerator.div_(denominator).sub_(1.0)
-        return _warp(transform, images, seen.nan_to_num_(9.0, 9.0, -9.0))  # x / 0 is outside
+        places = numerator.div_(denominator).sub_(1.0)
+        return _warp(transform, images, places.nan_to_num_(9.0, 9.0, -9.0))  # x / 0 is outside
 
     return change(images, parameters["chosen"], project)
 

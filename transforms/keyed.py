@@ -40,9 +40,9 @@ def _outputs(state: int, counters: Tensor) -> Tensor:
     return _mix((counters + 1) * _GAMMA + state)
 
 
-def seed_of(*parts: int | str) -> int:
-    """A seed in [0, 2**63) that depends on every part and on their order (SHA-256 of them)."""
-    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+def seed_of(*values: int | str) -> int:
+    """A seed in [0, 2**63) that depends on every value and on their order (SHA-256 of them)."""
+    digest = hashlib.sha256(json.dumps(values).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

@@ -35,8 +35,9 @@ def shard(model: nn.Module, images: Tensor) -> None:
 def blocks(model: nn.Module, images: Tensor) -> list[nn.Module]:
     """The modules whose weights are gathered and freed together.
 
-    The forward pass calls each of them once; the weights of other modules may also be used by their
-    parent. A module that returns a view is no block, because FSDP misses changes in place.
+    The forward pass calls each of them exactly once. A module without a call of its own is no
+    block, because its parent may use its weights. A module that returns a view is no block, because
+    FSDP misses changes in place.
     """
     calls = dict.fromkeys(model.modules(), 0)
 
@@ -102,20 +103,20 @@ def hand_over(state: Any) -> None:
             hand_over(item)
 
 
-def shard_of(full: Tensor, own: Tensor) -> Tensor:
-    """This rank's shard of a ``full`` tensor, split as ``own`` is, without communication."""
+def shard_of(tensor: Tensor, own: Tensor) -> Tensor:
+    """This rank's shard of a full ``tensor``, cut as ``own`` is, without communication."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    if not isinstance(own, DTensor) or full.shape != own.shape:
-        return full
-    full = full.to(own.device)
-    return distribute_tensor(full, own.device_mesh, own.placements, src_data_rank=None)
+    if not isinstance(own, DTensor) or tensor.shape != own.shape:
+        return tensor
+    tensor = tensor.to(own.device)
+    return distribute_tensor(tensor, own.device_mesh, own.placements, src_data_rank=None)
 
 
 def model_shard(model: nn.Module, content: dict[str, Tensor]) -> dict[str, Tensor]:
     """This rank's shard of a plain model's state_dict, for ``model.load_state_dict``."""
     own = model.state_dict()
-    return {n: shard_of(full, own[n]) if n in own else full for n, full in content.items()}
+    return {n: shard_of(t, own[n]) if n in own else t for n, t in content.items()}
 
 
 def optimizer_shard(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
-    """``nn.utils.clip_grad_norm_``, also for sharded gradients. Returns their norm before."""
+    """``nn.utils.clip_grad_norm_``, also for sharded gradients. Returns the norm before it."""
     gradients: Any = [p.grad for p in parameters if p.grad is not None]
     if not gradients or not hasattr(gradients[0], "to_local"):
         return nn.utils.clip_grad_norm_(parameters, most)
@@ -160,7 +161,7 @@ def synchronise(model: nn.Module, is_last: bool) -> None:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every rank the buffers of rank 0, in one message, as DDP does before a step."""
+    """Give every rank the float buffers of rank 0, in one message, as DDP does before a step."""
     buffers = [b for b in model.buffers() if b.is_floating_point()]
     if not buffers:
         return

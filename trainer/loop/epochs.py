@@ -57,7 +57,7 @@ def train_epochs(session: Session) -> None:
             if best_metrics or due:
                 with state.spending("save"):
                     save(job, state, log, saver, best_metrics, checkpoint=due)
-        if state.saved != state.moment:  # before testing loads the best weights
+        if state.saved != state.position:  # before testing loads the best weights
             save(job, state, log, saver)
         with state.spending("save"):
             on_main(saver.wait)
@@ -71,9 +71,9 @@ def train_epochs(session: Session) -> None:
 
 
 def save_here(session: Session) -> None:
-    """Save the current state, unless it is saved already, and wait until that is done."""
+    """Save the current state, unless it is saved already, and wait until it is on the disk."""
     collect_results(session)
-    if session.state.saved != session.state.moment:
+    if session.state.saved != session.state.position:
         save(session.job, session.state, session.log, session.saver)
     on_main(session.saver.wait)
 
@@ -151,8 +151,9 @@ def waited_for(batches: Batches, state: State) -> Batches:
 def collect_results(session: Session, wait: bool = True) -> None:
     """Add the results of finished steps to the running means.
 
-    Steps whose loss or gradient is not finite are skipped up to ``train.skip_non_finite`` times,
-    then NonFiniteLoss is raised. With ``wait=False``, only results that are already on the CPU.
+    A step whose loss or gradient is not finite is skipped, up to ``train.skip_non_finite`` times;
+    the next one raises NonFiniteLoss. A gradient too large for fp16 does not count as such a step.
+    ``wait=False`` takes only the results that are already on the CPU.
     """
     state = session.state
     for result in session.task.guard.results(wait):
@@ -173,7 +174,7 @@ def collect_results(session: Session, wait: bool = True) -> None:
 
 
 def description_of(session: Session, result: StepResult) -> str:
-    """Which number of a step is not finite, in which step, of which images."""
+    """Text that names a number that is not finite, its step, and up to eight of its images."""
     state, loader = session.state, session.job.train_loader
     batch = state.batch - (state.step - result.step)
     rows = loader.rows(state.epoch, batch)
@@ -255,7 +256,7 @@ def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
 
 
 def improves(config: Config, value: float, than: float | None, by: float = 0.0) -> bool:
-    """Whether a monitored ``value`` is better than ``than`` by more than ``by``; NaN never is."""
+    """Whether ``value`` beats ``than`` by more than ``by``; all beat None, and NaN beats none."""
     if math.isnan(value) or than is None:
         return not math.isnan(value)
     higher_is_better = config.train.monitor.removeprefix("val/") in HIGHER_IS_BETTER
@@ -263,27 +264,27 @@ def improves(config: Config, value: float, than: float | None, by: float = 0.0) 
 
 
 def is_due(every: Duration, state: State, epoch_ended: bool = False) -> bool:
-    """Whether it is time for something that happens ``every`` so often."""
+    """Whether ``every`` has passed; minutes count from the last save, and all ranks must call."""
     if every.unit == "st":
         return state.step % every.value == 0
     if every.unit == "ep":
         return epoch_ended and state.epoch % every.value == 0
-    # Rank 0 decides by its clock.
+    # Clocks differ between ranks, so rank 0 decides.
     return on_main(lambda: time.monotonic() - state.saved_at >= every.value * 60)
 
 
 def learning_rates(job: Job) -> list[float]:
-    """The rate of each parameter group."""
+    """The learning rate of each parameter group."""
     return [float(group["lr"]) for group in job.optimizer.param_groups]
 
 
 def tagged(rates: list[float]) -> dict[str, float]:
-    """Rates by their tags in TensorBoard."""
+    """Learning rates by their tags in TensorBoard."""
     return {f"lr/group{group}": rate for group, rate in enumerate(rates)}
 
 
 def is_better(config: Config, epoch_metrics: dict[str, Any], best: dict[str, Any]) -> bool:
-    """Whether an epoch is the best so far; of two equal ones, that of lower validation loss.
+    """Whether an epoch is the best so far; between equal ones, the lower validation loss decides.
 
     Small validation splits reach an accuracy of 1 in an early epoch, which is not the best.
     """

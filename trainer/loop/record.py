@@ -18,7 +18,7 @@ from trainer.run.saver import Saver
 
 
 def describe(job: Job, run: Path) -> None:
-    """Write a new run's files before its first step; config.yaml last, for it marks a run."""
+    """Write a new run's files before its first step. config.yaml is last: it marks a run."""
     write_json(run / "environment.json", environment(job.device))
     write_json(run / "data_path.json", data_path(job))
     write_launcher(run)
@@ -92,10 +92,10 @@ def save(
     best_metrics: dict[str, Any] | None = None,
     checkpoint: bool = True,
 ) -> None:
-    """Hand a copy of the state to the saver, as a checkpoint, as the best weights, or as both."""
+    """Give the saver a copy of the state: checkpoint, best weights or both. All ranks call it."""
     saver.wait()  # one copy at a time, always in the same memory
     if checkpoint:
-        state.saved_at, state.saved = time.monotonic(), state.moment
+        state.saved_at, state.saved = time.monotonic(), state.position
     if not is_main():
         if is_sharded(job.model):
             hand_over(job.model.state_dict())

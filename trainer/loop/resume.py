@@ -60,7 +60,7 @@ def check(run: Path, job: Job, say: Say) -> Found | None:
 
 
 def compare(job: Job, content: dict[str, Any], run: Path, say: Say) -> None:
-    """Print what differs between a checkpoint and the job; raise RunError for what must not."""
+    """Print what differs between a checkpoint and the job; raise RunError if it must not differ."""
     try:
         json.dumps([content["settings"], content["split"], content["made_on"]])  # plain values
         is_ours = isinstance(content["settings"]["train"]["epochs"], int)
@@ -85,8 +85,8 @@ def compare(job: Job, content: dict[str, Any], run: Path, say: Say) -> None:
 def send_content(found: Found | None) -> Found | None:
     """The checkpoint that rank 0 found, with its content on every rank; all ranks call it.
 
-    A rank that sees the same checkpoint folder reads it there. Only if one does not, rank 0 sends
-    the content to all.
+    A rank that finds the same checkpoint on its own disk reads it there. If any rank does not find
+    it, rank 0 sends the content to all.
     """
     if found is None:
         return None
@@ -108,7 +108,7 @@ def restore(job: Job, found: Found | None) -> tuple[State, Lengths]:
     except RunError as error:
         message = f"{found.folder}: {error} Moved away, the one before it is taken."
         raise RunError(message) from error
-    state.saved = state.moment
+    state.saved = state.position
     early_stop = job.config.early_stop
     state.early_stopped = early_stop is not None and state.stale_epochs >= early_stop.patience
     return state, lengths
@@ -122,12 +122,12 @@ def adopt(
     if found is None:
         record.describe(job, run)
     else:
-        read_metrics(run / "metrics.jsonl", lengths.metrics)  # the report would stumble over damage
+        read_metrics(run / "metrics.jsonl", lengths.metrics)  # raises for damage before training
         record.write_split(job, run)  # it may have been lost
         best_entry = checkpoint.bring_back_best(found.folder, say)
         if best_entry:
             write_json(run / "model.json", record.card(job, state.best) | {"weights": best_entry})
-        tell_plan(job, run, state, found.content, say)
+        print_plan(job, run, state, found.content, say)
     if is_finished(job, run, state):
         more = "early_stop.patience" if state.early_stopped else "train.epochs"
         say(f"{run} is finished; to go on from its end: {more}=...")
@@ -139,7 +139,7 @@ def adopt(
     return False, best_entry
 
 
-def tell_plan(job: Job, run: Path, state: State, content: dict[str, Any], say: Say) -> None:
+def print_plan(job: Job, run: Path, state: State, content: dict[str, Any], say: Say) -> None:
     """Print how the learning rate goes on if the number of epochs has changed."""
     began, epochs = content["settings"]["train"]["epochs"], job.config.train.epochs
     if epochs <= state.epoch and not is_finished(job, run, state):
@@ -159,13 +159,13 @@ def tell_plan(job: Job, run: Path, state: State, content: dict[str, Any], say: S
 
 
 def is_finished(job: Job, run: Path, state: State) -> bool:
-    """Whether a resumed run has nothing left to do; its test split is not read again."""
+    """Whether a resumed run has nothing left to do; test is not evaluated again then."""
     over = state.early_stopped or state.epoch >= job.config.train.epochs
     return over and old_result(run).get("status") == "done"
 
 
 def old_result(run: Path) -> dict[str, Any]:
-    """The content of result.json without the reason of the stop; empty if it was lost."""
+    """The content of result.json without its ``reason``; empty if the file was lost."""
     with suppress(RunError):
         return {k: v for k, v in read_json(run / "result.json").items() if k != "reason"}
     return {}

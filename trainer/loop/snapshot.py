@@ -73,7 +73,7 @@ def copied(value: Any, memory: Any = None) -> Any:
 
 
 def made_on(job: Job) -> dict[str, Any]:
-    """What the last bits depend on beside the settings."""
+    """What the last bits of results depend on, besides the settings."""
     return {
         "torch": str(torch.__version__),
         "device": device_name(job.device),
@@ -157,8 +157,8 @@ def load_tensors_into(job: Job, content: dict[str, Any]) -> None:
 def mend_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """Bring the optimizer's loaded tensors into their weights' memory layout; raise if unfit.
 
-    A fused step takes kind, shape and layout for granted. Other optimizers may keep a row and a
-    column for a weight.
+    A fused step does not check that its state has the weight's shape and layout. Other optimizers
+    may keep a row and a column instead of a tensor of the weight's shape.
     """
     fused = bool(optimizer.defaults.get("fused"))
     for parameter, kept in optimizer.state.items():
@@ -174,10 +174,10 @@ def mend_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, not that of its weight")
 
 
-def fits(shape: torch.Size, full: torch.Size) -> bool:
-    """Whether ``shape`` is ``full``, or that of its rows or columns."""
-    return len(shape) == len(full) and all(
-        n in (1, size) for n, size in zip(shape, full, strict=True)
+def fits(shape: torch.Size, weight_shape: torch.Size) -> bool:
+    """Whether each size in ``shape`` is 1 or that of the weight, as for its rows or columns."""
+    return len(shape) == len(weight_shape) and all(
+        n in (1, size) for n, size in zip(shape, weight_shape, strict=True)
     )
 
 

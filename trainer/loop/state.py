@@ -12,7 +12,7 @@ PLAIN = (
     *("epoch", "batch", "step", "best", "reference"),
     *("stale_epochs", "early_stopped", "skipped", "rates"),
 )
-CLOCKS = ("train_seconds", "seconds", "aside", "speeds")  # saved, but of no training result
+CLOCKS = ("train_seconds", "seconds", "aside", "speeds")  # saved, but no weight depends on them
 
 
 @dataclass
@@ -65,25 +65,25 @@ class State:
     skipped: int = 0  # steps left out because their loss or gradient was not finite
     train_seconds: float = 0.0  # of the steps, with reading, logging and saving between them
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPENT, 0.0))
-    aside: float = 0.0  # the part of train_seconds that was logging and saving
-    speeds: list[float] = field(default_factory=list)  # images/s of each epoch run in one piece
+    aside: float = 0.0  # seconds of train_seconds that logging and saving took
+    speeds: list[float] = field(default_factory=list)  # images/s of each uninterrupted epoch
     rates: list[float] = field(default_factory=list)  # of the last step, one for each group
-    saved_at: float = field(default_factory=time.monotonic)  # not saved: means nothing elsewhere
-    saved: tuple[int, int] | None = None  # the moment of the last checkpoint
+    saved_at: float = field(default_factory=time.monotonic)  # not saved: clocks differ
+    saved: tuple[int, int] | None = None  # the position of the last checkpoint
     norm: float = math.nan  # the length of the last step's gradient; logged with it, or never
 
     @contextmanager
-    def spending(self, part: str, in_training: bool = False) -> Iterator[None]:
-        """Context manager: add the block's seconds to ``part`` of ``SPENT``."""
+    def spending(self, work: str, in_training: bool = False) -> Iterator[None]:
+        """Context manager: add the body's seconds to ``work``; ``in_training`` to aside too."""
         began = time.perf_counter()
         try:
             yield
         finally:
             took = time.perf_counter() - began
-            self.seconds[part] += took
+            self.seconds[work] += took
             self.aside += took if in_training else 0.0
 
     @property
-    def moment(self) -> tuple[int, int]:
-        """(step, epoch): only the epoch tells before from after an epoch's evaluation."""
+    def position(self) -> tuple[int, int]:
+        """(step, epoch): the step is the same before and after an evaluation, the epoch is not."""
         return self.step, self.epoch
