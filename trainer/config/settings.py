@@ -202,7 +202,7 @@ class EarlyStopSettings(Frozen):
     patience: AtLeastOne
     """Epochs without an improvement after which training stops."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """The smallest change that counts as an improvement."""
+    """A change must be larger than this to count as an improvement."""
 
 
 class CheckpointSettings(Frozen):
