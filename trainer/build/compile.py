@@ -76,9 +76,9 @@ def make_fast(job: "Job", say: Say) -> None:
 def _compiled(network: nn.Module, model: nn.Module, mode: str | bool) -> nn.Module:
     """The network with compiled forward and backward passes, one version for each batch shape.
 
-    Dropout draws the same numbers as without. A resumed run meets the shapes in another order, so
-    code for all shapes, or code that won a race, could give other bits there. The first is never
-    made; only the max-autotune modes make the second, and PyTorch's cache keeps their choices.
+    Dropout draws the same numbers as without compiling. A resumed run meets the shapes in another
+    order. Code for any shape could then give other bits, so it is never made. Nor is code that was
+    chosen by its speed, except in the max-autotune modes; PyTorch's cache keeps their choices.
     """
     compiler = real()
     compiler.config.recompile_limit = max(MOST_VERSIONS, compiler.config.recompile_limit)
@@ -89,7 +89,7 @@ def _compiled(network: nn.Module, model: nn.Module, mode: str | bool) -> nn.Modu
         compiled: Any = torch.compile(model, dynamic=False, options=options)
         assert isinstance(compiled, nn.Module)
         return compiled
-    network.compile(dynamic=False, options=options)  # in place: ``gradient_sync`` sees its class
+    network.compile(dynamic=False, options=options)  # in place: ``gradient_sync`` checks its class
     return network
 
 

@@ -11,7 +11,7 @@ from trainer.process.launch import local_rank, local_world_size
 
 
 def choose_device(config: Config) -> torch.device:
-    """Set up and return the device that ``train.device`` names; auto takes the best one."""
+    """Set up and return ``train.device`` (auto: the best one). ConfigError if it is absent."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = config.train.device
     if name == "auto":

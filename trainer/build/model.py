@@ -74,6 +74,6 @@ def build_loss(config: Config, labels: Tensor, num_classes: int) -> nn.Module:
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits (B, num_classes) of a batch (B, C, H, W); the mean over crops, (B, crops, C, H, W)."""
+    """Logits (B, num_classes) of (B, C, H, W); of (B, crops, C, H, W) the mean over crops."""
     logits: Tensor = model(images.flatten(0, -4)).float()
     return logits if images.ndim < 5 else logits.view(*images.shape[:2], -1).mean(dim=1)

@@ -46,7 +46,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 def chosen_groups(
     config: Config, model: nn.Module, groups: Sequence[Mapping[str, Any]]
 ) -> list[Chosen]:
-    """The groups of ``optimizer.groups``. Raises ConfigError if one matches or gets no weights."""
+    """The groups of ``optimizer.groups``. ConfigError for a pattern or group without weights."""
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     names = [name for name, _ in model.named_parameters()]
     chosen: list[Chosen] = []

@@ -15,7 +15,7 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Precision:
-    """The number format of a step. Both fields do nothing in fp32 and tf32.
+    """The number format of a step. In fp32 and tf32 both fields do nothing.
 
     ``autocast`` wraps the forward pass and the loss; ``scaler`` scales fp16 gradients.
     """

@@ -35,7 +35,8 @@ Shape = tuple[int, int, int]
 def fetch(config: Config) -> None:
     """Check the components and download the dataset; each rank calls it before ``prepare``.
 
-    One rank of each machine downloads or draws missing images; ``prepare`` raises errors later.
+    One rank of each machine downloads or draws missing images. Its errors are ignored here, because
+    ``prepare`` meets and raises them again.
     """
     require_good_components(config)
     with suppress(Exception):
@@ -136,7 +137,7 @@ def with_teacher(
 
     teacher = load_teacher(config, data.classes, input_shape)
     found = config.distill.model_copy(update={"run": str(teacher.run)})
-    return config.model_copy(update={"distill": found}), teacher  # runs/NAME has new runs each day
+    return config.model_copy(update={"distill": found}), teacher  # runs/NAME may get a newer run
 
 
 def prepare_precision(

@@ -42,13 +42,13 @@ def check_sharding(config: Config) -> None:
 
 
 def keep_dropout_alike(model: nn.Module, subset: Subset, device: torch.device, say: Say) -> None:
-    """Let dropout layers draw their masks for the whole batch, also for a micro-batch of it."""
+    """Let dropout draw masks of the batch over all ranks; if the model cannot, print a note."""
     images, _ = subset.sample(subset.extremes[:2])
     train_mode(model)
     if draws_elsewhere(model, images.to(device)):
         say(
             "note    the model draws random numbers beside its dropout layers: each process, and "
-            "each part of a batch, has its own, and another number of them trains otherwise"
+            "each micro-batch, has its own, and another number of them trains otherwise"
         )
     else:
         drop_out_by_batch(model)

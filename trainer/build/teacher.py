@@ -127,7 +127,7 @@ def mismatch(
 
 
 def values(transforms: tuple[Component, ...]) -> list[tuple[str, dict[str, Any]]]:
-    """The transforms in a list that scale the pixel values, beside the scaling to 0-1."""
+    """The transforms in a list that scale the pixel values, besides the scaling to 0-1."""
     return [
         (item.name, {name: value for name, value in item.arguments.items() if name != "inplace"})
         for item in transforms
@@ -136,7 +136,7 @@ def values(transforms: tuple[Component, ...]) -> list[tuple[str, dict[str, Any]]
 
 
 def transforms_text(transforms: list[tuple[str, dict[str, Any]]]) -> str:
-    """The transforms as part of a sentence."""
+    """The transforms as text inside a sentence."""
     texts = []
     for name, arguments in transforms:
         pairs = (f"{key} {shortened(str(value), 100)}" for key, value in arguments.items())

@@ -82,7 +82,7 @@ class Muon(torch.optim.Optimizer):
     scaled to AdamW's size, so that ``lr`` and ``weight_decay`` mean the same for both (Liu et al.,
     2025, "Muon is scalable for LLM training"). AdamW updates the first and the last weight (input
     and output layer), convolutions (which are no matrices), and all parameters of fewer than two
-    dimensions. Raises ValueError if no hidden weight is a matrix.
+    dimensions. Raises ValueError if there are hidden weights, and none is a matrix.
 
     momentum, nesterov, ns_steps (Newton-Schulz iterations) are Muon's; betas are AdamW's. in_order:
     the parameters in the model's order; needed if the groups have another order.

@@ -14,7 +14,7 @@ from trainer.config.signatures import parameters_of, resolve
 def build(table: Mapping[str, str], path: str, component: Component, **supplied: Any) -> Any:
     """Call the class or function of ``component`` and return its result, such as a metric's value.
 
-    It gets the component's arguments, and those of ``supplied`` that it has. Inner
+    It gets the component's arguments, and those of ``supplied`` that its signature names. Inner
     components are built too. Its errors pass through, with a note that names ``path``.
     """
     factory = resolve(table, component.name)
@@ -36,7 +36,7 @@ def build(table: Mapping[str, str], path: str, component: Component, **supplied:
 
 
 def as_member(value: Any, annotation: Any) -> Any:
-    """``value``, or the enum member or Duration that its text means by the annotation."""
+    """``value``; if the annotation is an enum or Duration, the member or Duration of its text."""
     for kind in (annotation, *typing.get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, enum.Enum) and isinstance(value, str):
             return kind(value)

@@ -65,8 +65,8 @@ class Document:
     def override(self, typed: str, defaults: Mapping[str, Any], at: Sequence[str] = ()) -> None:
         """Apply ``key=value``; ``defaults`` are the sections that the file may leave out.
 
-        ``at`` is the split key, for keys with a dot inside a name. A component that gets another
-        name loses its arguments, because they belong to the old component.
+        ``at`` is the key as a list, for names that hold a dot. A component that gets another name
+        loses its arguments, because they belong to the old component.
         """
         origin = Origin(COMMAND_LINE, source=typed.encode(errors="replace").decode())
         key, equals, text = typed.partition("=")

@@ -15,9 +15,9 @@ from trainer.distributed.processes import world_size
 def over_processes(model: nn.Module, images: Tensor, device: torch.device) -> nn.Module:
     """The model wrapped for training: its gradients become the mean over the ranks.
 
-    ``images`` (B, C, H, W) are for a rehearsal. DDP sorts gradients into buckets in the order in
-    which the first step found them; done here, a resumed run adds them up in the order of an
-    uninterrupted one.
+    ``images`` (B, C, H, W) are for a rehearsal. DDP sorts gradients into buckets in the order of
+    its first backward pass. That pass is done here, so that a resumed run adds gradients up in the
+    same order as an uninterrupted one.
     """
     images = images.to(device)
     buffers = [buffer.clone() for buffer in model.buffers()]

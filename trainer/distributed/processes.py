@@ -30,7 +30,7 @@ from trainer.process.stop import StopRequest
 
 Item = TypeVar("Item")
 Returned = TypeVar("Returned")
-PATIENCE = 600  # seconds in which all ranks must have come
+PATIENCE = 600  # seconds in which all ranks must have connected
 FAILURE = "failure"  # the store's key for the reason why a rank failed
 COMMON = "is_common"  # an attribute of errors that every rank raises
 # The messages of gloo, NCCL and the store when another rank is gone.
@@ -38,7 +38,7 @@ GONE = "gloo|NCCL|onnection (closed|reset|refused)|Broken pipe|recvValue failed|
 
 
 class _Ways:
-    """How ranks communicate beside the gradients: through main memory, never through a GPU."""
+    """The store and the group for messages between ranks: in main memory, never on a GPU."""
 
     store: Any = None
     host: Any = None  # None: the default group is gloo's
@@ -116,8 +116,8 @@ def meet(cuda: bool, meeting: "Future[None]") -> None:
 def of_this_start(store: Any, number: int, count: int) -> Any:
     """A view of torchrun's store with keys of this start's processes only.
 
-    torchrun keeps one store while it restarts its processes, and PyTorch does not tell the starts
-    apart: a rank would connect to the address of a dead process. Therefore each rank writes a
+    torchrun keeps one store while it restarts its processes, and PyTorch does not distinguish the
+    starts: a rank would connect to the address of a dead process. Therefore each rank writes a
     random id; rank 0 collects the ids, and sets "go" after all ranks have found theirs there.
     """
     me = uuid.uuid4().hex
@@ -212,7 +212,7 @@ def on_every_rank(action: Callable[[], Returned]) -> Returned:
 def _sendable(error: Exception) -> Exception:
     """The error, or a plain one with its text if it cannot be pickled."""
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own, of this moment
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own, pickled just now
         return error
     except Exception:
         plain = in_plain_words(error)
@@ -267,7 +267,7 @@ def gathered(batches: list[Item]) -> list[Item]:
 
 
 def mark_common(error: Exception) -> Exception:
-    """Mark and return ``error``, which every rank raises in this very step."""
+    """Mark and return ``error``, which every rank raises at the same place."""
     setattr(error, COMMON, True)
     return error
 

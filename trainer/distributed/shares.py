@@ -19,7 +19,7 @@ def share_of(count: int, rank: int, ranks: int) -> Bounds:
 class Shares:
     """How the ranks share the batches of a split.
 
-    A shuffled batch (training) is split: each rank gets ``share_of`` it, at least one image.
+    A shuffled batch (training) is cut: each rank gets ``share_of`` it, at least one image.
     Batches in the split's own order (evaluation) alternate: rank r gets batches r, r + ranks, ...
     even: a rank with one batch fewer gets a padding image, without a label, in place of that batch.
     """

@@ -29,9 +29,10 @@ def read_subset(
     config: Config,
     device: torch.device,
 ) -> tuple[Subset, dict[int, BrokenImage]]:
-    """Decode, prepare and keep a split as ``loader.cache`` says; also the broken images by index.
+    """Decode, prepare and keep a split. Returns its Subset, and the broken images by index.
 
-    ``indices`` are the split's samples in the dataset. Raises DataError if the cache is too small.
+    ``indices`` are the split's samples in the dataset. Raises DataError if ``loader.cache`` is not
+    possible.
     """
     rows = torch.tensor(indices, dtype=torch.int64)
     labels = torch.tensor(dataset.labels, dtype=torch.int64)[rows]
@@ -52,7 +53,7 @@ def read_subset(
 def prepare_all(
     images: Tensor, pipeline: Pipeline, rows: Tensor, shape: torch.Size, place: torch.device | None
 ) -> Tensor | None:
-    """These rows of a dataset in memory, prepared to ``shape`` each, at ``place``; None without."""
+    """``rows`` of a dataset in memory, each prepared to ``shape``, at ``place``; None without."""
     if place is None:
         return None
     kept = torch.empty((len(rows), *shape), dtype=torch.uint8, device=place)
@@ -118,7 +119,7 @@ def choose_place(
     count: int,
     device: torch.device,
 ) -> torch.device | None:
-    """Where ``count`` images are kept that are as large as the ``first`` ones; None is nowhere."""
+    """Where ``count`` images of the size of the ``first`` ones are kept; None is nowhere."""
     size = sum(image.nbytes for image in first) * count // max(len(first), 1)
     one_size = len({image.shape for image in first}) <= 1
     if not one_size and config.loader.cache == "device" and device.type != "cpu":
@@ -139,7 +140,7 @@ def choose_cache(
     2 times in main memory. Raises DataError if ``ram`` or ``device`` is not possible.
     """
     wanted = config.loader.cache
-    # What runs per sample runs in other processes, which cannot share a device's memory.
+    # Transforms that run per sample run in other processes, which cannot share a device's memory.
     on_device = device.type != "cpu" and not pipeline.early(cached=True)
     if wanted == "off":
         return None
@@ -163,7 +164,7 @@ def choose_cache(
 
 
 def free_memory(device: torch.device) -> int:
-    """Free bytes on ``device``; in main memory, this process's share of those without swapping."""
+    """Free bytes on ``device``; for all but CUDA, this rank's share of free main memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return available_memory() // local_world_size()  # an Apple GPU shares it

@@ -19,7 +19,7 @@ class Order:
     """Which images an epoch shows, in which order.
 
     seed shuffles by (seed, epoch); None keeps the subset's order. sampling "balanced" visits each
-    class equally often, and as many images as there are.
+    class equally often; the number of visits stays the number of images.
     """
 
     seed: int | None = None
@@ -66,8 +66,8 @@ class Loader:
         A batch may be one padding image without a label (see ``Shares``).
         """
         begins = range(0, len(self) * self.batch_size, self.batch_size)
-        whole = [(begin, begin + size) for begin, size in zip(begins, self.sizes(), strict=True)]
-        own, padding = self.shares.bounds(whole, cut_each=self.order.seed is not None)
+        every = [(begin, begin + size) for begin, size in zip(begins, self.sizes(), strict=True)]
+        own, padding = self.shares.bounds(every, cut_each=self.order.seed is not None)
         bounds = own + padding
         if start >= len(bounds):
             return
@@ -92,11 +92,11 @@ class Loader:
 
     @property
     def rounds(self) -> int:
-        """How many batches of an epoch the rank gets that gets most."""
+        """The largest number of batches that any rank gets in an epoch."""
         return self.shares.rounds(len(self), cut_each=self.order.seed is not None)
 
     def _rows(self, block: list[Bounds], order: Tensor) -> Tensor:
-        """The rows of a block of batches, after those that are mixed into the first one."""
+        """The rows of a block of batches; before them those that are mixed into the first row."""
         if self.shares.ranks == 1 or len(block) == 1:
             return order[block[0][0] : block[-1][1] + self.subset.pipeline.predecessors]
         # Then none are mixed in: see _batches_at_once.

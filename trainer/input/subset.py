@@ -88,7 +88,7 @@ class Subset:
         return self.indices[rows % len(self)] + (rows // len(self) << 40)
 
     def try_choices(self, rows: Tensor) -> None:
-        """Try what the pipeline may choose on the images of these rows. Raises DataError."""
+        """Call ``Pipeline.try_choices`` with the images of these rows. Raises DataError."""
         rows = self.in_a_ring(rows)
         images: Images
         if self.images is None:
@@ -99,7 +99,7 @@ class Subset:
             self.pipeline.try_choices(images, self.labels[rows], self.indices[rows])
 
     def sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """A batch of these rows in epoch 0, as if the epoch had no others."""
+        """A batch of these rows in epoch 0, as if the epoch had no other rows."""
         return self.batch(self.in_a_ring(rows))
 
     def in_a_ring(self, rows: Tensor) -> Tensor:

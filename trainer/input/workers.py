@@ -109,8 +109,8 @@ def from_workers(worker_loader: DataLoader[Any]) -> Iterator[Any]:
     done nor undone.
     """
     handler = None
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and hasattr(signal, "SIGCHLD"):
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and hasattr(signal, "SIGCHLD"):
         handler = signal.getsignal(signal.SIGCHLD)
         if getattr(handler, "__module__", "").startswith("torch."):  # another DataLoader left it
             handler = signal.SIG_DFL
@@ -147,7 +147,7 @@ def quiet_where_the_trainer_hangs_up(
 ) -> None:
     """Print an error of a worker's own threads, except a lost connection to the trainer.
 
-    The trainer drops connections when another worker died. Errors in reading go another way.
+    The trainer drops connections when another worker died. DataLoader itself reports read errors.
     """
     if not issubclass(kind, EOFError | ConnectionError):
         sys.__excepthook__(kind, error, trace)

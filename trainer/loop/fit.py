@@ -45,7 +45,7 @@ from trainer.run.saver import Saver
 class Start(NamedTuple):
     """Where a run begins or goes on: its folder, its counters, the lengths of its logs.
 
-    best_entry: the manifest entry of model.pt, if there is one.  is_finished: nothing is left.
+    best_entry: the manifest entry of model.pt, if there is one.  is_finished: no work is left.
     """
 
     run: Path
@@ -58,9 +58,9 @@ class Start(NamedTuple):
 def fit(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest) -> Path:
     """Train in a new run folder, or go on in the folder ``resume``; returns the folder.
 
-    Raises Stopped (the state is saved), NonFiniteLoss, RunError (disk, checkpoint, another rank),
-    and what reading the data raises; each says how to go on. result.json tells how the run ended,
-    whatever happens.
+    Raises Stopped (the state is saved), NonFiniteLoss, RunError (disk, checkpoint), ProcessFailed
+    (one rank failed), and what reading the data raises. Once training has begun, each of them says
+    how to go on, and result.json holds how the run ended.
     """
     budget = job.config.train.budget
     stop.training_begins(budget.value if budget else None)
@@ -90,7 +90,7 @@ def open_run(job: Job, runs: Path, resume: Path | None, held: ExitStack, say: Sa
 def take(
     job: Job, runs: Path, resume: Path | None, held: ExitStack, say: Say
 ) -> tuple[Path, Found | None]:
-    """Lock a new run's folder, or the folder ``resume``, and find its checkpoint; for rank 0."""
+    """On rank 0: make and lock a new run's folder, or lock ``resume`` and find its checkpoint."""
     run = resume or create_run(runs, job.config.name)
     held.enter_context(lock_run(run))
     if resume is not None:
@@ -105,7 +105,7 @@ def take(
 
 @contextmanager
 def open_session(job: Job, start: Start, say: Say, stop: StopRequest) -> Iterator[Session]:
-    """Context manager: print what is trained, open log and saver; inside, the run goes on."""
+    """Context manager: print what is trained; inside, the run's log and saver are open."""
     config, state, run = job.config, start.state, start.run
     introduce(job, say)
     say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
@@ -128,9 +128,9 @@ def open_session(job: Job, start: Start, say: Say, stop: StopRequest) -> Iterato
 
 @contextmanager
 def ending(job: Job, start: Start) -> Iterator[None]:
-    """Context manager: however the body ends, result.json tells it, and errors say how to go on.
+    """Context manager: if the body raises, write why into result.json, and add how to go on.
 
-    An error of one rank only becomes ProcessFailed.
+    An error of only one rank becomes ProcessFailed. The loaders are closed at the end.
     """
     run, state = start.run, start.state
     go_on = f"{started_by()} -m trainer.train --resume {shlex.quote(str(run))}"
@@ -165,7 +165,7 @@ def finish(run: Path, **values: str) -> None:
 
 
 def evaluate_best(session: Session) -> dict[str, Any]:
-    """Evaluate the best weights on test; returns the run's result, or {} on ranks other than 0."""
+    """Evaluate the best weights on test; write and return the run's result ({} on other ranks)."""
     job, run, state, log = session.job, session.run, session.state, session.log
     if not state.best:
         raise NonFiniteLoss(f"{job.config.train.monitor} was never a number: no epoch is the best.")
@@ -187,7 +187,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     with state.spending("log"):
         log.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
         show_end(Board(log.events, job, session.say), run, subset, logits, labels, state.step)
-    # The first epoch warms caches up; of a run of one epoch there is no other.
+    # The first epoch warms up the caches, so it counts only if it is the only one.
     speeds = state.speeds[1:] or state.speeds
     best = {name: value for name, value in state.best.items() if not name.startswith("lr/")}
     result = {
@@ -242,5 +242,5 @@ def report(
 def spent(state: State) -> dict[str, float]:
     """Seconds spent on each kind of work, over all starts of the run."""
     compute = state.train_seconds - state.seconds["data"] - state.aside
-    parts = state.seconds | {"compute": compute}
-    return {name: parts[name] for name in ("start", "data", "compute", "eval", "save", "log")}
+    seconds = state.seconds | {"compute": compute}
+    return {name: seconds[name] for name in ("start", "data", "compute", "eval", "save", "log")}

@@ -16,8 +16,8 @@ WINDOW = 64  # steps after which the CPU reads a GPU's results at the latest
 class StepResult(NamedTuple):
     """What a step came to.
 
-    step counts from 0; images and correct are those of the whole batch; loss is their mean; norm is
-    the gradient's length; scale is what fp16 multiplied the loss by, 0 without fp16.
+    step counts from 0. images and correct count the batch over all ranks; loss is its mean. norm is
+    the gradient's length. scale is the factor of the loss for fp16, 0 without fp16.
     """
 
     step: int
@@ -29,9 +29,9 @@ class StepResult(NamedTuple):
 
     @property
     def is_overflow(self) -> bool:
-        """Whether only the scaled gradient was too large for fp16: the next scale is the half.
+        """Whether only the scaled gradient was too large for fp16: GradScaler halves its scale.
 
-        At a scale of 1 or less it was the gradient itself.
+        At a scale of 1 or less, the gradient itself was too large.
         """
         return math.isfinite(self.loss) and not math.isfinite(self.norm) and self.scale > 1
 
@@ -120,7 +120,7 @@ class Guard:
         return results
 
     def norm(self) -> Tensor | float:
-        """The length of the whole gradient, before it is clipped."""
+        """Clip the gradient, if ``clip_grad_norm`` is set; return its length before that."""
         if self.clip_grad_norm is not None:
             return clip(self.parameters, self.clip_grad_norm)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -171,7 +171,7 @@ class Guard:
 
 
 def number_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many images' likeliest class is the true one; for mixed labels, the largest share's."""
+    """How many images' likeliest class is the true one: for mixed labels, that of largest share."""
     if labels.ndim == 2:
         labels = labels.argmax(dim=1)
     return (logits.argmax(dim=1) == labels).count_nonzero()

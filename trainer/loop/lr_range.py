@@ -133,7 +133,7 @@ def first_loss(test: RangeTest) -> float:
 
 
 def calm_until(test: RangeTest) -> int:
-    """Return the number of steps before the first batch whose loss is twice the first loss.
+    """Return the number of steps before the first batch with more than twice the first loss.
 
     After such a jump the loss may fall again at rates too high for any run: the model has learned
     a few images by heart, or all its units are dead. Jumps before anything was learned do not

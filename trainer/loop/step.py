@@ -39,7 +39,7 @@ def train_steps(task: Task, batches: Batches, first: int) -> Iterator[int]:
     """Update the weights once per batch; after each, yield how many images the batch had.
 
     ``first`` is the number of the first step, from 0. The caller logs, saves and stops between two
-    steps. With a fused optimizer nothing here waits for a GPU; ``Guard.accepts`` has exceptions.
+    steps. With a fused optimizer nothing here waits for a GPU, but see ``Guard.accepts``.
     """
     network, optimizer, scaler, guard = task.network, task.optimizer, task.scaler, task.guard
     train_mode(network)

@@ -1,4 +1,4 @@
-"""What is said of a job before it runs and after: the first and the last lines of a run."""
+"""Prints a summary of a job: before it runs, after it, or for a dry run."""
 
 import shlex
 from pathlib import Path
@@ -15,7 +15,7 @@ from trainer.run.environment import device_name
 
 
 def introduce(job: Job, say: Say) -> None:
-    """Say what will be trained, on what."""
+    """Print what will be trained, on which device and data."""
     config, data = job.config, job.data
     parameters = list(job.model.parameters())
     count = sum(p.numel() for p in parameters)
@@ -35,13 +35,13 @@ def introduce(job: Job, say: Say) -> None:
     if chosen := ", ".join(f"{path} {value}" for path, value in chosen_ways(config)):
         say(f"train   {chosen}")
     if config.average is not None:
-        say(f"average {config.average.name}, which is judged and kept in place of the weights")
+        say(f"average {config.average.name}, which is evaluated and saved in place of the weights")
     if job.teacher is not None:
         say(f"teacher {job.teacher.run}")
 
 
 def chosen_ways(config: Config) -> list[tuple[str, object]]:
-    """The settings of how to train that a file or command line chose, other than by default."""
+    """(name, value) of the settings of training that differ from their defaults."""
     names = ["precision", "compile", "cuda_graphs", "activation_checkpointing", "accumulate"]
     names += ["sync_batch_norm"] if world_size() > 1 else []
     defaults = {name: type(config.train).model_fields[name].default for name in names}
@@ -56,7 +56,7 @@ def chosen_ways(config: Config) -> list[tuple[str, object]]:
 
 
 def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> None:
-    """Say what came out, and what a user does next."""
+    """Print the results, and the commands that may follow."""
     test = ", ".join(f"{name} {value:.4f}" for name, value in scalars(result["test"]).items())
     speed = result["images_per_second"]
     per_second = f", {speed:,.0f} images/s" if speed else ""
@@ -80,7 +80,7 @@ def shows_tensorboard(config: Config) -> bool:
 
 
 def dry_run(job: Job, say: Say) -> None:
-    """Say how the data is prepared, what the model is, and what steps and validation cost."""
+    """Print how data is prepared, what the model is, what it costs. The job cannot train later."""
     introduce(job, say)
     decided = data_path(job)
     kept = {"off": "decoded anew each epoch", "ram": "kept in memory"}

@@ -34,7 +34,7 @@ def real(name: str = NAME) -> ModuleType:
 
 
 def is_loaded() -> bool:
-    """Whether the compiler itself has been imported."""
+    """Whether the stand-in is gone or was never there: the real compiler is used."""
     return not isinstance(sys.modules.get(NAME), _StandIn)
 
 

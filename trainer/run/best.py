@@ -32,7 +32,7 @@ def best_weights(run: Path) -> dict[str, Any]:
 
 
 def load_best(model: nn.Module, run: Path) -> None:
-    """Load the run's best weights into ``model``; raises RunError if they do not fit it."""
+    """Load the run's best weights into ``model``; RunError if they do not fit or are not finite."""
     content = best_weights(run)
     try:
         model.load_state_dict(content)

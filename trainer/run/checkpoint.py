@@ -84,7 +84,7 @@ def write_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise refused(f"{final}: the checkpoint", error) from None
     for old in checkpoints(run)[:-keep]:
-        if old != final:  # a copy of a later step may lie there
+        if old != final:  # beside later steps, the new one may be among the oldest
             remove(old)
     return best_entry
 
@@ -102,8 +102,8 @@ def refused(what: str, error: OSError) -> RunError:
 def take_along(run: Path, best_entry: Entry, target: Path) -> None:
     """Put the best weights into a checkpoint: a link to an earlier best.pt, or a copy of model.pt.
 
-    It is no link to model.pt, because a user may write into that. It is no link to an earlier
-    checkpoint's weights.pt, because one bad sector would then damage both checkpoints.
+    A link to model.pt would change when a user writes into model.pt. With a link to an earlier
+    checkpoint's weights.pt, one bad sector would damage both checkpoints.
     """
     for earlier in reversed(checkpoints(run)):
         if manifest_of(earlier).get("files", {}).get(BEST) == best_entry:
@@ -117,7 +117,7 @@ def take_along(run: Path, best_entry: Entry, target: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Rename a checkpoint, then remove it, so that a half-removed one is not taken for another."""
+    """Rename a checkpoint, then remove it: a half-removed one must not look like a checkpoint."""
     doomed = checkpoint.with_name(f"{checkpoint.name}.tmp-{os.getpid()}")
     try:
         disk.rename(checkpoint, doomed)
@@ -127,7 +127,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove half-written files of killed processes; only for the process that holds the run."""
+    """Remove half-written files of killed processes; the caller must hold the run's lock."""
     for path in [*folder_of(run).glob("step-*.tmp-*"), *run.rglob(".*.tmp")]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -136,9 +136,9 @@ def remove_leftovers(run: Path) -> None:
 
 
 def load_checkpoint(run: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest undamaged checkpoint and its state; None if none was ever saved.
+    """The newest undamaged checkpoint and its state; None if there is no checkpoint.
 
-    Damaged ones are renamed, and named through ``say``. Raises RunError if all are damaged.
+    Newer damaged ones are renamed, and named through ``say``. Raises RunError if all are damaged.
     """
     folders = checkpoints(run)
     damaged: list[Path] = []
@@ -223,7 +223,10 @@ def digest_of(manifest: dict[str, Any]) -> str:
 
 
 def problem_of(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None if every file has the size and SHA-256 it should."""
+    """What is wrong with a checkpoint; None if each file has the manifest's size and SHA-256.
+
+    A damaged best.pt does not count while the run's model.pt holds the same bytes.
+    """
     manifest = manifest_of(folder)
     files: Any = manifest.get("files")
     if manifest.get("sha256") != digest_of(manifest):
@@ -242,7 +245,7 @@ def problem_of(folder: Path) -> str | None:
 
 
 def damage_of(path: Path, entry: Entry) -> str | None:
-    """What is wrong with a file whose size and SHA-256 should be those of ``entry``."""
+    """What is wrong with a file; None if its size and SHA-256 are those of ``entry``."""
     try:
         if not path.is_file():  # a pipe would be waited for
             return f"{path.name} is missing"

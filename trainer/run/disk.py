@@ -87,8 +87,8 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
 def write_with(path: Path, fill: Callable[[Digest], object], *copies: Path) -> dict[str, Any]:
     """Replace ``path`` atomically by what ``fill`` writes: a reader finds the old or the new file.
 
-    ``copies`` are new paths that get the same content before it. Returns size and SHA-256. If
-    writing fails, ``path`` stays as it was.
+    ``copies`` are new paths that get the same content, before ``path`` does. Returns size and
+    SHA-256. If writing fails, ``path`` stays as it was.
     """
     paths = [*copies, path]
     temporaries = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
@@ -145,7 +145,7 @@ def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what ``write_json`` wrote."""
+    """Read what ``write_json`` wrote; raises RunError for anything else."""
     try:
         if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_JSON):
             raise ValueError("it is no file of ours")

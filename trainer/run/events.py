@@ -24,8 +24,8 @@ class Events:
     def __init__(self, run: Path, length: int = 0) -> None:
         """Continue the run's file after its first ``length`` bytes; begin a new one if it is gone.
 
-        Events after the resumed state are overwritten in place, so that an open TensorBoard reads
-        on. Other event files are renamed, so that TensorBoard does not read them.
+        Later events are cut off. The file keeps its name, so that an open TensorBoard reads on.
+        Other event files are renamed, so that TensorBoard does not read them.
         """
         own: Path | None = None
         self.tags: set[str] = set()  # tags of step 0, which are written once

@@ -27,7 +27,8 @@ def find_resumable(
     """The configuration to continue with, and the run's folder.
 
     ``run`` is a run's folder, or empty for the newest run of the config's name. Raises ConfigError
-    if a setting differs that the weights depend on, UsageError if there is no such run.
+    if a setting differs that may not change, UsageError if there is no such run, DataError as
+    ``require_own_images`` does.
     """
     if run:
         folder = find_run(run)

@@ -29,7 +29,7 @@ class Saver:
         checkpoint: bool,
         average: dict[str, Any] | None = None,
     ) -> None:
-        """Write ``state`` as a ``checkpoint``; with a ``card``, also its weights as the best ones.
+        """Write ``state`` if ``checkpoint`` is true; with a ``card``, its weights as the best ones.
 
         ``average`` are the best weights if they are an average rather than the state's own.
         ``state`` must not change before ``wait``.

@@ -19,7 +19,7 @@ def save_tensors(path: Path, content: object, *copies: Path) -> dict[str, Any]:
 
 
 def load_tensors(path: Path) -> Any:
-    """Read what ``save_tensors`` wrote; never runs code that a file may hold."""
+    """Read what ``save_tensors`` wrote, else raise RunError; never runs code from a file."""
     try:
         return read_tensors(path)
     except FileNotFoundError:
