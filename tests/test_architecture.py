@@ -485,33 +485,32 @@ def test_help_answers_before_anything_heavy_is_imported(command):
     assert f"python -m trainer.{command}" in done.stdout
 
 
-def test_a_wrong_key_is_told_before_torch_is_imported(tmp_path):
-    file = tmp_path / "wrong.yaml"
-    file.write_text("datasett: {name: RMB}\n")
+def without_torch(*arguments: str) -> str:
+    """What the command answers on standard error; it must end with 2, and not import PyTorch."""
     code = (
         "import sys; from trainer.train import main\n"
-        f"code = main(['--config', {str(file)!r}])\n"
+        f"code = main({list(arguments)!r})\n"
         "assert 'torch' not in sys.modules\n"
         "sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert f"{file}:1:1: datasett: " in done.stderr and "dataset" in done.stderr
+    return done.stderr
+
+
+def test_a_wrong_key_is_told_before_torch_is_imported(tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text("datasett: {name: RMB}\n")
+    answer = without_torch("--config", str(file))
+    assert f"{file}:1:1: datasett: " in answer and "dataset" in answer
 
 
 def test_a_wrong_override_on_resume_is_told_before_torch_is_imported(tmp_path):
     run = tmp_path / "runs" / "lenet_rmb" / "20260131-120000-ab12"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text((ROOT / "configs" / "lenet_rmb.yaml").read_text())
-    code = (
-        "import sys; from trainer.train import main\n"
-        f"code = main(['--resume', {str(run)!r}, 'wrong.key=1', 'train.epochs=none'])\n"
-        "assert 'torch' not in sys.modules\n"
-        "sys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert "unknown key 'wrong'" in done.stderr and "train.epochs: expected" in done.stderr
+    answer = without_torch("--resume", str(run), "wrong.key=1", "train.epochs=none")
+    assert "unknown key 'wrong'" in answer and "train.epochs: expected" in answer
 
 
 @pytest.mark.parametrize(

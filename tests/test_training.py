@@ -552,7 +552,7 @@ def test_a_run_that_cannot_be_described_leaves_no_folder(train, tmp_path, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.loop.fit.describe", full)
+    monkeypatch.setattr("trainer.loop.fit.write_description", full)
     with pytest.raises(OSError, match="No space"):
         train()
     assert not list((tmp_path / "runs" / "small").iterdir())

@@ -138,7 +138,7 @@ def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Conf
 
 def look_at(job: "Job", folder: Path | None) -> None:
     """Do what ``--dry-run`` asks for; ``folder`` is the run to resume, of the same split."""
-    from trainer.loop.record import require_same_split
+    from trainer.loop.resume import require_same_split
     from trainer.loop.summary import dry_run
     from trainer.run.disk import read_json
 

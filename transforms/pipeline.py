@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision.transforms.v2 as v2
@@ -20,6 +20,15 @@ Transform = Callable[..., Any]
 # 0.5 (mid-grey) nor normal noise ("random").
 FLOAT = frozenset({"Normalize", "LinearTransformation", "RandomErasing", "MixUp"})
 CROPS = (v2.RandomCrop, v2.RandomResizedCrop)
+
+
+class Step(NamedTuple):
+    """A transform of stage 2: its position in the full list, and how it runs."""
+
+    position: int
+    transform: Transform
+    way: str  # fixed, mixing, batched or per sample
+    scales: bool  # whether images are made float32 in 0-1 before it
 
 
 class Pipeline:
@@ -58,6 +67,7 @@ class Pipeline:
             once += 1
         self.fixed, self.rest = tuple(transforms[:once]), tuple(transforms[once:])
         self.seed = seed
+        self._steps = [_step(once + i, transform) for i, transform in enumerate(self.rest)]
         self.predecessors = sum(predecessors(transform) for transform in self.rest)
 
     def early(self, cached: bool) -> int:
@@ -66,8 +76,8 @@ class Pipeline:
         They end with the last one that has no batched form and so runs per sample. If images are
         not ``cached``, they include the first crop, which makes images small and equal in size.
         """
-        ways = [_way(transform) for transform in self.rest]
-        count = max((i + 1 for i, way in enumerate(ways) if way == "per sample"), default=0)
+        slow = (i + 1 for i, step in enumerate(self._steps) if step.way == "per sample")
+        count = max(slow, default=0)
         crops = [i + 1 for i, transform in enumerate(self.rest) if isinstance(transform, CROPS)]
         if not cached and crops and not any(_names(t) & FLOAT for t in self.rest[: crops[0]]):
             count = max(count, crops[0])
@@ -113,14 +123,13 @@ class Pipeline:
                 f"{len(images)} images, {len(labels)} labels, {len(indices)} indices"
             )
         _check_uint8(*images if isinstance(images, list) else [images])
-        return self._run(self._steps(0, count), stacked(images), labels, indices, epoch)
+        return self._run(self._steps[:count], stacked(images), labels, indices, epoch)
 
     def finish(
         self, images: Images, labels: Tensor, indices: Tensor, epoch: int, first: int
     ) -> tuple[Tensor, Tensor]:
         """Run stage 2 from transform ``first`` on, on the images and labels from ``begin``."""
-        steps = self._steps(first, len(self.rest))
-        images, labels = self._run(steps, images, labels, indices, epoch)
+        images, labels = self._run(self._steps[first:], images, labels, indices, epoch)
         return _one_size(_each(_scaled, images)), labels
 
     def try_choices(self, images: Images, labels: Tensor, indices: Tensor) -> None:
@@ -128,14 +137,13 @@ class Pipeline:
 
         At most 64 choices each. Raises ValueError if one fails, or if the image sizes differ.
         """
-        steps = self._steps(0, len(self.rest))
-        for number, (position, transform) in enumerate(steps):
+        for number, (position, transform, *_) in enumerate(self._steps):
             if not isinstance(transform, NESTING):
                 continue
             shapes = set()
             for chosen in islice(_ways_through(transform), 64):
-                tried = [(position, step) for step in chosen]
-                tried = [*steps[:number], *tried, *steps[number + 1 :]]
+                tried = [_step(position, inner) for inner in chosen]
+                tried = [*self._steps[:number], *tried, *self._steps[number + 1 :]]
                 result, _ = self._run(tried, stacked(images), labels, indices, 0)
                 shapes.add(_one_size(result).shape[1:])
             if len(shapes) > 1:
@@ -145,23 +153,19 @@ class Pipeline:
                     f"{sizes}, which cannot form a batch; let a Resize or a crop follow"
                 )
 
-    def _steps(self, first: int, last: int) -> list[tuple[int, Transform]]:
-        """Transforms ``first`` to ``last`` of ``rest``, each with its position in the full list."""
-        return list(enumerate(self.rest[first:last], start=len(self.fixed) + first))
-
     def _run(
         self,
-        steps: Sequence[tuple[int, Transform]],
+        steps: Sequence[Step],
         images: Images,
         labels: Tensor,
         indices: Tensor,
         epoch: int,
     ) -> tuple[Images, Tensor]:
-        for position, transform in steps:
+        for position, transform, way, scales in steps:
             with _naming(transform, position, images):
-                if _names(transform) & FLOAT and not isinstance(transform, Normalize):
-                    images = _each(_scaled, images)  # Normalize scales by itself
-                if (way := _way(transform)) == "fixed":
+                if scales:
+                    images = _each(_scaled, images)
+                if way == "fixed":
                     images = _each(transform, images)
                     continue
                 draws = Draws(self.seed, epoch, indices, position)
@@ -179,18 +183,18 @@ class Pipeline:
         """Names of the transforms without a batched form, because of which some run per sample."""
         return [
             name
-            for transform in self.rest
-            if _way(transform) == "per sample"
-            for name in _unbatched(transform)
+            for step in self._steps
+            if step.way == "per sample"
+            for name in _unbatched(step.transform)
         ]
 
     @property
     def description(self) -> list[tuple[str, str]]:
         """Each transform's name, and how it runs: once per sample, batched, or per sample."""
         ways = [(_name(transform), "once per sample") for transform in self.fixed]
-        for transform in self.rest:
-            per_sample = _way(transform) == "per sample"
-            ways.append((_name(transform), "per sample" if per_sample else "batched"))
+        for step in self._steps:
+            per_sample = step.way == "per sample"
+            ways.append((_name(step.transform), "per sample" if per_sample else "batched"))
         return ways
 
 
@@ -205,6 +209,12 @@ def _inner(transform: Transform) -> Sequence[Transform]:
 
 def _names(transform: Transform) -> set[str]:
     return {_name(transform)}.union(*map(_names, _inner(transform)))
+
+
+def _step(position: int, transform: Transform) -> Step:
+    # Normalize scales by itself.
+    scales = bool(_names(transform) & FLOAT) and not isinstance(transform, Normalize)
+    return Step(position, transform, _way(transform), scales)
 
 
 def _ways_through(transform: Transform) -> Iterator[tuple[Transform, ...]]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.freeze import matching
-from trainer.components import AVERAGES, HIGHER_IS_BETTER, OPTIMIZERS
+from trainer.components import AVERAGES, OPTIMIZERS, is_higher_better
 from trainer.components.averages import Average, steps_of
 from trainer.components.duration import Duration
 from trainer.components.optimizers import Chosen, parameter_groups
@@ -84,8 +84,8 @@ def build_schedule_of(
     warmup_steps = steps_of(Duration.parse(warmup), steps_per_epoch) if warmup is not None else 0
     arguments = scheduler.arguments if scheduler else {}
     if scheduler and scheduler.name == "ReduceLROnPlateau":
-        more_is_better = config.train.monitor.removeprefix("val/") in HIGHER_IS_BETTER
-        arguments = {"mode": "max" if more_is_better else "min", **arguments}
+        mode = "max" if is_higher_better(config.train.monitor) else "min"
+        arguments = {"mode": mode, **arguments}
     try:
         return build_schedule(
             scheduler.name if scheduler else None,

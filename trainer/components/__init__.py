@@ -64,3 +64,8 @@ METRICS = {
 }
 SCALAR = frozenset(METRICS) - {"confusion_matrix"}  # these can be monitored and drawn as a curve
 HIGHER_IS_BETTER = SCALAR - {"calibration_error"}  # of the rest, and of the loss, less is better
+
+
+def is_higher_better(monitor: str) -> bool:
+    """Whether a larger value of ``train.monitor``, such as "val/accuracy", is better."""
+    return monitor.removeprefix("val/") in HIGHER_IS_BETTER

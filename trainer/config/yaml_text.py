@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from trainer.process.errors import Fault
+from trainer.process.words import shortened
 
 Place = tuple[str | int, ...]  # ("transforms", "train", 1, "padding")
 
@@ -194,7 +195,8 @@ class _Reader:
         if event.anchor is not None:
             self.add(place, event, f"'&{event.anchor}': anchors are not allowed; remove it")
         if event.tag is not None:
-            self.add(place, event, f"the tag '{_short(event.tag)}' is not allowed; remove it")
+            tag = shortened(event.tag, 40)
+            self.add(place, event, f"the tag '{tag}' is not allowed; remove it")
             self.parsed.unknown.add(place)
         if isinstance(event, yaml.SequenceStartEvent):
             items: list[Any] = []
@@ -289,11 +291,7 @@ def _has_half_character(event: Any) -> bool:
 
 def _twice(key: str, first: Origin) -> str:
     where = f" (first on line {first.line})" if first.line else ""
-    return f"key '{_short(key)}' is given twice{where}; remove one"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return f"key '{shortened(key, 40)}' is given twice{where}; remove one"
 
 
 def scalar(text: str) -> Any:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from datasets import DataError
 from trainer.build.job import Job
-from trainer.components import HIGHER_IS_BETTER
+from trainer.components import is_higher_better
 from trainer.components.duration import Duration
 from trainer.config import Config
 from trainer.distributed.micro_batches import reseed
@@ -219,30 +221,10 @@ def weights_to_evaluate(session: Session) -> Iterator[None]:
 def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
     """Evaluate and log the epoch; returns its metrics if it is the best so far, else None."""
     job, state = session.job, session.state
-    config = job.config
-    if job.val_loader.will_fork:  # a fork must not find another thread in the middle of a write
-        with state.spending("save"):
-            session.saver.wait()
-    with state.spending("eval"):
-        buffers_from_main(job.model)
-        batches = session.stop.watch(job.val_loader.epoch(), job.val_loader.rounds)
-        logits, labels = predict(job.model, batches, job.precision)
-        values = on_main(lambda: scalars(evaluate(config, logits, labels, job.loss_fn)))
-    epoch_metrics = {
-        "step": state.step,
-        "epoch": state.epoch + 1,
-        **state.means.take_epoch(),
-        **{f"val/{name}": value for name, value in values.items()},
-        **tagged(state.rates),
-    }
-    monitored = epoch_metrics[config.train.monitor]
-    if early_stop := config.early_stop:
-        state.stale_epochs += 1
-        if improves(config, monitored, state.reference, by=early_stop.min_delta):
-            state.reference, state.stale_epochs = monitored, 0
-        state.early_stopped = state.stale_epochs >= early_stop.patience
-    is_best = is_better(config, epoch_metrics, state.best)
-    if is_best:
+    logits, labels, epoch_metrics = evaluate_epoch(session)
+    monitored = epoch_metrics[job.config.train.monitor]
+    count_stale_epochs(job.config, state, monitored)
+    if is_best := is_better(job.config, epoch_metrics, state.best):
         state.best = epoch_metrics
     job.schedule.after_epoch(monitored)
     state.epoch += 1
@@ -255,12 +237,41 @@ def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
     return epoch_metrics if is_best else None
 
 
+def evaluate_epoch(session: Session) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """The logits and labels of the validation split, on rank 0, and the metrics of the epoch."""
+    job, state = session.job, session.state
+    if job.val_loader.will_fork:  # a fork must not find another thread in the middle of a write
+        with state.spending("save"):
+            session.saver.wait()
+    with state.spending("eval"):
+        buffers_from_main(job.model)
+        batches = session.stop.watch(job.val_loader.epoch(), job.val_loader.rounds)
+        logits, labels = predict(job.model, batches, job.precision)
+        values = on_main(lambda: scalars(evaluate(job.config, logits, labels, job.loss_fn)))
+    epoch_metrics = {
+        "step": state.step,
+        "epoch": state.epoch + 1,
+        **state.means.take_epoch(),
+        **{f"val/{name}": value for name, value in values.items()},
+        **tagged(state.rates),
+    }
+    return logits, labels, epoch_metrics
+
+
+def count_stale_epochs(config: Config, state: State, monitored: float) -> None:
+    """Count the epochs without an improvement of ``monitored``; enough of them end the run."""
+    if early_stop := config.early_stop:
+        state.stale_epochs += 1
+        if improves(config, monitored, state.reference, by=early_stop.min_delta):
+            state.reference, state.stale_epochs = monitored, 0
+        state.early_stopped = state.stale_epochs >= early_stop.patience
+
+
 def improves(config: Config, value: float, than: float | None, by: float = 0.0) -> bool:
     """Whether ``value`` beats ``than`` by more than ``by``; all beat None, and NaN beats none."""
     if math.isnan(value) or than is None:
         return not math.isnan(value)
-    higher_is_better = config.train.monitor.removeprefix("val/") in HIGHER_IS_BETTER
-    return (value - than if higher_is_better else than - value) > by
+    return (value - than if is_higher_better(config.train.monitor) else than - value) > by
 
 
 def is_due(every: Duration, state: State, epoch_ended: bool = False) -> bool:

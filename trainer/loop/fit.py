@@ -25,7 +25,7 @@ from trainer.insight.report import write_report
 from trainer.loop.epochs import Session, train_epochs
 from trainer.loop.evaluate import evaluate, predict, scalars
 from trainer.loop.guard import Guard
-from trainer.loop.record import describe, update_result
+from trainer.loop.record import update_result, write_description
 from trainer.loop.resume import Found, adopt, check, restore, send_content
 from trainer.loop.state import State
 from trainer.loop.step import new_task
@@ -96,7 +96,7 @@ def take(
     if resume is not None:
         return run, check(run, job, say)
     try:
-        describe(job, run)
+        write_description(job, run)
     except BaseException:
         shutil.rmtree(run, ignore_errors=True)  # a failed start leaves no litter
         raise

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trainer.distributed.fsdp import clip, gradient_norm, is_sharded
 from trainer.distributed.micro_batches import MicroBatch
-from trainer.distributed.processes import added_up, world_size
+from trainer.distributed.processes import added_up
 
 WINDOW = 64  # steps after which the CPU reads a GPU's results at the latest
 
@@ -72,7 +72,6 @@ class Guard:
         # If its first step were left out by the flag, fused SGD would keep an uninitialised
         # momentum.
         self._begun = not restore
-        self._ranks = world_size()
         self.step = self.images = 0
         self._loss: Tensor | None = None
         self._correct: Tensor | None = None
@@ -102,8 +101,7 @@ class Guard:
         """
         loss, correct = self._loss, self._correct
         assert loss is not None and correct is not None
-        if self._ranks > 1:
-            loss, correct = added_up(loss, correct)
+        loss, correct = added_up(loss, correct)
         scaler.unscale_(self.optimizer)
         norm = self.norm()
         scale = scaler.scale(torch.ones_like(loss)) if scaler.is_enabled() else None

@@ -9,7 +9,6 @@ from trainer.distributed.fsdp import hand_over, is_sharded
 from trainer.distributed.processes import is_main
 from trainer.loop.snapshot import copied, snapshot
 from trainer.loop.state import State
-from trainer.process.errors import RunError
 from trainer.process.restarts import launcher
 from trainer.run.disk import make_folder, read_json, write_file, write_json
 from trainer.run.environment import device_name, environment, uncommitted_patch
@@ -17,7 +16,7 @@ from trainer.run.log import RunLog
 from trainer.run.saver import Saver
 
 
-def describe(job: Job, run: Path) -> None:
+def write_description(job: Job, run: Path) -> None:
     """Write a new run's files before its first step. config.yaml is last: it marks a run."""
     write_json(run / "environment.json", environment(job.device))
     write_json(run / "data_path.json", data_path(job))
@@ -106,22 +105,3 @@ def save(
     if best_metrics and job.average is not None:
         averaged = {name: copied(w).contiguous() for name, w in job.average.weights().items()}
     saver.save(state.step, content, best_metrics and card(job, best_metrics), checkpoint, averaged)
-
-
-def require_same_split(job: Job, digest: object, run: Path) -> None:
-    """Raise RunError if the images are no longer those that the run began with."""
-    if digest != job.data.split_digest:
-        raise RunError(
-            f"{run} began with another split than {job.config.dataset.name} gives now: images were "
-            "added, removed or changed. Bring them back, or start a new run."
-        )
-
-
-def require_same_teacher(job: Job, digest: object, run: Path) -> None:
-    """Raise RunError if the teacher's weights are no longer those that the run began with."""
-    if job.teacher is not None and digest != job.teacher.digest:
-        raise RunError(
-            f"{run} began with another teacher than {job.teacher.run}, whose best weights have "
-            f"SHA-256 {job.teacher.digest[:12]}..., and were {str(digest)[:12]}...: name the one "
-            "that it began with, distill.run=..., or start a new run."
-        )

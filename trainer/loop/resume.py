@@ -76,10 +76,29 @@ def compare(job: Job, content: dict[str, Any], run: Path, say: Say) -> None:
             refused.append(f"{path} is {as_yaml(new)}, but its checkpoint has {as_yaml(old)}")
     if refused:
         raise RunError(f"{run / 'config.yaml'} was changed: {'; '.join(refused)}.")
-    record.require_same_split(job, content["split"], run)
-    record.require_same_teacher(job, content.get("teacher"), run)
+    require_same_split(job, content["split"], run)
+    require_same_teacher(job, content.get("teacher"), run)
     for name, old, new in differences(content["made_on"], snapshot.made_on(job)):
         say(f"note    {name} is now {new}, was {old}: last bits may differ from here on")
+
+
+def require_same_split(job: Job, digest: object, run: Path) -> None:
+    """Raise RunError if the images are no longer those that the run began with."""
+    if digest != job.data.split_digest:
+        raise RunError(
+            f"{run} began with another split than {job.config.dataset.name} gives now: images were "
+            "added, removed or changed. Bring them back, or start a new run."
+        )
+
+
+def require_same_teacher(job: Job, digest: object, run: Path) -> None:
+    """Raise RunError if the teacher's weights are no longer those that the run began with."""
+    if job.teacher is not None and digest != job.teacher.digest:
+        raise RunError(
+            f"{run} began with another teacher than {job.teacher.run}, whose best weights have "
+            f"SHA-256 {job.teacher.digest[:12]}..., and were {str(digest)[:12]}...: name the one "
+            "that it began with, distill.run=..., or start a new run."
+        )
 
 
 def send_content(found: Found | None) -> Found | None:
@@ -120,7 +139,7 @@ def adopt(
     """On rank 0: make the folder fit the restored state; returns is_finished, model.pt's entry."""
     best_entry = None
     if found is None:
-        record.describe(job, run)
+        record.write_description(job, run)
     else:
         read_metrics(run / "metrics.jsonl", lengths.metrics)  # raises for damage before training
         record.write_split(job, run)  # it may have been lost

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.components import HIGHER_IS_BETTER
+from trainer.components import is_higher_better
 from trainer.config import Config, load_config
 from trainer.config.components import published
 from trainer.config.config import NAME_PATTERN
@@ -53,7 +53,7 @@ class Plan:
     @property
     def sign(self) -> int:
         """1 if more is better, -1 if less is."""
-        return 1 if self.monitor.removeprefix("val/") in HIGHER_IS_BETTER else -1
+        return 1 if is_higher_better(self.monitor) else -1
 
     @property
     def members(self) -> list[tuple[int, int | None]]:
