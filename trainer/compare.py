@@ -23,15 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.compare",
-        description="What differs between two or more runs, in settings and in results.",
+        description="Show what differs between two or more runs, in settings and in results.",
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="a run's folder, or one of runs for all in it"
+        "runs", nargs="+", metavar="RUN", help="a run's folder, or a folder for all runs in it"
     )
     parser.add_argument(
         "--picture",
         metavar="FILE.png",
-        help="where the curves are drawn (compare.png in the folder that all runs lie in)",
+        help="the picture of the curves (default: compare.png in the common folder of the runs)",
     )
     parser.add_argument("--no-picture", action="store_true", help="draw no curves")
     parser.add_argument("--all", action="store_true", help="show the equal settings too")
@@ -79,9 +79,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def folders_of(texts: Sequence[str]) -> list[Path]:
-    """Return the run folders that are named, each once; raises UsageError for fewer than two."""
+    """Return the run folders that ``texts`` name, each once; UsageError if fewer than two."""
     found: dict[Path, Path] = {}
-    others = []  # runs/NAME/* also names an older compare.png, or a folder of trainer.data
+    others = []  # runs/NAME/* also matches an older compare.png, or a folder of trainer.data
     for text in texts:
         runs = list(runs_below(Path(text)))
         if not runs and Path(text).exists():
@@ -113,7 +113,7 @@ def no_run(text: str, what: str) -> Exception:
 
 
 def picture_at(text: str | None) -> Path | None:
-    """Return the file that --picture names; raises UsageError if it is no new or old .png file."""
+    """Return the file that --picture names; raises UsageError if no .png can be written there."""
     if text is None:
         return None
     path = Path(text)

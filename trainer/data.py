@@ -22,14 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.data",
-        description="Look at the dataset that a YAML file names, as training would cut it.",
+        description="Inspect the dataset that a YAML file names, with the splits of training.",
         epilog=EXIT_CODES,
     )
     parser.add_argument("--config", metavar="FILE", required=True, help="the YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. dataset.root=...")
     parser.add_argument("--output", metavar="DIR", help="where to write (default runs/NAME/data)")
     parser.add_argument("--runs", metavar="DIR", default="runs", help="root of runs (default runs)")
-    parser.add_argument("--no-near", action="store_true", help="leave out the search for similar")
+    parser.add_argument("--no-near", action="store_true", help="do not search for similar images")
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
     arguments = parser.parse_intermixed_args(argv)
 
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{folder} holds other things than an earlier look at data; name a folder that is "
             "empty or new: --output DIR"
         )
-    # Messages of the search go to stderr, so that stdout holds JSON only.
+    # Messages of the inspection go to stderr, so that stdout holds JSON only.
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
         look = inspect_dataset(config, search_near=not arguments.no_near)
         files = write_data_report(look, folder)

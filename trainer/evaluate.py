@@ -3,7 +3,7 @@
     python -m trainer.evaluate runs/lenet_rmb/20260131-120000-ab12
     python -m trainer.evaluate runs/lenet_rmb --split val dataset.root=/other/place
 
-Prints the same numbers as result.json: with the same images, weights and arithmetic.
+Prints the same numbers as result.json, if it computes on the same device and in the same precision.
 """
 
 import argparse
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m trainer.evaluate",
         description="Evaluate a run's best weights on one of its splits.",
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or one of runs for the newest")
+    parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
     parser.add_argument(

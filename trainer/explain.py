@@ -3,9 +3,9 @@
     python -m trainer.explain runs/lenet_rmb photo.jpg
     python -m trainer.explain runs/lenet_rmb photo.jpg --class 100 --output folder
 
-Writes overview.png (the image, the model's input, Grad-CAM, the likeliest classes), grad_cam.png
-(grad_cam_100.png for --class 100), kernels.png and feature_maps/ to RUN/explain/IMAGE, and prints
-what each file shows.
+Writes overview.png (the image, the model's input, Grad-CAM, the most probable classes),
+grad_cam.png (with --class 100 also grad_cam_100.png), kernels.png, feature_maps/ and
+explanation.json to RUN/explain/IMAGE. Prints what each picture shows.
 """
 
 import argparse
@@ -19,10 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.explain",
-        description="Show, as pictures, why a run's best weights say what they say of an image.",
+        description="Draw pictures that show why a run's best weights predict a class.",
         epilog="exit codes: 0 done, 2 usage, 3 the image cannot be read, 5 run folder or disk",
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or one of runs for the newest")
+    parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
     parser.add_argument("image", metavar="IMAGE", help="an image file")
     parser.add_argument(
         *("--class", "-c"), dest="class_name", metavar="NAME", help="Grad-CAM for this one too"

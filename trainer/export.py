@@ -1,9 +1,9 @@
-"""Write a run's best model as a file that other programs read, and try that file on images.
+"""Write a run's best model as a file that other programs read, and test that file on images.
 
     python -m trainer.export runs/lenet_rmb --format onnx
     python -m trainer.export runs/lenet_rmb/20260131-120000-ab12 --format all --images photos/
 
-A file is kept only if its outputs are those of the run's model.
+A file is kept only if it gives the outputs of the run's model.
 """
 
 import argparse
@@ -30,25 +30,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.export",
         description="Write a run's best model as a file that other programs read.",
-        epilog="pt2 is read by PyTorch alone, onnx by ONNX Runtime and many others, safetensors is "
-        "a folder as Hugging Face has them. All take float32 images (batch, C, H, W) after the "
-        "run's eval transforms, and give logits (batch, classes). Beside each lies a small program "
-        "that uses it.",
+        epilog="pt2 is for PyTorch, onnx for ONNX Runtime and many others; safetensors is a folder "
+        "in Hugging Face's layout. All take float32 images (batch, C, H, W) after the run's eval "
+        "transforms, and give logits (batch, classes). Beside each lies a small program that uses "
+        "it.",
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or one of runs for the newest")
+    parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
     parser.add_argument(
         "--format", nargs="+", required=True, choices=(*FORMATS, "all"), help="one or more"
     )
     parser.add_argument("--output", metavar="FOLDER", help="where to write (default: RUN/export)")
     parser.add_argument(
-        "--images", nargs="+", metavar="PATH", help="try it on these files or folders of images "
+        "--images", nargs="+", metavar="PATH", help="test it on these files or folders of images "
         "(default: up to 64 of the run's test images)",
     )  # fmt: skip
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="e.g. dataset.root=..., train.threads=2"
     )
     words = list(sys.argv[1:] if argv is None else argv)
-    # Taken out first: the lists of --format and --images would take the settings after them.
+    # Settings are taken out first, because the lists of --format and --images would swallow them.
     settings = [word for word in words if re.match(r"[a-z_]+(\.\w+)+=", word)]
     arguments = parser.parse_intermixed_args([word for word in words if word not in settings])
     arguments.overrides += settings

@@ -1,10 +1,10 @@
-"""Find a learning rate for a YAML file: in a short test the rate rises with every step.
+"""Find a learning rate for a YAML file: train for some steps, with a rate that rises at each step.
 
     python -m trainer.find_lr --config configs/lenet_rmb.yaml
     python -m trainer.find_lr --config configs/lenet_rmb.yaml optimizer.momentum=0 --steps 200
 
-Trains a new model with the file's data, loss and optimizer, without its scheduler. Only a picture
-of the curve is kept.
+Trains a new model with the file's data, loss and optimizer, without its scheduler. Keeps only a
+picture of the curve.
 """
 
 import argparse

@@ -23,12 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.predict",
-        description="Say what is on pictures, with a run's best weights.",
+        description="Predict the classes of images, with a run's best weights.",
         epilog="exit codes: 0 done, 2 usage or a PATH without images, 3 files that cannot be read "
         "(the others are done), 5 run folder or disk",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or one of runs for the newest")
+    parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, folder, or 'pattern'")
     parser.add_argument("--top", type=at_least(1), default=1, metavar="K", help="classes shown")
     for kind in ("json", "csv"):
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             const="-",
             type=ending_in(f".{kind}"),
             metavar=f"FILE.{kind}",
-            help=f"write all probabilities as {kind.upper()}, without a file to stdout",
+            help=f"write all probabilities as {kind.upper()}; to stdout if no file is named",
         )
     parser.add_argument(
         "--sheet", type=ending_in(".png"), metavar="FILE.png", help="draw the pictures, captioned"
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=views,
         default=1,
         metavar="flip|N",
-        help="mean over the image and its mirror image, or N - 1 draws of the training transforms",
+        help="mean over the image and its mirror image, or over it and N - 1 random transforms",
     )
     parser.add_argument("--batch-size", type=at_least(1), metavar="N", help="images at once")
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def without_paths_taken_for_files(argv: Sequence[str]) -> list[str]:
-    """Turn ``--json photo.jpg`` into ``--json=- photo.jpg``: another ending means a PATH."""
+    """Turn ``--json photo.jpg`` into ``--json=- photo.jpg``: a name without .json is a PATH."""
     given = list(argv)
     for i, text in enumerate(given):
         if text == "--":
@@ -164,7 +164,7 @@ def print_predictions(
     predictions: Iterable["Prediction"],
     files: Mapping[str, Path],
 ) -> list[str]:
-    """Print predictions as they come, then write ``files``; return what cannot be read, and why."""
+    """Print predictions as they come, then write ``files``; return a line per unreadable file."""
     from trainer.drawing.pictures import png
     from trainer.inference import prediction_output
     from trainer.inference.prediction import MAX_SHEET

@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainer.runs", description="List the runs.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    one = commands.add_parser("list", help="a line a run: status, epochs, best values, time")
-    one.description = "A line a run: status, epochs, best values, time; the newest last."
-    one.add_argument("folders", nargs="*", metavar="NAME", help="runs of this name, or of a folder")
+    one = commands.add_parser("list", help="one line per run: status, epochs, best values, time")
+    one.description = "One line per run: status, epochs, best values, time; the newest last."
+    one.add_argument("folders", nargs="*", metavar="NAME", help="name or folder of runs")
     one.add_argument("--runs", default=RUNS, metavar="DIR", help="where the runs are (runs)")
     one.add_argument(
         "--sort",
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def named_folder(text: str, runs: str) -> Path:
-    """Return the folder that a name below ``runs``, or a path, names; raises UsageError if none."""
+    """Return the folder ``runs``/``text`` or ``text``; raises UsageError if there is neither."""
     for folder in (Path(runs) / text, Path(text)):
         if folder.is_dir():
             return folder
@@ -116,7 +116,7 @@ def metric_of(one: FoundRun, split: str) -> str:
 
 
 def runs_table(found: Sequence[FoundRun], runs: Path, width: int) -> list[str]:
-    """Return lines within ``width``: a head, a row for each run, why some failed, and counts."""
+    """Return lines of at most ``width``: a head, a row per run, reasons of failures, counts."""
     metrics = {metric_of(one, "test") for one in found if one.best or one.test}
     same = metrics.pop() if len(metrics) == 1 else ""
     rows = [["run", "status", "epochs", "best val", "test", "time"]]
@@ -148,7 +148,7 @@ def runs_table(found: Sequence[FoundRun], runs: Path, width: int) -> list[str]:
     ]
     more = len(reasons) - MAX_REASONS
     lines += ["", *reasons[:MAX_REASONS]] if reasons else []
-    lines += [f"and {more} more; --json tells all"] if more > 0 else []
+    lines += [f"and {more} more; --json has all"] if more > 0 else []
     counts = Counter(one.status for one in found)
     states = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     lines += ["", f"{len(found)} run{'s' * (len(found) != 1)} in {visible(str(runs))}: {states}"]

@@ -4,7 +4,7 @@
     python -m trainer.sweep --config configs/sweeps/lenet_rmb_lr.yaml --dry-run
     python -m trainer.sweep --config configs/sweeps/lenet_rmb_lr.yaml --jobs 2 dataset.root=photos
 
-The same command again does what is not done yet; in a second terminal it shares the work.
+The same command resumes the sweep later. In a second terminal, it shares the work.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_and_run(argv: Sequence[str], stop: StopRequest) -> None:
-    """Parse the command line and run it. On a stop, add to Stopped how to go on."""
+    """Parse the command line and run it. On a stop, add the command to resume to Stopped."""
     try:
         run(parse(argv), stop)
     except Stopped as stopped:
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.sweep",
-        description="Run the trials that a sweep's YAML describes, or go on with them.",
+        description="Run the trials that a sweep's YAML describes, or resume them.",
         epilog=EXIT_CODES,
     )
     parser.add_argument("--config", metavar="FILE", required=True, help="the sweep's YAML file")
@@ -65,7 +65,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--runs", metavar="DIR", default="runs", help="root of runs (default runs)")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="runs at once (default 1)")
-    parser.add_argument("--retry", action="store_true", help="do failed runs once more")
+    parser.add_argument("--retry", action="store_true", help="do failed runs again (grid, random)")
     parser.add_argument("--dry-run", action="store_true", help="check all, list the trials, stop")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.jobs < 1:
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
     from trainer.process.launch import is_one_of_several
     from trainer.sweeping.plan import check_with_torch, load_sweep
 
-    if is_one_of_several():  # torchrun's environment would make its runs the ranks of one run
+    if is_one_of_several():  # under torchrun, the sweep's runs would take themselves for ranks
         raise UsageError("a sweep makes each run in one process; leave torchrun out, use --jobs.")
     plan = load_sweep(arguments.config, arguments.overrides)
     require_extras(plan)
@@ -127,7 +127,7 @@ def require_extras(plan: "Plan") -> None:
 
 
 def list_trials(plan: "Plan", runs: Path) -> None:
-    """Print the trials and the runs of each, for a dry run; tpe has only its ranges yet."""
+    """Print the trials (of tpe only the ranges: trials are not drawn yet) and the runs of each."""
     from trainer.sweeping.space import count, in_words, overrides, points
 
     many, each = count(plan.sweep), len(plan.members)
@@ -146,7 +146,7 @@ def list_trials(plan: "Plan", runs: Path) -> None:
 
 
 def number_of_trials(trials: int, each: int) -> str:
-    """The number of trials and of the runs of each, for people: "12 trials of 2 runs"."""
+    """The number of trials, and of runs in each, as text: "12 trials of 2 runs"."""
     return f"{trials} trial{'s' * (trials != 1)}" + (f" of {each} runs" if each > 1 else "")
 
 
@@ -163,7 +163,7 @@ def introduce_sweep(plan: "Plan", folder: Path, trials: "Trials") -> None:
 
 
 def print_trial(trial: "Trial", work: object) -> None:
-    """Print one line about a trial that has ended, and write the results so far."""
+    """Print one line about a trial that has ended, and write the results, but not too often."""
     from trainer.sweeping.results import ranked, rows_of
     from trainer.sweeping.space import count, display_value
     from trainer.sweeping.work import Work, write_results
@@ -172,7 +172,7 @@ def print_trial(trial: "Trial", work: object) -> None:
     plan = work.plan
     rows = rows_of(plan, work.folder, work.trials)
     began = time.monotonic()
-    if began - work.written > 10 * work.writing:  # writing thousands of rows takes a while
+    if began - work.written > 10 * work.writing:  # thousands of rows take long
         write_results(plan, work.folder, rows)
         work.written = time.monotonic()
         work.writing = work.written - began

@@ -6,7 +6,7 @@
     python -m trainer.train --resume runs/lenet_rmb/20260131-120000-ab12
     torchrun --nproc-per-node 2 -m trainer.train --config configs/lenet_rmb.yaml
 
-PyTorch is imported only once the file's keys, types and names are known to be right.
+PyTorch is imported only after the file's keys, types and names have been checked.
 """
 
 import argparse
@@ -35,7 +35,7 @@ EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 loss not finite, 5 check
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    with StopRequest() as stop:  # from now on a signal ends the command in order
+    with StopRequest() as stop:  # from now on, a signal lets the command save and end
         return exit_code_of(lambda: command(argv, stop))
 
 

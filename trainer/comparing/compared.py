@@ -1,4 +1,4 @@
-"""What is compared of a run: its settings, its curves, its code, data and device."""
+"""Reads what is compared of a run: its settings, its curves, its code, data and device."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ def code_of(folder: Path, environment: Mapping[str, Any]) -> str:
 def flat_config(value: Any, path: str = "") -> dict[str, Any]:
     """Return ``{"a": {"b": 1}}`` as ``{"a.b": 1}``.
 
-    A list of components becomes the list of their names, and the arguments of each under its name:
+    A list of components becomes the list of their names, and each one's arguments under its name:
     ``transforms.train: [Resize]`` and ``transforms.train.Resize.size: 32``.
     """
     names: list[str] = []
@@ -113,7 +113,7 @@ def flat_config(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def read_curves(path: Path) -> tuple[dict[str, CurvePoints], str]:
-    """Return the curves over the epochs of a metrics.jsonl, and what is wrong with it, else ""."""
+    """Return the curves of a metrics.jsonl over the epochs, and the file's fault, or ""."""
     text, fault = listing.read_text(path)
     *lines, _ = text.split("\n")  # the run may be writing the last one
     curves: dict[str, CurvePoints] = {}

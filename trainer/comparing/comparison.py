@@ -1,4 +1,4 @@
-"""What differs between runs: settings, metrics, and what makes the metrics incomparable."""
+"""Compares runs: settings, metrics, and what makes the metrics incomparable."""
 
 import math
 import os
@@ -22,7 +22,7 @@ MAX_LABELS = 8  # in a sentence
 
 
 def differing(runs: Sequence[Compared], everything: bool = False) -> list[str]:
-    """Return the keys that differ, with all arguments of such a component; or ``everything``."""
+    """Return the keys that differ (with a component's name, all its keys), or ``everything``."""
     known = [run.config for run in runs if run.config]
     keys = merge_orders([list(config) for config in known])
     other = {key for key in keys if not all_equal([c.get(key, ...) for c in known])}
@@ -31,7 +31,7 @@ def differing(runs: Sequence[Compared], everything: bool = False) -> list[str]:
 
 
 def merge_orders(lists: Sequence[Sequence[str]]) -> list[str]:
-    """Return each word once, after the words before it in the first list that has it."""
+    """Return each word once; a new word of a later list stands after its predecessor there."""
     merged: list[str] = []
     for words in lists:
         at = 0
@@ -51,7 +51,7 @@ def all_equal(values: Sequence[Any]) -> bool:
 
 
 def metric_rows(runs: Sequence[Compared]) -> dict[str, list[float | None]]:
-    """Return rows of one number a run: best val metrics, test metrics, speed, size."""
+    """Return rows with one number per run: best val metrics, test metrics, speed, size."""
     best = merge_orders([[k for k in r.found.best if k.startswith("val/")] for r in runs])
     test = merge_orders([list(r.found.test) for r in runs])
     rows: dict[str, list[float | None]] = {}
@@ -68,7 +68,7 @@ def metric_rows(runs: Sequence[Compared]) -> dict[str, list[float | None]]:
 
 
 def shown_metrics(row: str, values: Sequence[float | None]) -> list[str]:
-    """Return a row's numbers as printed: if one loss is tiny, all losses as powers of ten."""
+    """Return a row's numbers as printed; if one loss is tiny, all have powers of ten."""
     is_fraction = row.rpartition("/")[2] in HIGHER_IS_BETTER
     powers = not is_fraction and any(value and abs(value) < POWERS_BELOW for value in values)
     return [shown_metric(row, value, powers) for value in values]
@@ -101,7 +101,7 @@ def best_of(row: str, values: Sequence[float | None]) -> set[int]:
 
 
 def warnings(runs: Sequence[Compared]) -> list[str]:
-    """Return why numbers cannot be compared, or are missing: a sentence each."""
+    """Return the reasons why numbers cannot be compared or are missing: a sentence each."""
     messages = []
     for run in runs:
         reason = f": {' '.join(run.found.reason.split())}" if run.found.reason else ""
@@ -124,7 +124,7 @@ def warnings(runs: Sequence[Compared]) -> list[str]:
 
 
 def differ(what: str, groups: Mapping[str, Sequence[Compared]], effect: str = "") -> list[str]:
-    """Return a sentence on which runs have which value, or nothing if all have the same."""
+    """Return a sentence that names the runs of each value; [] if all have the same value."""
     if len(groups) < 2:
         return []
     values = "; ".join(f"{labels(group)}: {name}" for name, group in groups.items())
@@ -134,7 +134,7 @@ def differ(what: str, groups: Mapping[str, Sequence[Compared]], effect: str = ""
 def grouped(
     runs: Iterable[Compared], value: Callable[[Compared], str]
 ) -> dict[str, list[Compared]]:
-    """Group runs by a value of theirs; runs without one are left out."""
+    """Group runs by ``value(run)``; runs with an empty value are left out."""
     groups: dict[str, list[Compared]] = {}
     for run in runs:
         if value(run):

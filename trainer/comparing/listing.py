@@ -1,6 +1,6 @@
-"""Run folders as they are found: in any state, whole or damaged, without PyTorch.
+"""Reads run folders in any state, whole or damaged, without PyTorch.
 
-Nothing is written, and nothing raises for what a folder holds: what cannot be read is told.
+Nothing is written. No content of a folder raises an error: results name what cannot be read.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ STAMPED = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-[0-9a-f]{4}")
 STATES = ("running", "stopped", "failed", "done")
 MAX_RUN_DEPTH = 3  # runs/NAME/RUN, and a folder of such folders
 MAX_JSON_BYTES = 2**28
-POWERS_BELOW = 1e-3  # metrics below it are powers of ten
+POWERS_BELOW = 1e-3  # smaller metrics are shown with powers of ten
 TAIL = 2**16  # bytes of metrics.jsonl that surely hold its last line
 
-# Never through a link that somebody put in a file's place, and never waiting for a pipe.
+# A link in a file's place is not opened, and a pipe does not block.
 READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 _EPOCHS = re.compile(r"^train:\n(?:  .*\n)*?  epochs: (\d{1,9})$", re.MULTILINE)
@@ -33,12 +33,11 @@ _MONITOR = re.compile(r"^train:\n(?:  .*\n)*?  monitor: (val/\w+)$", re.MULTILIN
 
 @dataclass(frozen=True)
 class FoundRun:
-    """What a run's folder tells of it.
+    """A run, as its folder describes it.
 
-    ``status`` is one of STATES, "interrupted" (it says running, and nobody holds it) or "damaged";
-    ``reason`` says why it stopped, failed or is damaged. ``epochs`` are those that ended.
-    ``best`` is the best epoch's record, ``test`` the test split's numbers: empty where there is
-    none.
+    ``status`` is one of STATES, "interrupted" (result.json says running, but no process holds the
+    run) or "damaged"; ``reason`` says why it stopped, failed or is damaged. ``epochs`` counts the
+    epochs that ended. ``best``: the numbers of the best epoch; ``test``: of the test split; or {}.
     """
 
     folder: Path
@@ -53,7 +52,7 @@ class FoundRun:
 
     @property
     def name(self) -> str:
-        """The name of the run's configuration, which its folder lies in."""
+        """The name of the run's configuration: the parent folder's name."""
         return Path(os.path.abspath(self.folder)).parent.name
 
     @property
@@ -63,7 +62,7 @@ class FoundRun:
 
     @property
     def started(self) -> str | None:
-        """When it began, ``2026-01-31 12:00:00``, as its folder's name says."""
+        """When the run began, from its folder's name: ``2026-01-31 12:00:00``; else None."""
         match = STAMPED.fullmatch(self.stamp)
         return "{}-{}-{} {}:{}:{}".format(*match.groups()) if match else None
 
@@ -74,7 +73,7 @@ class FoundRun:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's, be it a damaged one's."""
+    """Whether a folder is that of a run, also of a damaged one."""
     files = ("config.yaml", "result.json")
     return any((folder / file).is_file() for file in files) or (
         STAMPED.fullmatch(folder.name) is not None and folder.is_dir()
@@ -82,7 +81,7 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_below(folder: Path, depth: int = MAX_RUN_DEPTH) -> Iterator[Path]:
-    """The run folders in ``folder``, by name; itself if it is one. Links are not followed."""
+    """The run folders in ``folder``, by name; or ``folder`` if it is one. No link is followed."""
     if is_run(folder):
         yield folder
     elif depth:
@@ -92,7 +91,7 @@ def runs_below(folder: Path, depth: int = MAX_RUN_DEPTH) -> Iterator[Path]:
 
 
 def inspect_run(run: Path) -> FoundRun:
-    """What the run's folder tells, from its small files and the end of metrics.jsonl."""
+    """Read a run's small files and the end of its metrics.jsonl."""
     result, fault = read_object(run / "result.json")
     status = result.get("status")
     held = False
@@ -113,7 +112,7 @@ def inspect_run(run: Path) -> FoundRun:
         reason = str(result.get("reason") or "")
     best = numbers_of(result.get("best"))
     epochs = as_count(result.get("epochs")) if status == "done" else None
-    if not best:  # until the end, the best epoch is told with its weights
+    if not best:  # until a run ends, only model.json holds the best epoch's numbers
         best = numbers_of(read_object(run / "model.json")[0].get("metrics"))
     if epochs is None:
         epochs = last_epoch(run / "metrics.jsonl")
@@ -155,7 +154,7 @@ def is_held(run: Path) -> bool:
 
 
 def last_epoch(path: Path) -> int | None:
-    """How many epochs had ended when the last whole line of metrics.jsonl was written."""
+    """The number of epochs that had ended at the last whole line of metrics.jsonl; None: unread."""
     text, fault = read_text(path, TAIL, tail=True)
     for line in reversed(text.split("\n")):
         values = parsed(line)
@@ -165,7 +164,7 @@ def last_epoch(path: Path) -> int | None:
 
 
 def read_object(path: Path) -> tuple[dict[str, Any], str]:
-    """A file's JSON object and "", or {} and why there is none."""
+    """A file's JSON object and "", or {} and the reason why it cannot be read."""
     text, fault = read_text(path)
     if fault:
         return {}, fault
@@ -176,7 +175,7 @@ def read_object(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def read_text(path: Path, limit: int = MAX_JSON_BYTES, tail: bool = False) -> tuple[str, str]:
-    """A file's text and "", or "" and why there is none; with ``tail`` its last ``limit`` bytes."""
+    """A file's text and "", or "" and the fault. ``tail``: the last ``limit`` bytes of the text."""
     try:
         with open(os.open(path, READ), "rb") as file:
             about = os.fstat(file.fileno())
@@ -194,7 +193,7 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES, tail: bool = False) -> tu
 
 
 def parsed(text: str) -> Any:
-    """JSON as plain values; None for what is none."""
+    """JSON as plain values; None if ``text`` is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -202,7 +201,7 @@ def parsed(text: str) -> Any:
 
 
 def number(value: Any) -> float | None:
-    """A number as it is, NaN too; None for anything else, and for what no float can hold."""
+    """A float (NaN too), or an int of less than 64 bits, as it is; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if isinstance(value, float) or abs(value) < 2**63 else None
@@ -215,13 +214,13 @@ def as_count(value: Any) -> int | None:
 
 
 def numbers_of(values: Any) -> dict[str, float]:
-    """Those of a JSON object's values that are numbers."""
+    """The values of a JSON object that are numbers, by their keys."""
     items = values.items() if isinstance(values, dict) else ()
     return {key: n for key, value in items if (n := number(value)) is not None}
 
 
 def strict_json(value: Any) -> Any:
-    """Values as strict JSON has them: what is no finite number becomes null."""
+    """Values for strict JSON: NaN and infinity become None (null)."""
     if isinstance(value, dict):
         return {key: strict_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -230,7 +229,7 @@ def strict_json(value: Any) -> Any:
 
 
 def took(seconds: float | None) -> str:
-    """``0.27`` seconds as ``0.3s``, ``95`` as ``1m35s``."""
+    """Seconds as text: ``1m35s``; "-" if they are not known."""
     from trainer.process.console import duration
 
     if seconds is None or not math.isfinite(seconds):
@@ -239,7 +238,7 @@ def took(seconds: float | None) -> str:
 
 
 def short(value: float | None) -> str:
-    """A metric in few letters; what is 0 and not merely small is ``0``."""
+    """A metric as short text: ``0.1234``, ``1.2e-05``, ``0`` for exactly 0, ``-`` for None."""
     if not value:
         return "-" if value is None else "0"
     return f"{value:.1e}" if abs(value) < POWERS_BELOW or abs(value) >= 1e6 else f"{value:.4f}"

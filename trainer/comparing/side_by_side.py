@@ -1,4 +1,4 @@
-"""A comparison of runs for a person: tables that fit the terminal, and one picture."""
+"""Shows a comparison of runs: tables that fit the terminal, and one picture."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 # Settings that a legend names first.
 NAMED_FIRST = ("model.name", "optimizer.name", "optimizer.lr", "seed", "loader.batch_size")
 LONGER = 10  # times as many epochs as another run: the axis becomes logarithmic
-MAX_CURVES = 8  # in a panel, which has so many colours
+MAX_CURVES = 8  # in a panel: there are 8 colours
 MAX_PANELS = 12
 
 
 def text_of(runs: Sequence[Compared], width: int, everything: bool = False) -> list[str]:
-    """Return the comparison as lines of at most ``width``; everything: with equal settings."""
+    """Return the comparison as lines of at most ``width``; everything: equal settings too."""
     lines = [f"{r.label}  {r.found.status:<11}  {visible(str(r.found.folder))}" for r in runs]
     keys = comparison.differing(runs, everything)
     if keys:
@@ -60,7 +60,7 @@ def shown_value(run: Compared, key: str) -> str:
 def side_by_side(
     runs: Sequence[Compared], rows: Mapping[str, Sequence[str]], width: int
 ) -> list[str]:
-    """Return lines of a table with a column for each run, or a row for each if that is too wide."""
+    """Return a table's lines: a column per run, or, if that is too wide, a row per run."""
     table = [["", *(run.label for run in runs)]]
     table += [[visible(name), *cells] for name, cells in rows.items()]
     if not fits_in_one_block(table, width):
@@ -71,7 +71,7 @@ def side_by_side(
 def settings_of(
     runs: Sequence[Compared], rows: Mapping[str, Sequence[str]], width: int
 ) -> list[str]:
-    """Return the settings side by side, or, if too wide, what most runs have and who differs."""
+    """Return the settings side by side; if too wide, the most common and each run's exceptions."""
     across = [["", *(run.label for run in runs)], *([key, *cells] for key, cells in rows.items())]
     down = list(zip(*across, strict=True))
     if fits_in_one_block(across, width) or fits_in_one_block(down, width):
@@ -119,7 +119,7 @@ def draw_comparison(runs: Sequence[Compared]) -> "Image.Image | None":
 
 
 def short_names(runs: Sequence[Compared]) -> dict[str, str]:
-    """Return each run's name in the legend: its label, and at most two settings that most lack."""
+    """Return each run's name in the legend: its label and at most two settings of its own."""
     keys = [key for key in comparison.differing(runs) if not key.startswith(comparison.NO_EFFECT)]
     keys.sort(key=lambda key: NAMED_FIRST.index(key) if key in NAMED_FIRST else len(NAMED_FIRST))
     cells = {key: [shown_value(run, key) for run in runs] for key in keys}

@@ -1,4 +1,4 @@
-"""Charts as pictures, drawn with Pillow alone: curves, bars, a confusion matrix, calibration."""
+"""Draws charts as pictures, with Pillow alone: curves, bars, confusion matrix, calibration."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ _EDGE = 8  # pixels around the axes that a point at their end may cover
 _DASH = 8  # pixels of a dash, and of the gap behind it
 INK, GRID = "#222222", "#dddddd"
 MARKS = ("#777777", "#9467bd")  # of vertical lines
-MAX_BARS = 40  # names in a bar chart: those with the smallest and the largest sums
+MAX_BARS = 40  # names in a bar chart, at most: those with the smallest and the largest sums
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
@@ -35,7 +35,7 @@ def numbers(values: dict[str, Any]) -> dict[str, float]:
 def draw_confusion(
     confusion: Sequence[Sequence[int]], classes: Sequence[str], room: int = 560
 ) -> Image.Image:
-    """Counts, shaded by their share of the row; rows are true classes, columns predicted ones.
+    """A table of counts, shaded by their share of the row. Rows: true class; columns: predicted.
 
     room: pixels for the cells of a few classes; cells of many classes may take more.
     """
@@ -115,10 +115,10 @@ def draw_lines(
     log_x: bool = False,
     faint: Collection[str] = (),
 ) -> Image.Image:
-    """Panels one below the other. ``panels``: title -> name of a curve -> its points (x, y).
+    """A picture of panels one below the other. ``panels``: title -> curve's name -> points (x, y).
 
-    Points that are not finite, or with log_x not above 0, are left out. verticals: (x, name in the
-    legend) of vertical lines. faint: names of curves that are drawn pale, behind the others.
+    Left out are points that are not finite, and with log_x points with x <= 0. verticals: (x, name
+    in the legend) of vertical lines. faint: names of curves that are pale, behind the others.
     """
     drawn = []
     for title, curves in panels.items():
@@ -133,7 +133,7 @@ def draw_lines(
 
 
 class _Panel(NamedTuple):
-    """One panel of ``draw_lines``; marks: what the legend calls a vertical line -> its x."""
+    """One panel of ``draw_lines``; marks: name of a vertical line in the legend -> its x."""
 
     title: str
     curves: Curves
@@ -250,7 +250,7 @@ class _Fine:
         self.draw = ImageDraw.Draw(self.picture)
 
     def place(self, spots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        """Points in pixels of the axes as points in pixels of the larger picture."""
+        """The points, in pixels from the axes, in pixels of the larger picture."""
         middle = _EDGE * _FINE + _FINE // 2
         return [(x * _FINE + middle, y * _FINE + middle) for x, y in spots]
 
@@ -265,7 +265,7 @@ class _Fine:
         self.draw.ellipse((x - r, y - r, x + r, y + r), colour)
 
     def reduced(self) -> Image.Image:
-        """The picture in its real size; the axes begin _EDGE pixels from the left and the top."""
+        """The picture in its real size; the axes begin _EDGE pixels from its left and top."""
         return self.picture.reduce(_FINE)
 
 

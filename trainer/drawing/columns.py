@@ -1,11 +1,11 @@
-"""Text in columns that fit a terminal: long text is wrapped, or cut in the middle."""
+"""Lays out text in columns that fit a terminal: long text is wrapped, or cut in the middle."""
 
 import shutil
 import unicodedata
 from collections.abc import Sequence
 
 NARROWEST = 12  # least width of a column
-FIRST = 20  # least width of the first column, if its cells are so wide
+FIRST = 20  # least width of the first column, if its cells need it
 GAP = "  "
 
 
@@ -27,7 +27,7 @@ def pad(text: str, width: int, right: bool = False) -> str:
 
 
 def shorten(text: str, width: int, end: int = 0) -> str:
-    """Return text of at most ``width`` columns; "..." stands for a cut before its last ``end``."""
+    """Return text of at most ``width`` columns: "..." replaces letters before the last ``end``."""
     if width_of(text) <= width:
         return text
     end = min(end, max(width - 3, 0))
@@ -38,7 +38,7 @@ def shorten(text: str, width: int, end: int = 0) -> str:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Return text in lines of at most ``width``: cut after a blank, else a sign, else anywhere."""
+    """Return text in lines of at most ``width``, cut after a blank, else a sign, else anywhere."""
     lines = []
     while width_of(text) > width:
         fits = width
@@ -55,18 +55,18 @@ def wrap(text: str, width: int) -> list[str]:
 def lay_out(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """Return a table as lines of at most ``width``; ``rows[0]`` is the head.
 
-    Long cells are wrapped. Columns that have no room go into another table below, which repeats
-    the first column.
+    Long cells are wrapped. Columns without room go into another table below, which repeats the
+    first column.
     """
     first, *columns = [list(column) for column in zip(*rows, strict=True)]
     natural = [max(map(width_of, column)) for column in columns]
     first_width = min(max(map(width_of, first)), max(width // 3, width - least_room(rows), FIRST))
-    if fits_in_one_block(rows, width):  # then in one block
+    if fits_in_one_block(rows, width):
         first_width = min(first_width, width - least_room(rows))
     room = width - first_width
     blocks: list[list[int]] = [[]]
     used = 0
-    for i, needed in enumerate(natural):  # as many in a block as fit with the least they need
+    for i, needed in enumerate(natural):  # a block holds as many as fit at their least width
         least = min(needed, NARROWEST) + len(GAP)
         if blocks[-1] and used + least > room:
             blocks.append([])

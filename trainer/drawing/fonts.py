@@ -1,4 +1,4 @@
-"""Fonts for pictures: Pillow's own font, or a Chinese font of the system if a text needs it."""
+"""Finds fonts for pictures: Pillow's own, or a Chinese font of the system if a text needs it."""
 
 from functools import lru_cache
 

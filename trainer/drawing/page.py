@@ -1,4 +1,4 @@
-"""Fills Jinja templates of HTML, Markdown and programs, which lie beside the modules using them."""
+"""Fills Jinja templates of HTML, Markdown and programs. Each lies beside its module."""
 
 from functools import cache
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pictures for a person, with Pillow alone: sheets of images, grids of kernels, and charts."""
+"""Makes pictures with Pillow alone: sheets of images with captions, grids of kernels, PNGs."""
 
 import io
 import math
@@ -28,7 +28,7 @@ def sheet(
 ) -> Image.Image:
     """Return pictures or uint8 images (C, H, W) in rows, each fitted into size x size pixels.
 
-    captions: one or more lines below each. colours: of each frame and caption.
+    captions: one or more lines below each picture. colours: those of its frame and caption.
     """
     lines = [[text] if isinstance(text, str) else list(text) for text in captions]
     frames = colours or [None] * len(pictures)
@@ -51,7 +51,7 @@ def sheet(
 
 
 def fit_into(picture: Image.Image, size: int) -> Image.Image:
-    """Return the picture fitted into size x size; a small one is enlarged by a whole number."""
+    """Return the picture fitted into size x size; a small one is enlarged by a whole factor."""
     picture = picture if picture.mode == "RGB" else picture.convert("RGB")
     largest = max(picture.size)
     if largest * 2 <= size:
@@ -68,8 +68,8 @@ def fit_into(picture: Image.Image, size: int) -> Image.Image:
 def grid(tensor: Tensor, scale: int | None = None) -> Image.Image:
     """Return float planes (N, h, w) or (N, 3, h, w), such as kernels, as one picture.
 
-    Of (N, C, h, w) with another C, every plane is shown. Each plane is stretched to black..white by
-    its own range. scale: pixels of an element.
+    If C is not 3, every plane of (N, C, h, w) is shown by itself. Each item is stretched to
+    black..white by its own range. scale: pixels per element.
     """
     planes = tensor.detach().float().cpu().nan_to_num(0, 0, 0)
     if planes.ndim == 3 or planes.shape[1] != 3:

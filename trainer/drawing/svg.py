@@ -1,4 +1,4 @@
-"""Charts of a page as SVG: crisp at any size, with numbers under the pointer. Imports no torch."""
+"""Draws a page's charts as SVG: crisp at any size, numbers under the pointer. Imports no torch."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -41,7 +41,7 @@ def figure(
 
 
 def text(x: float, y: float, content: str, kind: str) -> Markup:
-    """A text; ``kind`` is its anchor: whether its begin, middle or end is at ``x``."""
+    """A text at ``x``: its begin, or its middle or end if ``kind`` has this word."""
     return element("text", content, x=round(x, 1), y=round(y, 1), kind=kind)
 
 

@@ -1,4 +1,4 @@
-"""Text for pages: on one line, without markup, numbers with few digits. Imports no torch."""
+"""Formats text for pages: on one line, without markup, with few digits. Imports no torch."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ Bins = list[tuple[int, float, float]]  # (images, mean confidence, accuracy) of 
 
 
 def plain(text: str) -> str:
-    """Text on one line without control characters, half letters and changes of direction."""
+    """Text on one line; a control character, surrogate or change of direction becomes U+FFFD."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 

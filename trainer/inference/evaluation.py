@@ -1,4 +1,4 @@
-"""Evaluates a finished run again, on the same images, which its split.json names."""
+"""Evaluates a finished run again, on the images that its split.json names."""
 
 from contextlib import closing
 from pathlib import Path
@@ -16,14 +16,14 @@ from trainer.process.errors import RunError
 from trainer.run.disk import read_json
 from trainer.run.resume import refuse_changes, require_own_images
 
-# Keys that may differ from the run's in evaluation: they say where to compute, not what.
+# Keys that may differ from the run's: they change the place of computing, or the metrics.
 MAY_DIFFER = (
     *("dataset.root", "dataset.on_broken", "loader.", "train.device", "train.threads", "metrics"),
 )
 
 
 def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
-    """Loss and metrics of the best weights on a split; raises DataError if its images changed."""
+    """Loss and metrics of the best weights on a split; DataError if images or classes changed."""
     refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
     require_own_images(run, config)
     saved = read_json(run / "split.json")

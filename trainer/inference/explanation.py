@@ -1,4 +1,4 @@
-"""Why a model predicts what it predicts for one image, as pictures: Grad-CAM, feature maps, ..."""
+"""Draws why a model predicts a class for one image: Grad-CAM, kernels, feature maps."""
 
 import json
 import re
@@ -31,7 +31,7 @@ _HEAT = torch.tensor(
 
 @dataclass(frozen=True)
 class Explanation:
-    """The files with a description each; the likeliest classes; notes on what could not be made."""
+    """Files with their descriptions, the likeliest classes, and notes on what is missing."""
 
     written: list[tuple[Path, str]]
     top: list[tuple[str, float]]
@@ -99,7 +99,7 @@ def explain(
 def _write_layers(
     trained: TrainedModel, inputs: Tensor, write: Callable[[str, Image.Image, str], None]
 ) -> list[str]:
-    """Write the first layer's kernels and all feature maps; return notes on what is left out."""
+    """Write the first layer's kernels and all feature maps; return notes on missing pictures."""
     notes = []
     kernels = first_kernels(trained.model, trained.input_shape)
     if kernels is None:
@@ -117,7 +117,7 @@ def _write_layers(
 
 
 def overlay(picture: Image.Image, heat: Tensor, size: int = PANEL) -> Image.Image:
-    """Return a picture in grey, enlarged, under ``heat`` (h, w) in 0-1, from clear to red."""
+    """Return a picture, enlarged and grey, with ``heat`` (h, w) in 0-1 over it: clear to red."""
     grey = fit_into(picture, size).convert("L").convert("RGB")
     smooth = Image.fromarray(heat.float().numpy()).resize(grey.size, Image.Resampling.BICUBIC)
     values = torch.frombuffer(bytearray(smooth.tobytes()), dtype=torch.float32).clamp(0, 1)
@@ -156,7 +156,7 @@ def overview(
 
 def file_name(trained: TrainedModel, label: int) -> str:
     """Return a class's name for a file's name if it is safe and unique, else class_LABEL."""
-    # Unique without regard to case, as some file systems compare, and among all class_LABELs too.
+    # Some file systems ignore case. No class may be called like another one's class_LABEL.
     safe = [_safe(name)[:40].casefold() for name in trained.classes]
     taken = [*safe, *(f"class_{i}" for i in range(len(safe)))]
     is_unique = taken.count(safe[label]) == 1 and safe[label].strip("_. ")
@@ -164,7 +164,7 @@ def file_name(trained: TrainedModel, label: int) -> str:
 
 
 def choose_folder(run: Path, image: Path) -> Path:
-    """Return RUN/explain/STEM, numbered if that is another image's; raises RunError for a link."""
+    """Return RUN/explain/STEM, or STEM-2, ... if another image has it; RunError if it is a link."""
     stem, digest, number = _safe(image.stem), sha256_of(image), 1
     while True:
         folder = run / "explain" / (f"{stem}-{number}" if number > 1 else stem)
@@ -177,7 +177,7 @@ def choose_folder(run: Path, image: Path) -> Path:
         except FileNotFoundError:
             return folder
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # a file of somebody else
+            pass  # something else lies there
         number += 1
 
 

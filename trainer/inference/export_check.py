@@ -1,4 +1,4 @@
-"""Whether an exported model gives the outputs of the run's model: test inputs, and comparison."""
+"""Checks whether an exported model gives the outputs of the run's model, on test inputs."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Sample:
-    """Inputs (N, C, H, W) float32 on the CPU, and a phrase for what they are."""
+    """Inputs (N, C, H, W) float32 on the CPU, and a phrase that says where they are from."""
 
     inputs: Tensor
     source: str
@@ -52,14 +52,14 @@ class Difference:
 
     @property
     def is_small(self) -> bool:
-        """Whether both are within TOLERANCE. For logits above 1 it is relative to the largest."""
+        """Whether both are at most TOLERANCE; a logit's is relative to ``largest`` if above 1."""
         # A float32 has seven digits: a logit of 100, summed in another order, may differ by 1e-5.
         allowed = TOLERANCE * max(1.0, self.largest)
         return self.logits <= allowed and self.probabilities <= TOLERANCE  # False for NaN
 
 
 def take_sample(trained: TrainedModel, config: Config, images: Sequence[Path] | None) -> Sample:
-    """Return the named images, else the run's test images, else noise, with a note on stderr."""
+    """Return inputs from ``images``, else from the run's test images, else noise with a note."""
     if images is not None:
         files = at_most_max_images([file for path in images for file in image_files(path)])
         if not files:

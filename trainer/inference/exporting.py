@@ -1,4 +1,4 @@
-"""A run's best model in other formats: written, read back, compared, and only then kept."""
+"""Exports a run's best model: writes a file, reads it back, compares it, and only then keeps it."""
 
 import copy
 import dataclasses
@@ -39,7 +39,7 @@ def export_run(
 ) -> None:
     """Write the run's best model into ``folder`` in each format, and print what was done.
 
-    images: files or folders to try it on, in place of the run's test images. Raises RunError if
+    images: files or folders to test it on instead of the run's test images. Raises RunError if
     the model cannot be exported, or if a file gives other outputs than the run's model.
     """
     config = load_config(run / "config.yaml", overrides)
@@ -78,7 +78,7 @@ def keep(
     trained: TrainedModel,
     sample: Sample,
 ) -> Difference:
-    """Write ``content``, and keep it if it then gives the run's outputs; else raise RunError."""
+    """Write ``content`` to ``path`` if it gives the run's outputs when read; else RunError."""
     unproven = path.with_name(f".unproven-{path.name}")
     try:
         disk.write_file(unproven, content)

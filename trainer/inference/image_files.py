@@ -1,4 +1,4 @@
-"""The image files that a user names by files, folders and patterns."""
+"""Finds the image files that a user names by files, folders and patterns."""
 
 import os
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from trainer.process.words import visible
 
 
 def find_images(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the image files that files, folders and patterns name, and the faults of the texts.
+    """Return the image files that ``texts`` name, and a line for each text that names none.
 
     A file may have any suffix. A folder or pattern gives the files with one of ``SUFFIXES``, sorted
-    naturally, without hidden files; links to folders are not followed. A text that is the name of
-    a file is no pattern. Each file comes once.
+    naturally, without hidden files; links to folders are not followed. If a file has the name of a
+    text, the text is no pattern. Each file is returned once.
     """
     found: dict[str, None] = {}
     faults: list[str] = []
@@ -48,9 +48,9 @@ def _in_folder(folder: str, faults: list[str]) -> list[str]:
 
 
 def _matching(pattern: str, faults: list[str]) -> list[str]:
-    """Return the images that the shell would find for the pattern; ``**`` is any folders."""
+    """Return the images that a shell finds for the pattern; ``**`` stands for any folders."""
     names = Path(pattern).parts
-    fixed = 0  # so many names exist as they are
+    fixed = 0  # the number of leading names that exist as they are
     while fixed < len(names) and os.path.exists(Path(*names[: fixed + 1])):
         fixed += 1
     base = Path(*names[:fixed])

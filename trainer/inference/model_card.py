@@ -1,4 +1,4 @@
-"""Writes the card of an exported model, and code that uses the model without this project."""
+"""Makes the card of an exported model, and the files of a folder in Hugging Face's layout."""
 
 import json
 import re
@@ -23,7 +23,7 @@ MODEL_CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 
 
 def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str, Any]:
-    """All that is needed to use the weights, as plain values; nothing about this machine."""
+    """What a program needs to use the weights, as plain values; nothing about this machine."""
     config = trained.config.model_dump(mode="json")
     best = result.get("best") or {}
     return {
@@ -84,7 +84,7 @@ def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sources(module: str) -> dict[str, str]:
-    """The source of a module of ``models``, and of those modules that it imports, by path."""
+    """The source of a module of ``models``, and of all modules there that it imports, by path."""
     found: dict[str, str] = {}
     waiting = ["models", module]
     while waiting:

@@ -1,4 +1,4 @@
-"""A trained model's predictions for image files, read in threads and predicted in batches."""
+"""Predicts image files with a trained model: reads in threads, computes in batches."""
 
 import hashlib
 import os
@@ -65,8 +65,8 @@ def predict_files(
 
     tta: the probabilities are the mean over the image and its mirror image ("flip"), or over the
     image and tta - 1 random draws of the run's training transforms without those that mix images.
-    The draws depend on the image's pixels only. thumbnails: so many predictions come with a small
-    picture. Raises UsageError if tta asks for draws and no transform is random.
+    The draws are a function of the run's seed and the image's pixels. thumbnails: the number of
+    predictions with a small picture. Raises UsageError if tta needs draws and nothing is random.
     """
     augment = None if tta in (1, "flip") else augmentation(trained)
     count = tta - 1 if isinstance(tta, int) else 0
@@ -108,7 +108,7 @@ def predict_files(
 def _predicted(
     trained: TrainedModel, waiting: Sequence[_Views | Prediction], flip: bool
 ) -> Iterator[Prediction]:
-    """Yield the predictions of what was read, in one batch."""
+    """Yield a Prediction for each waiting item; the images are one batch."""
     views = [item for item in waiting if isinstance(item, _Views)]
     rows: Iterator[Tensor] = iter(())
     if views:
@@ -129,7 +129,7 @@ def _predicted(
 
 
 def augmentation(trained: TrainedModel) -> Pipeline:
-    """Return the run's training transforms of one image; raises UsageError if none is random."""
+    """Return those training transforms that need one image only; UsageError if none is random."""
     full = build_pipelines(trained.config, len(trained.classes))["train"]
     kept = [step for step in (*full.fixed, *full.rest) if not predecessors(step)]
     if not any(type(step).__name__ in RANDOM for step in kept):
@@ -141,7 +141,7 @@ def augmentation(trained: TrainedModel) -> Pipeline:
 
 
 def draw_views(pipeline: Pipeline, image: Tensor, count: int) -> Tensor:
-    """Return random views (count, C, H, W) float32, seeded by the image (C, H, W) uint8 only."""
+    """Return random views (count, C, H, W) float32 of an image (C, H, W) uint8; it seeds them."""
     pixels = hashlib.sha256(image.numpy().tobytes()).hexdigest()
     numbers = torch.tensor([seed_of("view", pixels, number) for number in range(count)])
     images = pipeline.prepare(image).expand(count, -1, -1, -1).contiguous()
@@ -151,7 +151,7 @@ def draw_views(pipeline: Pipeline, image: Tensor, count: int) -> Tensor:
 def map_in_order(
     function: Callable[[Input], Output], items: Iterable[Input]
 ) -> Generator[Output, None, None]:
-    """Yield ``function(item)`` in order, computed by threads that are only a few items ahead."""
+    """Yield ``function(item)`` in order; threads compute it a few items ahead."""
     workers = min(os.cpu_count() or 1, 16)
     pool = ThreadPoolExecutor(workers)
     running: deque[Future[Output]] = deque()

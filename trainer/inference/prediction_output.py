@@ -1,4 +1,4 @@
-"""Predictions as a table, JSON, CSV, or a sheet of pictures."""
+"""Formats predictions as a table, JSON, CSV, or a sheet of pictures."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ def table_lines(
     top: int = 1,
     columns: int = 240,
 ) -> Iterator[str]:
-    """Yield a table's lines: ``top`` classes a file. A path without room has its own line."""
+    """Yield a table's lines: ``top`` classes per file. A path that is too long has its own line."""
     names = [visible(name) for name in classes]
     width = max(len("class"), *map(width_of, names))
     longest = max((width_of(visible(path)) for path in paths), default=0)
@@ -48,8 +48,8 @@ def json_lines(
 ) -> Iterator[str]:
     r"""Yield the lines of a JSON list, a line for each file, with exact numbers.
 
-    A byte of a path that is no UTF-8 becomes an escape, \udc80 to \udcff, which ``os.fsencode``
-    turns back.
+    A byte of a path that is not UTF-8 becomes an escape, \udc80 to \udcff; ``os.fsencode`` restores
+    it.
     """
     line = "["  # held back until its comma is known: JSON has none after the last entry
     for one in predictions:
@@ -87,7 +87,7 @@ def csv_lines(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iter
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write lines of text as UTF-8, atomically; what is no UTF-8 becomes an escape, as in JSON."""
+    """Write lines of text as UTF-8, atomically; other bytes become escapes, as in JSON."""
 
     def fill(file: Digest) -> None:
         for line in lines:

@@ -1,7 +1,7 @@
 """Writes a program that uses an exported model without this project.
 
-The program is the same for every run, because it reads the card in the model's file, with the
-transforms. Only the file's name differs, and the lines that build a model for a folder of weights.
+The program reads the model's card, which holds the transforms. So it is the same for every run but
+for the file's name and, for a folder of weights, the lines that build the model.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def program(kind: str, trained: TrainedModel) -> str:
 
 
 def building(trained: TrainedModel) -> tuple[str, list[str]]:
-    """The import, and the lines that build ``model``, into which the weights are loaded."""
+    """The import, and the lines that build ``model``; the program loads the weights into it."""
     family, _, name = trained.config.model.name.partition("/")
     arguments = trained.config.model.arguments
     classes, (channels, *sides) = len(trained.classes), trained.input_shape
@@ -49,7 +49,7 @@ def building(trained: TrainedModel) -> tuple[str, list[str]]:
         return "import timm", [f"model = timm.create_model({name!r}, **{arguments!r})"]
     if name in WITH_AUXILIARY_HEADS:
         arguments = {"aux_logits": False, "init_weights": False} | arguments
-    arguments = without_depth("torchvision", arguments)  # it is for training only
+    arguments = without_depth("torchvision", arguments)  # stochastic depth is for training only
     arguments = {"weights": None, "num_classes": classes} | arguments
     lines = [f"model = torchvision.models.get_model({name!r}, **{arguments!r})"]
     if channels != 3:

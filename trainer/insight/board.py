@@ -1,6 +1,6 @@
 """What TensorBoard shows of a run beside its curves: at its start, after epochs, at its end.
 
-``log.show`` chooses. A picture that cannot be drawn is reported once and left out; it ends no run.
+``log.show`` chooses. If something cannot be drawn, a note says so once, and the run goes on.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,15 +25,15 @@ from trainer.insight.samples import as_pictures, one_crop, original_image, sprea
 from trainer.run.disk import read_json
 from trainer.run.events import Events
 
-KERNELS, LAYERS, CHANNELS = 64, 4, 16  # the most that is shown of a model
-# What needs weights or a forward pass.
+KERNELS, LAYERS, CHANNELS = 64, 4, 16  # at most so many are shown
+# The items of log.show that need weights or a forward pass.
 OF_THE_MODEL = ("graph", "histograms", "kernels", "feature_maps", "embedding")
 
 
 class Board:
-    """A run's event file and its job. ``draw`` draws what ``log.show`` names.
+    """A run's event file and its job. ``draw`` draws an item that ``log.show`` names.
 
-    If the model is sharded over ranks, rank 0 has no whole weights, and nothing of them is shown.
+    If the model is sharded over ranks, rank 0 has no whole weights: OF_THE_MODEL is not shown.
     """
 
     def __init__(self, events: Events, job: Job, say: Callable[[str], None]) -> None:
@@ -45,7 +45,7 @@ class Board:
             say(f"note    train.parallel=fsdp: TensorBoard does not show {', '.join(hidden)}")
 
     def draw(self, name: str, function: Callable[[], None]) -> None:
-        """Call ``function`` if ``log.show`` has ``name``; if it fails, say why, and try no more."""
+        """Call ``function`` if ``log.show`` has ``name``. If it fails, say why and never retry."""
         if name not in self.shown or name in self.given_up:
             return
         try:
@@ -63,10 +63,10 @@ class Board:
 
 
 def show_start(board: Board, run: Path, step: int) -> None:
-    """Show settings, input images and the model; in a resumed run, what its event file lacks."""
+    """Show settings, input images and the model; a resumed run adds what its event file lacks."""
     events, job = board.events, board.job
     config = job.config
-    contents: dict[str, tuple[str, Callable[[], None]]] = {  # with a tag that each adds
+    contents: dict[str, tuple[str, Callable[[], None]]] = {  # item -> (a tag it adds, function)
         "text": ("config/text_summary", lambda: _show_text(board, run)),
         "scalars": (
             "custom_scalars__config__",
@@ -87,7 +87,7 @@ def show_start(board: Board, run: Path, step: int) -> None:
 
 
 def show_epoch(board: Board, epoch: int, step: int, logits: Tensor, labels: Tensor) -> None:
-    """Show how the model is after an epoch, counted from 1.
+    """Show the state of the model after an epoch, counted from 1.
 
     logits (N, K) and labels (N,) are those of the validation split, on the CPU. The confusion
     matrix comes in each epoch; histograms and PR curves in epochs 1 to 8, then less and less often;
@@ -114,7 +114,7 @@ def show_epoch(board: Board, epoch: int, step: int, logits: Tensor, labels: Tens
 def show_end(
     board: Board, run: Path, images: Subset, logits: Tensor, labels: Tensor, step: int
 ) -> None:
-    """Show how the best weights do on the test split, whose ``images`` gave ``logits``."""
+    """Show the results of the best weights on the test split: ``logits`` (N, K) of ``images``."""
     job = board.job
     chances = probabilities(job.config.loss.name, logits)
     if job.config.log.images:
@@ -138,7 +138,7 @@ def _show_text(board: Board, run: Path) -> None:
 
 
 def _show_hyperparameters(board: Board) -> None:
-    """Write them to the run's own event file: SummaryWriter would begin a second run for them."""
+    """Write them to the run's event file: SummaryWriter would put them into a second run."""
     values = panels.hyperparameters(board.job.config)
     tags = dict.fromkeys(panels.metrics_of(board.job.config), 0.0)
     for entry in summary.hparams(values, tags):  # type: ignore[no-untyped-call]

@@ -48,9 +48,9 @@ class ImageFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspection:
-    """A dataset as it was found. facts holds plain values only: the content of data.json.
+    """What an inspection found. facts holds plain values only: the content of data.json.
 
-    splits: the readable samples of train, val and test, split as training does. exact: groups of
+    splits: the readable samples of train, val and test, as training splits them. exact: groups of
     samples of equal content. near: pairs of samples and their likeness. broken: unreadable images.
     """
 
@@ -65,7 +65,7 @@ class Inspection:
 
 
 def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
-    """Read every image once, split those that can be read, and gather the facts.
+    """Read every image once, split the readable ones, and gather the facts.
 
     search_near: look for similar images too. Raises DataError if the readable images cannot be
     split, ConfigError if a transform refuses an image.
@@ -134,7 +134,7 @@ def split_of_each(splits: Mapping[str, Sequence[int]]) -> dict[int, str]:
 def read_all(
     dataset: Dataset, pipeline: Pipeline
 ) -> tuple[list[str], ImageFacts, list[BrokenImage]]:
-    """Return the digest of each sample ("" if broken), the facts of the others, the broken ones."""
+    """Return the digest of each sample ("" if broken), facts of the others, and the broken ones."""
     known = dataset.digests(range(len(dataset)))
     if dataset.images is not None and known is not None:  # none can be broken
         chunks = torch.split(dataset.images, 2048)
@@ -199,13 +199,13 @@ def moments(images: Tensor) -> Tensor:
 
 
 def form_of(dataset: Dataset, index: int) -> str:
-    """Return format and mode of an image's file, such as "JPEG RGB"; "" if images have no files."""
+    """Return format and mode of an image's file, such as "JPEG RGB"; "" for images in memory."""
     if not isinstance(dataset, ImageFiles):
         return ""
     try:
         with Image.open(dataset.root / dataset.ids[index], formats=FORMATS) as image:
             return f"{image.format} {image.mode}"
-    except Exception:  # damaged metadata raise anything; that the image can be read is known
+    except Exception:  # damaged metadata may raise anything, although the image can be read
         return "unknown"
 
 
@@ -224,7 +224,7 @@ def near_in(
     thumbnails: Tensor,
     sizes: Sequence[tuple[int, int]],
 ) -> list[tuple[int, int, float]]:
-    """Return pairs (i, j, likeness) of nearly equal samples; equal ones are compared once."""
+    """Return pairs (i, j, likeness) of nearly equal samples; of equal samples one is compared."""
     first: dict[str, int] = {}
     for row, index in enumerate(usable):
         first.setdefault(digests[index], row)
@@ -275,7 +275,7 @@ def sizes_of(sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
 
 
 def pixels_of(config: Config, pipeline: Pipeline, raw: Tensor, prepared: Tensor) -> dict[str, Any]:
-    """Return mean and std over moments (N, 2, C) of the training images, beside the config's."""
+    """Return mean and std of the training images, from moments (N, 2, C), and the config's."""
 
     def mean_and_std(found: Tensor) -> dict[str, list[float]]:
         mean, square = found.mean(dim=0)
@@ -299,7 +299,7 @@ def pixels_of(config: Config, pipeline: Pipeline, raw: Tensor, prepared: Tensor)
 
 
 def warnings_about(facts: Mapping[str, Any]) -> list[str]:
-    """Return what may spoil a result, the worst first: one sentence each."""
+    """Return warnings about what may spoil a result: one sentence each, the worst first."""
     messages = []
     if broken := len(facts["broken"]):
         messages.append(f"{broken} of {facts['dataset']['images']} images cannot be read.")

@@ -1,4 +1,4 @@
-"""The facts about a dataset for a person: data.md, data.json and pictures."""
+"""Writes the facts about a dataset for people: data.md, data.json and pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ RED = "#d62728"
 
 
 def write_data_report(found: Inspection, folder: Path) -> list[Path]:
-    """Write data.md, data.json and the pictures; return the files. Raises RunError for a link."""
+    """Write data.md, data.json and pictures, and return the files; RunError for a linked folder."""
     pictures = {
         "counts.png": draw_bars(
             found.dataset.classes,
@@ -54,12 +54,12 @@ def write_data_report(found: Inspection, folder: Path) -> list[Path]:
 
 
 def is_ours(folder: Path) -> bool:
-    """Return whether a folder is empty or holds an earlier report: nothing else is overwritten."""
+    """Return whether a folder is empty or holds an earlier report: only these are written to."""
     return (folder / "data.json").is_file() or not any(folder.iterdir())
 
 
 def draw_augmentation(found: Inspection) -> Image.Image:
-    """Draw training images as they are, and as the first epochs will augment them."""
+    """Draw training images as they are, and as the first EPOCHS epochs will augment them."""
     indices = torch.tensor(found.splits["train"])
     labels = torch.tensor(found.dataset.labels)[indices]
     two = torch.arange(min(2, len(indices)))
@@ -84,7 +84,7 @@ def augmented(config: Config, subset: Subset, row: int, epoch: int) -> tuple[Ten
     """Return the image and label (1, ...) that training makes of a row of ``subset`` in an epoch.
 
     MixUp and CutMix mix it with the rows before it in the epoch's order. If balanced sampling
-    leaves the row out of the epoch, it is taken as the first one.
+    leaves the row out of the epoch, it counts as the first row.
     """
     order = order_of(subset.labels, config.seed, epoch, config.loader.sampling)
     place = next(iter((order == row).nonzero().flatten().tolist()), 0)
@@ -102,7 +102,7 @@ def mixture(label: Tensor, classes: Sequence[str]) -> list[str]:
 
 
 def draw_classes(found: Inspection) -> Image.Image:
-    """Draw some images of each class, a row each, of at most MAX_CLASS_ROWS classes."""
+    """Draw some images of each class in a row of its own, for at most MAX_CLASS_ROWS classes."""
     usable = sorted(index for indices in found.splits.values() for index in indices)
     by_class: dict[int, list[int]] = {label: [] for label in range(len(found.dataset.classes))}
     for index in usable:
@@ -120,7 +120,7 @@ def draw_classes(found: Inspection) -> Image.Image:
 
 
 def draw_duplicates(found: Inspection) -> Image.Image | None:
-    """Draw equal and similar pairs, three a row, red if in two splits or classes; None if none."""
+    """Draw equal and similar pairs, in red if in two splits or classes; None if there are none."""
     split_of = split_of_each(found.splits)
     pairs = [(group[0], other_of(found, group, split_of), "equal") for group in found.exact]
     pairs = pairs[: MAX_PAIRS // 2] if found.near else pairs
@@ -139,7 +139,7 @@ def draw_duplicates(found: Inspection) -> Image.Image | None:
 
 
 def other_of(found: Inspection, group: Sequence[int], split_of: Mapping[int, str]) -> int:
-    """Return the image of a group to show beside its first: best of another class or split."""
+    """Return the image to show beside a group's first: one of another class or split, if any."""
 
     def key(index: int) -> tuple[bool, bool]:
         same_class = found.dataset.labels[index] == found.dataset.labels[group[0]]
@@ -155,12 +155,12 @@ def evenly(items: Sequence[int], count: int) -> list[int]:
 
 
 def tail(name: str) -> str:
-    """Return the end of a path, in which files differ, short enough for a caption."""
+    """Return the end of a path, short enough for a caption: paths differ at their ends."""
     return visible(name if len(name) <= 18 else f"...{name[-16:]}")
 
 
 def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
-    """Return the content of data.md; ``pictures`` are the names of those that were drawn."""
+    """Return the content of data.md; ``pictures``: the names of the drawn pictures."""
     dataset, pixels, sizes = facts["dataset"], facts["pixels"], facts["sizes"]
     blocks = [f"# Data: {dataset['name']}", f"{dataset['images']:,} images."]
     blocks += [f"**Note:** {markdown(dataset['note'])}"] if dataset["note"] else []
@@ -188,7 +188,7 @@ def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
     after = f"after {', '.join(pixels['after'])}" if pixels["after"] else "as they are"
     blocks += [
         f"Of the {pixels['images']:,} training images {after} (`transforms.eval` up to the first "
-        "transform of floats), every image counting alike, 1.0 being white:"
+        "transform of floats). Every image has the same weight; 1.0 is white:"
     ]
     rows = [["measured", *map(by_channel, (pixels["mean"], pixels["std"]))]]
     if pixels["after"]:
@@ -198,7 +198,7 @@ def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
     blocks += [data_table(["", *MEAN_STD], rows), f"    {pixels['yaml']}"]
     if differs(pixels):
         blocks += [
-            "The YAML's numbers are not those measured here. A model with pretrained weights wants "
+            "The YAML's numbers are not those measured here. A model with pretrained weights needs "
             "the numbers that it was trained with."
         ]
     blocks += duplicates_of(facts, "duplicates.png" in pictures)

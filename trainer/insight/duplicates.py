@@ -1,11 +1,11 @@
-"""Pictures that are nearly the same: re-encoded, resized, brightened or slightly cropped copies.
+"""Finds nearly equal pictures: re-encoded, resized, brightened or slightly cropped copies.
 
 The search has three steps, each slower and stricter than the one before. First, every image gets
 a descriptor of its lowest cosine frequencies (their signs are pHash's bits), and matrix products
 find its nearest neighbours. Second, a neighbour is aligned with the image by a small shift, stretch
 and change of brightness (Lucas and Kanade, 1981), and the edges of both are compared at 32 x 32.
-Third, larger images are read again and compared at 128 x 128: there, two photographs of the same
-kind of banknote agree to 0.99, copies of one photograph to 0.997.
+Third, larger images are read again and compared at 128 x 128. There, two photographs of the same
+kind of banknote have a likeness of 0.99, copies of one photograph 0.997.
 """
 
 import math
@@ -23,11 +23,11 @@ WAVES = 8  # lowest frequencies of the cosine transform, along each side
 NEIGHBOURS = 8
 FLAT = 4.0  # grey levels: thumbnails with a smaller standard deviation all look alike
 
-# A pair must exceed these correlations, measured on copies and on 80 million pairs of other images:
-# of descriptors; of the edges of 16 x 16, not aligned; of aligned edges, by side.
+# A pair must exceed these correlations, measured on copies and on 80 million pairs of other images.
+# RELATED: descriptors. SIMILAR: edges at 16 x 16, not aligned. ALIKE: aligned edges, by side.
 RELATED, SIMILAR = 0.9, 0.88
 ALIKE = {SIZE // 2: 0.98, SIZE: 0.987, DETAIL: 0.994}
-LARGE_SIDE = 96  # pixels: an image with a shorter side has no more detail than its thumbnail
+LARGE_SIDE = 96  # pixels: an image with a shorter side shows little more than its thumbnail
 
 
 def near_duplicates(

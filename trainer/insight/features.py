@@ -1,4 +1,4 @@
-"""What is inside a model: kernels, feature maps, last features, Grad-CAM.
+"""Reads the inside of a model: kernels, feature maps, last features, Grad-CAM.
 
 All functions run the model in eval mode and leave it as it was: modes, buffers, gradients, hooks,
 and the random generators that dropout uses.
@@ -19,7 +19,10 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def first_kernels(model: nn.Module, input_shape: tuple[int, int, int]) -> Tensor | None:
-    """Return a first Conv2d's or Linear's weights as (N, C, h, w) float on the CPU; else None."""
+    """Return the weights of the first layer as (N, C, h, w) float on the CPU.
+
+    It is a Conv2d, or a Linear that takes the pixels. Return None for any other model.
+    """
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             return layer.weight.detach().float().cpu().contiguous()
@@ -33,10 +36,10 @@ def first_kernels(model: nn.Module, input_shape: tuple[int, int, int]) -> Tensor
 def feature_maps(
     model: nn.Module, inputs: Tensor, channels: int | None = None
 ) -> dict[str, Tensor]:
-    """Return the output maps of each layer for one image (1, C, H, W), in the order of the forward.
+    """Return the output maps of each layer for one image (1, C, H, W), in the order of forward.
 
     name -> (channels, h, w) float on the CPU, for layers without inner layers whose maps have more
-    than one pixel. A layer that runs twice comes again as "name (2)". channels: at most so many.
+    than one pixel. A layer that runs twice appears again as "name (2)". channels: at most so many.
     """
     maps: dict[str, Tensor] = {}
 
@@ -81,8 +84,8 @@ def grad_cam(model: nn.Module, inputs: Tensor, class_index: int) -> tuple[Tensor
     """Return where a model finds evidence for a class: (H, W) in 0-1, and the name of the layer.
 
     inputs: one image (1, C, H, W). Selvaraju et al., 2017, "Grad-CAM", eq. 1 and 2, at the last
-    layer whose maps have more than one pixel; enlarged to the image. The largest value is 1, or 0
-    if there is no evidence. Raises ValueError if no layer has such maps, or tokens follow them.
+    layer whose maps have more than one pixel. The largest value is 1, or 0 if there is no evidence.
+    Raises ValueError if there are no such maps, tokens follow them, or no logit depends on them.
     """
     found: list[tuple[str, Tensor, Tensor]] = []
     tokens: list[str] = []
@@ -144,7 +147,7 @@ def _outputs_hooked(
     maps: OutputHook,
     others: OutputHook = lambda name, layer, output: None,
 ) -> Iterator[None]:
-    """Context manager: give each layer's output to a hook; what the hook returns replaces it."""
+    """Context manager: ``maps`` or ``others`` gets each output, and may return a replacement."""
     names = {layer: name for name, layer in model.named_modules()}
     height, width = inputs.shape[-2:]
 

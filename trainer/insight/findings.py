@@ -1,4 +1,4 @@
-"""The content of a run's report, found once for its two forms: Markdown and a page of HTML."""
+"""Finds the content of a run's report, once for its two forms: Markdown and a page of HTML."""
 
 import math
 import re
@@ -41,11 +41,11 @@ SECONDS = {
 class ReportData:
     """What a report is made from.
 
-    history: one dict an epoch with "epoch" (from 1) and tags such as "val/accuracy" and, with or
-    without its ending, "train/loss_epoch"; values that are no numbers are passed over.
-    probabilities (N, K), labels (N,) and ids (N) are those of the test split, on the CPU. result is
-    the content of result.json, at least "best" (with its "epoch") and "test". picture_of(i) is test
-    image i, uint8 (C, H, W), and may raise. class_balance: images of each class by split.
+    history: one dict per epoch, with "epoch" (from 1) and tags such as "val/accuracy" and
+    "train/loss_epoch" (or "train/loss"); values that are not numbers are ignored. probabilities
+    (N, K), labels (N,) and ids (N) are those of the test split, on the CPU. result: the content of
+    result.json, at least "best" (with its "epoch") and "test". picture_of(i): test image i, uint8
+    (C, H, W); it may raise. class_balance: images of each class by split.
     """
 
     history: Sequence[dict[str, Any]]
@@ -167,7 +167,7 @@ class Findings:
 
 
 def find(given: ReportData, run: Path) -> Findings:
-    """Return what the report on ``run`` says of these results."""
+    """Return the content of the report on the folder ``run``."""
     result, classes, balance = given.result, given.classes, given.class_balance
     probabilities, labels = given.probabilities, given.labels
     bins = calibration_bins(probabilities, labels)
@@ -180,7 +180,7 @@ def find(given: ReportData, run: Path) -> Findings:
         facts=_facts(result, run),
         notes=_notes(result, classes, balance),
         left_out=left_out,
-        # An epoch's means are called train/loss_epoch where train/loss is that of a few steps.
+        # metrics.jsonl has train/loss of a few steps, and train/loss_epoch as the epoch's mean.
         history=[{k.removesuffix("_epoch"): v for k, v in row.items()} for row in given.history],
         classes=classes,
         num_images=len(labels),
@@ -199,7 +199,7 @@ def find(given: ReportData, run: Path) -> Findings:
 
 
 def calibration_bins(probabilities: Tensor, labels: Tensor, bins: int = NUM_BINS) -> Bins:
-    """(images, mean confidence, accuracy) of equal intervals (a, b] of confidence, from 0 to 1."""
+    """(images, mean confidence, accuracy) of ``bins`` equal intervals (a, b] from 0 to 1."""
     confidence, predicted = probabilities.double().nan_to_num(0).max(dim=1)
     interval = (confidence * bins).ceil().long().clamp(1, bins) - 1
     counts = interval.bincount(minlength=bins)
@@ -220,7 +220,7 @@ def wilson(right: int, images: int) -> tuple[float, float]:
 
 
 def _rows_to_show(probabilities: Tensor, labels: Tensor) -> tuple[list[int], int]:
-    """The rows of the most certain mistakes (else of the least certain images); mistakes in all."""
+    """Rows of the most certain mistakes (else of the least certain images); number of mistakes."""
     confidence, predicted = probabilities.max(dim=1)
     wrong = (predicted != labels).nonzero().flatten()
     if len(wrong):
@@ -297,12 +297,12 @@ def _notes(
 
 
 def _commands(run: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
-    """(purpose, command) of commands that use the run, typed in the checkout's root."""
+    """(purpose, command) of commands that use the run; they are run in the checkout's root."""
     folder, siblings = shlex.quote(str(run)), shlex.quote(str(run.parent))
     epochs = int(numbers(result).get("epochs") or result["best"]["epoch"])
     return [
         ("watch the curves", f"tensorboard --logdir {shlex.quote(str(run.parent.parent))}"),
-        ("judge the weights again", f"python -m trainer.evaluate {folder}"),
+        ("evaluate the weights again", f"python -m trainer.evaluate {folder}"),
         ("classify pictures", f"python -m trainer.predict {folder} path/to/pictures"),
         ("see what the model looks at", f"python -m trainer.explain {folder} path/to/picture.jpg"),
         ("take it elsewhere", f"python -m trainer.export {folder} --format onnx"),

@@ -1,4 +1,4 @@
-"""Tensors and settings as what TensorBoard's dashboards read: one function for each kind."""
+"""Turns tensors and settings into what TensorBoard's dashboards read: one function per kind."""
 
 import html
 import json
@@ -27,9 +27,9 @@ from trainer.insight.features import evaluating
 from trainer.process.words import visible
 
 BINS = 50  # of a histogram; TensorBoard draws 30
-ELEMENTS = 32_000  # of a tensor, counted in a histogram: so many torch counts on one thread
+ELEMENTS = 32_000  # values of a tensor in a histogram, at most: torch counts these on one thread
 THRESHOLDS = 127  # of a PR curve; TensorBoard reads no more
-NO_CHOICE = (  # settings that people do not vary to compare runs: TensorBoard shows five only
+NO_CHOICE = (  # settings that people do not vary; TensorBoard shows only five of the others
     *("name", "log.", "checkpoint.", "metrics", "dataset.root", "dataset.draw_if_absent"),
     *("loader.workers", "loader.cache", "loader.eval_batch_size"),
     *("train.device", "train.threads", "train.budget", "train.skip_non_finite"),
@@ -50,7 +50,7 @@ def picture(tag: str, made: Image.Image) -> Any:
 
 
 def in_blue(made: Image.Image) -> Image.Image:
-    """Return a white to dark blue picture with one byte a pixel: it is written 5 times faster."""
+    """Return the picture in white to dark blue, one byte per pixel: written 5 times faster."""
     one_plane = made.convert("L")
     one_plane.putpalette(_BLUES)
     return one_plane
@@ -97,7 +97,7 @@ def pr_curves(tag: str, chances: Tensor, labels: Tensor, classes: Sequence[str])
     recall = right / (right + missed).clamp_min(1e-7)
     curves = torch.stack([right, wrong, rejected, missed, precision, recall], dim=1).float()
     for name, curve in zip(classes, curves.numpy(), strict=False):
-        # summary.pr_curve_raw makes a Python number of each, which takes three times as long.
+        # summary.pr_curve_raw turns each value into a Python number: three times as slow.
         plugin = SummaryMetadata.PluginData(plugin_name="pr_curves", content=_PR_CURVE)
         value = Summary.Value(
             tag=f"{tag}/{visible(name)}", metadata=SummaryMetadata(plugin_data=plugin)
@@ -114,7 +114,7 @@ def graph(model: nn.Module, input_shape: tuple[int, int, int], device: torch.dev
     inputs = (torch.zeros(1, *input_shape, device=device),)
     with evaluating(model, device), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated, and sizes become constants
-        # check_trace would trace again: two traces of a transformer differ, but not in the graph.
+        # check_trace would trace again and find differences in a transformer; its graph has none.
         trace = torch.jit.trace(model, inputs, strict=False, check_trace=False)  # type: ignore[no-untyped-call]
         traced = trace.graph
         torch._C._jit_pass_inline(traced)
@@ -188,6 +188,6 @@ def name_value_table(values: Mapping[str, Any]) -> str:
 
 
 def _without_markup(value: object) -> str:
-    """Return text in which nothing is markup, neither HTML's nor Markdown's."""
+    """Return text with all markup of HTML and Markdown escaped."""
     escaped = html.escape(visible(str(value)), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", escaped).replace("\\|", "&#124;")

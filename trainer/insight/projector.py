@@ -1,4 +1,4 @@
-"""Files for TensorBoard's embedding projector: test images as the last layer's input shows them."""
+"""Writes files for TensorBoard's embedding projector: the last layer's inputs for test images."""
 
 import math
 from pathlib import Path
@@ -34,7 +34,7 @@ PROJECTOR = """embeddings {{
 
 
 def write_projector(run: Path, job: Job, subset: Subset, chances: Tensor, labels: Tensor) -> None:
-    """Write features, classes and pictures of at most POINTS images; raises RunError for a link."""
+    """Write features, classes and pictures of at most POINTS images; RunError if into a link."""
     rows, classes = spread(len(subset), POINTS), job.data.classes
     vectors, thumbnails, largest = [], [], 64 if len(rows) <= 256 else 32
     for chunk in torch.split(rows, job.val_loader.batch_size):
@@ -78,7 +78,7 @@ def _thumbnails(pipeline: Pipeline, images: Tensor, largest: int) -> Tensor:
 
 
 def _sprite(pictures: Tensor, columns: int) -> Image.Image:
-    """Return pictures (N, C, h, w) uint8 as one, row by row in a square of ``columns``."""
+    """Return pictures (N, C, h, w) uint8 as one picture: ``columns`` rows of ``columns`` each."""
     count, channels, height, width = pictures.shape
     squares = torch.zeros(columns * columns, channels, height, width, dtype=torch.uint8)
     squares[:count] = pictures

@@ -13,9 +13,9 @@ from trainer.run.disk import make_output_folder, write_file
 
 
 def write_report(folder: Path, results: ReportData, run: Path | None = None) -> None:
-    """Write ``folder``/report.md and report.html, and the Markdown's pictures, making the folder.
+    """Write ``folder``/report.md, report.html and the Markdown's pictures; make the folder.
 
-    run: the run's folder, by default the one that ``folder`` lies in. Raises RunError for a link.
+    run: the run's folder (default: the parent). Raises RunError if ``folder`` is a link.
     """
     make_output_folder(folder)
     found = find(results, run or folder.parent)
@@ -82,11 +82,11 @@ def _markdown(found: Findings) -> str:
     parts += ["## Curves", "![curves](curves.png)"]
     parts += [markdown_table(found.tags, found.epochs)]
     if found.balance:
-        sums = ["part", "images", "smallest class", "largest class"], found.balance_sums
+        sums = ["split", "images", "smallest class", "largest class"], found.balance_sums
         table = sums if found.many else (["class", *found.balance], found.balance_rows)
         parts += ["## Class balance", markdown_table(*table)]
     if found.seconds:
-        header = ["part", "what", "seconds", "share"]
+        header = ["activity", "what", "seconds", "share"]
         parts += ["## What the time went to", markdown_table(header, found.times)]
     parts += ["## To go on"]
     parts += ["\n".join(f"    # {what}\n    {plain(command)}" for what, command in found.commands)]

@@ -1,4 +1,4 @@
-"""The report as one page of HTML: no script, no request to anywhere, light and dark, for print."""
+"""Makes the report as one page of HTML: no script, no request, light and dark, printable."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ REPORT_TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 
 
 def report_page(found: Findings, confusion: Image.Image) -> str:
-    """The page as HTML; ``confusion`` is the picture that is shown if there are many classes."""
+    """The page as HTML; if there are many classes, it shows the picture ``confusion``."""
     charts = [
         curves_chart(title, curves, found.best_epoch)
         for title, curves in panels_of(found.history).items()
@@ -56,7 +56,7 @@ def report_page(found: Findings, confusion: Image.Image) -> str:
 
 
 def _data_url(picture: Image.Image) -> str:
-    """A picture as a data URL: small ones and charts as PNG, photographs as JPEG."""
+    """A picture as a data URL: small pictures and charts as PNG, photographs as JPEG."""
     if max(picture.size) <= CRISP_BELOW or picture.width > 400:  # JPEG blurs the letters of charts
         kind, data = "png", png(picture)
     else:

@@ -9,7 +9,7 @@ from transforms.pipeline import Pipeline
 
 
 def spread(count: int, most: int) -> Tensor:
-    """Return at most ``most`` of 0..count-1 in even strides, as files are sorted by class."""
+    """Return at most ``most`` of 0..count-1, evenly spaced, because files are sorted by class."""
     if count <= most:
         return torch.arange(count)
     return torch.arange(most) * count // most
@@ -36,8 +36,8 @@ def stored_image(subset: Subset, row: int) -> Tensor:
 def as_pictures(pipeline: Pipeline, inputs: Tensor) -> Tensor:
     """Return a model's inputs (B, C, H, W) float as uint8 pictures, with Normalize undone.
 
-    If values are then outside 0-1, the range is stretched to 0-1. Other channels than 1 or 3
-    become the first one.
+    If values are then outside 0-1, the range is stretched to 0-1. Of images with neither 1 nor 3
+    channels, only the first channel is returned.
     """
     images = inputs
     for transform in reversed((*pipeline.fixed, *pipeline.rest)):

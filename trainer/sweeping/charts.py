@@ -18,7 +18,7 @@ _across = svg.scale(0, 1, MARGIN_LEFT + 12, WIDTH - MARGIN_RIGHT - 12)
 
 
 def axis(values: Sequence[Any], log: bool = False) -> tuple[list[float], list[tuple[float, str]]]:
-    """The place of each value in 0..1 (names in their order), and the marks: (place, text)."""
+    """The place of each value in 0..1 (texts: in order of first use), and marks: (place, text)."""
     if all(type(value) in (int, float) for value in values):
         numbers = [math.log10(v) if log else float(v) for v in values]
         low, high = min(numbers), max(numbers)
@@ -46,7 +46,7 @@ def is_log(plan: Plan, key: str) -> bool:
 
 
 def by_parameter(plan: Plan, rows: Sequence[Row], key: str) -> Markup:
-    """A dot for each run's value over one parameter, and a dash for each trial's mean."""
+    """A chart over one parameter: a dot for each run's value, and a dash for each trial's mean."""
     done = [row for row in rows if row.values]
     places, marks = axis([row.settings[key] for row in done], is_log(plan, key))
     up, parts = svg.vertical_axis([value for row in done for value in row.values])
@@ -62,7 +62,7 @@ def by_parameter(plan: Plan, rows: Sequence[Row], key: str) -> Markup:
 
 
 def over_trials(plan: Plan, rows: Sequence[Row]) -> Markup:
-    """The mean of each trial in their order, and the best so far as steps."""
+    """A chart over the trials' numbers: a dot for each mean, and steps for the best mean so far."""
     means = [(row, row.mean) for row in rows if row.mean is not None]
     last = max([row.number for row in rows] + [1])
     up, parts = svg.vertical_axis([mean for _, mean in means])

@@ -20,7 +20,7 @@ from trainer.run.resume import as_yaml, differences, settings
 from trainer.sweeping.plan import Plan
 from trainer.sweeping.space import Settings
 
-# Settings that may change when a sweep goes on: they have no influence on the weights.
+# Settings that may change when a sweep is resumed: they have no influence on the weights.
 SWEEP_MAY_CHANGE = (
     *("log.", "checkpoint.", "dataset.root", "train.budget", "train.skip_non_finite"),
     *("loader.workers", "loader.cache", "loader.eval_batch_size"),
@@ -57,7 +57,7 @@ def members_of(plan: Plan, trial: Trial) -> list[Member]:
 
 
 def open_folder(plan: Plan, runs: Path) -> tuple[Path, str]:
-    """The sweep's folder, which is made if needed, and the sweep's id.
+    """Make or check the sweep's folder; return it and the sweep's id.
 
     Raises ConfigError if the folder holds a sweep with other settings or another experiment, and
     RunError if it cannot be used.
@@ -88,7 +88,7 @@ def open_folder(plan: Plan, runs: Path) -> tuple[Path, str]:
 
 
 def refuse_another(plan: Plan, folder: Path, began: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raise ConfigError with all differences that are not allowed. More trials or seeds are."""
+    """Raise ConfigError with all forbidden differences; more trials or seeds are allowed."""
     another = "give this one another name, as in name=again"
     faults = []
     old, new = began["sweep"], asked["sweep"]
@@ -126,9 +126,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def claim(folder: Path) -> IO[str] | None:
-    """Claim the run in ``folder``: an open file; None if another worker holds the claim.
+    """Claim the run in ``folder``; return the claim, or None if another worker holds it.
 
-    The claim lasts until all processes that have the file open have closed it or ended.
+    The claim is an open file. It lasts until each process that has it open closes it or ends.
     """
     folder.mkdir(exist_ok=True)
     file = (folder / "claim.lock").open("a")
@@ -162,7 +162,7 @@ def ended(folder: Path) -> dict[str, Any] | None:
 
 
 def damaged(path: Path) -> RunError:
-    """The error for a file of the sweep that something else has changed."""
+    """The error for a file of the sweep whose content the sweep did not write."""
     return RunError(f"{path} is not what the sweep wrote; remove it, or give the sweep a new name.")
 
 
@@ -172,7 +172,7 @@ def newest_run(folder: Path) -> Path | None:
 
 
 def end_of(run: Path | None, monitor: str, status: str, reason: str = "") -> dict[str, Any]:
-    """The content of a run's end.json; ``value`` is the monitored one of its best epoch."""
+    """The content of a run's end.json; its ``value`` is ``monitor`` at the run's best epoch."""
     from trainer.comparing.listing import inspect_run
 
     found = None if run is None else inspect_run(run)

@@ -1,4 +1,4 @@
-"""TensorBoard's HPARAMS table of a sweep: one row per trial, with its params and results."""
+"""Writes TensorBoard's HPARAMS table of a sweep: one row per trial, with params and results."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ ENDED = ("done", "pruned", "failed")
 
 
 def write_hparams(plan: Plan, folder: Path, rows: Sequence[Row]) -> None:
-    """Write hparams/experiment, and hparams/tNNN for each trial that ended: folders, atomically."""
+    """Write the folder hparams/experiment, and hparams/tNNN for each trial that ended."""
     place = folder / "hparams"
     place.mkdir(exist_ok=True)
     _add(place / "experiment", [_experiment_summary(plan)], {})
@@ -37,7 +37,7 @@ def write_hparams(plan: Plan, folder: Path, rows: Sequence[Row]) -> None:
 
 
 def _add(folder: Path, summaries: Sequence[Summary], numbers: dict[str, float]) -> None:
-    """Make a folder with one event file; replace a folder with other content."""
+    """Make a folder with one event file, atomically; replace a folder with other content."""
     content = b"".join(s.SerializeToString(deterministic=True) for s in summaries)
     digest = hashlib.sha256(content + repr(numbers).encode()).hexdigest()
     named = folder / "content.sha256"

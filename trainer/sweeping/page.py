@@ -1,4 +1,4 @@
-"""A sweep as one page of HTML, in the report's style: no script, no request to anywhere."""
+"""Makes the page of a sweep as HTML, in the report's style: no script, no request."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -19,7 +19,7 @@ from trainer.sweeping.settings import Sweep, SweepFile
 from trainer.sweeping.space import Settings, overrides, points, samples
 
 MAX_TRIALS = 10_000
-MAX_CHECKED = 200  # combinations of a grid that are checked; every single choice always is
+MAX_CHECKED = 200  # combinations of a grid that are checked; each single choice is always checked
 NOT_VARIED = {  # keys that a sweep may not vary, and what to write instead
     "name": "names the folders of the sweep's runs",
     "seed": "is varied by 'seeds: [0, 1, 2]', which also shows mean and spread",
@@ -137,7 +137,7 @@ def _fill_in_name(document: Document, stem: str) -> None:
 
 
 def _where_it_belongs(place: Place, schema: Schema) -> str:
-    """The end of the message about an unknown key that exists at another place; else ""."""
+    """The end of a message on an unknown key: the place where the key exists; "" if nowhere."""
     inner = schema["$defs"]["Sweep"]["properties"]
     if len(place) == 1 and place[0] in inner:
         return "; it belongs in 'sweep'"
@@ -147,7 +147,7 @@ def _where_it_belongs(place: Place, schema: Schema) -> str:
 
 
 def _rules(data: Any) -> Iterator[Finding]:
-    """Faults that the schema does not find: values that do not go together, and limits."""
+    """Faults that the schema does not find: values that exclude each other, and limits."""
     sweep = data.get("sweep") if isinstance(data, dict) else None
     if not isinstance(sweep, dict):
         return
@@ -223,7 +223,7 @@ def _number(value: Any) -> float | None:
 def _load_experiment(
     document: Document, folder: Path, typed: Sequence[str], faults: list[Fault]
 ) -> tuple[Path, Config | None]:
-    """The path and the configuration of the experiment without the sweep; adds its ``faults``."""
+    """The path and the configuration of the experiment itself; adds its faults to ``faults``."""
     named = document.data.get("base") if isinstance(document.data, dict) else None
     if not isinstance(named, str) or document.is_unknown(("base",)):
         return folder, None
@@ -241,7 +241,7 @@ def _load_experiment(
 
 
 def _without_faults(data: Any, faults: Sequence[Fault]) -> Sweep | None:
-    """A sweep of those params that have no fault, to check their choices; None if impossible."""
+    """The sweep with the params that have no fault, to check their choices; None if impossible."""
     faulty = {fault.path for fault in faults}
     sweep = data.get("sweep")
     if not isinstance(sweep, dict) or not isinstance(sweep.get("params", {}), dict):
@@ -263,7 +263,7 @@ def _without_faults(data: Any, faults: Sequence[Fault]) -> Sweep | None:
 def _faults_of_choices(
     document: Document, base: Path, typed: Sequence[str], sweep: Sweep
 ) -> list[Fault]:
-    """The experiment's faults with each choice; if there are none, with combinations of a grid."""
+    """The experiment's faults with each choice. Without any: those with combinations of a grid."""
     faults: dict[Fault, None] = {}
     for settings, key, place in samples(sweep):
         at: Place = ("sweep", "params", key, place)
@@ -285,7 +285,7 @@ def _faults_of_choices(
 
 
 def check_with_torch(plan: Plan) -> None:
-    """Raise ConfigError for choices, and ends of ranges, that PyTorch's constructors refuse."""
+    """Raise ConfigError for choices and ends of ranges that PyTorch's constructors refuse."""
     from trainer.build.trial import check_components
 
     tried: list[tuple[Settings, str, Place, list[Fault]]] = []
@@ -305,7 +305,7 @@ def check_with_torch(plan: Plan) -> None:
             elif _concerns(fault, key):
                 moved = plan.document.fault(at, _message(fault, key))
                 found.setdefault(what, []).append(moved)
-            else:  # two choices that do not go together
+            else:  # two choices exclude each other
                 message = f"{fault.path}: {fault.message} (with {' '.join(overrides(settings))})"
                 others.setdefault(what, [plan.document.fault(("sweep", "params"), message)])
     if found or others:

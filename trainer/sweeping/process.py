@@ -1,4 +1,4 @@
-"""The process of a sweep's run: its command, its GPU, how far it is, and why it failed."""
+"""The process of a sweep's run: its command, its GPU, its progress, and why it failed."""
 
 import os
 import re
@@ -14,11 +14,11 @@ from trainer.run.folder import read_metrics
 from trainer.sweeping.folder import SWEEP_MAY_CHANGE, Member, newest_run
 from trainer.sweeping.plan import Plan
 
-MAX_REASON = 1000  # letters of the reason for which a run failed
+MAX_REASON = 1000  # letters of the reason why a run failed
 
 
 def train_command(plan: Plan, folder: Path, member: Member) -> list[str]:
-    """The command that begins a run, or resumes it if it was begun before."""
+    """The command that starts a run, or resumes it if it was started before."""
     command = [sys.executable, "-m", "trainer.train"]
     if (run := newest_run(folder / member.name)) is not None:
         changed = [text for text in plan.overrides if text.startswith(SWEEP_MAY_CHANGE)]
@@ -34,7 +34,7 @@ def train_command(plan: Plan, folder: Path, member: Member) -> list[str]:
 
 
 def end_with(parent: int) -> Callable[[], None] | None:
-    """A ``preexec_fn`` with which Linux sends the new process SIGTERM when this one dies."""
+    """A ``preexec_fn``: Linux then sends the new process SIGTERM when this process dies."""
     if not sys.platform.startswith("linux"):
         return None  # the run goes on to its end, and keeps its claim until then
     import ctypes
@@ -62,7 +62,7 @@ def gpus_of(plan: Plan) -> list[str]:
 
 
 def metrics_length(run: Path | None) -> int:
-    """The bytes of a run's metrics.jsonl; 0 if there is none."""
+    """The size of a run's metrics.jsonl in bytes; 0 if there is none."""
     try:
         return 0 if run is None else (run / "metrics.jsonl").stat().st_size
     except OSError:
@@ -72,7 +72,7 @@ def metrics_length(run: Path | None) -> int:
 def values_of(run: Path, monitor: str) -> dict[int, float]:
     """The monitored value of each epoch so far, by the epoch's number."""
     path = run / "metrics.jsonl"
-    lines = read_metrics(path, path.read_bytes().rfind(b"\n") + 1)  # the next is being written
+    lines = read_metrics(path, path.read_bytes().rfind(b"\n") + 1)  # the run may write one now
     return {
         line["epoch"]: line[monitor]
         for line in lines

@@ -29,9 +29,9 @@ TRIAL_STATES = ("done", "pruned", "failed", "begun", "waiting")
 class Row:
     """A trial: its settings, and the results of its runs (one per seed and fold).
 
-    ``values``: the monitored value of each ended run, at its best epoch by validation. ``loss``:
-    the mean val/loss of these epochs. ``test``: the mean of each test number. ``runs``: the content
-    of each end.json. ``status``: one of TRIAL_STATES.
+    ``values``: the monitored value of each ended run, at the run's best epoch. ``loss``: the mean
+    val/loss of these epochs. ``test``: the mean of each test number. ``runs``: the content of each
+    end.json, with seed and fold. ``status``: one of TRIAL_STATES.
     """
 
     number: int
@@ -149,13 +149,13 @@ def _is_number(value: object) -> bool:
 
 
 def ranked(plan: Plan, rows: Sequence[Row]) -> list[Row]:
-    """The trials that are done, the best first; of equal ones the one with the lower val/loss."""
+    """The trials that are done, the best first; among equal values, the lowest val/loss first."""
     done = [row for row in rows if row.status == "done" and row.mean is not None]
     return sorted(done, key=lambda row: (-plan.sign * (row.mean or 0), row.loss, row.number))
 
 
 def in_rank(plan: Plan, rows: Sequence[Row]) -> list[Row]:
-    """All trials: first those that are done, the best first; then the others by their state."""
+    """All trials: first ``ranked``, then the others in the order of TRIAL_STATES."""
     best = ranked(plan, rows)
     rest = [row for row in rows if row not in best]
     return best + sorted(rest, key=lambda row: (TRIAL_STATES.index(row.status), row.number))

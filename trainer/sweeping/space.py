@@ -1,4 +1,4 @@
-"""The settings that a sweep tries: a grid's combinations, or random draws from a seed."""
+"""Computes the settings that a sweep tries: a grid's combinations, or draws from a seed."""
 
 import itertools
 import math
@@ -59,7 +59,7 @@ def at(space: Range, share: float) -> int | float:
 
 
 def samples(sweep: Sweep) -> Iterator[tuple[Settings, str, int | str]]:
-    """Yield settings, key, place: each choice or end of a range, with the other keys' first."""
+    """Yield (settings, key, place): each choice or end of a range, other keys at their first."""
     first = {key: ends(space)[0][1] for key, space in sweep.params.items()}
     for key, space in sweep.params.items():
         for place, value in ends(space):
@@ -67,7 +67,7 @@ def samples(sweep: Sweep) -> Iterator[tuple[Settings, str, int | str]]:
 
 
 def ends(space: list[Any] | Range) -> list[tuple[int | str, Any]]:
-    """(number, choice) of a list, or (name, number) of both ends of a range."""
+    """(index, choice) for each choice of a list; ("low", number), ("high", number) of a range."""
     if isinstance(space, list):
         return list(enumerate(space))
     return [("low", space.low), ("high", space.high)]

@@ -1,7 +1,7 @@
 """The trials of a sweep in an Optuna study, which is a journal file.
 
 A trial of the study holds its number in the sweep ("number"), its settings, and the folder whose
-workers train its runs. If two trials have one number, the one that was created first counts.
+workers train its runs. If two trials have the same number, the first one counts.
 Akiba et al., 2019, "Optuna"; Bergstra et al., 2011, for the Tree-structured Parzen Estimator.
 """
 
@@ -24,7 +24,7 @@ from trainer.sweeping.plan import Plan
 from trainer.sweeping.space import Settings, points
 
 ALIVE_EVERY = 30.0  # seconds between two signs of life of a folder
-LOST_AFTER = 300.0  # seconds without a sign, after which a trial is run by another folder
+LOST_AFTER = 300.0  # seconds without a sign; then another folder repeats the trial
 
 
 class _Lock:
@@ -130,7 +130,7 @@ class Study:
         ]
 
     def ask(self) -> Trial | None:
-        """The next trial; None if all are taken. A trial whose process died in here comes first."""
+        """The next trial; a half-made one of this folder comes first. None if all are taken."""
         with self._in_plain_words(), locked(self.folder / "ask.lock"):
             while True:
                 counted = self.counted()
@@ -172,7 +172,7 @@ class Study:
         return Trial(number, settings, key)
 
     def _suggest(self, key: int, number: int, given: Settings | None) -> Settings:
-        """Draw settings by a sampler with the trial's own seed, so that kills change nothing."""
+        """Draw settings, or store ``given`` ones. The number seeds the draws: kills change none."""
         from transforms.keyed import seed_of
 
         seed = seed_of("sweep", self.plan.sweep.seed, number) % 2**32

@@ -1,4 +1,4 @@
-"""Which trials there are and which is next: from a list, or from a study that workers share."""
+"""The trials of a sweep and the next one: from a list, or from a study that workers share."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ class Listed:
         self.trials = [Trial(number, each) for number, each in enumerate(points(plan.sweep))]
 
     def known(self) -> Sequence[Trial]:
-        """All of them."""
+        """All trials."""
         return self.trials
 
     def ask(self) -> Trial | None:

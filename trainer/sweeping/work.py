@@ -1,7 +1,7 @@
 """The work of a sweep: a worker claims one run after another and starts a process for each.
 
-The process is `python -m trainer.train`; if it crashes, the sweep goes on. It holds the claim to
-its run together with this one: if this one is killed, no other worker can write to the same run.
+The process is `python -m trainer.train`; if it crashes, the sweep goes on. Worker and process both
+hold the claim to the run: if the worker is killed, no other worker can write to the run.
 """
 
 import os
@@ -34,12 +34,12 @@ ASK_EVERY = 2.0  # seconds between two searches for runs that other workers have
 
 @dataclass
 class Slot:
-    """A run at work: its claim, its process, and the bytes of its metrics.jsonl."""
+    """A run in progress: its claim, its process, and the size of its metrics.jsonl."""
 
     member: Member
     claim: IO[str]
     process: "subprocess.Popen[bytes]"
-    place: int  # from 0 to jobs - 1; decides the GPU
+    place: int  # from 0 to jobs - 1; chooses the GPU
     first_length: int  # bytes when the process began
     length: int  # bytes at the last look
     began: float = field(default_factory=time.monotonic)
@@ -66,7 +66,7 @@ class Work:
         self.ends: dict[str, dict[str, Any]] = {}  # content of end.json, by the run's name
         self.starts: dict[str, int] = {}  # how often each run was started, by its name
         self.seconds: list[float] = []  # duration of each run that was done here
-        self.asked = 0.0  # when the last search for runs was
+        self.asked = 0.0  # time of the last search for runs
         self.waiting = self.said_waiting = False
         self.gpus = process.gpus_of(plan)
         self.written = self.writing = 0.0  # when results were last written, and how long it took
@@ -89,10 +89,10 @@ class Work:
             raise
 
     def _next(self, at_once: bool) -> tuple[Member, IO[str]] | None:
-        """Claim a run that no worker does; None if there is none.
+        """Claim a run that no worker does; return it and its claim, or None if there is none.
 
-        Also reports trials whose runs have all ended, and sets ``waiting``: whether other workers
-        still do runs. Without ``at_once``, searches only every ASK_EVERY seconds.
+        Also report trials whose runs have all ended, and set ``waiting``: whether other workers
+        still do runs. Without ``at_once``, search only every ASK_EVERY seconds.
         """
         if not at_once and time.monotonic() - self.asked < ASK_EVERY and self.asked:
             return None
@@ -251,7 +251,7 @@ class Work:
         else:
             reason = process.reason_of(self.folder / member.name, run, code)
             end = end_of(run, monitor, "failed", f"exit code {code}: {reason}")
-            if len(self.plan.members) > 1:  # the trial's line will have the reason
+            if len(self.plan.members) > 1:  # the trial's line gives the reason
                 self.say(f"  {member.name}  failed")
         self._write_end(member, end)
 
