@@ -1,11 +1,11 @@
-"""How fast training is, next to computing alone, to loops by hand and to other frameworks.
+"""Measure training speed, next to computing alone, to loops by hand and to other frameworks.
 
     python -m scripts.benchmark
     python -m scripts.benchmark --quick --cases fashion --arms "by hand" framework
     python -m scripts.benchmark --rmb data/rmb --full --out benchmark
     python -m scripts.benchmark --cases variants --device cuda
 
-All in one process and by turns: whatever else the machine does then slows all alike.
+All run in one process, in turns. So other programs on the machine slow all of them alike.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 CASES = ("fashion", "step", "rmb")
-MORE_CASES = ("variants",)  # on being asked only
+MORE_CASES = ("variants",)  # only if --cases names them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the tables, write them with a picture; returns the exit code."""
+    """Measure, print the tables, write them and a picture; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.benchmark",
         description="Measure training speed: ratios first, absolute numbers second.",
@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def device_named(name: str) -> Any:
-    """The device; raises UsageError where this machine has none of that name."""
+    """The device; raises UsageError if this machine has no device of that name."""
     import torch
 
     from trainer.process.errors import UsageError
@@ -155,7 +155,7 @@ def machine(device: Any) -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor as its maker calls it, where the system says."""
+    """The processor's name, if the system tells it."""
     import platform
 
     try:
@@ -166,7 +166,7 @@ def processor() -> str:
 
 
 def load_average() -> str:
-    """Processes that wanted to run in the last minute; the benchmark's own count too."""
+    """The mean number of processes that wanted to run in the last minute, the benchmark's too."""
     import os
 
     return f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"

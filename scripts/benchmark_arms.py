@@ -1,7 +1,7 @@
-"""The arms of the benchmark: ways to train the same model on the same images, each timed alike.
+"""The arms of the benchmark: ways to train the same model on the same images, timed alike.
 
-An arm trains whole epochs. Its speed is the median of the epochs after the first, validation and
-saving left out, which is how a run's result.json states ``images_per_second``.
+An arm trains whole epochs. Its speed is the median of the epochs after the first, without
+validation and saving. ``images_per_second`` in a run's result.json is measured in the same way.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from trainer.process.errors import RunError
 from transforms.keyed import seed_of
 
 MEAN, STD = 0.2860, 0.3530
-LEARNING_RATE, MOMENTUM = 0.0002, 0.9  # low: one batch alone must not be learnt by heart
+LEARNING_RATE, MOMENTUM = 0.0002, 0.9  # low, so that one repeated batch is not memorised
 PAD = {"name": "Pad", "padding": 2}
 CROP = {"name": "RandomCrop", "size": 32, "padding": 2}
 FLIP = {"name": "RandomHorizontalFlip"}
@@ -39,10 +39,10 @@ NORMALIZE = {"name": "Normalize", "mean": [MEAN], "std": [STD]}
 
 @dataclass(frozen=True)
 class Task:
-    """What every arm is to learn: images (N, 1, 28, 28) uint8 and labels (N,) int64, on the CPU.
+    """What every arm trains on: images (N, 1, 28, 28) uint8 and labels (N,) int64, on the CPU.
 
-    root is where the same images lie as files; runs, a folder for what an arm writes; workers, how
-    many processes load for Lightning and timm.
+    root: the folder with the files of these images. runs: the folder for what an arm writes.
+    workers: the number of processes that load images for Lightning and timm.
     """
 
     images: Tensor
@@ -56,7 +56,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an arm did, its first epoch included, and how fast the median of the others was."""
+    """What an arm did in all epochs, and its speed: the median of all epochs but the first."""
 
     images_per_second: float
     images: int
@@ -66,7 +66,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """A run through the command: its folder, what is written there, and the seconds it took."""
+    """A run of the command: its folder, what it wrote there, and the seconds that it took."""
 
     folder: Path
     result: dict[str, Any]
@@ -75,7 +75,7 @@ class Run:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what the device still has to do."""
+    """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -85,7 +85,7 @@ def synchronise(device: torch.device) -> None:
 def timed_epochs(
     device: torch.device, epochs: int, epoch: Callable[[], tuple[int, int, float]]
 ) -> Outcome:
-    """Call ``epoch`` that often: it trains one and returns its images, its steps and its loss."""
+    """Call ``epoch`` ``epochs`` times. It trains one epoch, and returns images, steps and loss."""
     speeds, images, steps, loss = [], 0, 0, 0.0
     for _ in range(epochs):
         synchronise(device)
@@ -114,7 +114,7 @@ def bare_steps(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
 ) -> tuple[int, int, float]:
-    """The bare loop over batches that lie on the device; its images, its steps, its mean loss."""
+    """Train by a bare loop over batches on the device; return images, steps and mean loss."""
     loss_fn, images, steps, total = nn.CrossEntropyLoss(), 0, 0, torch.zeros((), device=device)
     for inputs, labels in batches:
         optimizer.zero_grad()
@@ -127,9 +127,9 @@ def bare_steps(
 
 
 def computing_alone(task: Task, images: int, epochs: int, tuned: bool = False) -> Outcome:
-    """Forward, loss, backward and step on one batch: what no way of loading can beat.
+    """Forward, loss, backward and step on one batch: no way of loading can be faster.
 
-    tuned: with the memory layout and the optimizer that the framework takes on a CPU.
+    tuned: with the memory layout and the optimizer that the framework chooses on a CPU.
     """
     model, size = new_model(task).train(), task.batch_size
     inputs = nn.functional.pad(task.images[:size], [2] * 4).to(task.device)
@@ -147,7 +147,7 @@ def computing_alone(task: Task, images: int, epochs: int, tuned: bool = False) -
 
 
 def by_hand(task: Task, images: int, epochs: int) -> Outcome:
-    """Images resident on the device, cropped and flipped a batch at a time, as people write it."""
+    """A hand-written loop: images stay on the device; each batch is cropped and flipped there."""
     model = new_model(task).train()
     optimizer, size = new_optimizer(model), task.batch_size
     resident = nn.functional.pad(task.images[:images], [2] * 4).to(task.device)
@@ -172,7 +172,7 @@ def by_hand(task: Task, images: int, epochs: int) -> Outcome:
 
 
 class Pictures(torch.utils.data.Dataset[tuple[Any, int]]):
-    """Images as the data sets of torchvision give them: a PIL picture each, then transformed."""
+    """Images as torchvision's datasets give them: each becomes a PIL picture, then a tensor."""
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Callable[..., Any]) -> None:
         self.images, self.labels, self.transform = images, labels, transform
@@ -229,7 +229,7 @@ def tutorial(task: Task, images: int, epochs: int, workers: int) -> Outcome:
 
 
 def lightning(task: Task, images: int, epochs: int) -> Outcome:
-    """Lightning's Trainer as its first page shows it: bar, checkpoints and logger as they come."""
+    """Lightning's Trainer as on its first page, with its default bar, checkpoints and logger."""
     package = importlib.import_module("lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     speeds: list[float] = []
@@ -274,14 +274,14 @@ def lightning(task: Task, images: int, epochs: int) -> Outcome:
 
 
 def timm(task: Task, images: int, epochs: int) -> Outcome:
-    """Timm's loader, optimizer and the step of its train.py; its prefetcher needs CUDA."""
+    """Timm's loader and optimizer, and the step of its train.py; its prefetcher needs CUDA."""
     data, utils, optim = map(importlib.import_module, ("timm.data", "timm.utils", "timm.optim"))
     loader = data.create_loader(
         Pictures(task.images[:images], task.labels[:images], lambda picture: picture),
         input_size=(1, 32, 32),
         batch_size=task.batch_size,
         is_training=True,
-        train_crop_mode="rkrc",  # keep the ratio, then a random crop: the nearest to this task's
+        train_crop_mode="rkrc",  # keeps the ratio, then crops at random: timm's nearest to CROP
         hflip=0.5,
         color_jitter=None,
         mean=(MEAN,),
@@ -334,7 +334,7 @@ def write_config(config: dict[str, Any], folder: Path) -> Path:
 def train_by_command(config: Path, overrides: Iterable[str], runs: Path) -> Run:
     """Run ``python -m trainer.train`` in this process, into a new folder below ``runs``.
 
-    Raises RunError, with what the command said, where it does not end well.
+    Raises RunError with the command's output if the exit code is not 0.
     """
     folder = Path(tempfile.mkdtemp(dir=runs))
     command = importlib.import_module("trainer.train")  # by name: it is run here, not built upon
@@ -350,7 +350,7 @@ def train_by_command(config: Path, overrides: Iterable[str], runs: Path) -> Run:
 
 
 def outcome_of(run: Run, batch_size: int) -> Outcome:
-    """What a run with ``drop_last`` says of itself: all of its batches are full."""
+    """The outcome of a run with ``drop_last``, whose batches are all full, from its files."""
     steps = int(run.last["step"])
     speed, loss = run.result["images_per_second"], run.last["train/loss_epoch"]
     return Outcome(float(speed), steps * batch_size, steps, float(loss))
@@ -358,7 +358,7 @@ def outcome_of(run: Run, batch_size: int) -> Outcome:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[io.StringIO]:
-    """Keep what is printed, instead of showing it."""
+    """Context manager: catch what is printed, and yield it, instead of showing it."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         yield said
@@ -377,6 +377,6 @@ ARMS: dict[str, Callable[[Task, int, int], Outcome]] = {
 
 
 def is_installed(arm: str) -> bool:
-    """Whether the package that an arm is named after, if it is one, can be imported."""
+    """Whether the package of an arm can be imported; true if the arm needs none."""
     package = {"Lightning": "lightning", "timm": "timm"}.get(arm)
     return package is None or importlib.util.find_spec(package) is not None

@@ -1,7 +1,7 @@
-"""The three cases of the benchmark, measured in blocks: every way of training by turns.
+"""The three cases of the benchmark, measured in blocks. A block runs every way of training in turn.
 
-Whatever else the machine does then slows all of them alike; a ratio is taken within a block, and
-the median of the blocks' ratios is what counts. The first block only warms up.
+So other programs on the machine slow all ways alike. Ratios are taken within a block, and the
+median of the blocks' ratios is the result. The first block only warms up.
 """
 
 import dataclasses
@@ -48,13 +48,13 @@ FAST = (
     "computing alone, tuned",
     "by hand",
     "framework",
-)  # of others, a part of the images is enough
+)  # the other arms train on some of the images only
 
 
 def fashion_task(root: str, batch_size: int, device: torch.device, runs: Path) -> Task:
-    """Fashion-MNIST's images, cut to those that the framework trains on.
+    """Fashion-MNIST's images, only those that the framework trains on.
 
-    Raises DataError where the files are absent.
+    Raises DataError if the files are absent.
     """
     try:
         dataset = FashionMNIST(root, download=False)
@@ -75,9 +75,9 @@ def fashion_task(root: str, batch_size: int, device: torch.device, runs: Path) -
 def measure_fashion(
     task: Task, names: Collection[str], blocks: int, seconds: float, say: Say
 ) -> dict[str, list[dict[str, Any]]]:
-    """The outcomes of each arm, one a block; "computing alone" is the first and last of each.
+    """The outcomes of each arm, one per block; "computing alone" is first and last in each block.
 
-    An arm works about ``seconds`` in a block; what it takes for that is known from the first.
+    An arm works about ``seconds`` per block; the warm-up shows how many images that takes.
     """
     order = [name for name in ARMS if name == "computing alone" or name in names]
     plans: dict[str, tuple[int, int]] = {}
@@ -104,7 +104,7 @@ def measure_fashion(
 
 
 def plan(task: Task, name: str, images: float) -> tuple[int, int]:
-    """Images an epoch, and epochs, that come to about so many images; 3 epochs at least."""
+    """(images per epoch, epochs) whose product is about ``images``; at least 3 epochs."""
     every, batch = len(task.images), task.batch_size
     if name in FAST or images > 3 * every:
         return every, max(3, round(images / every))
@@ -112,7 +112,7 @@ def plan(task: Task, name: str, images: float) -> tuple[int, int]:
 
 
 def checked(name: str, outcome: Outcome) -> Outcome:
-    """``outcome``, or NonFiniteLoss: what diverged has not done the work."""
+    """Return ``outcome``; raises NonFiniteLoss if it diverged, because then its speed is void."""
     if math.isfinite(outcome.loss):
         return outcome
     raise NonFiniteLoss(f"{name}: the loss became {outcome.loss}; its speed says nothing.")
@@ -121,9 +121,9 @@ def checked(name: str, outcome: Outcome) -> Outcome:
 def measure_step(
     steps: int, blocks: int, device: torch.device, runs: Path, say: Say
 ) -> dict[str, list[float]]:
-    """Microseconds a step of a model that does next to nothing, a list over blocks for each way.
+    """Microseconds per step of a model that does next to nothing: a list over blocks for each way.
 
-    Softmax regression on batches of 8 images of 4 x 4: what is left is what a step costs.
+    Softmax regression on batches of 8 images of 4 x 4: almost only the cost of a step remains.
     """
     size, count = 8, 4000
     epochs = 1 + math.ceil(steps / (count // size))  # the first is not counted
@@ -196,9 +196,9 @@ RMB_MODELS: dict[str, tuple[str, Callable[[int], nn.Module], int]] = {
 def measure_rmb(
     root: str, models: Sequence[str], blocks: int, device: torch.device, runs: Path, say: Say
 ) -> dict[str, list[dict[str, float]]]:
-    """Seconds of 10 epochs on large photographs, against decoding each once and computing alone.
+    """Seconds of 10 epochs on large photographs, and of decoding each once and computing alone.
 
-    Raises DataError where ``root`` is absent, unless it is the default: then notes are drawn.
+    Raises DataError if ``root`` is absent, unless it is the default: then notes are drawn.
     """
     dataset = RMB(root, draw_if_absent=True)
     files = [dataset.root / name for name in dataset.ids]
@@ -220,7 +220,7 @@ def measure_rmb(
 
 
 def decode(files: Sequence[Path], threads: int) -> float:
-    """Seconds to decode every file once, in so many threads."""
+    """Seconds to decode every file once with ``threads`` threads."""
     started = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(read_image, files):
@@ -231,7 +231,7 @@ def decode(files: Sequence[Path], threads: int) -> float:
 def compute(
     model: nn.Module, side: int, batch_size: int, steps: int, device: torch.device
 ) -> float:
-    """Seconds of so many steps on one batch of noise, which lies on the device."""
+    """Seconds of ``steps`` steps on one batch of noise, which lies on the device."""
     model = model.to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     inputs = torch.randn(batch_size, 3, side, side, device=device)

@@ -1,4 +1,4 @@
-"""What the benchmark found, as tables and as a picture: ratios first, absolute numbers second."""
+"""Shows the benchmark's results as tables and a picture: ratios first, absolute numbers second."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ def report(results: Mapping[str, Any]) -> str:
                 f"**Not a quiet machine**: computing alone had {span(speeds, 0)} images/s."
             )
         parts.append(
-            "LeNet on Fashion-MNIST: images a second, next to computing alone. The framework keeps "
-            'channels last, fuses the optimizer (as "tuned" does) and has freed memory kept (by '
-            "all, in one process); the other ways are as their first pages show them."
+            "LeNet on Fashion-MNIST: images a second, next to computing alone. The framework uses "
+            'channels last and a fused optimizer, as "tuned" does. It also keeps freed memory, '
+            "which helps all ways in this process. The others are as on their first pages."
         )
         ratios, absolute = fashion_tables(results["fashion"])
         head = ["way of training", "of computing alone", "min to max", "the framework is"]
@@ -48,7 +48,7 @@ def report(results: Mapping[str, Any]) -> str:
 
 
 def fashion_ratios(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
-    """Each arm's speed in each block, divided by that block's "computing alone" (mean of two)."""
+    """Each arm's speeds, divided by "computing alone" (the mean of two) of the same block."""
     by_block: dict[int, list[float]] = {}
     for row in arms["computing alone"]:
         by_block.setdefault(row["block"], []).append(row["images_per_second"])
@@ -60,13 +60,13 @@ def fashion_ratios(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str,
 
 
 def times_faster(arms: Mapping[str, Sequence[Mapping[str, Any]]], than: str) -> float:
-    """How many times faster the framework is: the median of the blocks' ratios."""
+    """The framework's speed divided by that of ``than``: the median of the blocks' ratios."""
     own, other = ([row["images_per_second"] for row in arms[name]] for name in ("framework", than))
     return float(statistics.median(a / b for a, b in zip(own, other, strict=True)))
 
 
 def fashion_tables(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Rows, Rows]:
-    """The rows of ratios and those of absolute numbers, the fastest first."""
+    """The rows of ratios and the rows of absolute numbers, the fastest first."""
     ratios, relative, absolute = fashion_ratios(arms), [], []
     for name in sorted(arms, key=lambda name: -statistics.median(ratios[name])):
         rows = arms[name]
@@ -83,7 +83,7 @@ def fashion_tables(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Row
 
 
 def own_cost(step: Mapping[str, Numbers], above: str) -> list[float]:
-    """What a step of the framework costs above another way's, in each block: microseconds."""
+    """Microseconds that a step of the framework takes more than one of ``above``, by block."""
     return [a - b for a, b in zip(step["framework"], step[above], strict=True)]
 
 
@@ -98,26 +98,26 @@ def step_rows(step: Mapping[str, Numbers]) -> Rows:
 
 
 def rmb_ratio(rows: Sequence[Mapping[str, float]]) -> float:
-    """The wall time of a run, of what decoding once and computing alone take together."""
+    """The wall time of a run, divided by the time of decoding once plus computing alone."""
     return statistics.median(row["framework"] / (row["decode"] + row["compute"]) for row in rows)
 
 
 def rmb_rows(models: Mapping[str, Sequence[Mapping[str, float]]]) -> Rows:
-    """A row a model: the ratio, the medians of its seconds, and what was done."""
-    parts = ("framework", "decode", "decode_1_thread", "compute")
+    """A row per model: the ratio, the medians of its seconds, and what was done."""
+    timed = ("framework", "decode", "decode_1_thread", "compute")
     return [
         [
             name,
             f"{rmb_ratio(rows):.2f}",
-            *(f"{statistics.median(row[part] for row in rows):.2f} s" for part in parts),
-            *(f"{rows[0][part]:.0f}" for part in ("steps", "photographs")),
+            *(f"{statistics.median(row[key] for row in rows):.2f} s" for key in timed),
+            *(f"{rows[0][key]:.0f}" for key in ("steps", "photographs")),
         ]
         for name, rows in models.items()
     ]
 
 
 def variant_rows(times: Mapping[str, Numbers]) -> Rows:
-    """A row a variant: the median of its blocks' ratios to the plain step, and its own time."""
+    """A row per variant: the median of its blocks' ratios to the plain step, and its own time."""
     rows = []
     for name, own in times.items():
         ratios = [a / b for a, b in zip(own, times["plain"], strict=True)]
@@ -127,7 +127,7 @@ def variant_rows(times: Mapping[str, Numbers]) -> Rows:
 
 
 def targets(results: Mapping[str, Any]) -> Rows:
-    """What the framework is to be judged by, as far as it was measured."""
+    """The targets of the framework for what was measured, and whether each is met."""
     found: list[tuple[str, float, str, float]] = []
     arms = results.get("fashion", {})
     if "framework" in arms:
@@ -152,7 +152,7 @@ def targets(results: Mapping[str, Any]) -> Rows:
 
 
 def met(value: float, sign: str, target: float) -> bool:
-    """Whether ``value`` stands to ``target`` as ``sign`` says."""
+    """Whether ``value`` ``sign`` ``target`` holds, for example 0.95 >= 0.92."""
     return {">=": value >= target, ">": value > target, "<=": value <= target}[sign]
 
 
@@ -170,7 +170,7 @@ def table(head: Sequence[str], rows: Rows) -> str:
 
 
 def picture(results: Mapping[str, Any]) -> str:
-    """An SVG of the arms' ratios to computing alone: a bar each, a line at 1."""
+    """An SVG of the arms' ratios to computing alone: a bar per arm, a line at 1."""
     arms = results["fashion"]
     ratios = {name: statistics.median(values) for name, values in fashion_ratios(arms).items()}
     left, unit, row = 190, 380, 30

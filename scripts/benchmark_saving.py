@@ -1,10 +1,10 @@
-"""What saving costs the training, and how soon a resumed run takes its next step.
+"""Measure what saving costs the training, and how soon a resumed run takes its next step.
 
     python -m scripts.benchmark_saving --rmb data/rmb
     python -m scripts.benchmark_saving --config configs/lenet_fashion_mnist.yaml --epochs 20
 
-One run, in which every second epoch is saved as each is by default: a checkpoint, and the weights
-if they are the best. The epoch after a save, beside which is written, is compared with others.
+One run saves every second epoch: a checkpoint, and the weights if they are the best. A thread
+writes during the epoch after a save. These epochs are compared with the others.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# In a process of its own, after what every program with PyTorch has to wait for.
+# Runs in its own process. The clock starts after PyTorch's import, which every program waits for.
 RESUME = """
 import sys, time
 from trainer.process.start import spin_briefly
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         plain, saved, waits = measure(arguments.config, overrides, Path(folder))
         ratio = statistics.median(saved) / statistics.median(plain) - 1
         say(f"epochs  without a save {shown(plain)} s; with one {shown(saved)} s")
-        say(f"waits   {shown(waits)} s for the copy, of the step after which was saved")
+        say(f"waits   {shown(waits)} s per save: a step waits for the copy in memory")
         say(f"saving costs {ratio:+.1%} of the training time, at one save an epoch")
         checkpoint = next(Path(folder).glob("*/*/checkpoints/step-*[0-9]"))
         size = sum(path.stat().st_size for path in checkpoint.iterdir())
@@ -86,9 +86,9 @@ def shown(seconds: Sequence[float]) -> str:
 def measure(
     config_file: str, overrides: Sequence[str], runs: Path
 ) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of the epochs after no save, of those after a save, and of the saves' own waits.
+    """Seconds of the epochs after no save, of the epochs after a save, and of the saves' waits.
 
-    Each lasts from the end of an epoch's evaluation to the end of the next one's.
+    An epoch lasts from the end of the last epoch's evaluation to the end of its own.
     """
     from trainer.process.start import start
 

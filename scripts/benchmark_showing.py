@@ -1,4 +1,4 @@
-"""Measure what it costs a run to be looked at: everything shown against nothing.
+"""Measure what it costs to show a run in TensorBoard and its report: all shown against nothing.
 
     python -m scripts.benchmark_showing --root data
     python -m scripts.benchmark_showing --config configs/lenet_rmb.yaml --root data/rmb --pairs 9
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train in turns, and tell what was measured."""
+    """Train in turns, and print the results."""
     from trainer.process.console import bar
     from trainer.process.start import start
 
@@ -59,8 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
             name: statistics.median(result["seconds"][name] for result in results)
             for name in results[0]["seconds"]
         }
-        told = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
-        print(f"{kind:<10} {statistics.median(r['wall'] for r in results):6.2f} s ({told})")
+        listed = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
+        print(f"{kind:<10} {statistics.median(r['wall'] for r in results):6.2f} s ({listed})")
     pairs = zip(measured["shown"], measured["not shown"], strict=True)
     ratio = statistics.median(shown["wall"] / other["wall"] for shown, other in pairs)
     share = statistics.median(r["seconds"]["log"] / r["wall"] for r in measured["shown"])
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def train_once(config_file: str, overrides: Sequence[str], runs: Path) -> dict[str, Any]:
-    """Train one run; its result, with "wall": the seconds from its first line to its last."""
+    """Train one run; return its result, with "wall": the seconds that ``fit`` took."""
     from trainer.build.prepare import prepare
     from trainer.config import load_config
     from trainer.loop.fit import fit

@@ -1,4 +1,4 @@
-"""What precision, compiler and memory savers cost or save in a step, next to the plain step."""
+"""Measures the step with precision, compiler and memory savers, next to the plain step."""
 
 import tempfile
 import time
@@ -37,15 +37,15 @@ MODELS = {
     "LeNet": "model=LeNet",
     "resnet18": "model={name: torchvision/resnet18}",
 }
-BATCHES = 4  # of noise, again and again: reading data is measured elsewhere
+BATCHES = 4  # of noise, repeated: another case measures the reading of data
 
 
 def measure_variants(
     batch_size: int, blocks: int, seconds: float, device: torch.device, runs: Path, say: Say
 ) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds a step, a list over blocks for each variant of each model, taken by turns.
+    """Milliseconds per step: a list over blocks for each variant of each model, taken in turns.
 
-    Images are 1 x 32 x 32. A variant that this machine refuses is left out, and said so.
+    Images are 1 x 32 x 32. A variant that this machine refuses is skipped with a message.
     """
     measured: dict[str, dict[str, list[float]]] = {}
     for model, chosen in MODELS.items():
@@ -69,7 +69,7 @@ def measure_variants(
 def stepper(
     overrides: Sequence[str], batch_size: int, device: torch.device, runs: Path
 ) -> Callable[[int], float]:
-    """A function that does so many steps and returns the seconds of one."""
+    """A function that does a number of steps and returns the seconds per step."""
     root = write_tiny(Path(tempfile.mkdtemp(dir=runs)), 2 * batch_size)
     file = root / "variants.yaml"
     side = "[{name: Resize, size: [32, 32]}, {name: Normalize, mean: [0.5], std: [0.25]}]"

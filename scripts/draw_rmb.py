@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--per-class", type=int, default=120, help="pictures a value (default: 120)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="another seed, other pictures (default: 0)"
+        "--seed", type=int, default=0, help="another seed draws other pictures (default: 0)"
     )
     arguments = parser.parse_args(argv)
     target, per_class, seed = arguments.target, arguments.per_class, arguments.seed

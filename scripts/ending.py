@@ -1,4 +1,4 @@
-"""How the commands that write files end: one exit code and one line for each way to fail."""
+"""Ends the commands that write files: one exit code and one line for each kind of failure."""
 
 import sys
 from collections.abc import Callable

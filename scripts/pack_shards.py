@@ -1,10 +1,10 @@
-"""Pack an image folder into tar files, which large sets are copied and read faster from.
+"""Pack an image folder into tar files: large sets are then copied and read faster.
 
 python -m scripts.pack_shards --source DIR --target DIR --size 256M
 
-TARGET gets shard-000000.tar and so on, each file as it is, and shards.json. Train on it with
-``dataset: {name: Shards, root: TARGET}``; the results are those of the folder. The tar files are in
-WebDataset's form: 00000000.jpg beside 00000000.cls, the label.
+TARGET gets shards.json and shard-000000.tar and so on, which hold the files unchanged. Train on it
+with ``dataset: {name: Shards, root: TARGET}``; the results are those of the folder. The tar files
+have WebDataset's form: 00000000.jpg beside 00000000.cls, the label.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Pack SOURCE/CLASS/IMAGE into TARGET/shard-000000.tar and so on.",
     )
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="an image folder, with or without parts")
+    add("--source", type=Path, required=True, help="an image folder, with or without train/, ...")
     add("--target", type=Path, required=True, help="a folder that is new or empty")
     add("--size", type=_bytes, default="256M", help="bytes a shard, about (default: 256M)")
     add("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--target {target}: lies inside --source {source}, among its images")
 
     try:
-        import webdataset  # noqa: F401 - here, to say what is missing before any work is done
+        import webdataset  # noqa: F401 - here, so that a missing package is named before any work
     except ImportError:
         parser.error('packing needs the library webdataset: pip install -e ".[shards]"')
     from datasets.image_folder import ImageFolder
@@ -70,7 +70,7 @@ def _bytes(text: str) -> int:
 
 
 def _check(dataset: "ImageFolder", skip_broken: bool) -> dict[int, str]:
-    """Decode every image; index -> SHA-256 of the good ones, unless a broken one is an error."""
+    """Decode every image; return index -> SHA-256 of the good ones. DataError for broken ones."""
     from datasets import BrokenImage, DataError
     from datasets.images import decode, read_file
     from trainer.process.console import bar
@@ -89,7 +89,7 @@ def _check(dataset: "ImageFolder", skip_broken: bool) -> dict[int, str]:
         tried = pool.map(check, range(len(dataset)))
         results = list(bar(tried, "checking images", len(dataset)))
     finally:
-        pool.shutdown(cancel_futures=True)  # at Ctrl-C the images that wait are not awaited
+        pool.shutdown(cancel_futures=True)  # at Ctrl-C, the images in the queue are dropped
     broken = [result for result in results if not isinstance(result, str)]
     report = "".join(f"\n{error}" for error in broken)
     if broken and not skip_broken or len(broken) == len(dataset):
@@ -100,7 +100,7 @@ def _check(dataset: "ImageFolder", skip_broken: bool) -> dict[int, str]:
 
 
 def _pack(dataset: "ImageFolder", digests: dict[int, str], target: Path, size: int) -> str:
-    """Write everything beside the target, then rename. Returns what there is to tell."""
+    """Write everything beside the target, then rename. Returns a line for the user."""
     from datasets.shards import FORMAT, INDEX, shard_name
     from trainer.process.console import bar
 
@@ -143,10 +143,10 @@ def _write_shard(
     first: int,
     size: int,
 ) -> list[int]:
-    """Fill one tar file from the indices until it has its size; returns those that went in.
+    """Fill one tar file from ``indices`` until it has ``size`` bytes; return the packed indices.
 
-    ``first`` is the number of the first sample: its key. Names would not do: a/1.jpg and a/1.png
-    would be one sample to WebDataset, and a tar header holds 100 characters of ASCII.
+    ``first`` is the number of the first sample; a sample's number is its key. A name cannot be the
+    key: a/1.jpg and a/1.png would be one sample, and a tar header holds 100 ASCII characters.
     """
     from webdataset import TarWriter
 
@@ -166,7 +166,7 @@ def _write_shard(
                 raise DataError(f"{source}: has changed while it was packed; start again.")
             key = f"{first + len(packed):08d}"
             label = str(dataset.labels[index]).encode()
-            # WebDataset's readers find the picture under the suffix, which they want in lower case.
+            # WebDataset's readers find the picture by its suffix, which must be in lower case.
             tar.write({"__key__": key, source.suffix[1:].lower(): content, "cls": label})
             packed.append(index)
             if file.tell() >= size:

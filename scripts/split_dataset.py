@@ -1,9 +1,9 @@
-"""Sort an image folder into train, valid and test folders, for tools that want it so.
+"""Sort an image folder into train, valid and test folders, for tools that need these.
 
 python -m scripts.split_dataset --source DIR --target DIR --ratios 8 1 1
 
-DIR/CLASS/IMAGE becomes TARGET/{train,valid,test}/CLASS/IMAGE, beside split.json: the part, name and
-SHA-256 of every image. The split is the one that training makes of the same images and seed.
+DIR/CLASS/IMAGE becomes TARGET/{train,valid,test}/CLASS/IMAGE. TARGET/split.json lists each split's
+images with their SHA-256. Training makes the same split from these images, ratios and seed.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Sort SOURCE/CLASS/IMAGE into TARGET/{train,valid,test}/CLASS/IMAGE.",
     )
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="an image folder; parts it has already stay")
+    add("--source", type=Path, required=True, help="an image folder; its own train/... stay")
     add("--target", type=Path, required=True, help="a folder that is new or empty")
     add("--ratios", type=float, nargs=3, default=[8, 1, 1], metavar=("TRAIN", "VAL", "TEST"))
     add("--seed", type=int, default=0, help="as split.seed in the YAML (default: 0)")
@@ -91,7 +91,7 @@ def _write(
     try:
         for part, folder in FOLDERS.items():
             for i in chosen[part]:
-                # Without the source's own part: "train/cat/1.jpg" may become "valid/cat/1.jpg".
+                # Without the source's own split: "train/cat/1.jpg" may become "valid/cat/1.jpg".
                 name = PurePosixPath(ids[i]).parts[1 if parts[i] else 0 :]
                 copied += _place(dataset.root / ids[i], partial / folder / Path(*name), mode)
         content = {"ratios": list(ratios), "seed": seed, **manifest(chosen, ids, digests)}
@@ -111,7 +111,7 @@ def _write(
 
 
 def _readable(dataset: "ImageFolder") -> list[int]:
-    """Decode every image; the indices of the good ones, unless a broken one is an error."""
+    """Decode every image; return the indices of the good ones. DataError for broken ones."""
     from tqdm import tqdm
 
     from datasets import BrokenImage, DataError
@@ -134,7 +134,7 @@ def _readable(dataset: "ImageFolder") -> list[int]:
 
 
 def _place(source: Path, target: Path, mode: str) -> bool:
-    """Put the file there; True if it had to be, or should be, copied."""
+    """Link or copy the file; return whether it was copied."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if mode == "link":
         try:

@@ -2,7 +2,7 @@
 
 python -m scripts.structure [--checkout DIR] [--names] [--functions]
 
-Files are parsed, and none is imported. Imports within functions and for mypy only count, too.
+Files are parsed, not imported. Imports inside functions and under TYPE_CHECKING count too.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def resolve(name: str, modules: Modules) -> str | None:
 
 
 def graph(modules: Modules) -> dict[str, set[str]]:
-    """The modules that each module imports, of those given."""
+    """The modules that each module imports; only those in ``modules``."""
     return {
         name: {other for item in module.imports if (other := resolve(item.name, modules))} - {name}
         for name, module in modules.items()
@@ -117,11 +117,11 @@ def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def longest_chain(edges: Mapping[str, set[str]]) -> list[str]:
-    """The modules on the longest way along imports, from above. None is on it twice."""
+    """The modules of the longest chain of imports, the highest first, each once."""
     circle_of = {name: group for group in circles(edges) for name in group}
 
     @functools.cache
-    def chain(name: str, used: frozenset[str]) -> list[str]:  # used: only of the circle it is in
+    def chain(name: str, used: frozenset[str]) -> list[str]:  # used: modules of its own circle only
         used |= {name}
         ways = [
             chain(other, used if other in circle_of.get(name, ()) else frozenset())
@@ -139,12 +139,12 @@ def package_of(path: str) -> str:
 
 
 def layer_of(package: str) -> int | None:
-    """The number of the package's layer, from 0; None where LAYERS does not name it."""
+    """The number of the package's layer, from 0; None if LAYERS does not name it."""
     return next((number for number, layer in enumerate(LAYERS) if package in layer), None)
 
 
 def against_layers(modules: Modules) -> list[str]:
-    """Every import that goes up, sideways, or from or to a package without a layer."""
+    """Every import that goes upwards, sideways, or to or from a package without a layer."""
     found: dict[str, None] = {}  # each once, in order
     for module in modules.values():
         source = package_of(module.path)
@@ -160,7 +160,7 @@ def against_layers(modules: Modules) -> list[str]:
 
 
 def defined_twice(modules: Modules) -> dict[str, list[str]]:
-    """Names of functions, classes and constants of several files, with the files' paths."""
+    """Names of functions, classes and constants that several files define, with their paths."""
     paths: dict[str, list[str]] = {}
     for module in modules.values():
         for name in sorted(set(_defined(module.tree.body)) - {"__all__"}):
@@ -183,13 +183,13 @@ def _defined(body: Sequence[ast.stmt]) -> Iterator[str]:
 
 
 def large_functions(modules: Modules) -> list[tuple[str, int, int]]:
-    """Functions above MAX_LINES or MAX_PARAMETERS: place and name, lines, parameters."""
+    """Functions above MAX_LINES or MAX_PARAMETERS: (place and name, lines, parameters)."""
     found = [item for module in modules.values() for item in functions(module.path, module.tree)]
     return [item for item in found if item[1] > MAX_LINES or item[2] > MAX_PARAMETERS]
 
 
 def functions(path: str, node: ast.AST, prefix: str = "") -> Iterator[tuple[str, int, int]]:
-    """Every function below ``node``: place and name, lines from ``def``, parameters but self."""
+    """(place and name, lines from ``def``, parameters without self) of functions below ``node``."""
     for child in ast.iter_child_nodes(node):
         inner = prefix
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

@@ -1,4 +1,4 @@
-"""Unpack an archive that somebody else made, safely: plain files only, all or nothing.
+"""Unpack an archive from somebody else safely: plain files only, all or nothing.
 
 python -m scripts.unpack --archive data.tar.gz --target data/images --sha256 HEX
 """

@@ -1,12 +1,12 @@
-"""Kill, stop, starve and damage training runs; each, resumed, must equal one left alone to the bit.
+"""Kill, stop, starve and damage training runs. Resumed, each must equal an undisturbed run exactly.
 
     python -m tests.torture --quick
     python -m tests.torture --long --jobs 2 --rmb data/rmb --json torture.json
     python -m tests.torture --only kill --seed 17 --trials 1
 
-PyTorch is imported once; each launch of a trial is a fork of this process that runs the command
-``python -m trainer.train``, so that a trial takes tenths of a second. A trial's number decides all
-that happens in it (but not the instant at which a signal arrives).
+PyTorch is imported once. Each launch of a trial is a fork of this process that runs the command
+``python -m trainer.train``, so a trial takes tenths of a second. A trial's number decides all that
+happens in it, but for the instant at which a signal arrives.
 """
 
 import argparse
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Kind(NamedTuple):
-    """A kind of trial: how many the short and the long form try, and what each does.
+    """A kind of trial: how many trials --quick and --long do, and what a trial does.
 
-    Its function in ``tests.torture.trials`` has its name, its cases that of ``cases``; without
-    those, every number is another random trial.
+    Its function in ``tests.torture.trials`` has the kind's name. ``cases`` names the list of its
+    cases there, or a function that returns it; without it, each number is another random trial.
     """
 
     quick: int
@@ -52,7 +52,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 class Outcome(NamedTuple):
-    """How a trial ended: survived, lost, or "not reached" where nothing was disturbed."""
+    """How a trial ended: "survived", "lost", or "not reached" if the fault never struck."""
 
     number: int
     verdict: str
@@ -60,10 +60,10 @@ class Outcome(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Try, print a table; returns the exit code: 1 where a run did not survive."""
+    """Do the trials and print a table; returns the exit code: 1 if a run did not survive."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.torture",
-        description="Kill, stop, starve and damage training runs, and compare what they come to.",
+        description="Kill, stop, starve and damage training runs, resume them and compare bits.",
         epilog="exit codes: 0 all survived, 1 not all, 2 usage, 130 interrupted. Kinds: "
         + "; ".join(f"{name}: {kind.title}" for name, kind in KINDS.items()),
     )
@@ -116,14 +116,14 @@ def import_once() -> None:
             importlib.import_module(module.name)
     importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     importlib.import_module("tests.torture.trials")
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each purged point
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it logs each purged point
     tqdm = importlib.import_module("tqdm").tqdm
     tqdm.monitor_interval = 0  # no thread that watches bars
-    tqdm.set_lock(threading.RLock())  # its own is shared with forks: who is killed would keep it
+    tqdm.set_lock(threading.RLock())  # tqdm's own is shared by forks: a killed one would keep it
 
 
 def torture(arguments: argparse.Namespace, names: Sequence[str]) -> int:
-    """Try the kinds one after the other; the exit code."""
+    """Do the trials of each kind, one kind after the other; return the exit code."""
     import json
     import shutil
     import signal
@@ -171,14 +171,14 @@ def torture(arguments: argparse.Namespace, names: Sequence[str]) -> int:
 
 
 def command(name: str, outcome: Outcome, arguments: argparse.Namespace) -> str:
-    """What repeats one trial."""
+    """The command that repeats one trial."""
     images = f" --rmb {arguments.rmb}" if arguments.rmb else ""
     one = f"--only {name} --seed {outcome.number} --trials 1"
     return f"python -m tests.torture {one}{images}"
 
 
 def sweep_shared_memory(began: float) -> None:
-    """Remove the tensors that killed workers were handing over: nobody else will."""
+    """Remove the tensors that killed workers left in shared memory: nobody else does."""
     for path in Path("/dev/shm").glob("torch_*_*"):
         process = path.name.split("_")[1]
         if path.stat().st_mtime >= began and not Path(f"/proc/{process}").exists():
@@ -186,7 +186,7 @@ def sweep_shared_memory(began: float) -> None:
 
 
 def prepare(bench: "Bench", photographs: Path | None) -> None:
-    """Small images, 24 a class, and the YAML that trains on them."""
+    """Write small images, 24 per class, and the YAML that trains on them."""
     import shutil
 
     from PIL import Image
@@ -210,7 +210,7 @@ def prepare(bench: "Bench", photographs: Path | None) -> None:
 
 
 def choose(bench: "Bench", name: str, arguments: argparse.Namespace) -> tuple[list[int], str]:
-    """The numbers of the trials, and what is to be known of them."""
+    """The numbers of the trials, and a note on what this machine cannot do; "" if nothing."""
     from tests.torture import trials
 
     kind, seed = KINDS[name], arguments.seed
@@ -227,7 +227,7 @@ def choose(bench: "Bench", name: str, arguments: argparse.Namespace) -> tuple[li
 
 
 def tried(bench: "Bench", name: str, numbers: Sequence[int], jobs: int) -> Iterator[Outcome]:
-    """The outcomes of trials, each in a process of its own, ``jobs`` at a time, as they end."""
+    """Yield the outcomes of trials as they end. Each has its own process, ``jobs`` at a time."""
     import json
     from multiprocessing.connection import wait
 
@@ -258,12 +258,12 @@ def tried(bench: "Bench", name: str, numbers: Sequence[int], jobs: int) -> Itera
 
 
 def trial_folder(bench: "Bench", name: str, number: int) -> Path:
-    """Where a trial's run, images and logs lie."""
+    """The folder of a trial's run, images and logs."""
     return bench.folder / "trials" / name / str(number)
 
 
 def attempt(bench: "Bench", name: str, number: int) -> None:
-    """Try one, and write its outcome; what is left of it goes, unless it was lost."""
+    """Do one trial and write its outcome. Remove its folder, unless the trial was lost."""
     import json
     import shutil
     import signal
@@ -276,7 +276,7 @@ def attempt(bench: "Bench", name: str, number: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's; it says when to leave
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent sends this one SIGTERM
     signal.signal(signal.SIGTERM, leave)
     adopt_orphans()
     folder = trial_folder(bench, name, number)
@@ -295,7 +295,7 @@ def attempt(bench: "Bench", name: str, number: int) -> None:
 
 
 def survived(outcomes: Sequence[Outcome], note: str) -> bool:
-    """Whether nothing was lost, and something was tried, or there is a reason why not."""
+    """Whether no trial was lost, and one survived, or a note says why none was possible."""
     verdicts = {outcome.verdict for outcome in outcomes}
     return "lost" not in verdicts and ("survived" in verdicts or bool(note))
 

@@ -1,7 +1,7 @@
-"""What is done to a training process, in it and around it: kill, stop, fail, fill, damage.
+"""The faults of a training process, inside it and around it: kill, stop, fail, fill, damage.
 
-A fault is a function without arguments that a forked child calls before its first line: it changes
-the modules of that process only. Production code knows nothing of it.
+A fault is a function without arguments. A forked child calls it before the command begins, so it
+changes the modules of that process only. Production code knows nothing of it.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from typing import Any
 
 Action = Callable[[], None]
 
-PHASES = {  # where a run is while the functions of these modules are called
+PHASES = {  # phase of a run -> the modules whose functions it calls
     "start-up": (
         *("config.config", "config.construct", "input.data", "run.resume", "loop.resume"),
         *("build.prepare", "build.rehearse", "build.job"),
@@ -46,7 +46,7 @@ PHASES = {  # where a run is while the functions of these modules are called
 
 
 def wrap(name: str, before: Action | None = None, after: Action | None = None) -> None:
-    """Have ``package.module:function`` or ``...:Class.method`` call these, wherever it is used."""
+    """Make ``package.module:function`` or ``...:Class.method`` call these, wherever it is used."""
     module, _, path = name.partition(":")
     *outer, last = path.split(".")
     owner: Any = functools.reduce(getattr, outer, importlib.import_module(module))
@@ -62,7 +62,7 @@ def wrap(name: str, before: Action | None = None, after: Action | None = None) -
         return result
 
     ours = [module for name, module in sys.modules.items() if name.partition(".")[0] == "trainer"]
-    for holder in [owner] if outer else ours:  # ``from x import f`` keeps f under other modules
+    for holder in [owner] if outer else ours:  # ``from x import f`` puts f into other modules too
         for key, value in list(vars(holder).items()):
             if value is function:
                 setattr(holder, key, wrapped)
@@ -84,7 +84,7 @@ def functions(phase: str) -> Iterator[str]:
 
 
 def at(n: int, action: Action) -> Action:
-    """``action`` at the n-th call."""
+    """A function that calls ``action`` when it is called for the n-th time."""
     calls = itertools.count(1)
 
     def hook() -> None:
@@ -100,16 +100,16 @@ def kill() -> None:
 
 
 def send(number: signal.Signals) -> Action:
-    """Send this process a signal."""
+    """An action that sends a signal to this process."""
     return lambda: os.kill(os.getpid(), number)
 
 
 def pause() -> None:
-    """Stop here until somebody lets this process continue."""
+    """Stop this process until it gets SIGCONT."""
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-ERRORS = {  # what a disk answers that is full, broken or read-only
+ERRORS = {  # system call -> the error of a disk that is full, broken or read-only
     "open": errno.EMFILE,
     "write": errno.ENOSPC,
     "fsync": errno.EIO,
@@ -124,7 +124,7 @@ ERRORS = {  # what a disk answers that is full, broken or read-only
 
 
 class Calls:
-    """``os`` as ``trainer.run.disk`` sees it: every call is passed on through ``hook``."""
+    """Replaces ``os`` in ``trainer.run.disk``: the calls of ERRORS go through ``hook``."""
 
     def __init__(self, hook: Callable[[str, Callable[..., Any], tuple[Any, ...]], Any]) -> None:
         self._hook = hook
@@ -144,10 +144,10 @@ def intercept(hook: Callable[[str, Callable[..., Any], tuple[Any, ...]], Any]) -
 
 
 def disturb(call: str, n: int, how: str, first: Callable[[object], None]) -> None:
-    """At the n-th ``call`` of ``trainer.run.disk``, tell ``first`` its path, then do ``how``.
+    """At the n-th ``call`` of ``trainer.run.disk``, call ``first`` with its path, then do ``how``.
 
-    "before" and "after" kill there; "torn" kills after half a write; "short" writes half and says
-    so, which is no error; "error" fails, of a write after half of it.
+    "before" and "after": kill before or after the call. "torn": kill after half a write. "short":
+    write half and return that, which is no error. "error": fail; a write fails after its half.
     """
     calls = itertools.count(1)
 
@@ -172,7 +172,7 @@ def disturb(call: str, n: int, how: str, first: Callable[[object], None]) -> Non
 
 
 def slow(seconds: float) -> None:
-    """Let every fsync take as long as on a busy disk."""
+    """Make every fsync take ``seconds`` longer, as on a busy disk."""
 
     def hook(name: str, real: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         if name == "fsync":
@@ -205,7 +205,7 @@ NEW_NAMESPACE, PRIVATE, BIND, REMOUNT, READ_ONLY = 0x20000, 0x44000, 0x1000, 0x2
 
 
 def mount(source: str, target: Path, kind: str, flags: int = 0, options: str = "") -> None:
-    """mount(2), in this process's own view of the file system; raises OSError."""
+    """mount(2) in this process's own mount namespace; raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     arguments = source.encode(), os.fsencode(target), kind.encode(), flags, options.encode()
     if libc.mount(*arguments):
@@ -213,7 +213,7 @@ def mount(source: str, target: Path, kind: str, flags: int = 0, options: str = "
 
 
 def own_mounts() -> None:
-    """Give this process a view of the file system in which it can mount; raises OSError."""
+    """Give this process its own mount namespace; raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(NEW_NAMESPACE):
         raise OSError(ctypes.get_errno(), "unshare")
@@ -221,7 +221,7 @@ def own_mounts() -> None:
 
 
 def try_mounts() -> None:
-    """End this process with 1 where it cannot mount."""
+    """End this process with exit code 1 if it cannot mount."""
     try:
         own_mounts()
     except OSError:
@@ -229,7 +229,7 @@ def try_mounts() -> None:
 
 
 def small_disk(folder: Path, size: int) -> None:
-    """Let ``folder`` with all that it holds be a disk of ``size`` bytes."""
+    """Put ``folder`` and its content on a disk of ``size`` bytes."""
     own_mounts()
     content = folder.with_name(f"{folder.name}.content")
     shutil.copytree(folder, content)
@@ -239,7 +239,7 @@ def small_disk(folder: Path, size: int) -> None:
 
 
 def read_only(folder: Path) -> None:
-    """Let ``folder`` refuse every write."""
+    """Make ``folder`` read-only."""
     own_mounts()
     mount(str(folder), folder, "none", BIND)
     mount("none", folder, "none", BIND | REMOUNT | READ_ONLY)

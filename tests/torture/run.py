@@ -1,4 +1,4 @@
-"""A run under trial: launched in forks, resumed, and compared with one that was left alone."""
+"""A run under trial: launched in forks, resumed, and compared with an undisturbed run."""
 
 import contextlib
 import ctypes
@@ -54,16 +54,16 @@ STOPPED, DATA, DISK, WORKER, DONE = 75, 3, 5, 8, 0  # exit codes
 
 
 class Lost(Exception):
-    """A run did not survive; the message says what differed."""
+    """A run did not survive; the message says why."""
 
 
 class NotReached(Exception):
-    """The fault's place was not reached: the trial proves nothing, and is not counted."""
+    """The run did not reach the fault: the trial proves nothing and is not counted."""
 
 
 @dataclass
 class Reference:
-    """An uninterrupted run: its digest, its seconds, the bytes of a checkpoint's largest file."""
+    """An undisturbed run: its digest, its seconds, the bytes of a checkpoint's largest file."""
 
     digest: str
     seconds: float
@@ -95,13 +95,13 @@ class Bench:
         return self.folder / "torture.yaml"
 
     def reference(self, *overrides: str) -> Reference:
-        """The run that is left alone; made by the first process that asks, then kept."""
+        """The undisturbed run. The first process that asks makes it; then it is kept."""
         return Reference(**self.kept("reference", overrides, self._measure))
 
     def kept(
         self, name: str, overrides: Sequence[str], make: Callable[["Trial"], dict[str, Any]]
     ) -> dict[str, Any]:
-        """What ``make`` gives, made once in this invocation."""
+        """The result of ``make``, which is called once in this invocation."""
         key = hashlib.sha256(repr((name, tuple(overrides))).encode()).hexdigest()[:16]
         file = self.folder / "kept" / f"{key}.json"
         file.parent.mkdir(exist_ok=True)
@@ -127,7 +127,7 @@ class Bench:
         return {"digest": digest(run, self.images), "seconds": seconds, "largest_file": size}
 
     def counts(self, *overrides: str) -> Counts:
-        """What an uninterrupted run calls, which must be equal to the reference."""
+        """The calls of an undisturbed run, which must equal the reference."""
         return Counts(**self.kept("counts", overrides, self._count))
 
     def _count(self, trial: "Trial") -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Bench:
 
 
 def count_calls(file: Path) -> None:
-    """Write down, when the command ends, how often it called what can be disturbed."""
+    """Count the calls that a fault can disturb; write the counts when the command ends."""
     functions: dict[str, int] = {}
     calls: dict[str, int] = {}
 
@@ -165,7 +165,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 class Trial:
-    """One run that is disturbed: its folder, its launches, and what must hold at its end."""
+    """One run that is disturbed: its folder, its launches, and the checks at its end."""
 
     def __init__(self, bench: Bench, number: int, folder: Path, kind: str = "") -> None:
         self.bench, self.number, self.folder = bench, number, folder
@@ -173,7 +173,7 @@ class Trial:
         self.overrides: tuple[str, ...] = ()
         self.images, self.config = bench.images, bench.config
         self.launches = 0
-        # Shared with the child: whether the fault struck, newest step then, steps begun, harmless.
+        # Shared with the child: fault struck? newest step then; steps begun; fault harmless?
         self.notes = memoryview(mmap.mmap(-1, 32)).cast("q")
         (folder / "runs").mkdir(parents=True, exist_ok=True)
 
@@ -183,11 +183,11 @@ class Trial:
 
     @property
     def reference(self) -> Reference:
-        """The run of these overrides that was left alone."""
+        """The undisturbed run with these overrides."""
         return self.bench.reference(*self.overrides)
 
     def run(self) -> Path | None:
-        """The run's folder; None before it has a config.yaml, for then there is no run yet."""
+        """The run's folder; None if it has no config.yaml yet: then there is no run."""
         found = sorted(self.folder.glob("runs/*/*/config.yaml"))
         if len(found) > 1:
             raise Lost(f"{len(found)} run folders, and each launch resumed the first")
@@ -220,14 +220,14 @@ class Trial:
         process = FORK.Process(target=child, args=(list(arguments), log, arms, self.notes, writer))
         process.start()
         os.close(writer)
-        os.read(reader, 1)  # its group exists, and its faults lie in wait
+        os.read(reader, 1)  # now its group exists, and its faults are armed
         os.close(reader)
         return process
 
     def launch(
         self, *arms: Action, kill_after: float | None = None, arguments: Sequence[str] | None = None
     ) -> int:
-        """Start, kill the whole group after some seconds if asked to, and wait; the exit code."""
+        """Start, kill the whole group after ``kill_after`` seconds, wait; return the exit code."""
         process = self.start(*arms, arguments=arguments)
         if kill_after is not None:
             process.join(kill_after)
@@ -250,7 +250,7 @@ class Trial:
         return code
 
     def refuse_orphans(self, group: int, patience: float) -> None:
-        """Raise Lost where a process of a group outlives the one that trained."""
+        """Raise Lost if a process of a group outlives the one that trained."""
         end = time.monotonic() + patience
         while True:
             with contextlib.suppress(ChildProcessError):  # orphans come to us: see adopt_orphans
@@ -263,12 +263,12 @@ class Trial:
             if time.monotonic() > end:
                 if patience:
                     raise Lost("a worker outlived the process that trained")
-                end = time.monotonic() + 1.0  # killed all at once: they only need to be reaped
+                end = time.monotonic() + 1.0  # all are killed; only reaping takes time
                 patience = 1.0
             time.sleep(0.005)
 
     def expect(self, code: int, *wanted: int) -> None:
-        """Raise Lost for another exit code, and for a message that is a traceback."""
+        """Raise Lost if the exit code is not ``wanted``, or if the output has a traceback."""
         if code not in wanted:
             codes = " or ".join(map(str, wanted))
             raise Lost(f"exit code {code}, not {codes}: {last_lines(self.log)}")
@@ -276,37 +276,37 @@ class Trial:
             raise Lost(f"a traceback (exit code {code}): {last_lines(self.log)}")
 
     def steps(self) -> list[int]:
-        """The steps of the run's checkpoints; raises Lost where one can be seen that is not whole.
+        """The steps of the run's checkpoints; raises Lost if a visible one is not whole.
 
-        Written without the trainer's own check, from what MANIFEST.json says.
+        The check uses MANIFEST.json, and none of the trainer's code.
         """
         run, found = self.run(), []
         for folder in sorted(run.glob("checkpoints/step-*")) if run else []:
             if not (match := re.fullmatch(r"step-(\d+)(\.\d+)?", folder.name)):
                 continue
             if not is_whole(folder):
-                if not folder.exists():  # pruned meanwhile: the saver's thread goes on as we look
+                if not folder.exists():  # the saver's thread has just pruned it
                     continue
                 raise Lost(f"{folder.name} can be seen, and is not whole")
             found.append(int(match[1]))
         return sorted(found)
 
     def note_newest(self) -> None:
-        """In the child, as a fault strikes: that it did, and the newest checkpoint before it."""
+        """In the child, when a fault strikes: note this, and the newest checkpoint before it."""
         self.notes[0], self.notes[1] = 1, max(self.steps(), default=0)
 
     def keeps_what_it_had(self) -> None:
-        """Raise Lost where the fault cost a checkpoint that was there before it."""
+        """Raise Lost if the newest checkpoint from before the fault is gone."""
         if self.notes[1] > max(self.steps(), default=0):
             raise Lost(f"the checkpoint of step {self.notes[1]} is gone")
 
     def conclude(self) -> None:
-        """Let the run end undisturbed; it must equal the reference, and leave nothing behind."""
+        """Resume the run to its end without a fault, and compare it."""
         self.expect(self.launch(), DONE)
         self.compare()
 
     def compare(self) -> None:
-        """Raise Lost where the run is not the one that was left alone, or not tidy."""
+        """Raise Lost if the run differs from the undisturbed one, or leaves temporary files."""
         run = self.the_run()
         if not self.steps():
             raise Lost("the finished run has no checkpoint")
@@ -326,9 +326,9 @@ class Trial:
 def child(
     arguments: list[str], log: Path, arms: Sequence[Action], notes: memoryview, ready: int
 ) -> None:
-    """The forked process: the command ``python -m trainer.train``, in a group of its own.
+    """The forked process: the command ``python -m trainer.train``, in its own process group.
 
-    SIGINT and SIGTERM wait until the command has set its handler: before that, nothing has begun.
+    SIGINT and SIGTERM are blocked until the command has set its handlers.
     """
     os.setsid()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -378,10 +378,10 @@ sys.exit(command.main())
 
 
 def torchrun(strike: str, folder: Path, log: Path, *arguments: str) -> int:
-    """Train in two processes by torchrun, the run below ``folder``; torchrun's exit code.
+    """Train in two processes by torchrun, with the run below ``folder``; torchrun's exit code.
 
-    ``strike`` says which rank is killed, at which function, before or after it, at which call: in
-    the first start only, for torchrun starts both again. What it prints goes to ``log``. Raises
+    ``strike``: "rank function before-or-after n", the rank to kill at the n-th call, only in the
+    first start, because torchrun starts both ranks again. The output goes to ``log``. Raises
     subprocess.TimeoutExpired after five minutes.
     """
     script = folder.with_name("struck.py")
@@ -401,7 +401,7 @@ def torchrun(strike: str, folder: Path, log: Path, *arguments: str) -> int:
 
 
 def adopt_orphans() -> None:
-    """Have what this process's children leave behind become its own children."""
+    """Make the orphans of this process's children its own children."""
     set_child_subreaper = 36
     ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
 
@@ -428,10 +428,10 @@ CLOCKS = ("images_per_second", "train_seconds", "seconds")
 
 
 def digest(run: Path, images: Path) -> str:
-    """SHA-256 of all that a run is to have computed, to the bit: equal for equal runs.
+    """SHA-256 of all that a run computes: equal for runs that are equal to the bit.
 
-    The newest checkpoint but for its clocks, the best weights, metrics.jsonl, and result.json but
-    for its times. Where the images lie does not count.
+    It covers the newest checkpoint without its clocks, the best weights, metrics.jsonl, and
+    result.json without its times. The place of the images does not count.
     """
     newest = max(
         (path for path in run.glob("checkpoints/step-*") if is_whole(path)),
@@ -457,9 +457,9 @@ def digest(run: Path, images: Path) -> str:
 
 
 def flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """(dotted name, tensor or plain value) of nested dicts and lists, in the order of their names.
+    """(dotted name, tensor or plain value) of nested dicts and lists, sorted by name.
 
-    Python's own order of a dict may differ after a resume, and means nothing.
+    The order of a dict's keys may differ after a resume, and means nothing.
     """
     if isinstance(value, dict):
         for key in sorted(value, key=str):
@@ -472,7 +472,7 @@ def flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def compare_events(run: Path) -> None:
-    """Raise Lost where TensorBoard shows a point of a tag twice."""
+    """Raise Lost if TensorBoard shows two points of a tag at one step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run)).Reload()

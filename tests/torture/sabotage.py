@@ -1,11 +1,11 @@
-"""Show that the tests notice what they are there for: plant one known bug after the other.
+"""Show that the tests notice known bugs: plant one after the other.
 
     python -m tests.torture.sabotage                            all of them, some minutes
     python -m tests.torture.sabotage --only "no fsync of files,relative cursor"
     python -m tests.torture.sabotage --list
 
-Each goes into a copy of the checkout of its own, and is caught if a test fails there. Tests that
-cannot even be run, crash or hang count for nothing.
+Each bug is planted in its own copy of the checkout, and is caught if a test fails there. Tests
+that cannot run, crash or hang catch nothing.
 """
 
 import argparse
@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(root: Path, sabotages: Sequence[Sabotage], jobs: int) -> int:
-    """Try all on copies of ``root`` and print a table; the exit code."""
+    """Plant all bugs in copies of ``root`` and print a table; return the exit code."""
     began = time.monotonic()
     for sabotage in sabotages:
-        patched(root, sabotage)  # that each fits is known before anything is run
+        patched(root, sabotage)  # raises before any test runs if a patch does not fit
     with tempfile.TemporaryDirectory(prefix="sabotage-") as name, ThreadPoolExecutor(jobs) as pool:
         folder = Path(name)
         copy(root, folder / "plain")
@@ -74,7 +74,7 @@ def run(root: Path, sabotages: Sequence[Sabotage], jobs: int) -> int:
 
 
 def attempt(folder: Path, number: int, sabotage: Sabotage) -> str | None:
-    """The test that notices a sabotage of a copy of its own; None where none does."""
+    """The test that fails in a copy with this sabotage; None if none does."""
     place = folder / str(number)
     shutil.copytree(folder / "plain", place, ignore=shutil.ignore_patterns("__pycache__"))
     try:
@@ -87,7 +87,7 @@ def attempt(folder: Path, number: int, sabotage: Sabotage) -> str | None:
 
 
 def patched(root: Path, sabotage: Sabotage) -> str:
-    """The file's text with the bug in it. Raises ValueError where the patch no longer fits."""
+    """The file's text with the bug in it. Raises ValueError if the patch no longer fits."""
     text = (root / sabotage.file).read_text(encoding="utf-8")
     if text.count(sabotage.old) != 1:
         raise ValueError(f"{sabotage.name}: {sabotage.file} holds its text not exactly once")
@@ -95,7 +95,7 @@ def patched(root: Path, sabotage: Sabotage) -> str:
 
 
 def copy(root: Path, target: Path) -> None:
-    """The checkout as it stands, what git has and what could be added, without data and runs."""
+    """Copy the working tree: tracked and untracked files, without ignored ones, data and runs."""
     listing = ["git", "-C", str(root), "ls-files", "-coz", "--exclude-standard"]
     names = subprocess.run(listing, check=True, capture_output=True, text=True).stdout
     for name in filter(None, names.split("\0")):
@@ -105,7 +105,7 @@ def copy(root: Path, target: Path) -> None:
 
 
 def run_tests(place: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """pytest's exit code (1: a test failed) and what it printed; 124 where it hangs."""
+    """pytest's exit code (1: a test failed; 124: it hung) and what it printed."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(place)}
     try:

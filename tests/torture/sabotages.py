@@ -1,10 +1,10 @@
-"""Bugs that others have had, as patches: what each would do to a user, and what must notice it."""
+"""Known bugs as patches: what harm each would do to a user, and which tests must notice it."""
 
 from typing import NamedTuple
 
 
 class Sabotage(NamedTuple):
-    """In ``file``, ``old`` (it stands there once) becomes ``new``; one of ``tests`` must fail."""
+    """In ``file``, ``old`` (which occurs once) becomes ``new``; one of ``tests`` must then fail."""
 
     name: str
     harm: str

@@ -1,4 +1,4 @@
-"""Proof that a change of the code changes no bit of training.
+"""Prove that a change of the code changes no bit of training.
 
     python -m tests.torture.same_bits --old 80af801
     python -m tests.torture.same_bits --old 80af801 --only plain fp16 handed_over
@@ -6,8 +6,8 @@
     python -m tests.torture.same_bits --against tests/torture/same_bits_80af801.json
 
 The code of an old commit and the code of this checkout train the same runs, at the same paths. The
-SHA-256 of model.pt and of metrics.jsonl must be equal. Nothing of the trainer is imported here: the
-command line drives both checkouts, so they may be laid out differently.
+SHA-256 of model.pt and of metrics.jsonl must be equal. This file imports nothing of the trainer:
+the command line drives both checkouts, so their layouts may differ.
 """
 
 import argparse
@@ -47,10 +47,10 @@ metrics: [accuracy, macro_f1]
 train: {epochs: 3, device: cpu, threads: 1}
 log: {every: 1st, images: 4, show: [scalars]}
 """
-PER_CLASS = 30  # drawn pictures; 48 of the 60 are trained on
+PER_CLASS = 30  # drawn pictures; training uses 48 of the 60
 MIXED = "[{name: Resize, size: [32, 32]}, {name: Normalize, mean: [0.5], std: [0.25]}, MixUp]"
 VGG = "model={name: VGG, depth: 11, batch_norm: true, variant: cifar, dropout: 0.2}"
-RUNS: dict[str, list[str]] = {  # name -> what it changes in CONFIG; RUNS_DIR is where runs lie
+RUNS: dict[str, list[str]] = {  # name -> overrides of CONFIG; RUNS_DIR becomes the folder of runs
     "plain": ["log.show=[scalars, histograms, feature_maps, predictions, report]"],
     "dropout": ["model={name: AlexNet, variant: cifar}"],
     "accumulate": ["train.accumulate=4"],
@@ -76,7 +76,7 @@ class Failed(Exception):
 
 
 def start(checkout: Path, folder: Path, name: str, run: Path | None) -> subprocess.Popen[bytes]:
-    """Start the run ``name`` by the code of ``checkout``; go on with ``run`` if it is given."""
+    """Start the run ``name`` by the code of ``checkout``; resume ``run`` if it is given."""
     runs, module = folder / "runs", ["trainer.train"]
     if name in ("two_processes", "fsdp"):
         module = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *module]
@@ -155,7 +155,7 @@ def outcome(checkout: Path, folder: Path, name: str) -> Digests:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What digests depend on, beside the code."""
+    """What the digests depend on, besides the code."""
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     models = re.findall(r"^(?:cpu family|model.*?)\s*: (.*)", cpu, re.MULTILINE)[:3]
     images = b"".join(path.read_bytes() for path in sorted(folder.glob("notes/*/*.jpg")))
@@ -169,7 +169,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def recorded(file: Path, folder: Path) -> dict[str, Digests]:
-    """The digests in a file. Raises Failed where they do not hold here."""
+    """The digests in a file. Raises Failed if they were recorded in another environment."""
     content = json.loads(file.read_text())
     pairs = [(key, content["environment"][key], here) for key, here in environment(folder).items()]
     if unlike := [f"{key} {there}, here {here}" for key, there, here in pairs if there != here]:

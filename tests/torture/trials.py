@@ -1,7 +1,7 @@
 """The kinds of trial of ``tests.torture.__main__``: disturb a run, resume it, compare.
 
-Each kind is one function. It gets a ``Trial``, whose number alone decides what happens, and raises
-Lost where the run does not survive, NotReached where the place to disturb it never came.
+Each kind is one function. It gets a ``Trial``, whose number alone decides what happens. It raises
+Lost if the run does not survive, NotReached if the run never reaches the fault.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ USUAL = {  # the optimizer and schedule with which a model is killed
     "AlexNet": (ADAMW, ONE_CYCLE),
     "VGG": (SGD, PLATEAU),
 }
-WORKERS = ("loader.workers=2", "transforms.train.1={name: RandAugment}")  # work sample by sample
+WORKERS = ("loader.workers=2", "transforms.train.1={name: RandAugment}")  # run per sample
 
 
 def kill(trial: Trial) -> None:
@@ -93,7 +93,7 @@ def rank_cases(bench: Bench) -> list[tuple[int, str, str, int]]:
 
 
 def ranks(trial: Trial) -> None:
-    """SIGKILL of one of two processes at a step; torchrun starts both again by itself."""
+    """SIGKILL to one of two processes at a step; torchrun starts both again."""
 
     def alone(other: Trial) -> dict[str, str]:
         torchrun("", other.folder / "runs", other.folder / "log.txt", *config)
@@ -113,21 +113,21 @@ def ranks(trial: Trial) -> None:
     if "exitcode: -9" not in log.read_text():
         raise NotReached
     if digest(trial.the_run(), trial.images) != expected:
-        raise Lost(f"after {strike}, the run differs from the one that was left alone")
+        raise Lost(f"after {strike}, the run differs from the undisturbed one")
 
 
-MANY = 40  # of a function that is called more often, so many calls are tried, evenly spread
+MANY = 40  # calls that are tried of a function that is called more often, evenly spread
 
 
 def spread(count: int, most: int) -> list[int]:
-    """Numbers 1..count; of more than ``most``, so many evenly spread ones with both ends."""
+    """At most ``most`` of the numbers 1..count, evenly spread, with both ends."""
     if count <= most:
         return list(range(1, count + 1))
     return sorted({1 + round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
 def point_cases(bench: Bench) -> list[tuple[str, str, int]]:
-    """(function, before or after, n-th call): every place that can be named."""
+    """(function, before or after, n-th call) for the calls of every function in PHASES."""
     counts = bench.counts().functions
     steps = counts[STEP]
     places = [(name, "before", count) for name, count in counts.items()]
@@ -137,7 +137,7 @@ def point_cases(bench: Bench) -> list[tuple[str, str, int]]:
 
 
 def points(trial: Trial) -> None:
-    """SIGKILL before and after the n-th call of each function on a run's way."""
+    """SIGKILL before or after the n-th call of a function that a run calls."""
     cases = point_cases(trial.bench)
     name, when, n = cases[trial.number % len(cases)]
 
@@ -154,7 +154,7 @@ def points(trial: Trial) -> None:
 
 
 def call_cases(bench: Bench) -> list[tuple[str, str, int]]:
-    """(system call, how, n) of every call that ``trainer.run.disk`` makes."""
+    """(system call, how, n) for the calls that ``trainer.run.disk`` makes."""
     ways = {"write": ["before", "torn", "after", "short", "error"]}
     return [
         (call, how, n)
@@ -165,13 +165,13 @@ def call_cases(bench: Bench) -> list[tuple[str, str, int]]:
 
 
 def is_harmless(call: str, path: object) -> bool:
-    """Whether a run may go on where this call fails: it copies instead, or clears up later."""
+    """Whether a run may go on if this call fails: it copies instead, or clears up later."""
     old_checkpoint = re.search(r"/step-\d+(\.\d+)?$", str(path)) is not None
     return call in ("link", "unlink", "rmdir") or (call in ("replace", "rename") and old_checkpoint)
 
 
 def calls(trial: Trial) -> None:
-    """The n-th fsync, rename, write, ... of trainer.run.disk killed, or failing."""
+    """SIGKILL or an error at the n-th fsync, rename, write, ... of trainer.run.disk."""
     cases = call_cases(trial.bench)
     call, how, n = cases[trial.number % len(cases)]
 
@@ -194,7 +194,7 @@ def calls(trial: Trial) -> None:
     trial.conclude()
 
 
-INJECTIONS = (  # what strace is to do to the n-th of these system calls in each thread
+INJECTIONS = (  # (system calls, what strace does at the n-th of them in each thread)
     ("fsync,fdatasync", "signal=SIGKILL"),
     ("rename,renameat,renameat2", "signal=SIGKILL"),
     ("fsync,fdatasync", "error=EIO"),
@@ -204,7 +204,7 @@ INJECTIONS = (  # what strace is to do to the n-th of these system calls in each
 
 
 def no_strace() -> str:
-    """Why the kind ``strace`` cannot be tried here, if so."""
+    """The reason why the kind ``strace`` is impossible here; "" if it is possible."""
     if shutil.which("strace") is None:
         return "no strace here"
     probe = ["strace", "-o", os.devnull, "true"]
@@ -232,7 +232,7 @@ def traced(trial: Trial, log: Path, *options: str) -> int:
 
 
 def trace_counts(bench: Bench) -> dict[str, int]:
-    """How often the thread that does it most calls each of the system calls of INJECTIONS."""
+    """For each system call of INJECTIONS: the most calls that a single thread makes."""
 
     def measure(trial: Trial) -> dict[str, int]:
         log, names = trial.folder / "strace", ",".join(names for names, _ in INJECTIONS)
@@ -260,7 +260,7 @@ def strace_cases(bench: Bench) -> list[tuple[str, str, int]]:
 
 
 def strace(trial: Trial) -> None:
-    """The n-th fsync or rename of a thread killed, or failing, in the system itself."""
+    """SIGKILL or an error, by strace, at the n-th fsync, rename or mkdir of a thread."""
     cases = strace_cases(trial.bench)
     names, what, n = cases[trial.number % len(cases)]
     log = trial.folder / "strace"
@@ -278,7 +278,7 @@ def strace(trial: Trial) -> None:
 
 
 def term(trial: Trial) -> None:
-    """SIGTERM or SIGINT at random times, and in each phase: saved, at most one step lost."""
+    """SIGTERM or SIGINT at a random time or in a phase: the run saves, and loses at most a step."""
     rng = trial.rng
     workers = rng.choice([(), (*WORKERS, "loader.cache=off")])
     trial.use(*workers, "checkpoint.every=1ep")
@@ -307,7 +307,7 @@ def term(trial: Trial) -> None:
 
 
 def twice(trial: Trial) -> None:
-    """Two Ctrl-C through a save on a slow disk: dies at once, the checkpoint before it is whole."""
+    """Two Ctrl-C during a save on a slow disk: the run dies at once, with whole checkpoints."""
     rng = trial.rng
     steps = trial.bench.counts(*trial.overrides).functions[STEP]
 
@@ -332,7 +332,7 @@ def twice(trial: Trial) -> None:
 
 
 def resume_cases(bench: Bench) -> list[tuple[tuple[str, ...], int]]:
-    """(overrides, step): every step of two epochs, for every cell."""
+    """(overrides, step): every step of two epochs, for every combination of settings."""
     cells = [
         (*MODELS[model], "train.epochs=2", optimizer, schedule, *workers, f"loader.cache={cache}")
         for model in MODELS
@@ -346,7 +346,7 @@ def resume_cases(bench: Bench) -> list[tuple[tuple[str, ...], int]]:
 
 
 def resume(trial: Trial) -> None:
-    """Stopped at each step, for each model, optimizer, schedule, workers and cache."""
+    """SIGTERM at a step, for a combination of model, optimizer, schedule, workers and cache."""
     cases = resume_cases(trial.bench)
     overrides, step = cases[trial.number % len(cases)]
     trial.use(*overrides)
@@ -358,14 +358,14 @@ def resume(trial: Trial) -> None:
 
 
 def no_mounts() -> str:
-    """Why no disk can be mounted here, if so."""
+    """The reason why no disk can be mounted here; "" if one can."""
     process = FORK.Process(target=faults.try_mounts)
     process.start()
     process.join()
     return "" if process.exitcode == 0 else "no mounts here, files limited instead"
 
 
-FULL = tuple(0.25 * quarter for quarter in range(1, 19))  # of a checkpoint, or of one of its files
+FULL = tuple(0.25 * quarter for quarter in range(1, 19))  # size of the disk, in checkpoints
 
 
 def full(trial: Trial) -> None:
@@ -373,9 +373,9 @@ def full(trial: Trial) -> None:
     how = ("disk", "disk", "limit", "read-only")[trial.number % 4]
     if how != "limit" and no_mounts():
         how = "limit"
-    # A checkpoint is two such files, or three.
-    parts = 0.5 if how == "limit" else 2
-    size = int(FULL[trial.number // 2 % len(FULL)] * parts * trial.reference.largest_file)
+    # A checkpoint has two or three such files. RLIMIT_FSIZE limits one file.
+    files = 0.5 if how == "limit" else 2
+    size = int(FULL[trial.number // 2 % len(FULL)] * files * trial.reference.largest_file)
     runs = trial.folder / "runs"
     if how == "read-only" or trial.number % 8 > 3:  # a run that has checkpoints already
         stop = faults.at(trial.rng.randint(2, 9), faults.send(signal.SIGTERM))
@@ -404,9 +404,9 @@ def copy_tree(source: Path, target: Path) -> None:
 
 
 def full_disk(trial: Trial, runs: Path, size: int) -> int:
-    """Launch with ``runs`` on a disk of ``size`` bytes beyond what it holds; the exit code.
+    """Launch with ``runs`` on a disk with ``size`` free bytes; return the exit code.
 
-    That disk ends with the process, which therefore copies what is there to ``saved`` at its end.
+    The disk vanishes with the process. So the process copies its content to ``saved`` at its end.
     """
     saved = trial.folder / "saved"
     used = sum(path.stat().st_size + 4096 for path in runs.rglob("*"))
@@ -430,11 +430,11 @@ DAMAGES = (
 )
 
 
-BESIDE = ("model.pt", "metrics.jsonl")  # these a resume sets right without a word
+BESIDE = ("model.pt", "metrics.jsonl")  # a resume repairs these without a message
 
 
 def damage(trial: Trial) -> None:
-    """The newest checkpoint damaged in each way: named, passed over, the one before it taken."""
+    """The newest checkpoint is damaged: the resume names it, and takes the one before it."""
     how = DAMAGES[trial.number % len(DAMAGES)]
     stop = faults.at(trial.rng.randint(7, 11), faults.send(signal.SIGTERM))
     trial.expect(trial.launch(lambda: faults.wrap(STEP, before=stop)), STOPPED)
@@ -446,7 +446,7 @@ def damage(trial: Trial) -> None:
         return
     spoil(folders[-1], how, trial.rng)
     trial.expect(trial.launch(), DONE)
-    # The best weights lie in model.pt too, which mends the checkpoint's.
+    # model.pt holds the best weights too, and replaces the checkpoint's.
     named = f"{folders[-1].name}{'/best.pt' if 'best' in how else ''} is damaged"
     if how not in BESIDE and named not in trial.log:
         raise Lost(f"{folders[-1].name} was passed over without a word")
@@ -454,7 +454,7 @@ def damage(trial: Trial) -> None:
 
 
 def spoil(folder: Path, how: str, rng: random.Random) -> None:
-    """Damage a checkpoint."""
+    """Damage a checkpoint, or a file of BESIDE, in the way ``how``."""
     manifest = folder / "MANIFEST.json"
     state = folder / rng.choice(["state.pt", "weights.pt"])
     data, said = state.read_bytes(), json.loads(manifest.read_text())
@@ -486,7 +486,7 @@ def spoil(folder: Path, how: str, rng: random.Random) -> None:
         (manifest if rest == "manifest" else state).unlink()
         if rest == "files":
             manifest.write_text(json.dumps(said | {"files": {}}))
-    elif word == "forged":  # a digest of what is not there; a true one of what is no state
+    elif word == "forged":  # the digest of other bytes; or garbage with its true digest
         content = rng.randbytes(1000) if rest == "garbage" else b"another"
         entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         if rest == "garbage":
@@ -497,7 +497,7 @@ def spoil(folder: Path, how: str, rng: random.Random) -> None:
 
 
 def refuse_all_damaged(trial: Trial, folders: Sequence[Path]) -> None:
-    """With no checkpoint left, a resume must refuse, and leave everything as it is."""
+    """If no checkpoint is whole, a resume must refuse, and change nothing."""
     for folder in folders:
         spoil(folder, "cut 8/16", trial.rng)
 
@@ -513,7 +513,7 @@ def refuse_all_damaged(trial: Trial, folders: Sequence[Path]) -> None:
 
 
 def images(trial: Trial) -> None:
-    """An image broken or removed in mid-run, a worker killed: a message, mended, resumed."""
+    """An image is broken or removed during the run, or a worker killed; then it is put right."""
     rng = trial.rng
     how = ("removed", "cut", "empty", "no image", "worker")[trial.number % 5]
     workers = WORKERS if trial.number // 5 % 2 or how == "worker" else ()
@@ -539,12 +539,12 @@ def images(trial: Trial) -> None:
 
 
 def together(trial: Trial) -> None:
-    """Sixteen starts at once, two processes on one run, a resume right after a SIGKILL."""
+    """Sixteen starts at once, two processes on one run, or a resume right after a SIGKILL."""
     (sixteen_starts, two_on_one_run, resumed_at_once)[trial.number % 3](trial)
 
 
 def sixteen_starts(trial: Trial) -> None:
-    """Starts in one moment get a folder each."""
+    """Sixteen starts at the same moment get a folder each."""
     barrier = FORK.Barrier(16)
 
     def meet() -> None:
@@ -566,7 +566,7 @@ def first_arguments(trial: Trial) -> list[str]:
 
 
 def two_on_one_run(trial: Trial) -> None:
-    """The second process on a run is refused, and does no harm."""
+    """A second process on a run is refused, and does no harm."""
     pause = faults.at(trial.rng.randint(1, 10), faults.pause)
     trial.use(*trial.rng.choice([(), WORKERS]))
     first = trial.start(lambda: faults.wrap(STEP, after=pause))
@@ -585,7 +585,7 @@ def two_on_one_run(trial: Trial) -> None:
 
 
 def resumed_at_once(trial: Trial) -> None:
-    """Workers of a process that was killed alone do not hold its run."""
+    """A process is killed, its workers are not: they do not hold the run's lock."""
     trial.use(*WORKERS)
     pause = faults.at(trial.rng.randint(2, 10), faults.pause)
     first = trial.start(lambda: faults.wrap(STEP, after=pause))
