@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-Action = Callable[[], None]
+Action = Callable[[], object]
 
 PHASES = {  # phase of a run -> the modules whose functions it calls
     "start-up": (

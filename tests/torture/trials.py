@@ -398,11 +398,6 @@ def full(trial: Trial) -> None:
     trial.conclude()
 
 
-def copy_tree(source: Path, target: Path) -> None:
-    """Copy a folder."""
-    shutil.copytree(source, target)
-
-
 def full_disk(trial: Trial, runs: Path, size: int) -> int:
     """Launch with ``runs`` on a disk with ``size`` free bytes; return the exit code.
 
@@ -413,7 +408,7 @@ def full_disk(trial: Trial, runs: Path, size: int) -> int:
 
     def arm() -> None:
         faults.small_disk(runs, size + used)
-        faults.wrap("trainer.train:main", after=lambda: copy_tree(runs, saved))
+        faults.wrap("trainer.train:main", after=lambda: shutil.copytree(runs, saved))
 
     code = trial.launch(arm)
     shutil.rmtree(runs)

@@ -106,7 +106,8 @@ class Findings:
     @property
     def epochs(self) -> list[list[float | None]]:
         """The rows of the history's table; None where an epoch has no such number."""
-        return [[numbers(row).get(tag) for tag in self.tags] for row in self.history]
+        tags = self.tags
+        return [[row.get(tag) for tag in tags] for row in map(numbers, self.history)]
 
     @property
     def balance_rows(self) -> list[tuple[Any, ...]]:
