@@ -44,7 +44,7 @@ def train_steps(task: Task, batches: Batches, first: int) -> Iterator[int]:
     network, optimizer, scaler, guard = task.network, task.optimizer, task.scaler, task.guard
     train_mode(network)
     for step, (images, labels) in enumerate(batches, first):  # (B, C, H, W) float32; (B,) int64
-        optimizer.zero_grad(set_to_none=True)
+        drop_gradients(guard.parameters)
         guard.begin(step)
         for micro in task.micro_batches(step, images, labels):  # as a rule one: the batch itself
             with micro.forward:
@@ -57,6 +57,15 @@ def train_steps(task: Task, batches: Batches, first: int) -> Iterator[int]:
         scaler.update()
         task.schedule.after_step()
         yield guard.images
+
+
+def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Set every gradient to None.
+
+    ``optimizer.zero_grad`` also reports to the profiler; that takes 15 of a step's microseconds.
+    """
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def new_task(job: Job, guard: Guard) -> Task:
