@@ -8,15 +8,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
+from concurrent.futures import Future
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._C._distributed_c10d import HashStore
 
 from datasets import DataError
 from tests.conftest import exit_code_of, fork, train_together
+from trainer.distributed import processes
 from trainer.distributed.processes import rank as own_rank
 from trainer.distributed.processes import world_size
 from trainer.distributed.shares import share_of
@@ -248,6 +254,39 @@ def test_parts_of_shares_and_mixed_samples_add_up_to_the_whole_batch(undisturbed
     (one, steps), (other, same) = undisturbed(1, *ODD, *mixed), undisturbed(3, *ODD, *mixed)
     assert steps == same
     close(read_metrics(one / "metrics.jsonl"), read_metrics(other / "metrics.jsonl"))
+
+
+def test_a_rank_of_a_restart_finds_nothing_that_the_start_before_it_left(monkeypatch):
+    """torchrun keeps its store; in it a rank that comes first would read a dead one's address."""
+    store, found = HashStore(), []
+    monkeypatch.setattr(processes._Ways, "store", None)
+
+    def who():
+        start, rank = threading.current_thread().name.split()
+        return start, int(rank)
+
+    def connect(backend, store, rank, world_size):
+        start, _ = who()
+        if rank == 0:
+            time.sleep(0.1)  # rank 1 looks before rank 0 writes
+            store.set("address", start)
+        found.append((start, rank, store.get("address").decode()))
+
+    monkeypatch.setattr(dist, "init_process_group", connect)
+
+    def rendezvous(_):
+        yield store, who()[1], 2
+
+    monkeypatch.setattr(processes, "rendezvous", rendezvous)
+    for start in ("first", "second"):
+        meetings: list[Future[None]] = [Future(), Future()]
+        for rank in (1, 0):
+            arguments, name = (False, meetings[rank]), f"{start} {rank}"
+            threading.Thread(target=processes.meet, args=arguments, name=name).start()
+            time.sleep(0.1)
+        for meeting in meetings:
+            meeting.result(timeout=30)
+    assert sorted(found) == [(start, n, start) for start in ("first", "second") for n in (0, 1)]
 
 
 def kill_twice():

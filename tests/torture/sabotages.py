@@ -664,7 +664,7 @@ SABOTAGES = [
         "trainer/distributed/processes.py",
         "        store = of_this_start(store, number, count)\n",
         "",
-        (f"{SEVERAL}test_torchrun_starts_killed_processes_again_and_they_come_to_the_same_bits",),
+        (f"{SEVERAL}test_a_rank_of_a_restart_finds_nothing_that_the_start_before_it_left",),
     ),
     Sabotage(
         "average not restored",
