@@ -712,10 +712,11 @@ def test_a_train_and_test_folder_without_validation_is_read_from_the_real_archiv
         for member in archive:  # the archive is sorted: a few members of its first folders will do
             if member.name.startswith("train/bird"):
                 break
-            if member.isfile() and member.name.endswith(("7.jpg", "3.jpg")):
+            content = archive.extractfile(member)
+            if content is not None and member.name.endswith(("7.jpg", "3.jpg")):
                 image = tmp_path / member.name
                 image.parent.mkdir(parents=True, exist_ok=True)
-                image.write_bytes(archive.extractfile(member).read())
+                image.write_bytes(content.read())
     for path in list(tmp_path.glob("train/*/*3.jpg")):
         target = tmp_path / "test" / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
