@@ -544,9 +544,9 @@ SABOTAGES = [
     Sabotage(
         "lock not taken",
         "two processes write one run",
-        "trainer/run/folder.py",
-        "fcntl.LOCK_EX | fcntl.LOCK_NB",
-        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "trainer/process/lock.py",
+        "else fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "else fcntl.LOCK_SH | fcntl.LOCK_NB",
         (f"{TRAINING}test_a_run_has_one_writer",),
     ),
     Sabotage(
@@ -554,7 +554,7 @@ SABOTAGES = [
         "after a kill a run cannot be resumed until its workers are gone",
         "trainer/run/folder.py",
         "        os.register_at_fork(after_in_child=lock.close)\n",
-        "",
+        "        pass\n",
         (f"{RESUME}test_workers_that_outlive_a_killed_trainer_do_not_hold_its_run",),
     ),
     # --- data -------------------------------------------------------------------------------------

@@ -4,17 +4,17 @@ Nothing is written. No content of a folder raises an error: results name what ca
 """
 
 import contextlib
-import errno
 import json
 import math
 import os
 import re
 import stat
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from trainer.process.lock import READ, is_held
 
 # As trainer.run.folder names a run's folder.
 STAMPED = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-[0-9a-f]{4}")
@@ -23,9 +23,6 @@ MAX_RUN_DEPTH = 3  # runs/NAME/RUN, and a folder of such folders
 MAX_JSON_BYTES = 2**28
 POWERS_BELOW = 1e-3  # smaller metrics are shown with powers of ten
 TAIL = 2**16  # bytes of metrics.jsonl that surely hold its last line
-
-# A link in a file's place is not opened, and a pipe does not block.
-READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 _EPOCHS = re.compile(r"^train:\n(?:  .*\n)*?  epochs: (\d{1,9})$", re.MULTILINE)
 _MONITOR = re.compile(r"^train:\n(?:  .*\n)*?  monitor: (val/\w+)$", re.MULTILINE)
@@ -128,29 +125,6 @@ def inspect_run(run: Path) -> FoundRun:
         numbers_of(result.get("test")),
         result,
     )
-
-
-def is_held(run: Path) -> bool:
-    """Whether a process holds the run, as trainer.run.folder's ``lock_run`` does."""
-    try:
-        descriptor = os.open(run / "run.lock", READ)
-    except OSError:
-        return False
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBRLCK, 1)
-            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as one of many readers
-    except OSError as error:
-        return error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def last_epoch(path: Path) -> int | None:

@@ -4,16 +4,15 @@ config.yaml  environment.json  uncommitted.patch  split.json  metrics.jsonl  eve
 checkpoints/step-000000123/  model.pt  model.json  result.json  report/  data_path.json  run.lock
 """
 
-import errno
 import json
 import os
 import secrets
-import sys
 import time
 from pathlib import Path
 from typing import IO, Any
 
 from trainer.process.errors import RunError, UsageError
+from trainer.process.lock import hold, is_by_another
 from trainer.run import disk
 
 
@@ -78,31 +77,21 @@ def lock_run(run: Path) -> IO[str]:
         raise RunError(f"{run} cannot be written to: {error.strerror}.") from None
     try:
         try:
-            _take(lock)
+            hold(lock)
         except BlockingIOError:  # `trainer.runs list` holds it for some microseconds
             time.sleep(0.05)
-            _take(lock)
+            hold(lock)
     except OSError as error:
         lock.close()
-        if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):  # a disk without locks
+        if not is_by_another(error):
             raise RunError(f"{run} cannot be locked: {error.strerror}.") from None
         raise RunError(
             f"{run} is being written by another process; wait for it or stop it."
         ) from None
-    return lock
-
-
-def _take(lock: IO[str]) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A worker process that outlives a killed trainer must not hold the run for it.
+    # A worker process that outlives a killed trainer must not hold the run for it.
+    if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lock.close)
+    return lock
 
 
 def read_metrics(path: Path, length: int | None = None) -> list[dict[str, Any]]:

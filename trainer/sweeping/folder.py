@@ -4,10 +4,8 @@ plan.json  base.yaml  tNNN-seedS[-foldF]/{claim.lock, log.txt, end.json, RUN/}  
 sweep.json  sweep.csv  sweep.html  study.journal (with tpe)
 """
 
-import errno
 import os
 import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from trainer.process.errors import ConfigError, RunError
+from trainer.process.lock import hold, is_by_another
 from trainer.run import disk
 from trainer.run.resume import as_yaml, differences, settings
 from trainer.sweeping.plan import Plan
@@ -114,14 +113,7 @@ def refuse_another(plan: Plan, folder: Path, began: dict[str, Any], asked: dict[
 def locked(path: Path) -> Iterator[None]:
     """Context manager: holds a lock, which the system frees if the process dies."""
     with path.open("a") as file:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
+        hold(file, wait=True)
         yield
 
 
@@ -133,17 +125,10 @@ def claim(folder: Path) -> IO[str] | None:
     folder.mkdir(exist_ok=True)
     file = (folder / "claim.lock").open("a")
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(file)
     except OSError as error:
         file.close()
-        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+        if is_by_another(error):
             return None
         raise RunError(f"{folder} cannot be locked: {error.strerror}.") from None
     return file

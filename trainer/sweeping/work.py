@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.comparing.listing import is_held, short
+from trainer.comparing.listing import short
 from trainer.process.console import Say, duration
 from trainer.process.exits import Exit
+from trainer.process.lock import is_held
 from trainer.process.stop import StopRequest
 from trainer.run import disk
 from trainer.run.environment import ROOT

@@ -1,0 +1,50 @@
+"""Locks on files, by fcntl or, on Windows, msvcrt. The system frees them if the process dies."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import IO
+
+# A link in a file's place is not opened, and a pipe does not block.
+READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+def hold(file: IO[str], wait: bool = False) -> None:
+    """Lock an open file. Raises OSError: see ``is_by_another``, which ``wait`` waits for."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_by_another(error: OSError) -> bool:
+    """Whether ``hold`` failed because of another process; else the disk has no locks."""
+    return error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+
+
+def is_held(run: Path) -> bool:
+    """Whether a process holds the run, as trainer.run.folder's ``lock_run`` does."""
+    try:
+        descriptor = os.open(run / "run.lock", READ)
+    except OSError:
+        return False
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBRLCK, 1)
+            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as one of many readers
+    except OSError as error:
+        return is_by_another(error)
+    finally:
+        os.close(descriptor)
+    return False
