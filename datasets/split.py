@@ -27,8 +27,8 @@ def split(
     train, val and test. So equal contents are in one split, whatever their names, and a file keeps
     its split when others are added.
     To keep small datasets stratified, a class with less than half its share in a split (or with
-    nothing) takes the nearest contents from the split with most to spare. Only these contents can
-    change their split when files are added.
+    nothing) takes the nearest contents from the split with most to spare. When files are added,
+    other contents may be taken; no other content changes its split.
     ``parts``: the official split of each sample. Official val and test samples keep it; a missing
     split is cut from the rest, in the ratio of the splits concerned. ``pool`` ignores ``parts``.
     ``folds`` cuts the samples into this many equal folds instead of by ratios: number ``fold``

@@ -282,7 +282,8 @@ def test_a_rank_of_a_restart_finds_nothing_that_the_start_before_it_left(monkeyp
         meetings: list[Future[None]] = [Future(), Future()]
         for rank in (1, 0):
             arguments, name = (False, meetings[rank]), f"{start} {rank}"
-            threading.Thread(target=processes.meet, args=arguments, name=name).start()
+            thread = threading.Thread(target=processes.meet, args=arguments, name=name, daemon=True)
+            thread.start()
             time.sleep(0.1)
         for meeting in meetings:
             meeting.result(timeout=30)

@@ -61,7 +61,7 @@ def test_the_tree_shows_every_top_level_folder():
         (tree,) = (block for block in blocks(text, "") if block.startswith("configs/"))
         shown = {line.split()[0] for line in tree.splitlines()}
         code = {f"{path.parent}/" for path in Path().glob("[a-z]*/__init__.py")}
-        assert shown == code | {"configs/", "docs/", "runs/", "tests/"}
+        assert shown == code | {"configs/", "docs/", "findings/", "runs/", "tests/"}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
     python -m trainer.evaluate runs/lenet_rmb/20260131-120000-ab12
     python -m trainer.evaluate runs/lenet_rmb --split val dataset.root=/other/place
 
-Prints the same numbers as result.json, if it computes on the same device and in the same precision.
+Prints the numbers of result.json, if split, device, threads, batch size and metrics are the same.
 """
 
 import argparse

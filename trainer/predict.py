@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=views,
         default=1,
         metavar="flip|N",
-        help="mean over the image and its mirror image, or over it and N - 1 random transforms",
+        help="mean over image and mirror image, or over image and N - 1 draws of train transforms",
     )
     parser.add_argument("--batch-size", type=at_least(1), metavar="N", help="images at once")
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")

@@ -365,7 +365,7 @@ def no_mounts() -> str:
     return "" if process.exitcode == 0 else "no mounts here, files limited instead"
 
 
-FULL = tuple(0.25 * quarter for quarter in range(1, 19))  # size of the disk, in checkpoints
+FULL = tuple(0.25 * quarter for quarter in range(1, 19))  # free space, in checkpoints
 
 
 def full(trial: Trial) -> None:
@@ -373,7 +373,7 @@ def full(trial: Trial) -> None:
     how = ("disk", "disk", "limit", "read-only")[trial.number % 4]
     if how != "limit" and no_mounts():
         how = "limit"
-    # A checkpoint has two or three such files. RLIMIT_FSIZE limits one file.
+    # A checkpoint counts as two of the largest file. RLIMIT_FSIZE limits one file: half of that.
     files = 0.5 if how == "limit" else 2
     size = int(FULL[trial.number // 2 % len(FULL)] * files * trial.reference.largest_file)
     runs = trial.folder / "runs"

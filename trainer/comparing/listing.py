@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.process.lock import READ, is_held
+from trainer.process.lock import PLAIN_FILE, is_held
 
 # As trainer.run.folder names a run's folder.
 STAMPED = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-[0-9a-f]{4}")
@@ -151,7 +151,7 @@ def read_object(path: Path) -> tuple[dict[str, Any], str]:
 def read_text(path: Path, limit: int = MAX_JSON_BYTES, tail: bool = False) -> tuple[str, str]:
     """A file's text and "", or "" and the fault. ``tail``: the last ``limit`` bytes of the text."""
     try:
-        with open(os.open(path, READ), "rb") as file:
+        with open(os.open(path, os.O_RDONLY | PLAIN_FILE), "rb") as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 return "", f"{path.name} is no file"

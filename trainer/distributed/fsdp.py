@@ -161,7 +161,7 @@ def synchronise(model: nn.Module, is_last: bool) -> None:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every rank the float buffers of rank 0, in one message, as DDP does before a step."""
+    """Give every rank the float buffers of rank 0, in one message. DDP does that before a step."""
     buffers = [b for b in model.buffers() if b.is_floating_point()]
     if not buffers:
         return

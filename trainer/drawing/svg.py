@@ -41,7 +41,7 @@ def figure(
 
 
 def text(x: float, y: float, content: str, kind: str) -> Markup:
-    """A text at ``x``: its begin, or its middle or end if ``kind`` has this word."""
+    """A text with its begin at ``x``, or with its middle or end, if ``kind`` has that word."""
     return element("text", content, x=round(x, 1), y=round(y, 1), kind=kind)
 
 

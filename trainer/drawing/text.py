@@ -8,7 +8,7 @@ Bins = list[tuple[int, float, float]]  # (images, mean confidence, accuracy) of 
 
 
 def plain(text: str) -> str:
-    """Text on one line; a control character, surrogate or change of direction becomes U+FFFD."""
+    """Text on one line: white space becomes a blank, any other unprintable character U+FFFD."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 

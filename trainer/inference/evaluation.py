@@ -16,7 +16,7 @@ from trainer.process.errors import RunError
 from trainer.run.disk import read_json
 from trainer.run.resume import refuse_changes, require_own_images
 
-# Keys that may differ from the run's: they change the place of computing, or the metrics.
+# Keys that may differ from the run's: where images lie, how they are read, the device, metrics.
 MAY_DIFFER = (
     *("dataset.root", "dataset.on_broken", "loader.", "train.device", "train.threads", "metrics"),
 )

@@ -114,7 +114,7 @@ def graph(model: nn.Module, input_shape: tuple[int, int, int], device: torch.dev
     inputs = (torch.zeros(1, *input_shape, device=device),)
     with evaluating(model, device), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated, and sizes become constants
-        # check_trace would trace again and find differences in a transformer; its graph has none.
+        # check_trace would trace again, and find differences in a transformer with the same graph.
         trace = torch.jit.trace(model, inputs, strict=False, check_trace=False)  # type: ignore[no-untyped-call]
         traced = trace.graph
         torch._C._jit_pass_inline(traced)

@@ -238,7 +238,10 @@ def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
 
 
 def evaluate_epoch(session: Session) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """The logits and labels of the validation split, on rank 0, and the metrics of the epoch."""
+    """Evaluate the validation split: logits and labels (on rank 0), and the epoch's metrics.
+
+    The means of the training steps are among the metrics; they begin anew.
+    """
     job, state = session.job, session.state
     if job.val_loader.will_fork:  # a fork must not find another thread in the middle of a write
         with state.spending("save"):
@@ -268,14 +271,17 @@ def count_stale_epochs(config: Config, state: State, monitored: float) -> None:
 
 
 def improves(config: Config, value: float, than: float | None, by: float = 0.0) -> bool:
-    """Whether ``value`` beats ``than`` by more than ``by``; all beat None, and NaN beats none."""
+    """Whether ``value`` beats ``than`` by more than ``by``; any number beats None, NaN nothing."""
     if math.isnan(value) or than is None:
         return not math.isnan(value)
     return (value - than if is_higher_better(config.train.monitor) else than - value) > by
 
 
 def is_due(every: Duration, state: State, epoch_ended: bool = False) -> bool:
-    """Whether ``every`` has passed; minutes count from the last save, and all ranks must call."""
+    """Whether ``every`` has passed; all ranks must call it.
+
+    Minutes count from the last checkpoint that this process wrote, or from its start.
+    """
     if every.unit == "st":
         return state.step % every.value == 0
     if every.unit == "ep":

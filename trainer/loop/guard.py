@@ -169,7 +169,7 @@ class Guard:
 
 
 def number_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many images' likeliest class is the true one: for mixed labels, that of largest share."""
+    """How many images have their class as likeliest; of mixed labels the largest share counts."""
     if labels.ndim == 2:
         labels = labels.argmax(dim=1)
     return (logits.argmax(dim=1) == labels).count_nonzero()

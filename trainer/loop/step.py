@@ -62,7 +62,8 @@ def train_steps(task: Task, batches: Batches, first: int) -> Iterator[int]:
 def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Set every gradient to None.
 
-    ``optimizer.zero_grad`` also reports to the profiler; that takes 15 of a step's microseconds.
+    ``optimizer.zero_grad`` also reports to the profiler. Without it, a step took 173 microseconds
+    instead of 188.
     """
     for parameter in parameters:
         parameter.grad = None

@@ -1,4 +1,7 @@
-"""Locks on files, by fcntl or, on Windows, msvcrt. The system frees them if the process dies."""
+"""Locks on files, by fcntl or, on Windows, msvcrt.
+
+The system frees a lock when all processes that have the file open have closed it or ended.
+"""
 
 import errno
 import os
@@ -6,12 +9,15 @@ import sys
 from pathlib import Path
 from typing import IO
 
-# A link in a file's place is not opened, and a pipe does not block.
-READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+# Flags: do not follow a link that somebody put in a file's place, and do not wait for a pipe.
+PLAIN_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def hold(file: IO[str], wait: bool = False) -> None:
-    """Lock an open file. Raises OSError: see ``is_by_another``, which ``wait`` waits for."""
+    """Lock an open file, or raise OSError. ``wait``: until no process has it locked.
+
+    On Windows this waits for 10 seconds only.
+    """
     if sys.platform == "win32":
         import msvcrt
 
@@ -23,14 +29,14 @@ def hold(file: IO[str], wait: bool = False) -> None:
 
 
 def is_by_another(error: OSError) -> bool:
-    """Whether ``hold`` failed because of another process; else the disk has no locks."""
+    """Whether ``hold`` raised the error because another process has the file locked."""
     return error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 
 def is_held(run: Path) -> bool:
     """Whether a process holds the run, as trainer.run.folder's ``lock_run`` does."""
     try:
-        descriptor = os.open(run / "run.lock", READ)
+        descriptor = os.open(run / "run.lock", os.O_RDONLY | PLAIN_FILE)
     except OSError:
         return False
     try:

@@ -84,7 +84,7 @@ def write_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise refused(f"{final}: the checkpoint", error) from None
     for old in checkpoints(run)[:-keep]:
-        if old != final:  # beside later steps, the new one may be among the oldest
+        if old != final:  # if there are later steps, the new one may be among the oldest
             remove(old)
     return best_entry
 

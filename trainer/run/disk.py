@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.process.errors import RunError
+from trainer.process.lock import PLAIN_FILE
 
-# Do not follow a link that somebody put in a file's place, and do not wait for a pipe.
-PLAIN_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | PLAIN_FILE
 PIECE = 2**22  # bytes written and hashed in one go
 # Bytes of a file that may wait in the page cache before a sync. A gigabyte of new pages would take

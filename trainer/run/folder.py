@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from trainer.process.errors import RunError, UsageError
-from trainer.process.lock import hold, is_by_another
+from trainer.process.lock import PLAIN_FILE, hold, is_by_another
 from trainer.run import disk
 
 
@@ -71,7 +71,7 @@ def _best_of(sweep: Path) -> str:
 def lock_run(run: Path) -> IO[str]:
     """Hold the run until the returned file is closed; raises RunError if a process holds it."""
     try:
-        flags = os.O_RDWR | os.O_CREAT | disk.PLAIN_FILE
+        flags = os.O_RDWR | os.O_CREAT | PLAIN_FILE
         lock = open(os.open(run / "run.lock", flags, 0o666), "a")
     except OSError as error:
         raise RunError(f"{run} cannot be written to: {error.strerror}.") from None

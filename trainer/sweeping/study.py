@@ -172,7 +172,7 @@ class Study:
         return Trial(number, settings, key)
 
     def _suggest(self, key: int, number: int, given: Settings | None) -> Settings:
-        """Draw settings, or store ``given`` ones. The number seeds the draws: kills change none."""
+        """Draw settings, or store ``given`` ones. ``number`` is the seed: kills change no draw."""
         from transforms.keyed import seed_of
 
         seed = seed_of("sweep", self.plan.sweep.seed, number) % 2**32
