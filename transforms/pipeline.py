@@ -22,7 +22,7 @@ FLOAT = frozenset({"Normalize", "LinearTransformation", "RandomErasing", "MixUp"
 CROPS = (v2.RandomCrop, v2.RandomResizedCrop)
 
 
-class Step(NamedTuple):
+class Item(NamedTuple):
     """A transform of stage 2: its position in the full list, and how it runs."""
 
     position: int
@@ -67,7 +67,7 @@ class Pipeline:
             once += 1
         self.fixed, self.rest = tuple(transforms[:once]), tuple(transforms[once:])
         self.seed = seed
-        self._steps = [_step(once + i, transform) for i, transform in enumerate(self.rest)]
+        self._items = [_item(once + i, transform) for i, transform in enumerate(self.rest)]
         self.predecessors = sum(predecessors(transform) for transform in self.rest)
 
     def early(self, cached: bool) -> int:
@@ -76,7 +76,7 @@ class Pipeline:
         They end with the last one that has no batched form and so runs per sample. If images are
         not ``cached``, they include the first crop, which makes images small and equal in size.
         """
-        slow = (i + 1 for i, step in enumerate(self._steps) if step.way == "per sample")
+        slow = (i + 1 for i, item in enumerate(self._items) if item.way == "per sample")
         count = max(slow, default=0)
         crops = [i + 1 for i, transform in enumerate(self.rest) if isinstance(transform, CROPS)]
         if not cached and crops and not any(_names(t) & FLOAT for t in self.rest[: crops[0]]):
@@ -123,13 +123,13 @@ class Pipeline:
                 f"{len(images)} images, {len(labels)} labels, {len(indices)} indices"
             )
         _check_uint8(*images if isinstance(images, list) else [images])
-        return self._run(self._steps[:count], stacked(images), labels, indices, epoch)
+        return self._run(self._items[:count], stacked(images), labels, indices, epoch)
 
     def finish(
         self, images: Images, labels: Tensor, indices: Tensor, epoch: int, first: int
     ) -> tuple[Tensor, Tensor]:
         """Run stage 2 from transform ``first`` on, on the images and labels from ``begin``."""
-        images, labels = self._run(self._steps[first:], images, labels, indices, epoch)
+        images, labels = self._run(self._items[first:], images, labels, indices, epoch)
         return _one_size(_each(_scaled, images)), labels
 
     def try_choices(self, images: Images, labels: Tensor, indices: Tensor) -> None:
@@ -137,13 +137,13 @@ class Pipeline:
 
         At most 64 choices each. Raises ValueError if one fails, or if the image sizes differ.
         """
-        for number, (position, transform, *_) in enumerate(self._steps):
+        for number, (position, transform, *_) in enumerate(self._items):
             if not isinstance(transform, NESTING):
                 continue
             shapes = set()
             for chosen in islice(_ways_through(transform), 64):
-                tried = [_step(position, inner) for inner in chosen]
-                tried = [*self._steps[:number], *tried, *self._steps[number + 1 :]]
+                tried = [_item(position, inner) for inner in chosen]
+                tried = [*self._items[:number], *tried, *self._items[number + 1 :]]
                 result, _ = self._run(tried, stacked(images), labels, indices, 0)
                 shapes.add(_one_size(result).shape[1:])
             if len(shapes) > 1:
@@ -155,13 +155,13 @@ class Pipeline:
 
     def _run(
         self,
-        steps: Sequence[Step],
+        items: Sequence[Item],
         images: Images,
         labels: Tensor,
         indices: Tensor,
         epoch: int,
     ) -> tuple[Images, Tensor]:
-        for position, transform, way, scales in steps:
+        for position, transform, way, scales in items:
             with _naming(transform, position, images):
                 if scales:
                     images = _each(_scaled, images)
@@ -183,18 +183,18 @@ class Pipeline:
         """Names of the transforms without a batched form, because of which some run per sample."""
         return [
             name
-            for step in self._steps
-            if step.way == "per sample"
-            for name in _unbatched(step.transform)
+            for item in self._items
+            if item.way == "per sample"
+            for name in _unbatched(item.transform)
         ]
 
     @property
     def description(self) -> list[tuple[str, str]]:
         """Each transform's name, and how it runs: once per sample, batched, or per sample."""
         ways = [(_name(transform), "once per sample") for transform in self.fixed]
-        for step in self._steps:
-            per_sample = step.way == "per sample"
-            ways.append((_name(step.transform), "per sample" if per_sample else "batched"))
+        for item in self._items:
+            per_sample = item.way == "per sample"
+            ways.append((_name(item.transform), "per sample" if per_sample else "batched"))
         return ways
 
 
@@ -211,10 +211,10 @@ def _names(transform: Transform) -> set[str]:
     return {_name(transform)}.union(*map(_names, _inner(transform)))
 
 
-def _step(position: int, transform: Transform) -> Step:
+def _item(position: int, transform: Transform) -> Item:
     # Normalize scales by itself.
     scales = bool(_names(transform) & FLOAT) and not isinstance(transform, Normalize)
-    return Step(position, transform, _way(transform), scales)
+    return Item(position, transform, _way(transform), scales)
 
 
 def _ways_through(transform: Transform) -> Iterator[tuple[Transform, ...]]:

@@ -35,7 +35,7 @@ def introduce(job: Job, say: Say) -> None:
     if chosen := ", ".join(f"{path} {value}" for path, value in chosen_ways(config)):
         say(f"train   {chosen}")
     if config.average is not None:
-        say(f"average {config.average.name}, evaluated and saved as model.pt, not the weights")
+        say(f"average {config.average.name}, whose weights are evaluated and saved as model.pt")
     if job.teacher is not None:
         say(f"teacher {job.teacher.run}")
 
