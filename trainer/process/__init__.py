@@ -1,1 +1,1 @@
-"""Manages this process: errors, exit codes, signals, locks, start-up, terminal. Imports no torch."""
+"""Manages this process: errors, exits, signals, locks, start-up, terminal. Imports no torch."""
