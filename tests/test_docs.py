@@ -16,7 +16,12 @@ from trainer.config.components import SCHEMA_FILE, TABLES
 from trainer.config.schema_page import anchor, as_page
 from trainer.config.signatures import SUPPLIED, parameters_of, resolve
 
-PAGES = sorted([*Path().glob("*.md"), *Path("docs").glob("*.md"), Path("runs/README.md")])
+PAGES = sorted(
+    [
+        *(path for folder in ("", "docs") for path in Path(folder).glob("*.md")),
+        *(Path(folder) / "README.md" for folder in ("findings", "runs")),
+    ]
+)
 NOTEBOOK = Path("docs/tour.ipynb")
 TEXTS = {path: path.read_text(encoding="utf-8") for path in [*PAGES, NOTEBOOK]}
 YAML_PAGE = TEXTS[Path("docs/yaml.md")]
@@ -253,3 +258,20 @@ def test_the_pictures_of_the_pages_are_small_and_wide_enough_to_read(picture):
     with Image.open(Path("docs", picture)) as image:
         assert image.width >= 1000
     assert Path("docs", picture).stat().st_size < 150_000
+
+
+@pytest.mark.parametrize(
+    "script", sorted(Path("findings").glob("*.sh")), ids=lambda path: path.stem
+)
+def test_a_finding_has_the_form_that_the_readme_of_findings_states(script):
+    text = script.read_text(encoding="utf-8")
+    head = re.match(r"(#.*\n)+", text)
+    assert head and re.search(r"\b\d+\.\d+(\.\d+)?\b", head[0]), "states the version"
+    assert "mktemp -d" in text and "rm -rf" in text
+    installed = re.findall(r'pip" install -q (.*)', text)
+    assert installed
+    for package in " ".join(installed).replace('"', "").split():
+        assert "==" in package, f"{package} is not pinned"
+    assert "as seen" in text and "changed" in text
+    assert not re.search(r"^\s*(import|from) (trainer|models|datasets|transforms)\b", text, re.M)
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
