@@ -268,8 +268,9 @@ def check(file: Path) -> int:
 
 
 def epoch(file: Path) -> int:
-    """The exit code of a whole run."""
-    return train.main(["--config", str(file), "--runs", str(file.parent / "runs")])
+    """The exit code of a run of one epoch."""
+    runs = str(file.parent / "runs")
+    return train.main(["--config", str(file), "--runs", runs, "train.epochs=1"])
 
 
 def outcome(work: Callable[[Path], int], case: Case, folder: Path) -> tuple[str, str]:
