@@ -1,5 +1,9 @@
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +12,12 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
+from trainer.build.precision import HALF, Precision
+from trainer.build.teacher import Distillation
 from trainer.components import LOSSES, losses
+from trainer.components.schedulers import Schedule
+from trainer.loop.guard import Guard
+from trainer.loop.step import new_task, train_steps
 
 K = 5
 LOGITS = torch.randn(12, K, generator=torch.Generator().manual_seed(0)) * 3
@@ -73,10 +82,153 @@ def test_mixed_labels_are_taken_and_differ_from_their_larger_class(name):
     assert not torch.isclose(loss, make(name)(LOGITS, LABELS))
 
 
-def test_cross_entropy_of_mixed_labels_equals_torchs_with_weight_and_smoothing():
-    expected = nn.CrossEntropyLoss(torch.tensor(WEIGHT), label_smoothing=0.1)(LOGITS, MIXED)
-    actual = make("CrossEntropyLoss", weight=WEIGHT, label_smoothing=0.1)(LOGITS, MIXED)
-    torch.testing.assert_close(actual, expected)
+def by_hand(name, logits, shares, weight, smoothing=0.0):
+    """The mean loss in float64: (B, K) logits, (B, K) shares of the label, K weights."""
+    total = torch.zeros((), dtype=torch.float64)
+    for x, y in zip(logits.double(), shares.double(), strict=True):
+        p, s, y_smooth = x.softmax(0), x.sigmoid(), y * (1 - smoothing) + smoothing / len(y)
+        image = {
+            "CrossEntropyLoss": -(y_smooth * p.log()).sum(),
+            "NLLLoss": -(y * p.log()).sum(),
+            "FocalLoss": -(y * (1 - p) ** 2 * p.log()).sum(),
+            "BCELoss": -(y * s.log() + (1 - y) * (1 - s).log()).mean(),
+            "BCEWithLogitsLoss": -(y * s.log() + (1 - y) * (1 - s).log()).mean(),
+            "MSELoss": (x - y).square().mean(),
+            "L1Loss": (x - y).abs().mean(),
+        }[name]
+        total = total + sum(share * w for share, w in zip(y, weight, strict=True)) * image
+    return total / len(logits)
+
+
+CASES: list[tuple[str, dict[str, float]]] = [(name, {}) for name in LOSSES] + [
+    ("CrossEntropyLoss", {"label_smoothing": 0.1})
+]
+
+
+@pytest.mark.parametrize(("name", "more"), CASES)
+@pytest.mark.parametrize("shares", [ONE_HOT, MIXED], ids=["class numbers", "mixed"])
+def test_an_image_counts_by_the_weight_of_its_own_class_or_mix(name, more, shares):
+    expected = by_hand(name, LOGITS, shares, WEIGHT, more.get("label_smoothing", 0.0))
+    labels = LABELS if shares is ONE_HOT else shares
+    found = make(name, weight=WEIGHT, **more)(LOGITS, labels)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=0)
+
+
+def test_a_weight_without_smoothing_keeps_the_bits_of_torchs_weighted_loss():
+    for name in ("CrossEntropyLoss", "NLLLoss"):
+        gradients = []
+        for loss_fn in (
+            make(name, weight=WEIGHT),
+            lambda x, y: F.cross_entropy(x, y, torch.tensor(WEIGHT), reduction="none").mean(),
+        ):
+            logits = LOGITS.clone().requires_grad_()
+            loss_fn(logits, LABELS).backward()
+            gradients.append(logits.grad)
+        ours, torchs = gradients
+        assert ours is not None and torchs is not None and torch.equal(ours, torchs)
+
+
+@pytest.mark.parametrize(("name", "more"), CASES)
+@pytest.mark.parametrize("mixes", [False, True])
+def test_balanced_weights_keep_240_images_and_6_of_another_class_apart(name, more, mixes):
+    """A linear model on one separable feature; a mixture has the mean of images and labels."""
+    labels = torch.cat([torch.zeros(240), torch.ones(6)]).long()
+    images = torch.stack([labels * 2.0 - 1.0, torch.ones(246)], dim=1)
+    loss_fn = make(name, weight=losses.balanced_weight(labels, 2), **more)
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Linear(2, 2, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    for _ in range(60):
+        x, y = images, labels
+        if mixes:
+            other, kept = torch.randperm(246, generator=generator), 0.8
+            x = kept * images + (1 - kept) * images[other]
+            y = kept * F.one_hot(labels, 2) + (1 - kept) * F.one_hot(labels[other], 2)
+        optimizer.zero_grad()
+        loss_fn(model(x), y).backward()
+        optimizer.step()
+    assert (model(images).argmax(1) == labels).all()
+
+
+class Given(nn.Module):
+    """A network whose logits are its parameters, whatever the images."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits.clone())
+
+    def forward(self, images):
+        return self.logits[images.flatten(1)[:, 0].long()]
+
+
+class OwnLoss(nn.Module):
+    """A loss that somebody wrote: the expected cost, by a matrix product."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.tensor(weight)
+
+    def forward(self, logits, labels):
+        return (logits.softmax(1) @ self.weight).mean()
+
+
+def gradient_of_a_step(loss_fn, labels, precision, accumulate=1, teacher=None):
+    """The gradient of the logits in a training step."""
+    network = Given(LOGITS)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    train = SimpleNamespace(accumulate=accumulate)
+    job: Any = SimpleNamespace(
+        network=network, optimizer=optimizer, loss_fn=loss_fn, teacher=teacher,
+        train_loader=None, schedule=Schedule(optimizer), device=torch.device("cpu"),
+        config=SimpleNamespace(seed=0, train=train),
+        precision=Precision(
+            partial(torch.autocast, "cpu", HALF[precision]),
+            torch.amp.GradScaler("cpu", enabled=precision == "fp16"),
+        ),
+    )  # fmt: skip
+    images = torch.arange(12.0).view(12, 1, 1, 1)
+    list(train_steps(new_task(job, Guard(network, optimizer)), [(images, labels)], 0))
+    return network.logits.grad
+
+
+def assert_gradient(found, loss_of):
+    """``found`` is the gradient of ``loss_of(logits)`` in float64."""
+    logits = LOGITS.double().requires_grad_()
+    loss_of(logits).backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(
+        found.double(), logits.grad, rtol=1e-5, atol=1e-6 * logits.grad.abs().max().item()
+    )
+
+
+@pytest.mark.parametrize("precision", HALF)
+@pytest.mark.parametrize(("name", "more"), CASES)
+@pytest.mark.parametrize("shares", [ONE_HOT, MIXED], ids=["class numbers", "mixed"])
+@pytest.mark.parametrize("large", [1.0, 1e6])
+def test_in_half_precision_a_loss_has_the_gradient_of_float64(name, more, shares, large, precision):
+    weight = [large * w for w in WEIGHT]
+    labels = LABELS if shares is ONE_HOT else shares
+    found = gradient_of_a_step(make(name, weight=weight, **more), labels, precision, accumulate=2)
+    smoothing = more.get("label_smoothing", 0.0)
+    assert_gradient(found, lambda logits: by_hand(name, logits, shares, weight, smoothing))
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_in_half_precision_distillation_and_somebodys_own_loss_do_too(precision):
+    answers, costs = LOGITS.flip(0) / 2, [0.1, 70000.0, 3.3, 0.7, 1e-6]
+
+    def own(logits):
+        return (logits.softmax(1) @ torch.tensor(costs).double()).mean()
+
+    def divergence(logits):
+        p, q = (answers.double() / 3).softmax(1), (logits / 3).softmax(1)
+        return (p * (p / q).log()).sum(1).mean()
+
+    assert_gradient(gradient_of_a_step(OwnLoss(costs), LABELS, precision), own)
+    teacher = Distillation(Given(answers), 0.4, 3.0, Path("run"), "")
+    found = gradient_of_a_step(OwnLoss(costs), LABELS, precision, teacher=teacher)
+    assert_gradient(found, lambda x: 0.6 * own(x) + 0.4 * 9 * divergence(x))
 
 
 def test_label_smoothing_of_class_numbers_equals_torchs():

@@ -142,8 +142,8 @@ def _rehearse(job: "Job", images: Tensor, labels: Tensor) -> None:
     """Forward and backward passes without a step; three on a GPU, where later ones do more."""
     for _ in range(3 if job.device.type == "cuda" else 1):
         with job.precision.autocast():
-            loss = job.loss_fn(job.network(images).float(), labels)
-        loss.backward()
+            logits = job.network(images).float()
+        job.loss_fn(logits, labels).backward()
 
 
 def _reason(config: Config, key: str, error: Exception) -> str:

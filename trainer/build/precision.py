@@ -17,7 +17,7 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Precision:
     """The number format of a step. In fp32 and tf32 both fields do nothing.
 
-    ``autocast`` wraps the forward pass and the loss; ``scaler`` scales fp16 gradients.
+    ``autocast`` wraps the forward pass; ``scaler`` scales fp16 gradients.
     """
 
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -31,7 +31,7 @@ def build_precision(config: Config, device: torch.device) -> Precision:
     """The Precision that ``train.precision`` names; also sets whether a GPU may use TF32.
 
     bf16 and fp16 are autocast's mixed precision (Micikevicius et al., 2018): weights, gradients,
-    optimizer, and some operations such as softmax and losses stay in float32.
+    optimizer and some operations such as softmax stay in float32. The loss is computed without it.
     """
     name = config.train.precision
     if device.type == "cuda":  # PyTorch's own default lets convolutions round to 10 bits

@@ -122,7 +122,8 @@ def rehearse(
         )
         raise ConfigError([config.fault("model", message)])
     try:
-        loss = loss_fn(logits, labels.to(device))
+        with torch.autocast(device.type, enabled=False):  # as in a step
+            loss = loss_fn(logits, labels.to(device))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         mixed = " (mixed, by MixUp or CutMix)" if labels.ndim == 2 else ""
         message = f"fails on labels of shape {tuple(labels.shape)}{mixed}: {error}"

@@ -1,6 +1,7 @@
 """Distillation: a student model learns from a teacher's logits for the same images."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from trainer.build.trained import TrainedModel, load_trained
 from trainer.components.losses import SIGMOIDS
 from trainer.config import Config
 from trainer.config.settings import Component
+from trainer.distributed.micro_batches import Autocast
 from trainer.process.errors import ConfigError, RunError, UsageError
 from trainer.process.words import shortened
 from trainer.run.disk import read_json
@@ -38,12 +40,15 @@ class Distillation:
     run: Path
     digest: str
 
-    def __call__(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
+    def __call__(
+        self, images: Tensor, logits: Tensor, loss: Tensor, autocast: Autocast = nullcontext
+    ) -> Tensor:
         """The loss with the teacher, a scalar, from images (B, C, H, W), logits (B, K) and loss.
 
-        logits and loss: the student's. The teacher gets no gradient and draws no random numbers.
+        logits and loss: the student's. The teacher computes under ``autocast``, gets no gradient
+        and draws no random numbers.
         """
-        with torch.no_grad():
+        with torch.no_grad(), autocast():
             answers = self.model(images)
         divergence = F.kl_div(
             F.log_softmax(logits.float() / self.temperature, dim=1),
@@ -53,9 +58,13 @@ class Distillation:
         )
         return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence
 
-    def around(self, loss_fn: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def around(
+        self, loss_fn: nn.Module, autocast: Autocast
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The loss function of a step: ``loss_fn`` combined with the teacher."""
-        return lambda images, logits, labels: self(images, logits, loss_fn(logits, labels))
+        return lambda images, logits, labels: self(
+            images, logits, loss_fn(logits, labels), autocast
+        )
 
     def description(self) -> dict[str, Any]:
         """The teacher's run and digest, for result.json."""

@@ -4,7 +4,12 @@ logits: (B, K) float; labels: (B,) int64, or (B, K) float whose rows sum to one 
 CutMix). The result is the mean over the B images, with class weights too. So the losses of
 micro-batches, weighted by their numbers of images, have exactly the batch's loss as their mean.
 
-``weight`` holds K numbers; an image of class k counts ``weight[k]`` times.
+``weight`` holds K numbers; an image of class k counts ``weight[k]`` times. A mixed image counts by
+the mean of its classes' weights over their shares. The weight multiplies the image's whole loss: if
+each class's term had its own weight, the rare classes' shares of a label (from mixing or from label
+smoothing) would outgrow the share of the true class.
+
+The logits are float32, and no autocast is active: a loss computes in float32.
 """
 
 from collections.abc import Sequence
@@ -29,8 +34,10 @@ class _Weighted(nn.Module):
 class CrossEntropyLoss(_Weighted):
     """Cross entropy of the softmax, as ``torch.nn.CrossEntropyLoss``.
 
-    Deviation: with ``weight``, torch divides by the sum of the weights if the labels are class
-    numbers, and by B if they are mixtures. This loss always divides by B (see the top of the file).
+    Deviations: with ``weight``, torch divides by the sum of the weights if the labels are class
+    numbers, and by B if they are mixtures; this loss always divides by B. With ``weight`` and mixed
+    or smoothed labels, torch multiplies each class's term by that class's weight; this loss
+    multiplies the image's loss by its own weight (see the top of the file).
     """
 
     def __init__(self, weight: list[float] | None = None, label_smoothing: float = 0.0) -> None:
@@ -44,17 +51,19 @@ class CrossEntropyLoss(_Weighted):
         smoothing = self.label_smoothing
         if self.weight is None:
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        return F.cross_entropy(
-            logits, labels, self.weight, reduction="none", label_smoothing=smoothing
-        ).mean()
+        each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        return _mean(each, labels, self.weight)
 
 
 class NLLLoss(_Weighted):
-    """Negative log likelihood, as ``torch.nn.NLLLoss`` of the logits' log-softmax."""
+    """Negative log likelihood, as ``torch.nn.NLLLoss`` of the logits' log-softmax.
+
+    With ``weight`` it deviates as CrossEntropyLoss does.
+    """
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss, a scalar."""
-        return F.cross_entropy(logits, labels, self.weight, reduction="none").mean()
+        return _mean(F.cross_entropy(logits, labels, reduction="none"), labels, self.weight)
 
 
 class FocalLoss(_Weighted):
@@ -77,7 +86,7 @@ class FocalLoss(_Weighted):
         # At p = 1 the slope of (1 - p)^gamma is infinite for gamma < 1: the floor keeps it finite.
         rest = (1 - log_p.exp()).clamp_min(torch.finfo(log_p.dtype).eps)
         terms = -_targets(logits, labels) * rest**self.gamma * log_p  # (B, K)
-        return (terms.sum(dim=1) if self.weight is None else terms @ self.weight).mean()
+        return _mean(terms.sum(dim=1), labels, self.weight)
 
 
 class BCELoss(_Weighted):
@@ -87,7 +96,7 @@ class BCELoss(_Weighted):
         """Mean loss over images and classes, a scalar."""
         targets = _targets(logits, labels)
         terms = F.binary_cross_entropy(logits.sigmoid(), targets, reduction="none")
-        return _mean(terms, targets, self.weight)
+        return _mean(terms.mean(dim=1), labels, self.weight)
 
 
 class BCEWithLogitsLoss(_Weighted):
@@ -110,7 +119,7 @@ class BCEWithLogitsLoss(_Weighted):
         terms = F.binary_cross_entropy_with_logits(
             logits, targets, pos_weight=self.pos_weight, reduction="none"
         )
-        return _mean(terms, targets, self.weight)
+        return _mean(terms.mean(dim=1), labels, self.weight)
 
 
 class MSELoss(_Weighted):
@@ -118,8 +127,8 @@ class MSELoss(_Weighted):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over images and classes, a scalar."""
-        targets = _targets(logits, labels)
-        return _mean((logits - targets).square(), targets, self.weight)
+        terms = (logits - _targets(logits, labels)).square()
+        return _mean(terms.mean(dim=1), labels, self.weight)
 
 
 class L1Loss(_Weighted):
@@ -127,8 +136,8 @@ class L1Loss(_Weighted):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over images and classes, a scalar."""
-        targets = _targets(logits, labels)
-        return _mean((logits - targets).abs(), targets, self.weight)
+        terms = (logits - _targets(logits, labels)).abs()
+        return _mean(terms.mean(dim=1), labels, self.weight)
 
 
 def balanced_weight(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:
@@ -171,6 +180,10 @@ def _targets(logits: Tensor, labels: Tensor) -> Tensor:
     return labels.to(logits.dtype)
 
 
-def _mean(terms: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of ``terms`` (B, K); an image counts with the weight of its class."""
-    return (terms.mean(dim=1) * (1 if weight is None else targets @ weight)).mean()
+def _mean(each: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of the images' losses (B,); an image counts by the weight of its class or classes."""
+    if weight is None:
+        return each.mean()
+    # Not ``labels @ weight``: a GPU that may use TF32 would round the weights to 10 bits.
+    by_image = weight[labels] if labels.ndim == 1 else (labels * weight).sum(dim=1)
+    return (each * by_image).mean()

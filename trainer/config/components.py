@@ -80,7 +80,8 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
                 {"type": "null"},
             ],
             "default": None,
-            "description": "The weight of each class; balanced computes it from training labels.",
+            "description": "How much the loss of an image counts, for each class; a mixed image "
+            "counts by its mix. balanced computes it from training labels.",
         }
     },
     "optimizer": {

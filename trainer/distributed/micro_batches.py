@@ -22,7 +22,7 @@ class MicroBatch(NamedTuple):
     weight: the share of these images in the mean over the batch.  loss_factor: what the loss is
     multiplied by before the backward pass: the weight times the number of ranks, because gradients
     are summed over micro-batches and averaged over ranks.  batch_size: images of the batch over all
-    ranks.  forward: context manager for the forward pass and the loss.
+    ranks.  forward: context manager for the forward pass.
     """
 
     images: Tensor

@@ -221,7 +221,8 @@ def kept_for_backward(job: Job, images: Tensor, labels: Tensor) -> tuple[float, 
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with job.precision.autocast():
-            loss = job.loss_fn(job.model(images).float(), labels)
+            logits = job.model(images).float()
+        loss = job.loss_fn(logits, labels)
     return loss.item(), sum(kept.values())
 
 

@@ -49,7 +49,7 @@ def train_steps(task: Task, batches: Batches, first: int) -> Iterator[int]:
         for micro in task.micro_batches(step, images, labels):  # as a rule one: the batch itself
             with micro.forward:
                 logits = network(micro.images).float()  # (b, num_classes)
-                loss = task.loss(micro.images, logits, micro.labels)
+            loss = task.loss(micro.images, logits, micro.labels)  # without autocast: in float32
             scaler.scale(micro.for_backward(loss)).backward()  # type: ignore[no-untyped-call]
             guard.add(micro, loss, logits)
         if guard.accepts(scaler):  # finite; unscaled and clipped, so scaler.step is not needed
@@ -83,7 +83,9 @@ def new_task(job: Job, guard: Guard) -> Task:
     return Task(
         network=job.network,
         optimizer=job.optimizer,
-        loss=loss if job.teacher is None else job.teacher.around(job.loss_fn),
+        loss=loss
+        if job.teacher is None
+        else job.teacher.around(job.loss_fn, job.precision.autocast),
         micro_batches=choose_micro_batches(
             job.network,
             job.device,
