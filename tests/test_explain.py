@@ -18,7 +18,7 @@ from trainer.inference.explanation import MAX_CHANNELS, choose_folder, explain, 
 from trainer.insight.features import grad_cam
 from trainer.insight.samples import as_pictures
 from trainer.loop.fit import fit
-from trainer.process.errors import RunError
+from trainer.process.errors import NoAnswer
 from trainer.process.stop import StopRequest
 from transforms.own import Normalize
 from transforms.pipeline import Pipeline
@@ -250,5 +250,5 @@ def test_a_model_that_gives_no_numbers_is_told_as_such(trained, image, tmp_path)
     broken = copy.deepcopy(trained.model)
     with torch.no_grad():
         next(broken.parameters()).fill_(torch.nan)
-    with pytest.raises(RunError, match="gives no numbers"):
+    with pytest.raises(NoAnswer, match="no finite numbers"):
         explain(replace(trained, model=broken), image, trained.read(image), tmp_path)

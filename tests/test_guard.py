@@ -8,16 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import trainer.build.trained
 import trainer.loop.epochs
+import trainer.loop.evaluate
+from trainer.build.model import logits_of
 from trainer.build.prepare import prepare
+from trainer.build.teacher import Distillation
 from trainer.config import load_config
+from trainer.evaluate import main as evaluate
+from trainer.explain import main as explain
+from trainer.export import main as export
 from trainer.loop.fit import fit
 from trainer.loop.guard import Guard, number_correct
 from trainer.loop.step import new_task, train_steps
-from trainer.process.errors import NonFiniteLoss, Stopped
+from trainer.predict import main as predict
+from trainer.process.errors import ConfigError, NonFiniteLoss, Stopped
 from trainer.process.stop import StopRequest
+from trainer.run.best import load_best
 from trainer.run.checkpoint import checkpoints, is_finite, read_state
+from trainer.run.disk import read_json
 from trainer.run.folder import read_metrics
+from trainer.sweeping.process import values_of
 
 CPU = torch.device("cpu")
 NORMED = "model=torchvision/mobilenet_v3_small"  # and dropout
@@ -309,3 +320,117 @@ def test_on_a_gpu_too_what_is_saved_and_logged_knows_of_each_step_left_out(
             assert line.get("train/skipped") == (1.0 if line["step"] >= bad else None)
     last, other = (read_state(checkpoints(path)[-1]) for path in (run, at_once))
     assert all(torch.equal(last["model"][name], other["model"][name]) for name in last["model"])
+
+
+class Spoiling:
+    """``logits_of`` of evaluations, spoilt: in evaluation ``n`` the logits of ``images[n]``."""
+
+    def __init__(self, monkeypatch, images, value=math.nan):
+        self.true, self.images, self.value = logits_of, images, value
+        self.batches = 0
+        monkeypatch.setattr(trainer.loop.evaluate, "logits_of", self)
+
+    def __call__(self, model, images):
+        logits = self.true(model, images)  # one batch for each evaluation
+        if (rows := self.images.get(self.batches)) is not None:
+            logits[rows, -1] = self.value
+        self.batches += 1
+        return logits
+
+
+ALL = slice(None)
+WHOLE = "loader.eval_batch_size=100"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("loss", ["CrossEntropyLoss", "BCEWithLogitsLoss"])
+def test_an_epoch_with_one_answer_that_is_no_number_goes_on_and_is_never_the_best(
+    train, monkeypatch, capsys, value, loss
+):
+    Spoiling(monkeypatch, {0: [2], 2: ALL}, value)  # of epochs 1 and 3
+    run = train("train.epochs=3", f"loss={loss}", WHOLE, "early_stop={patience: 3}")
+    told = [line for line in capsys.readouterr().out.splitlines() if "cannot be the best" in line]
+    val = list(read_json(run / "split.json")["val"])
+    assert told == [
+        "note    epoch 1 cannot be the best: the model gives no finite numbers (NaN or infinity) "
+        f"for 1 of {len(val)} val images: {val[2]}",
+        "note    epoch 3 cannot be the best: the model gives no finite numbers (NaN or infinity) "
+        f"for {len(val)} of {len(val)} val images: {', '.join(val[:3])}, ...",
+    ]
+    assert read_json(run / "result.json")["best"]["epoch"] == 2
+    assert read_json(run / "model.json")["metrics"]["epoch"] == 2
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "val/loss" in line]
+    assert [math.isfinite(line["val/loss"]) for line in lines] == [False, True, False]
+    assert lines[2]["val/accuracy"] == 0.0
+    assert list(values_of(run, "val/accuracy")) == [2]  # what a sweep's pruner sees
+
+
+def test_a_model_that_answers_nan_in_each_epoch_has_no_best_one_and_ends_with_code_4(
+    start, tmp_path, monkeypatch, capfd
+):
+    Spoiling(monkeypatch, dict.fromkeys(range(9), ALL))
+    assert start(NORMED, "train.precision=bf16", WHOLE, "log.show=[]") == 4
+    told = capfd.readouterr().err
+    assert "no epoch is the best: val/loss was never finite" in told
+    assert "batch norm's running statistics" in told and "train.precision=fp32" in told
+    assert "train.epochs=4" in told and "skip_non_finite" not in told
+    (run,) = (tmp_path / "runs" / "small").iterdir()
+    assert not (run / "model.pt").exists()
+    result = read_json(run / "result.json")
+    assert result["status"] == "failed" and "test" not in result
+
+
+def test_a_nan_answer_to_a_test_image_ends_with_code_4_and_without_a_test_result(
+    start, tmp_path, monkeypatch, capfd
+):
+    Spoiling(monkeypatch, {2: [0]})
+    assert start(WHOLE, "log.show=[]") == 4
+    (run,) = (tmp_path / "runs" / "small").iterdir()
+    test = list(read_json(run / "split.json")["test"])
+    told = capfd.readouterr().err
+    assert f"for 1 of {len(test)} test images: {test[0]}. " in told
+    assert "batch norm" not in told and "train.precision" not in told  # it has neither
+    result = read_json(run / "result.json")
+    assert result["status"] == "failed" and "test" not in result
+    assert (run / "model.pt").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "explain", "export", "distill"])
+def test_whatever_uses_a_model_that_answers_nan_says_so_with_code_4(
+    finished, config_file, notes, tmp_path, monkeypatch, capfd, command
+):
+    """Its weights are finite, as those of all models that are loaded, but its logits overflow."""
+    run = finished("log.show=[]")
+
+    def load_large(model, run):
+        load_best(model, run)
+        for parameter in model.parameters():
+            parameter.data.fill_(1e30)
+
+    monkeypatch.setattr(trainer.build.trained, "load_best", load_large)
+    image, out = str(notes / "1" / "000.jpg"), tmp_path / "out"
+    if command == "distill":
+        with pytest.raises(ConfigError, match="distill.run: .* no finite numbers"):
+            prepare(load_config(config_file, [f"distill={{run: {run}}}"]), print)
+        return
+    code = {
+        "evaluate": lambda: evaluate([str(run)]),
+        "predict": lambda: predict([str(run), image, "--csv"]),
+        "explain": lambda: explain([str(run), image, "--output", str(out)]),
+        "export": lambda: export([str(run), "--format", "pt2", "--output", str(out)]),
+    }[command]()
+    told = capfd.readouterr()
+    assert code == 4
+    assert "no finite numbers (NaN or infinity)" in told.err and "nan" not in told.out
+    assert not out.exists()
+
+
+def test_a_loss_that_a_teacher_may_have_spoilt_names_the_teacher(
+    finished, config_file, tmp_path, monkeypatch
+):
+    run = finished("log.show=[]")
+    job = prepare(load_config(config_file, [f"distill={{run: {run}}}"]), print)
+    monkeypatch.setattr(Distillation, "__call__", lambda *_: torch.tensor(math.nan) * _[2].sum())
+    with pytest.raises(NonFiniteLoss, match=r"python -m trainer.evaluate .* --split train"):
+        with StopRequest() as stop:
+            fit(job, tmp_path / "other", None, print, stop)

@@ -142,3 +142,33 @@ def test_impossible_arguments_are_refused():
     for bins in (0, -1, 10**12):
         with pytest.raises(ValueError, match="bins must be"):
             metrics.calibration_error(*PERFECT, bins=bins)
+
+
+def test_an_image_whose_probabilities_are_nan_counts_as_wrong_in_every_metric():
+    """Six images of three classes; the second, of class 1, and the last, of class 0, have none."""
+    none = [math.nan] * 3
+    chances = torch.tensor(
+        [[0.8, 0.1, 0.1], none, [0.2, 0.7, 0.1], [0.1, 0.3, 0.6], [0.5, 0.2, 0.3], none]
+    )
+    labels = torch.tensor([0, 1, 1, 2, 2, 0])
+    assert metrics.accuracy(chances, labels) == 3 / 6
+    assert metrics.top_k(chances, labels, k=2) == 4 / 6
+    assert metrics.top_k(chances, labels, k=3) == 4 / 6
+    assert metrics.confusion_matrix(chances, labels) == [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
+    assert metrics.precision(chances, labels) == pytest.approx((1 / 2 + 1 + 1) / 3)
+    assert metrics.recall(chances, labels) == pytest.approx(1 / 2)
+    assert metrics.macro_f1(chances, labels) == pytest.approx((2 / 4 + 2 / 3 + 2 / 3) / 3)
+    # Of 2 x 4 pairs for each class, those in which an image without a probability loses.
+    assert metrics.auroc(chances, labels) == pytest.approx((3 / 8 + 3 / 8 + 4 / 8) / 3)
+    gaps = [1 - 0.8, 1 - 0.7, 1 - 0.6, -0.5, -1.0, -1.0]  # in their own bins, the last two in one
+    assert metrics.calibration_error(chances, labels, bins=100) == pytest.approx(
+        sum(map(abs, gaps)) / 6
+    )
+    assert [row["images"] for row in metrics.per_class(chances, labels, "abc")] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", sorted(SCALAR))
+def test_a_model_without_answers_has_the_worst_value_of_every_metric(name):
+    chances, labels = torch.full((4, 2), math.nan), torch.tensor([0, 0, 0, 1])
+    worst = 0.0 if name in HIGHER_IS_BETTER else 1.0
+    assert getattr(metrics, name)(chances, labels) == worst

@@ -1,4 +1,6 @@
+import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -202,6 +204,13 @@ def test_the_time_of_an_epoch_is_that_of_its_steps(job_of):
     assert 0 < cost.val_seconds < cost.train_seconds
     assert cost.run_seconds > 7 * (cost.train_seconds + cost.val_seconds)
     assert any("7 epochs" in line for line in lines(summary))
+
+
+def test_a_first_loss_that_is_no_number_is_told():
+    summary = summary_of(nn.Linear(3, 2), torch.zeros(1, 3))
+    spoilt = replace(summary, cost=replace(COST, loss=math.nan))
+    notes = [line for line in lines(spoilt) if line not in lines(summary)]
+    assert any("a run ends there" in note for note in notes)
 
 
 def test_sizes_are_told_in_fitting_units():

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m trainer.predict",
         description="Predict the classes of images, with a run's best weights.",
         epilog="exit codes: 0 done, 2 usage or a PATH without images, 3 files that cannot be read "
-        "(the others are done), 5 run folder or disk",
+        "(the others are done), 4 the model answers with NaN or infinity, 5 run folder or disk",
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
         from trainer.build.trained import load_trained
         from trainer.inference.image_files import find_images
         from trainer.inference.prediction import MAX_SHEET, predict_files
-        from trainer.process.errors import UsageError
+        from trainer.process.errors import NO_ANSWER, NoAnswer, UsageError
         from trainer.run.folder import find_run
 
     folder = find_run(arguments.run)
@@ -134,8 +134,10 @@ def run(arguments: argparse.Namespace) -> None:
     with closing(predictions):
         broken = print_predictions(arguments, trained.classes, paths, predictions, files)
     if broken:
+        unanswered = [line for line in broken if NO_ANSWER in line]
         count = f"{len(broken)} of {len(paths)} files cannot be used; the others are done."
-        raise DataError("\n".join([*faults, *broken, count]))
+        error = NoAnswer if unanswered else DataError
+        raise error("\n".join([*faults, *broken, count]))
     if faults:
         raise UsageError("\n".join(faults))
 

@@ -68,6 +68,8 @@ def prepare(config: Config, say: Say) -> Job:
     distinct = {shape: data.subsets[name] for name, shape in reversed(shapes.items())}  # train wins
     with precision.autocast():
         layout = choose_layout(config, model, loss_fn, list(distinct.values()), device, say)
+        if teacher is not None:
+            teacher.require_answers(config, train)
     optimizer = build_optimizer(config, model)
     loader = train_loader(config, train, device, layout)
     check_batches(config, loader, model)

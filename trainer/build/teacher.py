@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.build.model import logits_of
 from trainer.build.trained import TrainedModel, load_trained
 from trainer.components.losses import SIGMOIDS
 from trainer.config import Config
 from trainer.config.settings import Component
 from trainer.distributed.micro_batches import Autocast
-from trainer.process.errors import ConfigError, RunError, UsageError
+from trainer.input.subset import Subset
+from trainer.process.errors import NO_ANSWER, ConfigError, RunError, UsageError
 from trainer.process.words import shortened
 from trainer.run.disk import read_json
 from trainer.run.folder import find_run
@@ -65,6 +67,15 @@ class Distillation:
         return lambda images, logits, labels: self(
             images, logits, loss_fn(logits, labels), autocast
         )
+
+    @torch.no_grad()
+    def require_answers(self, config: Config, subset: Subset) -> None:
+        """Raise ConfigError if the teacher gives NaN or infinity for two training images."""
+        images, _ = subset.sample(subset.extremes[:2])
+        images = images.to(next(self.model.parameters()).device)
+        if not logits_of(self.model, images).isfinite().all():
+            message = f"{self.run} cannot teach this run: {NO_ANSWER} for its training images"
+            raise ConfigError([config.fault("distill.run", message)])
 
     def description(self) -> dict[str, Any]:
         """The teacher's run and digest, for result.json."""

@@ -157,11 +157,20 @@ def probabilities(loss_name: str, logits: Tensor) -> Tensor:
     """Class probabilities of a model trained with this loss, from its logits (N, K).
 
     Returns (N, K) float32; each row sums to one. The two BCE losses train one sigmoid per class:
-    the sigmoids are divided by their sum. For every other loss it is the softmax.
+    the sigmoids are divided by their sum. For every other loss it is the softmax. Where a logit is
+    NaN or infinite, the model gives no answer: the whole row is NaN.
     """
+    logits = logits.float()
+    is_answer = are_finite(logits)
     if loss_name in SIGMOIDS:
-        logits = F.logsigmoid(logits.float())  # exp(logsigmoid) / sum, without 0 / 0
-    return logits.float().softmax(dim=1)
+        logits = F.logsigmoid(logits)  # exp(logsigmoid) / sum, without 0 / 0
+    return logits.softmax(dim=1).masked_fill_(~is_answer[:, None], torch.nan)
+
+
+def are_finite(logits: Tensor) -> Tensor:
+    """Whether all logits of an image are finite, (N,) bool, from logits (N, K)."""
+    least, most = logits.aminmax(dim=1)  # NaN if one is NaN
+    return least.isfinite() & most.isfinite()
 
 
 def _class_weight(weight: list[float] | None) -> Tensor | None:

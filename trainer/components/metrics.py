@@ -4,6 +4,9 @@ Each takes probabilities (N, K) float and labels (N,) int64 on the CPU, N >= 1. 
 has the highest probability; of several equal ones it is the first. All metrics return one number in
 0..1, except ``confusion_matrix``. A mean over classes is over those that occur in the labels or the
 predictions, and 0 / 0 counts as 0, as in scikit-learn with ``average="macro", zero_division=0``.
+
+An image whose probabilities are NaN counts as wrong: no class is predicted for it, ``auroc`` gives
+it the wrong place for each class, and ``calibration_error`` takes it as certain and wrong.
 """
 
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ MAX_BINS = 1_000_000  # so that a typing error does not fill the memory
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> float:
     """Fraction of images whose predicted class is the true class."""
-    return (probabilities.argmax(dim=1) == labels).double().mean().item()
+    return (_likeliest(probabilities) == labels).double().mean().item()
 
 
 def top_k(probabilities: Tensor, labels: Tensor, k: int = 5) -> float:
@@ -25,7 +28,8 @@ def top_k(probabilities: Tensor, labels: Tensor, k: int = 5) -> float:
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     likeliest = probabilities.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return (likeliest == labels[:, None]).any(dim=1).double().mean().item()
+    right = (likeliest == labels[:, None]).any(dim=1) & (_likeliest(probabilities) >= 0)
+    return right.double().mean().item()
 
 
 def precision(probabilities: Tensor, labels: Tensor) -> float:
@@ -52,8 +56,8 @@ def auroc(probabilities: Tensor, labels: Tensor) -> float:
     """
     areas = []
     for k in range(probabilities.shape[1]):
-        inside = probabilities[labels == k, k]
-        outside = probabilities[labels != k, k].sort().values
+        inside = probabilities[labels == k, k].nan_to_num(-1.0)
+        outside = probabilities[labels != k, k].nan_to_num(2.0).sort().values
         if len(inside) and len(outside):
             below = torch.searchsorted(outside, inside)
             below_or_equal = torch.searchsorted(outside, inside, right=True)
@@ -70,15 +74,18 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
     """
     if not 1 <= bins <= MAX_BINS:
         raise ValueError(f"bins must be 1 to {MAX_BINS}, not {bins}")
-    confidence, predicted = probabilities.double().max(dim=1)
-    gap = (predicted == labels).double() - confidence
+    confidence = probabilities.double().amax(dim=1).nan_to_num(1.0)
+    gap = (_likeliest(probabilities) == labels).double() - confidence
     interval = (confidence * bins).ceil().long().clamp(1, bins) - 1
     sums = torch.zeros(bins, dtype=torch.float64).index_add_(0, interval, gap)
     return sums.abs().sum().item() / len(labels)
 
 
 def confusion_matrix(probabilities: Tensor, labels: Tensor) -> list[list[int]]:
-    """Numbers of images, with a row for each true class and a column for each predicted class."""
+    """Numbers of images, with a row for each true class and a column for each predicted class.
+
+    Images whose probabilities are NaN are in no column.
+    """
     rows: list[list[int]] = _confusion(probabilities, labels).tolist()
     return rows
 
@@ -97,16 +104,24 @@ def per_class(
     ]
 
 
+def _likeliest(probabilities: Tensor) -> Tensor:
+    """The likeliest class of each image, (N,) int64; -1 for probabilities that are NaN."""
+    highest, predicted = probabilities.max(dim=1)
+    return predicted.masked_fill_(highest.isnan(), -1)
+
+
 def _confusion(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Numbers of images, (K, K) int64: rows are true classes, columns predicted ones."""
-    k = probabilities.shape[1]
-    return (labels * k + probabilities.argmax(dim=1)).bincount(minlength=k * k).view(k, k)
+    k, predicted = probabilities.shape[1], _likeliest(probabilities)
+    places = (labels * k + predicted)[predicted >= 0]
+    return places.bincount(minlength=k * k).view(k, k)
 
 
 def _by_class(probabilities: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Precision, recall and f1, (K,) float64; NaN for a class neither true nor predicted."""
     confusion = _confusion(probabilities, labels).double()
-    right, of_class, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
+    right, predicted = confusion.diagonal(), confusion.sum(dim=0)
+    of_class = labels.bincount(minlength=len(right)).double()
     absent = of_class + predicted == 0
     return {
         "precision": (right / predicted.clamp_min(1)).masked_fill(absent, torch.nan),

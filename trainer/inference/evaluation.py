@@ -11,8 +11,8 @@ from trainer.build.model import build_loss, check_size
 from trainer.build.trained import load_with
 from trainer.config import Config, load_config
 from trainer.input.data import check_shape, digest_of_split, eval_loader, load_subset
-from trainer.loop.evaluate import evaluate, predict
-from trainer.process.errors import RunError
+from trainer.loop.evaluate import evaluate, predict, what_may_help, without_answer
+from trainer.process.errors import NoAnswer, RunError
 from trainer.run.disk import read_json
 from trainer.run.resume import refuse_changes, require_own_images
 
@@ -23,7 +23,10 @@ MAY_DIFFER = (
 
 
 def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
-    """Loss and metrics of the best weights on a split; DataError if images or classes changed."""
+    """Loss and metrics of the best weights on a split.
+
+    Raises DataError if images or classes changed, NoAnswer if a logit is NaN or infinite.
+    """
     refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
     require_own_images(run, config)
     saved = read_json(run / "split.json")
@@ -38,6 +41,8 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     check_size(config, trained.model, check_shape(config, subset, "eval"))
     with closing(eval_loader(config, subset, device, trained.channels_last)) as loader:
         logits, labels = predict(trained.model, loader.epoch(), trained.precision)
+    if what := without_answer(logits, subset, split):
+        raise NoAnswer(f"{run}: {what}. {what_may_help(config, trained.model)}")
     label_of = dict(zip(dataset.ids, dataset.labels, strict=True))
     train_labels = [label_of[name] for name in saved["train"] if name in label_of]
     loss_fn = build_loss(config, torch.tensor(train_labels), len(dataset.classes)).to(device)

@@ -15,7 +15,8 @@ from trainer.drawing.fonts import drawable, font
 from trainer.drawing.pictures import fit_into, grid, png, sheet, to_picture
 from trainer.insight.features import feature_maps, first_kernels, grad_cam
 from trainer.insight.samples import as_pictures
-from trainer.process.errors import RunError
+from trainer.process.errors import NO_ANSWER, NoAnswer, RunError
+from trainer.process.words import visible
 from trainer.run.disk import sha256_of, write_file, write_json
 
 MAX_CHANNELS = 64  # of a layer, in a picture
@@ -44,7 +45,7 @@ def explain(
     """Write the pictures for one image, (C, H, W) uint8 from ``trained.read``, to ``folder``.
 
     Grad-CAM is drawn for the predicted class, and for class ``label`` if given. Raises ValueError
-    if the run's transforms refuse the image, RunError if the model gives NaN.
+    if the run's transforms refuse the image, NoAnswer if a logit is NaN or infinite.
     """
     written: list[tuple[Path, str]] = []
     notes: list[str] = []
@@ -57,7 +58,7 @@ def explain(
     inputs = trained.inputs([image])
     probabilities = trained.probabilities(inputs)[0]
     if not probabilities.isfinite().all():
-        raise RunError(f"{trained.run}: its model gives no numbers (NaN) for {path.name}.")
+        raise NoAnswer(f"{trained.run}: {NO_ANSWER} for {visible(path.name)}.")
     if inputs.ndim == 5:
         notes.append(
             f"the run averages {inputs.shape[1]} crops; the pictures are of the middle one"

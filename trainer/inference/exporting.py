@@ -23,7 +23,7 @@ from trainer.inference.evaluation import MAY_DIFFER
 from trainer.inference.export_check import TOLERANCE, Difference, Network, Sample
 from trainer.inference.model_card import describe_model, hub_files
 from trainer.inference.script_writer import program
-from trainer.process.errors import RunError, in_plain_words
+from trainer.process.errors import NO_ANSWER, NoAnswer, RunError, in_plain_words
 from trainer.run import disk
 from trainer.run.resume import refuse_changes
 
@@ -51,7 +51,7 @@ def export_run(
     result = disk.read_json(run / "result.json")
     sample = export_check.take_sample(trained, config, images)
     if not trained.logits(sample.inputs).isfinite().all():
-        raise RunError(f"{run}: its model gives no numbers (NaN) on {sample.source}.")
+        raise NoAnswer(f"{run}: {NO_ANSWER} on {sample.source}; no file was written.")
     card = describe_model(trained, result)
     disk.make_output_folder(folder)
     write = {"safetensors": write_safetensors, "pt2": write_pt2, "onnx": write_onnx}

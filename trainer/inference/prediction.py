@@ -19,7 +19,7 @@ from datasets import BrokenImage
 from trainer.build.trained import TrainedModel
 from trainer.drawing.pictures import to_picture
 from trainer.input.data import build_pipelines
-from trainer.process.errors import UsageError
+from trainer.process.errors import NO_ANSWER, UsageError
 from transforms import RANDOM
 from transforms.batched import predecessors
 from transforms.keyed import seed_of
@@ -124,8 +124,12 @@ def _predicted(
     for item in waiting:
         if isinstance(item, Prediction):
             yield item
+            continue
+        chances = next(rows)
+        if chances.isfinite().all():
+            yield Prediction(item.path, chances, thumbnail=item.thumbnail)
         else:
-            yield Prediction(item.path, next(rows), thumbnail=item.thumbnail)
+            yield Prediction(item.path, reason=f"{NO_ANSWER} for it")
 
 
 def augmentation(trained: TrainedModel) -> Pipeline:

@@ -204,8 +204,9 @@ def _show_predictions(
     for true, found, chance in zip(
         labels[rows].tolist(), predicted.tolist(), likeliest.tolist(), strict=True
     ):
-        captions.append([f"{classes[found]} ({chance:.0%})", f"true: {classes[true]}"])
-        colours.append(RIGHT if true == found else WRONG)
+        answer = f"{classes[found]} ({chance:.0%})" if chance == chance else "no answer (NaN)"
+        captions.append([answer, f"true: {classes[true]}"])
+        colours.append(RIGHT if true == found and chance == chance else WRONG)
     # The dataset's files are read only once, at the end.
     read = original_image if split == "test" else stored_image
     images = [read(subset, row) for row in rows.tolist()]

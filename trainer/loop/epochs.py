@@ -1,6 +1,7 @@
 """The epochs of a run: steps, with logging and saving between them, then an evaluation."""
 
 import math
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from trainer.distributed.micro_batches import reseed
 from trainer.distributed.network import buffers_from_main
 from trainer.distributed.processes import is_main, mark_common, on_main, world_size
 from trainer.insight.board import Board, show_epoch
-from trainer.loop.evaluate import evaluate, predict, scalars
+from trainer.loop.evaluate import evaluate, predict, scalars, without_answer
 from trainer.loop.guard import StepResult
 from trainer.loop.record import save
 from trainer.loop.state import State
@@ -169,10 +170,19 @@ def collect_results(session: Session, wait: bool = True) -> None:
             error = NonFiniteLoss(
                 f"{what}. The step was not taken, what was saved before it stays. In a new run, a "
                 "lower optimizer.lr, train.clip_grad_norm=1 or a warmup in the scheduler may help."
+                + about_teacher(session.job)
             )
             raise mark_common(error)
         state.skipped += 1
         session.say(f"note    {what}; it is left out")
+
+
+def about_teacher(job: Job) -> str:
+    """A sentence on the teacher, whose answers may be what is not finite; empty without one."""
+    if job.teacher is None:
+        return ""
+    run = shlex.quote(str(job.teacher.run))
+    return f" The teacher may be the cause: python -m trainer.evaluate {run} --split train tells."
 
 
 def description_of(session: Session, result: StepResult) -> str:
@@ -223,6 +233,9 @@ def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
     job, state = session.job, session.state
     logits, labels, epoch_metrics = evaluate_epoch(session)
     monitored = epoch_metrics[job.config.train.monitor]
+    if not math.isfinite(epoch_metrics["val/loss"]):
+        monitored = math.nan  # no improvement, whatever it is
+        tell_no_answer(session, logits)
     count_stale_epochs(job.config, state, monitored)
     if is_best := is_better(job.config, epoch_metrics, state.best):
         state.best = epoch_metrics
@@ -259,6 +272,14 @@ def evaluate_epoch(session: Session) -> tuple[Tensor, Tensor, dict[str, Any]]:
         **tagged(state.rates),
     }
     return logits, labels, epoch_metrics
+
+
+def tell_no_answer(session: Session, logits: Tensor) -> None:
+    """Print why an epoch whose ``val/loss`` is not finite cannot be the best."""
+    if is_main():
+        job, epoch = session.job, session.state.epoch + 1
+        why = without_answer(logits, job.val_loader.subset, "val") or "val/loss is not finite"
+        session.say(f"note    epoch {epoch} cannot be the best: {why}")
 
 
 def count_stale_epochs(config: Config, state: State, monitored: float) -> None:
@@ -303,8 +324,11 @@ def tagged(rates: list[float]) -> dict[str, float]:
 def is_better(config: Config, epoch_metrics: dict[str, Any], best: dict[str, Any]) -> bool:
     """Whether an epoch is the best so far; between equal ones, the lower validation loss decides.
 
-    Small validation splits reach an accuracy of 1 in an early epoch, which is not the best.
+    Small validation splits reach an accuracy of 1 in an early epoch, which is not the best. An
+    epoch whose validation loss is not finite never is.
     """
+    if not math.isfinite(epoch_metrics["val/loss"]):
+        return False
     value, than = epoch_metrics[config.train.monitor], best.get(config.train.monitor)
     if value == than:
         return bool(epoch_metrics["val/loss"] < best["val/loss"])

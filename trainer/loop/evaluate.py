@@ -1,18 +1,23 @@
 """Evaluation of a split: predict all of its images, then measure loss and metrics once."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer.build.model import logits_of
-from trainer.build.precision import FP32, Precision
+from trainer.build.precision import FP32, HALF, Precision
 from trainer.components import METRICS
-from trainer.components.losses import probabilities
+from trainer.components.losses import are_finite, probabilities
 from trainer.config import Config
 from trainer.config.construct import build
 from trainer.distributed.processes import gathered, is_main, world_size
+from trainer.input.subset import Subset
+from trainer.process.errors import NO_ANSWER
+from trainer.process.words import visible
 
 
 @torch.inference_mode()
@@ -41,15 +46,45 @@ def evaluate(config: Config, logits: Tensor, labels: Tensor, loss_fn: nn.Module)
     """``{"loss": ..., "accuracy": ...}`` of a whole split, never a mean of batch means.
 
     logits (N, num_classes) and labels (N,) on the CPU. Keys are the metrics' names in the YAML's
-    order; a value is a float, or a nested list for the confusion matrix.
+    order; a value is a float, or a nested list for the confusion matrix. If a logit is NaN or
+    infinite, the loss is NaN, and its image counts as wrong.
     """
     device = next((buffer.device for buffer in loss_fn.buffers()), logits.device)
-    values: dict[str, Any] = {"loss": loss_fn(logits.to(device), labels.to(device)).item()}
     chances = probabilities(config.loss.name, logits)
+    loss = loss_fn(logits.to(device), labels.to(device)).item()
+    values: dict[str, Any] = {"loss": math.nan if chances[:, 0].isnan().any() else loss}
     for i, metric in enumerate(config.metrics):
         measure = build(METRICS, f"metrics.{i}", metric, probabilities=chances, labels=labels)
         values[metric.name] = measure
     return values
+
+
+def without_answer(logits: Tensor, subset: Subset, part: str) -> str:
+    """A sentence on the images of ``subset`` with a logit that is NaN or infinite; or empty."""
+    rows = (~are_finite(logits)).nonzero().flatten()
+    if not len(rows):
+        return ""
+    ids = [subset.dataset.ids[i] for i in subset.indices[rows[:3]].tolist()]
+    more = ", ..." if len(rows) > 3 else ""
+    return (
+        f"{NO_ANSWER} for {len(rows):,} of {len(logits):,} {part} images: "
+        f"{', '.join(map(visible, ids))}{more}"
+    )
+
+
+def what_may_help(config: Config, model: nn.Module) -> str:
+    """What helps if training is finite and evaluation is not."""
+    parts = []
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        parts.append(
+            "Evaluation uses batch norm's running statistics, which may lag behind: more epochs, a "
+            "smaller loader.batch_size, or average={name: SWA, start: 1ep}, which measures them "
+            "anew, may help."
+        )
+    if config.train.precision in HALF:
+        parts.append(f"{config.train.precision} may be too narrow: try train.precision=fp32.")
+    parts.append("In a new run, a lower optimizer.lr or train.clip_grad_norm=1 may help.")
+    return " ".join(parts)
 
 
 def scalars(values: dict[str, Any]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from trainer.insight.board import Board, show_end, show_start
 from trainer.insight.findings import ReportData
 from trainer.insight.report import write_report
 from trainer.loop.epochs import Session, train_epochs
-from trainer.loop.evaluate import evaluate, predict, scalars
+from trainer.loop.evaluate import evaluate, predict, scalars, what_may_help, without_answer
 from trainer.loop.guard import Guard
 from trainer.loop.record import update_result, write_description
 from trainer.loop.resume import Found, adopt, check, restore, send_content
@@ -31,7 +31,7 @@ from trainer.loop.state import State
 from trainer.loop.step import new_task
 from trainer.loop.summary import conclude, introduce, shows_tensorboard
 from trainer.process.console import Say
-from trainer.process.errors import NonFiniteLoss, RunError, Stopped, in_plain_words
+from trainer.process.errors import NoAnswer, NonFiniteLoss, RunError, Stopped, in_plain_words
 from trainer.process.launch import started_by
 from trainer.process.stop import StopRequest
 from trainer.run.best import best_weights, load_best
@@ -145,7 +145,10 @@ def ending(job: Job, start: Start) -> Iterator[None]:
         failure = in_plain_words(error) if is_common else processes.as_process_failure(error)
         finish(run, status="failed", reason=str(failure) or type(failure).__name__)
         how = "once it is mended"
-        if isinstance(failure, NonFiniteLoss):
+        if isinstance(failure, NoAnswer):
+            how = "with more epochs"
+            go_on += f" train.epochs={2 * job.config.train.epochs}"
+        elif isinstance(failure, NonFiniteLoss):
             how = "leaving such steps out"
             go_on += f" train.skip_non_finite={state.skipped + 10}"
         failure.add_note(f"to go on, {how}:\n  {go_on}")
@@ -168,7 +171,8 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     """Evaluate the best weights on test; write and return the run's result ({} on other ranks)."""
     job, run, state, log = session.job, session.run, session.state, session.log
     if not state.best:
-        raise NonFiniteLoss(f"{job.config.train.monitor} was never a number: no epoch is the best.")
+        what = "no epoch is the best: val/loss was never finite, though the training loss was"
+        raise processes.mark_common(NoAnswer(f"{what}. {what_may_help(job.config, job.model)}"))
     if is_sharded(job.model):
         job.model.load_state_dict(model_shard(job.model, on_main(lambda: best_weights(run))))
     else:
@@ -180,6 +184,8 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         with closing(eval_loader(job.config, subset, job.device, layout)) as loader:
             batches = session.stop.watch(loader.epoch(), loader.rounds)
             logits, labels = predict(job.model, batches, job.precision)
+    if what := on_main(lambda: without_answer(logits, subset, "test")):
+        raise processes.mark_common(NoAnswer(f"{what}. {what_may_help(job.config, job.model)}"))
     if not is_main():
         return {}
     with state.spending("eval"):

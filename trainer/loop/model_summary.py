@@ -4,6 +4,7 @@ Everything but the FLOPs is measured: a forward pass, a step, some batches of tr
 validation. This changes the job, so it cannot be trained afterwards.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from trainer.process.console import duration
 
 MOST_ROWS = 60  # of the table of layers; if there are more, deeper levels are summed up
 TIMED_SECONDS = 1.5  # of training, or an epoch if it takes less
+NO_LOSS = (
+    "the first batch's loss is not finite: a run ends there. Look at transforms (Normalize?), "
+    "loss and model"
+)
 WIDTHS = (38, 22, 18)  # characters of a layer's name, type and output at most
 
 
@@ -290,6 +295,7 @@ def lines(summary: ModelSummary) -> list[str]:
         *layer_table(summary),
         f"total   {summary.parameters:,} parameters{frozen}; one image forward: {flops}",
         f"batch   {images}, loss {cost.loss:.4f}",
+        *([] if math.isfinite(cost.loss) else [f"note    {NO_LOSS}"]),
         f"memory  {memory}{peak}",
         f"time    an epoch about {epoch}; {summary.epochs} epochs {seconds(cost.run_seconds)}",
     ]

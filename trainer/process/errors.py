@@ -8,6 +8,8 @@ from dataclasses import dataclass
 # Pieces of PyTorch's messages when memory runs out, on a GPU or on a CPU.
 NO_MEMORY = "out of memory|not enough memory|[Cc]an('t|not) allocate memory"
 
+NO_ANSWER = "the model gives no finite numbers (NaN or infinity)"
+
 MAX_FAULTS = 50  # in one message; more do not help
 
 
@@ -69,6 +71,10 @@ class RunError(Exception):
 
 class NonFiniteLoss(Exception):
     """The loss or the weights became NaN or infinite; they are not saved."""
+
+
+class NoAnswer(NonFiniteLoss):
+    """A trained model's answers are NaN or infinite, in an evaluation or a prediction."""
 
 
 class OutOfMemory(Exception):

@@ -1,5 +1,6 @@
 """The process of a sweep's run: its command, its GPU, its progress, and why it failed."""
 
+import math
 import os
 import re
 import signal
@@ -76,7 +77,9 @@ def values_of(run: Path, monitor: str) -> dict[int, float]:
     return {
         line["epoch"]: line[monitor]
         for line in lines
-        if "train/loss_epoch" in line and isinstance(line.get(monitor), float)
+        if "train/loss_epoch" in line
+        and isinstance(line.get(monitor), float)
+        and math.isfinite(line["val/loss"])  # else the epoch cannot be the best
     }
 
 
