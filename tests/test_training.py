@@ -13,7 +13,9 @@ import torch.nn.functional as F
 
 import trainer.loop.epochs
 import trainer.loop.fit
+from models.freeze import train_mode
 from models.lenet import LeNet
+from trainer.build.batch_norm import note_on_statistics
 from trainer.build.prepare import prepare
 from trainer.config import load_config
 from trainer.inference.evaluation import evaluate_run
@@ -423,11 +425,77 @@ def test_an_image_too_small_for_the_model_names_layer_shape_and_the_smallest_siz
     assert "The smallest square size that works is" in message
 
 
-def test_a_batch_of_one_image_for_batch_norm_is_told_before_a_run_begins(config_file):
-    images = len(load_data(load_config(config_file), CPU).subsets["train"])
-    overrides = ["model={name: VGG, depth: 11, batch_norm: true, variant: cifar}"]
-    with pytest.raises(ConfigError, match="drop_last"):
-        prepare(load_config(config_file, [*overrides, f"loader.batch_size={images - 1}"]), print)
+ONE_PIXEL = "model=torchvision/mobilenet_v3_small"  # before its last batch norms, from 32 x 32
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mend"),
+    [
+        (["loader.batch_size=39"], "set loader.drop_last=true or loader.batch_size=40"),
+        (["loader.batch_size=13"], "set loader.drop_last=true or loader.batch_size=14"),
+        (["loader.batch_size=1"], "set loader.batch_size=2"),
+        (["loader.batch_size=1", "loader.drop_last=true"], "set loader.batch_size=2"),
+        (["train.accumulate=8"], "set train.accumulate=4 or loader.batch_size=20"),
+        (["train.accumulate=5"], "set train.accumulate=4 or loader.batch_size=10"),
+    ],
+)
+def test_a_batch_of_one_image_where_batch_norm_cannot_take_it_is_told_with_what_mends_it(
+    config_file, overrides, mend
+):
+    """Of 40 images; what it says is then accepted, and does not repeat what is set."""
+    with pytest.raises(ConfigError) as caught:
+        prepare(load_config(config_file, [ONE_PIXEL, *overrides]), print)
+    (fault,) = caught.value.faults
+    assert fault.path == "loader.batch_size" and fault.message.endswith(f"; {mend}")
+    assert "Expected more than 1 value per channel when training" in fault.message
+    for one in mend.removeprefix("set ").split(" or "):
+        prepare(load_config(config_file, [ONE_PIXEL, *overrides, one]), print)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "model={name: VGG, depth: 11, batch_norm: true, variant: cifar}",  # 4 pixels are left
+        "model={name: torchvision/mobilenet_v3_small, freeze: ['features.*']}",
+        "model=LeNet",
+    ],
+    ids=["pixels are left", "all batch norm frozen", "no batch norm"],
+)
+def test_a_batch_of_one_image_is_let_through_where_the_model_can_take_it(config_file, model):
+    jobs = [
+        prepare(load_config(config_file, [model, f"loader.batch_size={size}"]), print)
+        for size in (39, 20)
+    ]
+    alone, other = (dict(job.model.state_dict()) for job in jobs)
+    assert same(alone, other)  # it was tried, and is unchanged
+    images, labels = list(jobs[0].train_loader.epoch())[-1]
+    train_mode(jobs[0].model)
+    assert len(images) == 1 and jobs[0].loss_fn(jobs[0].model(images), labels).isfinite()
+
+
+def test_batch_norm_that_keeps_its_initial_statistics_is_told_with_what_mends_it(
+    start, config_file, capsys
+):
+    """Five steps an epoch: (1 - 0.01)^10 = 0.904; below 0.05 after 299 steps, the 60th epoch."""
+
+    def notes(*overrides):
+        job = prepare(load_config(config_file, [ONE_PIXEL, *overrides]), print)
+        return note_on_statistics(job)
+
+    assert notes() == (
+        "batch norm's momentum is 0.01: after the run's 10 steps 90% of its statistics are still "
+        "the initial ones. Evaluation, which uses them, may stay at chance; train.epochs=60 or "
+        "average={name: SWA, start: 5st}, which measures them anew, mends that"
+    )
+    assert "train.epochs=60 or" in notes("train.epochs=59")
+    assert "train.epochs=30 or" in notes("train.accumulate=2")
+    assert not notes("train.epochs=60")
+    assert not notes("average={name: SWA, start: 1ep}")
+    frozen = "{name: torchvision/mobilenet_v3_small, freeze: ['features.*']}"
+    assert not notes(f"model={frozen}") and not notes("model=LeNet")
+    assert "0.0003: after" in notes("model=torchvision/mnasnet0_5", "train.epochs=300")
+    assert start(ONE_PIXEL, "--dry-run") == 0
+    assert "note    batch norm's momentum is 0.01" in capsys.readouterr().out
 
 
 def test_every_broken_file_is_named_at_once_or_left_out_where_asked(train, notes, tmp_path):

@@ -7,7 +7,9 @@ from torch import nn
 
 from models.dropout import draws_elsewhere, drop_out_by_batch
 from models.freeze import train_mode
+from trainer.build.batch_norm import fails_on_one_image
 from trainer.build.model import check_size
+from trainer.components.averages import unfrozen_batch_norms
 from trainer.config import Config
 from trainer.distributed.fsdp import ELEMENTWISE_FUSED
 from trainer.distributed.processes import world_size
@@ -138,21 +140,42 @@ def check_batches(config: Config, loader: Loader, model: nn.Module) -> None:
     if not len(loader):
         message = f"is more than the {len(loader.subset)} training images, and drop_last drops them"
         raise ConfigError([config.fault("loader.batch_size", message)])
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+    processes, accumulate = world_size(), config.train.accumulate
+    least = 1 if config.train.sync_batch_norm and processes > 1 else 2  # images in a micro-batch
+    if least_images(config, loader, loader.batch_size) >= least:
         return
-    smallest = min(loader.sizes())
-    shared, processes = smallest // world_size(), world_size()
-    if config.train.sync_batch_norm and processes > 1:
-        if shared < 1:
-            message = (
-                f"leaves a batch of {smallest} for {processes} processes, of which each needs an "
-                "image for batch norm; set loader.drop_last=true or another batch size"
-            )
-            raise ConfigError([config.fault("loader.batch_size", message)])
-    elif shared // max(min(config.train.accumulate, shared), 1) <= 1:
-        each = f", cut into {processes} processes" if processes > 1 else ""
+    if least == 1:
+        reason = "each process needs one for batch norm" * bool(unfrozen_batch_norms(model))
+    else:
+        reason = fails_on_one_image(loader, model)
+    if reason:
+        cuts = [f"{processes} processes"] * (processes > 1)
+        cuts += [f"{accumulate} micro-batches"] * (accumulate > 1)
+        for_these = f" for {' and '.join(cuts)}" if cuts else ""
         message = (
-            f"leaves a batch of {smallest}{each}: one image alone, whose variance batch norm can't "
-            "take; set loader.drop_last=true or another batch size"
+            f"leaves a batch of {min(loader.sizes())}{for_these}, too few for this model "
+            f"({reason}); {mend_of_batches(config, loader, least)}"
         )
         raise ConfigError([config.fault("loader.batch_size", message)])
+
+
+def least_images(config: Config, loader: Loader, batch_size: int) -> int:
+    """How many images the smallest micro-batch of a rank would have with this ``batch_size``."""
+    images = len(loader.subset)
+    rest = 0 if config.loader.drop_last else images % batch_size
+    share = (rest or min(batch_size, images)) // world_size()
+    return share // max(min(config.train.accumulate, share), 1)
+
+
+def mend_of_batches(config: Config, loader: Loader, least: int) -> str:
+    """What to write so that each micro-batch has ``least`` images."""
+    whole, images = loader.batch_size // world_size(), len(loader.subset)
+    mends = []
+    if whole // config.train.accumulate >= least and images > loader.batch_size:
+        mends.append("loader.drop_last=true")  # then the rest is to blame
+    elif config.train.accumulate > 1 and whole >= least:
+        mends.append(f"train.accumulate={whole // least}")
+    sizes = range(loader.batch_size + 1, images + 1)
+    if found := next((n for n in sizes if least_images(config, loader, n) >= least), None):
+        mends.append(f"loader.batch_size={found}")
+    return f"set {' or '.join(mends)}" if mends else "it needs more images"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from trainer.build.batch_norm import note_on_statistics
 from trainer.build.job import Job, data_path
 from trainer.config import Config
 from trainer.distributed.processes import world_size
@@ -34,6 +35,8 @@ def introduce(job: Job, say: Say) -> None:
     say(f"model   {config.model.name}, {count:,} parameters{still}, input {size}")
     if chosen := ", ".join(f"{path} {value}" for path, value in chosen_ways(config)):
         say(f"train   {chosen}")
+    if note := note_on_statistics(job):
+        say(f"note    {note}")
     if config.average is not None:
         say(f"average {config.average.name}, whose weights are evaluated and saved as model.pt")
     if job.teacher is not None:
