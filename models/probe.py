@@ -1,13 +1,17 @@
 """Check on the meta device, without computation, which image sizes a model accepts."""
 
 import itertools
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-MAX_SIDE = 512  # pixels; square sizes from 1 to this are tried
+MAX_SIDE = 512  # pixels; larger square sizes are not tried
+# Tried first: from each size that alone works (as of ViT, MaxViT or Inception), others are found.
+MARKS = (1, 2, 4, 8, 16, *sorted({*range(32, MAX_SIDE + 1, 32), 240, 299, 336}))
 
 
 def check_input(model: nn.Module, shape: tuple[int, int, int]) -> None:
@@ -56,6 +60,20 @@ def _run(model: nn.Module, stand_ins: dict[str, Tensor], shape: tuple[int, int, 
 
 
 def _mend(model: nn.Module, stand_ins: dict[str, Tensor], shape: tuple[int, int, int]) -> str:
+    """Which square sizes work. Batch norm changes no shape, and would take 19 / 20 of the time."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    try:
+        for norm in norms:
+            norm.forward = lambda input: input  # type: ignore[method-assign]
+        return _sizes_that_work(model, stand_ins, shape)
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
+def _sizes_that_work(
+    model: nn.Module, stand_ins: dict[str, Tensor], shape: tuple[int, int, int]
+) -> str:
     channels, height, width = shape
 
     def works(side: int) -> bool:
@@ -65,12 +83,29 @@ def _mend(model: nn.Module, stand_ins: dict[str, Tensor], shape: tuple[int, int,
             return False
         return True
 
-    smallest = next(filter(works, range(1, MAX_SIDE + 1)), None)
-    if smallest is None:
+    # Not each size is tried: a large model takes 0.2 s. The smallest that works is found by halving
+    # between one that fails and a larger one that works.
+    good = next(filter(works, MARKS), None) or next(filter(works, range(1, MAX_SIDE + 1)), None)
+    if good is None:
         return f"No square size up to {MAX_SIDE} x {MAX_SIDE} works with {channels} channel(s)."
+    smallest = _edge(works, good, max((m for m in MARKS if m < good), default=0))
     if min(height, width) < smallest:
         return f"The smallest square size that works is {smallest} x {smallest}; resize the images."
-    largest = max(itertools.takewhile(works, range(smallest, MAX_SIDE + 1)))
+    bad = next((m for m in MARKS if m > good and not works(m)), MAX_SIDE + 1)
+    largest = _edge(works, max(m for m in (good, *MARKS) if good <= m < bad), bad)
     if largest == smallest:
         return f"It works at {smallest} x {smallest} only; resize the images."
+    if smallest <= height == width <= largest:  # which fails: only some sizes in between work
+        return f"Square sizes such as {good} x {good} work; resize the images."
     return f"Square sizes from {smallest} to {largest} work; resize the images."
+
+
+def _edge(works: Callable[[int], bool], good: int, bad: int) -> int:
+    """The last size that works on the way from ``good``, which does, to ``bad``, which does not."""
+    while abs(good - bad) > 1:
+        middle = (good + bad) // 2
+        if works(middle):
+            good = middle
+        else:
+            bad = middle
+    return good

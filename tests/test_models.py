@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models import INITIALISATIONS, MODELS
+from models import INITIALISATIONS, MODELS, probe
 from models.alexnet import AlexNet
 from models.external import timm_model, torchvision_model
 from models.freeze import freeze, train_mode
@@ -397,6 +397,47 @@ def test_statistics_without_parameters_are_not_frozen():
 def test_a_wrong_size_is_told_by_layer_shape_and_the_size_that_works(build, shape, expected):
     with pytest.raises(ValueError, match=expected):
         check_input(on_meta(build), shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "smallest", "largest"),
+    [
+        ("inception_v3", 32, 75, 512),
+        ("squeezenet1_0", 20, 21, 512),
+        ("alexnet", 1, 63, 512),
+        ("vit_b_32", 300, 224, 224),
+    ],
+)
+def test_the_sizes_that_work_are_found_exactly_with_few_tries(
+    monkeypatch, name, side, smallest, largest
+):
+    """Each bound is checked by trying it and the size beyond it; 512 sizes are never tried."""
+    model = on_meta(lambda: torchvision_model(name, 2, 3, None, {})).eval()
+    sides, run = [], probe._run
+
+    def counted(model, stand_ins, shape):
+        sides.append(shape[1])
+        run(model, stand_ins, shape)
+
+    monkeypatch.setattr(probe, "_run", counted)
+    with pytest.raises(ValueError, match=rf"[a-z ]{smallest}( x|.* {largest} work|.*only)"):
+        check_input(model, (3, side, side))
+    assert len(sides) <= 40
+    assert not any("forward" in vars(module) for module in model.modules())
+    for size in {smallest, largest}:
+        check_input(model, (3, size, size))
+    for size in {smallest - 1, largest + 1} - {513}:
+        with pytest.raises(ValueError, match="cannot take"):
+            check_input(model, (3, size, size))
+
+
+def test_of_sizes_that_work_only_here_and_there_one_is_named():
+    class Patches(nn.Module):
+        def forward(self, images):
+            return images.unflatten(3, (-1, 32)).flatten(1)
+
+    with pytest.raises(ValueError, match="Square sizes such as 32 x 32 work"):
+        check_input(Patches(), (3, 50, 50))
 
 
 @pytest.mark.parametrize("side", [1, 4, 5, 13, 16, 31, 32, 35, 36, 64])
