@@ -32,6 +32,9 @@ class CIFAR10(ImagesInMemory):
     ``cifar-10-python.tar.gz`` in ``root``, which must have the official SHA-256. If the archive is
     missing too, it is downloaded if ``download`` is set.
     Images: (3, 32, 32) uint8, RGB. Raises DataError for batches that are missing or not official.
+
+    root: The folder that holds cifar-10-batches-py, or the archive cifar-10-python.tar.gz.
+    download: Fetch the archive (170 MB) if neither is there; its SHA-256 is checked.
     """
 
     def __init__(self, root: str = "data", download: bool = True) -> None:

@@ -17,11 +17,15 @@ _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 class CSVImages(ImageFiles):
     """Images below ``root`` that a CSV file lists: a header, then one line per image.
 
-    ``csv``: the file, UTF-8, comma-separated. ``path_column``: the image's path relative to
-    ``root``; it must stay below ``root``. ``label_column``: text, or only numbers, which are sorted
-    by value. ``part_column``: the official split, train, val (valid, validation) or test; a sample
-    with an empty value is split by ``split``. Images: (3, H, W) uint8, RGB, sizes may differ.
-    Raises DataError with the CSV's line numbers.
+    Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError with the CSV's line numbers.
+
+    root: The folder that the paths in the CSV start from; none may leave it.
+    csv: The CSV file: UTF-8, separated by commas, with a header.
+    path_column: The column with the image's path, relative to root.
+    label_column: The column with the class: text, or only numbers, which are sorted by value.
+    part_column: The column with train, val (valid, validation) or test; null, or an empty cell,
+        leaves it to split.
+    on_broken: What a file that cannot be decoded does: error ends the run, skip leaves it out.
     """
 
     def __init__(

@@ -36,6 +36,9 @@ class FashionMNIST(ImagesInMemory):
     Reads ``root/FashionMNIST/raw/*-ubyte``, compressed (.gz) or not, and never changes these files.
     torchvision downloads missing files if ``download`` is set. Files with fewer images are allowed.
     Images: (1, 28, 28) uint8. Raises DataError for files that are missing or damaged.
+
+    root: The folder that holds FashionMNIST/raw with the four IDX files, compressed or not.
+    download: Fetch the files (31 MB) that are missing.
     """
 
     def __init__(self, root: str = "data", download: bool = True) -> None:

@@ -11,6 +11,9 @@ class ImageFolder(ImageFiles):
     ``root`` may instead hold ``train``, ``val`` (or ``valid``, ``validation``) and ``test`` folders
     of that form; these are the splits. Without a validation folder, val is cut from train.
     Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError as ``scan`` does.
+
+    root: The folder with a folder for each class, or with train, val and test folders of them.
+    on_broken: What a file that cannot be decoded does: error ends the run, skip leaves it out.
     """
 
     def __init__(self, root: str, on_broken: Literal["error", "skip"] = "error") -> None:

@@ -17,11 +17,14 @@ class RMB(ImageFiles):
     """Photographs of RMB notes: ``root/YUAN/IMAGE``; label = rank of the face value (1 < 5 < 100).
 
     ``root`` may also hold train, valid and test folders of that form, as with ImageFolder.
-    ``draw_if_absent``: if the default root does not exist, pictures like notes are drawn into
-    ``data/rmb_drawn`` (once) and read instead; ``note`` then says so. Any other root must exist,
-    because a missing one is most likely misspelt.
+    Drawn pictures are kept in ``data/rmb_drawn``; ``note`` then says so. A root other than the
+    default must exist, because a missing one is most likely misspelt.
     Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError as ``scan`` does, and for a
     folder whose name is not a face value.
+
+    root: The folder with a folder of photographs for each face value, from where you start.
+    draw_if_absent: Draw pictures like notes once, and read them, if the default root is absent.
+    on_broken: What a file that cannot be decoded does: error ends the run, skip leaves it out.
     """
 
     def __init__(

@@ -20,6 +20,10 @@ class AlexNet(nn.Module):
     Output (B, num_classes) logits. Raises ValueError for another variant.
     Deviation: Kaiming initialisation, not N(0, 0.01) with some biases at 1.
     ``groups=2`` stands for the paper's split of a convolution over two GPUs.
+
+    variant: imagenet is the paper's network, for 224 x 224 pixels; cifar is for 32 x 32, with
+        hidden layers 1024 wide.
+    dropout: The probability that a unit of a hidden layer is set to 0 in training, 0-1.
     """
 
     def __init__(

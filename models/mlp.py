@@ -12,9 +12,11 @@ class MLP(nn.Module):
     """Fully connected layers with ReLU between them (Rumelhart et al., 1986, with sigmoids).
 
     Input (B, in_channels, H, W) float32 with input_size = [H, W]; output (B, num_classes) logits.
-    hidden: the width of each hidden layer; [] makes it softmax regression. Dropout follows each
-    hidden layer. Kaiming initialisation.
+    Dropout follows each hidden layer. Kaiming initialisation.
     Raises ValueError for a width below 1 or an input_size that is not two sizes.
+
+    hidden: The width of each hidden layer, from the input on; [] makes it softmax regression.
+    dropout: The probability that a hidden unit is set to 0 in training, 0-1.
     """
 
     def __init__(

@@ -28,7 +28,13 @@ class VGG(nn.Module):
     Output (B, num_classes) logits. Raises ValueError for another depth or variant.
     Parameters have the names and shapes of torchvision's, so its weights load.
     Deviations: Kaiming initialisation (the paper started deep networks from trained shallow ones);
-    ``batch_norm`` adds batch normalisation, newer than the paper, after each convolution.
+    ``batch_norm`` is newer than the paper.
+
+    depth: The number of layers with weights: 11, 13, 16 or 19 (the paper's columns A, B, D and E).
+    batch_norm: Add batch normalisation after each convolution.
+    variant: imagenet is the paper's network, for 224 x 224 pixels; cifar is for 32 x 32, with
+        hidden layers 512 wide.
+    dropout: The probability that a unit of a hidden layer is set to 0 in training, 0-1.
     """
 
     def __init__(

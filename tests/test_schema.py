@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from trainer.config.components import SCHEMA_FILE, TABLES
+from trainer.config.descriptions import OF_TORCH
 from trainer.config.document import Document
 from trainer.config.json_schema import Validator
+from trainer.config.schema_page import as_page
 from trainer.schema import as_text, generate, made_with, main
 
 SHIPPED = sorted(Path("configs").glob("*.yaml"))
@@ -164,3 +166,40 @@ def test_every_setting_has_a_description(schema):
         for name, inner in section["properties"].items():
             of_its_type = schema["$defs"].get(inner.get("$ref", "").rpartition("/")[2], {})
             assert inner.get("description") or of_its_type.get("description"), name
+
+
+def test_every_argument_of_every_component_has_a_description_in_whole_sentences(schema):
+    missing, unlike = [], []
+    for key, component in schema["$defs"].items():
+        for name, inner in component.get("properties", {}).items() if "." in key else ():
+            if name == "name" or "not" in inner:
+                continue
+            text = inner.get("description", "")
+            if len(text) < 10 or not text.endswith("."):
+                missing.append(f"{key}.{name}: {text!r}")
+            if "(default" in text or "`" in text or "http" in text or ":class:" in text:
+                unlike.append(f"{key}.{name}: {text!r}")
+    assert not missing
+    assert not unlike
+
+
+def test_every_better_description_belongs_to_an_argument(schema):
+    arguments = {
+        (key.partition(".")[2], name)
+        for key, component in schema["$defs"].items()
+        for name in component.get("properties", {})
+    }
+    for key in OF_TORCH:
+        component, _, name = key.rpartition(".")
+        assert any(name == one and component in ("", of) for of, one in arguments), key
+
+
+def test_the_page_shows_limits_plurals_and_patterns_as_they_are(schema):
+    page = as_page(schema)
+    assert "root/CLASS/\\*\\*/IMAGE" in page  # Markdown for root/CLASS/**/IMAGE
+    assert "| `layer_decay` | number > 0 and <= 1 or `null` | `null` |" in page
+    assert "| `transformation_matrix` | list of lists of numbers or text | required |" in page
+    assert "| `ratios` | list of 3 numbers | `[8, 1, 1]` |" in page
+    assert "| `eps` | list of 2 numbers or `null` | `[null, 0.001]` |" in page
+    assert "numberss" not in page
+    assert ">_" not in page

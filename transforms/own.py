@@ -16,10 +16,11 @@ from torch import Tensor
 class Letterbox:
     """Resize an image to fit into ``size`` with its aspect ratio kept, and fill the rest with bars.
 
-    size: height and width of the result, or one number for both.  fill: grey level 0-255 of the
-    bars, or one per channel.  Bilinear with antialiasing, as ``Resize``; sides are rounded half up.
-    If the bars cannot be equal, the bottom or right one is a pixel wider.  Raises ValueError for an
-    invalid size or fill.
+    Bilinear with antialiasing, as ``Resize``; sides are rounded half up. If the bars cannot be
+    equal, the bottom or right one is a pixel wider. Raises ValueError for an invalid size or fill.
+
+    size: [height, width] of the result in pixels, or one number for both.
+    fill: The grey level of the bars, 0-255, or one level per channel.
     """
 
     def __init__(self, size: int | list[int], fill: int | list[int] = 0) -> None:
@@ -59,9 +60,11 @@ def _rounded(numerator: int, denominator: int) -> int:
 class SaltPepperNoise:
     """Make random pixels white (salt) or black (pepper), in all channels.
 
-    probability: that a pixel changes, 0-1.  salt: that a changed one is white, 0-1.  Impulse noise
-    as in Gonzalez and Woods, "Digital Image Processing", section 5.2. Place it before
+    Impulse noise as in Gonzalez and Woods, "Digital Image Processing", section 5.2. Place it before
     ``Normalize``.  Raises ValueError for a probability outside 0-1.
+
+    probability: The probability that a pixel changes, 0-1.
+    salt: The probability that a changed pixel is white, 0-1; else it is black.
     """
 
     def __init__(self, probability: float = 0.05, salt: float = 0.5) -> None:
@@ -83,10 +86,13 @@ class SaltPepperNoise:
 class RandomErasing(v2.RandomErasing):  # type: ignore[misc]
     """torchvision's RandomErasing, which fills a random rectangle, with a complete signature.
 
-    p: probability that an image is changed at all.  scale: range of the rectangle's share of the
-    image.  ratio: range of its height / width.  value: the fill, 0-1, one number or one per
-    channel, or "random" for normal noise.  inplace: accepted as in torchvision; images are never
-    changed in place.  As in Zhong et al. (2017), "Random Erasing Data Augmentation".
+    As in Zhong et al. (2017), "Random Erasing Data Augmentation".
+
+    p: The probability that an image is changed at all, 0-1.
+    scale: [least, most] of the rectangle's share of the image's area, 0-1.
+    ratio: [least, most] of the rectangle's height / width.
+    value: The fill, one number or one per channel (0-1 before Normalize), or random for noise.
+    inplace: Accepted as in torchvision, without effect.
     """
 
     def __init__(
@@ -114,10 +120,13 @@ class Normalize:
 
     uint8 images are first scaled to 0-1, as ToTensor does; the other steps reuse that memory.
 
-    mean, std: one value per channel, or one for all; units of full scale (0-1).  inplace: accepted
-    as in torchvision, without effect.  Deviations: three means for images of one channel are a
-    ValueError (torchvision makes three channels), and the constants stay on the images' device (a
-    copy in every step would make a GPU wait).
+    Deviations: three means for images of one channel are a ValueError (torchvision makes three
+    channels), and the constants stay on the images' device (a copy in every step would make a GPU
+    wait).
+
+    mean: One number per channel, or one for all, in units of full scale: 0 is black, 1 is white.
+    std: One number per channel, or one for all, in units of full scale; images are divided by it.
+    inplace: Accepted as in torchvision, without effect.
     """
 
     def __init__(self, mean: list[float], std: list[float], inplace: bool = False) -> None:
@@ -147,9 +156,10 @@ class Normalize:
 class LinearTransformation:
     """Flatten an image, subtract ``mean_vector``, multiply by ``transformation_matrix``.
 
-    transformation_matrix: D x D with D = C * H * W;  mean_vector: D.  Each as (nested) lists, or as
-    the path of a .pt file with the tensor (read with ``weights_only=True``).  For whitening.
-    Raises ValueError if a file cannot be read or the sizes do not match.
+    For whitening. Raises ValueError if a file cannot be read or the sizes do not match.
+
+    transformation_matrix: D rows of D numbers, D = C * H * W, or a .pt file that holds this tensor.
+    mean_vector: D numbers, or a .pt file that holds this tensor; it is subtracted first.
     """
 
     def __init__(
@@ -203,6 +213,9 @@ class ToDtype(ToTensor):
     """Does nothing: the pipeline makes images float32 in 0-1, before the first float transform.
 
     Raises ValueError for any other conversion: another ``dtype``, or ``scale: false``.
+
+    dtype: float32, or torch.float32; nothing else is possible.
+    scale: true is needed: images become 0-1 whether it is written or not.
     """
 
     def __init__(self, dtype: str, scale: bool = False) -> None:

@@ -38,6 +38,8 @@ class CrossEntropyLoss(_Weighted):
     numbers, and by B if they are mixtures; this loss always divides by B. With ``weight`` and mixed
     or smoothed labels, torch multiplies each class's term by that class's weight; this loss
     multiplies the image's loss by its own weight (see the top of the file).
+
+    label_smoothing: The share of each label that is spread evenly over all classes, 0-1.
     """
 
     def __init__(self, weight: list[float] | None = None, label_smoothing: float = 0.0) -> None:
@@ -58,6 +60,7 @@ class CrossEntropyLoss(_Weighted):
 class NLLLoss(_Weighted):
     """Negative log likelihood, as ``torch.nn.NLLLoss`` of the logits' log-softmax.
 
+    It equals CrossEntropyLoss without label smoothing.
     With ``weight`` it deviates as CrossEntropyLoss does.
     """
 
@@ -71,7 +74,9 @@ class FocalLoss(_Weighted):
 
     Lin et al., 2017, "Focal loss for dense object detection", eq. 5, whose alpha is ``weight``.
     Deviations: a softmax over K classes replaces the paper's sigmoid; a mixed label has the sum of
-    its classes' terms, weighted by their shares. ``gamma`` 0 gives cross entropy; the paper uses 2.
+    its classes' terms, weighted by their shares.
+
+    gamma: How much less images count that the model is sure of, 0 or more; 0 is cross entropy.
     """
 
     def __init__(self, gamma: float = 2.0, weight: list[float] | None = None) -> None:
@@ -102,7 +107,7 @@ class BCELoss(_Weighted):
 class BCEWithLogitsLoss(_Weighted):
     """BCELoss computed so that large logits stay exact, as ``torch.nn.BCEWithLogitsLoss``.
 
-    ``pos_weight``: K numbers; the positive term of class k counts ``pos_weight[k]`` times.
+    pos_weight: One number >= 0 for each class, by which the term of its own images is multiplied.
     """
 
     pos_weight: Tensor | None

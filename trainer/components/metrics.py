@@ -24,7 +24,10 @@ def accuracy(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def top_k(probabilities: Tensor, labels: Tensor, k: int = 5) -> float:
-    """Fraction of images whose true class is among the ``k`` most likely ones; 1 if k >= K."""
+    """Fraction of images whose true class is among the ``k`` most likely ones; 1 if k >= K.
+
+    k: How many of the likeliest of the K classes count, 1 or more.
+    """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     likeliest = probabilities.argsort(dim=1, descending=True, stable=True)[:, :k]
@@ -71,6 +74,8 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
     Guo et al., 2017, "On calibration of modern neural networks", eq. 3. Images are sorted into
     ``bins`` equal intervals (a, b] by the probability of the predicted class; each interval is
     weighted by its number of images.
+
+    bins: The number of equal intervals of confidence, 1 or more.
     """
     if not 1 <= bins <= MAX_BINS:
         raise ValueError(f"bins must be 1 to {MAX_BINS}, not {bins}")

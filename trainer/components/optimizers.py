@@ -84,8 +84,13 @@ class Muon(torch.optim.Optimizer):
     and output layer), convolutions (which are no matrices), and all parameters of fewer than two
     dimensions. Raises ValueError if there are hidden weights, and none is a matrix.
 
-    momentum, nesterov, ns_steps (Newton-Schulz iterations) are Muon's; betas are AdamW's. in_order:
-    the parameters in the model's order; needed if the groups have another order.
+    lr: The learning rate of both, in AdamW's size.
+    weight_decay: The share, times lr, by which an update shrinks each weight (decoupled, as AdamW).
+    momentum: Muon's decay of the moving mean of gradients, 0 or more, less than 1.
+    nesterov: Look a step ahead with Muon's momentum (Nesterov).
+    ns_steps: The number of Newton-Schulz iterations, which make Muon's update orthogonal.
+    betas: AdamW's decay of the moving means of gradient and squared gradient, 0 or more, below 1.
+    in_order: The parameters in the model's order; needed if the groups have another order.
     """
 
     def __init__(

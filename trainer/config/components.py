@@ -36,13 +36,18 @@ TABLES: Mapping[str, Mapping[str, str]] = {
 SECTIONS = "dataset transforms model loss optimizer scheduler average metrics".split()
 NESTING = ("RandomApply", "RandomChoice", "RandomOrder")  # their `transforms:` are components too
 
+_TRANSFORMS: Schema = {
+    "type": "array",
+    "items": {"$ref": "#/$defs/transform"},
+    "description": "The transforms to choose from, as in transforms.train.",
+}
 _TEXTS: Schema = {"type": "array", "items": {"type": "string"}}
 
 # The keys of a group in optimizer.groups, besides arguments of the optimizer.
 OF_GROUPS: Mapping[str, Schema] = {
     "match": {
         "anyOf": [{"type": "string"}, {**_TEXTS, "minItems": 1}],
-        "description": "The group's parameters, by name pattern: features.*",
+        "description": "The group's parameters, by name pattern, such as features.*.",
     },
     "lr_scale": {
         "type": "number",
@@ -69,7 +74,7 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
         "freeze": {
             **_TEXTS,
             "default": [],
-            "description": "Parameters that are not trained, by name pattern: features.*",
+            "description": "Parameters that are not trained, by name pattern, such as features.*.",
         },
     },
     "loss": {
@@ -93,8 +98,8 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
         "layer_decay": {
             "anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"type": "null"}],
             "default": None,
-            "description": "The factor from a layer's learning rate to that of the layer before; "
-            "the last layer has lr. null: all layers have lr.",
+            "description": "The factor from a layer's learning rate to that of the layer before, "
+            "more than 0, at most 1; the last layer has lr. null: all layers have lr.",
         },
         "groups": {
             "type": "array",
@@ -109,7 +114,8 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
         "warmup": {
             "anyOf": [Duration.schema("st", "ep"), {"type": "null"}],
             "default": None,
-            "description": "The time in which the learning rate first rises to its start value.",
+            "description": "The time in which the learning rate first rises to its start value. "
+            "The scheduler begins after it, so milestones and step_size count from there.",
         }
     },
 }
@@ -163,7 +169,7 @@ def _component_schema(kind: str, name: str, described: Schema | None) -> dict[st
     if kind == "optimizer" and described:
         own["groups"] = _with_arguments(RESERVED[kind]["groups"], described)
     if name in NESTING:
-        own = {**own, "transforms": {"type": "array", "items": {"$ref": "#/$defs/transform"}}}
+        own = {**own, "transforms": _TRANSFORMS}
     schema["properties"] = {"name": named, **RESERVED.get(kind, {}), **own}
     schema["required"] = list(dict.fromkeys(["name", *schema.get("required", ())]))
     return schema

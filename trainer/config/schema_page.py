@@ -33,6 +33,7 @@ TYPES = {
     "null": ["`null`"],
     "object": ["mappings"],
 }
+BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
 def as_page(schema: Schema) -> str:
@@ -150,13 +151,20 @@ def _types(schema: Schema) -> list[str]:
         return [f"{schema.get('$comment', 'text')} ({examples})"]
     if schema.get("type") == "array":
         if "prefixItems" in schema:
-            return [f"list of {len(schema['prefixItems'])} numbers"]
-        items = _types(schema.get("items", {}))
-        return [f"list of {listed(items, 'or')}".replace("number", "numbers") if items else "list"]
+            firsts = [word for item in schema["prefixItems"] for word in _types(item)]
+            bare = dict.fromkeys(_plural(word).partition(" >")[0] for word in firsts)
+            many = listed(bare, "or")
+            return [f"list of {len(schema['prefixItems'])} {many}"]
+        items = [_plural(word) for word in _types(schema.get("items", {}))]
+        return [f"list of {listed(items, 'or')}" if items else "list"]
     words = TYPES.get(schema.get("type", ""), [])
-    for bound, sign in (("minimum", ">="), ("exclusiveMinimum", ">")):
-        words = [f"{word} {sign} {schema[bound]}" if bound in schema else word for word in words]
-    return words
+    limits = [f"{sign} {schema[bound]}" for bound, sign in BOUNDS.items() if bound in schema]
+    return [" ".join([word, " and ".join(limits)]).strip() for word in words]
+
+
+def _plural(words: str) -> str:
+    """Words of ``_types`` for several of them: ``whole numbers >= 0``."""
+    return re.sub(r"^(whole number|number|list|text)\b", r"\1s", words)
 
 
 def _key_table(first: str, rows: Iterable[tuple[str, ...]]) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from trainer.components.duration import Duration
 from trainer.config.components import RESERVED, TABLES
+from trainer.config.descriptions import OF_TORCH
 from trainer.config.json_schema import Schema
 from trainer.process.errors import UsageError
 
@@ -85,6 +86,12 @@ def arguments_schema(kind: str, name: str) -> Schema:
             properties[parameter.name] = {"not": {}, "description": message}
         elif parameter.name not in RESERVED.get(kind, {}):
             properties[parameter.name] = _parameter_schema(parameter, text)
+            if factory.__module__.partition(".")[0] in ("torch", "torchvision"):
+                said = properties[parameter.name].get("description", "")
+                said = f"{said[:1].upper()}{said[1:].removesuffix('.')}."
+                said = OF_TORCH.get(parameter.name, said)
+                said = OF_TORCH.get(f"{name}.{parameter.name}", said)
+                properties[parameter.name]["description"] = said
             if (name, parameter.name) in DEFAULT_OF_THE_RUN:
                 del properties[parameter.name]["default"]
             if parameter.default is parameter.empty and parameter.name not in FILLED_IN:
@@ -117,9 +124,12 @@ def _parameter_schema(parameter: inspect.Parameter, text: str) -> dict[str, Any]
 
 
 def _sentence(text: str) -> str:
-    """The first sentence of a docstring, as plain text."""
+    """The first sentence of a docstring, as plain text, without the default that it repeats."""
     first = re.split(r"\n\s*\n|(?<=\.)\s", text.strip(), maxsplit=1)[0]
-    return " ".join(re.sub(r":\w+:|[`*]", "", first).split())
+    first = re.sub(r"`([^`<]*?)\s*(<[^>`]*>)?`_+", r"\1", first)  # a link: its text
+    first = re.sub(r"\(default: ([^()]|\([^()]*\))*\)|:\w+:|\.\.$", "", first)
+    first = re.sub(r"\*+(\w[^*`]*\w)\*+", r"\1", first).replace("`", "")  # bold; not CLASS/**/IMAGE
+    return re.sub(r" \.$", ".", " ".join(first.split()))
 
 
 def schema_of(annotation: Any) -> Schema | None:
