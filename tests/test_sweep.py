@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from tests.conftest import SMALL, exit_code_of, fork
@@ -188,6 +189,11 @@ def test_every_fault_of_a_sweep_and_of_what_it_sets_is_told_at_once(write):
         (
             "\n  method: random\n  trials: 2\n  params: {seed: [1]}\n  prune: MedianPruner\n",
             "only method: tpe",
+        ),
+        (
+            "\n  method: tpe\n  trials: 2\n  params: {optimizer.lr: {low: 0, high: 1}}\n"
+            "  prune: {name: MedianPruner, n_warm: 2}\n",
+            "unknown key 'n_warm'; did you mean 'n_warmup_steps'?",
         ),
         (
             "\n  method: tpe\n  trials: 2\n"
@@ -658,6 +664,32 @@ def test_a_process_killed_while_it_asked_leaves_a_trial_that_the_next_completes(
     assert whole.known() == []
     asked = [whole.ask(), whole.ask()]
     assert [trial and trial.number for trial in asked] == [0, 1]
+
+
+def test_no_default_of_another_version_of_optuna_moves_a_draw(write, tmp_path, monkeypatch):
+    text = """
+  method: tpe
+  params: {optimizer.lr: {low: 0.0, high: 1.0}, loader.batch_size: [1, 2, 3]}
+  trials: 13
+"""
+    plan = load_sweep(write(text))
+
+    def drawn(name):
+        one = study.Study(plan, *folders.open_folder(plan, tmp_path / name))
+        for number in range(13):  # TPE itself draws from the eleventh on
+            trial = one.ask()
+            one.tell(trial, [{"status": "done"}], (trial.settings["optimizer.lr"] - 0.3) ** 2)
+            assert trial.number == number
+            yield trial.settings
+
+    class Otherwise(optuna.samplers.TPESampler):
+        def __init__(self, **given):
+            others = {"multivariate": False, "constant_liar": False}
+            super().__init__(**{**others, "n_startup_trials": 3, "n_ei_candidates": 5, **given})
+
+    first = list(drawn("first"))
+    monkeypatch.setattr(optuna.samplers, "TPESampler", Otherwise)
+    assert list(drawn("second")) == first
 
 
 def test_another_sweep_does_not_join_a_study(two_folders, tmp_path, write):

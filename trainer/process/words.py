@@ -12,7 +12,11 @@ def suggestion(word: Any, known: Iterable[Any]) -> str:
     words = [name for name in known if isinstance(name, str)]
     nearby = {name.rpartition("/")[2].lower(): name for name in words}
     nearby |= {name.lower(): name for name in words}
-    near = difflib.get_close_matches(word[:100].lower(), nearby, n=1)
+    short = word[:100].lower()
+    begun = {name for key, name in nearby.items() if key.startswith(short)}
+    if len(begun) == 1 and len(short) > 2:  # n_warm is n_warmup_steps rather than name
+        return f"; did you mean '{begun.pop()}'?"
+    near = difflib.get_close_matches(short, nearby, n=1)
     return f"; did you mean '{nearby[near[0]]}'?" if near else ""
 
 

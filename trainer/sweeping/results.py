@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,6 +240,7 @@ def sweep_json(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
         {
             "name": plan.file.name,
             "method": plan.sweep.method,
+            "optuna": version("optuna") if plan.sweep.method == "tpe" else None,
             "monitor": plan.monitor,
             "direction": "maximize" if plan.sign > 0 else "minimize",
             "params": list(plan.sweep.params),

@@ -178,7 +178,15 @@ class Study:
         seed = seed_of("sweep", self.plan.sweep.seed, number) % 2**32
         sampler: optuna.samplers.BaseSampler
         if given is None:
-            sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            # All in full: a default of another version would change the draws of a sweep.
+            sampler = optuna.samplers.TPESampler(
+                seed=seed,
+                multivariate=True,
+                constant_liar=True,
+                n_startup_trials=10,
+                n_ei_candidates=24,
+                group=False,
+            )
         else:
             fixed = {
                 name: flow(given[name]) if isinstance(space, list) else given[name]
@@ -284,5 +292,7 @@ def _pruner(plan: Plan) -> "optuna.pruners.BasePruner":
     if chosen is None:
         return optuna.pruners.NopPruner()
     arguments = chosen.model_dump(exclude={"name"})
+    # Also in full, with what a YAML cannot set.
+    arguments |= {"bootstrap_count": 0} if "min_resource" in arguments else {"n_min_trials": 1}
     pruner: optuna.pruners.BasePruner = getattr(optuna.pruners, chosen.name)(**arguments)
     return pruner
