@@ -31,7 +31,7 @@ class VGG(nn.Module):
     ``batch_norm`` is newer than the paper.
 
     depth: The number of layers with weights: 11, 13, 16 or 19 (the paper's columns A, B, D and E).
-    batch_norm: Add batch normalisation after each convolution.
+    batch_norm: Add batch normalisation after each convolution; it needs batches of 16 or more.
     variant: imagenet is the paper's network, for 224 x 224 pixels; cifar is for 32 x 32, with
         hidden layers 512 wide.
     dropout: The probability that a unit of a hidden layer is set to 0 in training, 0-1.

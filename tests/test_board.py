@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tensorboard.backend.event_processing.data_ingester import DEFAULT_TENSOR_SIZE_GUIDANCE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.backend.event_processing.plugin_event_accumulator import (
+    EventAccumulator as PluginEventAccumulator,
+)
 from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.plugins.core.core_plugin import _parse_samples_per_plugin
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
@@ -32,6 +38,7 @@ from trainer.insight.samples import as_pictures
 from trainer.loop.evaluate import predict
 from trainer.process.words import visible
 from trainer.run.events import Events
+from trainer.run.folder import tensorboard_command
 
 EVERYTHING = {"images": 0, "histograms": 0, "tensors": 0, "scalars": 0}
 
@@ -478,3 +485,17 @@ def test_right_predictions_are_framed_green_and_wrong_ones_red(job, show, tmp_pa
 def test_other_models_losses_and_transforms_are_shown_too(overrides, job, show):
     shown = show(job(*overrides))
     assert {"predictions/test", "confusion_matrix/val", "images/augmented"} <= tags_of(shown)
+
+
+def test_the_command_for_tensorboard_asks_for_all_pictures_where_it_would_drop_some(tmp_path):
+    assert tensorboard_command(Path("my runs"), 10) == "tensorboard --logdir 'my runs'"
+    command, _, option = tensorboard_command(Path("runs"), 11).rpartition(" --samples_per_plugin ")
+    assert command == "tensorboard --logdir runs"
+    events = Events(tmp_path)
+    for step in range(11):
+        events.add(step, summary=panels.picture("matrix", Image.new("L", (2, 2))))
+    events.close()
+    default, asked = DEFAULT_TENSOR_SIZE_GUIDANCE, _parse_samples_per_plugin(option)
+    for guidance, kept in ((default, 10), (default | asked, 11)):
+        found = PluginEventAccumulator(str(tmp_path), tensor_size_guidance=guidance)
+        assert len(found.Reload().Tensors("matrix")) == kept

@@ -340,7 +340,9 @@ def test_a_dry_run_names_every_group(start, capsys):
     assert start("--dry-run", GROUPS) == 0
     told = capsys.readouterr().out
     assert "group0  the rest" in told and "group1  features.0.*" in told
-    assert "2 parameters, lr 0.002 at the start" in told
+    first = lenet().features[0]
+    number = first.weight.numel() + first.bias.numel()  # not the two tensors
+    assert f"{number:,} parameters, lr 0.002 at the start" in told
 
 
 def test_the_original_settings_are_not_changed_by_building(config_file):

@@ -1,5 +1,8 @@
 import math
+import re
 from pkgutil import resolve_name
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from trainer.build.optimizer import build_schedule_of
 from trainer.components import SCHEDULERS
 from trainer.components.schedulers import build_schedule
 from trainer.config import load_config
+from trainer.loop.summary import warm_up_note
 
 LR = 0.4
 EPOCHS, STEPS = 6, 5  # of an epoch
@@ -219,3 +223,22 @@ def test_a_warm_up_that_fills_the_run_is_all_there_is(name):
     schedule = build(name, optimizer, warmup_steps=EPOCHS * STEPS)
     whole = rates(optimizer, schedule)
     assert whole == sorted(whole) and len(set(whole)) == len(whole)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, STEPS - 1, STEPS, 2 * STEPS, 2 * STEPS + 1])
+def test_the_note_names_the_epochs_of_the_run_after_which_the_rate_changes(warmup_steps):
+    optimizer = new_optimizer()
+    schedule = build("MultiStepLR", optimizer, warmup_steps)
+    component = SimpleNamespace(name="MultiStepLR", arguments=ARGUMENTS["MultiStepLR"])
+    job: Any = SimpleNamespace(
+        config=SimpleNamespace(scheduler=component), schedule=schedule, train_loader=range(STEPS)
+    )
+    note = warm_up_note(job)
+    found = rates(optimizer, schedule)
+    falls = [step // STEPS for step in range(1, len(found)) if found[step] < found[step - 1]]
+    if warmup_steps < STEPS:
+        assert note == "" and falls == [1, 3]
+        return
+    begins = f"MultiStepLR begins after the warm-up: its epoch 1 is epoch {falls[0]} of the run"
+    assert note == f"{begins}; milestones 1 and 3 come after epochs {falls[0]} and {falls[1]}"
+    assert [int(n) for n in re.findall(r"(\d+)$", note)] == falls[1:]

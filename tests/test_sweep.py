@@ -678,6 +678,7 @@ def test_no_default_of_another_version_of_optuna_moves_a_draw(write, tmp_path, m
         one = study.Study(plan, *folders.open_folder(plan, tmp_path / name))
         for number in range(13):  # TPE itself draws from the eleventh on
             trial = one.ask()
+            assert trial is not None
             one.tell(trial, [{"status": "done"}], (trial.settings["optimizer.lr"] - 0.3) ** 2)
             assert trial.number == number
             yield trial.settings

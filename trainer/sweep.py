@@ -152,6 +152,7 @@ def number_of_trials(trials: int, each: int) -> str:
 
 def introduce_sweep(plan: "Plan", folder: Path, trials: "Trials") -> None:
     """Print the number of trials, how many have ended already, and the folder."""
+    from trainer.run.folder import tensorboard_command
     from trainer.sweeping.results import rows_of
     from trainer.sweeping.space import count
 
@@ -159,7 +160,7 @@ def introduce_sweep(plan: "Plan", folder: Path, trials: "Trials") -> None:
     before = f", {len(over)} of them over" if over else ""
     what = number_of_trials(count(plan.sweep), len(plan.members))
     say(f"sweep   {plan.file.name}: {plan.sweep.method}, {what}{before}")
-    say(f"folder  {folder}, to look: tensorboard --logdir {shlex.quote(str(folder))}")
+    say(f"folder  {folder}, to look: {tensorboard_command(folder)}")
 
 
 def print_trial(trial: "Trial", work: object) -> None:

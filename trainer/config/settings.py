@@ -131,7 +131,7 @@ class LoaderSettings(Frozen):
     """How batches are made."""
 
     batch_size: AtLeastOne = 32
-    """Images per optimizer step, over all processes."""
+    """Images per optimizer step, over all processes; batch norm needs 16 or more at once."""
     eval_batch_size: AtLeastOne | None = None
     """Images per batch in evaluation; null chooses a size that fits. Changes no result."""
     workers: Count | Literal["auto"] = "auto"
@@ -139,7 +139,7 @@ class LoaderSettings(Frozen):
     cache: Literal["auto", "ram", "device", "off"] = "auto"
     """Where decoded images are kept: auto is on the device, or in memory, if they fit."""
     drop_last: bool = False
-    """Leave out the last batch of an epoch if it is not full."""
+    """Leave out the last batch of an epoch if it is not full; batch norm may not take one image."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     """Each image once an epoch (shuffle), or as many, but each class equally often (balanced)."""
 

@@ -21,6 +21,7 @@ from trainer.process.console import duration
 from trainer.process.errors import RunError
 from trainer.process.words import listed
 from trainer.run.disk import read_json
+from trainer.run.folder import tensorboard_command
 
 NUM_SHOWN = 16  # mistakes
 MAX_CLASSES = 20  # with more, tables show the worst, and a table of all is at the end
@@ -302,7 +303,7 @@ def _commands(run: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
     folder, siblings = shlex.quote(str(run)), shlex.quote(str(run.parent))
     epochs = int(numbers(result).get("epochs") or result["best"]["epoch"])
     return [
-        ("watch the curves", f"tensorboard --logdir {shlex.quote(str(run.parent.parent))}"),
+        ("watch the curves", tensorboard_command(run.parent.parent, epochs)),
         ("evaluate the weights again", f"python -m trainer.evaluate {folder}"),
         ("classify pictures", f"python -m trainer.predict {folder} path/to/pictures"),
         ("see what the model looks at", f"python -m trainer.explain {folder} path/to/picture.jpg"),

@@ -29,7 +29,7 @@ from trainer.loop.record import update_result, write_description
 from trainer.loop.resume import Found, adopt, check, restore, send_content
 from trainer.loop.state import State
 from trainer.loop.step import new_task
-from trainer.loop.summary import conclude, introduce, shows_tensorboard
+from trainer.loop.summary import conclude, introduce, pictures_of_a_tag, shows_tensorboard
 from trainer.process.console import Say
 from trainer.process.errors import NoAnswer, NonFiniteLoss, RunError, Stopped, in_plain_words
 from trainer.process.launch import started_by
@@ -37,7 +37,7 @@ from trainer.process.stop import StopRequest
 from trainer.run.best import best_weights, load_best
 from trainer.run.checkpoint import Entry
 from trainer.run.disk import read_json
-from trainer.run.folder import create_run, lock_run, read_metrics
+from trainer.run.folder import create_run, lock_run, read_metrics, tensorboard_command
 from trainer.run.log import Lengths, NoLog, RunLog
 from trainer.run.saver import Saver
 
@@ -110,7 +110,7 @@ def open_session(job: Job, start: Start, say: Say, stop: StopRequest) -> Iterato
     introduce(job, say)
     say(f"run     {run}" + (f", going on after step {state.step:,}" if state.step else ""))
     if shows_tensorboard(config):
-        say(f"look    tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
+        say(f"look    {tensorboard_command(run.parent.parent, pictures_of_a_tag(config))}")
     goes_on = config.train.skip_non_finite > 0 or job.precision.scaler.is_enabled()
     guard = Guard(job.model, job.optimizer, config.train.clip_grad_norm, restore=goes_on)
     with (

@@ -12,7 +12,9 @@ from trainer.config import Config
 from trainer.distributed.processes import world_size
 from trainer.loop.evaluate import scalars
 from trainer.process.console import Say, duration
+from trainer.process.words import listed
 from trainer.run.environment import device_name
+from trainer.run.folder import tensorboard_command
 
 
 def introduce(job: Job, say: Say) -> None:
@@ -39,6 +41,8 @@ def introduce(job: Job, say: Say) -> None:
         say(f"note    {note}")
     if config.average is not None:
         say(f"average {config.average.name}, whose weights are evaluated and saved as model.pt")
+    if note := warm_up_note(job):
+        say(f"note    {note}")
     if job.teacher is not None:
         say(f"teacher {job.teacher.run}")
 
@@ -74,12 +78,30 @@ def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> Non
     say(f"next    python -m trainer.predict {quoted} IMAGES...")
     say(f"        python -m trainer.evaluate {quoted}")
     if shows_tensorboard(config):
-        say(f"        tensorboard --logdir {shlex.quote(str(run.parent.parent))}")
+        say(f"        {tensorboard_command(run.parent.parent, pictures_of_a_tag(config))}")
 
 
 def shows_tensorboard(config: Config) -> bool:
     """Whether ``log.show`` leaves anything for TensorBoard."""
     return bool(set(config.log.show) - {"report"})
+
+
+def pictures_of_a_tag(config: Config) -> int:
+    """The largest number of pictures that TensorBoard gets of one tag: one an epoch, or few."""
+    return config.train.epochs if "confusion_matrix" in config.log.show else 0
+
+
+def warm_up_note(job: Job) -> str:
+    """Which epoch of the run is the scheduler's first, if a warm-up comes before it; else ""."""
+    scheduler, steps = job.config.scheduler, job.schedule.warmup_steps
+    first = steps // len(job.train_loader)
+    if scheduler is None or scheduler.name == "OneCycleLR" or not first:
+        return ""
+    note = f"{scheduler.name} begins after the warm-up: its epoch 1 is epoch {first + 1} of the run"
+    if milestones := scheduler.arguments.get("milestones"):
+        moved = listed([milestone + first for milestone in milestones])
+        note += f"; milestones {listed(milestones)} come after epochs {moved}"
+    return note
 
 
 def dry_run(job: Job, say: Say) -> None:
@@ -97,7 +119,7 @@ def dry_run(job: Job, say: Say) -> None:
     rates = zip(job.optimizer.param_groups, job.schedule.first_lrs, strict=True)
     for number, (group, rate) in enumerate(rates):
         if "name" in group:
-            count = f"{len(group['params'])} parameters"
+            count = f"{sum(p.numel() for p in group['params']):,} parameters"
             say(f"group{number:<2} {group['name']:<40} {count}, lr {float(rate):.3g} at the start")
     layout = "channels last" if decided["channels_last"] else "channels first"
     say(f"compute {device_name(job.device)}, {layout}, {len(job.train_loader):,} steps an epoch")

@@ -7,6 +7,7 @@ checkpoints/step-000000123/  model.pt  model.json  result.json  report/  data_pa
 import json
 import os
 import secrets
+import shlex
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +36,16 @@ def create_run(runs: Path, name: str) -> Path:
             f"--runs {runs}: no run folder can be made there ({reason}). "
             "Name a folder that can be written to."
         ) from None
+
+
+def tensorboard_command(root: Path, pictures: int = 0) -> str:
+    """The command that shows the runs below ``root`` in TensorBoard.
+
+    pictures: the largest number of pictures of one tag. TensorBoard keeps ten of them, by chance,
+    unless it is told to keep all.
+    """
+    more = " --samples_per_plugin images=0" if pictures > 10 else ""
+    return f"tensorboard --logdir {shlex.quote(str(root))}{more}"
 
 
 def find_run(text: str) -> Path:
