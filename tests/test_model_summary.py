@@ -183,11 +183,28 @@ def test_a_long_flat_model_is_cut_off_and_says_by_how_much(layers):
         assert len(shown) == 1 + layers
 
 
-def test_long_names_keep_their_ends_and_the_table_its_width():
+@pytest.mark.parametrize(
+    ("width", "out"),
+    [
+        (100, ""),
+        (60, "trained, type"),
+        (40, "trained, type, output"),
+        (30, "trained, type, output"),
+    ],
+)
+def test_long_names_stay_whole_and_columns_without_room_are_named(width, out):
     model = nn.Sequential()
-    model.add_module("a" * 90 + "_end", nn.Linear(2, 2))
-    shown = layer_table(summary_of(model, torch.rand(1, 2)))
-    assert max(map(len, shown)) <= 100 and "_end" in shown[1]
+    model.add_module("a_layer_of_a_long_name", nn.Conv2d(3, 1000, 5))
+    model.add_module("b" * 27, nn.Flatten())
+    shown = layer_table(summary_of(model, torch.rand(1, 3, 9, 9)), width)
+    begin = next((i for i, line in enumerate(shown) if line.startswith("left out")), len(shown))
+    told = " ".join(shown[begin:])
+    assert max(map(len, shown)) <= width
+    assert told == (out and f"left out at {width} columns: {out}; a wider terminal shows all")
+    words = " ".join(shown[:begin]).split()
+    assert {"a_layer_of_a_long_name", "b" * 27, "76,000"} <= set(words)
+    assert ("1000 x 5 x 5" in " ".join(shown)) == ("output" not in out)
+    assert ("Conv2d" in words) == (not out)
 
 
 def test_the_time_of_an_epoch_is_that_of_its_steps(job_of):

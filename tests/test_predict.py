@@ -352,6 +352,16 @@ def test_chinese_names_and_long_paths_keep_the_columns():
     assert long == paths[2] and below.strip().startswith("人民币")
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_a_narrow_table_of_predictions_cuts_no_word_and_no_number(columns):
+    classes = ["a hand of bananas, green", "one_word_of_a_class_name"]
+    made = [prediction.Prediction("folder/a.png", torch.tensor([0.75, 0.25]))]
+    lines = list(table_lines(made, classes, ["folder/a.png"], top=2, columns=columns))
+    assert max(map(len, lines)) <= columns
+    words = " ".join(lines[1:]).split()
+    assert words == ["folder/a.png", *classes[0].split(), "0.7500", classes[1], "0.2500"]
+
+
 def test_the_sheet_shows_the_first_pictures_and_replaces_none(
     notes, tmp_path, predict, monkeypatch
 ):

@@ -251,17 +251,38 @@ def test_without_a_command_the_help_names_it(capsys):
     assert "list" in capsys.readouterr().out
 
 
-def test_long_names_are_fitted_to_the_terminal_but_not_in_json(
-    tmp_path, listed, capsys, monkeypatch
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_narrow_list_cuts_no_word_and_names_the_columns_that_it_leaves_out(
+    tmp_path, listed, capsys, monkeypatch, width
 ):
-    name = "n" * 60
-    make_run(tmp_path, name)
-    monkeypatch.setenv("COLUMNS", "80")
-    assert main(["list", "--runs", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines[:2])) <= 80
-    assert ".../20260131-120000-ab12" in lines[1]  # what tells runs apart is kept
-    assert listed()[0]["name"] == name
+    names = ["lenet_rmb", "n" * 60, "\u6570\u636e\u589e\u5f3a\u5b9e\u9a8c"]
+    for name in names:
+        make_run(tmp_path, name)
+
+    def at(columns):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main(["list", "--runs", str(tmp_path)]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    whole, narrow = at(200), at(width)
+    table = narrow[: narrow.index("")]
+    assert max(map(width_of, table)) <= width
+    begin = next((i for i, line in enumerate(table) if line.startswith("left out at")), len(table))
+    told = " ".join(table[begin:])
+    assert told in ("", f"left out at {width} columns: {told.partition(': ')[2]}")
+    out = told.partition(": ")[2].partition(";")[0].split(", ") if told else []
+    heads = whole[0].replace("best val", "best_val").split()[1:]
+    shown = dict(zip(heads, ["done", "3/7", "0.7500", "0.6250", "1m35s"], strict=True))
+    for column in out:
+        del shown[column.replace(" ", "_")]
+    words = [word for line in table[1:begin] for word in line.split()]
+    for value in shown.values():
+        assert words.count(value) == len(names)
+    # Only a path that is longer than a line goes on in the next one.
+    assert all(f"{name}/20260131-120000-ab12" in "".join(words) for name in names)
+    assert "lenet_rmb/20260131-120000-ab12" in words
+    assert (width < 80) == bool(told)
+    assert {one["name"] for one in listed()} == set(names)
 
 
 def test_names_of_folders_cannot_speak_to_the_terminal(tmp_path, capsys):
@@ -305,7 +326,21 @@ def test_wide_letters_count_twice_and_lines_keep_to_their_width():
     for width in (40, 60, 100):
         assert max(map(width_of, lay_out(rows, width))) <= width
     assert "".join(wrap("\u5143" * 9, 4)) == "\u5143" * 9
+    assert width_of("e\u0301 \U0001f600\ufe0f") == 4  # letters that take no room of their own
     assert visible("a\u202eb\tc") == "a\\u202eb\\tc"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_a_table_cuts_no_number_and_no_word(width):
+    rows = [
+        ["trial", "optimizer", "optimizer.lr", "val/accuracy mean \u00b1 std", "min..max", "time"],
+        ["t000", "SGD(momentum=0.9)", "0.001234", "0.9375 \u00b1 0.0312", "0.9062..0.9688", "9s"],
+        ["t001", "AdamW(betas=[0.9, 0.999])", "1e-05", "0.9 \u00b1 0.03", "0.5..1", "1,234m"],
+    ]
+    lines = lay_out(rows, width)
+    assert max(map(width_of, lines)) <= width
+    told = {word for line in lines for word in line.split()}
+    assert told == {word for row in rows for cell in row for word in cell.split()}
 
 
 @pytest.mark.parametrize("epochs", ["NaN", "Infinity", "1e999", "true", '"x"', "[]"])

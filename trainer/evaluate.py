@@ -11,6 +11,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+MOST_CLASSES = 20  # of a confusion matrix that is printed
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
@@ -38,7 +40,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     with start():
         from trainer.build.trained import warn_of_unfinished
+        from trainer.drawing.columns import lay_out, terminal_width
         from trainer.inference.evaluation import evaluate_run
+        from trainer.process.words import visible
+        from trainer.run.disk import read_json
         from trainer.run.folder import find_run
 
     folder = find_run(arguments.run)
@@ -50,7 +55,15 @@ def run(arguments: argparse.Namespace) -> None:
         return
     print(f"{folder}, {arguments.split} split")
     for name, value in values.items():
-        print(f"  {name:<20} {value:.6f}" if isinstance(value, float) else f"  {name}: {value}")
+        if isinstance(value, float):
+            print(f"  {name:<20} {value:.6f}")
+        elif len(value) > MOST_CLASSES:
+            print(f"  {name:<20} {len(value)} x {len(value)} numbers; --json prints them")
+        else:
+            classes = [visible(one) for one in read_json(folder / "model.json")["classes"]]
+            rows = zip(classes, value, strict=True)
+            table = [["true, predicted", *classes], *([one, *map(str, row)] for one, row in rows)]
+            print(f"  {name}", *lay_out(table, terminal_width()), sep="\n")
 
 
 if __name__ == "__main__":

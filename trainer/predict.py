@@ -8,7 +8,6 @@ It needs the run's folder only, not its dataset: images are prepared as in the r
 
 import argparse
 import io
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -167,6 +166,7 @@ def print_predictions(
     files: Mapping[str, Path],
 ) -> list[str]:
     """Print predictions as they come, then write ``files``; return a line per unreadable file."""
+    from trainer.drawing.columns import terminal_width
     from trainer.drawing.pictures import png
     from trainer.inference import prediction_output
     from trainer.inference.prediction import MAX_SHEET
@@ -192,7 +192,7 @@ def print_predictions(
     elif arguments.csv == "-":
         lines = prediction_output.csv_lines(watched(), classes)
     else:
-        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 240
+        columns = terminal_width(without=240)
         lines = prediction_output.table_lines(watched(), classes, paths, arguments.top, columns)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainer.comparing.listing import FoundRun, inspect_run, runs_below, short, strict_json, took
-from trainer.drawing.columns import GAP, pad, shorten, terminal_width, width_of
+from trainer.drawing.columns import fit_columns, left_out, terminal_width, wrap
 from trainer.process.errors import UsageError
 from trainer.process.exits import exit_code_of
 from trainer.process.words import visible
@@ -131,23 +131,17 @@ def runs_table(found: Sequence[FoundRun], runs: Path, width: int) -> list[str]:
         planned = "" if one.planned is None else f"/{one.planned}"
         cells = [one.status, done + planned, named + short(best), short(test), took(one.seconds)]
         rows.append([path, *cells])
-    widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
-    stamp = max(width_of(visible(one.stamp)) for one in found) + 1
-    room = width - sum(widths[1:]) - len(GAP) * len(widths[1:])
-    widths[0] = min(widths[0], max(room, 12))
-    lines = []
-    for row in rows:
-        first = pad(shorten(row[0], widths[0], end=stamp), widths[0])
-        rest = [pad(row[1], widths[1])]
-        rest += [pad(c, w, right=True) for c, w in zip(row[2:], widths[2:], strict=True)]
-        lines.append(GAP.join([first, *rest]).rstrip())
+    lines, out = fit_columns(rows, width, ("time", "epochs", "best val", "test"), left=["status"])
+    lines += left_out(out, width, "--json has all")
     reasons = [
-        shorten(f"{path}: {one.status}: {' '.join(visible(one.reason).split())}", width)
+        f"{path}: {one.status}: {' '.join(visible(one.reason).split())}"
         for path, one in zip(paths, found, strict=True)
         if one.status in ("damaged", "failed")
     ]
     more = len(reasons) - MAX_REASONS
-    lines += ["", *reasons[:MAX_REASONS]] if reasons else []
+    lines += [""] if reasons else []
+    for reason in reasons[:MAX_REASONS]:
+        lines += wrap(reason, width)
     lines += [f"and {more} more; --json has all"] if more > 0 else []
     counts = Counter(one.status for one in found)
     states = ", ".join(f"{count} {status}" for status, count in counts.most_common())

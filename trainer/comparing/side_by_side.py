@@ -15,17 +15,19 @@ from trainer.process.words import visible
 if TYPE_CHECKING:
     from PIL import Image
 
-# Settings that a legend names first.
-NAMED_FIRST = ("model.name", "optimizer.name", "optimizer.lr", "seed", "loader.batch_size")
 LONGER = 10  # times as many epochs as another run: the axis becomes logarithmic
 MAX_CURVES = 8  # in a panel: there are 8 colours
-MAX_PANELS = 12
+MAX_PANELS = 36
 
 
 def text_of(runs: Sequence[Compared], width: int, everything: bool = False) -> list[str]:
     """Return the comparison as lines of at most ``width``; everything: equal settings too."""
     lines = [f"{r.label}  {r.found.status:<11}  {visible(str(r.found.folder))}" for r in runs]
     keys = comparison.differing(runs, everything)
+    # A section without content (scheduler: null) is told by its keys, if another run has them.
+    empty = {key for key in keys if not any(run.config.get(key) for run in runs)}
+    empty = {key for key in empty if any(other.startswith(f"{key}.") for other in keys)}
+    keys = [key for key in keys if key not in empty]
     if keys:
         heading = "config" if everything else "config keys that differ"
         rows = {key: [shown_value(run, key) for run in runs] for key in keys}
@@ -108,28 +110,32 @@ def draw_comparison(runs: Sequence[Compared]) -> "Image.Image | None":
             shown = runs[begin : begin + MAX_CURVES]
             within = f" ({shown[0].label} to {shown[-1].label})" if len(runs) > MAX_CURVES else ""
             curves = {names[run.label]: run.curves.get(tag, []) for run in shown}
-            if any(curves.values()) and len(panels) < MAX_PANELS:
+            if any(curves.values()):
                 panels[title + within] = curves
     ends = [x for curves in panels.values() for curve in curves.values() for x, _ in curve[-1:]]
     if not ends:
         return None
+    if (more := len(panels) - MAX_PANELS) > 0:
+        *kept, (title, curves) = list(panels.items())[:MAX_PANELS]
+        panels = dict(kept) | {f"{title}; no room for {more} more panels": curves}
     if max(ends) > LONGER * min(ends):  # else short curves would be a dash at the edge
         return draw_lines(panels, "epoch (logarithmic)", log_x=True)
     return draw_lines(panels, "epoch")
 
 
 def short_names(runs: Sequence[Compared]) -> dict[str, str]:
-    """Return each run's name in the legend: its label and at most two settings of its own."""
+    """Return each run's name in the legend: its label, its name, and its folder if it is needed.
+
+    If a single setting tells the runs apart, it is named too.
+    """
     keys = [key for key in comparison.differing(runs) if not key.startswith(comparison.NO_EFFECT)]
-    keys.sort(key=lambda key: NAMED_FIRST.index(key) if key in NAMED_FIRST else len(NAMED_FIRST))
-    cells = {key: [shown_value(run, key) for run in runs] for key in keys}
+    often = Counter(run.found.name for run in runs)
     names = {}
-    for i, run in enumerate(runs):
-        own = [k for k in keys if len(keys) <= 2 or cells[k][i] != most_common(cells[k])]
-        texts = []
-        for key in own[:2]:
-            section, _, rest = key.partition(".")
-            named = "" if rest == "name" else key if section == "split" else rest or key
-            texts.append(f"{named} {cells[key][i]}".strip())
-        names[run.label] = f"{run.label}: {', '.join(texts) or run.found.name}"
+    for run in runs:
+        name = visible(run.found.name)
+        name += f"/{visible(run.found.stamp)}" if often[run.found.name] > 1 else ""
+        if len(keys) == 1:
+            what = keys[0].rpartition(".")[2] if not keys[0].startswith("split.") else keys[0]
+            name += f", {what} {shown_value(run, keys[0])}"
+        names[run.label] = f"{run.label}: {name}"
     return names

@@ -15,6 +15,7 @@ from trainer.drawing.fonts import drawable, fit_to_pixels, font, legible
 RIGHT, WRONG = "#2ca02c", "#d62728"
 _WIDTH, _HEIGHT = 960, 320  # pixels of a panel of curves
 _LEFT, _RIGHT, _TOP, _BOTTOM = 90, 230, 44, 44  # a panel's margins; the right one holds the legend
+_WIDEST = 480  # of a legend with longer names: the picture becomes wider
 _FINE = 3  # curves are drawn this many times larger, then averaged, for smooth edges
 _EDGE = 8  # pixels around the axes that a point at their end may cover
 _DASH = 8  # pixels of a dash, and of the gap behind it
@@ -126,7 +127,11 @@ def draw_lines(
         if any(kept.values()):
             drawn.append((title, kept))
     marks = {text: x for x, text in verticals if _finite([(x, 0.0)], log_x)}
-    picture = Image.new("RGB", (_WIDTH, _HEIGHT * max(len(drawn), 1)), "white")
+    names = [legible(name) for _, curves in drawn for name in [*curves, *marks]]
+    legend = max((font(15, name).getlength(name) for name in names), default=0) + 60
+    right = min(max(_RIGHT, math.ceil(legend)), _WIDEST)
+    size = (_WIDTH - _RIGHT + right, _HEIGHT * max(len(drawn), 1))
+    picture = Image.new("RGB", size, "white")
     for i, (title, curves) in enumerate(drawn):
         _draw_panel(picture, i * _HEIGHT, _Panel(title, curves, x_label, marks, log_x, faint))
     return picture
@@ -199,20 +204,20 @@ def _draw_panel(picture: Image.Image, offset: int, panel: _Panel) -> None:
     if len(shown) < len(curves):
         entries.append((f"and {len(curves) - len(shown)} more", ""))
     entries += zip(marks, MARKS * len(marks), strict=False)
-    _draw_legend(draw, (right, top), entries, dashed)
+    _draw_legend(draw, (right, top, picture.width), entries, dashed)
 
 
 def _draw_legend(
     draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
+    corner: tuple[int, int, int],
     entries: Sequence[tuple[str, str]],
     dashed: Collection[str],
 ) -> None:
-    """Draw each name with a piece of its line, downwards from ``corner``; colour "": no line."""
-    left, top = corner
+    """Draw each name with a piece of its line; colour "": no line. corner: left, top, right."""
+    left, top, right = corner
     for i, (name, colour) in enumerate(entries):
         line = top + 10 + 22 * i
-        text = fit_to_pixels(legible(name), 15, _RIGHT - 56)
+        text = fit_to_pixels(legible(name), 15, right - left - 56, end=20)
         if colour:
             sample: Points = [(left + 16, line), (left + 40, line)]
             for piece in _dashes(sample) if name in dashed else [sample]:

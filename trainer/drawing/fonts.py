@@ -76,12 +76,13 @@ def legible(text: str) -> str:
     return "".join(c if c.isprintable() and _can_write(c) else "?" for c in text)
 
 
-def fit_to_pixels(text: str, size: int, width: float) -> str:
-    """Return text, shortened with "..." if it is wider than ``width`` pixels."""
+def fit_to_pixels(text: str, size: int, width: float, end: int = 0) -> str:
+    """Return text; if wider than ``width`` pixels, "..." stands before its last ``end`` letters."""
     face = font(size, text)
     if face.getlength(text) <= width:
         return text
+    text, tail = text[: len(text) - end], text[len(text) - end :] if end else ""
     text = text[: int(width)]  # no letter is narrower than a pixel
-    while text and face.getlength(text + "...") > width:
+    while text and face.getlength(f"{text}...{tail}") > width:
         text = text[:-1]
-    return text + "..."
+    return f"{text}...{tail}"

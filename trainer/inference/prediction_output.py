@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.drawing.columns import pad, width_of
+from trainer.drawing.columns import pad, width_of, wrap
 from trainer.drawing.fonts import drawable
 from trainer.drawing.pictures import sheet
 from trainer.inference.prediction import SHEET_THUMBNAIL, Prediction
@@ -24,9 +24,13 @@ def table_lines(
     top: int = 1,
     columns: int = 240,
 ) -> Iterator[str]:
-    """Yield a table's lines: ``top`` classes per file. A path that is too long has its own line."""
+    """Yield a table's lines: ``top`` classes per file. A path that is too long has its own line.
+
+    So has a class; a name longer than the line goes on in the next one.
+    """
     names = [visible(name) for name in classes]
-    width = max(len("class"), *map(width_of, names))
+    most = columns - len("path    probability")
+    width = min(max(len("class"), *map(width_of, names)), most)
     longest = max((width_of(visible(path)) for path in paths), default=0)
     room = max(len("path"), min(longest, columns - width - len("    probability")))
     yield f"{pad('path', room)}  {pad('class', width)}  probability"
@@ -39,7 +43,11 @@ def table_lines(
             path = ""
         values, labels = one.probabilities.topk(min(top, len(names)))
         for value, label in zip(values.tolist(), labels.tolist(), strict=True):
-            yield f"{pad(path, room)}  {pad(names[label], width)}  {value:11.4f}"
+            *above, name = wrap(names[label], width)
+            for part in above:
+                yield f"{pad(path, room)}  {part}"
+                path = ""
+            yield f"{pad(path, room)}  {pad(name, width)}  {value:11.4f}"
             path = ""
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.freeze import train_mode
 from trainer.build.job import Job
+from trainer.drawing.columns import fit_columns, left_out
 from trainer.loop.evaluate import predict
 from trainer.loop.guard import Guard
 from trainer.loop.step import Batches, new_task, train_steps
@@ -27,7 +28,6 @@ NO_LOSS = (
     "the first batch's loss is not finite: a run ends there. Look at transforms (Normalize?), "
     "loss and model"
 )
-WIDTHS = (38, 22, 18)  # characters of a layer's name, type and output at most
 
 
 @dataclass(frozen=True)
@@ -281,8 +281,8 @@ def bytes_of(tensors: list[Tensor]) -> int:
     return sum(t.nbytes for t in {id(t): t for t in tensors}.values())
 
 
-def lines(summary: ModelSummary) -> list[str]:
-    """Return the summary as lines for a terminal of 100 columns."""
+def lines(summary: ModelSummary, width: int = 100) -> list[str]:
+    """Return the summary as lines for a terminal of ``width`` columns."""
     cost = summary.cost
     flops = "not countable" if summary.flops is None else f"{scaled(summary.flops)}FLOPs"
     names = ("parameters", "gradients", "optimizer", "activations")
@@ -292,7 +292,7 @@ def lines(summary: ModelSummary) -> list[str]:
     frozen = f", {summary.frozen:,} of them frozen" if summary.frozen else ""
     epoch = f"{seconds(cost.train_seconds)} of training, {seconds(cost.val_seconds)} of validation"
     return [
-        *layer_table(summary),
+        *layer_table(summary, width),
         f"total   {summary.parameters:,} parameters{frozen}; one image forward: {flops}",
         f"batch   {images}, loss {cost.loss:.4f}",
         *([] if math.isfinite(cost.loss) else [f"note    {NO_LOSS}"]),
@@ -301,24 +301,17 @@ def lines(summary: ModelSummary) -> list[str]:
     ]
 
 
-def layer_table(summary: ModelSummary) -> list[str]:
-    """Return the table of layers as lines, with columns as wide as they need."""
+def layer_table(summary: ModelSummary, width: int = 100) -> list[str]:
+    """Return the table of layers as lines of at most ``width``; it names columns without room."""
     cells = [("layer", "type", "output", "parameters", "trained")]
     words = {None: "", True: "yes", False: "no", "part": "part"}
     for row in summary.rows:
         number = f"{row.parameters:,}" if row.parameters else ""
-        texts = zip((row.name, row.kind, row.output), WIDTHS, strict=True)
-        name, kind, output = (
-            text if len(text) <= width else f"...{text[3 - width :]}" for text, width in texts
-        )
-        cells.append((name, kind, output, number, words[row.trainable]))
-    wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rows = [
-        f"{name:<{wide[0]}}  {kind:<{wide[1]}}  {output:<{wide[2]}}  {number:>{wide[3]}}  {trained}"
-        for name, kind, output, number, trained in cells
-    ]
+        cells.append((row.name, row.kind, row.output, number, words[row.trainable]))
+    drop, left = ("trained", "type", "output"), ("type", "output", "trained")
+    rows, out = fit_columns(cells, width, drop, left)
     more = [f"... and {summary.hidden} more layers"] if summary.hidden else []
-    return [line.rstrip() for line in rows] + more
+    return [*rows, *more, *left_out(out, width, "a wider terminal shows all")]
 
 
 def scaled(number: int) -> str:

@@ -10,6 +10,7 @@ from trainer.build.batch_norm import note_on_statistics
 from trainer.build.job import Job, data_path
 from trainer.config import Config
 from trainer.distributed.processes import world_size
+from trainer.drawing.columns import terminal_width
 from trainer.loop.evaluate import scalars
 from trainer.process.console import Say, duration
 from trainer.process.words import listed
@@ -126,7 +127,7 @@ def dry_run(job: Job, say: Say) -> None:
     from trainer.loop.model_summary import lines, summarize  # a run has no need of it
 
     try:
-        for line in lines(summarize(job)):
+        for line in lines(summarize(job), terminal_width()):
             say(line)
     finally:
         job.train_loader.close()

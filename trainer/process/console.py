@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from trainer.process.launch import is_first
@@ -66,19 +66,3 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02d}m"
     return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
-
-
-class Table:
-    """Prints rows one by one; the first call prints the column names, which give the widths."""
-
-    def __init__(self, columns: Sequence[str]) -> None:
-        self.columns, self._head_printed = columns, False
-
-    def row(self, cells: Sequence[str], mark: str = "") -> None:
-        """Print one row; ``mark`` follows it."""
-        widths = [max(len(column), 9) for column in self.columns]
-        if not self._head_printed:
-            say("  ".join(c.rjust(w) for c, w in zip(self.columns, widths, strict=True)))
-            self._head_printed = True
-        line = "  ".join(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))
-        say(f"{line}  {mark}".rstrip())

@@ -3,14 +3,15 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
 
 from trainer.config import Config
-from trainer.process.console import Table, duration
+from trainer.drawing.columns import left_out, terminal_width
+from trainer.process.console import duration, say
 from trainer.run.disk import AppendedFile
 from trainer.run.events import Events
 from trainer.run.folder import read_metrics
@@ -58,7 +59,7 @@ class RunLog:
         self.run, self.lengths, self.device = run, lengths, device
         self.epochs, self.epochs_logged = config.train.epochs, 0
         self.every, self.shows_scalars = config.log.every.value, "scalars" in config.log.show
-        self.began = time.monotonic()
+        self.began, self.monitor = time.monotonic(), config.train.monitor
         self.table: Table | None = None
 
     def step(self, step: int, epoch: int, values: dict[str, float]) -> None:
@@ -89,7 +90,9 @@ class RunLog:
         left = duration(an_epoch * (self.epochs - epoch_metrics["epoch"]))
         cells |= {"images/s": "" if speed is None else f"{speed:,.0f}", "left": left}
         if self.table is None:
-            self.table = Table(list(cells))
+            others = [name for name in cells if name.startswith("val/") and name != self.monitor]
+            drop = ["images/s", "lr", *reversed(others), "left", "train/loss"]
+            self.table = Table(list(cells), drop)
         self.table.row(list(cells.values()), "* best" if is_best else "")
 
     def _curves(self, line: dict[str, Any]) -> dict[str, float]:
@@ -132,6 +135,36 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.metrics.close()
         self.events.close()
+
+
+class Table:
+    """Prints rows one by one; the first call prints the column names, which give the widths.
+
+    Columns without room are left out, in the order of ``drop``, and named once.
+    """
+
+    def __init__(self, columns: Sequence[str], drop: Sequence[str] = ()) -> None:
+        self.columns, self.drop = columns, drop
+        self.shown: list[int] | None = None
+
+    def row(self, cells: Sequence[str], mark: str = "") -> None:
+        """Print one row; ``mark`` follows it."""
+        widths = [max(len(column), 9) for column in self.columns]
+        if self.shown is None:
+            self._print_head(widths, terminal_width(without=10_000))
+        shown = [cells[i].rjust(widths[i]) for i in self.shown or ()]
+        say(f"{'  '.join(shown)}  {mark}".rstrip())
+
+    def _print_head(self, widths: Sequence[int], room: int) -> None:
+        out: list[str] = []
+        for name in self.drop:
+            kept = [w for w, column in zip(widths, self.columns, strict=True) if column not in out]
+            if sum(kept) + 2 * len(kept) + len("* best") > room:
+                out.append(name)
+        self.shown = [i for i, column in enumerate(self.columns) if column not in out]
+        for line in left_out(out, room, "metrics.jsonl has all"):
+            say(f"note    {line}")
+        say("  ".join(self.columns[i].rjust(widths[i]) for i in self.shown))
 
 
 class NoLog(RunLog):
