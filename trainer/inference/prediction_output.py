@@ -26,7 +26,7 @@ def table_lines(
 ) -> Iterator[str]:
     """Yield a table's lines: ``top`` classes per file. A path that is too long has its own line.
 
-    So has a class; a name longer than the line goes on in the next one.
+    So has a class.
     """
     names = [visible(name) for name in classes]
     most = columns - len("path    probability")
@@ -43,10 +43,11 @@ def table_lines(
             path = ""
         values, labels = one.probabilities.topk(min(top, len(names)))
         for value, label in zip(values.tolist(), labels.tolist(), strict=True):
-            *above, name = wrap(names[label], width)
-            for part in above:
-                yield f"{pad(path, room)}  {part}"
-                path = ""
+            name = names[label]
+            if width_of(name) > width:
+                yield from [path] if path else []
+                yield from (f"  {part}" for part in wrap(name, columns - 2))
+                path = name = ""
             yield f"{pad(path, room)}  {pad(name, width)}  {value:11.4f}"
             path = ""
 
