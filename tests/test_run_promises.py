@@ -4,6 +4,7 @@ import concurrent.futures
 import errno
 import fcntl
 import os
+import re
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from trainer.process.errors import NonFiniteLoss, RunError
 from trainer.run.checkpoint import checkpoints
 from trainer.run.disk import read_json
 from trainer.run.folder import lock_run
+from trainer.run.log import Table
 from trainer.run.saver import Saver
 from trainer.run.tensors import load_tensors
 
@@ -182,3 +184,20 @@ def test_a_run_that_was_stopped_counts_all_its_seconds(start, monkeypatch, tmp_p
     assert start() == 75
     state = load_tensors(checkpoints(newest(tmp_path))[-1] / "state.pt")
     assert state["clocks"]["train_seconds"] >= 0.5
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_the_table_of_epochs_leaves_out_columns_without_room_and_says_which(
+    width, monkeypatch, capsys
+):
+    columns = ["epoch", "train/loss", "val/loss", "val/accuracy", "val/macro_f1", "lr", "left"]
+    monkeypatch.setenv("COLUMNS", str(width))
+    table = Table(columns, ["lr", "val/macro_f1", "val/loss", "left", "train/loss"])
+    for epoch in ("1/100", "2/100"):
+        table.row([epoch, "0.1000", "0.2000", "0.3000", "0.4000", "0.005", "1m35s"], "* best")
+    *told, head, first, second = capsys.readouterr().out.splitlines()
+    out = re.findall(r"(?<=: )[^;]*", told[0])[0].split(", ") if told else []
+    assert max(map(len, (head, first, second))) <= width
+    assert head.split() == [column for column in columns if column not in out]
+    assert {40: 4, 60: 2, 80: 1, 200: 0}[width] == len(out)
+    assert "val/accuracy" in head and first.endswith("* best") and "0.3000" in second

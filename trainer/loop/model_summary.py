@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.freeze import train_mode
 from trainer.build.job import Job
-from trainer.drawing.columns import fit_columns, left_out
+from trainer.drawing.columns import fit_columns, left_out, wrap
 from trainer.loop.evaluate import predict
 from trainer.loop.guard import Guard
 from trainer.loop.step import Batches, new_task, train_steps
@@ -291,14 +291,18 @@ def lines(summary: ModelSummary, width: int = 100) -> list[str]:
     images = " x ".join(map(str, cost.batch))
     frozen = f", {summary.frozen:,} of them frozen" if summary.frozen else ""
     epoch = f"{seconds(cost.train_seconds)} of training, {seconds(cost.val_seconds)} of validation"
-    return [
-        *layer_table(summary, width),
+    text = [
         f"total   {summary.parameters:,} parameters{frozen}; one image forward: {flops}",
         f"batch   {images}, loss {cost.loss:.4f}",
         *([] if math.isfinite(cost.loss) else [f"note    {NO_LOSS}"]),
         f"memory  {memory}{peak}",
         f"time    an epoch about {epoch}; {summary.epochs} epochs {seconds(cost.run_seconds)}",
     ]
+    made = layer_table(summary, width)
+    for line in text:  # the text begins after the word of eight columns
+        first, *more = wrap(line[8:], width - 8)
+        made += [f"{line[:8]}{first}", *(f"{'':8}{part}" for part in more)]
+    return made
 
 
 def layer_table(summary: ModelSummary, width: int = 100) -> list[str]:

@@ -117,11 +117,13 @@ def dry_run(job: Job, say: Say) -> None:
         say(f"{side:<7} {cache}{size}, batches of {way['batch_size']}, workers {way['workers']}")
         for transform in way["transforms"]:
             say(f"        {transform['name']:<24} {transform['runs']}")
+    widest = max(len(group.get("name", "")) for group in job.optimizer.param_groups)
     rates = zip(job.optimizer.param_groups, job.schedule.first_lrs, strict=True)
     for number, (group, rate) in enumerate(rates):
         if "name" in group:
             count = f"{sum(p.numel() for p in group['params']):,} parameters"
-            say(f"group{number:<2} {group['name']:<40} {count}, lr {float(rate):.3g} at the start")
+            name = group["name"].ljust(widest)
+            say(f"group{number:<2} {name} {count}, lr {float(rate):.3g} at the start")
     layout = "channels last" if decided["channels_last"] else "channels first"
     say(f"compute {device_name(job.device)}, {layout}, {len(job.train_loader):,} steps an epoch")
     from trainer.loop.model_summary import lines, summarize  # a run has no need of it

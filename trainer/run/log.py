@@ -162,8 +162,8 @@ class Table:
             if sum(kept) + 2 * len(kept) + len("* best") > room:
                 out.append(name)
         self.shown = [i for i, column in enumerate(self.columns) if column not in out]
-        for line in left_out(out, room, "metrics.jsonl has all"):
-            say(f"note    {line}")
+        if lines := left_out(out, room, "metrics.jsonl has all"):
+            say(f"note    {' '.join(lines)}")
         say("  ".join(self.columns[i].rjust(widths[i]) for i in self.shown))
 
 
