@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from datasets import DataError
-from datasets.images import SUFFIXES, read_file, read_image
+from datasets.images import SUFFIXES, read_and_tell, read_file
 
 # Folder names and CSV values that name an official split -> the split.
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -26,7 +26,10 @@ class Sample(NamedTuple):
 
 
 class ImageFiles:
-    """Labelled image files of any colour mode, decoded one at a time to (3, H, W) uint8 RGB."""
+    """Labelled image files of any colour mode, decoded one at a time to (3, H, W) uint8 RGB.
+
+    remarks: the last Remark on each file that this process decoded, else 0.
+    """
 
     images: Tensor | None = None
     note = ""
@@ -41,13 +44,15 @@ class ImageFiles:
         self.ids = tuple(sample.path for sample in samples)
         self.parts = tuple(sample.part for sample in samples)
         self.on_broken = on_broken
+        self.remarks = bytearray(len(samples))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def image(self, index: int) -> Tensor:
         """Decode one file: (3, H, W) uint8. Raises BrokenImage."""
-        return read_image(self.root / self.ids[index])
+        image, self.remarks[index] = read_and_tell(self.root / self.ids[index])
+        return image
 
     def digest(self, index: int) -> str:
         """SHA-256 (hex) of the file's bytes. Raises BrokenImage if it cannot be read."""

@@ -4,10 +4,15 @@ import io
 import os
 import stat
 import warnings
-from typing import cast
+from collections import Counter
+from collections.abc import Iterable
+from enum import IntFlag
+from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from datasets import BrokenImage
@@ -39,9 +44,49 @@ _UPRIGHT = {
 }
 
 
+class Remark(IntFlag):
+    """What decoding converted or guessed in an image. READ alone: nothing."""
+
+    READ = 1
+    GUESSED = 2
+    DIM = 4
+    HIGH_BYTE = 8
+    ON_WHITE = 16
+    FIRST = 32
+    COLOURS = 64
+    TURNED = 128
+
+
+_WORDS = {
+    Remark.GUESSED: "hold integers of unknown range; over 255 it is taken for 16 bits",
+    Remark.DIM: "hold 16-bit values below 4096 only and are nearly black; save 12 bits as 8",
+    Remark.HIGH_BYTE: "hold more than 8 bits a channel; the high ones are kept",
+    Remark.ON_WHITE: "are partly transparent, composed on white",
+    Remark.FIRST: "have several frames or pages; the first is read",
+    Remark.COLOURS: "are CMYK or Lab, converted without colour profiles",
+    Remark.TURNED: "are turned upright as their EXIF data say",
+}
+
+
+def notes_on(remarks: Iterable[int]) -> list[str]:
+    """A line for each kind of Remark, with the number of images that have it."""
+    counts = Counter(remarks)
+    read = sum(count for remark, count in counts.items() if remark)
+    found = {
+        words: sum(count for remark, count in counts.items() if remark & kind)
+        for kind, words in _WORDS.items()
+    }
+    return [f"{count:,} of {read:,} images {words}" for words, count in found.items() if count]
+
+
 def read_image(path: str | os.PathLike[str]) -> Tensor:
     """Decode a file: (3, H, W) uint8. Raises BrokenImage as ``read_file`` and ``decode`` do."""
-    return decode(read_file(path), str(path))
+    return read_and_tell(path)[0]
+
+
+def read_and_tell(path: str | os.PathLike[str]) -> tuple[Tensor, Remark]:
+    """``decode_and_tell`` of a file. Raises BrokenImage as it and ``read_file`` do."""
+    return decode_and_tell(read_file(path), str(path))
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -57,18 +102,24 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def decode(content: bytes, path: str) -> Tensor:
+    """``decode_and_tell`` without the remarks."""
+    return decode_and_tell(content, path)[0]
+
+
+def decode_and_tell(content: bytes, path: str) -> tuple[Tensor, Remark]:
     """Decode the bytes of an image file of any of ``FORMATS`` to RGB: (3, H, W) uint8.
 
-    The content decides the format; ``path`` is only for error messages. EXIF orientation is
-    applied; transparency is composed on white; grey, palette, CMYK and other colour spaces are
-    converted; 16-bit channels keep their high byte (value >> 8); the first frame of an animation
-    is read.
+    The content decides the format; ``path`` is only for error messages. The Remark says what was
+    converted or guessed: EXIF orientation is applied; transparency is composed on white; grey,
+    palette, CMYK and other colour spaces are converted; 16-bit channels keep their high byte (value
+    >> 8); integers of unknown range keep it if one is over 255; of several frames the first is
+    read. Colour profiles and gamma have no effect.
     Raises BrokenImage for everything that cannot be decoded completely: empty, truncated, not an
-    image, more than ``MAX_PIXELS`` pixels, pixels without a fixed range (float, 32-bit).
+    image, more than ``MAX_PIXELS`` pixels, pixels without a range (float, 32 bits over 65535).
     """
     if _is_small_plain_jpeg(content):
         try:
-            return _decode_plain_jpeg(content)
+            return _decode_plain_jpeg(content), Remark.READ
         except RuntimeError:
             pass  # damaged, or this torchvision has no decoder: use Pillow
     # Pillow warns about odd metadata in files that it reads well. `catch_warnings` is not
@@ -82,10 +133,23 @@ def decode(content: bytes, path: str) -> Tensor:
                 raise ValueError(
                     f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} are allowed"
                 )
+            remark = Remark.FIRST if _has_frames(image) else Remark.READ
+            covered = None
+            if isinstance(image, TiffImageFile):
+                remark |= _prepare_tiff(image)
+            elif image.format == "GIF" and image.tile:
+                covered = image.tile[0].extents
             image.load()
-            return _to_tensor(_to_rgb(_upright(image)))
+            rgb, converted = _to_rgb(image, content)
+            if covered and covered != (0, 0, *rgb.size):  # the first frame is a part of the canvas
+                frame, rgb = rgb.crop(covered), Image.new("RGB", rgb.size, "white")
+                rgb.paste(frame, covered)
+            rgb, turned = _upright(rgb, image)
+            return _to_tensor(rgb), remark | converted | turned | Remark.READ
     except MemoryError:
         raise  # this is about the machine, not about the file
+    except UnidentifiedImageError as error:
+        raise BrokenImage(path, _why_unknown(content)) from error
     except Exception as error:  # Pillow's decoders raise almost any type on damaged files
         raise BrokenImage(path, reason(error)) from error
 
@@ -105,8 +169,6 @@ def check_file(path: str | os.PathLike[str]) -> None:
 
 def reason(error: Exception) -> str:
     """A few words for a message about an error that reading an image raised."""
-    if isinstance(error, UnidentifiedImageError):
-        return f"not an image of a known format ({', '.join(FORMATS)})"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
     return str(error) or type(error).__name__
@@ -134,23 +196,128 @@ def _decode_plain_jpeg(content: bytes) -> Tensor:
     return image.contiguous()
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(rgb: Image.Image, image: Image.Image) -> tuple[Image.Image, Remark]:
     # Not ImageOps.exif_transpose: it also rewrites the EXIF data, which fails if they are damaged.
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # the pixels are good, only the metadata is not
         orientation = None
     method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+    return (rgb, Remark(0)) if method is None else (rgb.transpose(method), Remark.TURNED)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _high_byte(image)
+def _has_frames(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # what follows the first frame is damaged, and is not read
+        return True
+
+
+def _why_unknown(content: bytes) -> str:
+    """Why Pillow cannot open a file: the reason of the format whose first bytes these are."""
+    for name in FORMATS:
+        factory, accepts = Image.OPEN.get(name, (None, None))
+        if factory and accepts and accepts(content[:16]):
+            try:
+                factory(io.BytesIO(content), "")
+            except Exception as error:  # as for any damaged file
+                return f"a {name} file that Pillow cannot open ({error}); save it as an 8-bit PNG"
+    return f"not an image of a known format ({', '.join(FORMATS)})"
+
+
+def _prepare_tiff(image: TiffImageFile) -> Remark:
+    """Correct or refuse what Pillow would read wrongly without an error."""
+    tags = image.tag_v2
+    bits, order = max(tags.get(258, (1,))), "B" if tags.prefix == b"MM" else "L"
+    is_raw, in_planes = tags.get(259, 1) == 1, tags.get(284, 1) == 2
+    is_signed, colours = 2 in tags.get(339, (1,)), tags.get(262)
+    pixels = image.width * image.height
+    faults = {
+        "signed 8-bit pixels": is_signed and bits == 8,
+        "Lab colours in planes": colours == 8 and in_planes,
+        "YCbCr with fewer colours than pixels, uncompressed": colours == 6
+        and is_raw
+        and sum(tags.get(279, tags.get(325, ()))) < 3 * pixels,
+        "compressed big-endian integers of 32 bits or with a sign": order == "B"
+        and not is_raw
+        and image.mode == "I",
+        "CMYK of 16 bits in planes": image.mode == "CMYK" and bits == 16 and in_planes and is_raw,
+    }
+    if wrong := next((name for name, is_so in faults.items() if is_so), ""):
+        raise ValueError(f"a TIFF of {wrong}, which Pillow reads wrongly; save it as an 8-bit PNG")
+    if bits == 16 and in_planes and is_raw:  # Pillow takes each byte for a pixel
+        image.tile = [
+            tile._replace(args=(f"{band};16{order}", *rest))
+            for tile in image.tile
+            for band, *rest in [cast(tuple[Any, ...], tile.args)]
+        ]
+    return Remark.TURNED if tags.get(_ORIENTATION) in _UPRIGHT else Remark(0)  # Pillow turns it
+
+
+def _to_rgb(image: Image.Image, content: bytes) -> tuple[Image.Image, Remark]:
+    bits, remark, is_png = 8, Remark(0), image.format == "PNG"
+    if isinstance(image, TiffImageFile):
+        bits = max(image.tag_v2.get(258, (1,)))
+    elif is_png:
+        bits = content[24]
+    if image.mode[0] in "IF":
+        image, remark = _grey_of_8_bits(image, bits)
+    elif bits == 16:
+        extrema = cast(tuple[tuple[int, int], ...], image.getextrema())
+        highest = max(high for _, high in extrema[:3])
+        remark = Remark.HIGH_BYTE | (Remark.DIM if highest < 16 else Remark(0))
+    if is_png and "transparency" in image.info:
+        image = _with_key(image, bits, content)
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            remark |= Remark.ON_WHITE
         white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image if image.mode == "RGB" else image.convert("RGB")
+        image = Image.alpha_composite(white, image)
+    elif image.mode in ("CMYK", "LAB"):
+        remark |= Remark.COLOURS
+    return image if image.mode == "RGB" else image.convert("RGB"), remark
+
+
+def _grey_of_8_bits(image: Image.Image, bits: int) -> tuple[Image.Image, Remark]:
+    """Grey of more than 8 bits as 8 bits; ``bits`` are those of the file."""
+    values = np.asarray(image)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(262) == 0:
+        values = 0xFFFF - values  # 0 is white: of fewer bits Pillow inverts it
+    lowest, highest = values.min(), values.max()
+    if image.mode == "F" or lowest < 0 or highest > 0xFFFF:
+        raise ValueError("float or 32-bit pixels, of unknown range; save it with 8 or 16 bits")
+    shift, remark = 8, Remark.HIGH_BYTE
+    if bits == 12:
+        shift = 4
+    elif image.format == "TIFF" and image.mode == "I":
+        shift, remark = (0 if highest < 256 else 8), Remark.GUESSED
+    if shift == 8 and highest < 4096:
+        remark |= Remark.DIM
+    grey = Image.fromarray((values >> shift).astype(np.uint8))
+    if (key := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey, remark
+
+
+def _with_key(image: Image.Image, bits: int, content: bytes) -> Image.Image:
+    """A PNG whose transparent level or colour is compared in all bits of the file.
+
+    Pillow compares the file's number with the 8 bits that it made of each pixel.
+    """
+    key = image.info["transparency"]
+    if image.mode == "L":
+        most = (1 << bits) - 1
+        image.info["transparency"] = (key & most) * 255 // most
+    elif image.mode == "RGB" and bits == 16:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as low:
+            low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]  # the other bytes
+            is_key = np.asarray(image) == np.array(key) >> 8
+            is_key &= np.asarray(low) == np.array(key) & 255
+        image.putalpha(Image.fromarray(np.where(is_key.all(axis=2), 0, 255).astype(np.uint8)))
+    return image
 
 
 def _to_tensor(rgb: Image.Image) -> Tensor:
@@ -158,11 +325,3 @@ def _to_tensor(rgb: Image.Image) -> Tensor:
     for band in "RGB":  # channel by channel: takes a quarter of the time of permuting (H, W, 3)
         pixels += rgb.tobytes("raw", band)
     return torch.frombuffer(pixels, dtype=torch.uint8).view(3, rgb.height, rgb.width)
-
-
-def _high_byte(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey. (For 16-bit colour, Pillow itself keeps the high byte.)"""
-    low, high = cast(tuple[float, float], image.getextrema())
-    if image.mode == "F" or low < 0 or high > 0xFFFF:
-        raise ValueError("float or 32-bit pixels, of unknown range; save it with 8 or 16 bits")
-    return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")

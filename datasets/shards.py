@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datasets import BrokenImage, DataError
 from datasets.files import PARTS, missing_folder, shorten, user_path
-from datasets.images import check_file, decode, read_file, reason
+from datasets.images import check_file, decode_and_tell, read_file, reason
 
 INDEX = "shards.json"
 FORMAT = "images in tar shards, 1"  # the number increases when the format of the index changes
@@ -65,6 +65,7 @@ class Shards:
         self.labels: tuple[int, ...] = tuple(sample["label"] for sample in samples)
         self.ids: tuple[str, ...] = tuple(sample["id"] for sample in samples)
         self.parts: tuple[str | None, ...] = tuple(sample["part"] for sample in samples)
+        self.remarks = bytearray(len(samples))  # as those of ImageFiles
         self._digests: tuple[str, ...] = tuple(sample["sha256"] for sample in samples)
         # Of each sample: number of the shard, first byte, number of bytes.
         self._places = tuple(
@@ -88,7 +89,8 @@ class Shards:
             raise BrokenImage(name, reason(error)) from error
         if hashlib.sha256(content).hexdigest() != self._digests[index]:
             raise BrokenImage(name, f"its bytes are not those that {INDEX} tells of")
-        return decode(content, name)
+        image, self.remarks[index] = decode_and_tell(content, name)
+        return image
 
     def digest(self, index: int) -> str:
         """SHA-256 (hex) of the image file's bytes, from the index."""

@@ -72,14 +72,14 @@ def _bytes(text: str) -> int:
 def _check(dataset: "ImageFolder", skip_broken: bool) -> dict[int, str]:
     """Decode every image; return index -> SHA-256 of the good ones. DataError for broken ones."""
     from datasets import BrokenImage, DataError
-    from datasets.images import decode, read_file
+    from datasets.images import decode_and_tell, notes_on, read_file
     from trainer.process.console import bar
 
     def check(index: int) -> "str | BrokenImage":
         path = dataset.root / dataset.ids[index]
         try:
             content = read_file(path)
-            decode(content, str(path))
+            _, dataset.remarks[index] = decode_and_tell(content, str(path))
         except BrokenImage as error:
             return error
         return hashlib.sha256(content).hexdigest()
@@ -96,6 +96,8 @@ def _check(dataset: "ImageFolder", skip_broken: bool) -> dict[int, str]:
         raise DataError(f"{len(broken)} broken images (--skip-broken leaves them out):{report}")
     if broken:
         print(f"left out {len(broken)} broken images:{report}", file=sys.stderr)
+    for note in notes_on(dataset.remarks):
+        print(f"note: {note} when they are used", file=sys.stderr)
     return {index: result for index, result in enumerate(results) if isinstance(result, str)}
 
 

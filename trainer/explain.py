@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     with start():
         from datasets import BrokenImage
+        from datasets.images import notes_on
         from trainer.build.trained import load_trained
         from trainer.inference.explanation import choose_folder, explain
         from trainer.process.errors import UsageError
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"written to {visible(str(output))}")
     for file, what in made.written:
         print(f"  {file.relative_to(output)}: {visible(what)}")
-    for note in made.notes:
+    for note in [*notes_on(trained.remarks), *made.notes]:
         print(f"note: {note}", file=sys.stderr)
 
 

@@ -110,6 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     with start():
         from datasets import DataError
+        from datasets.images import notes_on
         from trainer.build.trained import load_trained
         from trainer.inference.image_files import find_images
         from trainer.inference.prediction import MAX_SHEET, predict_files
@@ -132,6 +133,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     with closing(predictions):
         broken = print_predictions(arguments, trained.classes, paths, predictions, files)
+    for note in notes_on(trained.remarks):
+        print(f"note: {note}", file=sys.stderr)
     if broken:
         unanswered = [line for line in broken if NO_ANSWER in line]
         count = f"{len(broken)} of {len(paths)} files cannot be used; the others are done."

@@ -2,14 +2,14 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from datasets.images import read_image
+from datasets.images import read_and_tell
 from trainer.build.device import choose_device
 from trainer.build.model import build_model, check_size, logits_of
 from trainer.build.precision import FP32, Precision, build_precision
@@ -28,7 +28,8 @@ from transforms.pipeline import Pipeline
 class TrainedModel:
     """A run's best model, with all that prediction needs. Label k is ``classes[k]``.
 
-    input_shape: the model's (C, H, W). image_channels: 1 or 3, before any transform.
+    input_shape: the model's (C, H, W). image_channels: 1 or 3, before any transform. remarks: those
+    on the files that were read.
     """
 
     run: Path
@@ -41,10 +42,12 @@ class TrainedModel:
     device: torch.device
     precision: Precision = FP32
     channels_last: bool = False
+    remarks: bytearray = field(default_factory=bytearray)
 
     def read(self, path: Path) -> Tensor:
         """An image file as the run's dataset gives it: (C, H, W) uint8. Raises BrokenImage."""
-        image = read_image(path)
+        image, remark = read_and_tell(path)
+        self.remarks.append(remark)
         if self.image_channels == 1:  # Pillow's "L", exact for grey pictures kept as RGB
             red, green, blue = image.int()
             image = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).byte()[None]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from datasets import DATASETS, BrokenImage, DataError, Dataset
+from datasets.images import notes_on
 from datasets.split import conflicts, manifest
 from datasets.split import split as split_dataset
 from trainer.config import Config
@@ -32,13 +33,14 @@ class Data:
     """A dataset, split and decoded: training and evaluation take their batches from it.
 
     subsets maps train, val and test to their images. skipped lists (path, reason) of the images
-    that ``on_broken: skip`` left out. split is the content of split.json. notes are lines for the
-    user.
+    that ``on_broken: skip`` left out. converted: ``notes_on`` the images. split is the content of
+    split.json. notes are lines for the user.
     """
 
     dataset: Dataset
     subsets: dict[str, Subset]
     skipped: list[tuple[str, str]]
+    converted: list[str]
     split: dict[str, Any]
     notes: list[str]
 
@@ -91,7 +93,8 @@ def load_data(config: Config, device: torch.device) -> Data:
         usable = [index for index in every if index not in broken]
         indices = cut(dataset, usable, digests, config)
         subsets, failed = read_subsets(dataset, pipelines, indices, config, device)
-    notes = [dataset.note] if dataset.note else []
+    converted = notes_on(getattr(dataset, "remarks", b""))  # a user's dataset may have none
+    notes = ([dataset.note] if dataset.note else []) + converted
     if anew := [name for name, subset in subsets.items() if subset.cache == "off"]:
         notes.append(f"{', '.join(anew)}: not kept in memory, read anew in every epoch")
     notes += conflicts(dataset.ids, dataset.labels, digests, indices)[:5]
@@ -99,6 +102,7 @@ def load_data(config: Config, device: torch.device) -> Data:
         dataset=dataset,
         subsets=subsets,
         skipped=[(error.path, error.reason) for error in broken.values()],
+        converted=converted,
         split=how_split(config) | manifest(indices, dataset.ids, digests),
         notes=notes,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datasets import BrokenImage, DataError, Dataset
 from datasets.files import ImageFiles
-from datasets.images import FORMATS
+from datasets.images import FORMATS, notes_on
 from datasets.split import PARTS
 from trainer.config import Config
 from trainer.input.data import BrokenImages, build_pipelines, cut, open_dataset, transform_fault
@@ -115,6 +115,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
         "counts": counts_of(dataset, splits),
         "sizes": sizes_of(sizes),
         "formats": dict(forms.most_common()),
+        "converted": notes_on(getattr(dataset, "remarks", b"")),
         "pixels": pixels_of(config, pipelines["eval"], raw[rows], prepared[rows]),
         "one_colour": [dataset.ids[usable[row]] for row in flat],
         "exact_duplicates": [samples(group) for group in exact],

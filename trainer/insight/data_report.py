@@ -184,6 +184,8 @@ def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
     blocks += [f"{sizes['distinct']:,} different sizes; height x width of most: {common}."]
     if facts["formats"]:
         blocks += ["Files: " + ", ".join(f"{n:,} {name}" for name, n in facts["formats"].items())]
+    if facts["converted"]:
+        blocks += ["\n".join(f"- {line}" for line in facts["converted"])]
     blocks += ["## Mean and std"]
     after = f"after {', '.join(pixels['after'])}" if pixels["after"] else "as they are"
     blocks += [
@@ -297,5 +299,6 @@ def summary(facts: Mapping[str, Any]) -> list[str]:
     lines.append(f"            {pixels['yaml']}")
     near = f"{len(facts['near_duplicates']):,} pairs" if facts["near_searched"] else "not searched"
     lines.append(f"duplicates  {len(facts['exact_duplicates']):,} groups equal, {near} similar")
+    lines += [f"converted   {line}" for line in facts["converted"]]
     lines += [f"warning     {visible(line)}" for line in facts["warnings"]]
     return lines

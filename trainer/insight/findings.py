@@ -286,8 +286,8 @@ def _notes(
     result: dict[str, Any], classes: Sequence[str], balance: Mapping[str, Sequence[int]]
 ) -> list[str]:
     """Warnings about the numbers."""
-    note = result.get("dataset", {}).get("note")
-    notes = [note] if note else []
+    dataset = result.get("dataset", {})
+    notes = [note for note in (dataset.get("note"), *dataset.get("converted", ())) if note]
     if skipped := numbers(result).get("skipped_steps"):
         notes += [f"{skipped:,} steps without finite numbers were skipped in training."]
     for split, counts in balance.items():
