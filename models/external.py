@@ -3,7 +3,8 @@
 import difflib
 import os
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ import torchvision
 from torch import Tensor, nn
 
 from models.arguments import build_checked, without_depth
-from models.weights import first_convolution, load_weights, read_weights, spread_channels
+from models.weights import (
+    Weights,
+    first_convolution,
+    load_weights,
+    match_rows,
+    read_weights,
+    spread_channels,
+)
 
 # torchvision's two models with auxiliary heads. Only the main logits are trained.
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -25,14 +33,23 @@ RESERVED = frozenset(
 )
 
 
+WNID = re.compile(r"n\d{8}")  # ImageNet's names of its classes; their order is that of the weights
+
+
 def torchvision_model(
-    name: str, num_classes: int, in_channels: int, weights: str | None, arguments: Mapping[str, Any]
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    weights: str | None,
+    arguments: Mapping[str, Any],
+    classes: Sequence[str] = (),
+    tell: Callable[[str], object] = str,
 ) -> nn.Module:
     """A torchvision classifier by the name of its builder, such as "resnet18".
 
     weights: None (random), "DEFAULT" or another name of torchvision's weights for this model
-    (downloaded once), or the path of a state_dict file. A head for another number of classes
-    stays random; the first convolution is adapted to in_channels (see ``load_weights``).
+    (downloaded once), or the path of a state_dict file. What fits is taken (see ``load_weights``)
+    and told by ``tell``; the head's rows are matched by the names in ``classes``.
     arguments: for torchvision's builder, such as dropout or stochastic_depth_prob.
     Forward returns plain logits in every mode. The weights of googlenet and inception_v3 expect
     Normalize with mean and std 0.5, those of all others with ImageNet's.
@@ -53,26 +70,39 @@ def torchvision_model(
     if weights is not None:
         names = torchvision.models.get_model_weights(name).__members__
         if weights in names:
-            state = _official_weights(name, names[weights], arguments)
-        elif Path(weights).is_file():
-            state = read_weights(weights)
+            entry = names[weights]
+            known = None if all(map(WNID.fullmatch, classes)) else tuple(entry.meta["categories"])
+            given = Weights(_official_weights(name, entry, arguments), known, str(entry))
+        elif Path(weights).exists():
+            given = read_weights(weights)
         else:
             raise ValueError(
                 f"weights: {weights!r} is neither a file nor weights of torchvision/{name}:"
                 f" {', '.join(names)}"
             )
-        load_weights(model, state, num_classes)
+
+        def of_size(count: int) -> nn.Module:
+            return torchvision_model(name, count, in_channels, None, arguments)
+
+        tell(load_weights(model, given, classes or _numbered(num_classes), of_size))
     return model
 
 
 def timm_model(
-    name: str, num_classes: int, in_channels: int, weights: str | None, arguments: Mapping[str, Any]
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    weights: str | None,
+    arguments: Mapping[str, Any],
+    classes: Sequence[str] = (),
+    tell: Callable[[str], object] = str,
 ) -> nn.Module:
     """A timm model by name, optionally with the tag of its weights, such as "resnet18.a1_in1k".
 
     weights: None (random), "DEFAULT" (those of the tag, downloaded once; timm makes the new head
-    and the new stem), or the path of a state_dict file. arguments: for the model, such as
-    drop_rate, or drop_path_rate for stochastic depth.
+    and the new stem), or the path of a state_dict file; classes and tell as for
+    ``torchvision_model``. arguments: for the model, such as drop_rate, or drop_path_rate for
+    stochastic depth.
     Raises ImportError without timm, and ValueError for unknown names and arguments, and for
     weights that cannot be read.
     """
@@ -100,9 +130,37 @@ def timm_model(
             f"weights: those of timm/{name} could not be had from {url} ({_first_line(error)})."
             " Without network, fetch its pytorch_model.bin elsewhere, and give its path as weights"
         ) from error
-    if weights not in (None, "DEFAULT"):
-        load_weights(model, read_weights(weights), num_classes)
+    if weights == "DEFAULT":
+        _match_timm_head(model, num_classes, classes, tell)
+    elif weights is not None:
+
+        def of_size(count: int) -> nn.Module:
+            return timm_model(name, count, in_channels, None, arguments)
+
+        given = read_weights(weights)
+        tell(load_weights(model, given, classes or _numbered(num_classes), of_size))
     return model
+
+
+def _match_timm_head(
+    model: Any, num_classes: int, classes: Sequence[str], tell: Callable[[str], object]
+) -> None:
+    """Start the head anew if timm took one for as many classes that are others; tell of the head.
+
+    timm names no classes of its weights. ImageNet's folders are in their order.
+    """
+    given = getattr(model, "pretrained_cfg", None) or {}
+    rows, is_imagenet = given.get("num_classes"), all(map(WNID.fullmatch, classes))
+    pairs, about_head = match_rows(None, rows, classes or _numbered(num_classes))
+    if pairs and not is_imagenet:
+        model.reset_classifier(num_classes)
+        about_head = f"the head starts fresh: its {rows} classes may be others than the data's"
+    tell(f"timm/{given.get('architecture')}.{given.get('tag')}: {about_head}")
+
+
+def _numbered(num_classes: int) -> list[str]:
+    """Names for classes that match none of any weights."""
+    return [f"class {label} of {num_classes}" for label in range(num_classes)]
 
 
 def _check_name(library: str, name: str, known: list[str]) -> None:

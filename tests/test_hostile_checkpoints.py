@@ -495,13 +495,14 @@ def test_the_form_of_old_versions_is_refused_with_the_command_that_converts_it(t
 
     said = tmp_path / "said.txt"
     assert exit_code_of(fork(said, convert)) == 0, said.read_text()
-    assert load_weights(LeNet(2, 1), read_weights(str(new)), num_classes=2) == []
+    told = load_weights(LeNet(2, 1), read_weights(str(new)), "ab", lambda n: LeNet(n, 1))
+    assert "10 of 10 tensors taken" in told
 
 
 def test_weights_of_wrong_shapes_are_refused_by_the_model(tmp_path):
     torch.save({"features.0.weight": torch.ones(10**6)}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"features\.0\.weight is \(1000000,\)"):
-        load_weights(LeNet(2, 1), read_weights(str(tmp_path / "a.pt")), num_classes=2)
+        load_weights(LeNet(2, 1), read_weights(str(tmp_path / "a.pt")), "ab", lambda n: LeNet(n, 1))
 
 
 def test_lack_of_memory_is_not_blamed_on_the_file(tmp_path, monkeypatch):

@@ -1,4 +1,7 @@
+import functools
+import hashlib
 import importlib
+import json
 import math
 import random
 import subprocess
@@ -19,9 +22,10 @@ from models.lenet import LeNet
 from models.mlp import MLP
 from models.probe import check_input
 from models.vgg import VGG
-from models.weights import load_weights, read_weights, spread_channels
+from models.weights import Weights, head_of, load_weights, read_weights, spread_channels
 
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
+DIGITS = tuple("0123456789")
 VGGS = [(depth, batch_norm) for depth in (11, 13, 16, 19) for batch_norm in (False, True)]
 
 
@@ -492,27 +496,187 @@ def test_a_model_that_cannot_run_on_meta_is_not_judged():
 # --- weights -----------------------------------------------------------------------------------
 
 
-def test_weights_of_the_same_model_are_loaded_whole(tmp_path):
+def lenet(channels=1):
+    """LeNet for a number of classes."""
+    return functools.partial(LeNet, in_channels=channels)
+
+
+def last_layer(model):
+    return model.get_parameter("classifier.4.weight"), model.get_parameter("classifier.4.bias")
+
+
+def test_weights_of_the_same_model_are_loaded_whole_and_said_to_be(tmp_path):
     trained = LeNet(10, 1)
-    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    path = str(tmp_path / "model.pt")
+    torch.save(trained.state_dict(), path)
     model = LeNet(10, 1)
-    assert load_weights(model, read_weights(str(tmp_path / "model.pt")), num_classes=10) == []
+    assert load_weights(model, read_weights(path), DIGITS, lenet()) == (
+        f"{path}: 10 of 10 tensors taken; "
+        "the head is taken row by row: which 10 classes it was for is not known"
+    )
     assert all(same(model, trained, name) for name, _ in model.named_parameters())
 
 
-def test_a_head_for_other_classes_stays_new():
+def test_a_head_for_another_number_of_unknown_classes_stays_new():
     trained, model = LeNet(10, 1), LeNet(3, 1)
-    head = model.get_parameter("classifier.4.weight").clone()
-    new = load_weights(model, trained.state_dict(), num_classes=3)
-    assert new == ["classifier.4.weight", "classifier.4.bias"]
-    assert torch.equal(model.get_parameter("classifier.4.weight"), head)
+    head = [tensor.clone() for tensor in last_layer(model)]
+    assert load_weights(model, Weights(trained.state_dict()), "abc", lenet()) == (
+        "weights: 8 of 10 tensors taken; the head is for 10 classes, and the data have 3; "
+        "started fresh: 2 tensors (classifier.4.weight, classifier.4.bias)"
+    )
+    assert all(map(torch.equal, last_layer(model), head))
     assert same(model, trained, "classifier.2.weight")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "rows", "told"),
+    [  # rows[k]: which row of the file is that of class k; None: a new one
+        ("abc", "abc", [0, 1, 2], "the head is for the same classes"),
+        (
+            "cab",
+            "abc",
+            [1, 2, 0],
+            "the head is for the same classes, its rows brought into the order of the data's",
+        ),
+        (
+            "abc",
+            "bxc",
+            [1, None, 2],
+            "the head has 2 of its 3 rows taken by class name, 1 new rows (x), 1 left out (a)",
+        ),
+        ("abcd", "db", [3, 1], "2 of its 4 rows taken by class name, 2 left out (a, c)"),
+        ("ab", "abc", [0, 1, None], "2 of its 2 rows taken by class name, 1 new rows (c)"),
+        ("abc", "xyz", [None] * 3, "the head is for 3 other classes (a, b, c); started fresh: 2"),
+    ],
+)
+def test_rows_of_the_head_are_those_of_their_class_names(theirs, mine, rows, told):
+    trained, model = LeNet(len(theirs), 1), LeNet(len(mine), 1)
+    before = [tensor.clone() for tensor in last_layer(model)]
+    said = load_weights(model, Weights(trained.state_dict(), tuple(theirs)), mine, lenet())
+    assert told in said
+    for now, fresh, old in zip(last_layer(model), before, last_layer(trained), strict=True):
+        expected = [fresh[k] if row is None else old[row] for k, row in enumerate(rows)]
+        assert torch.equal(now, torch.stack(expected))
+    assert same(model, trained, "features.0.weight")
+
+
+def test_the_head_is_what_one_more_class_enlarges_also_where_other_layers_have_as_many_rows():
+    trained, model = LeNet(6, 1), LeNet(6, 1)  # LeNet's first convolution has six maps
+    said = load_weights(model, Weights(trained.state_dict(), tuple("abcdef")), "uvwxyz", lenet())
+    assert "started fresh: 2 tensors (classifier.4.weight, classifier.4.bias)" in said
+    assert same(model, trained, "features.0.weight")
+    two = torchvision.models.get_model("maxvit_t", num_classes=7)
+    found = head_of(
+        two.state_dict(), lambda n: torchvision.models.get_model("maxvit_t", num_classes=n), 7
+    )
+    assert found == {"classifier.5.weight"}
+
+
+def test_a_file_without_a_head_is_taken_as_such():
+    trained, model = LeNet(3, 1), LeNet(3, 1)
+    state = trained.state_dict()
+    body = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.4")}
+    said = load_weights(model, Weights(body, tuple("abc")), "abc", lenet())
+    assert said == (
+        "weights: 8 of 10 tensors taken; the file has no head; "
+        "started fresh: 2 tensors (classifier.4.weight, classifier.4.bias)"
+    )
+    features = {name: tensor for name, tensor in state.items() if name.startswith("features")}
+    said = load_weights(model, Weights(features), "abc", lenet())  # of VGG and the like too
+    assert "4 of 10 tensors taken" in said and "started fresh: 6 tensors" in said
+    with pytest.raises(ValueError, match=r"missing features\.0\.weight"):
+        load_weights(model, Weights({"features.3.bias": state["features.3.bias"]}), "abc", lenet())
+
+
+@pytest.mark.parametrize(
+    "begin", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "net.backbone.", "state."]
+)
+def test_names_that_wrappers_and_programs_put_before_those_of_the_model_are_passed_over(begin):
+    trained, model = LeNet(2, 1), LeNet(2, 1)
+    state = {begin + name: tensor for name, tensor in trained.state_dict().items()}
+    said = load_weights(model, Weights(state | {"n_averaged": torch.ones(())}), "ab", lenet())
+    assert "10 of 10 tensors" in said
+    assert said.endswith("left out of the file: 1 tensors (n_averaged)")
+    assert all(same(model, trained, name) for name, _ in model.named_parameters())
+
+
+def test_a_wrapper_within_the_model_is_passed_over_too():
+    trained, model = LeNet(2, 1), LeNet(2, 1)
+    state = {
+        name.replace("features.", "features.module."): tensor
+        for name, tensor in trained.state_dict().items()
+    }
+    load_weights(model, Weights(state), "ab", lenet())
+    assert same(model, trained, "features.3.weight")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (lambda own, other: {"state_dict": own, "epoch": 3}, ""),
+        (lambda own, other: {"model": own, "optimizer": {"state": {}, "param_groups": []}}, ""),
+        (lambda own, other: {"net": own, "acc": 0.5}, ""),
+        (lambda own, other: {"state_dict": other, "state_dict_ema": own}, ", state_dict_ema"),
+        (lambda own, other: {"model": other, "model_ema": own}, ", model_ema"),
+        (lambda own, other: {"state_dict": own, "teacher": other}, ", state_dict"),
+    ],
+)
+def test_of_a_training_checkpoint_the_averaged_weights_are_taken_or_else_the_weights(
+    tmp_path, content, part
+):
+    own, other = LeNet(2, 1).state_dict(), LeNet(2, 1).state_dict()
+    path = str(tmp_path / "checkpoint.pt")
+    torch.save(content(own, other), path)
+    weights = read_weights(path)
+    assert weights.source == path + part
+    assert all(torch.equal(weights.state[name], own[name]) for name in own)
+
+
+@pytest.mark.parametrize(
+    "names", [{"classes": ["b", "a"]}, {"class_to_idx": {"a": 1, "b": 0}}], ids=str
+)
+def test_class_names_of_a_training_checkpoint_are_read(tmp_path, names):
+    torch.save({"state_dict": LeNet(2, 1).state_dict(), **names}, tmp_path / "checkpoint.pt")
+    assert read_weights(str(tmp_path / "checkpoint.pt")).classes == ("b", "a")
+
+
+def test_a_runs_class_names_count_only_for_the_file_that_its_model_json_describes(tmp_path):
+    torch.save(LeNet(2, 1).state_dict(), tmp_path / "model.pt")
+    digest = hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest()
+    card = {"classes": ["b", "a"], "metrics": {"epoch": 4}, "weights": {"sha256": digest}}
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    weights = read_weights(str(tmp_path / "model.pt"))
+    assert weights.classes == ("b", "a") and weights.source.endswith("model.pt, epoch 4")
+    folder = tmp_path / "checkpoints" / "step-000000007"
+    folder.mkdir(parents=True)
+    torch.save(LeNet(2, 1).state_dict(), folder / "weights.pt")
+    assert read_weights(str(folder / "weights.pt")).classes == ("b", "a")
+    torch.save(LeNet(2, 1).state_dict(), tmp_path / "model.pt")  # put there by somebody
+    assert read_weights(str(tmp_path / "model.pt")).classes is None
+
+
+def test_safetensors_are_read_with_their_class_names(tmp_path):
+    library = pytest.importorskip("safetensors.torch")
+    trained, model = LeNet(2, 1), LeNet(2, 1)
+    path = tmp_path / "model.safetensors"
+    library.save_file(trained.state_dict(), path, {"classes": json.dumps(["b", "a"])})
+    weights = read_weights(str(path))
+    load_weights(model, weights, "ab", lenet())
+    assert torch.equal(last_layer(model)[0], last_layer(trained)[0].flip(0))
+    library.save_file(trained.state_dict(), path)
+    assert read_weights(str(path)).classes is None
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "b", "1": "a"}}))
+    assert read_weights(str(path)).classes == ("b", "a")
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match="cannot be read: "):
+        read_weights(str(path))
 
 
 @pytest.mark.parametrize(("old", "new"), [(3, 1), (1, 3), (3, 5), (3, 4)])
 def test_an_image_of_equal_channels_gives_the_same_result_with_other_channels(old, new):
     trained, model = LeNet(2, old), LeNet(2, new)
-    load_weights(model, trained.state_dict(), num_classes=2)
+    said = load_weights(model, Weights(trained.state_dict()), "ab", lenet(new))
+    assert f"features.0.weight made for {new} channels, from {old}" in said
     grey = torch.randn(2, 1, 32, 32)
     expected = trained(grey.expand(-1, old, -1, -1))
     torch.testing.assert_close(model(grey.expand(-1, new, -1, -1)), expected)
@@ -526,14 +690,14 @@ def test_grey_weights_are_the_sum_over_colours():
 def test_weights_that_do_not_fit_are_refused_with_every_difference():
     state = VGG(2, 3, depth=11, variant="cifar").state_dict()
     with pytest.raises(ValueError, match=r"do not fit LeNet: unexpected features\.6\.weight.*more"):
-        load_weights(LeNet(2, 3), state, num_classes=2)
+        load_weights(LeNet(2, 3), Weights(state), "ab", lenet(3))
     state = LeNet(2, 3).state_dict()
     state["classifier.2.bias"] = torch.zeros(7)
     del state["features.3.bias"]
     with pytest.raises(
         ValueError, match=r"missing features\.3\.bias; classifier\.2\.bias is \(7,\)"
     ):
-        load_weights(LeNet(2, 3), state, num_classes=2)
+        load_weights(LeNet(2, 3), Weights(state), "ab", lenet(3))
 
 
 def test_files_that_are_no_state_dict_are_refused(tmp_path):
@@ -547,9 +711,14 @@ def test_files_that_are_no_state_dict_are_refused(tmp_path):
     torch.save(LeNet(2, 1), path)  # a pickled object: reading it would run code
     with pytest.raises(ValueError, match="cannot be read: "):
         read_weights(str(path))
-    torch.save({"state_dict": LeNet(2, 1).state_dict()}, path)
+    torch.save({"epoch": 3, "optimizer": {"lr": 0.1}}, path)
     with pytest.raises(ValueError, match="not a plain state_dict"):
         read_weights(str(path))
+    torch.save({"generator": {"a": torch.ones(1)}, "critic": {"a": torch.ones(1)}}, path)
+    with pytest.raises(ValueError, match="holds several: generator, critic"):
+        read_weights(str(path))
+    with pytest.raises(ValueError, match=r"is a folder; name a file, such as a run's model\.pt"):
+        read_weights(str(tmp_path))
 
 
 def test_a_damaged_weights_file_is_a_value_error_without_torchs_advice(tmp_path):
@@ -630,6 +799,30 @@ def test_trained_weights_come_with_a_new_head_and_an_adapted_stem(
     assert model(grey.expand(-1, in_channels, -1, -1)).shape == (2, 5)
     trained(grey.expand(-1, 3, -1, -1))
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("named", ["categories", "wnids", "others"])
+def test_imagenets_head_is_taken_only_for_imagenets_classes(named, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    entry = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT
+    trained = torchvision.models.get_model("squeezenet1_1", weights=None)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(trained.state_dict(), tmp_path / "checkpoints" / entry.url.rpartition("/")[2])
+    classes = {
+        "categories": entry.meta["categories"][::-1],
+        "wnids": [f"n{k:08}" for k in range(1000)],  # as ImageNet's folders are named
+        "others": [f"bird {k}" for k in range(1000)],
+    }[named]
+    said: list[str] = []
+    torch.manual_seed(1)
+    model = torchvision_model("squeezenet1_1", 1000, 3, "DEFAULT", {}, classes, said.append)
+    head, theirs = (m.get_parameter("classifier.1.weight") for m in (model, trained))
+    if named == "categories":
+        assert "order of the data's" in said[0] and torch.equal(head, theirs.flip(0))
+    elif named == "wnids":
+        assert "row by row" in said[0] and torch.equal(head, theirs)
+    else:
+        assert "started fresh: 2 tensors" in said[0] and not torch.equal(head, theirs)
 
 
 def test_a_failed_download_says_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch):

@@ -1,5 +1,9 @@
 """Builds the model and the loss that a configuration names."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,26 +17,44 @@ from trainer.components import LOSSES
 from trainer.components.losses import balanced_weight
 from trainer.config import Config
 from trainer.config.construct import build
+from trainer.config.settings import Component
 from trainer.config.signatures import parameters_of, resolve
 from trainer.process.errors import ConfigError
 from transforms.keyed import seed_of
 
 
-def build_model(config: Config, classes: tuple[str, ...], shape: tuple[int, int, int]) -> nn.Module:
-    """The model, with weights drawn from the seed or loaded, and with ``model.freeze`` frozen."""
+def build_model(
+    config: Config,
+    classes: tuple[str, ...],
+    shape: tuple[int, int, int],
+    say: Callable[[str], object] = str,
+) -> nn.Module:
+    """The model, with weights drawn from the seed or loaded, and with ``model.freeze`` frozen.
+
+    Prints which weights were loaded, and which parts started fresh.
+    """
     component, ours = config.model, config.model.trainer_arguments
     weights, scheme, patterns = ours.get("weights"), ours.get("init"), ours.get("freeze")
+    if weights is not None and scheme is not None:
+        message = "would replace the weights that 'weights' loads; remove one of the two"
+        raise ConfigError([config.fault("model.init", message)])
     torch.manual_seed(seed_of(config.seed, "weights"))
+
+    def tell(what: str) -> None:
+        say(f"weights {what}")
+
     try:
         family, _, name = component.name.partition("/")
         if name:
             factory = {"torchvision": torchvision_model, "timm": timm_model}[family]
-            model = factory(name, len(classes), shape[0], weights, component.arguments)
+            own = component.arguments
+            model = factory(name, len(classes), shape[0], weights, own, classes, tell)
         else:
             sizes = {"in_channels": shape[0], "input_size": list(shape[1:])}
-            model = build(MODELS, "model", component, num_classes=len(classes), **sizes)
+            of_size = partial(_own_model, component, sizes)
+            model = of_size(len(classes))
             if weights is not None:
-                load_weights(model, read_weights(weights), len(classes))
+                tell(load_weights(model, read_weights(weights), classes, of_size))
         if scheme is not None:
             initialise(model, scheme)
         if patterns:
@@ -40,6 +62,11 @@ def build_model(config: Config, classes: tuple[str, ...], shape: tuple[int, int,
     except (ValueError, ImportError) as error:
         raise ConfigError([config.fault("model", str(error))]) from None
     assert isinstance(model, nn.Module)
+    return model
+
+
+def _own_model(component: Component, sizes: Mapping[str, Any], num_classes: int) -> nn.Module:
+    model: nn.Module = build(MODELS, "model", component, num_classes=num_classes, **sizes)
     return model
 
 

@@ -61,7 +61,7 @@ def prepare(config: Config, say: Say) -> Job:
     check_sync_batch_norm(config, device)
     data, shapes = prepare_data(config, device, say)
     train = data.subsets["train"]
-    model = build_model(config, data.classes, shapes["train"]).to(device)
+    model = build_model(config, data.classes, shapes["train"], say).to(device)
     loss_fn = build_loss(config, train.labels, len(data.classes)).to(device)
     config, teacher = with_teacher(config, data, shapes["train"])
     precision = prepare_precision(config, model, device, say)
