@@ -324,6 +324,7 @@ def test_what_lies_beside_the_runs_is_passed_over_with_a_note(make, capsys):
     folder = make().parent
     make()
     assert main([str(folder)]) == 0  # leaves compare.png, which runs/NAME/* takes for a run
+    assert capsys.readouterr().err == f"note: {folder} stands for its 2 runs\n"
     (folder / "data").mkdir()
     (folder / "data" / "report.md").touch()
     capsys.readouterr()

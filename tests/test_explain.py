@@ -133,7 +133,7 @@ def test_all_pictures_are_written_and_named(run, image, tmp_path, capsys):
         assert f"  {name}: " in out
         with Image.open(folder / name) as picture:
             picture.load()
-    assert not err
+    assert err == f"run     {run}, weights of epoch 1\n"
 
 
 def test_the_classes_told_are_those_of_the_model(run, trained, image, tmp_path, capsys):

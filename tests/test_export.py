@@ -92,8 +92,12 @@ def exported(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         assert main([str(run), "--format", "all", "--output", str(folder)]) == 0
-    assert err.getvalue() == ""
+    assert err.getvalue() == f"run     {run}, weights of epoch {best_epoch(run)}\n"
     return folder, out.getvalue()
+
+
+def best_epoch(run):
+    return json.loads((run / "model.json").read_text())["metrics"]["epoch"]
 
 
 def photographs(notes):

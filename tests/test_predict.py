@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from trainer import evaluate, explain, export, train
 from trainer.build.prepare import prepare
 from trainer.build.trained import TrainedModel, load_trained
 from trainer.config import load_config
@@ -25,7 +26,9 @@ from trainer.inference.prediction import map_in_order, predict_files
 from trainer.inference.prediction_output import table_lines
 from trainer.loop.fit import fit
 from trainer.predict import main
+from trainer.process.errors import UsageError
 from trainer.process.stop import StopRequest
+from trainer.run.folder import find_run
 
 CONFIG = """
 dataset: {{name: RMB, root: {root}}}
@@ -391,7 +394,7 @@ def test_an_interrupt_ends_it_and_leaves_no_file(notes, tmp_path, predict, monke
 
     monkeypatch.setattr(TrainedModel, "read", interrupted)
     code, _, err = predict(notes, "--json", tmp_path / "made.json")
-    assert (code, err) == (130, "interrupted\n")
+    assert code == 130 and err.endswith("\ninterrupted\n")
     assert not list(tmp_path.glob("*.json"))
 
 
@@ -458,3 +461,56 @@ def test_a_run_on_grey_images_greys_colour_pictures_as_pillow_does(run, tmp_path
     grey = replace(load_trained(run), image_channels=1).read(tmp_path / "colour.png")
     assert grey.shape == (1, 40, 50)
     assert bytes(grey.flatten().tolist()) == picture.convert("L").tobytes()
+
+
+def copies(run, folder, name, stamps):
+    """Copies of a run below ``folder``/``name``, with ``name`` in their config.yaml."""
+    for stamp in stamps:
+        made = Path(shutil.copytree(run, folder / name / stamp))
+        config = (made / "config.yaml").read_text()
+        (made / "config.yaml").write_text(re.sub("^name: .*$", f"name: {name}", config, flags=re.M))
+        yield made
+
+
+def test_the_newest_run_of_a_name_is_taken_and_named_with_its_epoch(run, notes, tmp_path, capsys):
+    stamps = ["20260101-000000-0001", "20260102-000000-0002", "old one"]  # no stamp: not the newest
+    older, newer, _ = copies(run, tmp_path, "small", stamps)
+    epoch = json.loads((run / "model.json").read_text())["metrics"]["epoch"]
+    photo = str(notes / "1" / "003.jpg")
+    for named, taken, place in [
+        (tmp_path, newer, "the newest of 3"),
+        (tmp_path / "small", newer, "the newest of 3"),
+        (newer, newer, "the newest of 3"),
+        (older, older, "1 newer beside it"),
+    ]:
+        assert main([str(named), photo, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert err == f"run     {taken} ({place}), weights of epoch {epoch}\n"
+        assert len(json.loads(out)) == 1
+    (newer / "result.json").write_text("damaged")  # which has no say in its weights
+    assert main([str(newer), photo]) == 0
+    assert "the best so far: the run is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda runs, photo: main([runs, photo]),
+        lambda runs, photo: evaluate.main([runs]),
+        lambda runs, photo: explain.main([runs, photo]),
+        lambda runs, photo: export.main([runs, "--format", "pt2"]),
+        lambda runs, photo: train.main(["--resume", runs]),
+    ],
+    ids=["predict", "evaluate", "explain", "export", "resume"],
+)
+def test_a_folder_with_runs_of_several_names_is_refused_with_their_list(
+    run, notes, tmp_path, capsys, command
+):
+    (a,) = copies(run, tmp_path, "a", ["20260101-000000-0001"])
+    *_, b = copies(run, tmp_path, "b", ["20260101-000000-0002", "20260102-000000-0001"])
+    told = f"  {a}, the newest of a\n  {b}, the newest of b\n"
+    assert command(str(tmp_path), str(notes / "1" / "003.jpg")) == 2
+    assert capsys.readouterr().err == f"{tmp_path} holds runs of 2 names; name one run:\n{told}"
+    shutil.copytree(b, tmp_path / "a" / b.name)  # a folder of one name with another's run in it
+    with pytest.raises(UsageError, match="a holds runs of 2 names"):
+        find_run(str(tmp_path / "a"))

@@ -25,11 +25,13 @@ from trainer.loop.guard import Guard
 from trainer.loop.snapshot import restore_job, snapshot
 from trainer.loop.state import State
 from trainer.process.errors import ConfigError, NonFiniteLoss, RunError, Stopped
+from trainer.run import best
 from trainer.run.checkpoint import checkpoints, read_state, write_checkpoint
 from trainer.run.disk import sha256_of
 from trainer.run.folder import create_run, lock_run, read_metrics
 from trainer.run.log import Lengths
 from trainer.run.resume import find_resumable
+from trainer.run.tensors import load_tensors
 from transforms.keyed import permutation, seed_of
 
 CPU = torch.device("cpu")
@@ -715,12 +717,54 @@ def test_evaluate_refuses_a_run_whose_files_do_not_belong_together(finished, fil
         evaluate_run(run, load_config(run / "config.yaml"), "val")
 
 
-def test_evaluate_says_of_a_run_without_a_best_epoch_that_it_has_none(finished):
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        ("failed", r"is failed: lr too high\nonce that is mended, to go on with it: .*--resume"),
+        ("stopped", r"is stopped: lr too high\nto go on with it: python -m trainer.train --resume"),
+        ("running", r"is interrupted: lr too high\nto go on with it: "),  # no process holds it
+    ],
+)
+def test_a_run_that_ended_in_its_first_epoch_is_said_to_have_no_weights_yet(tmp_path, status, told):
+    files = {"result.json": json.dumps({"status": status, "reason": "lr too high"})}
+    run = tmp_path
+    for name, content in files.items():
+        (run / name).write_text(content)
+    with pytest.raises(RunError, match=f"no epoch was the best yet.\nits status {told}"):
+        best.require_best(run)
+
+
+def test_of_a_run_that_is_done_the_weights_are_said_to_be_removed(finished):
     run = finished()
-    for name in ("model.pt", "model.json"):
+    for name in ("model.json", "model.pt"):
         (run / name).unlink()
-    with pytest.raises(RunError, match="no epoch was the best yet"):
-        evaluate_run(run, load_config(run / "config.yaml"), "test")
+        with pytest.raises(RunError, match=rf"{name} is missing: it was removed"):
+            evaluate_run(run, load_config(run / "config.yaml"), "test")
+
+
+def test_best_weights_that_a_run_replaces_meanwhile_are_read_once_more(finished, monkeypatch):
+    run, later = finished(), finished("train.epochs=1")
+    old, new = ((folder / "model.json").read_text() for folder in (run, later))
+    (run / "model.pt").write_bytes((later / "model.pt").read_bytes())
+    waits: list[float] = []
+
+    def sleep(seconds):  # in which the run writes what describes the new weights
+        waits.append(seconds)
+        (run / "model.json").write_text(new)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    weights, card = best.read_best(run)
+    assert card == json.loads(new) and waits == [best.RETRY_AFTER]
+    assert all(
+        torch.equal(value, load_tensors(later / "model.pt")[name])
+        for name, value in weights.items()
+    )
+    (run / "model.json").unlink()  # of the first best weights, model.pt is there first
+    best.require_best(run)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    (run / "model.json").write_text(old)
+    with pytest.raises(RunError, match="is not the file that model.json describes"):
+        best.read_best(run)
 
 
 def test_evaluate_refuses_what_would_not_be_the_run(finished):

@@ -88,6 +88,9 @@ def folders_of(texts: Sequence[str]) -> list[Path]:
             others.append(text)
         elif not runs:
             raise no_run(text, "does not exist")
+        if runs != [Path(text)] and runs:
+            count = f"its {len(runs)} runs" if len(runs) > 1 else f"its one run, {runs[0]}"
+            print(f"note: {visible(text)} stands for {visible(count)}", file=sys.stderr)
         for folder in runs:
             found.setdefault(folder.resolve(), folder)
     if len(found) < 2 and others:

@@ -39,7 +39,6 @@ def run(arguments: argparse.Namespace) -> None:
     from trainer.process.start import start
 
     with start():
-        from trainer.build.trained import warn_of_unfinished
         from trainer.drawing.columns import lay_out, terminal_width
         from trainer.inference.evaluation import evaluate_run
         from trainer.process.words import visible
@@ -48,7 +47,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     folder = find_run(arguments.run)
     config = load_config(folder / "config.yaml", arguments.overrides)
-    warn_of_unfinished(folder)
     values = evaluate_run(folder, config, arguments.split)
     if arguments.json:
         print(json.dumps(values))

@@ -190,7 +190,7 @@ def print_predictions(
                 yield one
 
     if arguments.json == "-":
-        unlike_utf8 = sys.stdout.encoding.lower() not in ("utf-8", "utf8")
+        unlike_utf8 = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
         lines = prediction_output.json_lines(watched(), classes, ascii_only=unlike_utf8)
     elif arguments.csv == "-":
         lines = prediction_output.csv_lines(watched(), classes)
@@ -205,15 +205,15 @@ def print_predictions(
         else:
             print(line)  # which raises if the disk is full
     sys.stdout.flush()
-    if "json" in files:
-        prediction_output.write_lines(files["json"], prediction_output.json_lines(done, classes))
-    if "csv" in files:
-        prediction_output.write_lines(files["csv"], prediction_output.csv_lines(done, classes))
-    if "sheet" in files:
-        write_file(files["sheet"], png(prediction_output.prediction_sheet(done, classes)))
-        if len(paths) > MAX_SHEET:
-            print(f"the sheet shows the first {MAX_SHEET} of {len(paths)}", file=sys.stderr)
-    for file in files.values():
+    for kind, file in files.items():
+        if kind == "json":
+            prediction_output.write_lines(file, prediction_output.json_lines(done, classes))
+        elif kind == "csv":
+            prediction_output.write_lines(file, prediction_output.csv_lines(done, classes))
+        else:
+            write_file(file, png(prediction_output.prediction_sheet(done, classes)))
+            if len(paths) > MAX_SHEET:
+                print(f"the sheet shows the first {MAX_SHEET} of {len(paths)}", file=sys.stderr)
         print(f"wrote {visible(str(file))}", file=sys.stderr)
     return broken
 

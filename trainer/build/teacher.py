@@ -19,7 +19,6 @@ from trainer.distributed.micro_batches import Autocast
 from trainer.input.subset import Subset
 from trainer.process.errors import NO_ANSWER, ConfigError, RunError, UsageError
 from trainer.process.words import shortened
-from trainer.run.disk import read_json
 from trainer.run.folder import find_run
 
 VALUES = ("Normalize", "LinearTransformation")  # transforms that scale the pixel values
@@ -33,7 +32,7 @@ class Distillation:
     gradient's size when T changes. Source: Hinton, Vinyals and Dean, 2015, "Distilling the
     knowledge in a neural network", section 2.
 
-    run is the teacher's folder, digest the SHA-256 of its model.pt.
+    run is the teacher's folder, digest the SHA-256 of its model.pt, epoch that of these weights.
     """
 
     model: nn.Module
@@ -41,6 +40,7 @@ class Distillation:
     temperature: float
     run: Path
     digest: str
+    epoch: int | None = None
 
     def __call__(
         self, images: Tensor, logits: Tensor, loss: Tensor, autocast: Autocast = nullcontext
@@ -97,7 +97,6 @@ def load_teacher(
     try:
         run = find_run(distill.run)
         trained = load_trained(run, place)
-        digest = str(read_json(run / "model.json")["weights"]["sha256"])
     except (UsageError, RunError, ConfigError) as error:
         message = f"cannot teach: {error}"
         raise ConfigError([config.fault("distill.run", message)]) from None
@@ -105,7 +104,9 @@ def load_teacher(
         message = f"{run} cannot teach this run: {reason}"
         raise ConfigError([config.fault("distill.run", message)])
     model = trained.model.requires_grad_(False)
-    return Distillation(model, distill.weight, distill.temperature, run, digest)
+    return Distillation(
+        model, distill.weight, distill.temperature, run, trained.digest, trained.epoch
+    )
 
 
 def require_softmax(config: Config) -> None:

@@ -18,9 +18,11 @@ from trainer.components.losses import probabilities
 from trainer.config import Config, load_config
 from trainer.input.data import build_pipelines
 from trainer.process.errors import ConfigError, RunError
+from trainer.process.launch import is_first
 from trainer.process.words import visible
-from trainer.run.best import load_best, require_best, require_same_model
+from trainer.run.best import load_best, require_best, require_same_model, state_of
 from trainer.run.disk import read_json
+from trainer.run.folder import runs_in
 from transforms.pipeline import Pipeline
 
 
@@ -28,8 +30,9 @@ from transforms.pipeline import Pipeline
 class TrainedModel:
     """A run's best model, with all that prediction needs. Label k is ``classes[k]``.
 
-    input_shape: the model's (C, H, W). image_channels: 1 or 3, before any transform. remarks: those
-    on the files that were read.
+    input_shape: the model's (C, H, W). image_channels: 1 or 3, before any transform. epoch: the one
+    whose weights these are (None: model.json has none), digest: the SHA-256 of their file.
+    remarks: those on the files that were read.
     """
 
     run: Path
@@ -43,6 +46,8 @@ class TrainedModel:
     precision: Precision = FP32
     channels_last: bool = False
     remarks: bytearray = field(default_factory=bytearray)
+    epoch: int | None = None
+    digest: str = ""
 
     def read(self, path: Path) -> Tensor:
         """An image file as the run's dataset gives it: (C, H, W) uint8. Raises BrokenImage."""
@@ -86,16 +91,15 @@ class TrainedModel:
 def load_trained(run: Path, overrides: Sequence[str] = ()) -> TrainedModel:
     """Load the best weights of a run, in eval mode, with its classes and eval transforms.
 
-    overrides may set ``train.device`` and ``train.threads``. A run that is not done is noted on
-    stderr. Raises RunError if the folder is damaged or has no weights yet, ConfigError if settings
+    overrides may set ``train.device`` and ``train.threads``. Prints on stderr which weights were
+    taken. Raises RunError if the folder is damaged or has no weights yet, ConfigError if settings
     cannot be used.
     """
-    warn_of_unfinished(run)
     return load_with(load_config(run / "config.yaml", overrides), run)
 
 
 def load_with(config: Config, run: Path) -> TrainedModel:
-    """``load_trained`` with a given configuration; prints nothing."""
+    """``load_trained`` with a given configuration."""
     if faults := check_components(config):
         raise ConfigError(faults)
     device = choose_device(config)
@@ -110,11 +114,15 @@ def load_with(config: Config, run: Path) -> TrainedModel:
     config = without_weights(config)
     model = build_model(config, classes, shape)
     check_size(config, model, shape)
-    load_best(model, run)
+    best = load_best(model, run)
     model.to(device).eval()
     channels_last = bool(read_json(run / "data_path.json").get("channels_last"))
     if channels_last:  # the run's layout gives the same bits
         model.to(memory_format=torch.channels_last)
+    metrics = best.get("metrics")
+    epoch = metrics.get("epoch") if isinstance(metrics, dict) else None
+    epoch = epoch if type(epoch) is int else None
+    tell_which(run, epoch)
     return TrainedModel(
         run=run,
         config=config,
@@ -126,6 +134,8 @@ def load_with(config: Config, run: Path) -> TrainedModel:
         device=device,
         precision=build_precision(config, device),  # as the run computed
         channels_last=channels_last,
+        epoch=epoch,
+        digest=str(best["weights"]["sha256"]),
     )
 
 
@@ -142,11 +152,17 @@ def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, i
     return tuple(classes), (channels, height, width), card["image_channels"]
 
 
-def warn_of_unfinished(run: Path) -> None:
-    """Print a note on stderr if a run is not done, because better weights may follow."""
-    if (status := read_json(run / "result.json").get("status")) != "done":
-        shown = visible(str(status))
-        print(f"note: this run is {shown}; these are its best weights so far", file=sys.stderr)
+def tell_which(run: Path, epoch: int | None) -> None:
+    """Print on stderr which run's weights were taken, of which epoch, and if others may follow."""
+    if not is_first():
+        return
+    (state, _), beside = state_of(run), runs_in(run.absolute().parent)
+    newer = len(beside) - 1 - next(i for i, each in enumerate(beside) if each.name == run.name)
+    place = f" (the newest of {len(beside)})" if not newer else f" ({newer} newer beside it)"
+    so_far = "" if state == "done" else f", the best so far: the run is {visible(state)}"
+    of_epoch = "best weights" if epoch is None else f"weights of epoch {epoch}"
+    where = visible(str(run)) + (place if len(beside) > 1 else "")
+    print(f"run     {where}, {of_epoch}{so_far}", file=sys.stderr)
 
 
 def without_weights(config: Config) -> Config:

@@ -34,7 +34,7 @@ from trainer.process.console import Say
 from trainer.process.errors import NoAnswer, NonFiniteLoss, RunError, Stopped, in_plain_words
 from trainer.process.launch import started_by
 from trainer.process.stop import StopRequest
-from trainer.run.best import best_weights, load_best
+from trainer.run.best import load_best, read_best
 from trainer.run.checkpoint import Entry
 from trainer.run.disk import read_json
 from trainer.run.folder import create_run, lock_run, read_metrics, tensorboard_command
@@ -174,7 +174,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         what = "no epoch is the best: val/loss was never finite, though the training loss was"
         raise processes.mark_common(NoAnswer(f"{what}. {what_may_help(job.config, job.model)}"))
     if is_sharded(job.model):
-        job.model.load_state_dict(model_shard(job.model, on_main(lambda: best_weights(run))))
+        job.model.load_state_dict(model_shard(job.model, on_main(lambda: read_best(run)[0])))
     else:
         on_main(lambda: load_best(job.model, run))
         from_main(job.model)

@@ -55,7 +55,7 @@ def check(run: Path, job: Job, say: Say) -> Found | None:
             f"{run / 'checkpoints'} is missing, which was there when the run began: bring it back, "
             "or begin a new run."
         )
-    say(f"note    {run} was stopped before its first checkpoint: it begins anew")
+    say(f"note    {run} ended before its first checkpoint: it begins anew")
     return None
 
 
@@ -76,6 +76,11 @@ def compare(job: Job, content: dict[str, Any], run: Path, say: Say) -> None:
             refused.append(f"{path} is {as_yaml(new)}, but its checkpoint has {as_yaml(old)}")
     if refused:
         raise RunError(f"{run / 'config.yaml'} was changed: {'; '.join(refused)}.")
+    if content.get("classes") != list(job.data.classes):
+        raise RunError(
+            f"{run} began with other classes, or in another order, than {job.config.dataset.name} "
+            "gives now. Bring them back, or start a new run."
+        )
     require_same_split(job, content["split"], run)
     require_same_teacher(job, content.get("teacher"), run)
     for name, old, new in differences(content["made_on"], snapshot.made_on(job)):

@@ -45,7 +45,8 @@ def introduce(job: Job, say: Say) -> None:
     if note := warm_up_note(job):
         say(f"note    {note}")
     if job.teacher is not None:
-        say(f"teacher {job.teacher.run}")
+        epoch = "" if job.teacher.epoch is None else f", weights of epoch {job.teacher.epoch}"
+        say(f"teacher {job.teacher.run}{epoch}")
 
 
 def chosen_ways(config: Config) -> list[tuple[str, object]]:

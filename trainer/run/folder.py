@@ -6,15 +6,20 @@ checkpoints/step-000000123/  model.pt  model.json  result.json  report/  data_pa
 
 import json
 import os
+import re
 import secrets
 import shlex
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from trainer.process.errors import RunError, UsageError
 from trainer.process.lock import PLAIN_FILE, hold, is_by_another
 from trainer.run import disk
+
+STAMP = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
+MAX_NAMES = 20  # in a message
 
 
 def create_run(runs: Path, name: str) -> Path:
@@ -51,25 +56,56 @@ def tensorboard_command(root: Path, pictures: int = 0) -> str:
 def find_run(text: str) -> Path:
     """The run folder that ``text`` names. If it names a folder of runs, that is the newest run.
 
-    Raises UsageError if there is none, and for a sweep's folder, whose newest run means nothing.
+    Raises UsageError if there is none, if the runs have several names, and for a sweep's folder,
+    whose newest run means nothing.
     """
     folder = Path(text)
     if (folder / "config.yaml").is_file():
         return folder
     if (folder / "plan.json").is_file():
         raise UsageError(f"{text} is a sweep; {_best_of(folder)}")
-    runs = sorted(folder.glob("*/config.yaml")) or sorted(folder.glob("*/*/config.yaml"))
-    if runs:
-        return max((path.parent for path in runs), key=lambda run: run.name)
+    runs = runs_in(folder) or [run for inner in sorted(folder.glob("*/")) for run in runs_in(inner)]
+    newest = {name_of(run): run for run in sorted(runs, key=begun)}
+    if len(newest) > 1:
+        listed = [f"  {run}, the newest of {name}" for name, run in sorted(newest.items())]
+        more = [f"  and {len(listed) - MAX_NAMES} more"] if len(listed) > MAX_NAMES else []
+        lines = "\n".join(listed[:MAX_NAMES] + more)
+        raise UsageError(f"{text} holds runs of {len(newest)} names; name one run:\n{lines}")
+    if newest:
+        return next(iter(newest.values()))
     what = "holds no run" if folder.is_dir() else "does not exist"
+    if sweeps := sorted(folder.glob("*/plan.json")):
+        what = f"holds no run but the sweep {sweeps[0].parent}; {_best_of(sweeps[0].parent)}"
     raise UsageError(f"{text} {what}. Expected a folder such as runs/NAME/20260131-120000-ab12.")
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The runs that lie in a folder, the newest last."""
+    return sorted((path.parent for path in folder.glob("*/config.yaml")), key=begun)
+
+
+def begun(run: Path) -> tuple[bool, str]:
+    """A sort key: when a run began, by its folder's name. A folder with another name is older."""
+    return STAMP.match(run.name) is not None, run.name
+
+
+def name_of(run: Path) -> str:
+    """The name in a run's config.yaml, else that of the folder in which the run lies."""
+    with suppress(OSError), (run / "config.yaml").open(encoding="utf-8", errors="replace") as file:
+        if match := re.search(r"^name: (\S+)$", file.read(2**16), re.MULTILINE):
+            return match[1]
+    return run.parent.name
 
 
 def _best_of(sweep: Path) -> str:
     """The end of a message to a user who named a sweep instead of a run: its best runs."""
-    results = disk.read_json(sweep / "sweep.json") if (sweep / "sweep.json").is_file() else {}
-    best = next((t for t in results.get("trials", []) if t["trial"] == results["best"]), None)
-    runs = [sweep / run["run"] for run in best["runs"] if run["run"]] if best else []
+    results: dict[str, Any] = {}
+    with suppress(RunError):
+        results = disk.read_json(sweep / "sweep.json")
+    runs: list[Path] = []
+    with suppress(LookupError, TypeError):  # somebody has edited it
+        best = next(t for t in [*results["trials"], None] if not t or t["trial"] == results["best"])
+        runs = [sweep / run["run"] for run in best["runs"] if run["run"]] if best else []
     if here := [str(run) for run in runs if run.is_dir()]:
         if len(here) == 1:
             return f"its best run is {here[0]}: name that one."

@@ -1,6 +1,7 @@
 """Finds the run to resume, and compares its configuration with the one it began with."""
 
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 from datasets import RMB_ROOT, DataError
 from trainer.config import Config, load_config
 from trainer.process.errors import ConfigError, RunError, UsageError
+from trainer.process.launch import is_first
 from trainer.run.disk import read_json
-from trainer.run.folder import find_run
+from trainer.run.folder import find_run, runs_in
 
 # Keys, or their beginnings, that may differ when a run is resumed. Data at another place are
 # compared by the split's digests, and a teacher by its own digest.
@@ -35,6 +37,8 @@ def find_resumable(
     else:
         assert config_file is not None  # main() asks for one of the two
         folder = find_run(str(runs / load_config(config_file, overrides).name))
+    if is_first() and folder != Path(run):  # before its settings may be refused
+        print(f"resume  {folder}, the newest of {len(runs_in(folder.parent))}", file=sys.stderr)
     began = load_config(folder / "config.yaml")
     config = load_config(config_file or folder / "config.yaml", overrides)
     if config.name != began.name:
