@@ -694,3 +694,9 @@ def test_yaml_by_pyyaml_reads_as_the_same_data(data):
     plain = parse(text.replace("!!int ", "").replace("!!float ", ""), "f")
     if "!!" not in text:
         assert plain.data == data
+
+
+def test_a_loss_weighs_ten_thousand_classes(load):
+    weights = ", ".join(f"{1 + k / 10_000}" for k in range(10_000))
+    loaded = load(GOOD + f"loss: {{name: CrossEntropyLoss, weight: [{weights}]}}\n")
+    assert len(loaded.loss.trainer_arguments["weight"]) == 10_000

@@ -114,11 +114,19 @@ def test_a_confusion_cell_is_darker_the_larger_its_share_of_the_row():
     assert grey(2, 0) == grey(2, 2)
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 10, 29, 48, 49, 1000])
+@pytest.mark.parametrize("num_classes", [1, 2, 10, 29, 48, 49, 1000, 1001, 3001])
 def test_a_confusion_picture_of_any_number_of_classes_is_of_a_size_to_look_at(num_classes):
-    confusion = torch.eye(num_classes, dtype=torch.int64).tolist()
+    confusion = torch.eye(num_classes, dtype=torch.int64)
     picture = draw_confusion(confusion, ["a rather long name of a class " * 3] * num_classes)
     assert 200 <= picture.width <= 1300 and 100 <= picture.height <= 1300
+
+
+def test_a_cell_of_thousands_of_classes_is_the_sum_over_a_square_of_them():
+    counts = torch.zeros(1999, 1999, dtype=torch.int64)
+    counts[2, 4], counts[3, 1001] = 1, 3  # a quarter and the rest of the second row of cells
+    row = draw_confusion(counts, ["x"] * 1999).convert("L").crop((60, 61, 1060, 62))
+    greys = {place: grey for place, grey in enumerate(row.tobytes()) if grey < 200 and place}
+    assert greys == {2: 149, 500: 71}  # white to dark blue by the share's square root
 
 
 def test_curves_have_a_panel_for_losses_metrics_and_learning_rate():

@@ -1,5 +1,6 @@
 """Whole runs on small data: what a run folder promises."""
 
+import csv
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from trainer.inference.evaluation import evaluate_run
 from trainer.input.data import load_data
 from trainer.loop.evaluate import predict
 from trainer.loop.guard import Guard
+from trainer.loop.record import set_aside
 from trainer.loop.snapshot import restore_job, snapshot
 from trainer.loop.state import State
 from trainer.process.errors import ConfigError, NonFiniteLoss, RunError, Stopped
@@ -715,6 +717,34 @@ def test_evaluate_refuses_a_run_whose_files_do_not_belong_together(finished, fil
     (run / file).write_text(content.replace(old, new))
     with pytest.raises(RunError, match="is not the split that|is not that of model.json"):
         evaluate_run(run, load_config(run / "config.yaml"), "val")
+
+
+def test_a_confusion_matrix_lies_in_a_file_of_its_own_which_the_result_names(finished):
+    run = finished("metrics=[accuracy, confusion_matrix]")
+    test = json.loads((run / "result.json").read_text())["test"]
+    assert test["confusion_matrix"] == "confusion_matrix.csv"
+    with (run / "confusion_matrix.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    measured = evaluate_run(run, load_config(run / "config.yaml"), "test")["confusion_matrix"]
+    places = {(line["true"], line["predicted"]): int(line["images"]) for line in lines}
+    names = ("1", "100")
+    assert [[places.get((t, p), 0) for p in names] for t in names] == measured
+    assert sum(places.values()) == 5 and 0 not in places.values()
+
+
+def test_of_ten_thousand_classes_a_result_is_as_small_as_of_two(tmp_path):
+    none, mistakes = [0] * 10_000, [0] * 10_000
+    mistakes[7], mistakes[9999] = 2, 1
+    matrix = [none] * 9999 + [mistakes]
+    names = [f'class "{k}", ü' for k in range(10_000)]
+    values = set_aside(tmp_path, {"accuracy": 0.5, "confusion_matrix": matrix}, names)
+    assert values == {"accuracy": 0.5, "confusion_matrix": "confusion_matrix.csv"}
+    with (tmp_path / "confusion_matrix.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [
+            ["true", "predicted", "images"],
+            [names[9999], names[7], "2"],
+            [names[9999], names[9999], "1"],
+        ]
 
 
 @pytest.mark.parametrize(

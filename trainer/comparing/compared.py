@@ -114,7 +114,7 @@ def flat_config(value: Any, path: str = "") -> dict[str, Any]:
 
 def read_curves(path: Path) -> tuple[dict[str, CurvePoints], str]:
     """Return the curves of a metrics.jsonl over the epochs, and the file's fault, or ""."""
-    text, fault = listing.read_text(path)
+    text, fault = listing.read_text(path, listing.MAX_GROWING)
     *lines, _ = text.split("\n")  # the run may be writing the last one
     curves: dict[str, CurvePoints] = {}
     damaged = 0

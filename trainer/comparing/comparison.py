@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer.comparing.compared import Compared
-from trainer.comparing.listing import POWERS_BELOW, number, read_object, short, strict_json, took
+from trainer.comparing.listing import (
+    MAX_GROWING,
+    POWERS_BELOW,
+    number,
+    read_object,
+    short,
+    strict_json,
+    took,
+)
 from trainer.components import HIGHER_IS_BETTER
 from trainer.process.words import listed
 
@@ -152,7 +160,7 @@ def shared_images(runs: Sequence[Compared]) -> list[str]:
     """Say how many test images, by content, the first run shares with each other run."""
     if len(runs) < 2:
         return []
-    manifests = [read_object(run.found.folder / "split.json")[0] for run in runs]
+    manifests = [read_object(run.found.folder / "split.json", MAX_GROWING)[0] for run in runs]
     contents = [
         {
             split: {digest for digest in images.values() if isinstance(digest, str)}

@@ -21,6 +21,7 @@ STAMPED = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-[0-9a-f]{4}")
 STATES = ("running", "stopped", "failed", "done")
 MAX_RUN_DEPTH = 3  # runs/NAME/RUN, and a folder of such folders
 MAX_JSON_BYTES = 2**28
+MAX_GROWING = 2**36  # of what grows with the images or the steps: split.json, metrics.jsonl
 POWERS_BELOW = 1e-3  # smaller metrics are shown with powers of ten
 TAIL = 2**16  # bytes of metrics.jsonl that surely hold its last line
 
@@ -137,9 +138,9 @@ def last_epoch(path: Path) -> int | None:
     return None if fault else 0
 
 
-def read_object(path: Path) -> tuple[dict[str, Any], str]:
+def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> tuple[dict[str, Any], str]:
     """A file's JSON object and "", or {} and the reason why it cannot be read."""
-    text, fault = read_text(path)
+    text, fault = read_text(path, limit)
     if fault:
         return {}, fault
     content = parsed(text)

@@ -91,7 +91,7 @@ def confusion_matrix(probabilities: Tensor, labels: Tensor) -> list[list[int]]:
 
     Images whose probabilities are NaN are in no column.
     """
-    rows: list[list[int]] = _confusion(probabilities, labels).tolist()
+    rows: list[list[int]] = confusion_counts(probabilities, labels).tolist()
     return rows
 
 
@@ -115,7 +115,7 @@ def _likeliest(probabilities: Tensor) -> Tensor:
     return predicted.masked_fill_(highest.isnan(), -1)
 
 
-def _confusion(probabilities: Tensor, labels: Tensor) -> Tensor:
+def confusion_counts(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Numbers of images, (K, K) int64: rows are true classes, columns predicted ones."""
     k, predicted = probabilities.shape[1], _likeliest(probabilities)
     places = (labels * k + predicted)[predicted >= 0]
@@ -124,7 +124,7 @@ def _confusion(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 def _by_class(probabilities: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Precision, recall and f1, (K,) float64; NaN for a class neither true nor predicted."""
-    confusion = _confusion(probabilities, labels).double()
+    confusion = confusion_counts(probabilities, labels).double()
     right, predicted = confusion.diagonal(), confusion.sum(dim=0)
     of_class = labels.bincount(minlength=len(right)).double()
     absent = of_class + predicted == 0

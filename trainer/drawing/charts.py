@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw
+from torch.nn.functional import pad
 
 from trainer.drawing.axes import COLOURS, Curves, Points, ticks, x_ticks
 from trainer.drawing.fonts import drawable, fit_to_pixels, font, legible
@@ -21,6 +22,7 @@ _EDGE = 8  # pixels around the axes that a point at their end may cover
 _DASH = 8  # pixels of a dash, and of the gap behind it
 INK, GRID = "#222222", "#dddddd"
 MARKS = ("#777777", "#9467bd")  # of vertical lines
+MAX_CELLS = 1000  # in a row of a confusion matrix
 MAX_BARS = 40  # names in a bar chart, at most: those with the smallest and the largest sums
 
 
@@ -34,29 +36,33 @@ def numbers(values: dict[str, Any]) -> dict[str, float]:
 
 
 def draw_confusion(
-    confusion: Sequence[Sequence[int]], classes: Sequence[str], room: int = 560
+    confusion: Sequence[Sequence[int]] | torch.Tensor, classes: Sequence[str], room: int = 560
 ) -> Image.Image:
     """A table of counts, shaded by their share of the row. Rows: true class; columns: predicted.
 
-    room: pixels for the cells of a few classes; cells of many classes may take more.
+    room: pixels for the cells of a few classes; cells of many classes may take more. Of more than
+    MAX_CELLS classes, a cell is the sum over a square of them.
     """
+    counts = torch.as_tensor(confusion)
+    if (block := math.ceil(len(classes) / MAX_CELLS)) > 1:
+        missing, classes = -len(classes) % block, [""] * math.ceil(len(classes) / block)
+        counts = pad(counts, (0, missing, 0, missing))
+        counts = counts.view(len(classes), block, len(classes), block).sum(dim=(1, 3))
     k = len(classes)
     cell = max(1, min(72, max(room // k, min(20, 960 // k))))
     named = cell >= 20  # smaller cells hold no text
     frame, margin = _confusion_frame(tuple(classes), cell, named)
     picture, end = frame.copy(), margin + k * cell
     draw = ImageDraw.Draw(picture)
-    counts = torch.as_tensor(confusion)
     # The square root makes rare mistakes visible.
     depth = (counts / counts.sum(dim=1, keepdim=True).clamp_min(1)).sqrt()
     shades = 255 + depth[..., None] * (torch.tensor([8, 48, 107]) - 255)
     cells = Image.fromarray(shades.round().byte().numpy())
     picture.paste(cells.resize((k * cell, k * cell), Image.Resampling.NEAREST), (margin, margin))
-    texts, depths = counts.tolist(), depth.tolist()
     for row, column in counts.nonzero().tolist() if named else []:
-        text = str(texts[row][column])
+        text = str(int(counts[row, column]))
         x, y = margin + (column + 0.5) * cell, margin + (row + 0.5) * cell
-        ink = "white" if depths[row][column] > 0.5 else INK
+        ink = "white" if depth[row, column] > 0.5 else INK
         fitting = font(min(18, cell // 2, int(1.5 * cell / len(text))))
         draw.text((x, y), text, ink, fitting, "mm")
     for line in range(margin, end + 1, cell if named else k * cell):

@@ -13,7 +13,7 @@ from trainer.config import Config, load_config
 from trainer.input.data import check_shape, digest_of_split, eval_loader, load_subset
 from trainer.loop.evaluate import evaluate, predict, what_may_help, without_answer
 from trainer.process.errors import NoAnswer, RunError
-from trainer.run.disk import read_json
+from trainer.run.disk import MAX_SPLIT, read_json
 from trainer.run.resume import refuse_changes, require_own_images
 
 # Keys that may differ from the run's: where images lie, how they are read, the device, metrics.
@@ -29,7 +29,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     """
     refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
     require_own_images(run, config)
-    saved = read_json(run / "split.json")
+    saved = read_json(run / "split.json", MAX_SPLIT)
     if not isinstance(saved.get(split), dict) or not isinstance(saved.get("train"), dict):
         raise RunError(f"{run / 'split.json'} names no {split} split: the run folder is damaged.")
     require_unchanged(run, saved)

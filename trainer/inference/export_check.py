@@ -19,7 +19,7 @@ from trainer.inference.evaluation import require_unchanged
 from trainer.input.data import load_subset
 from trainer.process.errors import ConfigError
 from trainer.process.words import listed
-from trainer.run.disk import read_json
+from trainer.run.disk import MAX_SPLIT, read_json
 from transforms.keyed import seed_of
 
 TOLERANCE = 1e-5
@@ -101,7 +101,7 @@ def inputs_of_test_images(run: Path, config: Config) -> Tensor:
 
     No dataset is downloaded or drawn. Raises DataError or ConfigError if it is absent or changed.
     """
-    split = read_json(run / "split.json")
+    split = read_json(run / "split.json", MAX_SPLIT)
     require_unchanged(run, split)
     names: list[str] = list(split["test"])
     known = parameters_of(resolve(DATASETS, config.dataset.name))

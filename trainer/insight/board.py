@@ -13,7 +13,7 @@ from torch.utils.tensorboard import summary
 
 from trainer.build.job import Job
 from trainer.components.losses import probabilities
-from trainer.components.metrics import confusion_matrix
+from trainer.components.metrics import confusion_counts
 from trainer.distributed.fsdp import is_sharded
 from trainer.drawing.charts import RIGHT, WRONG, draw_confusion
 from trainer.drawing.pictures import grid, sheet
@@ -188,7 +188,7 @@ def _show_pr_curves(board: Board, split: str, chances: Tensor, labels: Tensor, s
 
 
 def _show_confusion(board: Board, split: str, chances: Tensor, labels: Tensor, step: int) -> None:
-    counts = confusion_matrix(chances, labels)
+    counts = confusion_counts(chances, labels)
     drawn = draw_confusion(counts, board.job.data.classes, room=360)
     board.picture(f"confusion_matrix/{split}", panels.in_blue(drawn), step)
 

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, float64, zeros
 
-from trainer.components.metrics import confusion_matrix, per_class
+from trainer.components.metrics import confusion_counts, per_class
 from trainer.drawing.charts import numbers
 from trainer.drawing.pictures import to_picture
 from trainer.drawing.text import Bins
@@ -86,7 +86,7 @@ class Findings:
     classes: Sequence[str]
     num_images: int
     metrics: dict[str, float]
-    confusion: list[list[int]]
+    counts: Tensor  # (K, K): rows are true classes, columns predicted ones
     by_class: list[dict[str, Any]]
     bins: Bins
     calibration_error: float
@@ -154,17 +154,21 @@ class Findings:
         return sorted(self.by_class, key=lambda row: (row["f1"], -row["images"]))[:MAX_CLASSES]
 
     @property
+    def confusion(self) -> list[list[int]]:
+        """The rows of ``counts``, for a few classes."""
+        rows: list[list[int]] = self.counts.tolist()
+        return rows
+
+    @property
     def confused(self) -> list[tuple[str, str, int, float]]:
         """(true class, predicted class, images, share of the true class), most images first."""
-        pairs = [
-            (count, row, column)
-            for row, counts in enumerate(self.confusion)
-            for column, count in enumerate(counts)
-            if count and row != column
-        ]
+        mistakes = self.counts.clone().fill_diagonal_(0)
+        places = mistakes.nonzero()
+        order = mistakes[places[:, 0], places[:, 1]].argsort(descending=True, stable=True)
         return [
-            (self.classes[row], self.classes[column], count, count / sum(self.confusion[row]))
-            for count, row, column in sorted(pairs, key=lambda pair: -pair[0])[:MAX_CLASSES]
+            (self.classes[row], self.classes[column], int(count), int(count) / int(whole))
+            for row, column in places[order[:MAX_CLASSES]].tolist()
+            for count, whole in [(self.counts[row, column], self.counts[row].sum())]
         ]
 
 
@@ -187,7 +191,7 @@ def find(given: ReportData, run: Path) -> Findings:
         classes=classes,
         num_images=len(labels),
         metrics=numbers(result["test"]),
-        confusion=confusion_matrix(probabilities, labels),
+        counts=confusion_counts(probabilities, labels),
         by_class=per_class(probabilities, labels, classes),
         bins=bins,
         calibration_error=sum(n * abs(right - sure) for n, sure, right in bins) / len(labels),

@@ -19,7 +19,7 @@ def write_report(folder: Path, results: ReportData, run: Path | None = None) -> 
     """
     make_output_folder(folder)
     found = find(results, run or folder.parent)
-    confusion = draw_confusion(found.confusion, found.classes)
+    confusion = draw_confusion(found.counts, found.classes)
     write_file(folder / "confusion_matrix.png", png(confusion))
     write_file(folder / "curves.png", png(draw_curves(found.history, found.best_epoch)))
     write_file(folder / "calibration.png", png(draw_calibration(found.bins)))

@@ -25,7 +25,7 @@ from trainer.insight.report import write_report
 from trainer.loop.epochs import Session, train_epochs
 from trainer.loop.evaluate import evaluate, predict, scalars, what_may_help, without_answer
 from trainer.loop.guard import Guard
-from trainer.loop.record import update_result, write_description
+from trainer.loop.record import set_aside, update_result, write_description
 from trainer.loop.resume import Found, adopt, check, restore, send_content
 from trainer.loop.state import State
 from trainer.loop.step import new_task
@@ -198,7 +198,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     best = {name: value for name, value in state.best.items() if not name.startswith("lr/")}
     result = {
         "best": best,
-        "test": test,
+        "test": set_aside(run, test, job.data.classes),
         "images_per_second": statistics.median(speeds) if speeds else None,
         "train_seconds": state.train_seconds,
         "seconds": spent(state),

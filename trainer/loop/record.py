@@ -1,6 +1,9 @@
 """The files of a run: its description, its best weights, its checkpoints, its result."""
 
+import csv
+import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from trainer.distributed.processes import is_main
 from trainer.loop.snapshot import copied, snapshot
 from trainer.loop.state import State
 from trainer.process.restarts import launcher
-from trainer.run.disk import make_folder, read_json, write_file, write_json
+from trainer.run.disk import Digest, make_folder, read_json, write_file, write_json, write_with
 from trainer.run.environment import device_name, environment, uncommitted_patch
 from trainer.run.log import RunLog
 from trainer.run.saver import Saver
@@ -67,6 +70,28 @@ def update_result(run: Path, **values: Any) -> dict[str, Any]:
     result = {k: v for k, v in read_json(run / "result.json").items() if k != "reason"} | values
     write_json(run / "result.json", result)
     return result
+
+
+def set_aside(run: Path, test: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """Test values for result.json. Of the confusion matrix it has the name of a file of its own.
+
+    That file has a line for each pair of a true and a predicted class that has images: of
+    thousands of classes, nearly all pairs have none.
+    """
+    if (matrix := test.get("confusion_matrix")) is None:
+        return test
+
+    def fill(file: Digest) -> None:
+        lines = io.StringIO()
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(["true", "predicted", "images"])
+        for row, counts in enumerate(matrix):
+            pairs = [(column, count) for column, count in enumerate(counts) if count]
+            writer.writerows((classes[row], classes[column], count) for column, count in pairs)
+        file.write(lines.getvalue().encode(errors="backslashreplace"))
+
+    write_with(run / "confusion_matrix.csv", fill)
+    return test | {"confusion_matrix": "confusion_matrix.csv"}
 
 
 def card(job: Job, epoch_metrics: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ PIECE = 2**22  # bytes written and hashed in one go
 # Bytes of a file that may wait in the page cache before a sync. A gigabyte of new pages would take
 # longer than all the rest, and would push cached images out.
 CACHED = 2**26
-MAX_JSON = 2**28  # a split of a million images takes half of it
+MAX_JSON = 2**28
+MAX_SPLIT = 2**36  # of split.json: a million images take 2**27
 
 
 class Digest:
@@ -143,10 +144,10 @@ def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -
     write_file(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=True) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what ``write_json`` wrote; raises RunError for anything else."""
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """Read what ``write_json`` wrote, at most ``limit`` bytes; raises RunError for all else."""
     try:
-        if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_JSON):
+        if path.exists() and not (path.is_file() and path.stat().st_size <= limit):
             raise ValueError("it is no file of ours")
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
