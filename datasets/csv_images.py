@@ -1,17 +1,38 @@
 """Images listed in a CSV file."""
 
 import csv as csv_format
+import os
 import re
+import shlex
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, TextIO
 
 from datasets import DataError
-from datasets.files import PARTS, ImageFiles, Sample, missing_folder, natural, shorten, user_path
-from datasets.images import check_file, reason
+from datasets.files import (
+    PARTS,
+    ImageFiles,
+    Sample,
+    check_names,
+    missing_folder,
+    natural,
+    shorten,
+    user_path,
+)
+from datasets.folders import part_of
+from datasets.images import SUFFIXES, check_file, reason
 
-_SHOWN = 10  # faults printed; with a wrong root every line is a fault
+_SHOWN = 10  # faults of one kind that are printed; 3 if there are several kinds
 _LONGEST = 255  # characters of a label, the limit for the name of a class folder
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
+_SEPARATORS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
+_NO_LABEL = {"nan", "-nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "null"}  # pandas' names
+_USUAL = {  # names of columns that a header may have instead
+    "label_column": ("label", "class", "class_name", "category", "target", "species", "breed"),
+    "part_column": ("split", "part", "subset", "partition", "set", "usage"),
+}
 
 
 class CSVImages(ImageFiles):
@@ -20,12 +41,13 @@ class CSVImages(ImageFiles):
     Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError with the CSV's line numbers.
 
     root: The folder that the paths in the CSV start from; none may leave it.
-    csv: The CSV file: UTF-8, separated by commas, with a header.
+    csv: The CSV file: UTF-8, a header, and commas, semicolons, tabs or ``|`` between the values.
     path_column: The column with the image's path, relative to root.
     label_column: The column with the class: text, or only numbers, which are sorted by value.
     part_column: The column with train, val (valid, validation) or test; null, or an empty cell,
         leaves it to split.
     on_broken: What a file that cannot be decoded does: error ends the run, skip leaves it out.
+    suffix: What is added to paths that do not end in it, such as .png where the column has ids.
     """
 
     def __init__(
@@ -36,73 +58,250 @@ class CSVImages(ImageFiles):
         label_column: str = "label",
         part_column: str | None = None,
         on_broken: Literal["error", "skip"] = "error",
+        suffix: str = "",
     ) -> None:
         folder, table = user_path(root, "dataset.root"), user_path(csv, "dataset.csv")
         if not folder.is_dir():
             raise missing_folder(folder)
-        samples = _read(table, folder, path_column, label_column, part_column)
-        super().__init__(folder, samples, _classes(samples, table), on_broken)
+        wanted = {"path_column": path_column, "label_column": label_column}
+        if part_column is not None:
+            wanted["part_column"] = part_column
+        reader = _Reader(table, folder, suffix, may_miss=on_broken == "skip")
+        try:
+            with open(table, encoding="utf-8-sig", newline="") as file:  # -sig: Excel writes a BOM
+                reader.read(file, wanted)
+        except OSError as error:
+            raise DataError(f"{table}: cannot be read: {error.strerror}.") from error
+        except UnicodeDecodeError as error:
+            raise DataError(_not_utf8(table, error)) from error
+        except csv_format.Error as error:
+            raise DataError(
+                f"{table}: not a CSV file in UTF-8: {error}, after line {reader.line}; is a "
+                "quotation mark there without its second one?"
+            ) from error
+        samples, note = reader.finish()
+        super().__init__(folder, samples, _classes(samples, table), on_broken, note)
 
 
-def _read(
-    table: Path, root: Path, path_column: str, label_column: str, part_column: str | None
-) -> list[Sample]:
-    columns = [column for column in (path_column, label_column, part_column) if column is not None]
-    samples: list[Sample] = []
-    lines: dict[str, int] = {}  # path -> the line that lists it
-    faults: list[str] = []
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:  # -sig: Excel writes a BOM
-            reader = csv_format.DictReader(file, strict=True)
-            header = reader.fieldnames or []
-            for column in columns:
-                if column not in header:
-                    raise DataError(
-                        f"{table}:1: no column '{column}'; the header has: {', '.join(header)}."
-                    )
-            for row in reader:
-                path, class_name, part = (
-                    (row[column] or "").strip() if column is not None else ""
-                    for column in (path_column, label_column, part_column)
-                )
-                path = PurePosixPath(path).as_posix()  # one spelling per file: no "./a.jpg"
-                if fault := _fault(path, class_name, part, root, lines):
-                    faults.append(f"{table}:{reader.line_num}: {fault}")
-                    continue
-                lines[path] = reader.line_num
-                samples.append(Sample(path, class_name, PARTS.get(part)))
-    except OSError as error:
-        raise DataError(f"{table}: cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, csv_format.Error) as error:
-        raise DataError(f"{table}: not a CSV file in UTF-8: {error}.") from error
-    if faults:
-        more = [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        raise DataError("\n".join(faults[:_SHOWN] + more))
-    if not samples:
-        raise DataError(f"{table}: no images listed; expected a header and one line an image.")
-    return samples
+class _Reader:
+    """Samples, faults by kind and counts of conversions, while a table is read."""
+
+    def __init__(self, table: Path, root: Path, suffix: str, may_miss: bool) -> None:
+        self.table, self.root, self.suffix, self.may_miss = table, root, suffix, may_miss
+        self.line = 0  # the last line of the last row
+        self.rows = 0
+        self.samples: dict[str, Sample] = {}  # by path
+        self.lines: dict[str, int] = {}  # path -> the line that lists it
+        self.faults: dict[str, list[str]] = defaultdict(list)
+        self.missing: list[str] = []
+        self.notes: list[str] = []
+        self.converted: Counter[str] = Counter()
+
+    def read(self, file: TextIO, wanted: Mapping[str, str]) -> None:
+        """Read all rows. Raises DataError for a header without the wanted columns, csv.Error."""
+        separator = _separator(file.readline(), set(wanted.values()))
+        file.seek(0)
+        if separator != ",":
+            self.notes.append(f"{self.table}: read with {_SEPARATORS[separator]} between values")
+        rows = csv_format.reader(file, delimiter=separator, strict=True, skipinitialspace=True)
+        header = [name.strip() for name in next(rows, [])]
+        if any(header.count(name) != 1 for name in wanted.values()):
+            raise DataError(self._without_columns(header, next(rows, []), wanted))
+        at = {key: header.index(name) for key, name in wanted.items()}
+        unused = [i for i, name in enumerate(header) if name.lower() in _USUAL["part_column"]]
+        unused = [] if "part_column" in wanted else unused[:1]
+        parts: set[str | None] = set()
+        for row in rows:
+            self.line = rows.line_num
+            values = [value.strip() for value in row]
+            if not any(values):
+                self.converted["rows without values are passed over"] += bool(row)
+                continue
+            self.rows += 1
+            if any(values[len(header) :]):
+                text = f"{len(row)} values, but the header has {len(header)} columns; write a value"
+                self._fault("rows of more values", f"{text} that has {separator!r} in quotes.")
+                continue
+            values += [""] * (len(header) - len(values))
+            parts |= {part_of(values[i]) for i in unused}
+            part = values[at["part_column"]] if "part_column" in at else ""
+            self._add(values[at["path_column"]], values[at["label_column"]], part)
+        if parts and None not in parts:
+            name = shlex.quote(f"dataset.part_column={header[unused[0]]}")
+            self.notes.append(f"the column '{header[unused[0]]}' is not used; {name} splits by it")
+
+    def _add(self, path: str, label: str, part: str) -> None:
+        path = self._relative(path)
+        if fault := _fault(path, label, part, self.root):
+            self._fault(*fault)
+            return
+        sample = Sample(path, label, part_of(part))
+        if part and part.lower() not in PARTS:
+            self.converted[f"rows with the part '{part}' are read as {sample.part}"] += 1
+        if (first := self.samples.get(path, sample)) != sample:
+            text = f"'{path}' is listed a second time; first in line {self.lines[path]}"
+            what = f", there with the label '{first.class_name}'"
+            what = what if first.class_name != label else f", there with the part '{first.part}'"
+            self._fault("rows that contradict an earlier one", f"{text}{what}.")
+            return
+        if path in self.samples:
+            self.converted["rows repeat an earlier row and are passed over"] += 1
+            return
+        try:
+            check_file(self.root / path)
+        except FileNotFoundError:
+            self.missing.append(path)
+            if not self.may_miss:
+                self._fault("missing files", f"'{path}': no such file below {self.root}.")
+        except (OSError, ValueError) as error:
+            self._fault("files that cannot be read", f"'{shorten(path)}': {reason(error)}.")
+        self.converted["rows have the label 'None', which is taken as a class"] += label == "None"
+        self.samples[path], self.lines[path] = sample, self.line
+
+    def _relative(self, path: str) -> str:
+        """The path with the suffix, relative to the root, in one spelling: no "./a.jpg"."""
+        if "\\" in path and not os.path.exists(self.root / path):
+            path = path.replace("\\", "/")
+            self.converted["paths with \\ are read with /"] += 1
+        if self.suffix and path and not path.endswith(self.suffix):
+            path += self.suffix
+        top = os.path.join(os.path.abspath(self.root), "")
+        if os.path.isabs(path) and os.path.normpath(path).startswith(top):
+            path = os.path.normpath(path)[len(top) :]
+            self.converted["absolute paths below the root are read as relative"] += 1
+        return PurePosixPath(path).as_posix()
+
+    def _fault(self, kind: str, text: str) -> None:
+        self.faults[kind].append(f"{self.table}:{self.line}: {text}")
+
+    def finish(self) -> tuple[list[Sample], str]:
+        """The samples, and a note. Raises DataError with all faults: counts and the first lines."""
+        samples = list(self.samples.values())
+        if self.may_miss and self.missing and len(self.missing) == len(samples):
+            self._fault("missing files", f"none of {self.rows:,} files is below {self.root}.")
+        if self.faults:
+            count = sum(map(len, self.faults.values()))
+            lines = [f"{self.table}: {count:,} of {self.rows:,} rows cannot be used:"]
+            shown = _SHOWN if len(self.faults) == 1 else 3
+            for kind, told in self.faults.items():
+                more = [f"... and {len(told) - shown:,} more {kind}"] if len(told) > shown else []
+                lines += told[:shown] + more
+            if self.missing:
+                lines += [_hint(self.root, self.missing[0], self.suffix)]
+            raise DataError("\n".join(lines))
+        if not samples:
+            raise DataError(
+                f"{self.table}: no images listed; expected a header and one line an image."
+            )
+        check_names(self.table, ((s.class_name, f"in line {self.lines[s.path]}") for s in samples))
+        converted = [f"{count:,} {what}" for what, count in self.converted.items() if count]
+        converted = [f"{self.table}: {', '.join(converted)}"] if converted else []
+        return samples, "\n".join(self.notes + converted)
+
+    def _without_columns(
+        self, header: Sequence[str], row: Sequence[str], wanted: Mapping[str, str]
+    ) -> str:
+        """The message for a header that lacks a wanted column, or has it twice."""
+        twice = [name for name in wanted.values() if header.count(name) > 1]
+        lacking = {key: name for key, name in wanted.items() if name not in header}
+        faults = [f"no column '{name}'" for name in lacking.values()]
+        faults += [f"the column '{name}' stands {header.count(name)} times" for name in twice]
+        text = f"{self.table}:1: {', '.join(faults)}; the header has: {', '.join(header)}."
+        if twice:
+            text += " Rename columns, so that each name stands once."
+        if any(os.path.isfile(self.root / name) for name in header if name):
+            return f"{text} It seems to be an image's line: write a header above it, path,label."
+        if not lacking:
+            return text
+        images = [i for i, value in enumerate(row) if any(_places(self.root, value.strip()))]
+        guesses = {key: _guess(name, key, header) for key, name in lacking.items()}
+        if images and "path_column" in lacking:
+            guesses["path_column"] = header[images[0]]
+        rest = [name for name in header if name not in (*guesses.values(), *wanted.values())]
+        if len(rest) == 1 and guesses.get("label_column") == "NAME":
+            guesses["label_column"] = rest[0]
+        typed = [shlex.quote(f"dataset.{key}={name}") for key, name in guesses.items()]
+        if images and (place := next(_places(self.root, row[images[0]].strip()))):
+            typed += [text for text in place if "suffix" in text]
+        return f"{text} Type {' '.join(typed)}."
 
 
-def _fault(path: str, class_name: str, part: str, root: Path, lines: dict[str, int]) -> str | None:
+def _guess(name: str, key: str, header: Sequence[str]) -> str:
+    """The column of the header that is meant by ``name``; "NAME" if that is not clear."""
+    usual = (name.lower(), *_USUAL.get(key, ("path", "file", "filename", "file_name", "image")))
+    found = {column.lower(): column for column in reversed(header) if column}
+    return next((found[one] for one in usual if one in found), "NAME")
+
+
+def _separator(line: str, wanted: set[str]) -> str:
+    """The character between the values of a header: the one that shows most wanted columns."""
+
+    def columns(separator: str) -> tuple[int, int]:
+        rows = csv_format.reader([line], delimiter=separator, skipinitialspace=True)
+        names = {name.strip() for name in next(rows, [])}
+        return len(names & wanted), len(names)
+
+    return max(_SEPARATORS, key=columns)  # the first of equals, a comma
+
+
+def _fault(path: str, label: str, part: str, root: Path) -> tuple[str, str] | None:
+    """The kind of fault and the text, if a row cannot be used whatever files there are."""
     if path == ".":
-        return "the path is empty."
-    if path.startswith("/") or ".." in path.split("/"):
-        return f"'{path}' leaves the root {root}; paths must be relative to it."
-    if path in lines:
-        return f"'{path}' is listed a second time; first in line {lines[path]}."
-    if not class_name:
-        return f"'{path}' has no label."
-    if len(class_name) > _LONGEST:
-        return f"the label '{shorten(class_name)}' is too long; at most {_LONGEST} are allowed."
-    if part and part not in PARTS:
-        return f"'{path}': unknown part '{part}'; expected {', '.join(PARTS)} or nothing."
-    try:
-        check_file(root / path)
-    except FileNotFoundError:
-        return f"'{path}': no such file below {root}."
-    except (OSError, ValueError) as error:
-        return f"'{shorten(path)}': {reason(error)}."
+        return "empty paths", "the path is empty."
+    if path.startswith("/") or re.match("[A-Za-z]:/", path) or ".." in path.split("/"):
+        text = f"'{path}' leaves the root {root}; paths must be relative to it."
+        return "paths outside of the root", text
+    if not label:
+        return "rows without label", f"'{path}' has no label."
+    if label.lower() in _NO_LABEL:
+        text = f"'{path}': the label '{label}' usually means that there is none; remove the row, "
+        return "rows without label", text + "or write the class by another word."
+    if len(label) > _LONGEST:
+        text = f"the label '{shorten(label)}' is too long; at most {_LONGEST} are allowed."
+        return "long labels", text
+    if part and not part_of(part):
+        text = f"'{path}': unknown part '{part}'; expected {', '.join(PARTS)} or nothing."
+        return "rows of unknown parts", text
     return None
+
+
+def _places(root: Path, path: str) -> Iterator[list[str]]:
+    """What to type so that ``path`` is found: root and suffix, each place where the file is."""
+    endings = ["", *(e for suffix in sorted(SUFFIXES) for e in (suffix, suffix.upper()))]
+    folders = [root, *sorted(p for p in root.iterdir() if p.is_dir())[:100], root.parent]
+    for folder in folders if path else ():
+        for ending in endings:
+            if os.path.isfile(os.path.join(folder, path + ending)):
+                texts = [f"dataset.root={folder}"] * (folder != root)
+                texts += [f"dataset.suffix={ending}"] * bool(ending)
+                yield [shlex.quote(text) for text in texts]
+
+
+def _hint(root: Path, path: str, suffix: str) -> str:
+    """How to mend missing files, found with the first of them."""
+    plain = path.removesuffix(suffix) if suffix else path
+    if typed := next(_places(root, plain), None):
+        return f"'{plain}' is found with {' '.join(typed)}: type that."
+    folder, name = os.path.split(os.path.join(root, path))
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    for other in names:
+        if _folded(other) == _folded(name):
+            return f"{other!r} is there: names differ in case or Unicode form; write them alike."
+    return "Correct dataset.root or the paths, or leave missing files out: dataset.on_broken=skip."
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _not_utf8(table: Path, error: UnicodeDecodeError) -> str:
+    head = table.read_bytes()[:4]
+    what = f"{error}. In a spreadsheet save it as 'CSV UTF-8'"
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        what = f"it is UTF-16: iconv -f UTF-16 -t UTF-8 {shlex.quote(str(table))} > NEW.csv"
+    elif head[:2] == b"PK":
+        what = "it is a workbook or an archive: save the sheet as 'CSV UTF-8'"
+    return f"{table}: not a CSV file in UTF-8: {what}."
 
 
 def _classes(samples: list[Sample], table: Path) -> list[str]:

@@ -2,19 +2,21 @@
 
 import difflib
 import hashlib
-import os
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from datasets import DataError
-from datasets.images import SUFFIXES, read_and_tell, read_file
+from datasets.images import read_and_tell, read_file
 
 # Folder names and CSV values that name an official split -> the split.
-PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+PARTS |= {"test": "test", "testing": "test"}
 
 
 class Sample(NamedTuple):
@@ -32,10 +34,14 @@ class ImageFiles:
     """
 
     images: Tensor | None = None
-    note = ""
 
     def __init__(
-        self, root: Path, samples: Sequence[Sample], classes: Sequence[str], on_broken: str
+        self,
+        root: Path,
+        samples: Sequence[Sample],
+        classes: Sequence[str],
+        on_broken: str,
+        note: str = "",
     ) -> None:
         label_of = {name: label for label, name in enumerate(classes)}
         self.root = root
@@ -45,6 +51,7 @@ class ImageFiles:
         self.parts = tuple(sample.part for sample in samples)
         self.on_broken = on_broken
         self.remarks = bytearray(len(samples))
+        self.note = note
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,33 +93,6 @@ def shorten(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:80]}... ({len(text):,} characters)"
 
 
-def scan(root: Path) -> list[Sample]:
-    """List ``root/CLASS/**/IMAGE``, or ``root/SPLIT/CLASS/**/IMAGE`` with names as in ``PARTS``.
-
-    Sorted by split, class and path. Hidden files and suffixes outside ``SUFFIXES`` are ignored;
-    links to files are followed. A single ``train`` folder beside other folders is a class (of
-    vehicles, for example); ``train`` and ``test`` beside other folders are an error.
-    Raises DataError: no such folder, no class folder, a class without images or without training
-    images, split folders mixed with others, a folder that cannot be read.
-    """
-    if not root.is_dir():
-        raise missing_folder(root)
-    try:
-        names = sorted(_folders(root))
-        given = {name: PARTS[name.lower()] for name in names if name.lower() in PARTS}
-        if given and set(given.values()) != {"train"} and len(given) < len(names):
-            others = sorted(set(names) - set(given))
-            raise DataError(
-                f"{root}: {_list(given)} beside {_list(others)}: are these parts of a split or "
-                f"classes? Expected either only train, valid and test, or only class folders."
-            )
-        if given and len(given) == len(names):
-            return _scan_parts(root, given)
-        return _scan_classes(root, "", None)
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
-
-
 def missing_folder(root: Path) -> DataError:
     """The error for a root that is not a folder; it suggests folders with similar names."""
     if root.exists():
@@ -120,7 +100,7 @@ def missing_folder(root: Path) -> DataError:
     existing = next(parent for parent in root.parents if parent.is_dir())
     wanted = root.relative_to(existing).parts[0]
     try:
-        names = _folders(existing)
+        names = [path.name for path in existing.iterdir() if path.is_dir()]
     except OSError:  # then the error has no hint
         names = []
     near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
@@ -136,64 +116,27 @@ def natural(name: str) -> tuple[list[str | int], str]:
     return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
 
 
-def _scan_parts(root: Path, given: dict[str, str]) -> list[Sample]:
-    if len(set(given.values())) < len(given) or "train" not in given.values():
-        raise DataError(
-            f"{root}: found {_list(given)}, but expected one train folder, and at most one of "
-            f"val, valid, validation, and at most one test."
-        )
-    order = list(dict.fromkeys(PARTS.values()))
-    names = sorted(given, key=lambda name: order.index(given[name]))
-    samples = [sample for name in names for sample in _scan_classes(root, name, given[name])]
-    trained = {sample.class_name for sample in samples if sample.part == "train"}
-    for sample in samples:
-        if sample.class_name not in trained:
-            raise DataError(
-                f"{root / sample.path}: class '{sample.class_name}' is in {sample.part} but not "
-                f"in train; classes of train: {_list(sorted(trained, key=natural))}."
-            )
-    return samples
+def check_names(place: Path, samples: Iterable[tuple[str, object]]) -> None:
+    """Raise DataError if class names differ only in case, spaces or Unicode form.
 
-
-def _scan_classes(root: Path, folder: str, part: str | None) -> list[Sample]:
-    samples: list[Sample] = []
-    for name in sorted(_folders(root / folder), key=natural):
-        paths = _image_paths(root, root / folder / name)
-        if not paths:
-            raise DataError(
-                f"{root / folder / name}: this class has no images; expected files that end in "
-                f"{', '.join(sorted(SUFFIXES))}. Add some or remove the folder."
-            )
-        samples += [Sample(path, name, part) for path in paths]
-    if not samples:
-        raise DataError(
-            f"{root / folder}: no class folders here; expected {root / folder}/CLASS/IMAGE.jpg"
-            + ("." if folder else f", or {root}/train/CLASS/IMAGE.jpg beside valid and test.")
-        )
-    return samples
-
-
-def _image_paths(root: Path, folder: Path) -> list[str]:
-    found = []
-    for place, folders, files in os.walk(folder, onerror=_fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = Path(place).relative_to(root).as_posix()
-        found += [
-            f"{prefix}/{name}"  # no Path per file: making them takes longer than everything else
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-        ]
-    return sorted(found, key=natural)
-
-
-def _fail(error: OSError) -> None:
-    raise error  # by default os.walk skips a folder that it cannot read
-
-
-def _folders(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
-
-
-def _list(names: Sequence[str] | dict[str, str]) -> str:
-    shown = [f"'{name}'" for name in names]
-    return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
+    The case of single letters counts: "a" and "A" are two classes. ``samples``: the class of each
+    image, and where it is.
+    """
+    first: dict[str, object] = {}
+    counts: Counter[str] = Counter()
+    for name, where in samples:
+        counts[name] += 1
+        first.setdefault(name, where)
+    groups: dict[str, list[str]] = {}
+    for name in counts:
+        key = " ".join(unicodedata.normalize("NFKC", name).split())
+        groups.setdefault(key.casefold() if len(key) > 1 else key, []).append(name)
+    lines = []
+    for group in groups.values():
+        if len(group) > 1:
+            is_form = len({unicodedata.normalize("NFC", name) for name in group}) == 1
+            what = "Unicode form (composed or not)" if is_form else "case, spaces or Unicode form"
+            told = (f"{ascii(n)} ({counts[n]:,} images, first {first[n]})" for n in group)
+            lines.append(f"{place}: the classes {' and '.join(told)} differ only in {what}.")
+    if lines:
+        raise DataError("\n".join([*lines, "Give each class one name, the same everywhere."]))

@@ -2,22 +2,30 @@
 
 from typing import Literal
 
-from datasets.files import ImageFiles, natural, scan, user_path
+from datasets.files import ImageFiles, natural, user_path
+from datasets.folders import Layout, scan
 
 
 class ImageFolder(ImageFiles):
-    """Images in one folder per class: ``root/CLASS/**/IMAGE``, classes in natural order (2 < 10).
+    """Images in one folder per class: ``root/CLASS/IMAGE``, classes in natural order (2 < 10).
 
-    ``root`` may instead hold ``train``, ``val`` (or ``valid``, ``validation``) and ``test`` folders
-    of that form; these are the splits. Without a validation folder, val is cut from train.
+    Images may also lie in folders below the class. ``root`` may instead hold ``train``, ``val`` (or
+    ``valid``, ``validation``) and ``test`` folders of that form; these are the splits. Without a
+    validation folder, val is cut from train.
+
+    layout: ``auto`` decides whether the folders are classes or splits. ``parts`` reads those named
+    like splits (seg_train, val2017), ``classes`` reads each as a class.
+
     Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError as ``scan`` does.
 
     root: The folder with a folder for each class, or with train, val and test folders of them.
     on_broken: What a file that cannot be decoded does: error ends the run, skip leaves it out.
     """
 
-    def __init__(self, root: str, on_broken: Literal["error", "skip"] = "error") -> None:
+    def __init__(
+        self, root: str, on_broken: Literal["error", "skip"] = "error", layout: Layout = "auto"
+    ) -> None:
         folder = user_path(root, "dataset.root")
-        samples = scan(folder)
+        samples, note = scan(folder, layout)
         classes = sorted({sample.class_name for sample in samples}, key=natural)
-        super().__init__(folder, samples, classes, on_broken)
+        super().__init__(folder, samples, classes, on_broken, note)

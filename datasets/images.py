@@ -19,8 +19,8 @@ from datasets import BrokenImage
 
 # A file is listed by its suffix, but decoded by its content: a PNG named .jpg is read as a PNG.
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
+    {".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".jfi", ".mpo", ".png", ".apng", ".bmp", ".webp"}
+    | {".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 MAX_BYTES = 1 << 30  # of a file: more than MAX_PIXELS in 16-bit colour

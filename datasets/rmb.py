@@ -8,7 +8,8 @@ from typing import Literal
 
 from datasets import RMB_ROOT, DataError
 from datasets.draw import MARK, draw
-from datasets.files import ImageFiles, missing_folder, scan, user_path
+from datasets.files import ImageFiles, missing_folder, user_path
+from datasets.folders import scan
 
 DRAWN = "data/rmb_drawn"
 
@@ -48,17 +49,18 @@ class RMB(ImageFiles):
                     draw(folder)
                 except OSError as error:
                     raise DataError(f"{folder}: cannot be drawn: {error.strerror}.") from error
-        samples = scan(folder)
+        samples, note = scan(folder, same_inside=True)  # such as 1/front and 100/front
         classes = sorted({sample.class_name for sample in samples}, key=_value)
         for lower, higher in pairwise(classes):
             if _value(lower) == _value(higher):
                 raise DataError(f"{folder}: '{lower}' and '{higher}' are the same face value.")
-        super().__init__(folder, samples, classes, on_broken)
         if (folder / MARK).exists():
-            self.note = (
+            drawn = (
                 f"{folder} holds DRAWN pictures of notes, not photographs: "
                 f"results say nothing about real notes."
             )
+            note = "\n".join(filter(None, [drawn, note]))
+        super().__init__(folder, samples, classes, on_broken, note)
 
 
 def _value(name: str) -> float:

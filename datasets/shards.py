@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 from torch import Tensor
 
 from datasets import BrokenImage, DataError
-from datasets.files import PARTS, missing_folder, shorten, user_path
+from datasets.files import PARTS, check_names, missing_folder, shorten, user_path
 from datasets.images import check_file, decode_and_tell, read_file, reason
 
 INDEX = "shards.json"
@@ -66,6 +66,8 @@ class Shards:
         self.ids: tuple[str, ...] = tuple(sample["id"] for sample in samples)
         self.parts: tuple[str | None, ...] = tuple(sample["part"] for sample in samples)
         self.remarks = bytearray(len(samples))  # as those of ImageFiles
+        names = (self.classes[label] for label in self.labels)
+        check_names(folder / INDEX, zip(names, self.ids, strict=True))
         self._digests: tuple[str, ...] = tuple(sample["sha256"] for sample in samples)
         # Of each sample: number of the shard, first byte, number of bytes.
         self._places = tuple(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datasets import DataError
 
 PARTS = ("train", "val", "test")
+_SHOWN = 5  # groups of equal images in a warning, and images of a group
 _LARGEST = 1e9  # larger than any useful ratio; sums and products with it cannot overflow
 
 
@@ -68,21 +69,34 @@ def conflicts(
     digests: Sequence[str],
     split: Mapping[str, list[int]],
 ) -> list[str]:
-    """A warning for each content with two labels, or in two splits (which official ones allow)."""
+    """Warnings about contents with two labels, or in two splits (which official ones allow).
+
+    The first line of a warning has the total, the next lines some of the groups of equal images.
+    """
     part_of = {index: part for part, indices in split.items() for index in indices}
     count = Counter(digests[index] for index in part_of)
     groups: dict[str, list[int]] = {}  # only of repeated contents, which are few
     for index in sorted(part_of):
         if count[digests[index]] > 1:
             groups.setdefault(digests[index], []).append(index)
-    found = []
-    for group in groups.values():
-        names = " = ".join(ids[index] for index in group)
-        if len({labels[index] for index in group}) > 1:
-            found.append(f"equal images in different classes: {names}")
-        if len({part_of[index] for index in group}) > 1:
-            found.append(f"equal images in different parts of the official split: {names}")
-    return found
+    kinds: list[tuple[str, Mapping[int, object]]] = [
+        ("different classes: one of the labels is wrong", dict(enumerate(labels))),
+        ("different parts of the official split: what is tested was trained on", part_of),
+    ]
+    warnings = []
+    for what, key_of in kinds:
+        found = [group for group in groups.values() if len({key_of[i] for i in group}) > 1]
+        if not found:
+            continue
+        groups_of = f"{len(found):,} group{'s' * (len(found) > 1)} of equal images"
+        lines = [f"{groups_of} ({sum(map(len, found)):,} in all) in {what}"]
+        for group in found[:_SHOWN]:
+            more = f" and {len(group) - _SHOWN:,} more" if len(group) > _SHOWN else ""
+            lines.append("  " + " = ".join(ids[index] for index in group[:_SHOWN]) + more)
+        if len(found) > _SHOWN:
+            lines.append(f"  and {len(found) - _SHOWN:,} more groups; trainer.data lists all")
+        warnings.append("\n".join(lines))
+    return warnings
 
 
 def manifest(

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--source", type=Path, required=True, help="an image folder, with or without train/, ...")
     add("--target", type=Path, required=True, help="a folder that is new or empty")
     add("--size", type=_bytes, default="256M", help="bytes a shard, about (default: 256M)")
+    add("--layout", choices=["auto", "parts", "classes"], default="auto", help="as dataset.layout")
     add("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
     arguments = parser.parse_args(argv)
     source, target = arguments.source, arguments.target.resolve()
@@ -55,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from datasets.image_folder import ImageFolder
 
     def work() -> None:
-        dataset = ImageFolder(str(source))
+        dataset = ImageFolder(str(source), layout=arguments.layout)
+        if dataset.note:
+            print(dataset.note, file=sys.stderr)
         digests = _check(dataset, arguments.skip_broken)
         print(_pack(dataset, digests, target, arguments.size))
 
@@ -153,7 +156,8 @@ def _write_shard(
     from webdataset import TarWriter
 
     from datasets import DataError
-    from datasets.images import read_file
+    from datasets.images import SUFFIXES, read_file
+    from datasets.walk import suffix_by_content
 
     packed: list[int] = []
     # Fixed owner and time: equal images give equal bytes. encoder=False: files as they are.
@@ -169,7 +173,9 @@ def _write_shard(
             key = f"{first + len(packed):08d}"
             label = str(dataset.labels[index]).encode()
             # WebDataset's readers find the picture by its suffix, which must be in lower case.
-            tar.write({"__key__": key, source.suffix[1:].lower(): content, "cls": label})
+            suffix = source.suffix.lower()
+            suffix = suffix if suffix in SUFFIXES else suffix_by_content(str(source))
+            tar.write({"__key__": key, suffix[1:]: content, "cls": label})
             packed.append(index)
             if file.tell() >= size:
                 break

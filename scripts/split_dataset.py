@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         from datasets.image_folder import ImageFolder  # torch: a mistyped argument need not wait
 
-        dataset = ImageFolder(str(source), on_broken=arguments.on_broken)
+        dataset = ImageFolder(str(source), arguments.on_broken, arguments.layout)
+        if dataset.note:
+            print(dataset.note, file=sys.stderr)
         _write(dataset, target, arguments.ratios, arguments.seed, arguments.mode)
 
     return code_of_writing(target, work)
@@ -64,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         help="link: hard links, which take no space, or copies where the disk has no hard links; "
         "copy: always copies (default: link)",
     )
+    add("--layout", choices=["auto", "parts", "classes"], default="auto", help="as dataset.layout")
     add(
         *("--on-broken",),
         choices=["error", "skip"],
@@ -92,7 +95,8 @@ def _write(
         for part, folder in FOLDERS.items():
             for i in chosen[part]:
                 # Without the source's own split: "train/cat/1.jpg" may become "valid/cat/1.jpg".
-                name = PurePosixPath(ids[i]).parts[1 if parts[i] else 0 :]
+                name = PurePosixPath(ids[i]).parts
+                name = name[name.index(dataset.classes[labels[i]], 1 if parts[i] else 0) :]
                 copied += _place(dataset.root / ids[i], partial / folder / Path(*name), mode)
         content = {"ratios": list(ratios), "seed": seed, **manifest(chosen, ids, digests)}
         (partial / "split.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -240,7 +240,7 @@ def test_folders_are_searched_in_natural_order_without_hidden_files_and_loops(tm
         photo(tmp_path / name)
     (tmp_path / "sub" / "loop").symlink_to(tmp_path)
     (tmp_path / "linked.png").symlink_to(wanted[0])
-    paths, faults = find_images([str(tmp_path), str(wanted[0])])
+    paths, faults, *_ = find_images([str(tmp_path), str(wanted[0])])
     assert paths == [str(p) for p in (*wanted[:2], tmp_path / "linked.png", wanted[2])]
     assert not faults
 
@@ -256,7 +256,7 @@ def test_patterns_match_what_a_shell_would_give(tmp_path, pattern):
         text=True,
         cwd=tmp_path,
     )
-    by_shell, _ = find_images([str(tmp_path / name) for name in done.stdout.split()])
+    by_shell, *_ = find_images([str(tmp_path / name) for name in done.stdout.split()])
     assert set(find_images([str(tmp_path / pattern)])[0]) == set(by_shell)
 
 
@@ -271,7 +271,7 @@ def test_a_literal_name_wins_over_the_pattern(tmp_path):
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20))
 def test_any_text_finds_files_or_tells_why_not(text):
-    paths, faults = find_images([f"nowhere/{text}"])
+    paths, faults, *_ = find_images([f"nowhere/{text}"])
     assert not paths and len(faults) == 1 and faults[0].isprintable()
 
 

@@ -23,8 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.predict",
         description="Predict the classes of images, with a run's best weights.",
-        epilog="exit codes: 0 done, 2 usage or a PATH without images, 3 files that cannot be read "
-        "(the others are done), 4 the model answers with NaN or infinity, 5 run folder or disk",
+        epilog="exit codes: 0 done, 2 usage or a PATH without images, 3 files or folders that "
+        "cannot be read (the others are done), 4 the model answers with NaN or infinity, "
+        "5 run folder or disk",
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
@@ -119,9 +120,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     folder = find_run(arguments.run)
     files = output_files(arguments)
-    paths, faults = find_images(arguments.paths)
+    paths, faults, unreadable, note = find_images(arguments.paths)
+    if note:
+        print(f"note    {note}", file=sys.stderr)
     if not paths:
-        raise DataError("\n".join([*faults, "There is nothing to predict."]))
+        raise DataError("\n".join([*unreadable, *faults, "There is nothing to predict."]))
     settings = {"train.device": arguments.device, "train.threads": arguments.threads}
     trained = load_trained(folder, [f"{k}={v}" for k, v in settings.items() if v is not None])
     predictions = predict_files(
@@ -135,11 +138,11 @@ def run(arguments: argparse.Namespace) -> None:
         broken = print_predictions(arguments, trained.classes, paths, predictions, files)
     for note in notes_on(trained.remarks):
         print(f"note: {note}", file=sys.stderr)
-    if broken:
+    if broken or unreadable:
         unanswered = [line for line in broken if NO_ANSWER in line]
         count = f"{len(broken)} of {len(paths)} files cannot be used; the others are done."
         error = NoAnswer if unanswered else DataError
-        raise error("\n".join([*faults, *broken, count]))
+        raise error("\n".join([*faults, *unreadable, *broken, count]))
     if faults:
         raise UsageError("\n".join(faults))
 

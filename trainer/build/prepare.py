@@ -25,6 +25,7 @@ from trainer.input.loader import Loader
 from trainer.process.console import Say
 from trainer.process.errors import ConfigError
 from trainer.process.launch import local_rank
+from trainer.process.words import visible
 
 if TYPE_CHECKING:
     from trainer.build.teacher import Distillation
@@ -110,10 +111,12 @@ def check_sync_batch_norm(config: Config, device: torch.device) -> None:
 def prepare_data(config: Config, device: torch.device, say: Say) -> tuple[Data, dict[str, Shape]]:
     """The data, and the ``shapes_of`` its splits; prints notes, and images that are left out."""
     data = load_data(config, device)
-    for note in data.notes:
-        say(f"note    {note}")
+    for note in "\n".join(data.notes).splitlines():
+        say(f"note    {visible(note)}")
+    if anew := [name for name, subset in data.subsets.items() if subset.cache == "off"]:
+        say(f"note    {', '.join(anew)}: not kept in memory, read anew in every epoch")
     for path, reason in data.skipped:
-        say(f"left out {path}: {reason}")
+        say(f"left out {visible(path)}: {reason}")
     return data, shapes_of(config, data)
 
 

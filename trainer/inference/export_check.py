@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets import DATASETS, DataError
-from datasets.images import SUFFIXES
+from datasets.walk import walk
 from trainer.build.trained import TrainedModel
 from trainer.components.losses import probabilities
 from trainer.config import Config
@@ -93,7 +93,7 @@ def image_files(path: Path) -> list[Path]:
     """Return the path itself, or, for a folder, the image files in and below it."""
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    return sorted(map(Path, walk(str(path)).images))
 
 
 def inputs_of_test_images(run: Path, config: Config) -> Tensor:

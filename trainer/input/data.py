@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from trainer.distributed.shares import Shares
 from trainer.input.decode import attempt, in_threads, read_subset
 from trainer.input.loader import Delivery, Loader, Order
 from trainer.input.subset import Subset
-from trainer.process.errors import ConfigError, Fault
+from trainer.process.errors import MAX_FAULTS, ConfigError, Fault
 from trainer.process.launch import local_world_size
 from transforms import TRANSFORMS
 from transforms.pipeline import Pipeline
@@ -33,14 +34,13 @@ class Data:
     """A dataset, split and decoded: training and evaluation take their batches from it.
 
     subsets maps train, val and test to their images. skipped lists (path, reason) of the images
-    that ``on_broken: skip`` left out. converted: ``notes_on`` the images. split is the content of
+    that ``on_broken: skip`` left out. split is the content of
     split.json. notes are lines for the user.
     """
 
     dataset: Dataset
     subsets: dict[str, Subset]
     skipped: list[tuple[str, str]]
-    converted: list[str]
     split: dict[str, Any]
     notes: list[str]
 
@@ -93,16 +93,18 @@ def load_data(config: Config, device: torch.device) -> Data:
         usable = [index for index in every if index not in broken]
         indices = cut(dataset, usable, digests, config)
         subsets, failed = read_subsets(dataset, pipelines, indices, config, device)
-    converted = notes_on(getattr(dataset, "remarks", b""))  # a user's dataset may have none
-    notes = ([dataset.note] if dataset.note else []) + converted
-    if anew := [name for name, subset in subsets.items() if subset.cache == "off"]:
-        notes.append(f"{', '.join(anew)}: not kept in memory, read anew in every epoch")
-    notes += conflicts(dataset.ids, dataset.labels, digests, indices)[:5]
+    notes = dataset.note.splitlines()
+    notes += notes_on(getattr(dataset, "remarks", b""))  # a user's dataset may have none
+    try:
+        notes += classes_without_images(dataset, indices, has_folds=config.split.folds is not None)
+    except DataError as error:
+        reasons = "".join(f"\n  {one}" for one in list(broken.values())[:MAX_FAULTS])
+        raise DataError(f"{error}{reasons}") from None
+    notes += conflicts(dataset.ids, dataset.labels, digests, indices)
     return Data(
         dataset=dataset,
         subsets=subsets,
         skipped=[(error.path, error.reason) for error in broken.values()],
-        converted=converted,
         split=how_split(config) | manifest(indices, dataset.ids, digests),
         notes=notes,
     )
@@ -176,8 +178,9 @@ def open_dataset(config: Config) -> Dataset:
         raise ConfigError([config.fault("dataset", f"cannot be opened: {error}")]) from error
     if len(dataset.classes) < 2:
         raise DataError(
-            f"{config.dataset.name} gives one class only, {dataset.classes[0]!r}; "
-            "expected at least two."
+            f"{config.dataset.name} gives one class only, {dataset.classes[0]!r} "
+            f"({len(dataset):,} images); expected at least two. Is dataset.root, or the column of "
+            "the labels, the right one?"
         )
     return dataset
 
@@ -216,6 +219,38 @@ def cut(
     folds = how.folds, how.fold or 0
     cut_usable = split_dataset(labels, contents, parts, how.ratios, how.seed, how.pool, *folds)
     return {name: [usable[row] for row in rows] for name, rows in cut_usable.items()}
+
+
+def classes_without_images(
+    dataset: Dataset, splits: Mapping[str, Sequence[int]], has_folds: bool
+) -> list[str]:
+    """A note for each split without images of some classes; DataError if that is train.
+
+    With folds a rare class may be held out whole; then only a class without any image is an error.
+    """
+    notes, every = [], Counter(dataset.labels)
+    counts = {split: Counter(dataset.labels[i] for i in rows) for split, rows in splits.items()}
+    for split in counts:
+        absent = [k for k in range(len(dataset.classes)) if not counts[split][k]]
+        told = []
+        for label in absent:
+            has = [f"{n:,} in {other}" for other, count in counts.items() if (n := count[label])]
+            unread = every[label] - sum(count[label] for count in counts.values())
+            has += [f"{unread:,} that cannot be read"] if unread else []
+            told.append(f"'{dataset.classes[label]}' ({', '.join(has) or 'no image at all'})")
+        if not told:
+            continue
+        more = f" and {len(told) - 5:,} more" if len(told) > 5 else ""
+        text = f"{split} has no image of {len(told):,} of {len(dataset.classes):,} classes: "
+        notes.append(text + ", ".join(told[:5]) + more)
+        unused = [k for k in absent if not any(count[k] for count in counts.values())]
+        if split == "train" and (unused or not has_folds):
+            anew = "" if unused else ", or cut all images anew with split.pool=true"
+            raise DataError(
+                f"{notes[-1]}. Nothing can be learned of a class without training images: add "
+                f"images or remove the class{anew}."
+            )
+    return notes
 
 
 def build_pipelines(config: Config, num_classes: int) -> dict[str, Pipeline]:

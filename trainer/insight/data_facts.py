@@ -17,7 +17,7 @@ from datasets.split import PARTS
 from trainer.config import Config
 from trainer.input.data import BrokenImages, build_pipelines, cut, open_dataset, transform_fault
 from trainer.input.decode import attempt, in_threads
-from trainer.insight.duplicates import DETAIL, is_flat, near_duplicates, thumbnail
+from trainer.insight.duplicates import DETAIL, groups_of_pairs, is_flat, near_duplicates, thumbnail
 from trainer.process.console import bar
 from trainer.process.errors import ConfigError
 from transforms.pipeline import Pipeline
@@ -51,7 +51,8 @@ class Inspection:
     """What an inspection found. facts holds plain values only: the content of data.json.
 
     splits: the readable samples of train, val and test, as training splits them. exact: groups of
-    samples of equal content. near: pairs of samples and their likeness. broken: unreadable images.
+    samples of equal content. near: groups of similar samples and the least likeness of their
+    pairs. broken: unreadable images.
     """
 
     config: Config
@@ -59,7 +60,7 @@ class Inspection:
     pipelines: dict[str, Pipeline]
     splits: dict[str, list[int]]
     exact: list[list[int]]
-    near: list[tuple[int, int, float]]
+    near: list[tuple[list[int], float]]
     broken: list[BrokenImage]
     facts: dict[str, Any]
 
@@ -90,7 +91,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     near = near_in(dataset, usable, digests, thumbnails, sizes) if search_near else []
     split_of = split_of_each(splits)
     exact.sort(key=lambda group: _rank(dataset, split_of, group))
-    near.sort(key=lambda pair: _rank(dataset, split_of, pair[:2]))  # stable: then by likeness
+    near.sort(key=lambda one: _rank(dataset, split_of, one[0]))  # stable: then by likeness
 
     def samples(indices: Sequence[int]) -> dict[str, Any]:
         entries = [
@@ -120,7 +121,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
         "one_colour": [dataset.ids[usable[row]] for row in flat],
         "exact_duplicates": [samples(group) for group in exact],
         "near_searched": search_near,
-        "near_duplicates": [samples((i, j)) | {"likeness": round(r, 4)} for i, j, r in near],
+        "near_duplicates": [samples(group) | {"likeness": round(r, 4)} for group, r in near],
         "broken": [{"path": error.path, "reason": error.reason} for error in broken],
     }
     facts["warnings"] = warnings_about(facts)
@@ -224,8 +225,8 @@ def near_in(
     digests: Sequence[str],
     thumbnails: Tensor,
     sizes: Sequence[tuple[int, int]],
-) -> list[tuple[int, int, float]]:
-    """Return pairs (i, j, likeness) of nearly equal samples; of equal samples one is compared."""
+) -> list[tuple[list[int], float]]:
+    """Return groups of nearly equal samples, as ``groups_of_pairs`` does; of equal ones one is compared."""
     first: dict[str, int] = {}
     for row, index in enumerate(usable):
         first.setdefault(digests[index], row)
@@ -240,7 +241,7 @@ def near_in(
 
     shortest = torch.tensor([min(sizes[row]) for row in rows])
     found = near_duplicates(thumbnails[rows], shortest, detail)
-    return [(usable[rows[i]], usable[rows[j]], likeness) for i, j, likeness in found]
+    return [([usable[rows[k]] for k in group], score) for group, score in groups_of_pairs(found)]
 
 
 def _rank(dataset: Dataset, split_of: Mapping[int, str], group: Sequence[int]) -> tuple[bool, bool]:
@@ -307,7 +308,7 @@ def warnings_about(facts: Mapping[str, Any]) -> list[str]:
     exact, near = facts["exact_duplicates"], facts["near_duplicates"]
     kinds = (
         (exact, "groups of equal images", "what is tested was trained on"),
-        (near, "pairs of similar images", "where they are copies, what is tested was trained on"),
+        (near, "groups of similar images", "where they are copies, what is tested was trained on"),
     )
     for found, name, meaning in kinds:
         if count := sum(group["across_classes"] for group in found):
@@ -316,7 +317,8 @@ def warnings_about(facts: Mapping[str, Any]) -> list[str]:
             messages.append(f"{count} {name} are in different splits: {meaning}.")
     for split, counts in facts["counts"].items():
         if absent := [name for name, count in counts.items() if not count]:
-            messages.append(f"{split} has no image of {_first_classes(absent)}.")
+            refused = ": training refuses that" if split == "train" else ""
+            messages.append(f"{split} has no image of {_first_classes(absent)}{refused}.")
         if few := [name for name, count in counts.items() if 0 < count < FEW]:
             messages.append(f"{split} has fewer than {FEW} images of {_first_classes(few)}.")
     train = {name: count for name, count in facts["counts"]["train"].items() if count}

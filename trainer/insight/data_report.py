@@ -25,7 +25,8 @@ EPOCHS = 7  # columns of augmentation.png beside the image itself
 SAMPLES = 6  # rows of augmentation.png
 OF_A_CLASS = 8  # columns of classes.png
 MAX_CLASS_ROWS = 40  # rows of classes.png
-MAX_PAIRS = 24  # pairs of duplicates.png
+MAX_GROUPS = 16  # rows of duplicates.png, a group of equal or similar images in each
+OF_A_GROUP = 6  # columns of duplicates.png
 MAX_TABLE_ROWS = 100  # rows of a table of data.md; data.json holds all
 RED = "#d62728"
 
@@ -120,32 +121,37 @@ def draw_classes(found: Inspection) -> Image.Image:
 
 
 def draw_duplicates(found: Inspection) -> Image.Image | None:
-    """Draw equal and similar pairs, in red if in two splits or classes; None if there are none."""
-    split_of = split_of_each(found.splits)
-    pairs = [(group[0], other_of(found, group, split_of), "equal") for group in found.exact]
-    pairs = pairs[: MAX_PAIRS // 2] if found.near else pairs
-    pairs += [(i, j, f"likeness {likeness:.3f}") for i, j, likeness in found.near]
-    pictures: list[Tensor] = []
+    """Draw groups of equal and similar images, red if in two splits or classes; None for none."""
+    split_of, labels = split_of_each(found.splits), found.dataset.labels
+    groups = [(group, "equal") for group in found.exact]
+    groups = groups[: MAX_GROUPS // 2] if found.near else groups
+    groups += [(group, f"likeness {likeness:.3f}") for group, likeness in found.near]
+    pictures: list[Tensor | Image.Image] = []
     captions: list[list[str]] = []
     colours: list[str | None] = []
-    for i, j, what in pairs[:MAX_PAIRS]:
-        spoils = split_of[i] != split_of[j] or found.dataset.labels[i] != found.dataset.labels[j]
-        for index in (i, j):
-            name = found.dataset.classes[found.dataset.labels[index]]
+    for group, what in groups[:MAX_GROUPS]:
+        kinds = {(split_of[index], labels[index]) for index in group}
+        shown = one_of_each_first(group, [(split_of[index], labels[index]) for index in group])[
+            :OF_A_GROUP
+        ]
+        for index in shown:
+            name = found.dataset.classes[labels[index]]
             pictures.append(found.dataset.image(index))
             captions.append([f"{split_of[index]}: {name}", tail(found.dataset.ids[index]), what])
-            colours.append(RED if spoils else None)
-    return sheet(pictures, captions, colours, columns=6, size=150) if pairs else None
+            colours.append(RED if len(kinds) > 1 else None)
+        if more := len(group) - len(shown):
+            captions[-1][-1] += f", {more:,} more"
+        blank = OF_A_GROUP - len(shown)
+        pictures += [Image.new("RGB", (8, 8), "#f2f2f2")] * blank
+        captions += [[""] * 3] * blank
+        colours += [None] * blank
+    return sheet(pictures, captions, colours, columns=OF_A_GROUP, size=150) if groups else None
 
 
-def other_of(found: Inspection, group: Sequence[int], split_of: Mapping[int, str]) -> int:
-    """Return the image to show beside a group's first: one of another class or split, if any."""
-
-    def key(index: int) -> tuple[bool, bool]:
-        same_class = found.dataset.labels[index] == found.dataset.labels[group[0]]
-        return same_class, split_of[index] == split_of[group[0]]
-
-    return min(group[1:], key=key)
+def one_of_each_first(group: Sequence[int], kinds: Sequence[tuple[str, int]]) -> list[int]:
+    """Return a group with the first image of each split and class before the others."""
+    firsts = {kind: index for index, kind in reversed(list(zip(group, kinds, strict=True)))}
+    return sorted(group, key=lambda index: index not in firsts.values())
 
 
 def evenly(items: Sequence[int], count: int) -> list[int]:
@@ -163,7 +169,7 @@ def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
     """Return the content of data.md; ``pictures``: the names of the drawn pictures."""
     dataset, pixels, sizes = facts["dataset"], facts["pixels"], facts["sizes"]
     blocks = [f"# Data: {dataset['name']}", f"{dataset['images']:,} images."]
-    blocks += [f"**Note:** {markdown(dataset['note'])}"] if dataset["note"] else []
+    blocks += [f"**Note:** {markdown(note)}" for note in dataset["note"].splitlines()]
     blocks += ["## Warnings"]
     blocks += ["\n".join(f"- {markdown(line)}" for line in facts["warnings"]) or "None."]
     blocks += ["## Images by class and split"]
@@ -278,7 +284,7 @@ def summary(facts: Mapping[str, Any]) -> list[str]:
         f"{dataset['name']}: {dataset['images']:,} images of {len(dataset['classes'])} classes "
         f"({by_split})"
     ]
-    lines += [f"note        {dataset['note']}"] if dataset["note"] else []
+    lines += [f"note        {visible(note)}" for note in dataset["note"].splitlines()]
     sides = [sizes[key] for key in ("height", "width")]
     if sizes["distinct"] == 1:
         text = f"all {sides[0]['min']} x {sides[1]['min']}"
@@ -297,8 +303,12 @@ def summary(facts: Mapping[str, Any]) -> list[str]:
         mean, std = (by_channel(pixels["config"][key]) for key in MEAN_STD)
         lines.append(f"the YAML's  mean {mean}, std {std}")
     lines.append(f"            {pixels['yaml']}")
-    near = f"{len(facts['near_duplicates']):,} pairs" if facts["near_searched"] else "not searched"
-    lines.append(f"duplicates  {len(facts['exact_duplicates']):,} groups equal, {near} similar")
+    counts = []
+    for key in ("exact_duplicates", "near_duplicates"):
+        images = sum(len(group["samples"]) for group in facts[key])
+        counts.append(f"{len(facts[key]):,} groups ({images:,} images)")
+    near = counts[1] if facts["near_searched"] else "not searched"
+    lines.append(f"duplicates  {counts[0]} equal, {near} similar")
     lines += [f"converted   {line}" for line in facts["converted"]]
     lines += [f"warning     {visible(line)}" for line in facts["warnings"]]
     return lines

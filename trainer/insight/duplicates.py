@@ -9,7 +9,7 @@ kind of banknote have a likeness of 0.99, copies of one photograph 0.997.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,25 @@ def near_duplicates(
     order = scores.argsort(descending=True, stable=True)
     rows = zip(pairs[order].tolist(), scores[order].tolist(), strict=True)
     return [(i, j, min(score, 1.0)) for (i, j), score in rows]
+
+
+def groups_of_pairs(pairs: Sequence[tuple[int, int, float]]) -> list[tuple[list[int], float]]:
+    """Return groups of images that pairs (i, j, likeness) connect, and the least of its pairs.
+
+    Each group is sorted; the most alike group comes first.
+    """
+    group_of: dict[int, list[int]] = {}
+    least: dict[int, float] = {}  # by a group's first image
+    for i, j, score in pairs:
+        one, other = (group_of.setdefault(k, [k]) for k in (i, j))
+        scores = [score, least.get(one[0], score), least.get(other[0], score)]
+        if one is not other:
+            one += other
+            group_of |= dict.fromkeys(other, one)
+        least[one[0]] = min(scores)
+    groups = {group[0]: group for group in group_of.values()}
+    found = [(sorted(group), least[first]) for first, group in groups.items()]
+    return sorted(found, key=lambda one: (-one[1], one[0]))
 
 
 def thumbnail(images: Tensor, size: int = SIZE) -> Tensor:

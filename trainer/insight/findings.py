@@ -291,10 +291,11 @@ def _notes(
 ) -> list[str]:
     """Warnings about the numbers."""
     dataset = result.get("dataset", {})
-    notes = [note for note in (dataset.get("note"), *dataset.get("converted", ())) if note]
+    notes = dataset.get("notes") or list(filter(None, [dataset.get("note")]))
+    notes = [note.replace("\n  ", "; ") for note in notes]  # examples, each on its line
     if skipped := numbers(result).get("skipped_steps"):
         notes += [f"{skipped:,} steps without finite numbers were skipped in training."]
-    for split, counts in balance.items():
+    for split, counts in () if "notes" in dataset else balance.items():
         absent = [name for name, count in zip(classes, counts, strict=True) if not count]
         if absent:
             more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""

@@ -54,7 +54,7 @@ def first_result(job: Job) -> dict[str, Any]:
         "dataset": {
             "name": job.config.dataset.name,
             "note": job.data.dataset.note,
-            "converted": job.data.converted,
+            "notes": job.data.notes,
             "images": {name: len(subset) for name, subset in job.data.subsets.items()},
             "left_out": [{"path": p, "reason": r} for p, r in job.data.skipped],
         },

@@ -71,7 +71,7 @@ def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> Non
     per_second = f", {speed:,.0f} images/s" if speed else ""
     say(f"best    epoch {result['best']['epoch']} of {result['epochs']}")
     say(f"test    {test}")
-    if note := result["dataset"]["note"]:
+    for note in result["dataset"]["note"].splitlines():
         say(f"note    {note}")
     say(f"time    {duration(result['train_seconds'])} of training{per_second}")
     if (page := run / "report" / "report.html").exists():  # unless log.show leaves it out

@@ -1,0 +1,244 @@
+"""Finds classes, and parts of an official split, by the names and the content of folders."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from datasets import DataError
+from datasets.files import PARTS, Sample, check_names, missing_folder, natural
+from datasets.images import SUFFIXES
+from datasets.walk import describe_left_out, is_visible, kind_left_out, walk
+
+Layout = Literal["auto", "parts", "classes"]
+# Words of folder names such as seg_train and val2017. Some also mean other things, so they name a
+# part only if all folders beside them are parts too.
+_WORDS = PARTS | {"tr": "train", "trn": "train", "trainset": "train", "te": "test", "tst": "test"}
+_WORDS |= {"testset": "test", "valset": "val", "dev": "val", "eval": "val", "evaluation": "val"}
+
+
+def scan(
+    root: Path, layout: Layout = "auto", same_inside: bool = False
+) -> tuple[list[Sample], str]:
+    """List ``root/CLASS/**/IMAGE``, or ``root/PART/CLASS/**/IMAGE``. The second value is a note.
+
+    Samples are sorted by part, class and path. ``layout``: "classes" takes every folder as a class;
+    "parts" takes folders as parts whose names have a word such as "train", and leaves out others;
+    "auto" decides, and refuses folders that can be read both ways, such as classes that hold
+    folders of the same names (which ``same_inside`` allows). A single ``train`` folder that holds
+    images, beside others, is a class.
+    Raises DataError: no such folder, no class folder, classes without images, class names that only
+    look different, a root one level too high or too low, folders that cannot be read.
+    """
+    if not root.is_dir():
+        raise missing_folder(root)
+    samples: list[Sample] = []
+    left_out: dict[str, list[str]] = defaultdict(list)
+    try:
+        parts = {} if layout == "classes" else _parts(root, layout, same_inside)
+        for folder, part in parts.items() or [("", None)]:
+            samples += _scan_classes(root, folder, part, left_out)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
+    check_names(root, ((sample.class_name, sample.path) for sample in samples))
+    notes = [describe_left_out(left_out)] if left_out else []
+    if not all(name.lower() in PARTS for name in parts):
+        read = ", ".join(f"'{name}' as {part}" for name, part in parts.items())
+        notes += [f"read {read} (dataset.layout=classes reads all folders as classes)"]
+    return samples, "\n".join(notes)
+
+
+def part_of(name: str) -> str | None:
+    """The part that a word of ``name`` names: "train" for seg_train, None for none or several."""
+    words = {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} | {name.lower()}
+    found = {_WORDS[word] for word in words if word in _WORDS}
+    return found.pop() if len(found) == 1 else None
+
+
+def _parts(root: Path, layout: Layout, same_inside: bool) -> dict[str, str]:
+    """The folders that are parts, below ``root``, in the order train, val, test; {} for classes."""
+    names = sorted(_folders(root))
+    exact = {name: PARTS[name.lower()] for name in names if name.lower() in PARTS}
+    loose = {name: part for name in names if (part := part_of(name)) not in (None, *exact.values())}
+    named = exact | {name: part for name, part in loose.items() if part is not None}
+    if (exact and len(exact) == len(names)) or layout == "parts":
+        if len(set(named.values())) < len(named) or "train" not in named.values():
+            raise DataError(
+                f"{root}: found {_list(named or names)}, but expected one train folder, and at "
+                f"most one of val, valid, validation, and at most one test."
+            )
+        return _in_order(root, named)
+    inside = {name: _inside(os.path.join(root, name)) for name in names}
+    nested = all(inside[name] for name in named)  # the named ones hold no images, only folders
+    is_split = nested and len(set(named.values())) == len(named) > 1 and "train" in named.values()
+    if is_split and len(named) == len(names):
+        return _in_order(root, named)
+    if is_split or not set(exact.values()) <= {"train"} or (exact and nested):
+        raise DataError(_either(root, named, names, is_split))
+    if shared := {} if same_inside else _sharing(inside):
+        raise DataError(_same_inside(root, shared, inside))
+    return {}
+
+
+def _in_order(root: Path, named: Mapping[str, str]) -> dict[str, str]:
+    """The parts in their order; a folder such as seg_train/seg_train is the inner one."""
+    order = list(dict.fromkeys(PARTS.values()))
+    parts = {}
+    for name in sorted(named, key=lambda name: order.index(named[name])):
+        folder = name
+        while len(inner := _folders(root / folder)) == 1 and part_of(inner[0]) == named[name]:
+            folder = f"{folder}/{inner[0]}"
+        parts[folder] = named[name]
+    return parts
+
+
+def _inside(folder: str) -> tuple[str, list[str]] | None:
+    """The folders in a folder, or in the only folder that it holds; None if it holds images."""
+    inner: list[str] = []
+    for _ in range(8):
+        inner = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    inner += [entry.name] if is_visible(entry.name) else []
+                elif not kind_left_out(folder, entry.name):
+                    return None
+        if len(inner) != 1:
+            break
+        folder = os.path.join(folder, inner[0])
+    return (folder, sorted(inner, key=natural)) if inner else None
+
+
+def _sharing(inside: Mapping[str, tuple[str, list[str]] | None]) -> dict[str, list[str]]:
+    """The folders that hold no images, but two or more folders of the same names as another."""
+    sets = {name: set(found[1]) for name, found in inside.items() if found}
+    result = {}
+    for name, own in sets.items():
+        common = max((own & o for key, o in sets.items() if key != name), key=len, default=set())
+        if len(common) > 1:
+            result[name] = sorted(common, key=natural)
+    return result
+
+
+def _either(root: Path, named: Mapping[str, str], names: list[str], is_split: bool) -> str:
+    """The message for folders of which some are named like parts of a split."""
+    others = sorted(set(names) - set(named))
+    train = next((name for name, part in named.items() if part == "train"), None)
+    how = f"rename them to train, valid and test (below {root})"
+    if is_split:
+        how = "type dataset.layout=parts" + f", which leaves out {_list(others)}" * bool(others)
+    elif train:
+        folder = next(iter(_in_order(root, {train: "train"})))
+        how = f"type dataset.root={root / folder}, and val and test are cut from it"
+    beside = f" beside {_list(others)}" if others else ""
+    return (
+        f"{root}: {_list(named)}{beside}: are these parts of a split or classes? For parts: {how}. "
+        f"For classes: type dataset.layout=classes."
+    )
+
+
+def _same_inside(
+    root: Path, shared: Mapping[str, list[str]], inside: Mapping[str, tuple[str, list[str]] | None]
+) -> str:
+    """The message for folders that hold the same folders."""
+    name, common = next(iter(shared.items()))
+    found = inside[name]
+    start = (
+        f"{root}: {_list(shared)} hold no images themselves, but folders of the same names "
+        f"({_list(common)}). Are they classes, or parts of a split? For classes, with the images "
+        "of all folders below: type dataset.layout=classes. "
+    )
+    if found and all(part_of(folder) for folder in common):
+        return start + (
+            f"For data sets of their own: dataset.root={found[0]}. CLASS/PART/IMAGE is not read "
+            "as a split; make it PART/CLASS/IMAGE."
+        )
+    return start + (
+        f"For parts, where {_list(common)} are the classes: rename the folders to train, valid and "
+        "test."
+    )
+
+
+def _scan_classes(
+    root: Path, folder: str, part: str | None, left_out: dict[str, list[str]]
+) -> list[Sample]:
+    """The samples of a folder of classes. Adds to ``left_out``; paths are relative to ``root``."""
+    place, start = os.path.join(root, folder), len(os.path.join(root, ""))
+    beside = [entry.name for entry in os.scandir(place) if not entry.is_dir()]
+    stray = [name for name in beside if not kind_left_out(place, name)]
+    broken = [name for name in beside if kind_left_out(place, name) == "broken links"]
+    names = sorted(_folders(place), key=natural)
+    if not names:
+        raise DataError(_without_classes(root, Path(place), stray))
+    for kind, files in (("images beside the class folders", stray), ("broken links", broken)):
+        if files:
+            left_out[kind] += [os.path.join(place, name)[start:] for name in files]
+    found = {name: walk(os.path.join(place, name)) for name in names}
+    if errors := [error for one in found.values() for error in one.unreadable]:
+        lines = [f"{error.filename}: cannot be read: {error.strerror}." for error in errors]
+        raise DataError(_lines(lines))
+    full = [name for name, one in found.items() if one.images]
+    if len(full) == 1 and part is None and (inner := _inside(os.path.join(place, full[0]))):
+        if len(inner[1]) > 1:
+            raise DataError(
+                f"{root}: only the folder '{full[0]}' holds images, in {_list(inner[1])}: this "
+                f"root seems one level too high. Type dataset.root={inner[0]}."
+            )
+    if len(full) < len(names):
+        suffixes = ", ".join(sorted(SUFFIXES))
+        raise DataError(
+            _lines(
+                f"{os.path.join(place, name)}: this class has no images; expected files that end "
+                f"in {suffixes}. {_holding(one.left_out)} Add some or remove the folder."
+                for name, one in found.items()
+                if not one.images
+            )
+        )
+    for one in found.values():
+        for kind, paths in one.left_out.items():
+            left_out[kind] += [path[start:] for path in paths]
+    return [
+        Sample(path[start:].replace(os.sep, "/"), name, part)
+        for name, one in found.items()
+        for path in one.images
+    ]
+
+
+def _without_classes(root: Path, place: Path, stray: list[str]) -> str:
+    other = "" if place != root else f", or {root}/train/CLASS/IMAGE.jpg beside valid and test"
+    text = f"{place}: no class folders here; expected {place}/CLASS/IMAGE.jpg{other}."
+    if not stray:
+        return text
+    text += f" It holds {len(stray):,} images without a class ({_list(sorted(stray)[:3])}). "
+    if place == root:
+        parent = root.resolve().parent
+        return text + (
+            f"If '{root.resolve().name}' is one of the classes, type dataset.root={parent}; if a "
+            "table holds the labels, dataset.name=CSVImages."
+        )
+    return text + (
+        "To train without them, name the folder that has classes, such as "
+        f"dataset.root={root / 'train'}."
+    )
+
+
+def _holding(left_out: Mapping[str, list[str]]) -> str:
+    text = describe_left_out(left_out).partition(";")[0]
+    return f"It holds: {text.partition(': ')[2]}." if text else "It is empty."
+
+
+def _folders(folder: str | Path) -> list[str]:
+    return [entry.name for entry in os.scandir(folder) if entry.is_dir() and is_visible(entry.name)]
+
+
+def _lines(lines: Iterable[str], shown: int = 10) -> str:
+    listed = list(lines)
+    more = [f"... and {len(listed) - shown} more"] if len(listed) > shown else []
+    return "\n".join(listed[:shown] + more)
+
+
+def _list(names: Iterable[str]) -> str:
+    listed = [f"'{name}'" for name in names]
+    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")

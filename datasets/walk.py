@@ -1,0 +1,119 @@
+"""Finds the image files below a folder, and names all that it leaves out."""
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from datasets.files import natural
+from datasets.images import SUFFIXES, check_file
+
+# Folders that systems and programs make; none holds a user's images.
+SYSTEM = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
+SYSTEM |= {"lost+found", "__pycache__"}
+# The first bytes of the formats that are read -> the usual suffix.
+_MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif"}
+_MAGIC |= {b"II*\0": ".tif", b"MM\0*": ".tif"}
+_MAGIC |= {b"P%d%c" % (kind, space): ".ppm" for kind in range(1, 7) for space in b" \t\r\n"}
+_KINDS, _EXAMPLES = 8, 3  # shown of what was left out
+
+
+class Found(NamedTuple):
+    """Image files in natural order, what was left out by kind, and folders that cannot be read."""
+
+    images: list[str]
+    left_out: Mapping[str, list[str]]
+    unreadable: list[OSError]
+
+
+def walk(folder: str) -> Found:
+    """Find the image files in and below ``folder``; their paths begin with ``folder``.
+
+    Links to folders are followed, each real folder once; a link to a folder that holds the link or
+    ``folder`` is left out. Hidden files and folders and those of ``SYSTEM`` are left out.
+    """
+    images: list[str] = []
+    left_out: dict[str, list[str]] = defaultdict(list)
+    unreadable: list[OSError] = []
+    top, seen, waiting = os.path.realpath(folder), set[str](), [folder]
+    while waiting:
+        links = []
+        for place, folders, files in os.walk(waiting.pop(0), onerror=unreadable.append):
+            here = os.path.realpath(place)
+            for name in () if here in seen else folders:
+                path = os.path.join(place, name)
+                if not is_visible(name):
+                    left_out["hidden"].append(f"{path}/")
+                elif os.path.islink(path):
+                    links.append(path)
+            folders[:] = [name for name in folders if here not in seen and is_visible(name)]
+            for name in () if here in seen else files:
+                if kind := kind_left_out(place, name):
+                    left_out[kind].append(os.path.join(place, name))
+                else:
+                    images.append(os.path.join(place, name))
+            seen.add(here)
+        for path in sorted(links):
+            target = os.path.realpath(path)
+            holder = os.path.realpath(os.path.dirname(path))
+            if any(os.path.commonpath([target, inner]) == target for inner in (holder, top)):
+                left_out["links in a circle"].append(path)
+            else:
+                waiting.append(path)
+    return Found(sorted(images, key=natural), left_out, unreadable)
+
+
+def is_visible(folder: str) -> bool:
+    """Whether a folder of this name may hold a user's images."""
+    return not folder.startswith(".") and folder not in SYSTEM
+
+
+def kind_left_out(place: str, name: str) -> str:
+    """What a file is that is not read, such as ".heic"; "" for an image.
+
+    The suffix decides; for a name without suffix, or with digits as its suffix, the content does.
+    """
+    suffix = os.path.splitext(name)[1].lower()
+    if name.startswith("."):  # .DS_Store, and ._x.jpg that macOS writes beside x.jpg
+        return "hidden"
+    if suffix in SUFFIXES:
+        return ""
+    path = os.path.join(place, name)
+    if not os.path.exists(path):
+        return "broken links"
+    if suffix.strip(".0123456789"):
+        return suffix
+    return "" if suffix_by_content(path) else "without suffix"
+
+
+def suffix_by_content(path: str) -> str:
+    """The usual suffix of a file's format; "" if it is no image or cannot be read."""
+    try:
+        check_file(path)
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except (OSError, ValueError):
+        return ""
+    if head[:2] == b"BM" and head[6:10] == bytes(4):
+        return ".bmp"
+    if head[:4] + head[8:12] == b"RIFFWEBP":
+        return ".webp"
+    return next((suffix for magic, suffix in _MAGIC.items() if head.startswith(magic)), "")
+
+
+def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> str:
+    """A line with counts and names of what ``walk`` left out; "" for nothing."""
+    if not left_out:
+        return ""
+    kinds = sorted(left_out, key=lambda kind: (-len(left_out[kind]), kind))
+    texts = []
+    for kind in kinds[:_KINDS]:
+        paths = sorted(left_out[kind], key=natural)
+        names = ", ".join(paths[:_EXAMPLES]) + ", ..." * (len(paths) > _EXAMPLES)
+        texts.append(f"{len(paths):,} {kind} ({names})")
+    if rest := sum(len(left_out[kind]) for kind in kinds[_KINDS:]):
+        texts.append(f"{rest:,} of {len(kinds) - _KINDS} more kinds")
+    total = sum(map(len, left_out.values()))
+    advice = "; to use pictures among them, convert them to .png or .jpg"
+    is_file = any(kind.startswith((".", "without")) for kind in kinds)
+    return f"left out {total:,}: {', '.join(texts)}{advice * is_file}"
