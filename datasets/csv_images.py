@@ -213,7 +213,8 @@ class _Reader:
             return f"{text} It seems to be an image's line: write a header above it, path,label."
         if not lacking:
             return text
-        images = [i for i, value in enumerate(row) if any(_places(self.root, value.strip()))]
+        places = [next(_places(self.root, value.strip()), None) for value in row[: len(header)]]
+        images = [i for i, place in enumerate(places) if place is not None]
         guesses = {key: _guess(name, key, header) for key, name in lacking.items()}
         if images and "path_column" in lacking:
             guesses["path_column"] = header[images[0]]
@@ -221,15 +222,14 @@ class _Reader:
         if len(rest) == 1 and guesses.get("label_column") == "NAME":
             guesses["label_column"] = rest[0]
         typed = [shlex.quote(f"dataset.{key}={name}") for key, name in guesses.items()]
-        if images and (place := next(_places(self.root, row[images[0]].strip()))):
-            typed += [text for text in place if "suffix" in text]
+        typed += (places[images[0]] or []) if images else []
         return f"{text} Type {' '.join(typed)}."
 
 
 def _guess(name: str, key: str, header: Sequence[str]) -> str:
     """The column of the header that is meant by ``name``; "NAME" if that is not clear."""
     usual = (name.lower(), *_USUAL.get(key, ("path", "file", "filename", "file_name", "image")))
-    found = {column.lower(): column for column in reversed(header) if column}
+    found = {column.lower().replace(" ", "_"): column for column in reversed(header) if column}
     return next((found[one] for one in usual if one in found), "NAME")
 
 

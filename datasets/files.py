@@ -136,7 +136,7 @@ def check_names(place: Path, samples: Iterable[tuple[str, object]]) -> None:
         if len(group) > 1:
             is_form = len({unicodedata.normalize("NFC", name) for name in group}) == 1
             what = "Unicode form (composed or not)" if is_form else "case, spaces or Unicode form"
-            told = (f"{ascii(n)} ({counts[n]:,} images, first {first[n]})" for n in group)
+            told = (f"{ascii(n)} ({counts[n]:,} times, first {first[n]})" for n in group)
             lines.append(f"{place}: the classes {' and '.join(told)} differ only in {what}.")
     if lines:
         raise DataError("\n".join([*lines, "Give each class one name, the same everywhere."]))

@@ -38,6 +38,10 @@ def scan(
     left_out: dict[str, list[str]] = defaultdict(list)
     try:
         parts = {} if layout == "classes" else _parts(root, layout, same_inside)
+        if parts:
+            _left_beside(root, "", left_out)
+            unread = set(_folders(root)) - {folder.split("/")[0] for folder in parts}
+            left_out |= {"folders that are no part": sorted(unread)} if unread else {}
         for folder, part in parts.items() or [("", None)]:
             samples += _scan_classes(root, folder, part, left_out)
     except OSError as error:
@@ -75,7 +79,8 @@ def _parts(root: Path, layout: Layout, same_inside: bool) -> dict[str, str]:
     is_split = nested and len(set(named.values())) == len(named) > 1 and "train" in named.values()
     if is_split and len(named) == len(names):
         return _in_order(root, named)
-    if is_split or not set(exact.values()) <= {"train"} or (exact and nested):
+    is_part = exact and all(inside[name] for name in exact)  # no class, if alone
+    if is_split or is_part or not set(exact.values()) <= {"train"}:
         raise DataError(_either(root, named, names, is_split))
     if shared := {} if same_inside else _sharing(inside):
         raise DataError(_same_inside(root, shared, inside))
@@ -145,19 +150,17 @@ def _same_inside(
     """The message for folders that hold the same folders."""
     name, common = next(iter(shared.items()))
     found = inside[name]
-    start = (
-        f"{root}: {_list(shared)} hold no images themselves, but folders of the same names "
-        f"({_list(common)}). Are they classes, or parts of a split? For classes, with the images "
-        "of all folders below: type dataset.layout=classes. "
-    )
-    if found and all(part_of(folder) for folder in common):
-        return start + (
-            f"For data sets of their own: dataset.root={found[0]}. CLASS/PART/IMAGE is not read "
-            "as a split; make it PART/CLASS/IMAGE."
-        )
-    return start + (
+    parts = (
         f"For parts, where {_list(common)} are the classes: rename the folders to train, valid and "
         "test."
+    )
+    if all(part_of(folder) for folder in common):
+        parts = "CLASS/PART/IMAGE is not read as a split: make it PART/CLASS/IMAGE."
+    return (
+        f"{root}: {_list(shared)} hold no images themselves, but folders of the same names "
+        f"({_list(common)}). Are they classes, or parts of a split? For classes, with the images "
+        f"of all folders below: type dataset.layout=classes. {parts} For one of them alone: type "
+        f"dataset.root={found[0] if found else root / name}."
     )
 
 
@@ -166,15 +169,10 @@ def _scan_classes(
 ) -> list[Sample]:
     """The samples of a folder of classes. Adds to ``left_out``; paths are relative to ``root``."""
     place, start = os.path.join(root, folder), len(os.path.join(root, ""))
-    beside = [entry.name for entry in os.scandir(place) if not entry.is_dir()]
-    stray = [name for name in beside if not kind_left_out(place, name)]
-    broken = [name for name in beside if kind_left_out(place, name) == "broken links"]
+    stray = _left_beside(root, folder, left_out)
     names = sorted(_folders(place), key=natural)
     if not names:
         raise DataError(_without_classes(root, Path(place), stray))
-    for kind, files in (("images beside the class folders", stray), ("broken links", broken)):
-        if files:
-            left_out[kind] += [os.path.join(place, name)[start:] for name in files]
     found = {name: walk(os.path.join(place, name)) for name in names}
     if errors := [error for one in found.values() for error in one.unreadable]:
         lines = [f"{error.filename}: cannot be read: {error.strerror}." for error in errors]
@@ -187,15 +185,14 @@ def _scan_classes(
                 f"root seems one level too high. Type dataset.root={inner[0]}."
             )
     if len(full) < len(names):
+        lines = [
+            f"{os.path.join(place, name)}: this class has no images; {_holding(one.left_out)}."
+            for name, one in found.items()
+            if not one.images
+        ]
         suffixes = ", ".join(sorted(SUFFIXES))
-        raise DataError(
-            _lines(
-                f"{os.path.join(place, name)}: this class has no images; expected files that end "
-                f"in {suffixes}. {_holding(one.left_out)} Add some or remove the folder."
-                for name, one in found.items()
-                if not one.images
-            )
-        )
+        advice = f"Expected files that end in {suffixes}. Add some or remove the folder."
+        raise DataError(f"{_lines(lines)}\n{advice}")
     for one in found.values():
         for kind, paths in one.left_out.items():
             left_out[kind] += [path[start:] for path in paths]
@@ -204,6 +201,22 @@ def _scan_classes(
         for name, one in found.items()
         for path in one.images
     ]
+
+
+def _left_beside(root: Path, folder: str, left_out: dict[str, list[str]]) -> list[str]:
+    """Add what is hidden, broken links and images beside folders; return the images' names."""
+    place, start = os.path.join(root, folder), len(os.path.join(root, ""))
+    images = []
+    for entry in os.scandir(place):
+        path = os.path.join(place, entry.name)[start:]
+        if entry.is_dir():
+            kind = "" if is_visible(entry.name) else "hidden"
+        elif not (kind := kind_left_out(place, entry.name)):
+            images.append(entry.name)
+            kind = "images beside folders"
+        if kind in ("hidden", "broken links", "images beside folders"):
+            left_out[kind].append(f"{path}/" if entry.is_dir() else path)
+    return images
 
 
 def _without_classes(root: Path, place: Path, stray: list[str]) -> str:
@@ -218,15 +231,15 @@ def _without_classes(root: Path, place: Path, stray: list[str]) -> str:
             f"If '{root.resolve().name}' is one of the classes, type dataset.root={parent}; if a "
             "table holds the labels, dataset.name=CSVImages."
         )
-    return text + (
-        "To train without them, name the folder that has classes, such as "
-        f"dataset.root={root / 'train'}."
-    )
+    train = [root / name for name in _folders(root) if part_of(name) == "train"]
+    if place in train or not train:
+        return text
+    return f"{text}To train without them, type dataset.root={train[0]}."
 
 
 def _holding(left_out: Mapping[str, list[str]]) -> str:
     text = describe_left_out(left_out).partition(";")[0]
-    return f"It holds: {text.partition(': ')[2]}." if text else "It is empty."
+    return f"it holds {text.partition(': ')[2]}" if text else "it is empty"
 
 
 def _folders(folder: str | Path) -> list[str]:

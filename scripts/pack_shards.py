@@ -54,11 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError:
         parser.error('packing needs the library webdataset: pip install -e ".[shards]"')
     from datasets.image_folder import ImageFolder
+    from trainer.process.words import visible
 
     def work() -> None:
         dataset = ImageFolder(str(source), layout=arguments.layout)
         if dataset.note:
-            print(dataset.note, file=sys.stderr)
+            print("\n".join(map(visible, dataset.note.splitlines())), file=sys.stderr)
         digests = _check(dataset, arguments.skip_broken)
         print(_pack(dataset, digests, target, arguments.size))
 

@@ -40,10 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         from datasets.image_folder import ImageFolder  # torch: a mistyped argument need not wait
+        from trainer.process.words import visible
 
         dataset = ImageFolder(str(source), arguments.on_broken, arguments.layout)
         if dataset.note:
-            print(dataset.note, file=sys.stderr)
+            print("\n".join(map(visible, dataset.note.splitlines())), file=sys.stderr)
         _write(dataset, target, arguments.ratios, arguments.seed, arguments.mode)
 
     return code_of_writing(target, work)

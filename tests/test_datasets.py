@@ -151,7 +151,7 @@ def test_a_class_called_train_is_a_class(tmp_path):
         (["train/a/1.png", "test/a/1.png", "extra/1.png"], "'test', 'train' beside 'extra'"),
         (
             ["a/1.png", "b/2.text"],
-            "b: this class has no images; expected files that end in .apng",
+            "b: this class has no images; it holds 1 .text",
         ),
     ],
 )

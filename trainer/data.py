@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EXIT_CODES = """exit codes: 0 done, also with warnings; 2 config; 3 data, also where images cannot
-be read (all the rest is written first) and dataset.on_broken is not skip; 5 disk"""
+EXIT_CODES = """exit codes: 0 done, also with warnings; 2 config; 3 data, also where training would
+refuse them: a class without training images, or images that cannot be read and dataset.on_broken
+is not skip (all the rest is written first); 5 disk"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         config = load_config(arguments.config, arguments.overrides)
         for message in config.messages:
             print(message, file=sys.stderr)
+        from datasets import DataError
         from trainer.build.trial import check_components
         from trainer.input.data import BrokenImages
         from trainer.insight.data_facts import inspect_dataset
@@ -73,6 +75,8 @@ def run(arguments: argparse.Namespace) -> None:
         print("\n".join([*summary(look.facts), *(f"wrote       {file}" for file in files)]))
     if look.broken and look.dataset.on_broken == "error":
         raise BrokenImages(look.broken, len(look.dataset))
+    if look.refused:
+        raise DataError(look.refused)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,14 @@ from datasets.files import ImageFiles
 from datasets.images import FORMATS, notes_on
 from datasets.split import PARTS
 from trainer.config import Config
-from trainer.input.data import BrokenImages, build_pipelines, cut, open_dataset, transform_fault
+from trainer.input.data import (
+    BrokenImages,
+    build_pipelines,
+    classes_without_images,
+    cut,
+    open_dataset,
+    transform_fault,
+)
 from trainer.input.decode import attempt, in_threads
 from trainer.insight.duplicates import DETAIL, groups_of_pairs, is_flat, near_duplicates, thumbnail
 from trainer.process.console import bar
@@ -52,7 +59,7 @@ class Inspection:
 
     splits: the readable samples of train, val and test, as training splits them. exact: groups of
     samples of equal content. near: groups of similar samples and the least likeness of their
-    pairs. broken: unreadable images.
+    pairs. broken: unreadable images. refused: why training would end with a DataError, or "".
     """
 
     config: Config
@@ -63,6 +70,7 @@ class Inspection:
     near: list[tuple[list[int], float]]
     broken: list[BrokenImage]
     facts: dict[str, Any]
+    refused: str
 
 
 def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
@@ -125,7 +133,12 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
         "broken": [{"path": error.path, "reason": error.reason} for error in broken],
     }
     facts["warnings"] = warnings_about(facts)
-    return Inspection(config, dataset, pipelines, splits, exact, near, broken, facts)
+    refused = ""
+    try:
+        classes_without_images(dataset, splits, has_folds=config.split.folds is not None)
+    except DataError as error:
+        refused = f"{error}"
+    return Inspection(config, dataset, pipelines, splits, exact, near, broken, facts, refused)
 
 
 def split_of_each(splits: Mapping[str, Sequence[int]]) -> dict[int, str]:
@@ -226,7 +239,7 @@ def near_in(
     thumbnails: Tensor,
     sizes: Sequence[tuple[int, int]],
 ) -> list[tuple[list[int], float]]:
-    """Return groups of nearly equal samples, as ``groups_of_pairs`` does; of equal ones one is compared."""
+    """Return ``groups_of_pairs`` of nearly equal samples; of equal samples one is compared."""
     first: dict[str, int] = {}
     for row, index in enumerate(usable):
         first.setdefault(digests[index], row)
@@ -317,8 +330,7 @@ def warnings_about(facts: Mapping[str, Any]) -> list[str]:
             messages.append(f"{count} {name} are in different splits: {meaning}.")
     for split, counts in facts["counts"].items():
         if absent := [name for name, count in counts.items() if not count]:
-            refused = ": training refuses that" if split == "train" else ""
-            messages.append(f"{split} has no image of {_first_classes(absent)}{refused}.")
+            messages.append(f"{split} has no image of {_first_classes(absent)}.")
         if few := [name for name, count in counts.items() if 0 < count < FEW]:
             messages.append(f"{split} has fewer than {FEW} images of {_first_classes(few)}.")
     train = {name: count for name, count in facts["counts"]["train"].items() if count}

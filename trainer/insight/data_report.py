@@ -130,15 +130,13 @@ def draw_duplicates(found: Inspection) -> Image.Image | None:
     captions: list[list[str]] = []
     colours: list[str | None] = []
     for group, what in groups[:MAX_GROUPS]:
-        kinds = {(split_of[index], labels[index]) for index in group}
-        shown = one_of_each_first(group, [(split_of[index], labels[index]) for index in group])[
-            :OF_A_GROUP
-        ]
+        kinds = {index: (split_of[index], labels[index]) for index in group}
+        shown = one_of_each_first(kinds)[:OF_A_GROUP]
         for index in shown:
             name = found.dataset.classes[labels[index]]
             pictures.append(found.dataset.image(index))
             captions.append([f"{split_of[index]}: {name}", tail(found.dataset.ids[index]), what])
-            colours.append(RED if len(kinds) > 1 else None)
+            colours.append(RED if len(set(kinds.values())) > 1 else None)
         if more := len(group) - len(shown):
             captions[-1][-1] += f", {more:,} more"
         blank = OF_A_GROUP - len(shown)
@@ -148,10 +146,10 @@ def draw_duplicates(found: Inspection) -> Image.Image | None:
     return sheet(pictures, captions, colours, columns=OF_A_GROUP, size=150) if groups else None
 
 
-def one_of_each_first(group: Sequence[int], kinds: Sequence[tuple[str, int]]) -> list[int]:
-    """Return a group with the first image of each split and class before the others."""
-    firsts = {kind: index for index, kind in reversed(list(zip(group, kinds, strict=True)))}
-    return sorted(group, key=lambda index: index not in firsts.values())
+def one_of_each_first(kinds: Mapping[int, tuple[str, int]]) -> list[int]:
+    """Return a group's images, the first one of each (split, class) before the others."""
+    firsts = {kind: index for index, kind in reversed(list(kinds.items()))}.values()
+    return sorted(kinds, key=lambda index: index not in firsts)
 
 
 def evenly(items: Sequence[int], count: int) -> list[int]:

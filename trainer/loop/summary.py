@@ -13,7 +13,7 @@ from trainer.distributed.processes import world_size
 from trainer.drawing.columns import terminal_width
 from trainer.loop.evaluate import scalars
 from trainer.process.console import Say, duration
-from trainer.process.words import listed
+from trainer.process.words import listed, visible
 from trainer.run.environment import device_name
 from trainer.run.folder import tensorboard_command
 
@@ -72,7 +72,7 @@ def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> Non
     say(f"best    epoch {result['best']['epoch']} of {result['epochs']}")
     say(f"test    {test}")
     for note in result["dataset"]["note"].splitlines():
-        say(f"note    {note}")
+        say(f"note    {visible(note)}")
     say(f"time    {duration(result['train_seconds'])} of training{per_second}")
     if (page := run / "report" / "report.html").exists():  # unless log.show leaves it out
         say(f"report  {page}")
