@@ -47,11 +47,12 @@ def walk(folder: str) -> Found:
                 elif os.path.islink(path):
                     links.append(path)
             folders[:] = [name for name in folders if here not in seen and is_visible(name)]
+            prefix = os.path.join(place, "")
             for name in () if here in seen else files:
                 if kind := kind_left_out(place, name):
-                    left_out[kind].append(os.path.join(place, name))
+                    left_out[kind].append(prefix + name)
                 else:
-                    images.append(os.path.join(place, name))
+                    images.append(prefix + name)
             seen.add(here)
         for path in sorted(links):
             target = os.path.realpath(path)

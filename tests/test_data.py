@@ -22,7 +22,7 @@ from trainer.input.data import load_data, train_loader
 from trainer.insight import data_facts
 from trainer.insight.data_facts import inspect_dataset, moments
 from trainer.insight.data_report import augmented
-from trainer.insight.duplicates import DETAIL, near_duplicates, thumbnail
+from trainer.insight.duplicates import DETAIL, groups_of_pairs, near_duplicates, thumbnail
 from trainer.insight.samples import as_pictures
 
 SHARED = Path("../shared/data")
@@ -224,6 +224,23 @@ def test_similar_pictures_in_two_parts_come_first_and_are_drawn(facts, own, tmp_
         assert drawn.width > 600
     facts("--no-near")  # the next look finds none, and leaves no old picture
     assert not (tmp_path / "out" / "duplicates.png").exists()
+
+
+def test_pairs_that_share_an_image_are_one_group_with_the_least_likeness():
+    pairs = [(4, 5, 0.999), (0, 1, 0.998), (2, 3, 0.997), (1, 2, 0.995), (0, 3, 0.996)]
+    assert groups_of_pairs(pairs) == [([4, 5], 0.999), ([0, 1, 2, 3], 0.995)]
+    assert groups_of_pairs([]) == []
+
+
+def test_many_copies_of_one_picture_are_one_group_and_one_row_of_pictures(facts, own, tmp_path):
+    source = Image.open(own / "1" / "003.jpg")
+    for number in range(8):
+        source.save(own / "1" / f"other{number}.jpg", quality=88 + number)
+    found = facts(f"dataset.root={own}")["near_duplicates"]
+    expected = ["1/003.jpg", *(f"1/other{number}.jpg" for number in range(8))]
+    assert [[one["id"] for one in group["samples"]] for group in found] == [expected]
+    with Image.open(tmp_path / "out" / "duplicates.png") as drawn:
+        assert 150 < drawn.height < 300  # a single row
 
 
 def test_every_broken_file_is_listed_and_the_rest_is_reported_all_the_same(

@@ -307,6 +307,14 @@ def test_the_class_balance_is_counted_by_part_and_an_absent_class_is_warned_of(t
     assert warning in page_of(tmp_path, class_balance=balance).text
 
 
+def test_the_notes_on_the_data_are_repeated_with_their_examples(tmp_path):
+    notes = ["left out 2: 2 .heic (a, b)", "2 groups of equal images\n  a = b\n  c = d"]
+    result = RESULT | {"dataset": {"note": notes[0], "notes": notes}}
+    for text in (report(tmp_path, result=result), page_of(tmp_path, result=result).text):
+        assert text.count("left out 2: 2 .heic (a, b)") == 1
+        assert "2 groups of equal images; a = b; c = d" in text
+
+
 def test_what_was_skipped_and_left_out_is_told(tmp_path):
     left_out = [{"path": f"1/{i}.jpg", "reason": "truncated"} for i in range(130)]
     dataset = {"note": "drawn, no photographs", "left_out": left_out}
