@@ -166,11 +166,26 @@ def test_a_model_of_one_layer_has_one_row():
 def test_a_model_that_cannot_be_counted_is_listed_all_the_same():
     class Refuses(nn.Linear):
         def forward(self, x):
-            raise RuntimeError("not with one image")
+            raise AssertionError("not with one image")
 
     summary = summary_of(Refuses(4, 2), torch.rand(1, 4))
-    assert summary.flops is None and summary.rows[0].parameters == 10
-    assert any("not countable" in line for line in lines(summary))
+    assert summary.rows[0].parameters == 10
+    assert any(
+        "one image forward: not counted (AssertionError: not with" in x for x in lines(summary)
+    )
+
+
+def test_a_layer_that_gets_an_expanded_parameter_is_counted():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(1, 4))
+            self.layer, self.same = nn.Linear(4, 2), nn.Identity()
+
+        def forward(self, x):
+            return self.layer(x + self.same(self.token.expand(len(x), -1)))
+
+    assert summary_of(Token(), torch.rand(1, 4)).flops == 2 * 4 * 2
 
 
 @pytest.mark.parametrize("layers", [60, 61, 400])

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         from datasets.images import notes_on
         from trainer.build.trained import load_trained
         from trainer.inference.explanation import choose_folder, explain
-        from trainer.process.errors import UsageError
+        from trainer.process.errors import UsageError, component_place
         from trainer.process.words import listed, suggestion, visible
         from trainer.run.folder import find_run
 
@@ -70,6 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         made = explain(trained, path, image, output, label)
     except ValueError as error:
+        if component_place(error):
+            raise
         raise BrokenImage(visible(str(path)), str(error)) from None
     print(visible(str(path)))
     for name, probability in made.top:

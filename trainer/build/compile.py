@@ -17,7 +17,7 @@ from trainer.distributed.processes import rank, world_size
 from trainer.distributed.shares import Shares, in_micro_batches, share_of
 from trainer.process.compiler_stand_in import real
 from trainer.process.console import Say, duration
-from trainer.process.errors import ConfigError, in_plain_words
+from trainer.process.errors import ConfigError, OutOfMemory, RunError, in_plain_words
 
 if TYPE_CHECKING:
     from trainer.build.job import Job
@@ -59,10 +59,12 @@ def make_fast(job: "Job", say: Say) -> None:
         elif graphs:
             job.network = Graphed(job.model, _batch(job, sizes[0])[0], train.precision)
         for size in sizes:
-            _rehearse(job, *_batch(job, size))
+            _rehearse(job, job.network, *_batch(job, size))
     except Exception as error:  # the compiler raises every kind
-        if in_plain_words(error) is not error:
+        if isinstance(in_plain_words(error), OutOfMemory | RunError):
             raise
+        if train.compile or graphs:  # what the model itself raises is not the compiler's
+            _rehearse(job, job.model, *_batch(job, sizes[0]))
         raise ConfigError([config.fault(f"train.{key}", _reason(config, key, error))]) from error
     finally:
         job.model.zero_grad(set_to_none=True)
@@ -138,11 +140,11 @@ def _batch(job: "Job", size: int) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _rehearse(job: "Job", images: Tensor, labels: Tensor) -> None:
+def _rehearse(job: "Job", network: nn.Module, images: Tensor, labels: Tensor) -> None:
     """Forward and backward passes without a step; three on a GPU, where later ones do more."""
     for _ in range(3 if job.device.type == "cuda" else 1):
         with job.precision.autocast():
-            logits = job.network(images).float()
+            logits = network(images).float()
         job.loss_fn(logits, labels).backward()
 
 

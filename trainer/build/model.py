@@ -1,6 +1,8 @@
 """Builds the model and the loss that a configuration names."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,8 +21,17 @@ from trainer.config import Config
 from trainer.config.construct import build
 from trainer.config.settings import Component
 from trainer.config.signatures import parameters_of, resolve
-from trainer.process.errors import ConfigError
+from trainer.process.errors import (
+    ConfigError,
+    OutOfMemory,
+    RunError,
+    in_plain_words,
+    refusal_of,
+)
 from transforms.keyed import seed_of
+
+LIBRARIES = {"torchvision": torchvision_model, "timm": timm_model}
+SIZE_ARGUMENTS = ("img_size", "image_size", "input_size")  # of the libraries' models
 
 
 def build_model(
@@ -46,9 +57,8 @@ def build_model(
     try:
         family, _, name = component.name.partition("/")
         if name:
-            factory = {"torchvision": torchvision_model, "timm": timm_model}[family]
             own = component.arguments
-            model = factory(name, len(classes), shape[0], weights, own, classes, tell)
+            model = LIBRARIES[family](name, len(classes), shape[0], weights, own, classes, tell)
         else:
             sizes = {"in_channels": shape[0], "input_size": list(shape[1:])}
             of_size = partial(_own_model, component, sizes)
@@ -59,8 +69,10 @@ def build_model(
             initialise(model, scheme)
         if patterns:
             freeze(model, patterns)
-    except (ValueError, ImportError) as error:
-        raise ConfigError([config.fault("model", str(error))]) from None
+    except Exception as error:  # a library's or a user's __init__ raises any kind
+        if isinstance(in_plain_words(error), OutOfMemory | RunError):
+            raise
+        raise ConfigError([config.fault("model", refusal_of(error))]) from None
     assert isinstance(model, nn.Module)
     return model
 
@@ -79,7 +91,39 @@ def check_size(config: Config, model: nn.Module, shape: tuple[int, int, int]) ->
         table = {} if "/" in config.model.name else MODELS
         if table and "variant" in parameters_of(resolve(table, config.model.name)):
             message += " Another model.variant may be made for such images."
+        message += "".join(f"\n        {way}" for way in ways_out(config, model, shape, message))
         raise ConfigError([config.fault("model", message)]) from None
+
+
+def ways_out(
+    config: Config, model: nn.Module, shape: tuple[int, int, int], message: str
+) -> Iterator[str]:
+    """What to type against a wrong image size that ``check_input`` has told by ``message``."""
+    if argument := size_argument(config, shape):
+        yield f"{argument} makes the model for such images"
+    sizes = [int(size) for size in re.findall(r"(?:works is|works at|sizes from) (\d+)", message)]
+    own = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")  # of timm
+    with suppress(ValueError):
+        if own:
+            check_input(model, (shape[0], *own[1:]))
+            sizes = [own[1]]
+    if sizes:
+        resize = f"{{name: Resize, size: [{sizes[0]}, {sizes[0]}]}}"
+        yield f"{resize} in transforms.train and transforms.eval makes images for it"
+
+
+def size_argument(config: Config, shape: tuple[int, int, int]) -> str:
+    """The argument that makes a library's model for images of (C, H, W); empty if none does."""
+    family, _, name = config.model.name.partition("/")
+    height, width = shape[1:]
+    for argument in SIZE_ARGUMENTS if name else ():
+        value = height if height == width and argument != "input_size" else [height, width]
+        given = {**config.model.arguments, argument: value}
+        with suppress(Exception), torch.inference_mode():  # most models take none of them
+            made = LIBRARIES[family](name, 2, shape[0], None, given)
+            made.eval()(torch.zeros(2, *shape))
+            return f"model.{argument}={value}"
+    return ""
 
 
 def build_loss(config: Config, labels: Tensor, num_classes: int) -> nn.Module:

@@ -1,9 +1,10 @@
 """Tries model and loss on two images before the run begins; chooses layout, prepares dropout."""
 
+import sys
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.dropout import draws_elsewhere, drop_out_by_batch
 from models.freeze import train_mode
@@ -15,9 +16,13 @@ from trainer.distributed.fsdp import ELEMENTWISE_FUSED
 from trainer.distributed.processes import world_size
 from trainer.input.loader import Loader
 from trainer.input.subset import Subset
+from trainer.process.child import what_ends
 from trainer.process.console import Say
-from trainer.process.errors import ConfigError, Fault
+from trainer.process.errors import ConfigError, Fault, OutOfMemory, in_plain_words, worded
 
+SURVIVE = ("AlexNet", "LeNet", "MLP", "VGG")  # plain layers, whose kernels end no process
+NO_SIZE = "No square size"  # in ``check_input``'s message
+DEADLY = ": a fault of PyTorch, or of the model's own code, that no setting mends"
 OF_WHOLE_WEIGHTS = ("Adafactor", "Muon")  # they use rows and columns of a weight
 
 
@@ -68,7 +73,8 @@ def choose_layout(
     """Rehearse, and return whether images and weights are channels-last in memory.
 
     ``auto``: channels-last for convolutions on a CPU, where it is faster. Measuring here instead
-    could differ in a resumed run and change last bits. A model that cannot do it stays contiguous.
+    could differ in a resumed run and change last bits. A model that cannot do it stays contiguous,
+    as does one whose step in this layout ends the process.
     """
     wanted = config.train.channels_last
     if wanted == "auto":
@@ -76,6 +82,17 @@ def choose_layout(
         wanted = device.type == "cpu" and has_convolutions
     if wanted:
         model.to(memory_format=torch.channels_last)
+    if ended := what_ends_a_step(config, model, loss_fn, subsets, device, wanted):
+        what = f"a step of {config.model.name} ends the process ({ended})"
+        if not wanted or config.train.channels_last is True:
+            message = f"{what}{' in this layout; write false' if wanted else DEADLY}"
+            path = "train.channels_last" if wanted else "model"
+            raise ConfigError([config.fault(path, message)])
+        say(f"note    {what} with channels last in memory; it keeps channels first, and is slower")
+        plain = config.train.model_copy(update={"channels_last": False})
+        model.to(memory_format=torch.contiguous_format)
+        config = config.model_copy(update={"train": plain})
+        return choose_layout(config, model, loss_fn, subsets, device, say)
     try:
         for subset in subsets:
             rehearse(config, subset, model, loss_fn, device, wanted)
@@ -91,6 +108,34 @@ def choose_layout(
     return wanted
 
 
+def what_ends_a_step(
+    config: Config,
+    model: nn.Module,
+    loss_fn: nn.Module,
+    subsets: Sequence[Subset],
+    device: torch.device,
+    channels_last: bool,
+) -> str:
+    """What ends a process that evaluates and trains on two images; empty if nothing does.
+
+    A kernel of PyTorch may end it by a signal. So this is tried in a child, for models that are not
+    known to survive. It takes as long as a step of two images, in one thread.
+    """
+    if device.type != "cpu" or sys.platform != "linux" or config.model.name in SURVIVE:
+        return ""
+
+    def step() -> None:
+        torch.set_num_threads(1)  # the parent's other threads are not in the child
+        for subset in subsets:
+            images, labels = two_images(subset, channels_last)
+            with torch.inference_mode():
+                model.eval()(images)
+            train_mode(model)
+            loss_fn(model(images).float(), labels).backward()
+
+    return what_ends(step)
+
+
 @torch.inference_mode()
 def rehearse(
     config: Config,
@@ -104,19 +149,22 @@ def rehearse(
 
     Raises ConfigError if that fails; for a wrong image size it says which sizes fit.
     """
-    images, labels = subset.sample(subset.extremes[:2])
-    if images.ndim == 5:  # FiveCrop or TenCrop: one crop of each image is enough
-        images = images[:, 0]
-    if channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+    images, labels = two_images(subset, channels_last)
     model.eval()
     num_classes = len(subset.dataset.classes)
     try:
         logits = model(images.to(device)).float()
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:
+        if isinstance(in_plain_words(error), OutOfMemory):
+            raise
         channels, height, width = images.shape[-3:]
-        check_size(config, model, (channels, height, width))
-        raise ConfigError([config.fault("model", f"fails on the first images: {error}")]) from error
+        try:
+            check_size(config, model, (channels, height, width))
+        except ConfigError as wrong_size:
+            if NO_SIZE not in str(wrong_size):  # else it is not for the size that it fails
+                raise
+        message = f"fails on the first images: {worded(error)}"
+        raise ConfigError([config.fault("model", message)]) from error
     if logits.shape != (len(images), num_classes):
         message = (
             f"gives {tuple(logits.shape)} for {len(images)} images of {num_classes} classes; "
@@ -126,13 +174,25 @@ def rehearse(
     try:
         with torch.autocast(device.type, enabled=False):  # as in a step
             loss = loss_fn(logits, labels.to(device))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:
+        if isinstance(in_plain_words(error), OutOfMemory):
+            raise
         mixed = " (mixed, by MixUp or CutMix)" if labels.ndim == 2 else ""
-        message = f"fails on labels of shape {tuple(labels.shape)}{mixed}: {error}"
+        message = f"fails on labels of shape {tuple(labels.shape)}{mixed}: {worded(error)}"
         raise ConfigError([config.fault("loss", message)]) from error
     if loss.ndim:
         message = f"gives a tensor of shape {tuple(loss.shape)}; expected one number, the mean"
         raise ConfigError([config.fault("loss", message)])
+
+
+def two_images(subset: Subset, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """Two images of a split (2, C, H, W) in a memory layout, and their labels."""
+    images, labels = subset.sample(subset.extremes[:2])
+    if images.ndim == 5:  # FiveCrop or TenCrop: one crop of each image is enough
+        images = images[:, 0]
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images, labels
 
 
 def check_batches(config: Config, loader: Loader, model: nn.Module) -> None:

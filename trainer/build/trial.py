@@ -22,7 +22,7 @@ from trainer.config.config import components
 from trainer.config.construct import build, rate_of
 from trainer.config.settings import Component
 from trainer.config.signatures import arguments_schema
-from trainer.process.errors import Fault
+from trainer.process.errors import Fault, refusal_of
 
 MAX_TRIED_EPOCHS = 1000  # of a schedule
 
@@ -63,7 +63,7 @@ def _refusals(config: Config) -> Iterator[Fault]:
             continue  # a model of timm that needs real memory
         except Exception as error:
             failed.add(trial.path)
-            message = " ".join(str(error).split()) or type(error).__name__
+            message = " ".join(refusal_of(error).split()) or type(error).__name__
             if isinstance(error, ArithmeticError):  # "division by zero" alone helps little
                 message = f"its arguments lead to {message}"
             words = re.findall(r"\w+", message)

@@ -209,13 +209,13 @@ def on_every_rank(action: Callable[[], Returned]) -> Returned:
     return results[0]
 
 
-def _sendable(error: Exception) -> Exception:
-    """The error, or a plain one with its text if it cannot be pickled."""
+def _sendable(error: Exception) -> BaseException:
+    """The error in plain words, or one with its text if it cannot be pickled."""
+    plain = in_plain_words(error)
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own, pickled just now
-        return error
+        pickle.loads(pickle.dumps(plain))  # noqa: S301 - our own, pickled just now
+        return plain
     except Exception:
-        plain = in_plain_words(error)
         kind = next((k for k in (DataError, RunError) if isinstance(plain, k)), RunError)
         return kind(str(plain))
 

@@ -17,7 +17,7 @@ from trainer.config import Config
 from trainer.config.signatures import parameters_of, resolve
 from trainer.inference.evaluation import require_unchanged
 from trainer.input.data import load_subset
-from trainer.process.errors import ConfigError
+from trainer.process.errors import ConfigError, component_place
 from trainer.process.words import listed
 from trainer.run.disk import MAX_SPLIT, read_json
 from transforms.keyed import seed_of
@@ -67,6 +67,8 @@ def take_sample(trained: TrainedModel, config: Config, images: Sequence[Path] | 
         try:
             inputs = trained.inputs([trained.read(file) for file in files])
         except ValueError as error:
+            if component_place(error):
+                raise
             raise DataError(f"--images: {error}.") from None
         source = f"{len(files)} images of --images"
     else:

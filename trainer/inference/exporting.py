@@ -23,7 +23,7 @@ from trainer.inference.evaluation import MAY_DIFFER
 from trainer.inference.export_check import TOLERANCE, Difference, Network, Sample
 from trainer.inference.model_card import describe_model, hub_files
 from trainer.inference.script_writer import program
-from trainer.process.errors import NO_ANSWER, NoAnswer, RunError, in_plain_words
+from trainer.process.errors import NO_ANSWER, NoAnswer, OutOfMemory, RunError, in_plain_words
 from trainer.run import disk
 from trainer.run.resume import refuse_changes
 
@@ -217,7 +217,7 @@ def as_run_error(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # exporters raise every kind
-        if isinstance(error, RunError) or in_plain_words(error) is not error:
+        if isinstance(in_plain_words(error), RunError | OutOfMemory):
             raise
         reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
         raise RunError(f"{what}: {reason[:300]}") from error

@@ -19,7 +19,13 @@ from datasets import BrokenImage
 from trainer.build.trained import TrainedModel
 from trainer.drawing.pictures import to_picture
 from trainer.input.data import build_pipelines
-from trainer.process.errors import NO_ANSWER, UsageError
+from trainer.process.errors import (
+    NO_ANSWER,
+    ComponentError,
+    UsageError,
+    component_place,
+    with_cause,
+)
 from transforms import RANDOM
 from transforms.batched import predecessors
 from transforms.keyed import seed_of
@@ -83,6 +89,8 @@ def predict_files(
                 if draws.shape[1:] != trained.input_shape:
                     raise ValueError("the run's training transforms leave another size of it")
         except (BrokenImage, ValueError) as error:
+            if component_place(error):
+                raise ComponentError(f"{path}: {with_cause(error)}") from error
             return Prediction(
                 path, reason=error.reason if isinstance(error, BrokenImage) else str(error)
             )

@@ -23,7 +23,17 @@ from trainer.distributed.shares import Shares
 from trainer.input.decode import attempt, in_threads, read_subset
 from trainer.input.loader import Delivery, Loader, Order
 from trainer.input.subset import Subset
-from trainer.process.errors import MAX_FAULTS, ConfigError, Fault
+from trainer.process.errors import (
+    MAX_FAULTS,
+    ComponentError,
+    ConfigError,
+    Fault,
+    OutOfMemory,
+    component_place,
+    in_plain_words,
+    refusal_of,
+    with_cause,
+)
 from trainer.process.launch import local_world_size
 from transforms import TRANSFORMS
 from transforms.pipeline import Pipeline
@@ -125,6 +135,8 @@ def read_subsets(
         try:
             subsets[name], failed = read_subset(dataset, pipelines[side], chosen, config, device)
         except ValueError as error:
+            if component_place(error):  # the dataset's, not a transform's
+                raise
             raise ConfigError([transform_fault(config, side, error)]) from None
         broken |= failed
     return subsets, broken
@@ -174,8 +186,13 @@ def open_dataset(config: Config) -> Dataset:
     """The config's dataset. Raises ConfigError for bad arguments, DataError if it has one class."""
     try:
         dataset: Dataset = build(DATASETS, "dataset", config.dataset)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        raise ConfigError([config.fault("dataset", f"cannot be opened: {error}")]) from error
+    except DataError:
+        raise
+    except Exception as error:
+        if isinstance(in_plain_words(error), OutOfMemory):
+            raise
+        message = f"cannot be opened: {refusal_of(error)}"
+        raise ConfigError([config.fault("dataset", message)]) from error
     if len(dataset.classes) < 2:
         raise DataError(
             f"{config.dataset.name} gives one class only, {dataset.classes[0]!r} "
@@ -189,7 +206,7 @@ def transform_fault(config: Config, side: str, error: Exception) -> Fault:
     """A fault at the transform that refused an image; its number is in the pipeline's message."""
     found = re.search(r"\(transform (\d+)\)", str(error))
     path = f"transforms.{side}.{found[1]}" if found else f"transforms.{side}"
-    return config.fault(path, str(error))
+    return config.fault(path, with_cause(error))
 
 
 class BrokenImages(DataError):
@@ -320,7 +337,7 @@ def check_shape(config: Config, subset: Subset, side: str) -> tuple[int, int, in
         subset.try_choices(subset.extremes)
     except BrokenImage:
         raise
-    except DataError as error:
+    except (DataError, ComponentError) as error:
         raise ConfigError([transform_fault(config, side, error)]) from None
     if images.ndim > 5:
         message = "FiveCrop and TenCrop can stand once in a list"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets import DataError, Dataset
+from trainer.process.errors import ComponentError, component_place, with_cause
 from transforms.batched import Images
 from transforms.keyed import balanced, permutation
 from transforms.pipeline import Pipeline
@@ -122,11 +123,15 @@ def order_of(labels: Tensor, seed: int | None, epoch: int, sampling: str = "shuf
 
 @contextmanager
 def _as_data_error() -> Iterator[None]:
-    """Context manager: a ValueError of a transform becomes a DataError."""
+    """Context manager: a ValueError of a transform becomes a DataError.
+
+    It becomes a ComponentError where the transform's code is not a library's.
+    """
     try:
         yield
     except ValueError as error:
-        raise DataError(str(error)) from error
+        kind = ComponentError if component_place(error) else DataError
+        raise kind(with_cause(error)) from error
 
 
 def to_device(tensors: Any, device: torch.device) -> Any:

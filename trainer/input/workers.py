@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from datasets import DataError
 from trainer.input.subset import Subset, to_device
-from trainer.process.errors import WorkerDied
+from trainer.process.errors import ComponentError, WorkerDied, in_plain_words
 from trainer.process.stop import SIGNALS
 
 Request = tuple[Tensor, int]  # the rows of a batch, and the epoch
@@ -87,7 +87,7 @@ def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
 
 
 def _checked(batch: Any) -> Any:
-    if isinstance(batch, DataError):
+    if isinstance(batch, DataError | ComponentError):
         raise batch
     return batch
 
@@ -156,7 +156,7 @@ def quiet_where_the_trainer_hangs_up(
 class _Reading(torch.utils.data.Dataset[Any]):
     """A subset as DataLoader reads it: one item is a whole batch, read but not finished.
 
-    A DataError is returned, not raised: DataLoader would add a traceback.
+    A DataError or ComponentError is returned: DataLoader would add a traceback to a raised one.
     """
 
     def __init__(self, subset: Subset) -> None:
@@ -167,3 +167,8 @@ class _Reading(torch.utils.data.Dataset[Any]):
             return self.subset.read(*request)
         except DataError as error:
             return error
+        except (Exception, SystemExit) as error:  # the trainer could not see where it was raised
+            plain = in_plain_words(error)
+            if isinstance(plain, ComponentError):
+                return plain
+            raise

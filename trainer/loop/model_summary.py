@@ -21,6 +21,7 @@ from trainer.loop.evaluate import predict
 from trainer.loop.guard import Guard
 from trainer.loop.step import Batches, new_task, train_steps
 from trainer.process.console import duration
+from trainer.process.errors import worded
 
 MOST_ROWS = 60  # of the table of layers; if there are more, deeper levels are summed up
 TIMED_SECONDS = 1.5  # of training, or an epoch if it takes less
@@ -66,13 +67,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A job's model and its cost. flops: of one image's forward pass, None if uncountable."""
+    """A job's model and its cost. flops: of one image's forward pass, or why none are counted."""
 
     rows: list[Layer]
     hidden: int  # layers without a row
     parameters: int
     frozen: int
-    flops: int | None
+    flops: int | str
     cost: Cost
     epochs: int
 
@@ -94,12 +95,12 @@ def summarize(job: Job) -> ModelSummary:
     )
 
 
-def count_flops(model: nn.Module, image: Tensor) -> tuple[int | None, dict[str, str]]:
+def count_flops(model: nn.Module, image: Tensor) -> tuple[int | str, dict[str, str]]:
     """Return the FLOPs of a forward pass of ``image`` (1, C, H, W), and each module's output shape.
 
     A multiplication and an addition are two FLOPs. As torch does, only convolutions, matrix
     products and attention are counted: other layers take time for memory, not for arithmetic.
-    FLOPs are None if torch cannot count them. The model is in eval mode afterwards.
+    If torch cannot count them, FLOPs are the reason. The model is in eval mode afterwards.
     """
     from torch.utils.flop_counter import FlopCounterMode  # 0.1 s
 
@@ -109,16 +110,18 @@ def count_flops(model: nn.Module, image: Tensor) -> tuple[int | None, dict[str, 
     def record(module: nn.Module, inputs: Any, output: Any) -> None:
         outputs[names[module]] = _shape(output)
 
+    flops: int | str
     hooks = [module.register_forward_hook(record) for module in names]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its one fused kernel is not counted
     model.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        # Without gradients the counter fails for a layer whose input is an expanded parameter.
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             model(image)
         flops = counter.get_total_flops()
-    except (RuntimeError, NotImplementedError, TypeError):
-        flops = None
+    except Exception as error:  # the counter's: the model's forward has been rehearsed
+        flops = f"not counted ({worded(error)[:200]})"
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
@@ -284,7 +287,7 @@ def bytes_of(tensors: list[Tensor]) -> int:
 def lines(summary: ModelSummary, width: int = 100) -> list[str]:
     """Return the summary as lines for a terminal of ``width`` columns."""
     cost = summary.cost
-    flops = "not countable" if summary.flops is None else f"{scaled(summary.flops)}FLOPs"
+    flops = summary.flops if isinstance(summary.flops, str) else f"{scaled(summary.flops)}FLOPs"
     names = ("parameters", "gradients", "optimizer", "activations")
     memory = ", ".join(f"{name} {mebibytes(getattr(cost, name))}" for name in names)
     peak = "" if cost.peak is None else f"; at most {mebibytes(cost.peak)} at once on the GPU"

@@ -2,8 +2,13 @@
 
 import errno
 import re
+import sysconfig
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import DataError
 
 # Pieces of PyTorch's messages when memory runs out, on a GPU or on a CPU.
 NO_MEMORY = "out of memory|not enough memory|[Cc]an('t|not) allocate memory"
@@ -11,6 +16,18 @@ NO_MEMORY = "out of memory|not enough memory|[Cc]an('t|not) allocate memory"
 NO_ANSWER = "the model gives no finite numbers (NaN or infinity)"
 
 MAX_FAULTS = 50  # in one message; more do not help
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platlib", "purelib")})
+# Code in the folders of components that runs components, and is none itself.
+MACHINERY = {
+    *(f"datasets/{name}.py" for name in "__init__ archive files images memory split".split()),
+    *(f"models/{name}.py" for name in "arguments dropout external freeze initialise".split()),
+    *(f"models/{name}.py" for name in "probe recompute tensor_file weights".split()),
+    *(f"transforms/{name}.py" for name in "batched kernel keyed pipeline".split()),
+}
+# Where PyTorch runs a model or a loss, forward and backward.
+RUNS_A_MODULE = ("torch/nn/modules/module.py", "torch/autograd/graph.py")
 
 
 @dataclass(frozen=True)
@@ -93,13 +110,74 @@ class ProcessFailed(Exception):
         self.is_own = is_own
 
 
+class ComponentError(Exception):
+    """The code of a dataset, transform, model, loss or metric raised; the message says where."""
+
+
 class Stopped(BaseException):
     """The process was asked to stop. ``except Exception`` does not catch it."""
 
 
-def in_plain_words(error: Exception) -> Exception:
-    """Turn an error about memory or the disk into one of this module; return others as they are."""
-    text = " ".join(str(error).split())
+def component_place(error: BaseException) -> str:
+    """``FILE:LINE, in FUNCTION`` of the component's code that raised ``error``; empty if none did.
+
+    That is the deepest frame below the trainer's last one that belongs to no library. A model or
+    loss of a library has none: then it is the library's, and PyTorch's own if there is no other.
+    """
+    own = library = ""
+    in_module = False
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+        place = f"{name}:{line}, in {frame.f_code.co_qualname}"
+        if name in MACHINERY:
+            continue
+        if name.startswith(("trainer/", "scripts/")) and not name.startswith("trainer/components/"):
+            own, library, in_module = "", "", False
+        elif "-packages/" in name:
+            place = place.rpartition("-packages/")[2]
+            in_module |= place.startswith(RUNS_A_MODULE)
+            if not (library and place.startswith("torch/")):
+                library = place
+        elif path.is_absolute() and not name.startswith(LIBRARIES):
+            own = place
+    if place := own or (library if in_module else ""):
+        return place
+    return component_place(error.__cause__) if error.__cause__ else ""
+
+
+def worded(error: BaseException) -> str:
+    """An error's text; if the code of a component raised it, also its type and its place."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # of a class that someone wrote for a component
+        text = ""
+    place, kind = component_place(error), type(error).__name__
+    if not text and (frames := traceback.extract_tb(error.__traceback__)):
+        text = frames[-1].line or ""  # such as "assert size % 2 == 0"
+        kind, text = (f"{kind}: {text}", "") if not place else (kind, text)
+    return f"{kind}: {text} ({place})" if place else text or kind
+
+
+def with_cause(error: Exception) -> str:
+    """The text of an error, and the place of a component's code that caused it."""
+    place = component_place(error)
+    return f"{error} ({place})" if place and place not in str(error) else str(error)
+
+
+def refusal_of(error: Exception) -> str:
+    """The text of an error of a constructor: a ValueError refuses arguments in its own words."""
+    return str(error) if isinstance(error, ValueError | ImportError) else worded(error)
+
+
+def in_plain_words(error: BaseException) -> BaseException:
+    """Turn an error of memory, the disk or a component into one of this module.
+
+    Returns others, and those of this module, as they are.
+    """
+    if isinstance(error, KNOWN):
+        return error
+    text = worded(error)
     full = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     if full or (isinstance(error, RuntimeError) and re.search(NO_MEMORY, text)):
         return OutOfMemory(
@@ -107,6 +185,18 @@ def in_plain_words(error: Exception) -> Exception:
             "Smaller images, a smaller loader.batch_size, train.accumulate=2 or loader.cache=off "
             "need less."
         )
-    if isinstance(error, OSError) and error.strerror:  # such as a full disk
+    is_of_disk = isinstance(error, OSError) and bool(error.strerror)  # such as a full disk
+    if component_place(error) and not (is_of_disk and not isinstance(error, FileNotFoundError)):
+        return ComponentError(
+            f"{text}\nThis code is of a dataset, transform, model, loss or metric, which the "
+            "trainer only calls: mend it there."
+        )
+    if isinstance(error, OSError) and error.strerror:
         return RunError(f"{error.filename or 'writing the output'}: {error.strerror}")
     return error
+
+
+KNOWN = (
+    *(ConfigError, UsageError, DataError, RunError, NonFiniteLoss, OutOfMemory, WorkerDied),
+    *(ProcessFailed, ComponentError, Stopped),
+)

@@ -37,6 +37,7 @@ CODES = {
     errors.OutOfMemory: Exit.MEMORY,
     errors.WorkerDied: Exit.WORKER,
     errors.ProcessFailed: Exit.DISTRIBUTED,
+    errors.ComponentError: Exit.CONFIG,
 }
 
 
@@ -71,6 +72,12 @@ def exit_code_of(action: Callable[[], None]) -> int:
             bug = "this is a bug of the trainer; please report the lines above"
             print(bug, file=sys.stderr)
         return Exit.BUG
+    except BaseException as raised:  # such as SystemExit, which a component may raise
+        error = errors.in_plain_words(raised)
+        if error is raised:
+            raise
+        print_message(message_of(error))
+        return Exit.CONFIG
 
 
 def message_of(error: BaseException) -> str:

@@ -1,0 +1,51 @@
+"""Tries something in a forked child, so that what ends the child does not end this process."""
+
+import faulthandler
+import os
+import resource
+import signal
+import warnings
+from collections.abc import Callable
+
+from trainer.process.stop import SIGNALS
+
+SECONDS = 300  # after which a child is ended, and nothing is known
+SURVIVED = 86  # the exit code of a child that came to its end
+
+
+def what_ends(action: Callable[[], object]) -> str:
+    """Run ``action`` in a forked child; what ended it ("SIGSEGV"), empty if it came to its end.
+
+    What it returns, raises or prints is dropped. Only the calling thread is forked: ``action`` must
+    not wait for another one, such as OpenMP's.
+    """
+    with warnings.catch_warnings(action="ignore"):  # about the other threads
+        child = os.fork()
+    if child == 0:
+        try:
+            _become_quiet()
+            action()
+        finally:
+            os._exit(SURVIVED)
+    try:
+        _, status = os.waitpid(child, 0)
+    except BaseException:  # the trainer was asked to stop
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    code = os.waitstatus_to_exitcode(status)
+    if code in (SURVIVED, -signal.SIGALRM):
+        return ""
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _become_quiet() -> None:
+    """Drop output and core files, leave signals to the system, and end after SECONDS."""
+    for number in (*SIGNALS, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.alarm(SECONDS)
+    faulthandler.disable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
