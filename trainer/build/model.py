@@ -31,6 +31,7 @@ from trainer.process.errors import (
 from transforms.keyed import seed_of
 
 LIBRARIES = {"torchvision": torchvision_model, "timm": timm_model}
+NO_SIZE = "No square size"  # in a message of ``check_input``
 SIZE_ARGUMENTS = ("img_size", "image_size", "input_size")  # of the libraries' models
 
 
@@ -83,11 +84,16 @@ def _own_model(component: Component, sizes: Mapping[str, Any], num_classes: int)
 
 
 def check_size(config: Config, model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Raise ConfigError if the model cannot take images of this shape; it says which sizes fit."""
+    """Raise ConfigError if the model cannot take images of this shape; it says which sizes fit.
+
+    A model that fails at every size passes: its first real batch shows the error.
+    """
     try:
         check_input(model, shape)
     except ValueError as error:
         message = str(error)
+        if NO_SIZE in message:
+            return
         table = {} if "/" in config.model.name else MODELS
         if table and "variant" in parameters_of(resolve(table, config.model.name)):
             message += " Another model.variant may be made for such images."

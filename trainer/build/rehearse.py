@@ -21,7 +21,6 @@ from trainer.process.console import Say
 from trainer.process.errors import ConfigError, Fault, OutOfMemory, in_plain_words, worded
 
 SURVIVE = ("AlexNet", "LeNet", "MLP", "VGG")  # plain layers, whose kernels end no process
-NO_SIZE = "No square size"  # in ``check_input``'s message
 DEADLY = ": a fault of PyTorch, or of the model's own code, that no setting mends"
 OF_WHOLE_WEIGHTS = ("Adafactor", "Muon")  # they use rows and columns of a weight
 
@@ -116,18 +115,19 @@ def what_ends_a_step(
     device: torch.device,
     channels_last: bool,
 ) -> str:
-    """What ends a process that evaluates and trains on two images; empty if nothing does.
+    """What ends a process that evaluates and trains a small batch; empty if nothing does.
 
     A kernel of PyTorch may end it by a signal. So this is tried in a child, for models that are not
-    known to survive. It takes as long as a step of two images, in one thread.
+    known to survive. It takes as long as a step of at most eight images.
     """
     if device.type != "cpu" or sys.platform != "linux" or config.model.name in SURVIVE:
         return ""
 
     def step() -> None:
-        torch.set_num_threads(1)  # the parent's other threads are not in the child
         for subset in subsets:
             images, labels = two_images(subset, channels_last)
+            rows = torch.arange(min(config.loader.batch_size, 8)) % len(images)
+            images, labels = images[rows], labels[rows]  # in the same layout
             with torch.inference_mode():
                 model.eval()(images)
             train_mode(model)
@@ -158,11 +158,7 @@ def rehearse(
         if isinstance(in_plain_words(error), OutOfMemory):
             raise
         channels, height, width = images.shape[-3:]
-        try:
-            check_size(config, model, (channels, height, width))
-        except ConfigError as wrong_size:
-            if NO_SIZE not in str(wrong_size):  # else it is not for the size that it fails
-                raise
+        check_size(config, model, (channels, height, width))
         message = f"fails on the first images: {worded(error)}"
         raise ConfigError([config.fault("model", message)]) from error
     if logits.shape != (len(images), num_classes):

@@ -22,7 +22,7 @@ from trainer.config.config import components
 from trainer.config.construct import build, rate_of
 from trainer.config.settings import Component
 from trainer.config.signatures import arguments_schema
-from trainer.process.errors import Fault, refusal_of
+from trainer.process.errors import Fault, OutOfMemory, in_plain_words, refusal_of
 
 MAX_TRIED_EPOCHS = 1000  # of a schedule
 
@@ -62,6 +62,8 @@ def _refusals(config: Config) -> Iterator[Fault]:
         except NotImplementedError:
             continue  # a model of timm that needs real memory
         except Exception as error:
+            if isinstance(in_plain_words(error), OutOfMemory):
+                raise
             failed.add(trial.path)
             message = " ".join(refusal_of(error).split()) or type(error).__name__
             if isinstance(error, ArithmeticError):  # "division by zero" alone helps little

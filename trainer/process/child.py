@@ -4,27 +4,30 @@ import faulthandler
 import os
 import resource
 import signal
+import threading
 import warnings
 from collections.abc import Callable
 
 from trainer.process.stop import SIGNALS
 
-SECONDS = 300  # after which a child is ended, and nothing is known
+TIME_LIMIT = 300  # after which a child is ended, and nothing is known
 SURVIVED = 86  # the exit code of a child that came to its end
 
 
 def what_ends(action: Callable[[], object]) -> str:
     """Run ``action`` in a forked child; what ended it ("SIGSEGV"), empty if it came to its end.
 
-    What it returns, raises or prints is dropped. Only the calling thread is forked: ``action`` must
-    not wait for another one, such as OpenMP's.
+    What it returns, raises or prints is dropped. ``action`` runs in a new thread, for which OpenMP
+    makes threads of its own: those that the calling thread has are not forked.
     """
     with warnings.catch_warnings(action="ignore"):  # about the other threads
         child = os.fork()
     if child == 0:
         try:
             _become_quiet()
-            action()
+            thread = threading.Thread(target=action)
+            thread.start()
+            thread.join()
         finally:
             os._exit(SURVIVED)
     try:
@@ -40,10 +43,10 @@ def what_ends(action: Callable[[], object]) -> str:
 
 
 def _become_quiet() -> None:
-    """Drop output and core files, leave signals to the system, and end after SECONDS."""
+    """Drop output and core files, leave signals to the system, and end after TIME_LIMIT."""
     for number in (*SIGNALS, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
-    signal.alarm(SECONDS)
+    signal.alarm(TIME_LIMIT)
     faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     nowhere = os.open(os.devnull, os.O_WRONLY)

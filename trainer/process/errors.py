@@ -1,8 +1,8 @@
 """The exceptions that a user may meet, and the faults of a configuration."""
 
 import errno
+import os
 import re
-import sysconfig
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ NO_ANSWER = "the model gives no finite numbers (NaN or infinity)"
 
 MAX_FAULTS = 50  # in one message; more do not help
 
-ROOT = Path(__file__).resolve().parents[2]
-LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platlib", "purelib")})
+CHECKOUT = Path(__file__).resolve().parents[2]
+STANDARD_LIBRARY = str(Path(os.__file__).parent)
 # Code in the folders of components that runs components, and is none itself.
 MACHINERY = {
-    *(f"datasets/{name}.py" for name in "__init__ archive files images memory split".split()),
-    *(f"models/{name}.py" for name in "arguments dropout external freeze initialise".split()),
-    *(f"models/{name}.py" for name in "probe recompute tensor_file weights".split()),
-    *(f"transforms/{name}.py" for name in "batched kernel keyed pipeline".split()),
+    *(f"datasets/{stem}.py" for stem in "__init__ archive files images memory split".split()),
+    *(f"models/{stem}.py" for stem in "arguments dropout external freeze initialise".split()),
+    *(f"models/{stem}.py" for stem in "probe recompute tensor_file weights".split()),
+    *(f"transforms/{stem}.py" for stem in "batched kernel keyed pipeline".split()),
 }
 # Where PyTorch runs a model or a loss, forward and backward.
 RUNS_A_MODULE = ("torch/nn/modules/module.py", "torch/autograd/graph.py")
@@ -128,7 +128,7 @@ def component_place(error: BaseException) -> str:
     in_module = False
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = Path(frame.f_code.co_filename)
-        name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+        name = path.relative_to(CHECKOUT).as_posix() if path.is_relative_to(CHECKOUT) else str(path)
         place = f"{name}:{line}, in {frame.f_code.co_qualname}"
         if name in MACHINERY:
             continue
@@ -139,7 +139,7 @@ def component_place(error: BaseException) -> str:
             in_module |= place.startswith(RUNS_A_MODULE)
             if not (library and place.startswith("torch/")):
                 library = place
-        elif path.is_absolute() and not name.startswith(LIBRARIES):
+        elif path.is_absolute() and not name.startswith(STANDARD_LIBRARY):
             own = place
     if place := own or (library if in_module else ""):
         return place
@@ -160,9 +160,9 @@ def worded(error: BaseException) -> str:
 
 
 def with_cause(error: Exception) -> str:
-    """The text of an error, and the place of a component's code that caused it."""
-    place = component_place(error)
-    return f"{error} ({place})" if place and place not in str(error) else str(error)
+    """The text of an error, and the type and place of what a component's code raised for it."""
+    place, kind = component_place(error), type(error.__cause__ or error).__name__
+    return f"{error} ({kind}, {place})" if place and place not in str(error) else str(error)
 
 
 def refusal_of(error: Exception) -> str:

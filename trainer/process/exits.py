@@ -1,11 +1,13 @@
 """How every command ends: errors become a message on stderr and an exit code."""
 
 import enum
+import faulthandler
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 from datasets import DataError
 from trainer.process import errors
@@ -44,6 +46,9 @@ CODES = {
 def exit_code_of(action: Callable[[], None]) -> int:
     """Run ``action`` and return its exit code. An error's message goes to stderr."""
     open_missing_streams()
+    if not faulthandler.is_enabled():
+        with suppress(OSError, ValueError):  # a notebook's stderr is no file
+            faulthandler.enable()  # a death by SIGSEGV and its like is told, with the line
     try:
         action()
         sys.stdout.flush()  # raises here if the disk is full, not when Python ends
