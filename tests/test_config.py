@@ -263,7 +263,7 @@ def test_one_typo_at_every_level_is_located(faults):
         ("epochs: 10", "epochs: 10.0", "got 10.0; write 10"),
         ("epochs: 10", "epochs: true", "expected a whole number of at least 1, got true"),
         ("epochs: 10", "epochs: 1_0", "got the text '1_0'; write 10"),
-        ("epochs: 10", "epochs: 10, device: gpu", "did you mean 'cpu'?"),
+        ("epochs: 10", "epochs: 10, device: gpu", "did you mean 'cuda'?"),
         ("seed: 0", "loader: {drop_last: off}", "got the text 'off'; write false"),
         ("seed: 0", "split: {ratios: [8, 1]}", "expected a list of 3"),
         ("seed: 0", "split: {ratios: [0, 1, 1]}", "expected a number above 0, got 0"),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from trainer.comparing.listing import runs_below
 from trainer.drawing.columns import terminal_width
+from trainer.process.command_line import Parser
 from trainer.process.errors import UsageError
 from trainer.process.exits import exit_code_of
 from trainer.process.words import visible
@@ -21,7 +22,7 @@ from trainer.process.words import visible
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.compare",
         description="Show what differs between two or more runs, in settings and in results.",
     )

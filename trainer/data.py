@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.process.command_line import Parser
+
 EXIT_CODES = """exit codes: 0 done, also with warnings; 2 config; 3 data, also where training would
 refuse them: a class without training images, or images that cannot be read and dataset.on_broken
 is not skip (all the rest is written first); 5 disk"""
@@ -21,7 +23,7 @@ is not skip (all the rest is written first); 5 disk"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.data",
         description="Inspect the dataset that a YAML file names, with the splits of training.",
         epilog=EXIT_CODES,

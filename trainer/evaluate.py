@@ -11,12 +11,14 @@ import json
 import sys
 from collections.abc import Sequence
 
+from trainer.process.command_line import Parser
+
 MOST_CLASSES = 20  # of a confusion matrix that is printed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.evaluate",
         description="Evaluate a run's best weights on one of its splits.",
     )
@@ -35,18 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.config import load_config
     from trainer.process.start import start
+    from trainer.run.folder import find_run
+    from trainer.run.resume import config_for_use
 
+    folder = find_run(arguments.run)
+    config = config_for_use(folder, arguments.overrides)
     with start():
         from trainer.drawing.columns import lay_out, terminal_width
         from trainer.inference.evaluation import evaluate_run
         from trainer.process.words import visible
         from trainer.run.disk import read_json
-        from trainer.run.folder import find_run
-
-    folder = find_run(arguments.run)
-    config = load_config(folder / "config.yaml", arguments.overrides)
     values = evaluate_run(folder, config, arguments.split)
     if arguments.json:
         print(json.dumps(values))

@@ -14,10 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.process.command_line import Parser
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.explain",
         description="Draw pictures that show why a run's best weights predict a class.",
         epilog="exit codes: 0 done, 2 usage, 3 the image cannot be read, "
@@ -40,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.process.start import start
+    from trainer.run.folder import find_run
 
+    folder = find_run(arguments.run)
     with start():
         from datasets import BrokenImage
         from datasets.images import notes_on
@@ -48,9 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
         from trainer.inference.explanation import choose_folder, explain
         from trainer.process.errors import UsageError, component_place
         from trainer.process.words import listed, suggestion, visible
-        from trainer.run.folder import find_run
 
-    folder, path, name = find_run(arguments.run), Path(arguments.image), arguments.class_name
+    path, name = Path(arguments.image), arguments.class_name
     if path.is_dir() or not os.path.lexists(path):
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UsageError(f"{visible(str(path))} {what}. Expected one image file.")

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.process.command_line import Parser
 from trainer.process.errors import UsageError
 from trainer.process.exits import exit_code_of
 from trainer.process.words import listed
@@ -27,7 +28,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.export",
         description="Write a run's best model as a file that other programs read.",
         epilog="pt2 is for PyTorch, onnx for ONNX Runtime and many others; safetensors is a folder "
@@ -69,12 +70,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--output {output}: name a folder; the files are named after the run.")
 
     from trainer.process.start import start
-
-    with start():
-        from trainer.inference.exporting import export_run
-        from trainer.run.folder import find_run
+    from trainer.run.folder import find_run
+    from trainer.run.resume import config_for_use
 
     folder = find_run(arguments.run)
+    config_for_use(folder, arguments.overrides)  # its faults come before PyTorch
+    with start():
+        from trainer.inference.exporting import export_run
+
     export_run(folder, formats, output or folder / "export", images, arguments.overrides)
 
 

@@ -13,13 +13,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.process.command_line import Parser
+
 EXIT_CODES = """exit codes: 0 a rate is suggested, 2 config, 3 data, 4 nothing can be suggested,
 5 disk, 7 out of memory, 8 a worker process died"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.find_lr",
         description="Suggest a learning rate for what a YAML file describes.",
         epilog=EXIT_CODES,

@@ -14,13 +14,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.process.command_line import Parser
+
 if TYPE_CHECKING:
     from trainer.inference.prediction import Prediction
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.predict",
         description="Predict the classes of images, with a run's best weights.",
         epilog="exit codes: 0 done, 2 usage or a PATH without images, 3 files or folders that "
@@ -108,7 +110,9 @@ def views(text: str) -> int | str:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.process.start import start
+    from trainer.run.folder import find_run
 
+    folder = find_run(arguments.run)
     with start():
         from datasets import DataError
         from datasets.images import notes_on
@@ -116,9 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
         from trainer.inference.image_files import find_images
         from trainer.inference.prediction import MAX_SHEET, predict_files
         from trainer.process.errors import NO_ANSWER, NoAnswer, UsageError
-        from trainer.run.folder import find_run
 
-    folder = find_run(arguments.run)
     files = output_files(arguments)
     paths, faults, unreadable, note = find_images(arguments.paths)
     if note:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from trainer.comparing.listing import FoundRun, inspect_run, runs_below, short, strict_json, took
 from trainer.drawing.columns import fit_columns, left_out, terminal_width, wrap
+from trainer.process.command_line import Parser
 from trainer.process.errors import UsageError
 from trainer.process.exits import exit_code_of
 from trainer.process.words import visible
@@ -27,7 +28,7 @@ RUNS = "runs"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.runs", description="List the runs.")
+    parser = Parser(prog="python -m trainer.runs", description="List the runs.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     one = commands.add_parser("list", help="one line per run: status, epochs, best values, time")
     one.description = "One line per run: status, epochs, best values, time; the newest last."

@@ -8,7 +8,6 @@ torchvision. So --check compares it only under the versions that it was made wit
 same content for people, is made from the schema alone; --check always compares it.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from trainer.config import Config
 from trainer.config.components import SCHEMA_FILE, TABLES, component_key, full_schema
 from trainer.config.schema_page import as_page
 from trainer.config.signatures import arguments_schema
+from trainer.process.command_line import Parser
 from trainer.process.errors import UsageError
 from trainer.process.exits import Exit
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.schema",
         description="Write configs/schema.json for editors, and docs/yaml.md for people.",
     )

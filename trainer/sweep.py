@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.process.command_line import Parser
 from trainer.process.console import say
 from trainer.process.errors import RunError, Stopped, UsageError
 from trainer.process.exits import exit_code_of
@@ -51,7 +52,7 @@ def parse_and_run(argv: Sequence[str], stop: StopRequest) -> None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.sweep",
         description="Run the trials that a sweep's YAML describes, or resume them.",
         epilog=EXIT_CODES,

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.process.command_line import Parser
 from trainer.process.console import say
 from trainer.process.errors import Stopped, UsageError
 from trainer.process.exits import exit_code_of
@@ -54,7 +55,7 @@ def command(argv: Sequence[str], stop: StopRequest) -> None:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command line's arguments, and its overrides."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.train",
         description="Train, validate and test what a YAML file describes.",
         epilog=EXIT_CODES,

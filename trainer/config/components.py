@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from datasets import DATASETS
 from models import INITIALISATIONS, MODELS
 from trainer import components as tables
 from trainer.components.duration import Duration
-from trainer.config.document import component_name
+from trainer.config.document import COMMAND_LINE, Document, component_name, flow
 from trainer.config.json_schema import Schema, Validator
 from trainer.config.yaml_text import Place
+from trainer.process.words import NO_SETTINGS, SETTINGS, bare, shortened
 from transforms import TRANSFORMS
 
 SCHEMA_FILE = Path(__file__).resolve().parents[2] / "configs" / "schema.json"
@@ -228,17 +230,41 @@ def _with_references(schema: Any) -> Any:
     return kind | {key: _with_references(value) for key, value in rest.items()}
 
 
-def home(place: Place, data: Any, schema: Schema) -> str:
-    """Where an unknown key belongs ("; it belongs in 'train'"), or "" if that is not clear."""
-    validator, homes = Validator(schema["$defs"]), []
-    if place[-1] in schema["properties"]:
-        homes.append("at the top level")
+def home(place: Place, document: Document, schema: Schema) -> str:
+    """Where an unknown key belongs and what to write there, or "" if that is not clear."""
+    key, word = str(place[-1]), bare(str(place[-1]))
+    homes = _homes(key, document.data, schema)
+    if len(place) == 1 and key.partition(".")[0] in schema["properties"]:
+        homes = [key]  # optimizer.lr: 0.1
+    found = homes if len(homes) == 1 else SETTINGS.get(word, []) * (place[0] != "transforms")
+    if word.isdecimal():  # lr: 0,01
+        return "; a number has a point, such as 0.01"
+    if not found:
+        return "".join(f"; {advice}" for advice in NO_SETTINGS.get(word, ()))
+    path, equals, value = found[0].partition("=")
+    section, _, inner = path.rpartition(".")
+    if path == ".".join(map(str, place)):
+        return ""  # momentum, of an optimizer without one
+    is_here = section == ".".join(map(str, place[:-1]))
+    if is_here and not equals:
+        return f"; did you mean '{inner}'?"
+    value = value.format(flow(document.value(place))) if equals else flow(document.value(place))
+    typed = shlex.quote(f"{path}={value}")
+    if document.origin(place).file != COMMAND_LINE:
+        typed = f"{inner}: {value}"
+    where = f"it belongs in '{section}'" if section else "it belongs at the top level"
+    return f"; {'write' if is_here else f'{where}:'} {shortened(typed)}"
+
+
+def _homes(key: str, data: Any, schema: Schema) -> list[str]:
+    """The paths of all settings with this name, in the sections as they are."""
+    validator = Validator(schema["$defs"])
+    homes = [key] if key in schema["properties"] else []
     for section, described in schema["properties"].items():
         inner = validator.resolved(described.get("anyOf", [described])[0])
         if "discriminator" in inner:
-            name = component_name(data.get(section))
-            reference = inner["discriminator"]["mapping"].get(name)
+            reference = inner["discriminator"]["mapping"].get(component_name(data.get(section)))
             inner = validator.resolved({"$ref": reference}) if reference else {}
-        if place[-1] in inner.get("properties", {}) and place[-1] != "name":
-            homes.append(f"in '{section}'")
-    return f"; it belongs {homes[0]}" if len(homes) == 1 else ""
+        if key != "name" and "not" not in inner.get("properties", {}).get(key, {"not": {}}):
+            homes.append(f"{section}.{key}")
+    return homes

@@ -23,11 +23,19 @@ from trainer.config.components import (
     published,
     unset_arguments,
 )
-from trainer.config.document import COMMAND_LINE, Document, flow, read_document, write
+from trainer.config.document import (
+    COMMAND_LINE,
+    Document,
+    as_one_word,
+    flow,
+    in_one_word,
+    read_document,
+    write,
+)
 from trainer.config.json_schema import Finding, Schema, Validator
 from trainer.config.rules import default_monitor, rule_findings
 from trainer.config.settings import Component, Count, Frozen
-from trainer.config.yaml_text import Place
+from trainer.config.yaml_text import Origin, Place
 from trainer.process.errors import ConfigError, Fault
 
 NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -98,7 +106,7 @@ class Config(Frozen):
 
     def check_arguments(self, described: Mapping[str, Schema]) -> list[Fault]:
         """Every fault in the components' arguments, found by the JSON Schemas ``described``."""
-        found = _component_findings(self._document.data, full_schema(_settings_schema(), described))
+        found = _component_findings(self._document, full_schema(_settings_schema(), described))
         return [self._document.fault(*finding) for finding in found]
 
     def fault(self, path: str, message: str) -> Fault:
@@ -141,8 +149,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         message = f"this is a sweep; run python -m trainer.sweep --config {path}"
         raise ConfigError([document.fault(("sweep",), message, at_key=True)], document.file)
     # Outer keys first, so that `model.depth=11 model.name=VGG` means the same in both orders.
-    for typed in sorted(overrides, key=_depth):
-        document.override(typed, DEFAULTS)
+    for typed in sorted(in_one_word(overrides), key=_depth):
+        if typed in overrides:
+            document.override(typed, DEFAULTS)
+        else:
+            message = f"a setting is one word, without spaces{as_one_word(typed)}"
+            document.faults.append(Fault("", message, *Origin(COMMAND_LINE, source=typed)))
     _let_folds_replace_ratios(document)
     _fill_in(document, Path(path).stem)
     if faults := _faults(document):
@@ -167,22 +179,25 @@ def _faults(document: Document) -> list[Fault]:
         return full_schema(_settings_schema(), published())
 
     schema = full_schema(_settings_schema(), {})
-    validator = Validator(schema["$defs"], lambda place: home(place, data, by_file()))
+    validator = Validator(schema["$defs"], lambda place: home(place, document, by_file()))
     found = {finding.place: finding for finding in validator.findings(data, schema)}
+    for section, _, key in [str(place[0]).partition(".") for place in found if place]:
+        if key:  # the file has train.epochs: its section is not missing as well
+            found.pop((section,), None)
     rules = list(rule_findings(data)) if isinstance(data, dict) else []
     if found or rules or document.faults:
-        found |= {finding.place: finding for finding in _component_findings(data, by_file())}
+        found |= {finding.place: finding for finding in _component_findings(document, by_file())}
     known = [f for f in (*found.values(), *rules) if not document.is_unknown(f.place)]
     return document.faults + [document.fault(*finding) for finding in known]
 
 
-def _component_findings(data: Any, schema: Schema) -> Iterator[Finding]:
+def _component_findings(document: Document, schema: Schema) -> Iterator[Finding]:
     """Every fault of the components and their arguments, by the ``schema`` of a YAML file."""
-    validator = Validator(schema["$defs"], lambda place: home(place, data, schema))
+    validator = Validator(schema["$defs"], lambda place: home(place, document, schema))
     for section in SECTIONS:
-        if isinstance(data, dict) and section in data:
+        if isinstance(document.data, dict) and section in document.data:
             inner = schema["properties"][section]
-            yield from validator.findings(data[section], inner, (section,))
+            yield from validator.findings(document.data[section], inner, (section,))
 
 
 @functools.cache

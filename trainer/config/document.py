@@ -1,10 +1,13 @@
 """A YAML file as plain data, with the origin of each value: a line, or the command line."""
 
 import copy
+import difflib
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import yaml
 
 from trainer.config.yaml_text import MAX_DEPTH, Origin, Place, is_text, parse
 from trainer.process.errors import ConfigError, Fault
+from trainer.process.words import listed
 
 MAX_BYTES = 1 << 20
 COMMAND_LINE = "command line"
@@ -31,6 +35,13 @@ class Document:
         self.data, self.values, self.keys = parsed.data, parsed.values, parsed.keys
         self.unknown, self.faults = parsed.unknown, parsed.faults
         self.messages: list[str] = []
+
+    def value(self, place: Place) -> Any:
+        """The value at ``place``, which must be there."""
+        value = self.data
+        for key in place:
+            value = value[key]
+        return value
 
     def origin(self, place: Place) -> Origin:
         """Where the value of ``place``, or of its nearest parent, was written."""
@@ -74,7 +85,8 @@ class Document:
         if not all((*keys, text.strip())) or len(keys) > MAX_DEPTH:
             empty = equals and all(keys) and not text.strip()
             message = "write null for no value" if empty else "expected key=value"
-            self.faults.append(Fault("", f"{message}, as in optimizer.lr=0.1", *origin))
+            mended = as_one_word(typed) or ", as in optimizer.lr=0.1"
+            self.faults.append(Fault("", f"{message}{mended}", *origin))
             return
         parsed = parse(text, COMMAND_LINE, origin)
         self.faults += [Fault(key, fault.message, *origin) for fault in parsed.faults]
@@ -126,6 +138,26 @@ class Document:
         self.values[place] = self.keys[place] = origin
 
 
+def in_one_word(overrides: Sequence[str]) -> list[str]:
+    """The overrides; the words of one that was typed with spaces are one again."""
+    words: list[str] = []
+    for word in overrides:
+        before = words[-1] if words else "="
+        opened = before.count("[") + before.count("{") > before.count("]") + before.count("}")
+        is_value = "=" not in word and (before.endswith("=") or "=" not in before)
+        if words and (opened or is_value or (word == "=" and "=" not in before)):
+            words[-1] = f"{before} {word}"
+        else:
+            words.append(word)
+    return words
+
+
+def as_one_word(typed: str) -> str:
+    """ "; write optimizer.lr=0.1" for "optimizer.lr 0.1" or "optimizer.lr: 0.1"; else ""."""
+    found = re.fullmatch(r"([A-Za-z][\w.]*)\s*[=:\s]\s*([^\s/].*)", typed)
+    return f"; write {shlex.quote(f'{found[1]}={found[2]}')}" if found else ""
+
+
 def component_name(component: Any) -> str | None:
     """The name in ``{name: X, ...}`` or a bare ``X``; None for anything else."""
     name = component.get("name") if isinstance(component, dict) else component
@@ -144,10 +176,26 @@ def read_document(path: Path) -> Document:
         line = content.count(b"\n", 0, error.start) + 1
         problem = "is not UTF-8 text; save the file as UTF-8"
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        problem = f"cannot be read: {getattr(error, 'strerror', None) or error}{_near(path)}"
     if problem:
         raise ConfigError([Fault("", problem, str(path), line)], str(path))
     return Document(text, str(path))
+
+
+def _near(path: Path) -> str:
+    """The YAML files that a wrong path may mean, as the end of a message."""
+    with suppress(OSError, ValueError):
+        folders = dict.fromkeys([path if path.is_dir() else path.parent, Path("configs")])
+        files = [file for folder in folders for file in sorted(folder.glob("*.y*ml"))]
+        if path.is_dir():
+            return f"; name a file in it, such as {files[0]}" if files else ""
+        same = [str(file) for file in files if file.stem == path.stem]
+        near = difflib.get_close_matches(path.name, [file.name for file in files])
+        found = same or [str(file) for name in near for file in files if file.name == name]
+        if found:
+            return f"; did you mean {listed(found[:3], 'or')}?"
+        return f"; {path.parent} holds no YAML file" if path.parent.is_dir() and not files else ""
+    return ""
 
 
 def write(

@@ -4,13 +4,14 @@ Editors use the same schema (configs/schema.json), so an editor and the trainer 
 keywords that our schema has are implemented, and 3.0 does not count as a whole number.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from trainer.config.yaml_text import Place, scalar
+from trainer.config.yaml_text import Place, missing_colon, scalar
 from trainer.process.words import listed, shortened, suggestion
 
 Schema = Mapping[str, Any]
@@ -86,8 +87,13 @@ class Validator:
         component = {"name": value} if isinstance(value, str) else value
         choice = [f"{name}NAME" if name.endswith("/") else name for name in mapping]
         if not isinstance(component, dict):
-            yield Finding(place, f"expected {self.expected(schema)}, got {got(value)}")
+            bare = "; write it without the list" if isinstance(value, list) else ""
+            yield Finding(place, f"expected {self.expected(schema)}, got {got(value)}{bare}")
         elif "name" not in component:
+            slip = next((key for key in component if _means_name(key)), None)
+            if slip is not None:
+                yield Finding((*place, slip), f"unknown key '{slip}'; did you mean 'name'?", True)
+                return
             meant = [key for key in component if key in mapping]  # RandomCrop: {size: 32}
             example = f"{{name: {(meant or choice)[0]}, ...}}"
             yield Finding((*place, "name"), f"'name' is missing; write the {kind} as {example}")
@@ -121,7 +127,9 @@ class Validator:
             yield from min(deeper, key=len)
             return
         message = f"expected {self.expected(schema)}, got {got(value)}"
-        advices = [advice(value, inner) for inner in alternatives]
+        advices = [advice(value, self.resolved(inner)) for inner in alternatives]
+        if value is True and "DEFAULT" in schema.get("description", ""):
+            advices = ["; write DEFAULT"]  # model.weights
         yield Finding(place, message + next(filter(None, advices), ""))
 
     def expected(self, schema: Schema) -> str:
@@ -196,6 +204,12 @@ def _is_allowed(value: Any, schema: Schema) -> bool:
     return True
 
 
+def _means_name(key: str) -> bool:
+    """Whether a key of a component without a name is meant as ``name``: "naem" or "type"."""
+    words = ("name", "type", "class", "class_name", "_target_", "kind", "method")
+    return bool(difflib.get_close_matches(key.lower(), words, n=1, cutoff=0.75))
+
+
 def _words(schema: Schema) -> list[str]:
     """The allowed values, if the schema lists them."""
     allowed = [schema["const"]] if "const" in schema else schema.get("enum", [])
@@ -222,7 +236,7 @@ def advice(value: Any, schema: Schema) -> str:
     kind = schema.get("type")
     if isinstance(value, str) and kind in ("integer", "number"):
         try:
-            number = scalar(value.replace("_", ""))
+            number = scalar(value.replace("_", "").replace(",", "."))
         except ValueError:
             return ""
         return f"; write {_plain(number)}" if type(number) in (int, float) else ""
@@ -230,7 +244,28 @@ def advice(value: Any, schema: Schema) -> str:
         return f"; write {int(value)}"
     if isinstance(value, str) and kind == "boolean" and value.lower() in _YES | _NO:
         return f"; write {_plain(value.lower() in _YES)}"
-    return suggestion(value, _words(schema))
+    if kind == "null" and value is False:
+        return "; write null for none"
+    if kind == "string" and "examples" in schema and type(value) is int and value >= 0:
+        wholes = [re.sub("[0-9]+", str(value), example) for example in schema["examples"]]
+        return f"; write {listed(wholes, 'or')}"  # 5ep, cuda:0
+    if kind == "array" and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return f"; write [{_plain(value)}]"
+    if kind == "object" and not isinstance(value, bool) and value is not None:
+        return _as_mapping(value, schema)
+    return "" if value is None else suggestion(_plain(value), _words(schema))
+
+
+def _as_mapping(value: Any, schema: Schema) -> str:
+    """How to write a value as the mapping that is expected; "" if that cannot be guessed."""
+    mended = missing_colon(value) if isinstance(value, str) else ""
+    if mended.partition(":")[0] in schema.get("properties", ()):
+        return f"; a colon is missing: write '{mended}'"
+    keys = schema.get("required") or list(schema.get("properties", ()))[:1]
+    if isinstance(value, list) and len(keys) > 1:  # transforms
+        return f"; write {' and '.join(f'{key}: [...]' for key in keys)} below it"
+    shown = "[...]" if isinstance(value, list) else _plain(value)
+    return f"; write {{{keys[0]}: {shown}}}" if keys else ""
 
 
 def _described(key: str, known: Schema) -> str:

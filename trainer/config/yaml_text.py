@@ -25,6 +25,10 @@ MAX_LINE = 1000  # characters; a message does not repeat a longer line
 
 _TOP_LEVEL_KEY = re.compile(r"""["']?([A-Za-z_][\w.-]*)["']?[ ]*:(?=\s|$)""")
 
+# A key without a colon ("seed 0", "seed = 0", "loader {...}"), or without the space after it.
+_NO_COLON = re.compile(r"([A-Za-z_][\w-]*)(?:\s*=\s*|:(?=[^\s/])|\s+|(?=[\[{]))(\S.*)", re.DOTALL)
+_WORD = re.compile(r"[A-Za-z_][\w-]*")
+
 _INT = re.compile(r"[-+]?[0-9]{1,30}|0o[0-7]{1,30}|0x[0-9a-fA-F]{1,30}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS = {
@@ -130,14 +134,23 @@ def _parse_blocks(reader: "_Reader", lines: list[str]) -> Parsed:
             error.problem_mark.line += start
             raise
         except yaml.MarkedYAMLError as error:
-            parsed.faults.append(reader.syntax_fault(error, start))
             key = _TOP_LEVEL_KEY.match(lines[start])
             parsed.unknown.add((key[1],) if key else ())
+            if any(re.match(r"\s*\t", line) for line in reader.lines[start:end]):
+                continue  # the tab itself is told
+            row = _without_colon(lines, start, error)
+            if row is None:
+                parsed.faults.append(reader.syntax_fault(error, start))
+            else:
+                parsed.faults.append(reader.colon_fault(row))
+                parsed.unknown.add((lines[row].replace(":", " ").split()[0],))
             continue
         parsed.faults += block.faults
         if not isinstance(block.data, dict):
             if block.data is not None:
-                parsed.faults.append(reader.fault(start, 0, "expected 'key: value'"))
+                origin = block.values[()]
+                parsed.faults.append(reader.colon_fault((origin.line or start + 1) - 1))
+                parsed.unknown.add((str(block.data).partition(" ")[0],))
             continue
         for key in block.data.keys() & parsed.data.keys():
             first, again = parsed.keys[(key,)], block.keys[(key,)]
@@ -151,6 +164,18 @@ def _parse_blocks(reader: "_Reader", lines: list[str]) -> Parsed:
                 all_found.setdefault(name, value)  # the first of two equal keys counts
         parsed.unknown |= block.unknown
     return parsed
+
+
+def _without_colon(lines: list[str], start: int, error: yaml.MarkedYAMLError) -> int | None:
+    """The row of a key without a colon that explains an error in the block from row ``start``."""
+    noticed = re.search("values are not allowed|expected ':'|block end", error.problem or "")
+    if not noticed or error.problem_mark is None:
+        return None
+    for row in reversed(range(start, min(start + error.problem_mark.line + 1, len(lines)))):
+        text = re.sub(r"(^|\s)#.*", "", lines[row]).strip()
+        if missing_colon(text) or (_WORD.fullmatch(text) and row < start + error.problem_mark.line):
+            return row
+    return None
 
 
 class _TooMuch(yaml.MarkedYAMLError):
@@ -222,6 +247,15 @@ class _Reader:
             if key == "<<" and event.implicit[0]:
                 self.add(place, event, "merge keys ('<<') are not allowed; write the keys out")
                 self.node((*place, "?"), next(self.events))
+            elif event.style is None and (mended := missing_colon(key)):
+                row = self.first_row + event.start_mark.line
+                value = self.node((*place, "?"), next(self.events))
+                what = "a space is missing after the colon" if ":" in key else "a colon is missing"
+                mended += "" if value is None else ": ..."
+                self.parsed.faults.append(
+                    self.fault(row, event.start_mark.column, f"{what}: write '{shortened(mended)}'")
+                )
+                self.parsed.unknown.add((*place, mended.partition(":")[0]))
             elif key in data:
                 self.add(inner, event, _twice(key, self.parsed.keys[inner]))
                 self.node((*place, f"{key} (again)"), next(self.events))
@@ -236,6 +270,14 @@ class _Reader:
             message = "'\\ud800' to '\\udfff' are half a character; write the whole one"
         elif not event.implicit[0]:
             return event.value
+        elif event.style is None and event.end_mark.line > event.start_mark.line:
+            row = self.first_row + event.start_mark.line + 1
+            while row < len(self.lines) - 1 and not self.lines[row].split("#")[0].strip():
+                row += 1
+            several = "text over several lines needs quotes, and a list is [a, b]"
+            self.parsed.faults.append(self.colon_fault(row, several))
+            self.parsed.unknown.add(place)
+            return None
         else:
             try:
                 return scalar(event.value)
@@ -260,6 +302,17 @@ class _Reader:
 
     def fault(self, row: int, column: int, message: str) -> Fault:
         return Fault("", message, *self.origin(row, column))
+
+    def colon_fault(self, row: int, otherwise: str = "") -> Fault:
+        """The fault of a line that lacks the colon after its key, or the space after the colon."""
+        text = re.sub(r"(^|\s)#.*", "", self.lines[row])
+        mended, message = missing_colon(text), otherwise or "expected 'key: value'"
+        if not mended and not otherwise and _WORD.fullmatch(text.strip()):
+            mended = f"{text.strip()}:"
+        if mended:
+            what = "a space is missing after the colon" if ":" in text else "a colon is missing"
+            message = f"expected 'key: value'; {what}: write '{shortened(mended)}'"
+        return self.fault(row, len(text) - len(text.lstrip()), message)
 
     def syntax_fault(self, error: yaml.MarkedYAMLError, first_row: int) -> Fault:
         """PyYAML's error in plain words, at the mistake rather than at the place it was noticed."""
@@ -312,6 +365,12 @@ def scalar(text: str) -> Any:
             raise ValueError("this number is too large")
         return value
     return text
+
+
+def missing_colon(text: str) -> str:
+    """ "seed: 0" for "seed 0", "seed = 0" and "seed:0"; "" for text of another form."""
+    found = _NO_COLON.fullmatch(text.strip())
+    return f"{found[1]}: {found[2]}" if found else ""
 
 
 def is_text(text: str) -> bool:

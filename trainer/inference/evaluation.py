@@ -14,12 +14,7 @@ from trainer.input.data import check_shape, digest_of_split, eval_loader, load_s
 from trainer.loop.evaluate import evaluate, predict, what_may_help, without_answer
 from trainer.process.errors import NoAnswer, RunError
 from trainer.run.disk import MAX_SPLIT, read_json
-from trainer.run.resume import refuse_changes, require_own_images
-
-# Keys that may differ from the run's: where images lie, how they are read, the device, metrics.
-MAY_DIFFER = (
-    *("dataset.root", "dataset.on_broken", "loader.", "train.device", "train.threads", "metrics"),
-)
+from trainer.run.resume import MAY_DIFFER, refuse_changes, require_own_images
 
 
 def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:

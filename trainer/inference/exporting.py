@@ -17,15 +17,13 @@ from torch import Tensor, nn
 from trainer.build.model import build_model
 from trainer.build.precision import FP32, HALF
 from trainer.build.trained import TrainedModel, load_trained
-from trainer.config import load_config
 from trainer.inference import export_check
-from trainer.inference.evaluation import MAY_DIFFER
 from trainer.inference.export_check import TOLERANCE, Difference, Network, Sample
 from trainer.inference.model_card import describe_model, hub_files
 from trainer.inference.script_writer import program
 from trainer.process.errors import NO_ANSWER, NoAnswer, OutOfMemory, RunError, in_plain_words
 from trainer.run import disk
-from trainer.run.resume import refuse_changes
+from trainer.run.resume import config_for_use
 
 MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's limit, less the graph
 
@@ -42,8 +40,7 @@ def export_run(
     images: files or folders to test it on instead of the run's test images. Raises RunError if
     the model cannot be exported, or if a file gives other outputs than the run's model.
     """
-    config = load_config(run / "config.yaml", overrides)
-    refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
+    config = config_for_use(run, overrides)
     trained = load_trained(run, [*overrides, "train.device=cpu"])  # equal files on any machine
     if config.train.precision in HALF:  # the weights are float32, and few tools compute otherwise
         export_check.note(f"the run computed in {config.train.precision}, the files do in float32")

@@ -1,6 +1,7 @@
 """Finds the run to resume, and compares its configuration with the one it began with."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,6 +10,7 @@ from typing import Any
 
 from datasets import RMB_ROOT, DataError
 from trainer.config import Config, load_config
+from trainer.config.components import published
 from trainer.process.errors import ConfigError, RunError, UsageError
 from trainer.process.launch import is_first
 from trainer.run.disk import read_json
@@ -20,6 +22,11 @@ MAY_CHANGE = (
     *("train.epochs", "train.budget", "train.skip_non_finite", "early_stop", "train.parallel"),
     *("log.", "checkpoint.", "dataset.root", "distill.run"),
     *("loader.workers", "loader.cache", "loader.eval_batch_size"),
+)
+
+# The same for a use of the finished run: where images lie, how they are read, the device, metrics.
+MAY_DIFFER = (
+    *("dataset.root", "dataset.on_broken", "loader.", "train.device", "train.threads", "metrics"),
 )
 
 
@@ -43,7 +50,12 @@ def find_resumable(
     config = load_config(config_file or folder / "config.yaml", overrides)
     if config.name != began.name:
         raise UsageError(f"{folder} is a run of '{began.name}', and {config_file} another file's.")
-    refuse_changes(began, config, MAY_CHANGE)
+    try:
+        refuse_changes(began, config, MAY_CHANGE)
+    except ConfigError as error:
+        if any("the run began" in fault.message for fault in error.faults):
+            error.add_note(what_resume_can(folder, config_file, overrides))
+        raise
     require_own_images(folder, config)
     return config, folder
 
@@ -65,12 +77,37 @@ def require_own_images(run: Path, config: Config) -> None:
         )
 
 
+def what_resume_can(run: Path, config_file: str | None, overrides: Sequence[str]) -> str:
+    """What a resumed run may change, and the command that begins a new run from its weights."""
+    again = ["--config", config_file or str(run / "config.yaml"), *overrides]
+    allowed = ", ".join(path.removesuffix(".") for path in MAY_CHANGE)
+    return (
+        f"A resumed run goes on as it began; it may change {allowed}.\n"
+        "To train its best weights further with other settings, start a new run:\n"
+        f"  python -m trainer.train {shlex.join([*again, f'model.weights={run}/model.pt'])}"
+    )
+
+
+def config_for_use(run: Path, overrides: Sequence[str]) -> Config:
+    """The configuration of a run with ``overrides``, which may set ``MAY_DIFFER`` only."""
+    config = load_config(run / "config.yaml", overrides)
+    refuse_changes(load_config(run / "config.yaml"), config, MAY_DIFFER)
+    return config
+
+
 def refuse_changes(began: Config, config: Config, may_change: tuple[str, ...]) -> None:
     """Raise ConfigError with every setting that differs and is not in ``may_change``."""
-    faults = [
-        config.fault(path, f"is {as_yaml(new)}, but the run began with {as_yaml(old)}")
+    changed = {
+        path: config.fault(path, f"is {as_yaml(new)}, but the run began with {as_yaml(old)}")
         for path, old, new in differences(settings(began), settings(config))
         if not path.startswith(may_change)
+    }
+    named = {path.removesuffix("name") for path in changed if path.endswith(".name")}
+    slips = {fault.path: fault for fault in config.check_arguments(published())}
+    faults = [
+        slips.get(path, fault)
+        for path, fault in changed.items()
+        if path.endswith(".name") or not path.startswith(tuple(named))  # another name says it all
     ]
     if faults:
         raise ConfigError(faults)

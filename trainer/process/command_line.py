@@ -1,0 +1,60 @@
+"""The parser of every command. Its errors say what to type."""
+
+import argparse
+import difflib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from trainer.process.words import SETTINGS, bare
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, which says how an unknown option is meant.
+
+    A command with ``key=value`` settings names that argument ``overrides``.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; keeps the command line for ``error``."""
+        self.given: Sequence[str] = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and ``message``, with what to type instead, and end with exit code 2."""
+        _, unknown, words = message.partition("unrecognized arguments: ")
+        wanted = message.partition("arguments are required: ")[2].split(", ")
+        file = next((w for w in self.given if w.endswith((".yaml", ".yml"))), None)
+        options = [word for word in words.split() if word.startswith("-")]
+        if unknown and options:
+            message = "; ".join(map(self._unknown, options))
+        elif "--config" in wanted and file:
+            message = f"name the file by --config {file}"
+        elif "RUN" in wanted:
+            message = message.replace(", key=value", "")
+            message += "; RUN is a run's folder, and python -m trainer.runs list shows all"
+        super().error(message)
+
+    def _unknown(self, option: str) -> str:
+        """What to type instead of an unknown option."""
+        name, _, value = option.lstrip("-").partition("=")
+        place = self.given.index(option) if option in self.given else len(self.given)
+        following = self.given[place + 1] if place + 1 < len(self.given) else "-"
+        own = [text for action in self._actions for text in action.option_strings]
+        if near := difflib.get_close_matches(option.partition("=")[0], own, n=1, cutoff=0.75):
+            return f"unknown option {option}; did you mean {near[0]}?"
+        if following.endswith((".yaml", ".yml")):
+            how = "did you mean --config?" if "--config" in own else "this takes a run's folder"
+            return f"unknown option {option}; {how}"
+        if not any(action.dest == "overrides" for action in self._actions):
+            listed = ", ".join(text for text in own[2:] if text.startswith("--"))
+            return f"unknown option {option}; there are {listed or 'none'}"
+        if not value and "=" in following:
+            return f"unknown option {option}; a setting needs none: {following}"
+        value = value or ("VALUE" if following.startswith("-") else following)
+        found = [name] if "." in name else SETTINGS.get(bare(name), [])
+        path = found[0] if found else "train.epochs=5"
+        typed = shlex.quote(path.format(value) if "=" in path else f"{path}={value}")
+        how = "" if found else ", such as"
+        return f"unknown option {option}; a setting has no dashes{how}: {typed}"
