@@ -260,6 +260,13 @@ def test_focal_loss_equals_the_papers_formula_by_hand():
     assert make("FocalLoss", gamma=2.5)(logits, torch.tensor([0])).item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_logit_that_is_nan_makes_the_loss_nan_and_raises_nothing(name):
+    logits = LOGITS.clone()
+    logits[3, 2] = torch.nan
+    assert make(name, weight=WEIGHT)(logits, LABELS).isnan()
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 def test_focal_loss_has_a_finite_gradient_for_a_certain_model(gamma):
     logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]], requires_grad=True)

@@ -9,6 +9,7 @@ from models.freeze import train_mode
 from trainer.build.job import Job
 from trainer.components.averages import SWA, unfrozen_batch_norms
 from trainer.input.loader import Loader
+from trainer.process.errors import in_plain_words
 
 STALE = 0.05  # the share of the initial statistics from which on a note tells
 
@@ -57,6 +58,8 @@ def fails_on_one_image(loader: Loader, model: nn.Module) -> str:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             model(images.to(device))
     except (ValueError, RuntimeError) as error:
+        if in_plain_words(error) is not error:  # the memory is full
+            raise
         return str(error)
     finally:
         model.eval()

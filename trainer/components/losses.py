@@ -99,8 +99,10 @@ class BCELoss(_Weighted):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over images and classes, a scalar."""
-        targets = _targets(logits, labels)
-        terms = F.binary_cross_entropy(logits.sigmoid(), targets, reduction="none")
+        chances = logits.sigmoid()
+        targets, known = _targets(logits, labels), chances.nan_to_num(0.5)
+        terms = F.binary_cross_entropy(known, targets, reduction="none")  # it raises for NaN
+        terms = terms.where(~chances.isnan(), torch.nan)
         return _mean(terms.mean(dim=1), labels, self.weight)
 
 

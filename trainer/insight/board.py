@@ -3,6 +3,7 @@
 ``log.show`` chooses. If something cannot be drawn, a note says so once, and the run goes on.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -204,9 +205,10 @@ def _show_predictions(
     for true, found, chance in zip(
         labels[rows].tolist(), predicted.tolist(), likeliest.tolist(), strict=True
     ):
-        answer = f"{classes[found]} ({chance:.0%})" if chance == chance else "no answer (NaN)"
+        is_answer = not math.isnan(chance)
+        answer = f"{classes[found]} ({chance:.0%})" if is_answer else "no answer (NaN)"
         captions.append([answer, f"true: {classes[true]}"])
-        colours.append(RIGHT if true == found and chance == chance else WRONG)
+        colours.append(RIGHT if is_answer and true == found else WRONG)
     # The dataset's files are read only once, at the end.
     read = original_image if split == "test" else stored_image
     images = [read(subset, row) for row in rows.tolist()]

@@ -51,8 +51,10 @@ def evaluate(config: Config, logits: Tensor, labels: Tensor, loss_fn: nn.Module)
     """
     device = next((buffer.device for buffer in loss_fn.buffers()), logits.device)
     chances = probabilities(config.loss.name, logits)
-    loss = loss_fn(logits.to(device), labels.to(device)).item()
-    values: dict[str, Any] = {"loss": math.nan if chances[:, 0].isnan().any() else loss}
+    loss = math.nan
+    if not chances[:, 0].isnan().any():
+        loss = loss_fn(logits.to(device), labels.to(device)).item()
+    values: dict[str, Any] = {"loss": loss}
     for i, metric in enumerate(config.metrics):
         measure = build(METRICS, f"metrics.{i}", metric, probabilities=chances, labels=labels)
         values[metric.name] = measure
