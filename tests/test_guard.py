@@ -355,7 +355,8 @@ def test_an_epoch_with_one_answer_that_is_no_number_goes_on_and_is_never_the_bes
         "note    epoch 1 cannot be the best: the model gives no finite numbers (NaN or infinity) "
         f"for 1 of {len(val)} val images: {val[2]}",
         "note    epoch 3 cannot be the best: the model gives no finite numbers (NaN or infinity) "
-        f"for {len(val)} of {len(val)} val images: {', '.join(val[:3])}, ...",
+        f"for {len(val)} of {len(val)} val images: {', '.join(val[:3])} "
+        f"and {len(val) - 3} more",
     ]
     assert read_json(run / "result.json")["best"]["epoch"] == 2
     assert read_json(run / "model.json")["metrics"]["epoch"] == 2

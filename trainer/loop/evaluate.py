@@ -67,7 +67,7 @@ def without_answer(logits: Tensor, subset: Subset, part: str) -> str:
     if not len(rows):
         return ""
     ids = [subset.dataset.ids[i] for i in subset.indices[rows[:3]].tolist()]
-    more = ", ..." if len(rows) > 3 else ""
+    more = f" and {len(rows) - 3:,} more" if len(rows) > 3 else ""
     return (
         f"{NO_ANSWER} for {len(rows):,} of {len(logits):,} {part} images: "
         f"{', '.join(map(visible, ids))}{more}"
