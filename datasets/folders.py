@@ -231,10 +231,11 @@ def _without_classes(root: Path, place: Path, stray: list[str]) -> str:
             f"If '{root.resolve().name}' is one of the classes, type dataset.root={parent}; if a "
             "table holds the labels, dataset.name=CSVImages."
         )
+    text += f"If '{place.name}' is a class itself, type dataset.layout=classes."
     train = [root / name for name in _folders(root) if part_of(name) == "train"]
     if place in train or not train:
         return text
-    return f"{text}To train without them, type dataset.root={train[0]}."
+    return f"{text} To train without them, type dataset.root={train[0]}."
 
 
 def _holding(left_out: Mapping[str, list[str]]) -> str:
