@@ -465,6 +465,8 @@ def test_a_class_whose_images_are_all_broken_is_an_error_that_says_so(data):
     told = str(caught.value)
     assert "train has no image of 1 of 3 classes: 'c' (3 that cannot be read)" in told
     assert "c/broken0.png: the file is empty" in told
+    with pytest.raises(DataError, match="3 that cannot be read"):
+        data(*names, **skip, **{"split.folds": 5, "split.fold": 0})
     assert len(data(*names, "c/1.png", "c/2.png", **skip).skipped) == 3
 
 

@@ -231,6 +231,14 @@ def test_nothing_at_all_is_an_error_of_the_data(tmp_path, predict):
     assert "nothing to predict" in err
 
 
+def test_what_a_folder_holds_beside_images_is_counted_on_stderr(tmp_path, predict):
+    photo(tmp_path / "one.jpg")
+    (tmp_path / "two.heic").touch()
+    code, out, err = predict(tmp_path)
+    assert code == 0 and "one.jpg" in out
+    assert f"note    left out 1: 1 .heic ({tmp_path}/two.heic); to use pictures" in err
+
+
 # Which files
 
 
