@@ -207,6 +207,13 @@ def test_pictures_of_another_image_are_not_replaced(run, notes, tmp_path, capsys
     assert about["image"] == str(first)
 
 
+def test_what_was_converted_is_told(run, tmp_path, capsys):
+    Image.new("CMYK", (40, 20), "red").save(tmp_path / "ink.jpg")
+    assert main([str(run), str(tmp_path / "ink.jpg"), "--output", str(tmp_path / "out")]) == 0
+    told = "note: 1 of 1 images are CMYK or Lab, converted without colour profiles\n"
+    assert told in capsys.readouterr().err
+
+
 def test_nothing_is_written_behind_a_link(run, image, tmp_path, capsys):
     copied = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("explain"))
     (tmp_path / "elsewhere").mkdir()

@@ -450,6 +450,10 @@ def jpeg_pictures():
             f"orientation {orientation}",
             Odd(file[:2] + data + file[2:], turned(pixels, orientation), 4),
         )
+    several = io.BytesIO()  # as cameras store a preview beside a photograph
+    two = [Image.fromarray(x.astype(np.uint8)) for x in (pixels, 255 - pixels)]
+    two[0].save(several, "MPO", save_all=True, append_images=two[1:], quality=100)
+    yield "several pictures", Odd(several.getvalue(), pixels, 12)
     deep = jpeg([2000], [(1, 1)], bits=12, marker=0xC1)
     yield "refused: 12 bits", Odd(deep, "a JPEG file that Pillow cannot open .*12")
     yield (
@@ -793,6 +797,20 @@ def test_a_look_at_the_data_tells_what_was_converted_or_guessed(tmp_path, told, 
     assert json.loads((tmp_path / "look" / "data.json").read_text())["converted"] == LINES
     page = (tmp_path / "look" / "data.md").read_text()
     assert all(f"- {line}\n" in page for line in LINES)
+
+
+def test_packing_tells_what_was_converted_or_guessed(tmp_path, told, capsys):
+    pytest.importorskip("webdataset", reason='pip install -e ".[shards]"')
+    from datasets.shards import Shards
+    from scripts import pack_shards
+
+    assert pack_shards.main(["--source", str(told), "--target", str(tmp_path / "shards")]) == 0
+    expected = [f"note: {line} when they are used" for line in LINES]
+    assert [x for x in capsys.readouterr().err.splitlines() if x.startswith("note")] == expected
+    shards = Shards(str(tmp_path / "shards"))
+    for index in range(len(shards)):
+        shards.image(index)
+    assert notes_on(shards.remarks) == LINES
 
 
 def test_a_plain_picture_has_no_remark():

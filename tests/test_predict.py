@@ -181,6 +181,14 @@ def test_sixteen_bits_are_read(tmp_path, listed):
     assert len(listed(tmp_path / "deep.png")) == 1
 
 
+def test_what_was_converted_is_told_with_counts(tmp_path, predict):
+    photo(tmp_path / "ink" / "cmyk.jpg", save="JPEG", mode="CMYK")
+    photo(tmp_path / "ink" / "plain.png")
+    code, _, err = predict(tmp_path / "ink")
+    assert code == 0
+    assert err == "note: 1 of 2 images are CMYK or Lab, converted without colour profiles\n"
+
+
 def test_the_batch_has_no_say_in_the_result(notes, listed):
     wide = listed(notes)
     for size in (1, 7):

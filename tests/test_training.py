@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -505,6 +506,8 @@ def test_batch_norm_that_keeps_its_initial_statistics_is_told_with_what_mends_it
 def test_every_broken_file_is_named_at_once_or_left_out_where_asked(train, notes, tmp_path):
     import shutil
 
+    from PIL import Image
+
     from datasets import DataError
 
     copy = tmp_path / "copy"
@@ -512,11 +515,14 @@ def test_every_broken_file_is_named_at_once_or_left_out_where_asked(train, notes
     good = (copy / "1" / "000.jpg").read_bytes()
     (copy / "1" / "truncated.jpg").write_bytes(good[: len(good) // 2])
     (copy / "100" / "empty.jpg").write_bytes(b"")
+    Image.new("CMYK", (40, 40), "red").save(copy / "1" / "ink.jpg")
     with pytest.raises(DataError, match=r"(?s)1/truncated\.jpg.*100/empty\.jpg"):
         train(f"dataset.root={copy}")
     run = train(f"dataset.root={copy}", "dataset.on_broken=skip")
     left_out = json.loads((run / "result.json").read_text())["dataset"]["left_out"]
     assert sorted(Path(entry["path"]).name for entry in left_out) == ["empty.jpg", "truncated.jpg"]
+    (told,) = json.loads((run / "result.json").read_text())["dataset"]["converted"]
+    assert re.fullmatch("1 of .* images are CMYK or Lab, converted without colour profiles", told)
     split = json.loads((run / "split.json").read_text())
     assert "1/truncated.jpg" not in split["train"] | split["val"] | split["test"]
 
