@@ -133,19 +133,16 @@ def decode_and_tell(content: bytes, path: str) -> tuple[Tensor, Remark]:
                 raise ValueError(
                     f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} are allowed"
                 )
-            remark = Remark.FIRST if _has_frames(image) else Remark.READ
-            covered = None
+            remark = Remark.READ | (Remark.FIRST if _has_frames(image) else Remark(0))
             if isinstance(image, TiffImageFile):
                 remark |= _prepare_tiff(image)
-            elif image.format == "GIF" and image.tile:
-                covered = image.tile[0].extents
+            part = image.tile[0].extents if image.format == "GIF" and image.tile else None
             image.load()
             rgb, converted = _to_rgb(image, content)
-            if covered and covered != (0, 0, *rgb.size):  # the first frame is a part of the canvas
-                frame, rgb = rgb.crop(covered), Image.new("RGB", rgb.size, "white")
-                rgb.paste(frame, covered)
+            if part and part != (0, 0, *rgb.size):
+                rgb = _on_white_canvas(rgb, part)
             rgb, turned = _upright(rgb, image)
-            return _to_tensor(rgb), remark | converted | turned | Remark.READ
+            return _to_tensor(rgb), remark | converted | turned
     except MemoryError:
         raise  # this is about the machine, not about the file
     except UnidentifiedImageError as error:
@@ -204,6 +201,13 @@ def _upright(rgb: Image.Image, image: Image.Image) -> tuple[Image.Image, Remark]
         orientation = None
     method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return (rgb, Remark(0)) if method is None else (rgb.transpose(method), Remark.TURNED)
+
+
+def _on_white_canvas(rgb: Image.Image, part: tuple[int, int, int, int]) -> Image.Image:
+    """A GIF's first frame, of which Pillow fills all but ``part`` with the palette's colour 0."""
+    canvas = Image.new("RGB", rgb.size, "white")
+    canvas.paste(rgb.crop(part), part)
+    return canvas
 
 
 def _has_frames(image: Image.Image) -> bool:
