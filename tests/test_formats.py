@@ -237,6 +237,13 @@ def tiff_pictures():
             samples, bits, 3, "<>"[bits % 4 == 0], t320=(colours * 257).T.flatten().tolist()
         )
         yield f"palette of {bits} bits", Odd(file, colours[samples[..., 0]])
+    samples, entries = draw(255, 2), (colours * 257).T.flatten().tolist()
+    for kind, alpha in ((0, np.array(255)), (2, samples[..., 1:])):
+        seen = on_white(colours[samples[..., 0]], alpha)
+        yield (
+            f"palette and a second of kind {kind}",
+            Odd(tiff(samples, 8, 3, t338=[kind], t320=entries), seen),
+        )
     for orientation in range(1, 9):
         samples = draw(255, 3)
         file = tiff(samples, 8, 2, deflated=orientation % 2 == 0, t274=[orientation])
