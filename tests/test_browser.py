@@ -1,5 +1,6 @@
 """Each of TensorBoard's dashboards, and the report, in a real browser, of a run on bank notes."""
 
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from trainer.drawing.page import SHARED
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright to look")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -219,6 +223,19 @@ def test_a_dashboard_shows_the_run_itself(name, tensorboard, look):
     page, requests = look(f"{tensorboard}/#{name}")
     DASHBOARDS[name](page)
     assert name != "projector" or any("sprite_image" in url for url in requests)
+
+
+@pytest.mark.parametrize("width", [1000, 641])
+def test_no_line_stands_beside_a_table(width, look, tmp_path):
+    style = (SHARED / "report.css").read_text()
+    table = "<div class=wide><table><tr><td>1<td>2</table></div>"
+    gaps = "".join(f"<p style='margin:0;height:{height}px'></p>{table}" for height in (10.3, 7.7))
+    (tmp_path / "page.html").write_text(f"<!doctype html><style>{style}</style>{gaps}")
+    page, _ = look((tmp_path / "page.html").as_uri())
+    page.set_viewport_size({"width": width, "height": 300})
+    with Image.open(io.BytesIO(page.screenshot())) as seen:
+        right = seen.convert("L").crop((width // 2, 0, width, 300))  # of a narrow table: empty
+    assert right.getextrema() == (255, 255)
 
 
 @pytest.mark.parametrize("width", [1200, 400])

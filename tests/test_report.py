@@ -524,3 +524,29 @@ def test_a_confidence_on_a_bins_edge_belongs_to_the_bin_below():
     bins = calibration_bins(probabilities, torch.tensor([0, 1, 0, 0]), bins=16)
     counts = {number: (images, right) for number, (images, _, right) in enumerate(bins) if images}
     assert counts == {8: (1, 1.0), 9: (1, 0.0), 10: (1, 1.0), 15: (1, 1.0)}
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_report_repeats_what_the_run_told_and_what_a_look_at_the_same_data_warned_of(
+    tmp_path, more
+):
+    balance = {"train": [5, 6, 7], "val": [1, 1, 1], "test": [1, 2, 2]}
+    counts = {split: dict(zip(CLASSES, numbers, strict=True)) for split, numbers in balance.items()}
+    counts["train"]["5"] += more  # then it was another split
+    (tmp_path / "data").mkdir()
+    warning = "2 groups of equal images are in different splits: what is tested was trained on."
+    facts = {"counts": counts, "warnings": [warning]}
+    (tmp_path / "data" / "data.json").write_text(json.dumps(facts))
+    notes = ["Normalize is in train only", "Normalize is in train only"]
+    text = report(tmp_path / "run" / "report", class_balance=balance, notes=notes)
+    page = (tmp_path / "run" / "report" / "report.html").read_text(encoding="utf-8")
+    for content in (text, page):
+        assert content.count("Normalize is in train only") == 1
+        assert (warning in content) == (not more)
+
+
+def test_a_note_that_a_run_prints_stands_in_its_report(finished, capsys):
+    run = finished("train.cuda_graphs=true")
+    (note,) = re.findall(r"^note    (train.cuda_graphs.*)$", capsys.readouterr().out, re.MULTILINE)
+    text = (run / "report" / "report.md").read_text(encoding="utf-8")
+    assert note in text.replace("\\", "")

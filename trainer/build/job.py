@@ -1,6 +1,6 @@
 """The objects of a run, which ``prepare`` builds from a configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,8 @@ class Job:
     """The objects of a run.
 
     input_shape is the model's (C, H, W). network is what training calls: the model itself, or the
-    model wrapped for several ranks, compiled, or replayed from a CUDA graph.
+    model wrapped for several ranks, compiled, or replayed from a CUDA graph. notes: the notes that
+    were printed, for the report.
     """
 
     config: Config
@@ -40,6 +41,7 @@ class Job:
     precision: Precision
     average: Average | None = None
     teacher: "Distillation | None" = None
+    notes: list[str] = field(default_factory=list)
 
 
 def data_path(job: Job) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from trainer.distributed.processes import agree_on_error, world_size
 from trainer.distributed.sync_batch_norm import with_synced_batch_norm
 from trainer.input.data import Data, check_shape, eval_loader, load_data, open_dataset, train_loader
 from trainer.input.loader import Loader
-from trainer.process.console import Say
+from trainer.process.console import Say, noting
 from trainer.process.errors import ConfigError
 from trainer.process.launch import local_rank
 from trainer.process.words import visible
@@ -57,6 +57,8 @@ def prepare(config: Config, say: Say) -> Job:
     Makes no run folder, but may download or draw the dataset.
     With several ranks, call ``fetch`` before and ``distribute`` after it.
     """
+    notes: list[str] = []
+    say = noting(say, notes)
     check_settings(config, say)
     device = choose_device(config)
     check_sync_batch_norm(config, device)
@@ -80,7 +82,7 @@ def prepare(config: Config, say: Say) -> Job:
     average = build_average(config, model, len(loader))
     job = Job(
         config, device, data, shapes["train"], model, loss_fn, optimizer, schedule, loader,
-        val_loader, model, precision, average, teacher,
+        val_loader, model, precision, average, teacher, notes,
     )  # fmt: skip
     if world_size() == 1:  # else ``distribute`` does it, after it has wrapped the network
         make_fast(job, say)

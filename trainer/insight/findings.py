@@ -46,7 +46,7 @@ class ReportData:
     "train/loss_epoch" (or "train/loss"); values that are not numbers are ignored. probabilities
     (N, K), labels (N,) and ids (N) are those of the test split, on the CPU. result: the content of
     result.json, at least "best" (with its "epoch") and "test". picture_of(i): test image i, uint8
-    (C, H, W); it may raise. class_balance: images of each class by split.
+    (C, H, W); it may raise. class_balance: images of each class by split. notes: what the run told.
     """
 
     history: Sequence[dict[str, Any]]
@@ -58,6 +58,7 @@ class ReportData:
     result: dict[str, Any]
     picture_of: Callable[[int], Tensor] | None = None
     class_balance: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def find(given: ReportData, run: Path) -> Findings:
         title=str(result.get("name") or "Report"),
         best_epoch=result["best"]["epoch"],
         facts=_facts(result, run),
-        notes=_notes(result, classes, balance),
+        notes=_notes(given, run),
         left_out=left_out,
         # metrics.jsonl has train/loss of a few steps, and train/loss_epoch as the epoch's mean.
         history=[{k.removesuffix("_epoch"): v for k, v in row.items()} for row in given.history],
@@ -286,13 +287,11 @@ def _facts(result: dict[str, Any], run: Path) -> dict[str, str]:
     return facts
 
 
-def _notes(
-    result: dict[str, Any], classes: Sequence[str], balance: Mapping[str, Sequence[int]]
-) -> list[str]:
-    """Warnings about the numbers."""
+def _notes(given: ReportData, run: Path) -> list[str]:
+    """Warnings about the numbers, the run's and those of ``trainer.data`` on the same split."""
+    result, classes, balance = given.result, given.classes, given.class_balance
     dataset = result.get("dataset", {})
     notes = dataset.get("notes") or list(filter(None, [dataset.get("note")]))
-    notes = [note.replace("\n  ", "; ") for note in notes]  # examples, each on its line
     if skipped := numbers(result).get("skipped_steps"):
         notes += [f"{skipped:,} steps without finite numbers were skipped in training."]
     for split, counts in () if "notes" in dataset else balance.items():
@@ -300,7 +299,14 @@ def _notes(
         if absent:
             more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
             notes += [f"No {split} image is of class {', '.join(absent[:5])}{more}."]
-    return notes
+    facts: dict[str, Any] = {}
+    with suppress(RunError):
+        facts = read_json(run.parent / "data" / "data.json")
+    ours = {split: dict(zip(classes, counts, strict=True)) for split, counts in balance.items()}
+    if ours and facts.get("counts") == ours:
+        notes += [f"{warning} (trainer.data)" for warning in facts.get("warnings", ())]
+    # An example stands on a line of its own in the terminal.
+    return list(dict.fromkeys(note.replace("\n  ", "; ") for note in [*notes, *given.notes]))
 
 
 def _commands(run: Path, result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -33,6 +33,17 @@ def say(line: str = "") -> None:
         sys.stdout = open(os.devnull, "w")
 
 
+def noting(say: Say, notes: list[str]) -> Say:
+    """``say``, which also adds the text of each new note to ``notes``."""
+
+    def say_and_note(line: str) -> None:
+        if line.startswith("note    ") and line[8:] not in notes:
+            notes.append(line[8:])
+        say(line)
+
+    return say_and_note
+
+
 def draws_bars() -> bool:
     """Whether bars are drawn: on rank 0, if stderr is a terminal that can redraw a line."""
     return is_first() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
