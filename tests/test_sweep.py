@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -24,6 +25,7 @@ from trainer import sweep as sweep_command
 from trainer.process.errors import ConfigError
 from trainer.sweeping import folder as folders
 from trainer.sweeping import results, space, study, work
+from trainer.sweeping.page import sweep_page
 from trainer.sweeping.plan import load_sweep
 from trainer.sweeping.settings import Range, Sweep
 from trainer.sweeping.trials import trials_of
@@ -758,6 +760,35 @@ class _Page(HTMLParser):
             assert self.open.pop() == tag
         else:
             assert tag in ("path", "circle")
+
+
+def test_the_page_labels_every_choice_in_full_and_gives_the_wall_time(write):
+    optimizers = ["SGD", "{name: AdamW, weight_decay: 0.05, betas: [0.9, 0.95]}", "Adam"]
+    text = (
+        f"\n  method: grid\n  params:\n    optimizer: [{', '.join(optimizers)}]\n"
+        "    optimizer.lr: [0.001, 0.0011, 0.0012, 0.005, 0.1]\n"
+    )
+    plan = load_sweep(write(text))
+    rows = []
+    for number, settings in enumerate(space.points(plan.sweep)):
+        stamp = f"20260131-12{number:02d}00-ab12"
+        ended = f"2026-01-31 13:{number:02d}:30"
+        end = {"run": f"t/{stamp}", "ended": ended, "status": "done", "seed": 0, "fold": None}
+        end |= {"value": 0.5, "epoch": 1}
+        rows.append(results.Row(number, settings, "done", [end], [0.5], 0, {}, 9.0, 1.0, ""))
+    content = sweep_page(plan, rows)
+    assert "1h14m, from 2026-01-31 12:00:00 to 2026-01-31 13:14:30" in content
+    chart_of = {
+        key: re.search(rf"<b>{key}</b>.*?</svg>", content, re.DOTALL)[0]  # type: ignore[index]
+        for key in plan.sweep.params
+    }
+    for key, choices in plan.sweep.params.items():
+        labels = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="middle">(.*?)<', chart_of[key])
+        assert {label for *_, label in labels} == {space.display_value(c) for c in choices}
+        for x, y, label in labels:  # none lies on another
+            for other_x, other_y, other in labels:
+                apart = 3 * (len(label) + len(other))
+                assert label == other or y != other_y or abs(float(x) - float(other_x)) > apart
 
 
 def test_the_page_is_whole_and_asks_for_nothing_from_elsewhere(swept):

@@ -7,11 +7,13 @@ from html import escape
 from markupsafe import Markup
 
 from trainer.drawing.axes import COLOURS, Curves, ticks, x_ticks
+from trainer.drawing.columns import width_of
 from trainer.drawing.text import Bins, plain, shown_number
 
 MAX_MARKS = 200  # points of a curve that show their number under the pointer
 WIDTH, HEIGHT = 480, 240  # units of a chart
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 56, 14, 12, 36
+ROW = 15  # units from a line of text to the next
 
 Scale = Callable[[float], float]
 
@@ -43,6 +45,11 @@ def figure(
 def text(x: float, y: float, content: str, kind: str) -> Markup:
     """A text with its begin at ``x``, or with its middle or end, if ``kind`` has that word."""
     return element("text", content, x=round(x, 1), y=round(y, 1), kind=kind)
+
+
+def text_width(content: str) -> float:
+    """Roughly the units that a text takes; a Chinese letter takes two of the others."""
+    return 7.8 * width_of(content)
 
 
 def dot(kind: str, x: float, y: float, tip: str, radius: float = 3) -> Markup:

@@ -7,13 +7,24 @@ from typing import Any
 from markupsafe import Markup
 
 from trainer.drawing import svg
-from trainer.drawing.svg import HEIGHT, MARGIN_LEFT, MARGIN_RIGHT, WIDTH, below, element
+from trainer.drawing.axes import x_ticks
+from trainer.drawing.svg import (
+    HEIGHT,
+    MARGIN_BOTTOM,
+    MARGIN_LEFT,
+    MARGIN_RIGHT,
+    ROW,
+    WIDTH,
+    below,
+    element,
+)  # fmt: skip
 from trainer.drawing.text import shown_number
 from trainer.sweeping.plan import Plan
 from trainer.sweeping.results import Row, ranked
 from trainer.sweeping.space import display_value, overrides
 
-MAX_LABEL = 14  # characters below an axis
+MAX_LABEL = 48  # characters of a label
+MAX_VALUES = 12  # of an axis that labels each one; of more, those that have room
 _across = svg.scale(0, 1, MARGIN_LEFT + 12, WIDTH - MARGIN_RIGHT - 12)
 
 
@@ -24,6 +35,8 @@ def axis(values: Sequence[Any], log: bool = False) -> tuple[list[float], list[tu
         low, high = min(numbers), max(numbers)
         places = [(n - low) / (high - low) if high > low else 0.5 for n in numbers]
         first, *others = sorted(dict(zip(places, values, strict=True)).items())
+        if len(others) < MAX_VALUES:
+            return places, [(place, f"{value:.6g}") for place, value in [first, *others]]
         shown = [first, *others[-1:]]
         for place, value in others[:-1]:  # the marks that have room between the ends
             if place - shown[-2][0] > 0.18 and shown[-1][0] - place > 0.18:
@@ -50,7 +63,8 @@ def by_parameter(plan: Plan, rows: Sequence[Row], key: str) -> Markup:
     done = [row for row in rows if row.values]
     places, marks = axis([row.settings[key] for row in done], is_log(plan, key))
     up, parts = svg.vertical_axis([value for row in done for value in row.values])
-    parts += [below(_across(place), _short_label(mark)) for place, mark in marks]
+    labels, more = _labels([(_across(place), _short_label(mark)) for place, mark in marks])
+    parts += labels
     for row, place in zip(done, places, strict=True):
         tip, x = _tip(plan, row), _across(place)
         parts += [svg.dot(_kind(row), x, up(value), tip) for value in row.values]
@@ -58,7 +72,26 @@ def by_parameter(plan: Plan, rows: Sequence[Row], key: str) -> Markup:
             parts += [
                 element("path", element("title", tip), kind="c3", d=f"M{x - 7} {up(row.mean)}h14")
             ]
-    return svg.figure(key, svg.svg(f"{plan.monitor} by {key}", parts))
+    return svg.figure(key, svg.svg(f"{plan.monitor} by {key}", parts, height=HEIGHT + more))
+
+
+def _labels(marks: Sequence[tuple[float, str]]) -> tuple[list[Markup], int]:
+    """The labels below an axis, in as many rows as they need, and the height of the further rows.
+
+    marks: (x, text) of each. A label of a lower row hangs on a line from its place.
+    """
+    foot = HEIGHT - MARGIN_BOTTOM
+    ends: list[float] = []  # of each row, where its last label ends
+    lines, texts = [], []
+    for x, label in sorted(marks):
+        wide = svg.text_width(label)
+        middle = min(max(x, wide / 2), WIDTH - wide / 2)
+        row = next((i for i, end in enumerate(ends) if middle - wide / 2 > end + 6), len(ends))
+        ends[row : row + 1] = [middle + wide / 2]
+        if row:
+            lines += [element("path", kind="grid", d=f"M{x} {foot}V{foot + 3 + ROW * row}")]
+        texts += [below(middle, label, foot + ROW * row)]
+    return lines + texts, ROW * max(len(ends) - 1, 0)
 
 
 def over_trials(plan: Plan, rows: Sequence[Row]) -> Markup:
@@ -66,7 +99,7 @@ def over_trials(plan: Plan, rows: Sequence[Row]) -> Markup:
     means = [(row, row.mean) for row in rows if row.mean is not None]
     last = max([row.number for row in rows] + [1])
     up, parts = svg.vertical_axis([mean for _, mean in means])
-    parts += [below(_across(n / last), str(n)) for n in sorted({0, last // 2, last})]
+    parts += [below(_across(n / last), f"{n:g}") for n in x_ticks(0, last)]
     steps: list[tuple[float, float]] = []
     best: float | None = None
     for row, mean in means:
@@ -88,7 +121,9 @@ def parallel(plan: Plan, rows: Sequence[Row]) -> Markup:
     keys = list(plan.sweep.params)
     axes = [axis([row.settings[key] for row in done], is_log(plan, key)) for key in keys]
     axes.append(axis([row.mean for row in done]))
-    width, top, bottom = max(WIDTH, 170 * len(axes)), 30, 220
+    names = [_short_label(mark) for _, marks in axes[:-1] for _, mark in marks]
+    apart = max(170, 40 + max(svg.text_width(name) for name in names))
+    width, top, bottom = max(WIDTH, apart * (len(axes) - 1) + 170), 30, 220
     up, across = svg.scale(0, 1, bottom, top), svg.scale(0, max(len(axes) - 1, 1), 70, width - 70)
     order = ranked(plan, rows)
     parts = []
@@ -103,7 +138,7 @@ def parallel(plan: Plan, rows: Sequence[Row]) -> Markup:
         parts += [element("path", kind="grid", d=f"M{across(i)} {top}V{bottom}")]
         parts += [svg.text(across(i), top - 12, _short_label(name, 26), "middle")]
         parts += [
-            svg.text(across(i) + 5, up(place) + 4, _short_label(mark), "dim")
+            svg.text(across(i) + 5, up(place) + 4, _short_label(mark), "halo")
             for place, mark in marks
         ]
     alt = f"{plan.monitor} of {len(order)} trials by their settings"

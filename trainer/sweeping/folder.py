@@ -6,6 +6,7 @@ sweep.json  sweep.csv  sweep.html  study.journal (with tpe)
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,4 +173,5 @@ def end_of(run: Path | None, monitor: str, status: str, reason: str = "") -> dic
         "best": {tag: value for tag, value in best.items() if tag.startswith("val/")},
         "test": found.test if found and status == "done" else {},
         "seconds": found.seconds if found else None,
+        "ended": time.strftime("%Y-%m-%d %H:%M:%S"),
     }

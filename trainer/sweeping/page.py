@@ -1,10 +1,11 @@
 """Makes the page of a sweep as HTML, in the report's style: no script, no request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainer.comparing.listing import short, took
+from trainer.comparing.listing import STAMPED, short, took
 from trainer.drawing.page import render
 from trainer.sweeping.charts import by_parameter, over_trials, parallel
 from trainer.sweeping.plan import Plan
@@ -33,7 +34,7 @@ def sweep_page(plan: Plan, rows: Sequence[Row]) -> str:
         parallel=parallel(plan, rows) if params and best else "",
         params=params,
         test=test,
-        trial_header=[*header, "epochs", "time"],
+        trial_header=[*header, "epochs", "training"],
         trials=[_trial(row, params, test) for row in in_rank(plan, rows)],
         monitor=monitor,
         runs=[
@@ -60,9 +61,21 @@ def _sweep_facts(plan: Plan, rows: Sequence[Row]) -> dict[str, str]:
         "method": plan.sweep.method,
         "judged by": f"{plan.monitor} of each run's best epoch; {better}",
         "runs each": str(len(plan.members)),
-        "time": took(sum(row.seconds for row in rows) or None),
+        "training": took(sum(row.seconds for row in rows) or None),
+        "wall time": _wall_time([end for row in rows for end in row.runs]),
         "experiment": str(plan.base),
     }
+
+
+def _wall_time(ends: Sequence[Mapping[str, Any]]) -> str:
+    """From the start of the first run to the end of the last, pauses included."""
+    begun = [found for end in ends if (found := STAMPED.search(str(end["run"])))]
+    over = [str(end["ended"]) for end in ends if end.get("ended")]
+    if not begun or not over:
+        return took(None)
+    first = min("{}-{}-{} {}:{}:{}".format(*stamp.groups()) for stamp in begun)
+    apart = datetime.fromisoformat(max(over)) - datetime.fromisoformat(first)
+    return f"{took(apart.total_seconds())}, from {first} to {max(over)}"
 
 
 def _best(monitor: str, row: Row) -> dict[str, Any]:
