@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.plugins.core.core_plugin import _parse_samples_per_plugin
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.backend_context import _sort_and_reduce_to_hparams_limit
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from tensorboard.util import tensor_util
@@ -301,6 +302,11 @@ def test_hyperparameters_and_metrics_are_in_the_runs_own_file(job, show):
     }
     experiment = contents["_hparams_/experiment"].experiment
     assert {info.name.tag for info in experiment.metric_infos} >= {"val/loss", "test/accuracy"}
+    _sort_and_reduce_to_hparams_limit(experiment, 5)  # TensorBoard's order of those it shows
+    first = [info.name for info in experiment.hparam_infos]
+    assert first[0] == "optimizer.lr" and {"loader.batch_size", "model.name"} <= set(first)
+    deciding = [info.name.tag for info in experiment.metric_infos][:2]
+    assert deciding == ["val/accuracy", "test/accuracy"]
     started = contents["_hparams_/session_start_info"].session_start_info
     assert started.hparams["optimizer.name"].string_value == "SGD"
     assert "_hparams_/session_end_info" in contents

@@ -140,9 +140,7 @@ def _show_text(board: Board, run: Path) -> None:
 
 def _show_hyperparameters(board: Board) -> None:
     """Write them to the run's event file: SummaryWriter would put them into a second run."""
-    values = panels.hyperparameters(board.job.config)
-    tags = dict.fromkeys(panels.metrics_of(board.job.config), 0.0)
-    for entry in summary.hparams(values, tags):  # type: ignore[no-untyped-call]
+    for entry in panels.hparams(board.job.config):
         board.events.add(0, summary=entry)
 
 

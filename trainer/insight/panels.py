@@ -15,6 +15,7 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 from tensorboard.compat.proto.versions_pb2 import VersionDef
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.pr_curve.plugin_data_pb2 import PrCurvePluginData
 from torch import Tensor, nn
 from torch.utils.tensorboard import summary
@@ -34,7 +35,8 @@ NO_CHOICE = (  # settings that people do not vary; TensorBoard shows only five o
     *("loader.workers", "loader.cache", "loader.eval_batch_size"),
     *("train.device", "train.threads", "train.budget", "train.skip_non_finite"),
 )
-OFF = ("null", "false")
+SHOWN_FIRST = "optimizer.lr"
+OFF = ("null", "false", "shuffle")
 MAX_PR_CURVES = 20  # the first so many classes get a PR curve
 _PR_CURVE = PrCurvePluginData(version=0, num_thresholds=THRESHOLDS).SerializeToString()
 _SHARES = [min(1.0, (255 - grey) / (255 - 43)) for grey in range(256)]  # 43 is the blue's grey
@@ -141,6 +143,22 @@ def hyperparameters(config: Config) -> dict[str, float | str]:
     return {key: v for key, v in values if not key.startswith(NO_CHOICE) and v not in OFF}
 
 
+def hparams(config: Config) -> list[Any]:
+    """Return what the HParams dashboard reads of a run, whose metrics are curves of other tags.
+
+    TensorBoard shows five settings unless it is asked for more: those that are said to differ, then
+    the others by their names. Only the rate is said to differ.
+    """
+    tags = dict.fromkeys(metrics_of(config), 0.0)
+    experiment, *session = summary.hparams(hyperparameters(config), tags)  # type: ignore[no-untyped-call]
+    about = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(about.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name == SHOWN_FIRST
+    about.content = content.SerializeToString()
+    return [experiment, *session]
+
+
 def _flat_settings(path: str, value: Any) -> Iterator[tuple[str, float | str]]:
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -164,9 +182,11 @@ def _in_short(item: Any) -> str:
 
 
 def metrics_of(config: Config) -> list[str]:
-    """Return the tags of the metrics by which runs are compared."""
-    names = ["loss"] + [metric.name for metric in config.metrics if metric.name in SCALAR]
-    return [f"{split}/{name}" for split in ("val", "test") for name in names]
+    """Return the tags of the metrics by which runs are compared, what decides the best first."""
+    names = [metric.name for metric in config.metrics if metric.name in SCALAR]
+    tags = [f"{split}/{name}" for name in [*names, "loss"] for split in ("val", "test")]
+    first = config.train.monitor.removeprefix("val/")
+    return sorted(tags, key=lambda tag: not tag.endswith(f"/{first}"))
 
 
 def code(text: str) -> str:
