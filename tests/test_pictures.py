@@ -129,6 +129,15 @@ def test_a_cell_of_thousands_of_classes_is_the_sum_over_a_square_of_them():
     assert greys == {2: 149, 500: 71}  # white to dark blue by the share's square root
 
 
+@pytest.mark.parametrize("num_classes", [1, 2, 10, 11, 20, 21, 100, 300, 500])
+def test_a_confusion_picture_for_tensorboard_fills_a_card_without_losing_pixels(num_classes):
+    # TensorBoard shows 350 pixels, and drops pixels of a wider picture instead of averaging.
+    confusion = (torch.eye(num_classes, dtype=torch.int64) * 128).tolist()
+    picture = draw_confusion(confusion, [f"class {i}" for i in range(num_classes)], card=True)
+    assert picture.width == (700 if 10 < num_classes <= 20 or num_classes >= 350 else 350)
+    assert len(set(picture.convert("L").tobytes())) > 20  # smooth letters have greys
+
+
 def test_curves_have_a_panel_for_losses_metrics_and_learning_rate():
     full = draw_curves(HISTORY, best_epoch=2)
     only_loss = draw_curves([{"epoch": 1, "val/loss": 2.0}], best_epoch=None)

@@ -18,6 +18,7 @@ _WIDTH, _HEIGHT = 960, 320  # pixels of a panel of curves
 _LEFT, _RIGHT, _TOP, _BOTTOM = 90, 230, 44, 44  # a panel's margins; the right one holds the legend
 _WIDEST = 480  # of a legend with longer names: the picture becomes wider
 _FINE = 3  # curves are drawn this many times larger, then averaged, for smooth edges
+CARD = 350  # pixels of a card's width in TensorBoard's Images dashboard
 _EDGE = 8  # pixels around the axes that a point at their end may cover
 _DASH = 8  # pixels of a dash, and of the gap behind it
 INK, GRID = "#222222", "#dddddd"
@@ -36,12 +37,13 @@ def numbers(values: dict[str, Any]) -> dict[str, float]:
 
 
 def draw_confusion(
-    confusion: Sequence[Sequence[int]] | torch.Tensor, classes: Sequence[str], room: int = 560
+    confusion: Sequence[Sequence[int]] | torch.Tensor, classes: Sequence[str], card: bool = False
 ) -> Image.Image:
     """A table of counts, shaded by their share of the row. Rows: true class; columns: predicted.
 
-    room: pixels for the cells of a few classes; cells of many classes may take more. Of more than
-    MAX_CELLS classes, a cell is the sum over a square of them.
+    Of more than MAX_CELLS classes, a cell is the sum over a square of them.
+    card: for a card of TensorBoard, which is CARD pixels wide and drops pixels of a wider picture,
+    which spoils letters: up to ten classes fit; more take two or three times the width.
     """
     counts = torch.as_tensor(confusion)
     if (block := math.ceil(len(classes) / MAX_CELLS)) > 1:
@@ -49,43 +51,54 @@ def draw_confusion(
         counts = pad(counts, (0, missing, 0, missing))
         counts = counts.view(len(classes), block, len(classes), block).sum(dim=(1, 3))
     k = len(classes)
-    cell = max(1, min(72, max(room // k, min(20, 960 // k))))
-    named = cell >= 20  # smaller cells hold no text
-    frame, margin = _confusion_frame(tuple(classes), cell, named)
-    picture, end = frame.copy(), margin + k * cell
+    if card:
+        width, edge = CARD * (1 if k <= 10 else 2 if k <= 20 else 1 + k // CARD), 20
+        room = min(140, width - 40 - 22 * k) if k <= 20 else 0  # for the names
+        cell = max(1, min(72, (width - 40 - room) // k))
+    else:
+        width, edge = 420, 60
+        cell = max(1, min(72, max(560 // k, min(20, 960 // k))))
+        room = 140 if cell >= 20 else 0  # smaller cells hold no text
+    frame, (left, top) = _confusion_frame(tuple(classes), cell, room, edge, width)
+    picture, end, foot = frame.copy(), left + k * cell, top + k * cell
     draw = ImageDraw.Draw(picture)
     # The square root makes rare mistakes visible.
     depth = (counts / counts.sum(dim=1, keepdim=True).clamp_min(1)).sqrt()
     shades = 255 + depth[..., None] * (torch.tensor([8, 48, 107]) - 255)
     cells = Image.fromarray(shades.round().byte().numpy())
-    picture.paste(cells.resize((k * cell, k * cell), Image.Resampling.NEAREST), (margin, margin))
-    for row, column in counts.nonzero().tolist() if named else []:
+    picture.paste(cells.resize((k * cell, k * cell), Image.Resampling.NEAREST), (left, top))
+    for row, column in counts.nonzero().tolist() if room else []:
         text = str(int(counts[row, column]))
-        x, y = margin + (column + 0.5) * cell, margin + (row + 0.5) * cell
+        x, y = left + (column + 0.5) * cell, top + (row + 0.5) * cell
         ink = "white" if depth[row, column] > 0.5 else INK
         fitting = font(min(18, cell // 2, int(1.5 * cell / len(text))))
         draw.text((x, y), text, ink, fitting, "mm")
-    for line in range(margin, end + 1, cell if named else k * cell):
-        draw.line([(margin, line), (end, line)], GRID)
-        draw.line([(line, margin), (line, end)], GRID)
+    for line in range(0, k * cell + 1, cell if room else k * cell):
+        draw.line([(left, top + line), (end, top + line)], GRID)
+        draw.line([(left + line, top), (left + line, foot)], GRID)
     return picture
 
 
 @lru_cache(maxsize=4)  # a run draws it in every epoch
-def _confusion_frame(classes: tuple[str, ...], cell: int, named: bool) -> tuple[Image.Image, int]:
-    """The picture of the names around a confusion matrix, and the pixel where its cells begin."""
-    size = min(18, cell // 2) if named else 16
-    names = [fit_to_pixels(drawable(name, i), size, 140) for i, name in enumerate(classes) if named]
-    margin = 60 + math.ceil(max((font(size, name).getlength(name) for name in names), default=0))
-    end = margin + len(classes) * cell
-    picture = Image.new("RGB", (max(end + 20, 420), end + 20), "white")
+def _confusion_frame(
+    classes: tuple[str, ...], cell: int, room: int, edge: int, width: int
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture of the names around a confusion matrix, and the pixel where its cells begin.
+
+    room: pixels for the names; 0 for none. edge: pixels to their left. width: the least width.
+    """
+    size = min(18, cell // 2) if room else 16
+    names = [fit_to_pixels(drawable(n, i), size, room) for i, n in enumerate(classes) if room]
+    longest = math.ceil(max((font(size, name).getlength(name) for name in names), default=0))
+    left, top, all_cells = edge + longest, max(edge, 50) + longest, len(classes) * cell
+    picture = Image.new("RGB", (max(left + all_cells + 20, width), top + all_cells + 20), "white")
     draw = ImageDraw.Draw(picture)
     draw.text((12, 10), "Rows: true class. Columns: predicted class.", INK, font(16))
     for i, name in enumerate(names):
-        middle = margin + (i + 0.5) * cell
-        draw.text((margin - 8, middle), name, INK, font(size, name), "rm")
-        _vertical_text(picture, (middle, margin - 8), name, size)
-    return picture, margin
+        middle = (i + 0.5) * cell
+        draw.text((left - 8, top + middle), name, INK, font(size, name), "rm")
+        _vertical_text(picture, (left + middle, top - 8), name, size)
+    return picture, (left, top)
 
 
 def panels_of(history: Sequence[dict[str, Any]]) -> dict[str, Curves]:

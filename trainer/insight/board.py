@@ -188,7 +188,7 @@ def _show_pr_curves(board: Board, split: str, chances: Tensor, labels: Tensor, s
 
 def _show_confusion(board: Board, split: str, chances: Tensor, labels: Tensor, step: int) -> None:
     counts = confusion_counts(chances, labels)
-    drawn = draw_confusion(counts, board.job.data.classes, room=360)
+    drawn = draw_confusion(counts, board.job.data.classes, card=True)
     board.picture(f"confusion_matrix/{split}", panels.in_blue(drawn), step)
 
 
