@@ -1,6 +1,7 @@
 """Check on the meta device, without computation, which image sizes a model accepts."""
 
 import itertools
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -23,8 +24,7 @@ def check_input(model: nn.Module, shape: tuple[int, int, int]) -> None:
     A model that cannot run on the meta device passes: its first real batch shows the error.
     """
     # Running statistics are updated in these stand-ins, not in the model.
-    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
-    stand_ins = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+    stand_ins = _stand_ins(model)
     entered: list[tuple[str, nn.Module, Any]] = []  # layers whose forward is running
     names = {module: name for name, module in model.named_modules()}
 
@@ -46,6 +46,10 @@ def check_input(model: nn.Module, shape: tuple[int, int, int]) -> None:
         name, layer, inputs = entered[-1]
         received = " and ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
         reason = str(error).partition("\n")[0].rstrip(".")
+        if not reason:  # such as "AssertionError: assert size % 2 == 0"
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if "/torch/" not in frame.filename]  # not its _assert
+            reason = f"{type(error).__name__}: {own[-1].line}"
         channels, height, width = shape
         raise ValueError(
             f"{type(model).__name__} cannot take {channels}-channel images of {height} x {width}:"
@@ -54,9 +58,24 @@ def check_input(model: nn.Module, shape: tuple[int, int, int]) -> None:
         ) from error
 
 
+def _stand_ins(model: nn.Module) -> dict[str, Tensor]:
+    """A meta tensor for each parameter and buffer; tied ones have the same, shared modules one."""
+    made: dict[Tensor, Tensor] = {}
+    named: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():  # a module with two names comes once
+        own = {**dict(module.named_parameters(recurse=False)), **module._buffers}
+        for name, tensor in own.items():
+            if tensor is not None:
+                meta = made.setdefault(tensor, torch.empty_like(tensor, device="meta"))
+                named[f"{prefix}.{name}".lstrip(".")] = meta
+    return named
+
+
 def _run(model: nn.Module, stand_ins: dict[str, Tensor], shape: tuple[int, int, int]) -> None:
+    images = torch.empty(2, *shape, device="meta")
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.func.functional_call(model, stand_ins, torch.empty(2, *shape, device="meta"))
+        # With tie_weights, the stand-ins would stay in a module that has two names.
+        torch.func.functional_call(model, stand_ins, images, tie_weights=False)
 
 
 def _mend(model: nn.Module, stand_ins: dict[str, Tensor], shape: tuple[int, int, int]) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from datasets import DATASETS
 from models import MODELS
-from trainer import evaluate, explain, export, find_lr, predict
+from trainer import data, evaluate, explain, export, find_lr, predict
 from trainer.components import LOSSES, METRICS
 from trainer.config.components import TABLES
 from trainer.process.child import what_ends
@@ -196,6 +196,19 @@ def test_find_lr_tells_it_too(theirs, command):
     theirs.FAILS, theirs.ERROR = "training", KeyError("x")
     code, told = command(entry=find_lr.main)
     assert code == 2 and is_told(told, "training", "KeyError")
+
+
+def test_the_compiler_is_not_blamed_for_what_the_model_raises(theirs, command, monkeypatch):
+    monkeypatch.setattr("trainer.build.compile._compiled", lambda network, *_: network)
+    theirs.FAILS, theirs.ERROR = "training", KeyError("x")
+    code, told = command("train.compile=true")
+    assert code == 2 and is_told(told, "training", "KeyError") and "train.compile" not in told
+
+
+def test_the_data_report_tells_what_the_dataset_raises(theirs, command):
+    theirs.FAILS, theirs.ERROR = "image", KeyError("x")
+    code, told = command("dataset.at_hand=false", entry=data.main)
+    assert code == 2 and is_told(told, "image", "KeyError")
 
 
 def test_a_backward_pass_that_the_model_makes_impossible_is_the_models(theirs, command):

@@ -459,6 +459,27 @@ def test_the_probe_judges_as_a_real_run_does(side):
             check_input(model, (1, side, side))
 
 
+def test_the_probe_leaves_a_layer_with_two_names_and_a_tied_weight_alone():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = self.b = nn.Conv2d(3, 3, 5, padding=2)
+            self.tied = nn.Conv2d(3, 3, 5, bias=False)
+            self.tied.weight = self.a.weight
+
+        def forward(self, images):
+            return self.tied(self.b(self.a(images))).mean((2, 3))
+
+    model = Twice()
+    before = dict(model.named_parameters())
+    check_input(model, (3, 8, 8))
+    with pytest.raises(ValueError, match=r"layer tied .*smallest square size that works is 5 x 5"):
+        check_input(model, (3, 4, 4))
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys() and model.tied.weight is model.b.weight
+    assert all(after[name] is parameter for name, parameter in before.items())
+
+
 @pytest.mark.parametrize("side", [16, 32])
 def test_the_probe_leaves_weights_statistics_mode_hooks_and_randomness_alone(side):
     model = VGG(2, 3, depth=11, batch_norm=True, variant="cifar")

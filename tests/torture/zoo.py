@@ -23,7 +23,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 import torchvision
 from PIL import Image
@@ -31,11 +30,13 @@ from PIL import Image
 import trainer.build.prepare
 import trainer.loop.fit
 import trainer.loop.model_summary
-import trainer.loop.resume  # noqa: F401 - imported before the fork, once for all children
+import trainer.loop.resume  # with the others, before the fork
 from trainer.train import main as train
 
+PAGE = Path("docs/models.md")
+
 MEMORY, SECONDS = 12 * 2**30, 600.0  # of a child
-SIZE = 32  # pixels; then what the refusal of this size names
+PICTURES, SIZE = 12, 32  # pixels; then what the refusal of this size names
 CONFIG = """
 dataset: {name: ImageFolder, root: ROOT}
 split: {ratios: [8, 2, 2]}
@@ -112,7 +113,6 @@ def try_model(name: str, folder: Path) -> Line:
         "epoch": epoch.code,
         "size": size,
         "option": option,
-        "only": re.findall(r"It works at (\d+) x", refusal)[:1],
         "notes": [line[8:] for line in epoch.text.splitlines() if line.startswith("note ")],
         "refusal": refusal[-1500:],
         "text": bad.text[-3000:] if bad.code else "",
@@ -139,7 +139,7 @@ def config_file(name: str, size: int, folder: Path) -> Path:
     pictures = folder / "pictures"
     if not pictures.exists():
         generator = torch.Generator().manual_seed(0)
-        for number in range(12):
+        for number in range(PICTURES):
             place = pictures / f"class_{number % 2}" / f"{number}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
             pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=generator)
@@ -158,6 +158,8 @@ def models() -> list[str]:
 
 def smallest() -> Iterator[str]:
     """The model with the fewest parameters of each module of timm."""
+    import timm
+
     for module in timm.list_modules():
         counts = {name: parameters(name) for name in timm.list_models(module=module)}
         if counts:
@@ -166,6 +168,8 @@ def smallest() -> Iterator[str]:
 
 def parameters(name: str) -> float:
     """The parameters of a model of timm; infinite for one that can't be built without memory."""
+    import timm
+
     try:
         with torch.device("meta"):
             return sum(p.numel() for p in timm.create_model(name, num_classes=2).parameters())
@@ -178,13 +182,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture.zoo", description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("runs/zoo.jsonl"), metavar="FILE")
     parser.add_argument("--only", nargs="+", metavar="MODEL", help="try these, anew")
-    parser.add_argument("--names", type=Path, metavar="FILE", help="the list of models, kept here")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # a fork of a process with OpenMP's threads could hang
     warnings.simplefilter("ignore")
     trainer.loop.model_summary.TIMED_SECONDS = 0.0  # one step is enough
     results = read(arguments.results)
-    names = arguments.only or models()
+    names = arguments.only or models()  # this also imports timm, for all children
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(names, 1):
             if name in results and not arguments.only:
@@ -194,7 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             with arguments.results.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(f"{number}/{len(names)} {name}: {said(line)}; {line['seconds']} s", flush=True)
-    return 0
+    if not arguments.only:
+        PAGE.write_text(page([results[name] for name in names]))
+    return int(any(is_bad(results[name][kind]) for name in names for kind in ("dry_run", "epoch")))
 
 
 def read(file: Path) -> dict[str, Line]:
@@ -209,6 +214,45 @@ def said(line: Line) -> str:
     """A result in a few words."""
     size = f"{line['size']} x {line['size']}" + f" with {line['option']}" * bool(line["option"])
     return f"dry run {line['dry_run']}, epoch {line['epoch']}, {size}"
+
+
+def page(lines: Sequence[Line]) -> str:
+    """docs/models.md: a row for each model."""
+    import timm
+
+    works = sum(line["epoch"] == 0 for line in lines)
+    versions = (
+        f"torch {torch.__version__.partition('+')[0]}, "
+        f"torchvision {torchvision.__version__.partition('+')[0]} and timm {timm.__version__}"
+    )
+    head = f"""# Models of torchvision and timm
+
+Every classifier of torchvision, and the smallest model of each module of timm, was tried on a CPU
+with `--dry-run` and with an epoch of {PICTURES} tiny pictures: {versions}.
+Of {len(lines)} models {works} work; the others are refused with a reason, and none ends by a signal
+or with exit code 70. `python -m tests.torture.zoo` tries them again and writes this page.
+
+Tried first are pictures of {SIZE} x {SIZE} pixels. Where the model refuses them, the trainer says
+what to type, and that is tried then: an argument of the model, or else larger pictures.
+
+| model | works at | without the argument, or why it is refused |
+|---|---|---|
+"""
+    return head + "".join(f"| `{line['model']}` | {works_at(line)} |\n" for line in lines)
+
+
+def works_at(line: Line) -> str:
+    """The last two cells of a model's row."""
+    text = line["text"] or line["refusal"]
+    if line["epoch"] != 0:
+        reason = re.search(r": model\S*: (.*)", text)
+        why = {7: f"needs more than {MEMORY >> 30} GiB of memory"}.get(line["epoch"])
+        return f"- | {why or (reason[1] if reason else str(line['epoch']))}"
+    size = f"{line['size']} x {line['size']}"
+    if not line["option"]:
+        return f"{size} | "
+    without = re.search(r"size: \[(\d+), \d+\]", line["refusal"])
+    return f"{size} with `{line['option']}` | {f'{without[1]} x {without[1]}' if without else ''}"
 
 
 if __name__ == "__main__":

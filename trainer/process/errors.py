@@ -153,8 +153,9 @@ def worded(error: BaseException) -> str:
     except Exception:  # of a class that someone wrote for a component
         text = ""
     place, kind = component_place(error), type(error).__name__
-    if not text and (frames := traceback.extract_tb(error.__traceback__)):
-        text = frames[-1].line or ""  # such as "assert size % 2 == 0"
+    frames = traceback.extract_tb(error.__traceback__) if not text else []
+    if own := [frame for frame in frames if "/torch/" not in frame.filename]:
+        text = own[-1].line or ""  # such as "assert size % 2 == 0"
         kind, text = (f"{kind}: {text}", "") if not place else (kind, text)
     return f"{kind}: {text} ({place})" if place else text or kind
 
@@ -189,7 +190,7 @@ def in_plain_words(error: BaseException) -> BaseException:
     if component_place(error) and not (is_of_disk and not isinstance(error, FileNotFoundError)):
         return ComponentError(
             f"{text}\nThis code is of a dataset, transform, model, loss or metric, which the "
-            "trainer only calls: mend it there."
+            "trainer only calls: mend it there, or report it to whose it is."
         )
     if isinstance(error, OSError) and error.strerror:
         return RunError(f"{error.filename or 'writing the output'}: {error.strerror}")
