@@ -38,6 +38,8 @@ from trainer.process.launch import local_world_size
 from transforms import TRANSFORMS
 from transforms.pipeline import Pipeline
 
+NUMBERED = re.compile(r"\(transform (\d+)\)")  # in the message of a transform's error
+
 
 @dataclass(frozen=True)
 class Data:
@@ -135,8 +137,8 @@ def read_subsets(
         try:
             subsets[name], failed = read_subset(dataset, pipelines[side], chosen, config, device)
         except ValueError as error:
-            if component_place(error):  # the dataset's, not a transform's
-                raise
+            if component_place(error) and not NUMBERED.search(str(error)):
+                raise  # it is the dataset's, not a transform's
             raise ConfigError([transform_fault(config, side, error)]) from None
         broken |= failed
     return subsets, broken
@@ -204,7 +206,7 @@ def open_dataset(config: Config) -> Dataset:
 
 def transform_fault(config: Config, side: str, error: Exception) -> Fault:
     """A fault at the transform that refused an image; its number is in the pipeline's message."""
-    found = re.search(r"\(transform (\d+)\)", str(error))
+    found = NUMBERED.search(str(error))
     path = f"transforms.{side}.{found[1]}" if found else f"transforms.{side}"
     return config.fault(path, with_cause(error))
 

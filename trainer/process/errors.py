@@ -123,14 +123,16 @@ def component_place(error: BaseException) -> str:
 
     That is the deepest frame below the trainer's last one that belongs to no library. A model or
     loss of a library has none: then it is the library's, and PyTorch's own if there is no other.
+    A library's transform is no such code: it refuses an image, which is a fault of the data.
     """
     own = library = ""
-    in_module = False
+    in_module = in_transform = False
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = Path(frame.f_code.co_filename)
         name = path.relative_to(CHECKOUT).as_posix() if path.is_relative_to(CHECKOUT) else str(path)
         place = f"{name}:{line}, in {frame.f_code.co_qualname}"
         if name in MACHINERY:
+            in_transform |= name == "transforms/pipeline.py"
             continue
         if name.startswith(("trainer/", "scripts/")) and not name.startswith("trainer/components/"):
             own, library, in_module = "", "", False
@@ -141,7 +143,7 @@ def component_place(error: BaseException) -> str:
                 library = place
         elif path.is_absolute() and not name.startswith(STANDARD_LIBRARY):
             own = place
-    if place := own or (library if in_module else ""):
+    if place := own or (library if in_module and not in_transform else ""):
         return place
     return component_place(error.__cause__) if error.__cause__ else ""
 
