@@ -526,6 +526,37 @@ def test_a_run_that_ended_unseen_is_only_written_down(swept, write, tmp_path):
     assert Counter(trial["status"] for trial in found(folder)["trials"]) == {"done": 2}
 
 
+@pytest.mark.parametrize(
+    "edited", ["half a fi", "[]", '{"status": "done"}', {"value": "high"}, {"test": {"a": []}}]
+)
+def test_an_end_that_somebody_has_edited_costs_its_trial_only(swept, capsys, edited):
+    text = "\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n"
+    folder, _ = swept(text)
+    file = folder / "t001-seed0" / "end.json"
+    before = json.loads(file.read_text())
+    file.write_text(edited if isinstance(edited, str) else json.dumps(before | edited))
+    folder, code = swept(text)
+    first, second = found(folder)["trials"]
+    assert code == 0 and (first["status"], second["status"]) == ("done", "failed")
+    assert f"{file} is damaged; without it, the sweep takes the run's own result" in (
+        capsys.readouterr().out
+    )
+    file.unlink()
+    folder, _ = swept(text)
+    assert json.loads(file.read_text()) == before and set(ends(folder).values()) == {1}
+
+
+def test_a_damaged_result_costs_its_trial_only(swept):
+    text = "\n  method: grid\n  params: {optimizer.lr: [0.5, 0.25]}\n"
+    folder, _ = swept(text)
+    (folder / "t001-seed0" / "end.json").unlink()
+    (result,) = (folder / "t001-seed0").glob("*/result.json")
+    result.write_text('{"status": "do')
+    folder, code = swept(text)  # the run is resumed, as one that was killed
+    assert code == 0
+    assert Counter(trial["status"] for trial in found(folder)["trials"]) == {"done": 2}
+
+
 # Studies
 
 

@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         from trainer.inference.explanation import choose_folder, explain
         from trainer.process.errors import UsageError, component_place
         from trainer.process.words import listed, suggestion, visible
+        from trainer.run.disk import all_or_nothing
 
     path, name = Path(arguments.image), arguments.class_name
     if path.is_dir() or not os.path.lexists(path):
@@ -71,7 +72,8 @@ def run(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output) if arguments.output else choose_folder(folder, path)
     label = None if name is None else trained.classes.index(name)
     try:
-        made = explain(trained, path, image, output, label)
+        with all_or_nothing(output):
+            made = explain(trained, path, image, output, label)
     except ValueError as error:
         if component_place(error):
             raise

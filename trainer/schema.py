@@ -20,17 +20,14 @@ from trainer.config.components import SCHEMA_FILE, TABLES, component_key, full_s
 from trainer.config.schema_page import as_page
 from trainer.config.signatures import arguments_schema
 from trainer.process.command_line import Parser
-from trainer.process.errors import UsageError
-from trainer.process.exits import Exit
+from trainer.process.exits import exit_code_of
+from trainer.run.disk import write_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write or check both files, and return the exit code."""
-    try:
-        return _main(argv)
-    except UsageError as error:  # a table names a class that does not exist
-        print(error, file=sys.stderr)
-        return Exit.CONFIG
+    found: list[int] = []
+    return exit_code_of(lambda: found.append(_main(argv))) or found[0]
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -43,7 +40,7 @@ def _main(argv: Sequence[str] | None) -> int:
         schema = generate()
         for file, text in ((SCHEMA_FILE, as_text(schema)), (page_file(), as_page(schema))):
             if file.parent.is_dir():  # a copy of the checkout may have no docs/
-                file.write_text(text, encoding="utf-8")
+                write_file(file, text)
                 print(f"wrote {file}")
         return 0
     text = SCHEMA_FILE.read_text(encoding="utf-8") if SCHEMA_FILE.exists() else "{}"

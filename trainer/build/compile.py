@@ -4,6 +4,8 @@ Evaluation, prediction and explanation use the plain model. So they give the sam
 run, and nobody waits for a compiler to see one image.
 """
 
+import errno
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from trainer.build.job import Job
 
 COMPILERS = ("C++ compiler", "C compiler", "Python.h")  # in PyTorch's message if there is none
+# What says that files cannot be written: of the system, and of Python's tempfile.
+NO_ROOM = (
+    *(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)),
+    "No usable temporary directory",
+)
 MOST_VERSIONS = 64  # of compiled code; PyTorch's own limit is 8
 
 
@@ -61,6 +68,13 @@ def make_fast(job: "Job", say: Say) -> None:
         for size in sizes:
             _rehearse(job, job.network, *_batch(job, size))
     except Exception as error:  # the compiler raises every kind
+        if train.compile and (reason := no_room(error)):
+            raise RunError(
+                f"train.compile: the compiler cannot write its files: {reason}. Free some space, "
+                "or name a folder that has some: TMPDIR=/elsewhere and "
+                "TORCHINDUCTOR_CACHE_DIR=/elsewhere before the command; train.compile=false needs "
+                "none"
+            ) from None
         if isinstance(in_plain_words(error), OutOfMemory | RunError):
             raise
         if train.compile or graphs:  # what the model itself raises is not the compiler's
@@ -73,6 +87,16 @@ def make_fast(job: "Job", say: Say) -> None:
                 buffer.copy_(before)
     if train.compile:
         say(f"note    compiled in {duration(time.perf_counter() - began)}")
+
+
+def no_room(error: BaseException | None) -> str:
+    """The line of an error, or of its cause, that says that a disk takes no file; or ""."""
+    while error is not None:
+        for line in str(error).splitlines():
+            if any(sign in line for sign in NO_ROOM):
+                return line.strip()[:300]
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _compiled(network: nn.Module, model: nn.Module, mode: str | bool) -> nn.Module:

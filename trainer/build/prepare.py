@@ -23,7 +23,7 @@ from trainer.distributed.sync_batch_norm import with_synced_batch_norm
 from trainer.input.data import Data, check_shape, eval_loader, load_data, open_dataset, train_loader
 from trainer.input.loader import Loader
 from trainer.process.console import Say, noting
-from trainer.process.errors import ConfigError
+from trainer.process.errors import ConfigError, RunError
 from trainer.process.launch import local_rank
 from trainer.process.words import visible
 
@@ -185,5 +185,5 @@ def distribute(job: Job, say: Say) -> None:
         job.schedule = build_schedule_of(job.config, job.optimizer, len(job.train_loader))
     try:
         make_fast(job, say)
-    except ConfigError as error:  # such as a missing compiler on all machines
+    except (ConfigError, RunError) as error:  # such as a missing compiler on all machines
         raise agree_on_error(error) from error.__cause__

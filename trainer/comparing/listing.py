@@ -160,7 +160,7 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES, tail: bool = False) -> tu
                 return "", f"{path.name} is larger than any of ours"
             if tail:
                 file.seek(max(about.st_size - limit, 0))
-            return file.read(limit).decode(errors="replace"), ""
+            return file.read(min(limit, about.st_size)).decode(errors="replace"), ""
     except FileNotFoundError:
         return "", f"{path.name} is missing"
     except (OSError, ValueError) as error:

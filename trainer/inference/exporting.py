@@ -50,7 +50,6 @@ def export_run(
     if not trained.logits(sample.inputs).isfinite().all():
         raise NoAnswer(f"{run}: {NO_ANSWER} on {sample.source}; no file was written.")
     card = describe_model(trained, result)
-    disk.make_output_folder(folder)
     write = {"safetensors": write_safetensors, "pt2": write_pt2, "onnx": write_onnx}
     shape = ", ".join(map(str, sample.inputs.shape[1:]))
     print(f"{run}: {card['model']['name']}, input (batch, {shape})")
@@ -60,7 +59,9 @@ def export_run(
     for name in formats:
         if name != "safetensors" and exported is None:
             exported = export(trained, sample.inputs)
-        path, difference = write[name](folder, trained, sample, card, exported)
+        with disk.all_or_nothing(folder):
+            disk.make_output_folder(folder)
+            path, difference = write[name](folder, trained, sample, card, exported)
         print(f"{name:<12} {path} ({path.stat().st_size / 2**20:,.1f} MiB)")
         print(f"{'':<12} greatest difference: logits {difference.logits:.1e}, "
             f"probabilities {difference.probabilities:.1e}")  # fmt: skip

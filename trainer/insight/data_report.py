@@ -19,7 +19,7 @@ from trainer.insight.data_facts import Inspection, differs, split_of_each
 from trainer.insight.samples import as_pictures, one_crop
 from trainer.process.errors import ConfigError
 from trainer.process.words import visible
-from trainer.run.disk import make_output_folder, write_file, write_json
+from trainer.run.disk import all_or_nothing, make_output_folder, write_file, write_json
 
 EPOCHS = 7  # columns of augmentation.png beside the image itself
 SAMPLES = 6  # rows of augmentation.png
@@ -42,15 +42,16 @@ def write_data_report(found: Inspection, folder: Path) -> list[Path]:
         "classes.png": draw_classes(found),
         "duplicates.png": draw_duplicates(found),
     }
-    make_output_folder(folder)
-    for name, picture in pictures.items():
-        if picture is None:
-            (folder / name).unlink(missing_ok=True)  # from an earlier inspection
-        else:
-            write_file(folder / name, png(picture))
-    drawn = [name for name, picture in pictures.items() if picture is not None]
-    write_json(folder / "data.json", found.facts)
-    write_file(folder / "data.md", as_markdown(found.facts, drawn))
+    with all_or_nothing(folder):
+        make_output_folder(folder)
+        for name, picture in pictures.items():
+            if picture is None:
+                (folder / name).unlink(missing_ok=True)  # from an earlier inspection
+            else:
+                write_file(folder / name, png(picture))
+        drawn = [name for name, picture in pictures.items() if picture is not None]
+        write_json(folder / "data.json", found.facts)
+        write_file(folder / "data.md", as_markdown(found.facts, drawn))
     return [folder / name for name in ("data.md", "data.json", *drawn)]
 
 

@@ -9,7 +9,7 @@ from trainer.drawing.pictures import png, sheet
 from trainer.drawing.text import markdown, markdown_table, plain, shown_number
 from trainer.insight.findings import Findings, ReportData, find
 from trainer.insight.report_page import report_page
-from trainer.run.disk import make_output_folder, write_file
+from trainer.run.disk import all_or_nothing, make_output_folder, write_file
 
 
 def write_report(folder: Path, results: ReportData, run: Path | None = None) -> None:
@@ -17,7 +17,12 @@ def write_report(folder: Path, results: ReportData, run: Path | None = None) -> 
 
     run: the run's folder (default: the parent). Raises RunError if ``folder`` is a link.
     """
-    make_output_folder(folder)
+    with all_or_nothing(folder):
+        make_output_folder(folder)
+        _write_files(folder, results, run)
+
+
+def _write_files(folder: Path, results: ReportData, run: Path | None) -> None:
     found = find(results, run or folder.parent)
     confusion = draw_confusion(found.counts, found.classes)
     write_file(folder / "confusion_matrix.png", png(confusion))

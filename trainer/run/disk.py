@@ -7,8 +7,10 @@ tests can replace it by one that fails, or kills the process, at the n-th call.
 import hashlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,29 @@ def make_output_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
+@contextmanager
+def all_or_nothing(folder: Path) -> Iterator[None]:
+    """Context manager: if the body fails, what it has made in ``folder`` is removed again.
+
+    Files that were there before stay, in the old or the new form.
+    """
+    top = folder.absolute()
+    while not top.exists() and not top.parent.exists():
+        top = top.parent
+    before = set(os.listdir(top)) if top.is_dir() else set()
+    is_new = not os.path.lexists(top)
+    try:
+        yield
+    except BaseException:
+        names = set(os.listdir(top)) - before if top.is_dir() else set()
+        for path in [top] if is_new else [top / name for name in names]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        raise
+
+
 def rename(old: Path, new: Path) -> None:
     """Rename a file or folder; a file that has the new name is replaced."""
     os.replace(old, new)
@@ -202,7 +227,7 @@ class AppendedFile:
 
     def __init__(self, path: Path, length: int = 0) -> None:
         """Raises RunError if the file is shorter than ``length``."""
-        self._descriptor = os.open(path, NEW & ~os.O_TRUNC, 0o666)
+        self._path, self._descriptor = path, os.open(path, NEW & ~os.O_TRUNC, 0o666)
         if os.fstat(self._descriptor).st_size < length:
             os.close(self._descriptor)
             raise RunError(f"{path} is shorter than when the run was saved: lines of it are lost.")
@@ -211,7 +236,11 @@ class AppendedFile:
 
     def write(self, data: bytes) -> None:
         """Append ``data``; it is on the disk only after ``sync``."""
-        write_all(self._descriptor, data)
+        try:
+            write_all(self._descriptor, data)
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
         self.length += len(data)
 
     def sync(self) -> None:

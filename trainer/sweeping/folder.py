@@ -136,15 +136,32 @@ def claim(folder: Path) -> IO[str] | None:
 
 
 def ended(folder: Path) -> dict[str, Any] | None:
-    """The content of the run's end.json; None if the run has not ended."""
+    """The content of the run's end.json; None if the run has not ended.
+
+    A file that the sweep did not write counts as a failure of this run, so it costs no other one.
+    """
     path = folder / "end.json"
     if not path.exists():
         return None
-    end = disk.read_json(path)
-    kinds = {"status": str, "reason": str, "best": dict, "test": dict}
-    if not all(isinstance(end.get(name), kind) for name, kind in kinds.items()):
-        raise damaged(path)
+    try:
+        end = disk.read_json(path)
+        require_ours(end)
+    except (RunError, LookupError, TypeError):
+        reason = f"{path} is damaged; without it, the sweep takes the run's own result"
+        return end_of(None, "", "failed", reason)
     return end
+
+
+def require_ours(end: dict[str, Any]) -> None:
+    """Raise LookupError or TypeError if ``end`` has not the form that ``end_of`` gives."""
+    kinds = {"status": str, "reason": str, "run": str | None, "best": dict, "test": dict}
+    values = {key: end[key] for key in ("value", "epoch", "epochs", "seconds")}
+    numbers = [value for value in values.values() if value is not None]
+    numbers += [*end["best"].values(), *end["test"].values()]
+    if not all(isinstance(end[name], kind) for name, kind in kinds.items()):
+        raise TypeError
+    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+        raise TypeError
 
 
 def damaged(path: Path) -> RunError:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -45,20 +46,21 @@ def _add(folder: Path, summaries: Sequence[Summary], numbers: dict[str, float]) 
         return
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    events = Events(temporary)
-    for summary in summaries:
-        events.add(0, summary=summary)
-    if numbers:
-        events.scalars(numbers, 0)
-    events.sync()
-    events.close()
-    (temporary / named.name).write_text(digest)
-    shutil.rmtree(folder, ignore_errors=True)
     try:
-        os.rename(temporary, folder)
-    except OSError:  # another worker was faster
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        events = Events(temporary)
+        for summary in summaries:
+            events.add(0, summary=summary)
+        if numbers:
+            events.scalars(numbers, 0)
+        events.sync()
+        events.close()
+        (temporary / named.name).write_text(digest)
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another worker was faster
+            os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already if all went well
     sync_folder(folder.parent)
 
 

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.comparing.listing import read_object
 from trainer.config.settings import LogItem
+from trainer.process.errors import RunError
 from trainer.process.exits import Exit
-from trainer.run import disk
 from trainer.run.folder import read_metrics
 from trainer.sweeping.folder import SWEEP_MAY_CHANGE, Member, newest_run
 from trainer.sweeping.plan import Plan
@@ -73,7 +74,10 @@ def metrics_length(run: Path | None) -> int:
 def values_of(run: Path, monitor: str) -> dict[int, float]:
     """The monitored value of each epoch so far, by the epoch's number."""
     path = run / "metrics.jsonl"
-    lines = read_metrics(path, path.read_bytes().rfind(b"\n") + 1)  # the run may write one now
+    try:
+        lines = read_metrics(path, path.read_bytes().rfind(b"\n") + 1)  # the run may write one now
+    except (OSError, RunError):  # damaged: the run itself will tell
+        return {}
     return {
         line["epoch"]: line[monitor]
         for line in lines
@@ -85,7 +89,8 @@ def values_of(run: Path, monitor: str) -> dict[int, float]:
 
 def reason_of(folder: Path, run: Path | None, code: int) -> str:
     """Why a run failed, in one line: from its result.json, or else the end of its output."""
-    if run is not None and (reason := disk.read_json(run / "result.json").get("reason")):
+    result = {} if run is None else read_object(run / "result.json")[0]
+    if reason := result.get("reason"):
         return " ".join(str(reason).split())[:MAX_REASON]
     text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]

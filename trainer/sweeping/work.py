@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.comparing.listing import short
+from trainer.comparing.listing import inspect_run, short
 from trainer.process.console import Say, duration
 from trainer.process.exits import Exit
 from trainer.process.lock import is_held
@@ -150,10 +150,9 @@ class Work:
         run = newest_run(self.folder / member.name)
         if run is None:
             return False
-        end = end_of(run, self.plan.monitor, "done")
-        if disk.read_json(run / "result.json").get("status") != "done":
+        if inspect_run(run).status != "done":
             return False
-        self._write_end(member, end)
+        self._write_end(member, end_of(run, self.plan.monitor, "done"))
         return True
 
     def _write_end(self, member: Member, end: dict[str, Any]) -> None:
