@@ -41,7 +41,8 @@ def read_weights(path: str) -> Weights:
     damaged, or holds anything but names and dense real tensors.
     """
     if Path(path).is_dir():
-        inside = sorted(Path(path).glob("**/model.pt"))[-1:]
+        patterns = ("model.pt", "*/model.pt", "*/*/model.pt")  # a run, its name, the root of runs
+        inside = [file for p in patterns for file in sorted(Path(path).glob(p))][-1:]
         message = f"such as {inside[0]}" if inside else "such as a run's model.pt"
         raise ValueError(f"weights: {path} is a folder; name a file, {message}")
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import trainer.input.loader
 import trainer.loop.fit
@@ -686,3 +687,20 @@ def test_a_batch_that_is_named_is_the_batch_that_was_shown(config_file):
     for number, (images, labels) in enumerate(job.train_loader.epoch(3)):
         rows = Loader.rows(job.train_loader, 3, number)
         assert same(part.batch(rows)[0], images) and same(part.labels[rows], labels)
+
+
+def test_a_run_does_not_go_on_with_classes_in_another_order(train, tmp_path):
+    for number in range(1, 41):
+        colour = (number * 6, 40, 40) if number % 2 else (40, 40, number * 6)
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{number}.png")
+
+    def table(first):
+        lines = [f"{n}.png,{first if n % 2 else 'dog'}" for n in range(1, 41)]
+        (tmp_path / "table.csv").write_text("\n".join(["path,label", *lines]))
+
+    table("cat")
+    data = f"dataset={{name: CSVImages, root: {tmp_path}, csv: {tmp_path / 'table.csv'}}}"
+    run = train(data, "train.epochs=1")
+    table("zebra")  # the same images in the same split; "dog" is now the first class
+    with pytest.raises(RunError, match="began with other classes, or in another order"):
+        train(data, "train.epochs=2", resume=run)

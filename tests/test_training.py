@@ -871,3 +871,17 @@ def test_a_checkpoint_is_due_after_minutes_steps_or_epochs(train, config_file, m
     assert saved("5st") == [5, 10]
     assert saved("1ep") == [5, 10]
     assert saved("2ep") == [10]
+
+
+def test_a_run_says_which_weights_it_begins_with(finished, start, capsys):
+    file = finished() / "model.pt"
+    epoch = json.loads((file.parent / "model.json").read_text())["metrics"]["epoch"]
+    assert start("train.epochs=1", f"model.weights={file}") == 0
+    told = (
+        f"weights {file}, epoch {epoch}: 10 of 10 tensors taken; the head is for the same classes"
+    )
+    assert told in capsys.readouterr().out.splitlines()
+    assert start(f"model.weights={file.parent}") == 2
+    assert f"is a folder; name a file, such as {file}" in capsys.readouterr().err
+    assert start(f"model.weights={file}", "model.init=xavier") == 2
+    assert "model.init: would replace the weights that 'weights' loads" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import torch
 
 from datasets import DataError
 from trainer.build.model import build_loss, check_size
+from trainer.build.teacher import first_names
 from trainer.build.trained import load_with
 from trainer.config import Config, load_config
 from trainer.input.data import check_shape, digest_of_split, eval_loader, load_subset
@@ -32,7 +33,10 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     device, config = trained.device, trained.config
     dataset, subset = load_subset(config, saved[split], device)
     if dataset.classes != trained.classes:
-        raise DataError(f"{config.dataset.name} no longer has the classes of this run.")
+        raise DataError(
+            f"{config.dataset.name} no longer has the classes of this run in its order: it had "
+            f"{first_names(trained.classes)}; now there are {first_names(dataset.classes)}."
+        )
     check_size(config, trained.model, check_shape(config, subset, "eval"))
     with closing(eval_loader(config, subset, device, trained.channels_last)) as loader:
         logits, labels = predict(trained.model, loader.epoch(), trained.precision)
