@@ -200,7 +200,7 @@ def test_ten_different_faults_are_told_in_one_go(faults):
     expected = [
         (1, 17, "dataset.name", "unknown dataset 'RBM'; did you mean 'RMB'?"),
         (4, 26, "transforms.train.0.sise", "unknown key 'sise'; did you mean 'size'?"),
-        (4, 7, "transforms.train.0.size", "'size' is missing; expected a whole number or a list"),
+        (4, 7, "transforms.train.0.size", "'size' is missing; expected a whole number"),
         (6, 14, "transforms.eval.0.name", "RandomHorizontalFlip is random"),
         (7, 22, "loader.batch_size", "expected a whole number of at least 1, got the text '16'"),
         (10, 1, "optimizer", "key 'optimizer' is given twice (first on line 9)"),

@@ -373,8 +373,8 @@ SABOTAGES = [
         "config drift accepted",
         "a resumed run is no longer what its config says",
         "trainer/run/resume.py",
-        "    refuse_changes(began, config, MAY_CHANGE)\n",
-        "",
+        "        refuse_changes(began, config, MAY_CHANGE)\n",
+        "        pass\n",
         (f"{TRAINING}test_resume_refuses_another_setting_and_shows_it",),
     ),
     Sabotage(

@@ -16,6 +16,7 @@ def choose_device(config: Config) -> torch.device:
     name = config.train.device
     if name == "auto":
         name = next((kind for kind, there in available.items() if there), "cpu")
+    check_counts(config)
     if config.train.threads != "auto":
         torch.set_num_threads(config.train.threads)
     device = torch.device(name)
@@ -34,6 +35,19 @@ def choose_device(config: Config) -> torch.device:
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
     return device
+
+
+def check_counts(config: Config) -> None:
+    """Raise ConfigError for more threads or worker processes than the machine can hold."""
+    cores = os.cpu_count() or 1
+    most = max(64, 4 * cores)
+    counts = {"train.threads": config.train.threads, "loader.workers": config.loader.workers}
+    message = f"is too many for this machine, which has {cores} cores; at most {most}, or auto"
+    faults = [
+        config.fault(k, f"{n} {message}") for k, n in counts.items() if n != "auto" and n > most
+    ]
+    if faults:
+        raise ConfigError(faults)
 
 
 def device_of_process(config: Config, device: torch.device) -> torch.device:

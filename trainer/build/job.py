@@ -41,7 +41,7 @@ class Job:
     precision: Precision
     average: Average | None = None
     teacher: "Distillation | None" = None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what has been told
 
 
 def data_path(job: Job) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from trainer.build.compile import make_fast
 from trainer.build.device import choose_device
 from trainer.build.job import Job
 from trainer.build.model import build_loss, build_model
+from trainer.build.notes import notes_on_run
 from trainer.build.optimizer import build_average, build_optimizer, build_schedule_of
 from trainer.build.precision import Precision, build_precision, notes_on_precision
 from trainer.build.rehearse import check_batches, check_sharding, choose_layout, keep_dropout_alike
@@ -84,6 +85,8 @@ def prepare(config: Config, say: Say) -> Job:
         config, device, data, shapes["train"], model, loss_fn, optimizer, schedule, loader,
         val_loader, model, precision, average, teacher, notes,
     )  # fmt: skip
+    for note in notes_on_run(job):
+        say(f"note    {note}")
     if world_size() == 1:  # else ``distribute`` does it, after it has wrapped the network
         make_fast(job, say)
     return job

@@ -127,7 +127,10 @@ class Validator:
             yield from min(deeper, key=len)
             return
         message = f"expected {self.expected(schema)}, got {got(value)}"
-        advices = [advice(value, self.resolved(inner)) for inner in alternatives]
+        options = [self.resolved(inner) for inner in alternatives]
+        advices = [advice(value, inner) for inner in options]
+        if any("type" in inner and _has_type(value, inner["type"]) for inner in options):
+            advices = []  # a number out of range, where a list could stand as well
         if value is True and "DEFAULT" in schema.get("description", ""):
             advices = ["; write DEFAULT"]  # model.weights
         yield Finding(place, message + next(filter(None, advices), ""))
@@ -150,12 +153,16 @@ class Validator:
             return self._expected_list(schema)
         if "type" not in schema:
             return "a value"
-        limits = [f"{words} {schema[key]:g}" for key, words in _LIMITS.items() if key in schema]
+        bounds = {key: _number(schema[key]) for key in _LIMITS if key in schema}
+        limits = [f"{_LIMITS[key]} {number}" for key, number in bounds.items()]
+        if {"minimum", "maximum"} <= bounds.keys():
+            limits = [f"from {bounds['minimum']} to {bounds['maximum']}"]
         return " ".join([_TYPES[schema["type"]][1], " and ".join(limits)]).strip()
 
     def _expected_list(self, schema: Schema) -> str:
         fewest, most = schema.get("minItems"), schema.get("maxItems")
-        text = "a list" if fewest is None or fewest != most else f"a list of {fewest}"
+        text = "a list" if fewest is None or most is None else f"a list of {fewest} to {most}"
+        text = f"a list of {fewest}" if fewest == most is not None else text
         items = schema.get("prefixItems") or [schema.get("items", {})]
         words = list(dict.fromkeys(map(self.expected, items)))
         each = "each " if len(words) == 1 else ""
@@ -275,6 +282,10 @@ def _described(key: str, known: Schema) -> str:
         if len(words) > 3 and schema.get("description", "").lower().startswith(words):
             return f"; did you mean '{name}'?"
     return ""
+
+
+def _number(number: float) -> str:
+    return f"{int(number):,}" if float(number).is_integer() and number < 1e15 else f"{number:g}"
 
 
 def _plain(value: object) -> str:

@@ -134,7 +134,7 @@ class LoaderSettings(Frozen):
     """Images per optimizer step, over all processes; batch norm needs 16 or more at once."""
     eval_batch_size: AtLeastOne | None = None
     """Images per batch in evaluation; null chooses a size that fits. Changes no result."""
-    workers: Count | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = "auto"
     """Processes that transform images; with 0 the training process does it."""
     cache: Literal["auto", "ram", "device", "off"] = "auto"
     """Where decoded images are kept: auto is on the device, or in memory, if they fit."""
@@ -168,7 +168,7 @@ class TrainSettings(Frozen):
     """What each process (torchrun) keeps of the model: ddp all, fsdp a shard, for large models."""
     sync_batch_norm: bool = False
     """Compute batch-norm statistics over the images of all processes; needs GPUs."""
-    threads: AtLeastOne | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """CPU threads of the arithmetic; auto is PyTorch's choice. Sums may differ in the last bits."""
     channels_last: bool | Literal["auto"] = "auto"
     """Keep a pixel's channels together in memory; auto does so for convolutions on a CPU."""

@@ -18,6 +18,7 @@ from trainer.components.duration import Duration
 from trainer.config.components import RESERVED, TABLES
 from trainer.config.descriptions import OF_TORCH
 from trainer.config.json_schema import Schema
+from trainer.config.ranges import RANGES, limited
 from trainer.process.errors import UsageError
 
 # Arguments that a YAML must not set. A scheduler of your own gets only ``optimizer`` of them.
@@ -85,13 +86,14 @@ def arguments_schema(kind: str, name: str) -> Schema:
             message = f"'{parameter.name}' is set by the trainer; remove it"
             properties[parameter.name] = {"not": {}, "description": message}
         elif parameter.name not in RESERVED.get(kind, {}):
-            properties[parameter.name] = _parameter_schema(parameter, text)
+            described = _parameter_schema(parameter, text)
             if factory.__module__.partition(".")[0] in ("torch", "torchvision"):
-                said = properties[parameter.name].get("description", "")
+                said = described.get("description", "")
                 said = f"{said[:1].upper()}{said[1:].removesuffix('.')}."
                 said = OF_TORCH.get(parameter.name, said)
-                said = OF_TORCH.get(f"{name}.{parameter.name}", said)
-                properties[parameter.name]["description"] = said
+                described["description"] = OF_TORCH.get(f"{name}.{parameter.name}", said)
+            limits = RANGES.get(name, {}).get(parameter.name, {})
+            properties[parameter.name] = limited(described, limits)
             if (name, parameter.name) in DEFAULT_OF_THE_RUN:
                 del properties[parameter.name]["default"]
             if parameter.default is parameter.empty and parameter.name not in FILLED_IN:

@@ -61,6 +61,7 @@ def first_result(job: Job) -> dict[str, Any]:
         "split": job.data.split_digest,
         **{key: job.data.split[key] for key in ("folds", "fold") if key in job.data.split},
         "parameters": sum(parameter.numel() for parameter in job.model.parameters()),
+        **({"notes": job.notes} if job.notes else {}),
         **({"teacher": job.teacher.description()} if job.teacher else {}),
     }
 

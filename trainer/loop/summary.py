@@ -8,6 +8,7 @@ import torch
 
 from trainer.build.batch_norm import note_on_statistics
 from trainer.build.job import Job, data_path
+from trainer.build.notes import never_averages
 from trainer.config import Config
 from trainer.distributed.processes import world_size
 from trainer.drawing.columns import terminal_width
@@ -40,7 +41,7 @@ def introduce(job: Job, say: Say) -> None:
         say(f"train   {chosen}")
     if note := note_on_statistics(job):
         say(f"note    {note}")
-    if config.average is not None:
+    if config.average is not None and not never_averages(config, len(job.train_loader)):
         say(f"average {config.average.name}, whose weights are evaluated and saved as model.pt")
     if note := warm_up_note(job):
         say(f"note    {note}")

@@ -1,0 +1,102 @@
+"""What a configuration hardly means, seen with its data, model and device."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from trainer.build.job import Job
+from trainer.components.averages import steps_of
+from trainer.components.duration import Duration
+from trainer.components.schedulers import build_schedule
+from trainer.config import Config
+from trainer.config.construct import rate_of
+from trainer.config.notes import Note, notes_on_config, worded
+from trainer.config.settings import LogSettings
+from trainer.distributed.processes import world_size
+
+MAX_TRIED_EPOCHS = 1000
+
+
+def notes_on_run(job: Job) -> list[str]:
+    """Lines for the user about settings that have no effect in this run, or a strange one."""
+    config, steps = job.config, len(job.train_loader)
+    found = [*notes_on_config(config), *_on_steps(config, steps), *_on_data(job)]
+    return worded(config, [*found, *_on_schedule(config, steps), *_on_machine(job)])
+
+
+def never_averages(config: Config, steps: int) -> bool:
+    """Whether no update of ``average`` falls into a run with so many steps an epoch."""
+    if config.average is None:
+        return False
+    given = config.average.arguments
+    every = Duration.parse(given.get("every", f"{given.get('steps', 1)}st"))
+    return config.average.name != "SWA" and steps_of(every, steps) > steps * config.train.epochs
+
+
+def _on_steps(config: Config, steps: int) -> Iterator[Note]:
+    all_steps = steps * config.train.epochs
+    if never_averages(config, steps):
+        key = "steps" if "steps" in config.average.arguments else "every"  # type: ignore[union-attr]
+        value = config.average.arguments[key]  # type: ignore[union-attr]
+        message = f"{value} is after the run's {all_steps:,} steps: the average is never updated, "
+        yield Note(f"average.{key}", f"{message}and the trained weights are evaluated and saved")
+    for key, every in (("checkpoint", config.checkpoint.every), ("log", config.log.every)):
+        if every.unit == "st" and every.value > all_steps and every != LogSettings().every:
+            lost = "a killed run begins anew" if key == "checkpoint" else "only epochs are logged"
+            yield Note(f"{key}.every", f"{every} is after the run's {all_steps:,} steps: {lost}")
+
+
+def _on_schedule(config: Config, steps: int) -> Iterator[Note]:
+    """Schedules that change no learning rate, tried on a number instead of a model."""
+    if (scheduler := config.scheduler) is None:
+        return
+    warmup = Duration.parse(scheduler.trainer_arguments.get("warmup") or "1st")
+    warm = steps_of(warmup, steps) if scheduler.trainer_arguments.get("warmup") else 0
+    left = config.train.epochs - warm // steps
+    if left <= 0:
+        yield Note("scheduler.warmup", f"fills the run: {scheduler.name} is not used")
+    elif scheduler.name not in ("OneCycleLR", "ReduceLROnPlateau"):
+        optimizer = torch.optim.SGD(
+            [nn.Parameter(torch.zeros(1))], lr=rate_of(config.optimizer) or 1.0
+        )
+        tried = build_schedule(scheduler.name, scheduler.arguments, optimizer, left, 1, 0)
+        rates = set()
+        for _ in range(min(left, MAX_TRIED_EPOCHS)):
+            rates.add(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            tried.after_step()
+            tried.after_epoch(0.0)
+        if len(rates) == 1 and left <= MAX_TRIED_EPOCHS:
+            when = f"{left} epoch{'s' * (left != 1)}" + " after the warm-up" * (warm > 0)
+            yield Note("scheduler", f"{scheduler.name} changes no rate in the run's {when}")
+
+
+def _on_data(job: Job) -> Iterator[Note]:
+    config, loader, classes = job.config, job.train_loader, len(job.data.classes)
+    images, largest = len(loader.subset), max(loader.sizes())
+    if loader.batch_size > images:
+        message = f"is more than the {images:,} training images: an epoch is one step"
+        yield Note("loader.batch_size", message)
+    if config.train.accumulate > largest:
+        yield Note("train.accumulate", f"can cut a batch of {largest} into {largest} parts at most")
+    for index, metric in enumerate(config.metrics):
+        if metric.name == "top_k" and metric.arguments.get("k", 5) >= classes:
+            yield Note(f"metrics.{index}", f"top_k is always 1 with {classes} classes; write k: 1")
+    if config.split.pool and "test" not in job.data.dataset.parts:
+        yield Note("split.pool", "has no effect: the dataset has no official test set")
+
+
+def _on_machine(job: Job) -> Iterator[Note]:
+    train, workers, loader = job.config.train, job.config.loader.workers, job.train_loader
+    if train.cuda_graphs and job.device.type != "cuda":
+        yield Note("train.cuda_graphs", f"has no effect on the {job.device.type}")
+    kind = nn.modules.batchnorm._BatchNorm
+    has_norms = any(isinstance(module, kind) for module in job.model.modules())
+    if train.sync_batch_norm and (world_size() == 1 or not has_norms):
+        why = "this is one process" if has_norms else "the model has no batch norm"
+        yield Note("train.sync_batch_norm", f"has no effect: {why}")
+    if workers != "auto" and workers > loader.delivery.workers:
+        yield Note("loader.workers", f"plays no part: the images are on the {job.device.type}")
+    elif workers != "auto" and workers > len(loader):
+        yield Note("loader.workers", f"{workers} share the {len(loader)} batches of an epoch")
