@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from trainer.build.job import Job
+from trainer.build.trial import MAX_TRIED_EPOCHS
 from trainer.components.averages import steps_of
 from trainer.components.duration import Duration
 from trainer.components.schedulers import build_schedule
@@ -14,8 +15,6 @@ from trainer.config.construct import rate_of
 from trainer.config.notes import Note, notes_on_config, worded
 from trainer.config.settings import LogSettings
 from trainer.distributed.processes import world_size
-
-MAX_TRIED_EPOCHS = 1000
 
 
 def notes_on_run(job: Job) -> list[str]:

@@ -129,7 +129,8 @@ class Validator:
         message = f"expected {self.expected(schema)}, got {got(value)}"
         options = [self.resolved(inner) for inner in alternatives]
         advices = [advice(value, inner) for inner in options]
-        if any("type" in inner and _has_type(value, inner["type"]) for inner in options):
+        kinds = {inner.get("type") for inner in options}
+        if type(value) in (int, float) and kinds & {"integer", "number"}:
             advices = []  # a number out of range, where a list could stand as well
         if value is True and "DEFAULT" in schema.get("description", ""):
             advices = ["; write DEFAULT"]  # model.weights
@@ -153,7 +154,7 @@ class Validator:
             return self._expected_list(schema)
         if "type" not in schema:
             return "a value"
-        bounds = {key: _number(schema[key]) for key in _LIMITS if key in schema}
+        bounds = {key: _limit(schema[key]) for key in _LIMITS if key in schema}
         limits = [f"{_LIMITS[key]} {number}" for key, number in bounds.items()]
         if {"minimum", "maximum"} <= bounds.keys():
             limits = [f"from {bounds['minimum']} to {bounds['maximum']}"]
@@ -284,7 +285,7 @@ def _described(key: str, known: Schema) -> str:
     return ""
 
 
-def _number(number: float) -> str:
+def _limit(number: float) -> str:
     return f"{int(number):,}" if float(number).is_integer() and number < 1e15 else f"{number:g}"
 
 

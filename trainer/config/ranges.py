@@ -23,7 +23,7 @@ FILL = _range(0, 255, minItems=1)
 FACTOR = _range(0, 1000, **PAIR)
 ANGLE = _range(-360, 360, **PAIR)
 STEPS = _range(1, 1_000_000_000)
-BINS = _range(2, 1000)
+LEVELS = _range(2, 1000)
 
 _OPTIMIZER: Mapping[str, Schema] = {
     "lr": _range(0, 1e6),
@@ -34,7 +34,7 @@ _OPTIMIZER: Mapping[str, Schema] = {
     "eps": _range(0, 1e6),
 }
 _CROP = {"size": SIDE}
-_AUGMENT = {"num_magnitude_bins": BINS, "fill": FILL}
+_AUGMENT = {"num_magnitude_bins": LEVELS, "fill": FILL}
 
 RANGES: Mapping[str, Mapping[str, Schema]] = {
     "Resize": {"size": SIDE, "max_size": _range(1, 10_000)},
