@@ -243,7 +243,7 @@ def home(place: Place, document: Document, schema: Schema) -> str:
         return "".join(f"; {advice}" for advice in NO_SETTINGS.get(word, ()))
     path, equals, value = found[0].partition("=")
     section, _, inner = path.rpartition(".")
-    if path == ".".join(map(str, place)):
+    if len(place) > 1 and path == ".".join(map(str, place)):
         return ""  # momentum, of an optimizer without one
     is_here = section == ".".join(map(str, place[:-1]))
     if is_here and not equals:

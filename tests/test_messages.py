@@ -1,0 +1,313 @@
+"""What people write from habit, of other programs or by a slip: the message says what to type."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.config import load_config
+from trainer.config.components import published
+from trainer.process.errors import ConfigError
+from trainer.process.words import NAMES, SETTINGS
+
+COMMANDS = "compare data evaluate explain export find_lr predict runs schema sweep train".split()
+YAML = """\
+seed: 0
+dataset: {name: RMB, root: data/rmb}
+transforms:
+  train:
+    - {name: Resize, size: [32, 32]}
+  eval:
+    - {name: Resize, size: [32, 32]}
+loader: {batch_size: 16}
+model: {name: LeNet}
+optimizer: {name: SGD, lr: 0.01, momentum: 0.9}
+metrics: [accuracy]
+train:
+  epochs: 10
+"""
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """The faults of the YAML with a replacement or overrides, as (line, message)."""
+    monkeypatch.chdir(tmp_path)
+
+    def told(*overrides, old="", new=""):
+        assert old in YAML
+        Path("exp.yaml").write_text(YAML.replace(old, new, 1) if old else YAML)
+        try:
+            faults = load_config("exp.yaml", overrides).check_arguments(published())
+        except ConfigError as error:
+            faults = error.faults
+        return [(fault.line, fault.message.partition("; allowed are")[0]) for fault in faults]
+
+    return told
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.pretrained=true", "unknown key 'pretrained'; write model.weights=DEFAULT"),
+        ("train.batch=3", "unknown key 'batch'; it belongs in 'loader': loader.batch_size=3"),
+        ("batchsize=3", "unknown key 'batchsize'; it belongs in 'loader': loader.batch_size=3"),
+        ("lrate=1", "unknown key 'lrate'; it belongs in 'optimizer': optimizer.lr=1"),
+        ("lr=0.1", "unknown key 'lr'; it belongs in 'optimizer': optimizer.lr=0.1"),
+        ("num_epochs=3", "unknown key 'num_epochs'; it belongs in 'train': train.epochs=3"),
+        ("train.epoch=3", "unknown key 'epoch'; did you mean 'epochs'?"),
+        ("train.seed=3", "unknown key 'seed'; it belongs at the top level: seed=3"),
+        ("loader.num_workers=2", "unknown key 'num_workers'; did you mean 'workers'?"),
+        ("train.gpu=0", "unknown key 'gpu'; write train.device=cuda"),
+        ("gpu=0", "unknown key 'gpu'; it belongs in 'train': train.device=cuda"),
+        ("amp=true", "unknown key 'amp'; it belongs in 'train': train.precision=bf16"),
+        ("criterion=MSELoss", "unknown key 'criterion'; did you mean 'loss'?"),
+        ("optim.lr=0.1", "unknown key 'optim'; did you mean 'optimizer'?"),
+        ("naem=SGD", "unknown key 'naem'; did you mean 'name'?"),
+        ("transforms.val=[]", "unknown key 'val'; did you mean 'eval'?"),
+        ("split.val=0.1", "unknown key 'val'; write 'split.ratios=[8, 1, 1]'"),
+        ("patience=5", "unknown key 'patience'; it belongs in 'early_stop': early_stop.patience=5"),
+        ("warmup_epochs=5", "unknown key 'warmup_epochs'; it belongs in 'scheduler': "
+         "scheduler.warmup=5ep"),
+        ("num_classes=3", "unknown key 'num_classes'; the data give the number of classes; "
+         "remove it"),
+        ("outdir=x", "unknown key 'outdir'; --runs DIR on the command line sets the folder"),
+        ("optimizer.args={lr: 1}", "unknown key 'args'; its keys belong beside 'name'"),
+        ("train.device=0", "expected auto, cpu, cuda, mps or text (such as cuda:1), got 0; "
+         "write cuda:0"),
+        ("train.device=gpu", "expected auto, cpu, cuda, mps or text (such as cuda:1), got the text "
+         "'gpu'; did you mean 'cuda'?"),
+        ("train.precision=16", "expected fp32, tf32, bf16 or fp16, got 16; did you mean 'fp16'?"),
+        ("model.weights=true", "expected text or null, got true; write DEFAULT"),
+        ("metrics=accuracy", "expected a list (each a metric as {name: ..., ...}), got the text "
+         "'accuracy'; write [accuracy]"),
+        ("transforms=[Resize]", "expected a mapping, got a list of 1; write train: [...] and "
+         "eval: [...] below it"),
+        ("early_stop=5", "expected a mapping or null, got 5; write {patience: 5}"),
+        ("split=[8, 1, 1]", "expected a mapping, got a list of 3; write {ratios: [...]}"),
+        ("optimizer=[SGD]", "expected an optimizer as {name: ..., ...}, got a list of 1; write it "
+         "without the list"),
+        ("checkpoint.every=5", "expected a whole number of steps, epochs or minutes (such as 20st, "
+         "1ep, 10m), got 5; write 5st, 5ep or 5m"),
+        ("optimizer.lr=0,1", "expected a number, got the text '0,1'; write 0.1"),
+        ("train.monitor=accuracy", "'accuracy' is not measured; did you mean 'val/accuracy'?; "
+         "allowed are val/loss and val/accuracy"),
+        ("optimizer.lr 0.1", "expected key=value; write optimizer.lr=0.1"),
+        ("optimizer.lr: 0.1", "expected key=value; write optimizer.lr=0.1"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_other_programs_leads_to_ours(told, override, message):
+    if "lr=0,1" in override:
+        message = told(override)[0][1]
+        assert message.endswith("got the text '0,1'; write 0.1")
+    assert told(override) == [(None, message.partition("; allowed are")[0])]
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("optimizer=adam", "Adam"),
+        ("optimizer=torch.optim.AdamW", "AdamW"),
+        ("optimizer=SGD(lr=0.1)", "SGD"),
+        ("loss=crossentropy", "CrossEntropyLoss"),
+        ("loss=ce", "CrossEntropyLoss"),
+        ("loss=nn.CrossEntropyLoss()", "CrossEntropyLoss"),
+        ("loss=focal", "FocalLoss"),
+        ("model=lenet", "LeNet"),
+        ("model=ResNet18", "torchvision/resnet18"),
+        ("model=vit", "torchvision/vit_b_16"),
+        ("scheduler=cosine", "CosineAnnealingLR"),
+        ("scheduler=step", "StepLR"),
+        ("scheduler=plateau", "ReduceLROnPlateau"),
+        ("metrics=[f1]", "macro_f1"),
+        ("metrics=[auc]", "auroc"),
+        ("metrics=[top5]", "top_k"),
+        ("average=ema", "EMA"),
+        ("transforms.train=[hflip]", "RandomHorizontalFlip"),
+        ("transforms.train=[Cutout]", "RandomErasing"),
+        ("dataset=cifar", "CIFAR10"),
+    ],
+)
+def test_a_name_of_other_programs_leads_to_ours(told, override, meant):
+    ((_, message),) = told(override)
+    assert f"; did you mean '{meant}'?" in message
+
+
+@pytest.mark.parametrize("word", ["none", "None", "NULL"])
+def test_none_is_null(told, word):
+    ((_, message),) = told(f"scheduler='{word}'")
+    assert "write null for none" in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("seed: 0", "seed 0", 1, "a colon is missing: write 'seed: 0'"),
+        ("seed: 0", "seed = 0", 1, "a colon is missing: write 'seed: 0'"),
+        ("seed: 0", "seed:0", 1, "a space is missing after the colon: write 'seed: 0'"),
+        ("  train:", "  train", 4, "a colon is missing: write 'train:'"),
+        ("  eval:", "  eval", 6, "a colon is missing: write 'eval:'"),
+        ("loader: {", "loader {", 8, "a colon is missing: write 'loader: {batch_size: ...'"),
+        ("loader: {", "loader:{", 8, "after the colon: write 'loader: {batch_size: ...'"),
+        ("name: LeNet", "name LeNet", 9, "a colon is missing: write 'name: LeNet'"),
+        ("name: LeNet", "name:LeNet", 9, "a space is missing after the colon: write 'name: LeNet'"),
+        ("lr: 0.01", "lr 0.01", 10, "a colon is missing: write 'lr: 0.01'"),
+        ("epochs: 10", "epochs 10", 13, "a colon is missing: write 'epochs: 10'"),
+        ("epochs: 10", "epochs: 10\n  device cpu", 14, "missing: write 'device: cpu'"),
+        ("epochs: 10", "epochs: 10\n  device cpu\n  budget: 1m", 14, "write 'device: cpu'"),
+        ("{name: SGD", "{naem: SGD", 10, "unknown key 'naem'; did you mean 'name'?"),
+        ("{name: SGD", "{type: SGD", 10, "unknown key 'type'; did you mean 'name'?"),
+        ("  eval:", "\teval:", 6, "a tab in the indentation; use spaces"),
+        ("train:\n  epochs: 10", "train.epochs: 10", 12, "it belongs in 'train': epochs: 10"),
+        ("[accuracy]", "\n  accuracy\n  recall", 13, "a list is [a, b]"),
+    ],
+)
+def test_a_slip_in_the_text_is_one_fault_at_its_line(told, old, new, line, message):
+    ((told_line, told_message),) = told(old=old, new=new)
+    assert told_line == line
+    assert message in told_message
+
+
+def test_a_key_in_the_file_is_told_as_it_is_written_there(told):
+    ((_, message),) = told(old="loader: {batch_size: 16}", new="batch_size: 16")
+    assert message == "unknown key 'batch_size'; it belongs in 'loader': batch_size: 16"
+
+
+def test_every_word_of_other_programs_leads_to_a_setting_or_name_that_exists():
+    names = {name.partition(".")[2] for name in published()}
+    schema = {word for entry in published().values() for word in _words(entry)}
+    assert {name for found in NAMES.values() for name in found} <= names | schema | {"DEFAULT"}
+    config = load_config(Path("configs/lenet_rmb.yaml"), ["early_stop.patience=3", "average=EMA"])
+    sections = type(config).model_fields
+    for path in {path.partition("=")[0] for found in SETTINGS.values() for path in found}:
+        assert path.partition(".")[0] in sections, path
+
+
+def _words(schema):
+    if isinstance(schema, dict):
+        yield from (word for word in schema.get("enum", ()) if isinstance(word, str))
+        for inner in schema.values():
+            yield from _words(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            yield from _words(inner)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("configs/lenet_rnb.yaml", "; did you mean configs/lenet_rmb.yaml"),
+        ("configs/lenet_rmb", "; did you mean configs/lenet_rmb.yaml?"),
+        ("lenet_rmb.yaml", "; did you mean configs/lenet_rmb.yaml?"),
+        ("confgs/lenet_rmb.yaml", "; did you mean configs/lenet_rmb.yaml?"),
+        ("configs", "; name a file in it, such as configs/alexnet_cifar10.yaml"),
+    ],
+)
+def test_a_mistyped_path_names_the_files_that_are_near(typed, meant):
+    with pytest.raises(ConfigError, match="cannot be read") as told:
+        load_config(typed)
+    assert meant in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["optimizer.lr", "0.1"], "optimizer.lr=0.1"),
+        (["optimizer.lr", "=", "0.1"], "optimizer.lr=0.1"),
+        (["optimizer.lr=", "0.1"], "optimizer.lr=0.1"),
+        (["optimizer.lr:", "0.1"], "optimizer.lr=0.1"),
+        (["metrics=[accuracy,", "recall]"], "'metrics=[accuracy, recall]'"),
+    ],
+)
+def test_a_setting_typed_with_spaces_is_told_once(told, words, meant):
+    message = f"a setting is one word, without spaces; write {meant}"
+    assert told("seed=1", *words, "train.epochs=2") == [(None, message)]
+
+
+OPTIONS = [
+    ("train", ["--epochs", "5"], "a setting has no dashes: train.epochs=5"),
+    ("train", ["--batch-size", "8"], "a setting has no dashes: loader.batch_size=8"),
+    ("train", ["--lr=0.1"], "a setting has no dashes: optimizer.lr=0.1"),
+    ("train", ["--optimizer.lr", "0.1"], "a setting has no dashes: optimizer.lr=0.1"),
+    ("train", ["--pretrained"], "a setting has no dashes: model.weights=DEFAULT"),
+    ("train", ["--set", "seed=1"], "a setting needs none: seed=1"),
+    ("train", ["--dry_run"], "did you mean --dry-run?"),
+    ("find_lr", ["--config", "a.yaml", "--lr", "1"], "a setting has no dashes: optimizer.lr=1"),
+    ("sweep", ["--config", "a.yaml", "--epochs", "3"], "a setting has no dashes: train.epochs=3"),
+    ("data", ["a.yaml"], "name the file by --config a.yaml"),
+    ("find_lr", ["a.yml"], "name the file by --config a.yml"),
+    ("sweep", ["a.yaml"], "name the file by --config a.yaml"),
+    ("evaluate", [], "RUN is a run's folder, and python -m trainer.runs list shows all"),
+    ("evaluate", ["runs/x", "--config", "a.yaml"], "this takes a run's folder"),
+    ("predict", ["runs/x", "a.png", "--gpu"], "unknown option --gpu; there are --top, --json,"),
+    ("predict", ["runs/x", "a.png", "--jsno"], "unknown option --jsno; did you mean --json?"),
+    ("export", ["runs/x", "--format", "onnx", "--lr", "1"], "no dashes: optimizer.lr=1"),
+    ("explain", ["runs/x", "a.png", "--layer", "3"], "there are --class, --output, --device"),
+    ("compare", ["a", "b", "--config", "x"], "there are --picture, --no-picture, --all, --json"),
+    ("runs", ["list", "--foo"], "unknown option --foo"),
+    ("schema", ["--foo"], "unknown option --foo; there are --check"),
+]
+
+
+@pytest.mark.parametrize(("command", "argv", "message"), OPTIONS)
+def test_an_unknown_option_of_any_command_says_what_to_type(command, argv, message, capsys):
+    main = importlib.import_module(f"trainer.{command}").main
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_command_is_tried():
+    assert sorted({command for command, *_ in OPTIONS}) == COMMANDS
+
+
+# --- A run that is there already
+
+
+def test_a_resume_says_what_it_may_change_and_how_to_begin_anew(finished, start, capsys):
+    run = finished("train.epochs=1")
+    capsys.readouterr()
+    assert start("--resume", str(run), "optimizer.lr=0.5") == 2
+    told = capsys.readouterr().err
+    assert "optimizer.lr: is 0.5, but the run began with 0.01" in told
+    assert "may change train.epochs, train.budget, " in told
+    (again,) = [line for line in told.splitlines() if "python -m trainer.train" in line]
+    command = again.split("trainer.train ")[1].split()
+    assert command[-1] == f"model.weights={run}/model.pt" and "optimizer.lr=0.5" in command
+    runs = run.parent.parent / "anew"
+    assert start(*command, "--runs", str(runs)) == 0
+    assert list(runs.glob("*/*/result.json"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("wrong.key=1", "unknown key 'wrong'"),
+        ("optimizer.momentun=1", "unknown key 'momentun'; did you mean 'momentum'?"),
+        ("optimizer=AdamW", 'optimizer.name: is "AdamW", but the run began with "SGD"'),
+    ],
+)
+def test_a_slip_on_resume_is_the_only_fault(finished, start, capsys, override, message):
+    run = finished("train.epochs=1")
+    capsys.readouterr()
+    assert start("--resume", str(run), override) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("1 fault") and message in told
+    assert ("To train its best weights" in told) == ("began with" in message)
+
+
+def test_commands_find_a_wrong_setting_of_a_run_before_pytorch_is_imported(finished):
+    run = finished("train.epochs=1")
+    code = (
+        "import sys, importlib\n"
+        "run = sys.argv[1]\n"
+        "for name, *argv in ["
+        "('train', '--resume', run, 'wrong.key=1'), ('train', '--resume', run, 'seed=5'),"
+        "('evaluate', run, 'seed=5'), ('export', run, '--format', 'pt2', 'a.b=1'),"
+        "('predict', 'absent', 'a.png'), ('explain', 'absent', 'a.png')]:\n"
+        "    assert importlib.import_module(f'trainer.{name}').main(argv) == 2, name\n"
+        "    assert 'torch' not in sys.modules, name"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run)], check=True, capture_output=True)
