@@ -93,7 +93,7 @@ def test_the_arguments_of_all_components_are_judged_together(check):
             4,
             "expected a whole number from 1 to 10,000, a list of 1 to 2 (e",
         ),
-        "transforms.train.0.interpolation": (4, "expected nearest, nearest-exact, bilinear"),
+        "transforms.train.0.interpolation": (4, "expected nearest, nearest-exact, bilinear or"),
         "transforms.train.1.size": (5, "'size' is missing; expected a whole number from 1 to 10"),
         "transforms.train.2.transforms.0.hue.1": (6, "expected a number from -0.5 to 0.5, got the"),
         "transforms.train.3.num_classes": (7, "'num_classes' is set by the trainer; remove it"),
@@ -186,6 +186,16 @@ def test_what_a_constructor_refuses_is_a_fault_at_its_component(check, overrides
             "transforms.train.0={name: RandomErasing, scale: [0, 2]}",
             "transforms.train.0.scale.1",
             "expected a number from 0 to 1, got 2",
+        ),
+        (
+            "transforms.train.2.interpolation=bicubic",
+            "transforms.train.2.interpolation",
+            "expected nearest or bilinear, got the text 'bicubic'",
+        ),
+        (
+            "transforms.eval.0.interpolation=lanczos",
+            "transforms.eval.0.interpolation",
+            "expected nearest, nearest-exact, bilinear or bicubic, got the text 'lanczos'",
         ),
         (
             "scheduler={name: StepLR, step_size: 0}",

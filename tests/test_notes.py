@@ -8,6 +8,7 @@ import pytest
 from trainer.build.prepare import prepare
 from trainer.config import load_config
 from trainer.config.notes import notes_on_config, worded
+from trainer.process.errors import ConfigError
 
 SHIPPED = sorted(Path("configs").glob("*.yaml"))
 IMAGENET = "{name: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
@@ -287,3 +288,34 @@ def test_prediction_tells_that_training_saw_other_images(finished, capsys):
     assert "Normalize is another one than in transforms.train: val, test and predictions" in told
     load_trained(finished("train.epochs=1"))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("transform", "key", "count"),
+    [
+        ("{name: Pad, padding: 1, fill: [0, 0]}", "fill", 2),
+        ("{name: Letterbox, size: 32, fill: [0, 0]}", "fill", 2),
+        ("{name: RandomCrop, size: 32, padding: 1, fill: [0, 0]}", "fill", 2),
+        ("{name: RandomRotation, degrees: 9, fill: [0, 0]}", "fill", 2),
+        ("{name: AutoAugment, fill: [0, 0, 0, 0]}", "fill", 4),
+        ("{name: RandomErasing, value: [0, 0]}", "value", 2),
+        ("{name: RandomApply, transforms: [{name: RandAugment, fill: [0, 0]}]}", "fill", 2),
+    ],
+)
+def test_a_fill_of_the_wrong_length_is_refused_before_training(config_file, transform, key, count):
+    with pytest.raises(ConfigError) as told:
+        prepare(load_config(config_file, [f"transforms.train.1={transform}"]), lambda line: None)
+    (fault,) = told.value.faults
+    assert fault.path.startswith("transforms.train.1") and fault.path.endswith(key)
+    message = f"has {count} numbers, and the images 3 channels; give one for all"
+    assert fault.message == message
+
+
+@pytest.mark.parametrize("key", ["train.threads", "loader.workers"])
+@pytest.mark.parametrize(("count", "message"), [(1025, "to 1,024"), (1024, "at most ")])
+def test_more_threads_or_workers_than_a_machine_can_hold_are_refused(
+    config_file, monkeypatch, key, count, message
+):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    with pytest.raises(ConfigError, match=message):
+        prepare(load_config(config_file, [f"{key}={count}"]), lambda line: None)

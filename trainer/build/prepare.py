@@ -21,7 +21,15 @@ from trainer.distributed.fsdp import shard
 from trainer.distributed.network import from_main, over_processes
 from trainer.distributed.processes import agree_on_error, world_size
 from trainer.distributed.sync_batch_norm import with_synced_batch_norm
-from trainer.input.data import Data, check_shape, eval_loader, load_data, open_dataset, train_loader
+from trainer.input.data import (
+    Data,
+    check_fills,
+    check_shape,
+    eval_loader,
+    load_data,
+    open_dataset,
+    train_loader,
+)
 from trainer.input.loader import Loader
 from trainer.process.console import Say, noting
 from trainer.process.errors import ConfigError, RunError
@@ -127,6 +135,8 @@ def prepare_data(config: Config, device: torch.device, say: Say) -> tuple[Data, 
 
 def shapes_of(config: Config, data: Data) -> dict[str, Shape]:
     """The (C, H, W) of the model's input for train, val and test."""
+    for side in ("train", "eval"):
+        check_fills(config, side, data.image_channels)
     sides = {"train": "train", "val": "eval", "test": "eval"}
     shapes = {name: check_shape(config, data.subsets[name], side) for name, side in sides.items()}
     channels = shapes["train"][0]

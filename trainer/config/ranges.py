@@ -34,10 +34,13 @@ _OPTIMIZER: Mapping[str, Schema] = {
     "eps": _range(0, 1e6),
 }
 _CROP = {"size": SIDE}
-_AUGMENT = {"num_magnitude_bins": LEVELS, "fill": FILL}
+# Of tensors torchvision warps by these two only.
+_WARP = {"interpolation": {"enum": ["nearest", "bilinear"]}, "fill": FILL}
+_SCALE = {"interpolation": {"enum": ["nearest", "nearest-exact", "bilinear", "bicubic"]}}
+_AUGMENT = {"num_magnitude_bins": LEVELS, **_WARP}
 
 RANGES: Mapping[str, Mapping[str, Schema]] = {
-    "Resize": {"size": SIDE, "max_size": _range(1, 10_000)},
+    "Resize": {"size": SIDE, "max_size": _range(1, 10_000), **_SCALE},
     "CenterCrop": _CROP,
     "FiveCrop": _CROP,
     "TenCrop": _CROP,
@@ -50,19 +53,24 @@ RANGES: Mapping[str, Mapping[str, Schema]] = {
         "padding": _range(0, 10_000, minItems=1, maxItems=4),
         "fill": FILL,
     },
-    "RandomResizedCrop": {"size": SIDE, "scale": _above(0, maximum=100), "ratio": _above(0)},
+    "RandomResizedCrop": {
+        "size": SIDE,
+        "scale": _above(0, maximum=100),
+        "ratio": _above(0),
+        **_SCALE,
+    },
     "RandomHorizontalFlip": {"p": SHARE},
     "RandomVerticalFlip": {"p": SHARE},
-    "RandomRotation": {"degrees": ANGLE, "center": PAIR, "fill": FILL},
+    "RandomRotation": {"degrees": ANGLE, "center": PAIR, **_WARP},
     "RandomAffine": {
         "degrees": ANGLE,
         "translate": _range(0, 1, **PAIR),
         "scale": _above(0, maximum=1000, **PAIR),
         "shear": _range(-89, 89, minItems=2, maxItems=4),
         "center": PAIR,
-        "fill": FILL,
+        **_WARP,
     },
-    "RandomPerspective": {"distortion_scale": SHARE, "p": SHARE, "fill": FILL},
+    "RandomPerspective": {"distortion_scale": SHARE, "p": SHARE, **_WARP},
     "ColorJitter": {
         "brightness": FACTOR,
         "contrast": FACTOR,
@@ -84,7 +92,7 @@ RANGES: Mapping[str, Mapping[str, Schema]] = {
     "RandomChoice": {"p": _range(0, 1e6)},
     "RandAugment": {"num_ops": _range(0, 100), "magnitude": _range(0, 999), **_AUGMENT},
     "TrivialAugmentWide": _AUGMENT,
-    "AutoAugment": {"fill": FILL},
+    "AutoAugment": _WARP,
     "SaltPepperNoise": {"probability": SHARE, "salt": SHARE},
     "MixUp": {"alpha": _above(0, maximum=1e6)},
     "CutMix": {"alpha": _above(0, maximum=1e6)},
@@ -142,7 +150,7 @@ def limited(schema: Schema, limits: Schema) -> dict[str, Any]:
         return {**schema, "anyOf": [limited(inner, limits) for inner in schema["anyOf"]]}
     of_list = {key: limits[key] for key in ("minItems", "maxItems") if key in limits}
     of_number = {key: value for key, value in limits.items() if key not in of_list}
-    if schema.get("type") in ("integer", "number"):
+    if schema.get("type") in ("integer", "number") or ("enum" in schema and "enum" in limits):
         return {**schema, **of_number}
     if schema.get("type") != "array":
         return dict(schema)

@@ -17,6 +17,7 @@ from datasets.images import notes_on
 from datasets.split import conflicts, manifest
 from datasets.split import split as split_dataset
 from trainer.config import Config
+from trainer.config.config import components
 from trainer.config.construct import build
 from trainer.distributed.processes import rank, world_size
 from trainer.distributed.shares import Shares
@@ -139,6 +140,7 @@ def read_subsets(
         except ValueError as error:
             if component_place(error) and not NUMBERED.search(str(error)):
                 raise  # it is the dataset's, not a transform's
+            check_fills(config, side, len(dataset.image(chosen[0])))  # in better words
             raise ConfigError([transform_fault(config, side, error)]) from None
         broken |= failed
     return subsets, broken
@@ -327,6 +329,25 @@ def choose_workers(config: Config, subset: Subset) -> int:
 def cores() -> int:
     """The processor cores for this rank: those of the machine, shared among its ranks."""
     return max((os.cpu_count() or 1) // local_world_size(), 1)
+
+
+def check_fills(config: Config, side: str, channels: int) -> None:
+    """Raise ConfigError for a ``fill`` or ``value`` that is no number a channel, nor one for all.
+
+    Some random transforms would fail only when they first use it.
+    """
+    faults = []
+    for kind, path, component in components(config):
+        if kind == "transform" and path.startswith(f"transforms.{side}."):
+            for name in ("fill", "value"):
+                given = component.arguments.get(name)
+                if isinstance(given, list) and len(given) not in (1, channels):
+                    message = f"has {len(given)} numbers, and the images {channels} channels"
+                    faults.append(config.fault(f"{path}.{name}", f"{message}; give one for all"))
+            if component.name == "Grayscale":
+                channels = component.arguments.get("num_output_channels", 1)
+    if faults:
+        raise ConfigError(faults)
 
 
 def check_shape(config: Config, subset: Subset, side: str) -> tuple[int, int, int]:
