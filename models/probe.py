@@ -1,6 +1,5 @@
 """Check on the meta device, without computation, which image sizes a model accepts."""
 
-import itertools
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
