@@ -197,13 +197,13 @@ SELDOM = "transforms.train.1={name: RandomApply, p: 0.001, transforms: "
         (SELDOM + "[{name: RandomCrop, size: 99}]}", "crop of 99 x 99 is larger"),
         (SELDOM + "[{name: RandomCrop, size: 8}]}", "leaves images of different sizes"),
         (SELDOM + "[AlternatingFlip, RandAugment]}", "AlternatingFlip has no other"),
-        ("transforms.train.1={name: RandomRotation, degrees: .inf}", "degrees must be finite"),
-        ("transforms.train.1={name: RandomRotation, degrees: 9, fill: 999}", "fill must be grey"),
-        ("transforms.train.1={name: MixUp, alpha: .inf}", "alpha must be finite"),
+        ("transforms.train.1={name: RandomRotation, degrees: .inf}", "from -360 to 360"),
+        ("transforms.train.1={name: RandomRotation, degrees: 9, fill: 999}", "from 0 to 255"),
+        ("transforms.train.1={name: MixUp, alpha: .inf}", "at most 1,000,000"),
         (
             "transforms.train.1={name: RandomChoice, p: [-1, 2], "
             "transforms: [RandomHorizontalFlip, RandomVerticalFlip]}",
-            "p must be shares",
+            "expected a number from 0 to 1,000,000, got -1",
         ),
     ],
 )

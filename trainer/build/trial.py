@@ -169,13 +169,6 @@ def check_values(component: Component) -> None:
         numbers = [item for item in listed if isinstance(item, int | float)]
         if any(not math.isfinite(number) for number in numbers):
             raise ValueError(f"{name} must be finite, but is {value}")
-        if name == "fill" and any(not 0 <= number <= 255 for number in numbers):
-            raise ValueError(f"fill must be grey levels in 0..255, but is {value}")
-        if (component.name, name) == ("RandomChoice", "p") and min(numbers, default=0) < 0:
-            raise ValueError(f"p must be shares of 0 or more, but is {value}")
-        if name == "scale" and component.name in ("RandomResizedCrop", "RandomErasing"):
-            if min(numbers, default=1) < 0:
-                raise ValueError(f"scale must be shares of the image, 0 or more, but is {value}")
         for inner in listed:
             if isinstance(inner, Component):
                 check_values(inner)

@@ -55,7 +55,7 @@ RANGES: Mapping[str, Mapping[str, Schema]] = {
     },
     "RandomResizedCrop": {
         "size": SIDE,
-        "scale": _above(0, maximum=100),
+        "scale": _range(0, 100),
         "ratio": _above(0),
         **_SCALE,
     },
