@@ -192,6 +192,17 @@ def test_an_error_that_cannot_be_written_as_text_is_told_by_its_type(theirs, com
     assert code == 2 and is_told(told, "training", "Unspeakable")
 
 
+def test_a_wrong_image_size_is_told_with_what_to_type(config_file, tmp_path, capfd):
+    vit = "model={name: timm/vit_tiny_patch16_224, depth: 1}"  # the SMALL images are 32 x 32
+    command = ["--config", str(config_file), "--runs", str(tmp_path / "runs"), vit]
+    assert main([*command, "--dry-run"]) == 2
+    told = capfd.readouterr().err
+    assert "cannot take 3-channel images of 32 x 32" in told and "Traceback" not in told
+    assert "{name: Resize, size: [224, 224]} in transforms.train and transforms.eval" in told
+    assert "model.img_size=32 makes the model for such images" in told
+    assert main([*command, "model.img_size=32", "train.epochs=1", "log.show=[]"]) == 0
+
+
 def test_find_lr_tells_it_too(theirs, command):
     theirs.FAILS, theirs.ERROR = "training", KeyError("x")
     code, told = command(entry=find_lr.main)

@@ -97,25 +97,25 @@ def check_size(config: Config, model: nn.Module, shape: tuple[int, int, int]) ->
         table = {} if "/" in config.model.name else MODELS
         if table and "variant" in parameters_of(resolve(table, config.model.name)):
             message += " Another model.variant may be made for such images."
-        message += "".join(f"\n        {way}" for way in ways_out(config, model, shape, message))
+        message += "".join(ways_out(config, model, shape, message))
         raise ConfigError([config.fault("model", message)]) from None
 
 
 def ways_out(
     config: Config, model: nn.Module, shape: tuple[int, int, int], message: str
 ) -> Iterator[str]:
-    """What to type against a wrong image size that ``check_input`` has told by ``message``."""
+    """Lines with what to type, after a ``message`` that the model cannot take such images."""
     if argument := size_argument(config, shape):
-        yield f"{argument} makes the model for such images"
+        yield f"\n        {argument} makes the model for such images"
     sizes = [int(size) for size in re.findall(r"(?:works is|works at|sizes from) (\d+)", message)]
     own = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")  # of timm
     with suppress(ValueError):
-        if own:
+        if own and tuple(own[1:]) != shape[1:]:
             check_input(model, (shape[0], *own[1:]))
             sizes = [own[1]]
     if sizes:
         resize = f"{{name: Resize, size: [{sizes[0]}, {sizes[0]}]}}"
-        yield f"{resize} in transforms.train and transforms.eval makes images for it"
+        yield f"\n        {resize} in transforms.train and transforms.eval makes images for it"
 
 
 def size_argument(config: Config, shape: tuple[int, int, int]) -> str:

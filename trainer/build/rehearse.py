@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.dropout import draws_elsewhere, drop_out_by_batch
 from models.freeze import train_mode
 from trainer.build.batch_norm import fails_on_one_image
-from trainer.build.model import check_size
+from trainer.build.model import check_size, ways_out
 from trainer.components.averages import unfrozen_batch_norms
 from trainer.config import Config
 from trainer.distributed.fsdp import ELEMENTWISE_FUSED
@@ -161,6 +161,7 @@ def rehearse(
         channels, height, width = images.shape[-3:]
         check_size(config, model, (channels, height, width))
         message = f"fails on the first images: {worded(error)}"
+        message += "".join(ways_out(config, model, (channels, height, width), message))
         raise ConfigError([config.fault("model", message)]) from error
     if logits.shape != (len(images), num_classes):
         message = (

@@ -1,5 +1,6 @@
 """Tries something in a forked child, so that what ends the child does not end this process."""
 
+import ctypes
 import faulthandler
 import os
 import resource
@@ -10,6 +11,7 @@ from collections.abc import Callable
 
 from trainer.process.stop import SIGNALS
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 TIME_LIMIT = 300  # after which a child is ended, and nothing is known
 SURVIVED = 86  # the exit code of a child that came to its end
 
@@ -47,6 +49,7 @@ def _become_quiet() -> None:
     for number in (*SIGNALS, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.alarm(TIME_LIMIT)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it does not outlive the trainer
     faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     nowhere = os.open(os.devnull, os.O_WRONLY)
