@@ -15,6 +15,7 @@ from trainer.components import SCHEDULERS
 from trainer.components.schedulers import build_schedule
 from trainer.config import load_config
 from trainer.loop.summary import warm_up_note
+from trainer.process.errors import ConfigError
 
 LR = 0.4
 EPOCHS, STEPS = 6, 5  # of an epoch
@@ -137,6 +138,14 @@ def test_a_plateau_goes_by_the_direction_of_the_monitored_value(
     optimizer = new_optimizer()
     rates(optimizer, build_schedule_of(config, optimizer, STEPS))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+
+
+def test_a_run_that_is_too_short_for_a_phase_of_the_curve_is_refused(config_file):
+    scheduler = "scheduler={name: OneCycleLR, pct_start: 0.5}"
+    config = load_config(config_file, [scheduler, "train.epochs=1"])
+    with pytest.raises(ConfigError, match="no step, as the run has 2 only; train more epochs"):
+        build_schedule_of(config, new_optimizer(), 2)
+    build_schedule_of(config, new_optimizer(), 3)
 
 
 def test_without_scheduler_the_rate_stays():

@@ -95,8 +95,12 @@ def build_schedule_of(
             steps_per_epoch=steps_per_epoch,
             warmup_steps=warmup_steps,
         )
-    except ValueError as error:
-        raise ConfigError([config.fault("scheduler", str(error))]) from None
+    except (ValueError, ArithmeticError) as error:
+        message = str(error)
+        if isinstance(error, ArithmeticError):  # OneCycleLR divides by the length of its phases
+            steps = config.train.epochs * steps_per_epoch
+            message = f"a phase of it has no step, as the run has {steps} only; train more epochs"
+        raise ConfigError([config.fault("scheduler", message)]) from None
 
 
 def build_average(config: Config, model: nn.Module, steps_per_epoch: int) -> Average | None:
