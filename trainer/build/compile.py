@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 COMPILERS = ("C++ compiler", "C compiler", "Python.h")  # in PyTorch's message if there is none
 # What says that files cannot be written: of the system, and of Python's tempfile.
 NO_ROOM = (
-    *(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)),
+    *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS)),
     "No usable temporary directory",
 )
 MOST_VERSIONS = 64  # of compiled code; PyTorch's own limit is 8

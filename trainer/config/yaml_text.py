@@ -20,7 +20,7 @@ from trainer.process.words import shortened
 Place = tuple[str | int, ...]  # ("transforms", "train", 1, "padding")
 
 MAX_DEPTH = 32
-MAX_NODES = 50_000  # a loss's weight has one for each class
+MAX_NODES = 20_000  # a loss's weight has one for each class
 MAX_LINE = 1000  # characters; a message does not repeat a longer line
 
 _TOP_LEVEL_KEY = re.compile(r"""["']?([A-Za-z_][\w.-]*)["']?[ ]*:(?=\s|$)""")
