@@ -5,10 +5,12 @@ import io
 import json
 import math
 import runpy
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,6 +177,60 @@ def test_the_programs_name_a_file_that_is_no_photograph_and_do_the_others(
     out, err = capsys.readouterr()
     assert [line.split("\t")[0] for line in out.splitlines()] == [str(good)]
     assert [line.split(": ")[0] for line in err.splitlines()] == [str(bad), str(gone)]
+
+
+@pytest.mark.parametrize("file", ["tiny_onnx.py", "tiny_pt2.py", "tiny-safetensors/use.py"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "no package"])
+def test_the_programs_say_in_words_what_they_lack(
+    exported, notes, file, damage, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(exported[0], tmp_path / "copy")
+    place = tmp_path / "copy" / file
+    kind = "safetensors" if place.name == "use.py" else place.stem.partition("_")[2]
+    (model,) = place.parent.glob(f"*.{kind}")
+    if damage == "missing":
+        model.unlink()
+    elif damage == "cut":
+        model.write_bytes(model.read_bytes()[:900])
+    else:
+        monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setattr(sys, "argv", [place.name, str(photographs(notes)[0])])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(place), run_name="__main__")
+    told = str(ended.value.code)
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err and "\n" not in told
+    assert {
+        "missing": f"{model.name} is missing: it must lie beside this program",
+        "cut": f"{model.name} or a file beside it is missing or damaged: ",
+        "no package": "This program needs: python -m pip install ",
+    }[damage] in told
+    assert damage != "no package" or "pillow" in told
+
+
+def test_a_program_says_in_words_what_is_wrong_with_a_photograph(
+    exported, notes, tmp_path, monkeypatch, capsys
+):
+    names: dict[str, Any] = {"__name__": "use", "__file__": str(exported[0] / "tiny_pt2.py")}
+    exec((exported[0] / "tiny_pt2.py").read_text(), names)
+    card = json.loads((exported[0] / "tiny.json").read_text())
+    card["transforms"] = [step for step in card["transforms"] if step["name"] != "Resize"]
+    model = names["load"]()[0]
+    names["load"] = lambda: (model, card)
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "folder").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "large.png")
+    files = [tmp_path / name for name in ("text.jpg", "gone.jpg", "folder", "large.png")]
+    monkeypatch.setattr(sys, "argv", ["x", *map(str, files)])
+    with pytest.raises(SystemExit, match="1"):
+        names["main"]()
+    out, err = capsys.readouterr()
+    told = dict(line.split(": ", 1) for line in err.splitlines())
+    assert out == "" and list(told) == list(map(str, files))
+    assert told[str(files[0])] == "this is no picture that Pillow can read"
+    assert told[str(files[1])] == "No such file or directory"
+    assert told[str(files[2])] == "Is a directory"
+    assert told[str(files[3])].startswith("the model does not take images of 3 x 30 x 40: ")
 
 
 def test_the_classes_travel_inside_each_file(exported):

@@ -19,7 +19,8 @@ SCRIPT_TEMPLATE = Path(__file__).parent / "templates" / "use.py.j2"
 
 def program(kind: str, trained: TrainedModel) -> str:
     """Python code that classifies images with a model file; kind: pt2, onnx or safetensors."""
-    imports, built, own = ["import numpy as np", "from PIL import Image, ImageOps"], [""], ""
+    imports = ["import numpy as np", "from PIL import Image, ImageOps, UnidentifiedImageError"]
+    built, own = [""], ""
     # Older versions average padded pools wrongly; AlexNet's normalisation uses such pools.
     reader = "import onnxruntime  # 1.25 or newer" if kind == "onnx" else "import torch"
     if kind == "safetensors":
@@ -29,7 +30,9 @@ def program(kind: str, trained: TrainedModel) -> str:
             imports, own = [*imports, own], ""
     imports = sorted([*imports, reader], key=lambda line: (line.startswith("from"), line.lower()))
     name = "model" if kind == "safetensors" else trained.config.name
-    values = {"imports": [*imports, *(["", own] if own else [])], "building": built}
+    packages = {line.split()[1].partition(".")[0] for line in imports} - {"PIL"} | {"pillow"}
+    values = {"imports": [*imports, *([own] if own else [])], "building": built}
+    values["packages"] = sorted(packages)
     return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", **values)
 
 
