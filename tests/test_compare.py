@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainer.compare import main
+from trainer.comparing import side_by_side
 from trainer.comparing.compared import flat_config, read_curves, read_run, read_runs
 from trainer.comparing.comparison import best_of, differing, merge_orders, shown_metrics
 from trainer.comparing.side_by_side import draw_comparison, short_names, text_of
@@ -426,6 +427,21 @@ def test_a_legend_names_what_tells_the_runs_apart(make):
         run.label: f"{run.label}: {name}/{run.found.stamp}, lr {rates[run.label]}" for run in runs
     }
     assert differing(runs) == ["optimizer.lr"]
+
+
+def test_a_legend_names_runs_and_a_picture_of_many_says_what_has_no_room(make, monkeypatch):
+    other = {"model": {"name": "VGG", "depth": 11}, "name": "vgg", "seed": 5}
+    a, b = read_runs([make(), make(other | sgd(lr=0.5))])
+    names = short_names([a, b])
+    assert names["A"] == f"A: {a.found.name}/{a.found.stamp}" and "lr" not in names["B"]
+    assert names["B"].startswith(f"B: {b.found.name}/")
+    monkeypatch.setattr(side_by_side, "MAX_PANELS", 2)
+    titles: list[str] = []
+    monkeypatch.setattr(
+        "trainer.drawing.charts.draw_lines", lambda panels, *_, **__: titles.extend(panels)
+    )
+    draw_comparison([a, b])
+    assert titles == ["val/loss", "val/accuracy; no room for 1 more panels"]
 
 
 def test_what_others_wrote_cannot_speak_to_the_terminal(make, capsys):

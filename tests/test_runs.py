@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainer.comparing.listing import inspect_run
-from trainer.drawing.columns import lay_out, width_of, wrap
+from trainer.drawing.columns import hang, lay_out, width_of, wrap
 from trainer.process.words import visible
 from trainer.run.folder import lock_run
 from trainer.runs import main
@@ -341,6 +341,15 @@ def test_a_table_cuts_no_number_and_no_word(width):
     assert max(map(width_of, lines)) <= width
     told = {word for line in lines for word in line.split()}
     assert told == {word for row in rows for cell in row for word in cell.split()}
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_a_long_line_goes_on_below_its_beginning_and_cuts_no_number(width):
+    line = "training    mean 0.5354, 0.4982, 0.4799, std 0.1891, 0.1947, 0.1931 after Resize"
+    first, *more = lines = hang(line, 12, width)
+    assert max(map(len, lines)) <= width and first.startswith("training    mean")
+    assert more and all(part[:12].isspace() and part[12] != " " for part in more)
+    assert " ".join(lines).split() == line.split()
 
 
 @pytest.mark.parametrize("epochs", ["NaN", "Infinity", "1e999", "true", '"x"', "[]"])

@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"note    {note}", file=sys.stderr)
         from datasets import DataError
         from trainer.build.trial import check_components
+        from trainer.drawing.columns import hang, terminal_width
         from trainer.input.data import BrokenImages
         from trainer.insight.data_facts import inspect_dataset
         from trainer.insight.data_report import is_ours, summary, write_data_report
@@ -77,7 +78,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(look.facts))
     else:
-        print("\n".join([*summary(look.facts), *(f"wrote       {file}" for file in files)]))
+        width = terminal_width(without=10_000)
+        told = [part for line in summary(look.facts) for part in hang(line, 12, width)]
+        print("\n".join([*told, *(f"wrote       {file}" for file in files)]))
     if look.broken and look.dataset.on_broken == "error":
         raise BrokenImages(look.broken, len(look.dataset))
     if look.refused:

@@ -132,7 +132,7 @@ def require_extras(plan: "Plan") -> None:
 
 def list_trials(plan: "Plan", runs: Path) -> None:
     """Print the trials (of tpe only the ranges: trials are not drawn yet) and the runs of each."""
-    from trainer.drawing.columns import terminal_width, wrap
+    from trainer.drawing.columns import hang, terminal_width
     from trainer.sweeping.space import count, in_words, overrides, points
 
     many, each = count(plan.sweep), len(plan.members)
@@ -144,10 +144,9 @@ def list_trials(plan: "Plan", runs: Path) -> None:
             say(f"        {key}: {visible(in_words(space))}")
     else:
         for number, settings in enumerate(points(plan.sweep)):
-            first, *more = wrap(visible(" ".join(overrides(settings))), terminal_width() - 8)
-            say(f"t{number:03d}    {first}".rstrip())
-            for line in more:
-                say(f"        {line}")
+            text = f"t{number:03d}    {visible(' '.join(overrides(settings)))}"
+            for line in hang(text, 8, terminal_width()):
+                say(line.rstrip())
     for seed, fold in plan.members:
         say(f"each    seed={seed}" + ("" if fold is None else f" split.fold={fold}"))
     say("dry run: no trial was begun")

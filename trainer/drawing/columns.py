@@ -46,6 +46,12 @@ def wrap(text: str, width: int) -> list[str]:
     return [*lines, text]
 
 
+def hang(line: str, at: int, width: int) -> list[str]:
+    """Return the line in lines of at most ``width``; later ones begin at column ``at``."""
+    first, *more = wrap(line[at:], width - at)
+    return [line[:at] + first, *(" " * at + part for part in more)]
+
+
 def longest_word(cells: Sequence[str]) -> int:
     """Return the width of the widest word of the cells: a narrower column would cut it."""
     return max((width_of(word) for cell in cells for word in cell.split()), default=0)

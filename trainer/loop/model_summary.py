@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.freeze import train_mode
 from trainer.build.job import Job
-from trainer.drawing.columns import fit_columns, left_out, wrap
+from trainer.drawing.columns import fit_columns, hang, left_out
 from trainer.loop.evaluate import predict
 from trainer.loop.guard import Guard
 from trainer.loop.step import Batches, new_task, train_steps
@@ -302,10 +302,7 @@ def lines(summary: ModelSummary, width: int = 100) -> list[str]:
         f"time    an epoch about {epoch}; {summary.epochs} epochs {seconds(cost.run_seconds)}",
     ]
     made = layer_table(summary, width)
-    for line in text:  # the text begins after the word of eight columns
-        first, *more = wrap(line[8:], width - 8)
-        made += [f"{line[:8]}{first}", *(f"{'':8}{part}" for part in more)]
-    return made
+    return made + [part for line in text for part in hang(line, 8, width)]
 
 
 def layer_table(summary: ModelSummary, width: int = 100) -> list[str]:

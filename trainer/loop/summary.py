@@ -11,7 +11,7 @@ from trainer.build.job import Job, data_path
 from trainer.build.notes import never_averages
 from trainer.config import Config
 from trainer.distributed.processes import world_size
-from trainer.drawing.columns import terminal_width
+from trainer.drawing.columns import hang, terminal_width
 from trainer.loop.evaluate import scalars
 from trainer.process.console import Say, duration
 from trainer.process.words import listed, visible
@@ -71,7 +71,8 @@ def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> Non
     speed = result["images_per_second"]
     per_second = f", {speed:,.0f} images/s" if speed else ""
     say(f"best    epoch {result['best']['epoch']} of {result['epochs']}")
-    say(f"test    {test}")
+    for line in hang(f"test    {test}", 8, terminal_width(without=10_000)):
+        say(line)
     for note in result["dataset"]["note"].splitlines():
         say(f"note    {visible(note)}")
     say(f"time    {duration(result['train_seconds'])} of training{per_second}")
