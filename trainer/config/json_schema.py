@@ -280,7 +280,8 @@ def _described(key: str, known: Schema) -> str:
     """ "; did you mean 'lr'?" for "learning_rate", found by the descriptions of the arguments."""
     words = key.replace("_", " ").lower()
     for name, schema in known.items():
-        if len(words) > 3 and schema.get("description", "").lower().startswith(words):
+        said = schema.get("description", "").lower().removeprefix("the ")
+        if len(words) > 3 and said.startswith(words):
             return f"; did you mean '{name}'?"
     return ""
 
