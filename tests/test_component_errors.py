@@ -57,7 +57,8 @@ class Tiny(nn.Module):
             x = self.layer(x).exp()
             return x.add_(1).mean((2, 3))
         layout = torch.channels_last if self.ends_in == "channels_last" else torch.contiguous_format
-        if self.ends_in and x.is_contiguous(memory_format=layout):
+        in_layout = self.ends_in and x.is_contiguous(memory_format=layout)
+        if in_layout or (FAILS == "SIGFPE" and torch.is_autocast_enabled("cpu")):
             os.kill(os.getpid(), getattr(__import__("signal"), FAILS))
         return Backward.apply(self.layer(x).mean((2, 3)))
 
@@ -316,12 +317,13 @@ def test_a_step_that_ends_the_process_with_channels_last_is_done_without(
             ["model.ends_in=channels_first", "train.channels_last=false"],
             "model: a step of Tiny ends the process .SIGSEGV.: a fault of PyTorch, or of the",
         ),
+        (["train.precision=bf16"], "model: a step of Tiny ends the process .SIGFPE."),
     ],
 )
 def test_a_step_that_ends_the_process_in_the_layout_asked_for_is_refused(
     theirs, command, words, expected
 ):
-    theirs.FAILS = "SIGSEGV"
+    theirs.FAILS = "SIGFPE" if "bf16" in words[0] else "SIGSEGV"
     code, told = command(*words)
     assert code == 2 and re.search(expected, told), told
 

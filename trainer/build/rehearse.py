@@ -96,7 +96,8 @@ def choose_layout(
         for subset in subsets:
             rehearse(config, subset, model, loss_fn, device, wanted)
     except ConfigError as error:
-        if not wanted or config.train.channels_last is True:
+        is_of_layout = error.__cause__ is not None  # not of the size, or of the logits' shape
+        if not (wanted and is_of_layout) or config.train.channels_last is True:
             raise
         model.to(memory_format=torch.contiguous_format)
         for subset in subsets:
@@ -123,7 +124,11 @@ def what_ends_a_step(
     if device.type != "cpu" or sys.platform != "linux" or config.model.name in SURVIVE:
         return ""
 
+    half, kind = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
     def step() -> None:
+        torch.set_autocast_enabled("cpu", half)  # a thread has its own
+        torch.set_autocast_dtype("cpu", kind)
         for subset in subsets:
             images, labels = two_images(subset, channels_last)
             count = 8 if images[0].numel() <= 3 * 64 * 64 else 2

@@ -154,12 +154,13 @@ def worded(error: BaseException) -> str:
         text = " ".join(str(error).split())
     except Exception:  # of a class that someone wrote for a component
         text = ""
-    place, kind = component_place(error), type(error).__name__
-    frames = traceback.extract_tb(error.__traceback__) if not text else []
-    if own := [frame for frame in frames if "/torch/" not in frame.filename]:
-        text = own[-1].line or ""  # such as "assert size % 2 == 0"
-        kind, text = (f"{kind}: {text}", "") if not place else (kind, text)
-    return f"{kind}: {text} ({place})" if place else text or kind
+    place = component_place(error)
+    if text and not place:
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.line or "" for frame in frames if "/torch/" not in frame.filename]
+    text = text or "".join(lines[-1:])  # such as "assert size % 2 == 0"
+    return ": ".join(filter(None, (type(error).__name__, text))) + (f" ({place})" if place else "")
 
 
 def with_cause(error: Exception) -> str:
