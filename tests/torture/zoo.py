@@ -182,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture.zoo", description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("runs/zoo.jsonl"), metavar="FILE")
     parser.add_argument("--only", nargs="+", metavar="MODEL", help="try these, anew")
+    parser.add_argument("--page", action="store_true", help="write the page after --only too")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # a fork of a process with OpenMP's threads could hang
     warnings.simplefilter("ignore")
@@ -197,8 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with arguments.results.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(f"{number}/{len(names)} {name}: {said(line)}; {line['seconds']} s", flush=True)
-    if not arguments.only:
-        PAGE.write_text(page([results[name] for name in names]))
+    if arguments.page or not arguments.only:
+        PAGE.write_text(page([results[name] for name in sorted(results)]))
     return int(any(is_bad(results[name][kind]) for name in names for kind in ("dry_run", "epoch")))
 
 
@@ -225,12 +226,16 @@ def page(lines: Sequence[Line]) -> str:
         f"torch {torch.__version__.partition('+')[0]}, "
         f"torchvision {torchvision.__version__.partition('+')[0]} and timm {timm.__version__}"
     )
+    bad = [line["model"] for line in lines if is_bad(line["dry_run"]) or is_bad(line["epoch"])]
+    ends = "None ends by a signal, or with exit code 70."
+    if bad:
+        ends = f"These end by a signal, too late or with exit code 70: {', '.join(bad)}."
     head = f"""# Models of torchvision and timm
 
-Every classifier of torchvision, and the smallest model of each module of timm, was tried on a CPU
-with `--dry-run` and with an epoch of {PICTURES} tiny pictures: {versions}.
-Of {len(lines)} models {works} work; the others are refused with a reason, and none ends by a signal
-or with exit code 70. `python -m tests.torture.zoo` tries them again and writes this page.
+`python -m tests.torture.zoo` tries every classifier of torchvision, and the smallest model of each
+module of timm, on a CPU with `--dry-run` and with an epoch of {PICTURES} tiny pictures, and writes
+this page. With {versions}, {works} of the
+{len(lines)} models below work; the others are refused with a reason. {ends}
 
 Tried first are pictures of {SIZE} x {SIZE} pixels. Where the model refuses them, the trainer says
 what to type, and that is tried then: an argument of the model, or else larger pictures.
