@@ -271,9 +271,9 @@ def test_a_max_lr_is_left_to_torch_where_all_groups_have_one_rate(optimizer_of):
          "sets the rate that 'lr' sets too"),
         ("[{match: a, lr_scale: 0}]", "optimizer.groups.0.lr_scale", "above 0"),
         ("{match: a}", "optimizer.groups", "expected a list"),
-        ("[{match: a}, {match: b, lr: -1.0}]", "optimizer.groups.1",
-         "SGD cannot be used: Invalid learning rate: -1.0"),
-        ("[{match: a, momentum: -1}]", "optimizer.groups.0.momentum", "Invalid momentum value"),
+        ("[{match: a}, {match: b, lr: -1.0}]", "optimizer.groups.1.lr",
+         "expected a number of at least 0, got -1.0"),
+        ("[{match: a, momentum: -1}]", "optimizer.groups.0.momentum", "of at least 0, got -1"),
         ("[{match: a, lr_scale: .inf}]", "optimizer.groups.0", "no longer numbers"),
     ],
 )  # fmt: skip

@@ -402,7 +402,7 @@ def test_a_resumed_run_can_be_given_more_epochs(train, finished):
         (["model.freeze=[nothing.*]"], "model", "nothing"),
         (["model.weights=absent.pt"], "model", "absent.pt"),
         (["transforms.train.0.size=16"], "transforms.train.1", "16"),
-        (["transforms.train.0.size=[0, 32]"], "transforms.train.0", "Resize"),
+        (["transforms.train.0.max_size=20"], "transforms.train.0", "max_size"),
         (["loss={name: BCEWithLogitsLoss, pos_weight: [1, 2, 3]}"], "loss", "fails on labels"),
         (["optimizer.name=Muon", "model=torchvision/resnet18"], "optimizer", "AdamW"),
         (["transforms.eval=[{name: Resize, size: [8, 8]}]"], "model", "32 x 32"),

@@ -182,8 +182,8 @@ _TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 _YES, _NO = {"yes", "on", "y", "true"}, {"no", "off", "n", "false"}
 _LIMITS = {
     "minimum": "of at least",
-    "maximum": "of at most",
     "exclusiveMinimum": "above",
+    "maximum": "of at most",
     "exclusiveMaximum": "below",
 }
 

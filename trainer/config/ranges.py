@@ -26,12 +26,12 @@ STEPS = _range(1, 1_000_000_000)
 LEVELS = _range(2, 1000)
 
 _OPTIMIZER: Mapping[str, Schema] = {
-    "lr": _range(0, 1e6),
-    "momentum": _range(0, 1e6),
+    "lr": _range(0),
+    "momentum": _range(0),
     "dampening": _range(0, 1),
-    "weight_decay": _range(0, 1e6),
+    "weight_decay": _range(0),
     "betas": BELOW_1,
-    "eps": _range(0, 1e6),
+    "eps": _range(0),
 }
 _CROP = {"size": SIDE}
 # Of tensors torchvision warps by these two only.
@@ -114,13 +114,13 @@ RANGES: Mapping[str, Mapping[str, Schema]] = {
     "NAdam": {**_OPTIMIZER, "momentum_decay": _range(0)},
     "RAdam": _OPTIMIZER,
     "RMSprop": {**_OPTIMIZER, "alpha": BELOW_1},
-    "Rprop": {"lr": _range(0, 1e6), "etas": _above(0), "step_sizes": _above(0)},
+    "Rprop": {"lr": _range(0), "etas": _above(0), "step_sizes": _above(0)},
     "StepLR": {"step_size": STEPS, "gamma": _range(0, 1e6)},
     "MultiStepLR": {"milestones": STEPS, "gamma": _range(0, 1e6)},
     "ExponentialLR": {"gamma": _range(0, 1e6)},
-    "CosineAnnealingLR": {"T_max": STEPS, "eta_min": _range(0, 1e6)},
+    "CosineAnnealingLR": {"T_max": STEPS, "eta_min": _range(0)},
     "OneCycleLR": {
-        "max_lr": _range(0, 1e6),
+        "max_lr": _range(0),
         "pct_start": SHARE,
         "base_momentum": BELOW_1,
         "max_momentum": BELOW_1,
@@ -134,7 +134,7 @@ RANGES: Mapping[str, Mapping[str, Schema]] = {
         "patience": _range(0),
         "threshold": _range(0),
         "cooldown": _range(0),
-        "min_lr": _range(0, 1e6),
+        "min_lr": _range(0),
         "eps": _range(0),
     },
     "EMA": {"decay": BELOW_1},

@@ -276,8 +276,11 @@ def _faults_of_choices(
     if faults or sweep.method != "grid":
         return list(faults)
     together: dict[tuple[str, str], Fault] = {}
+    alone = {(fault.path, fault.message) for fault in faults_of(base, typed, {})}
     for settings in points(sweep)[:MAX_CHECKED]:
         for fault in faults_of(base, typed, settings):
+            if (fault.path, fault.message) in alone:
+                continue  # the experiment's own, which is told already
             message = f"{fault.path}: {fault.message} (with {' '.join(overrides(settings))})"
             found = document.fault(("sweep", "params"), message)
             together.setdefault((fault.path, fault.message), found)
