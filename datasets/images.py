@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from enum import IntFlag
+from importlib.util import find_spec
 from typing import Any, cast
 
 import numpy as np
@@ -17,12 +18,15 @@ from torch import Tensor
 
 from datasets import BrokenImage
 
+HAS_AVIF = find_spec("PIL._avif") is not None  # Pillow before 11.3, or some builds, read none
 # A file is listed by its suffix, but decoded by its content: a PNG named .jpg is read as a PNG.
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".jfi", ".mpo", ".png", ".apng", ".bmp", ".webp"}
     | {".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+    | {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
+    | ({".avif", ".avifs"} if HAS_AVIF else set())
 )
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", *["AVIF"] * HAS_AVIF)
 MAX_BYTES = 1 << 30  # of a file: more than MAX_PIXELS in 16-bit colour
 MAX_PIXELS = 120_000_000  # 12,000 x 10,000; the header of a small file can claim far more
 

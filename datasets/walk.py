@@ -13,7 +13,8 @@ SYSTEM = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Informa
 SYSTEM |= {"lost+found", "__pycache__"}
 # The first bytes of the formats that are read -> the usual suffix.
 _MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif"}
-_MAGIC |= {b"II*\0": ".tif", b"MM\0*": ".tif"}
+_MAGIC |= {b"II*\0": ".tif", b"MM\0*": ".tif", b"\xffO\xffQ": ".j2k"}
+_MAGIC |= {b"\0\0\0\x0cjP  \r\n\x87\n": ".jp2"}
 _MAGIC |= {b"P%d%c" % (kind, space): ".ppm" for kind in range(1, 7) for space in b" \t\r\n"}
 _KINDS, _EXAMPLES = 8, 3  # shown of what was left out
 
@@ -99,6 +100,8 @@ def suffix_by_content(path: str) -> str:
         return ".bmp"
     if head[:4] + head[8:12] == b"RIFFWEBP":
         return ".webp"
+    if head[4:12] == b"ftypavif":
+        return ".avif"
     return next((suffix for magic, suffix in _MAGIC.items() if head.startswith(magic)), "")
 
 

@@ -20,7 +20,7 @@ from PIL import __version__ as PILLOW
 
 from datasets import BrokenImage
 from datasets.image_folder import ImageFolder
-from datasets.images import Remark, decode, decode_and_tell, notes_on
+from datasets.images import HAS_AVIF, Remark, decode, decode_and_tell, notes_on
 from tests.picture_files import (
     adobe,
     bmp,
@@ -537,6 +537,67 @@ def netpbm_pictures():
     yield "refused: any number of channels", Odd(b"P7\nWIDTH 1\n", "a PPM file|not an image")
 
 
+def jpeg_2000_pictures():
+    four = draw(255, 4)
+    kinds = {
+        "grey": (four[..., :1], rgb(four[..., :1])),
+        "grey with alpha": (four[..., 2:], on_white(rgb(four[..., 2:3]), four[..., 3:])),
+        "colour": (four[..., :3], four[..., :3]),
+        "colour with alpha": (four, on_white(four[..., :3], four[..., 3:])),
+    }
+    ways: dict[str, dict] = {
+        "": {},
+        ", bare": {"no_jp2": True},
+        ", tiles": {"tile_size": (8, 8)},
+        ", one resolution": {"num_resolutions": 1},
+        ", by components": {"progression": "CPRL"},
+        ", in layers": {"quality_layers": [4, 2, 0]},
+        ", small blocks": {"codeblock_size": (4, 4)},
+        ", lengths of packets": {"plt": True},
+    }
+    for (kind, (pixels, expected)), (way, options) in itertools.product(
+        kinds.items(), ways.items()
+    ):
+        yield f"{kind}{way}", Odd(saved(pixels.squeeze(), "JPEG2000", **options), expected)
+    for width, height in ((1, 1), (1, 17), (16, 1), (15, 33), (64, 2)):
+        some = draw(255, 3, height, width)
+        file = io.BytesIO()
+        Image.fromarray(some.astype(np.uint8)).save(file, "JPEG2000")
+        yield f"{width} x {height}", Odd(file.getvalue(), some)
+    deep = draw(65535)[..., 0].astype(np.uint16)
+    for way, options in (("", {}), (", bare", {"no_jp2": True})):
+        file = io.BytesIO()
+        Image.fromarray(deep).save(file, "JPEG2000", **options)
+        yield f"grey of 16 bits{way}", Odd(file.getvalue(), rgb(deep[..., None].astype(int) >> 8))
+    colours = four[..., :3]
+    yield "refused: cut off", Odd(saved(colours, "JPEG2000")[:-60], ".")
+    yield "refused: a header alone", Odd(saved(colours, "JPEG2000")[:80], ".")
+
+
+def avif_pictures():
+    ramp = np.add.outer(np.arange(0, 240, 10), np.arange(0, 270, 10)) // 2
+    smooth = np.stack([ramp, ramp[::-1], 255 - ramp, 255 - ramp // 4], -1)
+    for quality, subsampling in itertools.product((70, 85, 100), ("4:4:4", "4:2:2", "4:2:0")):
+        for name, channels in (("colour", [0, 1, 2]), ("grey", [0, 0, 0]), ("alpha", [0, 1, 2, 3])):
+            pixels = smooth[..., channels]
+            alpha = pixels[..., 3:] if len(channels) == 4 else np.array(255)
+            file = saved(pixels, "AVIF", quality=quality, subsampling=subsampling, speed=10)
+            expected = on_white(pixels[..., :3], alpha)
+            yield f"{name} of quality {quality}, {subsampling}", Odd(file, expected, 24)
+    colours = smooth[..., :3]
+    for orientation in range(1, 9):
+        file = saved(colours, "AVIF", exif=exif(orientation, "<>"[orientation % 2]), speed=10)
+        yield f"orientation {orientation}", Odd(file, turned(colours, orientation), 24)
+    for width, height in ((1, 1), (1, 17), (16, 1)):
+        some = np.full((height, width, 3), (200, 100, 50))
+        yield f"{width} x {height}", Odd(saved(some, "AVIF", speed=10), some, 4)
+    first, second = (Image.fromarray(x.astype(np.uint8)) for x in (colours, 255 - colours))
+    moving = io.BytesIO()
+    first.save(moving, "AVIF", save_all=True, append_images=[second], speed=10)
+    yield "an animation", Odd(moving.getvalue(), colours, 24)
+    yield "refused: cut off", Odd(saved(colours, "AVIF", speed=10)[:-40], ".")
+
+
 MAKERS = {
     "PNG": png_pictures,
     "TIFF": tiff_pictures,
@@ -545,6 +606,8 @@ MAKERS = {
     "JPEG": jpeg_pictures,
     "WebP": webp_pictures,
     "Netpbm": netpbm_pictures,
+    "JPEG 2000": jpeg_2000_pictures,
+    **({"AVIF": avif_pictures} if HAS_AVIF else {}),
 }
 PICTURES = {format: dict(make()) for format, make in MAKERS.items()}
 
@@ -579,6 +642,7 @@ OTHERS_DIFFER = {
     ("Pillow", "TIFF"): r"grey of (12|16) bits|16 bits.*planes|up to 65535",
     ("Pillow", "GIF"): r"part of the canvas",
     ("Pillow", "Netpbm"): r"1 up to (256|1023|4095|40000|65535)",
+    ("Pillow", "JPEG 2000"): r"grey of 16 bits",
     ("torchvision", "PNG"): r"transparent level|palette|colour 0, [124] bits|one pixel",
     ("torchvision", "GIF"): r"transparent colour|part of the canvas",
     ("torchvision", "WebP"): r"orientation",
@@ -728,7 +792,8 @@ def test_pictures_are_opened_in_one_place():
 def test_the_program_beside_an_exported_model_gives_the_same_pixels_or_refuses():
     names: dict = {"__name__": "use", "__file__": "use.py"}
     imports = ["import numpy as np", "from PIL import Image, ImageOps"]
-    exec(render(SCRIPT_TEMPLATE, kind="onnx", file="x", imports=imports, building=[]), names)
+    values = {"imports": imports, "packages": [], "building": []}
+    exec(render(SCRIPT_TEMPLATE, kind="onnx", file="x", **values), names)
     card = {"image_channels": 3, "transforms": []}
     for format in ("PNG", "GIF", "BMP", "JPEG", "WebP", "TIFF"):
         for name, odd in PICTURES[format].items():
