@@ -7,9 +7,9 @@ from datasets.folders import Layout, scan
 
 
 class ImageFolder(ImageFiles):
-    """Images in one folder per class: ``root/CLASS/IMAGE``, classes in natural order (2 < 10).
+    """Images in one folder per class: ``root/CLASS/**/IMAGE``, classes in natural order (2 < 10).
 
-    Images may also lie in folders below the class. ``root`` may instead hold ``train``, ``val`` (or
+    Images may lie in folders below the class. ``root`` may instead hold ``train``, ``val`` (or
     ``valid``, ``validation``) and ``test`` folders of that form; these are the splits. Without a
     validation folder, val is cut from train.
 

@@ -225,7 +225,7 @@ def test_a_fault_of_one_process_alone_comes_with_its_traceback(together, tmp_pat
     ("override", "code", "told"),
     [
         ("optimizer.lrr=1", 2, "unknown key 'lrr'"),
-        ("optimizer.lr=-1", 2, "Invalid learning rate"),
+        ("optimizer.lr=-1", 2, "expected a number of at least 0, got -1"),
         ("dataset.root=nowhere", 3, "nowhere"),
         ("optimizer.lr=1e30", 4, "train.skip_non_finite"),
     ],

@@ -120,7 +120,7 @@ def test_a_fold_without_images_is_an_error_of_the_data():
         ("{fold: 1}", "split.folds", "'folds' is missing beside 'fold'"),
         ("{folds: 5, fold: 5}", "split.fold", "there are folds 0 to 4"),
         ("{folds: 5, fold: -1}", "split.fold", "at least 0"),
-        ("{folds: 1, fold: 0}", "split.folds", "at least 2"),
+        ("{folds: 1, fold: 0}", "split.folds", "from 2 to 1,000"),
         ("{folds: 5.5, fold: 0}", "split.folds", "a whole number"),
         ("{folds: 5, fold: 0, ratios: [8, 1, 1]}", "split.ratios", "play no part"),
     ],

@@ -318,7 +318,7 @@ def test_the_notes_on_the_data_are_repeated_with_their_examples(tmp_path):
 def test_what_was_skipped_and_left_out_is_told(tmp_path):
     left_out = [{"path": f"1/{i}.jpg", "reason": "truncated"} for i in range(130)]
     dataset = {"note": "drawn, no photographs", "left_out": left_out}
-    dataset["converted"] = ["2 of 9 images are CMYK"]
+    dataset["notes"] = ["drawn, no photographs", "2 of 9 images are CMYK"]
     result = RESULT | {"dataset": dataset, "skipped_steps": 3}
     for text in (report(tmp_path, result=result), page_of(tmp_path, result=result).text):
         assert "drawn, no photographs" in text and "3 steps" in text

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from trainer.build.notes import warm_up_note
 from trainer.build.optimizer import build_schedule_of
 from trainer.components import SCHEDULERS
 from trainer.components.schedulers import build_schedule
 from trainer.config import load_config
-from trainer.loop.summary import warm_up_note
 from trainer.process.errors import ConfigError
 
 LR = 0.4

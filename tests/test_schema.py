@@ -7,8 +7,8 @@ import jsonschema
 import pytest
 import yaml
 
+from trainer.config.arguments import OF_TORCH
 from trainer.config.components import SCHEMA_FILE, TABLES
-from trainer.config.descriptions import OF_TORCH
 from trainer.config.document import Document
 from trainer.config.json_schema import Validator
 from trainer.config.schema_page import as_page

@@ -17,7 +17,6 @@ import trainer.loop.epochs
 import trainer.loop.fit
 from models.freeze import train_mode
 from models.lenet import LeNet
-from trainer.build.batch_norm import note_on_statistics
 from trainer.build.prepare import prepare
 from trainer.config import load_config
 from trainer.inference.evaluation import evaluate_run
@@ -485,7 +484,8 @@ def test_batch_norm_that_keeps_its_initial_statistics_is_told_with_what_mends_it
 
     def notes(*overrides):
         job = prepare(load_config(config_file, [ONE_PIXEL, *overrides]), print)
-        return note_on_statistics(job)
+        (note,) = [one for one in job.notes if "batch norm's momentum" in one] or [""]
+        return note.removeprefix("command line: model: ")
 
     assert notes() == (
         "batch norm's momentum is 0.01: after the run's 10 steps 90% of its statistics are still "
@@ -500,7 +500,7 @@ def test_batch_norm_that_keeps_its_initial_statistics_is_told_with_what_mends_it
     assert not notes(f"model={frozen}") and not notes("model=LeNet")
     assert "0.0003: after" in notes("model=torchvision/mnasnet0_5", "train.epochs=300")
     assert start(ONE_PIXEL, "--dry-run") == 0
-    assert "note    batch norm's momentum is 0.01" in capsys.readouterr().out
+    assert "note    command line: model: batch norm's momentum is 0.01" in capsys.readouterr().out
 
 
 def test_every_broken_file_is_named_at_once_or_left_out_where_asked(train, notes, tmp_path):
@@ -521,7 +521,7 @@ def test_every_broken_file_is_named_at_once_or_left_out_where_asked(train, notes
     run = train(f"dataset.root={copy}", "dataset.on_broken=skip")
     left_out = json.loads((run / "result.json").read_text())["dataset"]["left_out"]
     assert sorted(Path(entry["path"]).name for entry in left_out) == ["empty.jpg", "truncated.jpg"]
-    (told,) = json.loads((run / "result.json").read_text())["dataset"]["converted"]
+    (told,) = json.loads((run / "result.json").read_text())["dataset"]["notes"]
     assert re.fullmatch("1 of .* images are CMYK or Lab, converted without colour profiles", told)
     split = json.loads((run / "split.json").read_text())
     assert "1/truncated.jpg" not in split["train"] | split["val"] | split["test"]

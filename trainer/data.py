@@ -44,14 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.config import load_config
-    from trainer.config.notes import notes_on_transforms, worded
+    from trainer.config.notes import as_lines, notes_on_transforms
     from trainer.process.start import start
 
     with start():
         config = load_config(arguments.config, arguments.overrides)
         for message in config.messages:
             print(message, file=sys.stderr)
-        for note in worded(config, notes_on_transforms(config)):
+        for note in as_lines(config, notes_on_transforms(config)):
             print(f"note    {note}", file=sys.stderr)
         from datasets import DataError
         from trainer.build.trial import check_components

@@ -76,7 +76,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
     """Do what the command line asks for."""
-    from trainer.config.notes import notes_on_config, worded
+    from trainer.config.notes import as_lines, notes_on_config
     from trainer.process.launch import is_one_of_several
     from trainer.sweeping.plan import check_with_torch, load_sweep
 
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
     require_extras(plan)
     for message in plan.config.messages:
         print(message, file=sys.stderr)
-    for note in worded(plan.config, notes_on_config(plan.config)):
+    for note in as_lines(plan.config, notes_on_config(plan.config)):
         print(f"note    {note}", file=sys.stderr)
     check_with_torch(plan)
     if arguments.dry_run:

@@ -1,5 +1,6 @@
 """What a configuration hardly means, seen with its data, model and device."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -7,21 +8,27 @@ from torch import nn
 
 from trainer.build.job import Job
 from trainer.build.trial import MAX_TRIED_EPOCHS
-from trainer.components.averages import steps_of
+from trainer.components.averages import SWA, steps_of, unfrozen_batch_norms
 from trainer.components.duration import Duration
 from trainer.components.schedulers import build_schedule
 from trainer.config import Config
 from trainer.config.construct import rate_of
-from trainer.config.notes import Note, notes_on_config, worded
+from trainer.config.notes import Note, as_lines, notes_on_config
 from trainer.config.settings import LogSettings
 from trainer.distributed.processes import world_size
+from trainer.process.words import listed
+
+STALE = 0.05  # the share of the initial statistics from which on a note tells
 
 
 def notes_on_run(job: Job) -> list[str]:
     """Lines for the user about settings that have no effect in this run, or a strange one."""
     config, steps = job.config, len(job.train_loader)
     found = [*notes_on_config(config), *_on_steps(config, steps), *_on_data(job)]
-    return worded(config, [*found, *_on_schedule(config, steps), *_on_machine(job)])
+    found += [*_on_schedule(config, steps), *_on_machine(job), *_on_statistics(job)]
+    if moved := warm_up_note(job):
+        found.append(Note("scheduler.warmup", moved))
+    return as_lines(config, found)
 
 
 def never_averages(config: Config, steps: int) -> bool:
@@ -71,6 +78,19 @@ def _on_schedule(config: Config, steps: int) -> Iterator[Note]:
             yield Note("scheduler", f"{scheduler.name} changes no rate in the run's {when}")
 
 
+def warm_up_note(job: Job) -> str:
+    """Which epoch of the run is the scheduler's first, if a warm-up comes before it; else ""."""
+    scheduler, steps = job.config.scheduler, job.schedule.warmup_steps
+    first = steps // len(job.train_loader)
+    if scheduler is None or scheduler.name == "OneCycleLR" or not first:
+        return ""
+    note = f"{scheduler.name} begins after the warm-up: its epoch 1 is epoch {first + 1} of the run"
+    if milestones := scheduler.arguments.get("milestones"):
+        moved = listed([milestone + first for milestone in milestones])
+        note += f"; milestones {listed(milestones)} come after epochs {moved}"
+    return note
+
+
 def _on_data(job: Job) -> Iterator[Note]:
     config, loader, classes = job.config, job.train_loader, len(job.data.classes)
     images, largest = len(loader.subset), max(loader.sizes())
@@ -88,8 +108,6 @@ def _on_data(job: Job) -> Iterator[Note]:
 
 def _on_machine(job: Job) -> Iterator[Note]:
     train, workers, loader = job.config.train, job.config.loader.workers, job.train_loader
-    if train.cuda_graphs and job.device.type != "cuda":
-        yield Note("train.cuda_graphs", f"has no effect on the {job.device.type}")
     kind = nn.modules.batchnorm._BatchNorm
     has_norms = any(isinstance(module, kind) for module in job.model.modules())
     if train.sync_batch_norm and (world_size() == 1 or not has_norms):
@@ -99,3 +117,34 @@ def _on_machine(job: Job) -> Iterator[Note]:
         yield Note("loader.workers", f"plays no part: the images are on the {job.device.type}")
     elif workers != "auto" and workers > len(loader):
         yield Note("loader.workers", f"{workers} share the {len(loader)} batches of an epoch")
+
+
+def _on_statistics(job: Job) -> Iterator[Note]:
+    """A note if evaluation would use much of batch norm's initial statistics.
+
+    Each forward pass in training replaces the share ``momentum`` of the running statistics. After n
+    passes, (1 - momentum)^n of the initial ones is left, which say nothing of the images.
+    """
+    train, loader = job.config.train, job.train_loader
+    momenta = [m.momentum for m in unfrozen_batch_norms(job.model) if m.momentum is not None]
+    steps = train.epochs * len(loader)
+    has_weights = job.config.model.trainer_arguments.get("weights") is not None
+    if not momenta or has_weights or isinstance(job.average, SWA):
+        return
+    kept = 1 - min(momenta)
+    left = kept ** (steps * train.accumulate)
+    if left <= STALE:
+        return
+    mends = []
+    if 0 < kept < 1:
+        epochs = math.ceil(math.log(STALE, kept) / (len(loader) * train.accumulate))
+        mends.append(f"train.epochs={epochs}")
+    if steps > 1:
+        start = f"average={{name: SWA, start: {steps // 2}st}}"
+        mends.append(f"{start}, which measures them anew,")
+    yield Note(
+        "model",
+        f"batch norm's momentum is {min(momenta):.2g}: after the run's {steps:,} steps {left:.0%} "
+        f"of its statistics are still the initial ones. Evaluation, which uses them, may stay at "
+        f"chance; {' or '.join(mends)} mends that",
+    )

@@ -67,11 +67,11 @@ def prepare(config: Config, say: Say) -> Job:
     With several ranks, call ``fetch`` before and ``distribute`` after it.
     """
     notes: list[str] = []
-    say = noting(say, notes)
+    plain, say = say, noting(say, notes)
     check_settings(config, say)
     device = choose_device(config)
     check_sync_batch_norm(config, device)
-    data, shapes = prepare_data(config, device, say)
+    data, shapes = prepare_data(config, device, plain)  # it keeps its own notes
     train = data.subsets["train"]
     model = build_model(config, data.classes, shapes["train"], say).to(device)
     loss_fn = build_loss(config, train.labels, len(data.classes)).to(device)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from models.dropout import draws_elsewhere, drop_out_by_batch
 from models.freeze import train_mode
-from trainer.build.batch_norm import fails_on_one_image
 from trainer.build.model import check_size, ways_out
 from trainer.components.averages import unfrozen_batch_norms
 from trainer.config import Config
@@ -210,7 +209,7 @@ def check_batches(config: Config, loader: Loader, model: nn.Module) -> None:
     if least == 1:
         reason = "each process needs one for batch norm" * bool(unfrozen_batch_norms(model))
     else:
-        reason = fails_on_one_image(loader, model)
+        reason = _fails_on_one_image(loader, model)
     if reason:
         cuts = [f"{processes} processes"] * (processes > 1)
         cuts += [f"{accumulate} micro-batches"] * (accumulate > 1)
@@ -242,3 +241,27 @@ def mend_of_batches(config: Config, loader: Loader, least: int) -> str:
     if found := next((n for n in sizes if least_images(config, loader, n) >= least), None):
         mends.append(f"loader.batch_size={found}")
     return f"set {' or '.join(mends)}" if mends else "it needs more images"
+
+
+def _fails_on_one_image(loader: Loader, model: nn.Module) -> str:
+    """The reason why the model cannot be trained on a batch of one image; empty if it can.
+
+    Batch norm can, if it is frozen or if more than one pixel is left. Restores the model's buffers.
+    """
+    subset, device = loader.subset, loader.delivery.device
+    images, _ = subset.sample(subset.extremes[:1])
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    train_mode(model)
+    try:
+        devices = [device] if device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            model(images.to(device))
+    except (ValueError, RuntimeError) as error:
+        if isinstance(in_plain_words(error), OutOfMemory):
+            raise
+        return str(error)
+    finally:
+        model.eval()
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    return ""

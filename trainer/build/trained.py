@@ -16,7 +16,7 @@ from trainer.build.precision import FP32, Precision, build_precision
 from trainer.build.trial import check_components
 from trainer.components.losses import probabilities
 from trainer.config import Config, load_config
-from trainer.config.notes import notes_on_transforms, worded
+from trainer.config.notes import as_lines, notes_on_transforms
 from trainer.input.data import build_pipelines
 from trainer.process.errors import ConfigError, RunError
 from trainer.process.launch import is_first
@@ -97,7 +97,7 @@ def load_trained(run: Path, overrides: Sequence[str] = ()) -> TrainedModel:
     cannot be used.
     """
     config = load_config(run / "config.yaml", overrides)
-    for note in worded(config, notes_on_transforms(config)):
+    for note in as_lines(config, notes_on_transforms(config)):
         print(f"note: {note}", file=sys.stderr)
     return load_with(config, run)
 

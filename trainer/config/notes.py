@@ -41,7 +41,7 @@ class Note(NamedTuple):
     message: str
 
 
-def worded(config: Config, notes: Iterable[Note]) -> list[str]:
+def as_lines(config: Config, notes: Iterable[Note]) -> list[str]:
     """The notes as lines for the user: FILE:LINE: path: message."""
     faults = [config.fault(*note) for note in notes]
     return [str(dataclasses.replace(fault, column=None, source=None)) for fault in faults]

@@ -15,10 +15,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from trainer.components.duration import Duration
+from trainer.config.arguments import OF_TORCH, RANGES, limited
 from trainer.config.components import RESERVED, TABLES
-from trainer.config.descriptions import OF_TORCH
 from trainer.config.json_schema import Schema
-from trainer.config.ranges import RANGES, limited
 from trainer.process.errors import UsageError
 
 # Arguments that a YAML must not set. A scheduler of your own gets only ``optimizer`` of them.

@@ -17,7 +17,7 @@ from trainer.input.data import transform_fault
 from trainer.input.subset import Subset, order_of
 from trainer.insight.data_facts import Inspection, differs, split_of_each
 from trainer.insight.samples import as_pictures, one_crop
-from trainer.process.errors import ConfigError
+from trainer.process.errors import ComponentError, ConfigError
 from trainer.process.words import visible
 from trainer.run.disk import all_or_nothing, make_output_folder, write_file, write_json
 
@@ -75,7 +75,7 @@ def draw_augmentation(found: Inspection) -> Image.Image:
         for epoch in range(EPOCHS):
             try:
                 images, shares = augmented(found.config, subset, row, epoch)
-            except DataError as error:
+            except (DataError, ComponentError) as error:
                 raise ConfigError([transform_fault(found.config, "train", error)]) from None
             pictures.append(as_pictures(subset.pipeline, one_crop(images))[0])
             captions.append([f"epoch {epoch + 1}", *mixture(shares[0], found.dataset.classes)])

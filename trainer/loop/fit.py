@@ -30,7 +30,7 @@ from trainer.loop.resume import Found, adopt, check, restore, send_content
 from trainer.loop.state import State
 from trainer.loop.step import new_task
 from trainer.loop.summary import conclude, introduce, pictures_of_a_tag, shows_tensorboard
-from trainer.process.console import Say, noting
+from trainer.process.console import Say
 from trainer.process.errors import NoAnswer, NonFiniteLoss, RunError, Stopped, in_plain_words
 from trainer.process.launch import started_by
 from trainer.process.stop import StopRequest
@@ -62,7 +62,6 @@ def fit(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest) 
     (one rank failed), and what reading the data raises. Once training has begun, each of them says
     how to go on, and result.json holds how the run ended.
     """
-    say = noting(say, job.notes)
     budget = job.config.train.budget
     stop.training_begins(budget.value if budget else None)
     with ExitStack() as held:

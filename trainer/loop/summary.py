@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from trainer.build.batch_norm import note_on_statistics
 from trainer.build.job import Job, data_path
 from trainer.build.notes import never_averages
 from trainer.config import Config
@@ -14,7 +13,7 @@ from trainer.distributed.processes import world_size
 from trainer.drawing.columns import hang, terminal_width
 from trainer.loop.evaluate import scalars
 from trainer.process.console import Say, duration
-from trainer.process.words import listed, visible
+from trainer.process.words import visible
 from trainer.run.environment import device_name
 from trainer.run.folder import tensorboard_command
 
@@ -39,12 +38,8 @@ def introduce(job: Job, say: Say) -> None:
     say(f"model   {config.model.name}, {count:,} parameters{still}, input {size}")
     if chosen := ", ".join(f"{path} {value}" for path, value in chosen_ways(config)):
         say(f"train   {chosen}")
-    if note := note_on_statistics(job):
-        say(f"note    {note}")
     if config.average is not None and not never_averages(config, len(job.train_loader)):
         say(f"average {config.average.name}, whose weights are evaluated and saved as model.pt")
-    if note := warm_up_note(job):
-        say(f"note    {note}")
     if job.teacher is not None:
         epoch = "" if job.teacher.epoch is None else f", weights of epoch {job.teacher.epoch}"
         say(f"teacher {job.teacher.run}{epoch}")
@@ -93,19 +88,6 @@ def shows_tensorboard(config: Config) -> bool:
 def pictures_of_a_tag(config: Config) -> int:
     """The largest number of pictures that TensorBoard gets of one tag: one an epoch, or few."""
     return config.train.epochs if "confusion_matrix" in config.log.show else 0
-
-
-def warm_up_note(job: Job) -> str:
-    """Which epoch of the run is the scheduler's first, if a warm-up comes before it; else ""."""
-    scheduler, steps = job.config.scheduler, job.schedule.warmup_steps
-    first = steps // len(job.train_loader)
-    if scheduler is None or scheduler.name == "OneCycleLR" or not first:
-        return ""
-    note = f"{scheduler.name} begins after the warm-up: its epoch 1 is epoch {first + 1} of the run"
-    if milestones := scheduler.arguments.get("milestones"):
-        moved = listed([milestone + first for milestone in milestones])
-        note += f"; milestones {listed(milestones)} come after epochs {moved}"
-    return note
 
 
 def dry_run(job: Job, say: Say) -> None:

@@ -83,7 +83,7 @@ def values_of(run: Path, monitor: str) -> dict[int, float]:
         for line in lines
         if "train/loss_epoch" in line
         and isinstance(line.get(monitor), float)
-        and math.isfinite(line["val/loss"])  # else the epoch cannot be the best
+        and math.isfinite(line.get("val/loss", 0.0))  # else the epoch cannot be the best
     }
 
 
