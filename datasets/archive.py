@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from datasets import DataError
 from datasets.images import check_file
 from datasets.memory import fetch_into
+from datasets.temporary import unfinished
 
 MAX_MEMBERS = 2_000_000  # ImageNet has 1.3 million images
 MAX_EMPTY = 1000  # empty files, which take almost no bytes in an archive
@@ -91,13 +92,17 @@ def unpack(archive: Path, target: Path, sha256: str | None = None) -> int:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{archive}: cannot be read: {reason}.") from error
-    with file:
-        return fetch_into(target.parent, lambda: _unpack(archive, file, target, sha256))
-
-
-def _unpack(archive: Path, file: Any, target: Path, sha256: str | None) -> int:
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
+        with file:
+            return fetch_into(target.parent, lambda: _unpack(file, target, sha256))
+    except _Bad as bad:
+        member_name = f" {_shown(bad.name)}:" if bad.name is not None else ""
+        raise DataError(f"{archive}:{member_name} {bad}; nothing was unpacked.") from bad
+
+
+def _unpack(file: Any, target: Path, sha256: str | None) -> int:
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    with unfinished(partial):
         size = os.fstat(file.fileno()).st_size
         if sha256 and (found := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
             raise _Bad(f"its SHA-256 is {found}, not {sha256}")
@@ -108,11 +113,6 @@ def _unpack(archive: Path, file: Any, target: Path, sha256: str | None) -> int:
         if not limits.files:
             raise _Bad("it holds no files")
         partial.rename(target)
-    except _Bad as bad:
-        member_name = f" {_shown(bad.name)}:" if bad.name is not None else ""
-        raise DataError(f"{archive}:{member_name} {bad}; nothing was unpacked.") from bad
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # after success it does not exist
     return limits.files
 
 

@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from datasets import DataError
 from datasets.archive import unpack
 from datasets.files import user_path
 from datasets.memory import ImagesInMemory, absent, fetch_into
+from datasets.temporary import unfinished
 
 _OFFICIAL = torchvision.datasets.CIFAR10
 URL = _OFFICIAL.url
@@ -64,16 +64,15 @@ def _complete(folder: Path, missing: list[str], download: bool) -> None:
             raise absent(folder.parent, [archive.name], [URL], reason) from error
     unpacked = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
     try:
-        unpack(archive, unpacked, ARCHIVE_SHA256)
-        folder.mkdir(exist_ok=True)
-        for name in missing:
-            (unpacked / folder.name / name).replace(folder / name)
+        with unfinished(unpacked):
+            unpack(archive, unpacked, ARCHIVE_SHA256)
+            folder.mkdir(exist_ok=True)
+            for name in missing:
+                (unpacked / folder.name / name).replace(folder / name)
     except OSError as error:
         raise DataError(
             f"{folder}: {archive.name} cannot be unpacked there: {error.strerror}."
         ) from error
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
 
 
 def _download(archive: Path) -> None:

@@ -7,11 +7,12 @@ does not determine the value. Wear, background, angle, crop, light and noise are
 import math
 import os
 import random
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
+
+from datasets.temporary import unfinished
 
 MARK = "DRAWN.txt"  # this file marks drawn pictures, so that nobody takes them for photographs
 
@@ -89,7 +90,7 @@ def draw(target: Path, per_class: int = 120, seed: int = 0) -> None:
     """
     target = target.resolve()
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with unfinished(partial):
         for value in dict.fromkeys(series.value for series in SERIES):
             issues = [series for series in SERIES if series.value == value]
             (partial / value).mkdir(parents=True)
@@ -107,8 +108,6 @@ def draw(target: Path, per_class: int = 120, seed: int = 0) -> None:
         except OSError:
             if not (target / MARK).exists():
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def print_note(series: Series, rng: random.Random) -> Image.Image:

@@ -13,6 +13,7 @@ import trainer.build.prepare
 import trainer.loop.epochs
 import trainer.loop.fit
 import trainer.loop.record
+import trainer.process.quit
 import trainer.process.stop
 import trainer.run.saver
 from datasets.files import ImageFiles
@@ -213,10 +214,10 @@ def test_a_wish_to_outlive_the_terminal_is_kept(monkeypatch):
 
 
 def test_the_handlers_of_others_come_back():
-    before = {number: signal.getsignal(number) for number in trainer.process.stop.SIGNALS}
+    before = {number: signal.getsignal(number) for number in trainer.process.quit.SIGNALS}
     with StopRequest():
         pass
-    assert before == {number: signal.getsignal(number) for number in trainer.process.stop.SIGNALS}
+    assert before == {number: signal.getsignal(number) for number in trainer.process.quit.SIGNALS}
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 8])

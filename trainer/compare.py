@@ -17,6 +17,7 @@ from trainer.drawing.columns import terminal_width
 from trainer.process.command_line import Parser
 from trainer.process.errors import UsageError
 from trainer.process.exits import exit_code_of
+from trainer.process.launch import run_as_command
 from trainer.process.words import visible
 
 
@@ -129,4 +130,4 @@ def picture_at(text: str | None) -> Path | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_command(main)

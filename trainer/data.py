@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.process.command_line import Parser
+from trainer.process.launch import run_as_command
 
 EXIT_CODES = """exit codes: 0 done, also with warnings; 2 config; 3 data, also where training would
 refuse them: a class without training images, or images that cannot be read and dataset.on_broken
@@ -88,4 +89,4 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_command(main)

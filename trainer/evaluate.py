@@ -8,10 +8,10 @@ Prints the numbers of result.json, if split, device, threads, batch size and met
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 
 from trainer.process.command_line import Parser
+from trainer.process.launch import run_as_command
 
 MOST_CLASSES = 20  # of a confusion matrix that is printed
 
@@ -66,4 +66,4 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_command(main)

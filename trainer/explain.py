@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.process.command_line import Parser
+from trainer.process.launch import run_as_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,4 +90,4 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_command(main)

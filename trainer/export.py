@@ -16,6 +16,7 @@ from pathlib import Path
 from trainer.process.command_line import Parser
 from trainer.process.errors import UsageError
 from trainer.process.exits import exit_code_of
+from trainer.process.launch import run_as_command
 from trainer.process.words import listed
 
 # The packages that each format needs beyond the project's own dependencies.
@@ -92,4 +93,4 @@ def require_packages(formats: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_command(main)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.process.command_line import Parser
+from trainer.process.launch import run_as_command
 
 EXIT_CODES = """exit codes: 0 a rate is suggested, 2 config, 3 data, 4 nothing can be suggested,
 5 disk, 7 out of memory, 8 a worker process died"""
@@ -76,4 +77,4 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_command(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.process.command_line import Parser
+from trainer.process.launch import run_as_command
 
 if TYPE_CHECKING:
     from trainer.inference.prediction import Prediction
@@ -224,4 +225,4 @@ def print_predictions(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_command(main)

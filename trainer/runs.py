@@ -19,6 +19,7 @@ from trainer.drawing.columns import fit_columns, left_out, terminal_width, wrap
 from trainer.process.command_line import Parser
 from trainer.process.errors import UsageError
 from trainer.process.exits import exit_code_of
+from trainer.process.launch import run_as_command
 from trainer.process.words import visible
 
 SORT = ("started", "name", "status", "epochs", "val", "test", "time")
@@ -170,4 +171,4 @@ def run_json(one: FoundRun) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_command(main)

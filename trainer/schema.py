@@ -21,6 +21,7 @@ from trainer.config.schema_page import as_page
 from trainer.config.signatures import arguments_schema
 from trainer.process.command_line import Parser
 from trainer.process.exits import exit_code_of
+from trainer.process.launch import run_as_command
 from trainer.run.disk import write_file
 
 
@@ -86,4 +87,4 @@ def as_text(schema: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_command(main)

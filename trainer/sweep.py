@@ -20,6 +20,7 @@ from trainer.process.command_line import Parser
 from trainer.process.console import say
 from trainer.process.errors import RunError, Stopped, UsageError
 from trainer.process.exits import exit_code_of
+from trainer.process.launch import run_as_command
 from trainer.process.stop import StopRequest
 from trainer.process.words import visible
 
@@ -221,4 +222,4 @@ def forget_failures(plan: "Plan", folder: Path, trials: "Trials") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_command(main)

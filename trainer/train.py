@@ -21,7 +21,7 @@ from trainer.process.command_line import Parser
 from trainer.process.console import say
 from trainer.process.errors import Stopped, UsageError
 from trainer.process.exits import exit_code_of
-from trainer.process.launch import is_first, is_one_of_several, leave, started_by
+from trainer.process.launch import is_first, is_one_of_several, run_as_command, started_by
 from trainer.process.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -149,4 +149,4 @@ def look_at(job: "Job", folder: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    run_as_command(main)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datasets.temporary import unfinished
 from trainer.build.model import build_model
 from trainer.build.precision import FP32, HALF
 from trainer.build.trained import TrainedModel, load_trained
@@ -78,7 +79,7 @@ def keep(
 ) -> Difference:
     """Write ``content`` to ``path`` if it gives the run's outputs when read; else RunError."""
     unproven = path.with_name(f".unproven-{path.name}")
-    try:
+    with unfinished(unproven):
         disk.write_file(unproven, content)
         with as_run_error(f"{path.name} cannot be read back"), quiet(), torch.inference_mode():
             difference = export_check.deviation(trained, read(unproven), sample)
@@ -90,8 +91,6 @@ def keep(
                 "A newer version of what reads it may help, or another --format."
             )
         disk.rename(unproven, path)
-    finally:
-        unproven.unlink(missing_ok=True)
     disk.sync_folder(path.parent)
     return difference
 

@@ -6,6 +6,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.util import get_temp_dir
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -14,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets import DataError
+from datasets.temporary import UNFINISHED
 from trainer.input.subset import Subset, to_device
 from trainer.process.errors import ComponentError, WorkerDied, in_plain_words
-from trainer.process.stop import SIGNALS
+from trainer.process.quit import SIGNALS
 
 Request = tuple[Tensor, int]  # the rows of a batch, and the epoch
 
@@ -38,6 +41,8 @@ class Workers:
     def read(self, requests: list[Request]) -> Iterator[Any]:
         """What ``Subset.read`` gives for each request, on the device."""
         if self._worker_loader is None:
+            # Workers inherit it. One that is killed would leave a folder of its own behind.
+            UNFINISHED.add(Path(get_temp_dir()))
             self._worker_loader = DataLoader(
                 _Reading(self.subset),
                 sampler=self._requests,

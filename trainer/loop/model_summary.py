@@ -225,7 +225,7 @@ def kept_for_backward(job: Job, images: Tensor, labels: Tensor) -> tuple[float, 
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a result that the graph holds, itself, would hold the graph
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with job.precision.autocast():

@@ -2,11 +2,14 @@
 
 import atexit
 import os
+import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
 from trainer.process.errors import UsageError
+from trainer.process.quit import SIGNALS, is_watching, watch
 
 RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
 NEEDED = (RANK, WORLD_SIZE, "MASTER_ADDR", "MASTER_PORT")
@@ -69,12 +72,23 @@ def started_by() -> str:
     return f"torchrun --nproc-per-node {here}" + (f" --nnodes {machines} ..." * (machines > 1))
 
 
+def run_as_command(main: Callable[[], int]) -> NoReturn:
+    """Run a command's ``main``, and end this process with the exit code that it returns."""
+    if not is_watching():  # `python -m` is watched from trainer/__init__ on
+        watch(f"trainer.{os.path.basename(sys.argv[0]).removesuffix('.py')}")
+    leave(main())
+
+
 def leave(code: int) -> NoReturn:
-    """End this process with an exit code. One of several ranks skips Python's finalization.
+    """End this process with an exit code, also if a signal comes now.
+
+    One of several ranks skips Python's finalization.
 
     gloo's threads outlive the process group. If one of them calls Python during finalization, the
     process aborts (SIGABRT), and torchrun would report a failure of a run that ended well.
     """
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: os._exit(code))
     if os.environ.get(WORLD_SIZE, "1") == "1":
         sys.exit(code)
     atexit._run_exitfuncs()

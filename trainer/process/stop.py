@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
@@ -10,20 +11,19 @@ from typing import Self, TypeVar
 
 from trainer.process.errors import Stopped
 from trainer.process.launch import WORLD_SIZE, is_first
+from trainer.process.quit import SIGNALS, quit_at_once
 
 Watched = TypeVar("Watched")
 BUDGET = 1000  # stands for a used-up budget among the numbers of signals
 
-# Sent by Ctrl-C, by a scheduler, and by a terminal that is closed.
-SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
+RETRY = 0.05  # seconds
 
 
 class StopRequest:
     """Whether the process was asked to stop, by a signal or because its time is used up.
 
-    Before ``training_begins`` there is nothing to save: a signal raises Stopped at once, as Ctrl-C
+    Before ``training_begins`` there is nothing to save. A process that runs the command is ended
+    by ``quit_at_once``; where another program called ``main``, a signal raises Stopped, as Ctrl-C
     does. From then on the handler only remembers the signal, and ``check`` raises.
     """
 
@@ -41,12 +41,17 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has SIGHUP ignored
-                self._previous[number] = signal.signal(number, self._handle)
+            before = signal.getsignal(number)
+            if before is not signal.SIG_IGN:  # nohup has SIGHUP ignored
+                self._previous[number] = before
+                if before is not quit_at_once:  # which stays until training begins
+                    signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
+            if handler is quit_at_once and not self._nothing_to_save:
+                handler = signal.SIG_IGN  # it is saved and done; ``leave`` follows
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -58,6 +63,9 @@ class StopRequest:
             if not passed_on and time.monotonic() - self._asked > patience:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
+            return
+        if self._nothing_to_save and is_importing(frame):
+            threading.Timer(RETRY, os.kill, (os.getpid(), number)).start()
             return
         self.reason, self._asked = signal.Signals(number).name, time.monotonic()
         self._signal = number
@@ -84,6 +92,8 @@ class StopRequest:
     def training_begins(self, budget: int | None) -> None:
         """From now on a stop waits for ``check``. ``budget``: minutes since the command began."""
         self._nothing_to_save = False
+        for number in self._previous:
+            signal.signal(number, self._handle)
         if budget is not None:
             self._deadline, self._budget = self._began + budget * 60, f"train.budget ({budget}m)"
 
@@ -113,3 +123,12 @@ class StopRequest:
             done += 1
         for _ in range(done, rounds):
             self.check()
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether ``frame`` or a caller is importlib's, whose lock an exception may leave held."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
