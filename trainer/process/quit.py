@@ -51,14 +51,14 @@ def quit_at_once(number: int, frame: object) -> None:
         os._exit(code)
     _This.is_quitting = True
     try:
-        _write(_message(number))
+        _write(_why(number))
         _end_workers()
         _remove_unfinished()
     finally:
         os._exit(code)  # whatever was raised, such as by a module that is imported in part
 
 
-def _message(number: int) -> str:
+def _why(number: int) -> str:
     """Why the command ends, and how to start it again; "" on ranks other than 0."""
     if os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1":
         return ""
