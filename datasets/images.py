@@ -1,5 +1,6 @@
 """The one place where image files become tensors."""
 
+import errno
 import io
 import os
 import stat
@@ -169,7 +170,12 @@ def check_file(path: str | os.PathLike[str]) -> None:
 
 
 def reason(error: Exception) -> str:
-    """A few words for a message about an error that reading an image raised."""
+    """A few words for a message about an error that reading an image raised.
+
+    Raises an error that is no fault of the image: this process may open no more files.
+    """
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        raise error
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
     return str(error) or type(error).__name__

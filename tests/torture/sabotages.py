@@ -520,7 +520,7 @@ SABOTAGES = [
         "signals reach the workers",
         "Ctrl-C kills the workers, and the run fails instead of stopping",
         "trainer/input/workers.py",
-        "                worker_init_fn=leave_signals_to_the_trainer,\n",
+        "                worker_init_fn=prepare_worker,\n",
         "",
         (f"{WORKERS}_to_the_trainer",),
     ),

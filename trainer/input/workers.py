@@ -1,27 +1,43 @@
-"""Worker processes that read batches ahead, their signals, and the copy to a GPU."""
+"""Worker processes that read batches ahead, their signals and limits, and the copy to a GPU."""
 
+import errno
+import os
 import signal
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from multiprocessing import active_children
+from multiprocessing.queues import Queue
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets import DataError
 from datasets.temporary import UNFINISHED
 from trainer.input.subset import Subset, to_device
-from trainer.process.errors import ComponentError, WorkerDied, in_plain_words
+from trainer.process.errors import (
+    LIMITS,
+    ComponentError,
+    RunError,
+    WorkerDied,
+    in_plain_words,
+    limit_met,
+)
 from trainer.process.quit import SIGNALS
 
 Request = tuple[Tensor, int]  # the rows of a batch, and the epoch
+FILES = 8  # open files that each worker takes at least: pipes, shared memory
+REFUSED = 100  # exit code of a worker minus the error number of what the system refused to it
 
 
 class Workers:
@@ -29,7 +45,7 @@ class Workers:
 
     def __init__(self, subset: Subset, count: int, device: torch.device) -> None:
         self.subset, self.count, self.device = subset, count, device
-        self._requests: list[Request] = []
+        self._requests: list[tuple[NDArray[np.int64], int]] = []
         self._worker_loader: DataLoader[Any] | None = None
         self._end_workers: Callable[[], None] = lambda: None
 
@@ -49,12 +65,13 @@ class Workers:
                 batch_size=None,
                 num_workers=self.count,
                 persistent_workers=True,
-                worker_init_fn=leave_signals_to_the_trainer,
+                worker_init_fn=prepare_worker,
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # without it, an iterator draws from the global one
             )
             self._end_workers = weakref.finalize(self, end_workers, self._worker_loader)
-        self._requests[:] = requests  # DataLoader takes any iterable as its sampler
+        # DataLoader takes any iterable as its sampler. A tensor would be sent as an open file.
+        self._requests[:] = [(rows.numpy(), epoch) for rows, epoch in requests]
         return copied_ahead(from_workers(self._worker_loader), self.device)
 
     def close(self) -> None:
@@ -120,7 +137,7 @@ def from_workers(worker_loader: DataLoader[Any]) -> Iterator[Any]:
         if getattr(handler, "__module__", "").startswith("torch."):  # another DataLoader left it
             handler = signal.SIG_DFL
     try:
-        batches = iter(worker_loader)
+        batches = iter(worker_loader) if worker_loader._iterator else start_workers(worker_loader)
         if handler is not None:
             signal.signal(signal.SIGCHLD, handler)
         yield from batches
@@ -132,19 +149,75 @@ def from_workers(worker_loader: DataLoader[Any]) -> Iterator[Any]:
             if time.monotonic() >= patience:
                 break
             time.sleep(0.001)  # a process that ends closes its connections before it is gone
-        if not dead:
+        if not dead and limit_met(error) != errno.EMFILE:
             raise
+        ends = [worker.exitcode or 0 for worker in workers] if dead else [REFUSED + errno.EMFILE]
+        if refused := [end - REFUSED for end in ends if end > REFUSED]:
+            raise too_many(worker_loader.num_workers, refused[0]) from None
         raise WorkerDied(
             f"the worker process {', '.join(dead)} ended by itself. Where memory ran out, fewer "
             "loader.workers or a smaller loader.batch_size help."
         ) from error
 
 
-def leave_signals_to_the_trainer(worker: int) -> None:
-    """Ignore signals to the whole process group: the trainer stops its workers itself."""
+def start_workers(worker_loader: DataLoader[Any]) -> Iterator[Any]:
+    """Start the workers. If the system refuses one, end those that began and raise RunError."""
+    others, held = active_children(), list[int]()
+    try:
+        allow_open_files()
+        for _ in range(FILES * worker_loader.num_workers):
+            held.append(os.dup(2))
+        while held:
+            os.close(held.pop())
+        return iter(worker_loader)
+    except (RuntimeError, OSError) as error:
+        for descriptor in held:
+            os.close(descriptor)
+        for worker in set(active_children()) - set(others):
+            worker.kill()
+            worker.join()
+        if (number := limit_met(error)) is None:
+            raise
+        raise too_many(worker_loader.num_workers, number) from None
+
+
+def allow_open_files() -> None:
+    """Raise this process's own limit of open files to what the system allows it."""
+    if sys.platform != "win32":
+        import resource
+
+        with suppress(OSError, ValueError):
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def too_many(count: int, number: int) -> RunError:
+    """The error for ``count`` workers that take more than the system gives."""
+    return RunError(
+        f"loader.workers={count} takes more than the system gives: {os.strerror(number)}. Set "
+        f"fewer (0 needs none of it), or {LIMITS[number]}."
+    )
+
+
+def prepare_worker(worker: int) -> None:
+    """Ignore signals to the whole process group: the trainer stops its workers itself.
+
+    What the system refuses to this worker ends it with an exit code that says so.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = quiet_where_the_trainer_hangs_up
+    Queue._on_queue_feeder_error = staticmethod(lambda error, _: give_up(error))  # type: ignore
+    try:
+        threading.Thread(target=int).start()
+    except RuntimeError as error:
+        give_up(error)
+
+
+def give_up(error: BaseException) -> None:
+    """End this worker if the system refused it something: the trainer would wait for ever."""
+    if number := limit_met(error):
+        os._exit(REFUSED + number)
 
 
 def quiet_where_the_trainer_hangs_up(
@@ -155,6 +228,7 @@ def quiet_where_the_trainer_hangs_up(
     The trainer drops connections when another worker died. DataLoader itself reports read errors.
     """
     if not issubclass(kind, EOFError | ConnectionError):
+        give_up(error)
         sys.__excepthook__(kind, error, trace)
 
 
@@ -167,13 +241,19 @@ class _Reading(torch.utils.data.Dataset[Any]):
     def __init__(self, subset: Subset) -> None:
         self.subset = subset
 
-    def __getitem__(self, request: Request) -> Any:
+    def __getitem__(self, request: tuple[NDArray[np.int64], int]) -> Any:
+        rows, epoch = request
         try:
-            return self.subset.read(*request)
+            images, labels = self.subset.read(torch.from_numpy(rows), epoch)
+            if isinstance(images, list):  # copies: a kept image that is shared takes an open file
+                return [image.clone().share_memory_() for image in images], labels.share_memory_()  # type: ignore
+            return images.share_memory_(), labels.share_memory_()  # type: ignore
         except DataError as error:
             return error
         except (Exception, SystemExit) as error:  # the trainer could not see where it was raised
             plain = in_plain_words(error)
             if isinstance(plain, ComponentError):
                 return plain
+            if isinstance(error, RuntimeError | OSError):
+                give_up(error)
             raise

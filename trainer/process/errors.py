@@ -15,6 +15,18 @@ NO_MEMORY = "out of memory|not enough memory|[Cc]an('t|not) allocate memory"
 
 NO_ANSWER = "the model gives no finite numbers (NaN or infinity)"
 
+LIMITS = {  # numbers of errors about what the system gives to a process, and how to get more
+    errno.EMFILE: "raise the limit of open files (ulimit -n 4096)",
+    errno.ENFILE: "close files of other programs",
+    errno.EAGAIN: "raise the limit of processes and threads (ulimit -u, docker --pids-limit)",
+    errno.ENOSPC: "raise the size of /dev/shm (docker --shm-size=2g)",
+}
+IN_WORDS = {  # of RuntimeErrors about the same
+    "Too many open files": errno.EMFILE,
+    "start new thread": errno.EAGAIN,
+    "No space left": errno.ENOSPC,
+}
+
 MAX_FAULTS = 50  # in one message; more do not help
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -174,8 +186,16 @@ def refusal_of(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError | ImportError) else worded(error)
 
 
+def limit_met(error: BaseException) -> int | None:
+    """The key of LIMITS for an error that the system's limit of something caused, or None."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in LIMITS else None
+    found = (number for words, number in IN_WORDS.items() if words in str(error))
+    return next(found, None) if isinstance(error, RuntimeError) else None
+
+
 def in_plain_words(error: BaseException) -> BaseException:
-    """Turn an error of memory, the disk or a component into one of this module.
+    """Turn an error of memory, the disk, a limit or a component into one of this module.
 
     Returns others, and those of this module, as they are.
     """
@@ -189,6 +209,8 @@ def in_plain_words(error: BaseException) -> BaseException:
             "Smaller images, a smaller loader.batch_size, train.accumulate=2 or loader.cache=off "
             "need less."
         )
+    if (number := limit_met(error)) not in (None, errno.ENOSPC):
+        return RunError(f"{os.strerror(number)}: {LIMITS[number]}.")
     is_of_disk = isinstance(error, OSError) and bool(error.strerror)  # such as a full disk
     if component_place(error) and not (is_of_disk and not isinstance(error, FileNotFoundError)):
         return ComponentError(

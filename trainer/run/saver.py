@@ -74,6 +74,7 @@ class Saver:
             pending.result()
 
     def __enter__(self) -> Self:
+        self._thread.submit(int).result()  # a system that refuses the thread does so before a step
         return self
 
     def __exit__(self, *_: object) -> None:
