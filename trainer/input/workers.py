@@ -207,11 +207,17 @@ def prepare_worker(worker: int) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = quiet_where_the_trainer_hangs_up
+    put = Queue.put
+
+    def put_or_give_up(*arguments: Any) -> None:
+        try:
+            put(*arguments)
+        except RuntimeError as error:  # its thread cannot be started
+            give_up(error)
+            raise
+
+    Queue.put = put_or_give_up  # type: ignore
     Queue._on_queue_feeder_error = staticmethod(lambda error, _: give_up(error))  # type: ignore
-    try:
-        threading.Thread(target=int).start()
-    except RuntimeError as error:
-        give_up(error)
 
 
 def give_up(error: BaseException) -> None:
