@@ -2,13 +2,16 @@
 
 import copy
 import dataclasses
+import errno
 import multiprocessing
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -18,12 +21,14 @@ import torch
 from PIL import Image
 
 import trainer.input.loader
+import trainer.input.workers
 import trainer.loop.fit
 import trainer.loop.snapshot
 from datasets import DataError
 from datasets.files import ImageFiles
-from tests.conftest import SMALL
+from tests.conftest import SMALL, exit_code_of, fork
 from tests.test_training import assert_same_run, last_state, same, tags_of
+from tests.torture.run import adopt_orphans
 from trainer.build.prepare import prepare
 from trainer.components.schedulers import forecast
 from trainer.config import load_config
@@ -678,6 +683,98 @@ sys.exit(main(["--config", {str(config_file)!r}, "--runs", {str(tmp_path / "runs
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
     assert ended.returncode == 5, ended.stderr.decode()
     assert b"somewhere: No space left on device" in ended.stderr
+
+
+def refuse_files(monkeypatch, more):
+    """Allow as many open files as there are, and ``more``."""
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, used + more))
+
+
+def refuse_forks(monkeypatch, allowed):
+    """Let only so many forks succeed, as ``ulimit -u`` does."""
+    forked, left = os.fork, iter(range(allowed))
+
+    def fork():
+        if next(left, None) is None:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return forked()
+
+    monkeypatch.setattr(os, "fork", fork)
+
+
+def refuse_threads(monkeypatch, allowed):
+    """Let only so many of the threads start that send batches and requests, in each process."""
+    began, left = threading.Thread.start, iter(range(allowed))
+
+    def start(thread):
+        if thread.name == "QueueFeederThread" and next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        began(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def refuse_memory(monkeypatch, _):
+    """Let shared memory be full for a worker, in PyTorch's words."""
+
+    def share(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share)
+
+
+@pytest.mark.parametrize(
+    ("refuse", "count", "told"),
+    [
+        (refuse_files, 1, "ulimit -n"),
+        (refuse_files, 12, "ulimit -n"),
+        (refuse_files, 24, "ulimit -n"),
+        (refuse_forks, 0, "ulimit -u"),
+        (refuse_forks, 1, "ulimit -u"),
+        (refuse_threads, 0, "ulimit -u"),
+        (refuse_threads, 2, "ulimit -u"),  # enough for the trainer, not for its workers
+        (refuse_memory, 0, "/dev/shm"),
+    ],
+)
+def test_workers_that_the_system_refuses_end_the_run_in_words_with_exit_code_5(
+    config_file, tmp_path, monkeypatch, refuse, count, told
+):
+    def command():
+        adopt_orphans()
+        begin = trainer.input.workers.start_workers
+
+        def begin_refused(*arguments):
+            refuse(monkeypatch, count)
+            return begin(*arguments)
+
+        monkeypatch.setattr(trainer.input.workers, "start_workers", begin_refused)
+        runs = str(tmp_path / "runs")
+        code = main(["--config", str(config_file), "--runs", runs, "loader.workers=2"])
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return code
+        return 1  # a worker is left
+
+    output = tmp_path / "told.txt"
+    code = exit_code_of(fork(output, command))
+    assert code == 5, output.read_text()
+    assert told in output.read_text() and "loader.workers=2" in output.read_text()
+    assert "Traceback" not in output.read_text()
+
+
+def test_files_that_may_not_be_opened_are_no_broken_images(config_file, tmp_path):
+    """With ``on_broken: skip`` they would be left out of the run."""
+
+    def command():
+        refuse_files(None, 3)
+        more = ["dataset.on_broken=skip", "--dry-run"]
+        return main(["--config", str(config_file), "--runs", str(tmp_path / "runs"), *more])
+
+    output = tmp_path / "told.txt"
+    assert exit_code_of(fork(output, command)) == 5, output.read_text()
+    assert "ulimit -n" in output.read_text() and "left out" not in output.read_text()
 
 
 def test_a_batch_that_is_named_is_the_batch_that_was_shown(config_file):

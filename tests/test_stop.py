@@ -1,9 +1,13 @@
 """Being asked to stop, in every phase: saved, exit 75, how to go on; the second time, at once."""
 
+import atexit
+import importlib
+import importlib.abc
 import os
 import re
 import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -17,11 +21,16 @@ import trainer.process.quit
 import trainer.process.stop
 import trainer.run.saver
 from datasets.files import ImageFiles
-from tests.conftest import exit_code_of, fork
+from datasets.temporary import unfinished
+from tests.conftest import FORK, exit_code_of, fork
+from tests.test_architecture import COMMANDS
 from tests.test_training import assert_same_run
+from tests.torture import startup
 from trainer.components.schedulers import Schedule
 from trainer.input.loader import Loader
 from trainer.process.errors import Stopped
+from trainer.process.launch import run_as_command
+from trainer.process.quit import watch
 from trainer.process.stop import StopRequest
 from trainer.run.checkpoint import checkpoints, problem_of, read_state, write_checkpoint
 from trainer.run.disk import read_json
@@ -302,3 +311,102 @@ def test_a_stop_in_validation_does_not_wait_for_its_end(start, monkeypatch):
     asking(monkeypatch, Loader, "_here", 2)
     assert start() == 75
     assert not judged
+
+
+@pytest.mark.parametrize(
+    "forks",
+    [
+        "import 100",
+        pytest.param("import 1", marks=pytest.mark.slow),
+        pytest.param("line 500", marks=pytest.mark.slow),
+        pytest.param("call 1500", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_at_any_moment_of_the_start_ends_it_at_once_and_tells_how_to_start_again(
+    config_file, tmp_path, forks
+):
+    """At imports, while the lock of an import is taken or freed, in any function."""
+    arguments = ["trainer.train", "--config", str(config_file), "--runs", str(tmp_path / "a b")]
+    code, ends = startup.at_imports([*arguments, "train.epochs=1"], forks, tmp_path)
+    assert code == 0  # the start from which the others were forked
+    assert len(ends) > 10 and {name for name, _, _ in ends} == set(startup.SIGNALS)
+    wrong = [startup.problem_of(*end, [*arguments, "train.epochs=1"]) for end in ends]
+    assert not any(wrong), "\n".join(wrong)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_is_ended_by_a_signal_from_its_first_line_on(tmp_path, command):
+    """75 if the same command goes on; else the shell's code, as there is nothing to resume."""
+    code, ends = startup.at_imports([f"trainer.{command}", "--help"], "import 20", tmp_path)
+    assert code == 0 and ends
+    for name, ended, message in ends:
+        number = getattr(signal, name)
+        assert ended == (75 if command in ("train", "sweep") else 128 + number)
+        assert message.splitlines()[0] == f"stopped by {name}" and "Traceback" not in message
+
+
+def test_a_command_that_is_ended_leaves_no_worker_and_nothing_half_written(tmp_path):
+    """Workers ignore signals, and the command's own clean-up does not run."""
+    folder, download = tmp_path / ".rmb.partial", tmp_path / "weights.pth.1a2b.partial"
+
+    def command():
+        watch("trainer.train")
+        os.setpgid(0, 0)
+        ready = FORK.Event()
+        worker = FORK.Process(target=obstinate, args=(ready,))
+        worker.start()
+        ready.wait()
+        (tmp_path / "worker").write_text(str(worker.pid))
+        with unfinished(folder), download.open("w"):
+            folder.mkdir()
+            (folder / "picture.jpg").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    def obstinate(ready):
+        for number in trainer.process.quit.SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        ready.set()
+        time.sleep(60)
+
+    assert exit_code_of(fork(tmp_path / "told.txt", command)) == 75
+    assert not folder.exists() and not download.exists()
+    assert not Path(f"/proc/{(tmp_path / 'worker').read_text()}").exists()
+
+
+def test_a_signal_after_the_end_changes_neither_the_exit_code_nor_the_message(tmp_path, capfd):
+    def command():
+        watch("trainer.train")
+        atexit._clear()
+        atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+        run_as_command(main)
+
+    def main():
+        with StopRequest() as stop:
+            stop.training_begins(None)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 3
+
+    assert exit_code_of(fork(tmp_path / "told.txt", command)) == 3
+    assert (tmp_path / "told.txt").read_text() == ""
+
+
+def test_in_a_program_that_calls_a_command_a_signal_waits_for_the_end_of_an_import(
+    monkeypatch, tmp_path
+):
+    """An exception within importlib can leave its lock held: the next import waits for ever."""
+    passed = []
+
+    class Asking(importlib.abc.MetaPathFinder):
+        def find_spec(self, *_):
+            os.kill(os.getpid(), signal.SIGTERM)
+            passed.append("the signal's handler")
+
+    (tmp_path / "imported_while_asked.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", [Asking(), *sys.meta_path])
+    with pytest.raises(Stopped), StopRequest():
+        importlib.import_module("imported_while_asked")
+        passed.append("the import")
+        time.sleep(10)
+    assert passed == ["the signal's handler", "the import"]

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 HANDLER = "quit_at_once"  # which a command has until training begins
-PATIENCE = 10  # seconds in which a process must have ended
+PATIENCE = 60  # seconds in which a process must have ended, on a machine that has much to do
 CPU = 2.2  # seconds of work of a start, until training begins
 
 # A sitecustomize.py. FORKS: "import n", at each n-th import; "line n", at each n-th line of the
@@ -44,6 +45,7 @@ def strike(frame):
     if process == 0:
         sys.settrace(None)
         sys.setprofile(None)
+        sys.modules["trainer.process.quit"]._This.process = os.getpid()  # not a worker
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
         os.kill(os.getpid(), number)
         return
@@ -84,37 +86,45 @@ def start(arguments: Sequence[str], **environment: str) -> "subprocess.Popen[str
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: [signal.signal(getattr(signal, name), signal.SIG_DFL) for name in SIGNALS],
-    )  # fmt: skip
+        preexec_fn=obey,
+    )
 
 
-def at_imports(arguments: Sequence[str], forks: str, folder: Path) -> list[str]:
-    """Start a command; its forks get signals where HOOK says. Returns a line for each wrong end.
+def obey() -> None:
+    """Let signals have their usual effect, which a shell's background job and nohup take away."""
+    for name in SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
 
-    The last line is the number of signals.
+
+def at_imports(
+    arguments: Sequence[str], forks: str, folder: Path
+) -> tuple[int, list[tuple[str, int, str]]]:
+    """Start a command; its forks get signals where HOOK says.
+
+    Returns the exit code of the start itself, and for each fork its signal, exit code and message.
     """
     (folder / "hook").mkdir(parents=True)
     (folder / "hook" / "sitecustomize.py").write_text(HOOK)
     paths = f"{folder / 'hook'}{os.pathsep}{ROOT}"
     process = start(arguments, PYTHONPATH=paths, FORKS=forks, FORKS_IN=str(folder))
-    _, told = process.communicate()
+    process.communicate()
     outcomes = json.loads((folder / "outcomes.json").read_text())
-    wrong = [f"the start itself ended with {process.returncode}: {told}"] * bool(process.returncode)
-    for number, (name, code) in outcomes.items():
-        message = (folder / f"{number}.txt").read_text()
-        if problem := problem_of(code, message, name, arguments):
-            wrong.append(f"{name} at {forks.split()[0]} {number}: {problem}")
-    return [*wrong, str(len(outcomes))]
+    return process.returncode, [
+        (name, code, (folder / f"{number}.txt").read_text())
+        for number, (name, code) in outcomes.items()
+    ]
 
 
-def problem_of(code: int | None, message: str, name: str, arguments: Sequence[str]) -> str:
-    """What is wrong with the end of a command that got a signal before training; "" if nothing."""
-    again = f"python -m {arguments[0]}"
-    if code != 75:
-        return f"exit code {code}: {message[-1000:]}"
-    if not message.startswith(f"stopped by {name}\nbefore training began, nothing was written"):
-        return message
-    return "" if message.splitlines()[-1].strip().startswith(again) else message
+def problem_of(name: str, code: int, message: str, arguments: Sequence[str]) -> str:
+    """What is wrong with the end of a training that got a signal before it began; "" if nothing."""
+    lines = [
+        f"stopped by {name}",
+        "before training began, nothing was written; to start again:",
+        f"  {shlex.join(['python', '-m', *arguments])}",
+    ]
+    if code == 75 and message.splitlines()[-3:] == lines:
+        return ""
+    return f"{name}: exit code {code}: {message[-1000:]}"
 
 
 def at_a_random_time(arguments: Sequence[str], runs: Path, rng: random.Random) -> tuple[str, bool]:
@@ -138,7 +148,7 @@ def at_a_random_time(arguments: Sequence[str], runs: Path, rng: random.Random) -
     if code == 0 or "saved after step" in message and code == 75:
         return "", True
     written = [str(path) for path in runs.rglob("*")]
-    problem = problem_of(code, message, name, arguments)
+    problem = problem_of(name, code, message, arguments)
     return problem or f"nothing was written, but {written}" * bool(written), False
 
 

@@ -73,24 +73,28 @@ def started_by() -> str:
 
 
 def run_as_command(main: Callable[[], int]) -> NoReturn:
-    """Run a command's ``main``, and end this process with the exit code that it returns."""
-    if not is_watching():  # `python -m` is watched from trainer/__init__ on
+    """Run a command's ``main``, and end this process with its exit code, also if a signal comes.
+
+    Where another program runs the command, such as a profiler, that program goes on.
+    """
+    is_alone = is_watching()  # `python -m trainer.NAME` is watched from trainer/__init__ on
+    if not is_alone:
         watch(f"trainer.{os.path.basename(sys.argv[0]).removesuffix('.py')}")
-    leave(main())
+    code = main()
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: os._exit(code))
+    if not is_alone and os.environ.get(WORLD_SIZE, "1") == "1":
+        sys.exit(code)
+    leave(code)
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with an exit code, also if a signal comes now.
+    """End this process with an exit code, without Python's finalization.
 
-    One of several ranks skips Python's finalization.
-
-    gloo's threads outlive the process group. If one of them calls Python during finalization, the
-    process aborts (SIGABRT), and torchrun would report a failure of a run that ended well.
+    During finalization a signal would end the process with another exit code. gloo's threads
+    outlive the process group: one that calls Python then aborts the process (SIGABRT), and torchrun
+    would report a failure of a run that ended well.
     """
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: os._exit(code))
-    if os.environ.get(WORLD_SIZE, "1") == "1":
-        sys.exit(code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # its reader has ended
