@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import errno
+import itertools
 import multiprocessing
 import os
 import re
@@ -20,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
+import datasets.images
 import trainer.input.loader
 import trainer.input.workers
 import trainer.loop.fit
@@ -594,7 +596,7 @@ def test_a_worker_whose_trainer_hangs_up_prints_no_traceback_and_tells_all_else(
 )
 def test_a_worker_that_closes_its_connection_before_it_is_gone_is_told_as_dead(error, told):
     class Dying:
-        pid, asked = 7, 0
+        pid, exitcode, asked = 7, -9, 0
 
         def is_alive(self):
             self.asked += 1
@@ -745,6 +747,7 @@ def test_workers_that_the_system_refuses_end_the_run_in_words_with_exit_code_5(
         begin = trainer.input.workers.start_workers
 
         def begin_refused(*arguments):
+            monkeypatch.setattr(trainer.input.workers, "start_workers", begin)
             refuse(monkeypatch, count)
             return begin(*arguments)
 
@@ -764,17 +767,19 @@ def test_workers_that_the_system_refuses_end_the_run_in_words_with_exit_code_5(
     assert "Traceback" not in output.read_text()
 
 
-def test_files_that_may_not_be_opened_are_no_broken_images(config_file, tmp_path):
+def test_images_for_which_no_file_may_be_opened_are_not_broken(start, monkeypatch, capfd):
     """With ``on_broken: skip`` they would be left out of the run."""
+    check, calls = datasets.images.check_file, itertools.count()
 
-    def command():
-        refuse_files(None, 3)
-        more = ["dataset.on_broken=skip", "--dry-run"]
-        return main(["--config", str(config_file), "--runs", str(tmp_path / "runs"), *more])
+    def refusing(path):
+        if next(calls) == 20:
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        check(path)
 
-    output = tmp_path / "told.txt"
-    assert exit_code_of(fork(output, command)) == 5, output.read_text()
-    assert "ulimit -n" in output.read_text() and "left out" not in output.read_text()
+    monkeypatch.setattr(datasets.images, "check_file", refusing)
+    assert start("dataset.on_broken=skip", "--dry-run") == 5
+    told = capfd.readouterr()
+    assert "ulimit -n" in told.err and "left out" not in told.out
 
 
 def test_a_batch_that_is_named_is_the_batch_that_was_shown(config_file):

@@ -4,8 +4,10 @@ import atexit
 import importlib
 import importlib.abc
 import os
+import random
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -332,6 +334,16 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_at_once_and_tells_how_to_st
     assert len(ends) > 10 and {name for name, _, _ in ends} == set(startup.SIGNALS)
     wrong = [startup.problem_of(*end, [*arguments, "train.epochs=1"]) for end in ends]
     assert not any(wrong), "\n".join(wrong)
+
+
+@pytest.mark.slow
+def test_signals_at_random_times_of_real_starts(config_file, tmp_path):
+    """``STARTS=2000 python -m pytest -m slow -k random_times`` takes an hour or two."""
+    arguments = ["trainer.train", "--config", str(config_file), "--runs", str(tmp_path / "runs")]
+    for number in range(int(os.environ.get("STARTS", "100"))):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        problem, _ = startup.at_a_random_time(arguments, tmp_path / "runs", random.Random(number))
+        assert not problem, f"start {number}: {problem}"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

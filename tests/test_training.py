@@ -1,17 +1,21 @@
 """Whole runs on small data: what a run folder promises."""
 
 import csv
+import gc
+import importlib
 import json
 import os
 import re
 import signal
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import trainer.loop.epochs
 import trainer.loop.fit
@@ -885,3 +889,62 @@ def test_a_run_says_which_weights_it_begins_with(finished, start, capsys):
     assert f"is a folder; name a file, such as {file}" in capsys.readouterr().err
     assert start(f"model.weights={file}", "model.init=xavier") == 2
     assert "model.init: would replace the weights that 'weights' loads" in capsys.readouterr().err
+
+
+def live_tensors() -> list[torch.Tensor]:
+    """All tensors that Python knows, also those that only a graph of autograd holds."""
+    gc.collect()
+    return [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
+
+
+COMMANDS_CALLED = {  # command: its arguments; RUN and CONFIG stand for a run and a configuration
+    "train": ["--config", "CONFIG", "--runs", "RUNS", "train.epochs=1"],
+    "train --dry-run": ["--config", "CONFIG", "--dry-run"],
+    "train --resume": ["--resume", "RUN", "train.epochs=3"],
+    "train, refused": ["--config", "CONFIG", "transforms.train.1.size=8"],
+    "train, not finite": ["--config", "CONFIG", "--runs", "RUNS", "optimizer.lr=1e30"],
+    "find_lr": ["--config", "CONFIG", "--runs", "RUNS", "--steps", "20"],
+    "evaluate": ["RUN"],
+    "predict": ["RUN", "IMAGE"],
+    "explain": ["RUN", "IMAGE", "--output", "RUNS/look"],
+    "export": ["RUN", "--format", "safetensors"],
+    "data": ["--config", "CONFIG", "--runs", "RUNS"],
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("data", "train, refused") else [])
+        for name in COMMANDS_CALLED
+    ],
+)
+def test_a_command_that_is_called_again_keeps_no_tensor(
+    config_file, finished, notes, tmp_path, monkeypatch, name
+):
+    """In a notebook, each call would keep a model, its gradients and a batch."""
+    module = importlib.import_module(f"trainer.{re.split('[ ,]', name)[0]}")
+    image = next(notes.glob("*/*.jpg"))
+    models = []
+    build = nn.Module.__init__
+
+    def built(model, *arguments, **named):
+        models.append(weakref.ref(model))
+        build(model, *arguments, **named)
+
+    monkeypatch.setattr(nn.Module, "__init__", built)
+
+    def call():
+        names = {"CONFIG": config_file, "RUN": finished(), "RUNS": tmp_path, "IMAGE": image}
+        given = [re.sub("CONFIG|RUNS|RUN|IMAGE", lambda m: str(names[m[0]]), text)
+                 for text in COMMANDS_CALLED[name]]  # fmt: skip
+        module.main(given)
+
+    call()  # the first call may keep constants of libraries
+    before = live_tensors()
+    known = {id(tensor) for tensor in before}
+    models.clear()
+    call()
+    assert not [tensor.shape for tensor in live_tensors() if id(tensor) not in known]
+    assert not [model() for model in models if model() is not None]
+    assert models or name == "data"

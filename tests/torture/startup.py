@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 HANDLER = "quit_at_once"  # which a command has until training begins
 PATIENCE = 60  # seconds in which a process must have ended, on a machine that has much to do
-CPU = 2.2  # seconds of work of a start, until training begins
+CPU = 1.7  # seconds of work of a start, until training begins
 
 # A sitecustomize.py. FORKS: "import n", at each n-th import; "line n", at each n-th line of the
 # code that takes and frees the locks of imports; "call n", at each n-th call of a Python function.
