@@ -1,5 +1,6 @@
 """Being asked to stop, in every phase: saved, exit 75, how to go on; the second time, at once."""
 
+import _thread
 import atexit
 import importlib
 import importlib.abc
@@ -384,6 +385,24 @@ def test_a_command_that_is_ended_leaves_no_worker_and_nothing_half_written(tmp_p
     assert exit_code_of(fork(tmp_path / "told.txt", command)) == 75
     assert not folder.exists() and not download.exists()
     assert not Path(f"/proc/{(tmp_path / 'worker').read_text()}").exists()
+
+
+def test_the_sigint_of_openblas_that_may_not_start_its_threads_is_told_as_that(
+    tmp_path, monkeypatch
+):
+    """It sends the signal to its own process while numpy is imported."""
+
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    def command():
+        monkeypatch.setattr(_thread, "start_new_thread", refuse)
+        watch("trainer.predict")
+        os.kill(os.getpid(), signal.SIGINT)
+        return 1
+
+    assert exit_code_of(fork(tmp_path / "told.txt", command)) == 5
+    assert "ulimit -u" in (tmp_path / "told.txt").read_text()
 
 
 def test_a_signal_after_the_end_changes_neither_the_exit_code_nor_the_message(tmp_path, capfd):

@@ -5,6 +5,7 @@ that swallows the exception or aborts. ``trainer/__init__`` calls ``watch`` befo
 import. Therefore this file imports almost nothing, and ``quit_at_once`` imports nothing.
 """
 
+import _thread
 import os
 import signal
 import sys
@@ -14,6 +15,11 @@ SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 STOPPED = 75  # the exit code of a command that the same command resumes
+NO_THREADS = 5  # as of a full disk
+OUT_OF_THREADS = (
+    "the system refuses another thread: raise its limit of processes and threads "
+    "(ulimit -u, docker --pids-limit)\n"
+)
 GO_ON = {  # these commands, and what they say
     "trainer.train": "before training began, nothing was written; to start again:",
     "trainer.sweep": "before its work began, nothing was lost; to go on:",
@@ -44,18 +50,28 @@ def is_watching() -> bool:
 def quit_at_once(number: int, frame: object) -> None:
     """The handler: print why, remove what is unfinished, end worker processes and this process.
 
-    The exit code is 75, or 128 + ``number`` of a command that has nothing to resume.
+    The exit code is 75, 128 + ``number`` of a command that has nothing to resume, or 5.
     """
     code = STOPPED if _This.command in GO_ON else 128 + number
+    code = NO_THREADS if number == signal.SIGINT and not _may_start_threads() else code
     if _This.is_quitting or not is_watching():  # a second signal; a worker of this process
         os._exit(code)
     _This.is_quitting = True
     try:
-        _write(_why(number))
+        _write(OUT_OF_THREADS if code == NO_THREADS else _why(number))
         _end_workers()
         _remove_unfinished()
     finally:
         os._exit(code)  # whatever was raised, such as by a module that is imported in part
+
+
+def _may_start_threads() -> bool:
+    """Whether a thread can be started. If not, SIGINT comes from OpenBLAS, which numpy imports."""
+    try:
+        _thread.start_new_thread(int, ())
+    except RuntimeError:
+        return False
+    return True
 
 
 def _why(number: int) -> str:
