@@ -224,12 +224,12 @@ def test_choices_that_a_later_crop_makes_equal_are_taken(config_file):
 def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_trainer(config_file):
     loader = loader_of(config_file, "loader.workers=2", "loader.cache=off")
     batches = loader.epoch(0)
-    first = next(batches)
+    first = [next(batches), next(batches)]  # one of each worker, which is ready then
     for process in multiprocessing.active_children():
         assert process.pid is not None
         os.kill(process.pid, signal.SIGTERM)
         os.kill(process.pid, signal.SIGINT)
-    again = [first, *batches]
+    again = [*first, *batches]
     assert len(again) == len(loader)
 
 

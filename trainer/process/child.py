@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 
-from trainer.process.stop import SIGNALS
+from trainer.process.quit import SIGNALS
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 TIME_LIMIT = 300  # after which a child is ended, and nothing is known
