@@ -8,10 +8,11 @@ import pytest
 
 import trainer.loop.record
 from tests.test_distributed import at_step
-from trainer.process import launch, restarts
+from trainer.process import launch
 from trainer.process.errors import Stopped, UsageError
-from trainer.process.restarts import run_before_restart
+from trainer.run import restarts
 from trainer.run.disk import read_json
+from trainer.run.restarts import run_before_restart
 from trainer.train import main
 
 
@@ -21,7 +22,7 @@ def torchrun(monkeypatch):
 
     def be(agent="one", restarts=0, job="none"):
         now = {"agent": agent, "id": job, "restarts": restarts}
-        monkeypatch.setattr("trainer.process.restarts.launcher", lambda: now)
+        monkeypatch.setattr("trainer.run.restarts.launcher", lambda: now)
 
     return be
 

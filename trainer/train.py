@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
         from trainer.build.prepare import distribute, fetch, prepare
         from trainer.distributed.processes import joined, on_every_rank, on_main
         from trainer.loop.fit import fit
-        from trainer.process.restarts import run_before_restart
+        from trainer.run.restarts import run_before_restart
     with joined(config.train.device in ("auto", "cuda"), stop):
         begun = on_main(lambda: run_before_restart(arguments.runs, config.name, folder))
         if begun is not None:

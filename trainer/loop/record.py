@@ -12,10 +12,10 @@ from trainer.distributed.fsdp import hand_over, is_sharded
 from trainer.distributed.processes import is_main
 from trainer.loop.snapshot import copied, snapshot
 from trainer.loop.state import State
-from trainer.process.restarts import launcher
 from trainer.run.disk import Digest, make_folder, read_json, write_file, write_json, write_with
 from trainer.run.environment import device_name, environment, uncommitted_patch
 from trainer.run.log import RunLog
+from trainer.run.restarts import launcher
 from trainer.run.saver import Saver
 
 

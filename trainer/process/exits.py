@@ -11,8 +11,7 @@ from contextlib import suppress
 
 from datasets import DataError
 from trainer.process import errors
-from trainer.process.launch import is_first
-from trainer.process.restarts import restart_count
+from trainer.process.launch import is_first, restart_count
 
 
 class Exit(enum.IntEnum):

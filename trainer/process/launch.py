@@ -15,6 +15,11 @@ RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
 NEEDED = (RANK, WORLD_SIZE, "MASTER_ADDR", "MASTER_PORT")
 
 
+def restart_count() -> int:
+    """The number of times that torchrun has restarted its processes."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def was_launched() -> bool:
     """Whether torchrun or the like started this process. UsageError if variables are missing."""
     there = [name for name in NEEDED if os.environ.get(name)]

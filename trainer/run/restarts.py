@@ -13,11 +13,7 @@ from typing import Any
 
 from trainer.process.console import say
 from trainer.process.errors import Stopped
-
-
-def restart_count() -> int:
-    """The number of times that torchrun has restarted its processes."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+from trainer.process.launch import restart_count
 
 
 def launcher() -> dict[str, Any] | None:
