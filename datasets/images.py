@@ -24,8 +24,7 @@ HAS_AVIF = find_spec("PIL._avif") is not None  # Pillow before 11.3, or some bui
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".jfi", ".mpo", ".png", ".apng", ".bmp", ".webp"}
     | {".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
-    | {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
-    | ({".avif", ".avifs"} if HAS_AVIF else set())
+    | {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs"}
 )
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", *["AVIF"] * HAS_AVIF)
 MAX_BYTES = 1 << 30  # of a file: more than MAX_PIXELS in 16-bit colour

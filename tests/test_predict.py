@@ -534,3 +534,14 @@ def test_a_folder_with_runs_of_several_names_is_refused_with_their_list(
     shutil.copytree(b, tmp_path / "a" / b.name)  # a folder of one name with another's run in it
     with pytest.raises(UsageError, match="a holds runs of 2 names"):
         find_run(str(tmp_path / "a"))
+
+
+def test_a_run_is_found_from_its_own_folder_and_with_more_workers_than_this_machine_takes(
+    finished, notes, monkeypatch, capfd
+):
+    run, image = finished(), str(next(notes.resolve().glob("1/*.jpg")))
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("workers: 0", "workers: 1000"))
+    monkeypatch.chdir(run)
+    assert main([".", image]) == 0
+    assert "run     ., weights of epoch" in capfd.readouterr().err

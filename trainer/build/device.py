@@ -16,7 +16,6 @@ def choose_device(config: Config) -> torch.device:
     name = config.train.device
     if name == "auto":
         name = next((kind for kind, there in available.items() if there), "cpu")
-    check_counts(config)
     if config.train.threads != "auto":
         torch.set_num_threads(config.train.threads)
     device = torch.device(name)

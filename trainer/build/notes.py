@@ -25,9 +25,7 @@ def notes_on_run(job: Job) -> list[str]:
     """Lines for the user about settings that have no effect in this run, or a strange one."""
     config, steps = job.config, len(job.train_loader)
     found = [*notes_on_config(config), *_on_steps(config, steps), *_on_data(job)]
-    found += [*_on_schedule(config, steps), *_on_machine(job), *_on_statistics(job)]
-    if moved := warm_up_note(job):
-        found.append(Note("scheduler.warmup", moved))
+    found += [*_on_schedule(job, steps), *_on_machine(job), *_on_statistics(job)]
     return as_lines(config, found)
 
 
@@ -53,8 +51,9 @@ def _on_steps(config: Config, steps: int) -> Iterator[Note]:
             yield Note(f"{key}.every", f"{every} is after the run's {all_steps:,} steps: {lost}")
 
 
-def _on_schedule(config: Config, steps: int) -> Iterator[Note]:
-    """Schedules that change no learning rate, tried on a number instead of a model."""
+def _on_schedule(job: Job, steps: int) -> Iterator[Note]:
+    """Schedules that change no learning rate, tried on a number instead of a model; warm-ups."""
+    config = job.config
     if (scheduler := config.scheduler) is None:
         return
     warmup = Duration.parse(scheduler.trainer_arguments.get("warmup") or "1st")
@@ -76,6 +75,9 @@ def _on_schedule(config: Config, steps: int) -> Iterator[Note]:
         if len(rates) == 1 and left <= MAX_TRIED_EPOCHS:
             when = f"{left} epoch{'s' * (left != 1)}" + " after the warm-up" * (warm > 0)
             yield Note("scheduler", f"{scheduler.name} changes no rate in the run's {when}")
+            return
+    if left > 0 and (moved := warm_up_note(job)):
+        yield Note("scheduler.warmup", moved)
 
 
 def warm_up_note(job: Job) -> str:

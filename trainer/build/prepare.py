@@ -8,7 +8,7 @@ from torch import nn
 
 from models.recompute import recompute
 from trainer.build.compile import make_fast
-from trainer.build.device import choose_device
+from trainer.build.device import check_counts, choose_device
 from trainer.build.job import Job
 from trainer.build.model import build_loss, build_model
 from trainer.build.notes import notes_on_run
@@ -69,6 +69,7 @@ def prepare(config: Config, say: Say) -> Job:
     notes: list[str] = []
     plain, say = say, noting(say, notes)
     check_settings(config, say)
+    check_counts(config)
     device = choose_device(config)
     check_sync_batch_norm(config, device)
     data, shapes = prepare_data(config, device, plain)  # it keeps its own notes

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.build.model import logits_of
-from trainer.build.trained import TrainedModel, load_trained
+from trainer.build.trained import TrainedModel, load_with
 from trainer.components.losses import SIGMOIDS
-from trainer.config import Config
+from trainer.config import Config, load_config
 from trainer.config.settings import Component
 from trainer.distributed.micro_batches import Autocast
 from trainer.input.subset import Subset
@@ -96,7 +96,7 @@ def load_teacher(
     place = [f"train.device={config.train.device}", f"train.threads={config.train.threads}"]
     try:
         run = find_run(distill.run)
-        trained = load_trained(run, place)
+        trained = load_with(load_config(run / "config.yaml", place), run)
     except (UsageError, RunError, ConfigError) as error:
         message = f"cannot teach: {error}"
         raise ConfigError([config.fault("distill.run", message)]) from None

@@ -99,11 +99,13 @@ def load_trained(run: Path, overrides: Sequence[str] = ()) -> TrainedModel:
     config = load_config(run / "config.yaml", overrides)
     for note in as_lines(config, notes_on_transforms(config)):
         print(f"note: {note}", file=sys.stderr)
-    return load_with(config, run)
+    trained = load_with(config, run)
+    tell_which(run, trained.epoch)
+    return trained
 
 
 def load_with(config: Config, run: Path) -> TrainedModel:
-    """``load_trained`` with a given configuration."""
+    """``load_trained`` with a given configuration, silently."""
     if faults := check_components(config):
         raise ConfigError(faults)
     device = choose_device(config)
@@ -126,7 +128,6 @@ def load_with(config: Config, run: Path) -> TrainedModel:
     metrics = best.get("metrics")
     epoch = metrics.get("epoch") if isinstance(metrics, dict) else None
     epoch = epoch if type(epoch) is int else None
-    tell_which(run, epoch)
     return TrainedModel(
         run=run,
         config=config,
@@ -160,8 +161,8 @@ def tell_which(run: Path, epoch: int | None) -> None:
     """Print on stderr which run's weights were taken, of which epoch, and if others may follow."""
     if not is_first():
         return
-    (state, _), beside = state_of(run), runs_in(run.absolute().parent)
-    newer = len(beside) - 1 - next(i for i, each in enumerate(beside) if each.name == run.name)
+    (state, _), beside = state_of(run), runs_in(run.resolve().parent)
+    newer = len(beside) - 1 - [each.resolve() for each in beside].index(run.resolve())
     place = f" (the newest of {len(beside)})" if not newer else f" ({newer} newer beside it)"
     so_far = "" if state == "done" else f", the best so far: the run is {visible(state)}"
     of_epoch = "best weights" if epoch is None else f"weights of epoch {epoch}"

@@ -9,7 +9,7 @@ import torch
 from datasets import DataError
 from trainer.build.model import build_loss, check_size
 from trainer.build.teacher import first_names
-from trainer.build.trained import load_with
+from trainer.build.trained import load_with, tell_which
 from trainer.config import Config, load_config
 from trainer.input.data import check_shape, digest_of_split, eval_loader, load_subset
 from trainer.loop.evaluate import evaluate, predict, what_may_help, without_answer
@@ -30,6 +30,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
         raise RunError(f"{run / 'split.json'} names no {split} split: the run folder is damaged.")
     require_unchanged(run, saved)
     trained = load_with(config, run)
+    tell_which(run, trained.epoch)
     device, config = trained.device, trained.config
     dataset, subset = load_subset(config, saved[split], device)
     if dataset.classes != trained.classes:

@@ -294,11 +294,6 @@ def _notes(given: ReportData, run: Path) -> list[str]:
     notes = dataset.get("notes") or list(filter(None, [dataset.get("note")]))
     if skipped := numbers(result).get("skipped_steps"):
         notes += [f"{skipped:,} steps without finite numbers were skipped in training."]
-    for split, counts in () if "notes" in dataset else balance.items():
-        absent = [name for name, count in zip(classes, counts, strict=True) if not count]
-        if absent:
-            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-            notes += [f"No {split} image is of class {', '.join(absent[:5])}{more}."]
     facts: dict[str, Any] = {}
     with suppress(RunError):
         facts = read_json(run.parent / "data" / "data.json")
