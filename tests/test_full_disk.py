@@ -69,15 +69,35 @@ def test_a_command_that_cannot_write_says_so_and_leaves_nothing(
 
 def test_what_was_there_before_stays_when_a_folder_cannot_be_filled(tmp_path):
     (tmp_path / "old").write_text("old")
-    with pytest.raises(KeyboardInterrupt), disk.all_or_nothing(tmp_path):
-        (tmp_path / "new").mkdir()
-        (tmp_path / "new" / "file").touch()
-        (tmp_path / "link").symlink_to(tmp_path / "old")
+    with pytest.raises(KeyboardInterrupt), disk.all_or_nothing():
+        disk.make_output_folder(tmp_path / "new" / "deep")
+        disk.write_file(tmp_path / "new" / "deep" / "file", "new")
+        disk.write_file(tmp_path / ".unproven", "new")
+        disk.rename(tmp_path / ".unproven", tmp_path / "renamed")
+        disk.write_file(tmp_path / "old", "newer")
         raise KeyboardInterrupt
     assert tree(tmp_path) == [str(tmp_path / "old")]
-    with disk.all_or_nothing(tmp_path / "kept"):
-        (tmp_path / "kept").mkdir()
+    with disk.all_or_nothing():
+        disk.make_output_folder(tmp_path / "kept")
     assert (tmp_path / "kept").is_dir()
+
+
+def test_what_another_process_writes_meanwhile_stays_when_a_command_fails(tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "ours" / "theirs"
+    with pytest.raises(KeyboardInterrupt), disk.all_or_nothing():
+        disk.make_output_folder(ours)
+        disk.write_file(ours / "a", "ours")
+        disk.write_file(ours / "b", "ours")
+        theirs.mkdir()
+        (theirs / "file").touch()
+        (tmp_path / "beside").touch()
+        (tmp_path / "other").write_text("theirs")
+        os.replace(tmp_path / "other", ours / "b")
+        raise KeyboardInterrupt
+    assert tree(tmp_path) == sorted(
+        map(str, [tmp_path / "beside", ours, ours / "b", theirs, theirs / "file"])
+    )
+    assert (ours / "b").read_text() == "theirs"
 
 
 def test_a_report_that_cannot_be_written_leaves_no_half_of_one(start, tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output) if arguments.output else choose_folder(folder, path)
     label = None if name is None else trained.classes.index(name)
     try:
-        with all_or_nothing(output):
+        with all_or_nothing():
             made = explain(trained, path, image, output, label)
     except ValueError as error:
         if component_place(error):

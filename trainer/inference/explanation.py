@@ -17,7 +17,7 @@ from trainer.insight.features import feature_maps, first_kernels, grad_cam
 from trainer.insight.samples import as_pictures
 from trainer.process.errors import NO_ANSWER, NoAnswer, RunError
 from trainer.process.words import visible
-from trainer.run.disk import sha256_of, write_file, write_json
+from trainer.run.disk import make_folders, sha256_of, write_file, write_json
 
 MAX_CHANNELS = 64  # of a layer, in a picture
 PANEL = 320  # side of a picture in the overview, in pixels
@@ -51,7 +51,7 @@ def explain(
     notes: list[str] = []
 
     def write(name: str, picture: Image.Image, what: str) -> None:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        make_folders((folder / name).parent)
         write_file(folder / name, png(picture))
         written.append((folder / name, what))
 

@@ -60,7 +60,7 @@ def export_run(
     for name in formats:
         if name != "safetensors" and exported is None:
             exported = export(trained, sample.inputs)
-        with disk.all_or_nothing(folder):
+        with disk.all_or_nothing():
             disk.make_output_folder(folder)
             path, difference = write[name](folder, trained, sample, card, exported)
         print(f"{name:<12} {path} ({path.stat().st_size / 2**20:,.1f} MiB)")

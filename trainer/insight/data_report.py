@@ -42,7 +42,7 @@ def write_data_report(found: Inspection, folder: Path) -> list[Path]:
         "classes.png": draw_classes(found),
         "duplicates.png": draw_duplicates(found),
     }
-    with all_or_nothing(folder):
+    with all_or_nothing():
         make_output_folder(folder)
         for name, picture in pictures.items():
             if picture is None:

@@ -17,7 +17,7 @@ def write_report(folder: Path, results: ReportData, run: Path | None = None) -> 
 
     run: the run's folder (default: the parent). Raises RunError if ``folder`` is a link.
     """
-    with all_or_nothing(folder):
+    with all_or_nothing():
         make_output_folder(folder)
         _write_files(folder, results, run)
 

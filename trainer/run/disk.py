@@ -7,10 +7,10 @@ tests can replace it by one that fails, or kills the process, at the n-th call.
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ PIECE = 2**22  # bytes written and hashed in one go
 CACHED = 2**26
 MAX_JSON = 2**28
 MAX_SPLIT = 2**36  # of split.json: a million images take 2**27
+
+# What ``all_or_nothing`` has seen made: new files as they are on the disk, and folders (None).
+_made: ContextVar["list[tuple[Path, os.stat_result | None]] | None"] = ContextVar(
+    "_made", default=None
+)
 
 
 class Digest:
@@ -111,6 +116,7 @@ def write_with(path: Path, fill: Callable[[Digest], object], *copies: Path) -> d
             for descriptor in descriptors:
                 os.close(descriptor)
         for temporary, final in zip(temporaries, paths, strict=True):
+            _note_new(final, temporary)
             os.replace(temporary, final)
     except BaseException as error:
         for temporary in temporaries:
@@ -169,34 +175,56 @@ def make_output_folder(folder: Path) -> None:
     """Make a folder for results, unless it is there; raises RunError for a link."""
     if folder.is_symlink():
         raise RunError(f"{folder} is a link; nothing is written behind it.")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it, unless they are there."""
+    if folder.is_dir():
+        return
+    make_folders(folder.parent)
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        if not folder.is_dir():  # else another process has just made it
+            raise
+    else:
+        if (made := _made.get()) is not None:
+            made.append((folder, None))
 
 
 @contextmanager
-def all_or_nothing(folder: Path) -> Iterator[None]:
-    """Context manager: if the body fails, what it has made in ``folder`` is removed again.
+def all_or_nothing() -> Iterator[None]:
+    """Context manager: if the body fails, the new files and folders that it made are removed again.
 
-    Files that were there before stay, in the old or the new form.
+    They are those that this module's functions made. A file that was there before stays, in the old
+    or the new form, and so do a file that another process wrote, and a folder that holds one.
     """
-    top = folder.absolute()
-    while not top.exists() and not top.parent.exists():
-        top = top.parent
-    before = set(os.listdir(top)) if top.is_dir() else set()
-    is_new = not os.path.lexists(top)
+    made: list[tuple[Path, os.stat_result | None]] = []
+    token = _made.set(made)
     try:
         yield
     except BaseException:
-        names = set(os.listdir(top)) - before if top.is_dir() else set()
-        for path in [top] if is_new else [top / name for name in names]:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        for path, file in reversed(made):
+            with suppress(OSError):
+                if file is None:
+                    path.rmdir()  # if it is empty
+                elif os.path.samestat(path.lstat(), file):
+                    path.unlink()
         raise
+    finally:
+        _made.reset(token)
+
+
+def _note_new(path: Path, source: Path) -> None:
+    """Note that ``source`` is about to get the name ``path``, if that is a new name."""
+    if (made := _made.get()) is not None and not os.path.lexists(path):
+        made.append((path, source.lstat()))
 
 
 def rename(old: Path, new: Path) -> None:
     """Rename a file or folder; a file that has the new name is replaced."""
+    _note_new(new, old)
     os.replace(old, new)
 
 
