@@ -27,6 +27,7 @@ from trainer.sweeping import folder as folders
 from trainer.sweeping import results, space, study, work
 from trainer.sweeping.page import sweep_page
 from trainer.sweeping.plan import load_sweep
+from trainer.sweeping.process import values_of
 from trainer.sweeping.settings import Range, Sweep
 from trainer.sweeping.trials import trials_of
 
@@ -810,6 +811,14 @@ def test_the_page_labels_every_choice_in_full_and_gives_the_wall_time(write):
         rows.append(results.Row(number, settings, "done", [end], [0.5], 0, {}, 9.0, 1.0, ""))
     content = sweep_page(plan, rows)
     assert "1h14m, from 2026-01-31 12:00:00 to 2026-01-31 13:14:30" in content
+    edited = ["yesterday", 7.5, None, "2026-01-31T19:00:00+01:00", "2026-02-31 12:00:00"]
+    for row, other in zip(rows, edited, strict=False):
+        row.runs[0]["ended"] = other  # type: ignore[index]
+    rows[5].runs[0]["run"] = "t/20261331-120000-ab12"  # type: ignore[index]
+    assert "1h14m, from 2026-01-31 12:00:00 to 2026-01-31 13:14:30" in sweep_page(plan, rows)
+    for row in rows:
+        row.runs[0]["ended"] = "yesterday"  # type: ignore[index]
+    assert "to yesterday" not in sweep_page(plan, rows)
     chart_of = {
         key: re.search(rf"<b>{key}</b>.*?</svg>", content, re.DOTALL)[0]  # type: ignore[index]
         for key in plan.sweep.params
@@ -821,6 +830,18 @@ def test_the_page_labels_every_choice_in_full_and_gives_the_wall_time(write):
             for other_x, other_y, other in labels:
                 apart = 3 * (len(label) + len(other))
                 assert label == other or y != other_y or abs(float(x) - float(other_x)) > apart
+
+
+def test_lines_of_metrics_that_hold_no_numbers_cost_the_pruner_only_these(tmp_path):
+    good = {"step": 9, "epoch": 1, "train/loss_epoch": 1.0, "val/loss": 0.5, "val/accuracy": 0.25}
+    loss, epoch = "val/loss", "epoch"
+    changes: list[dict[str, Any]] = [{}, {loss: None}, {loss: "low"}, {loss: math.nan}, {loss: 7}]
+    changes += [{loss: 10**400}, {loss: [1]}, {epoch: None}, {epoch: [2]}, {"val/accuracy": None}]
+    lines = [good | {"epoch": number} | change for number, change in enumerate(changes)]
+    lines += [{k: v for k, v in good.items() if k != loss} | {epoch: 98}]
+    lines += [{k: v for k, v in good.items() if k != epoch}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert values_of(tmp_path, "val/accuracy") == {0: 0.25, 4: 0.25, 98: 0.25}
 
 
 def test_the_page_is_whole_and_asks_for_nothing_from_elsewhere(swept):

@@ -69,13 +69,21 @@ def _sweep_facts(plan: Plan, rows: Sequence[Row]) -> dict[str, str]:
 
 def _wall_time(ends: Sequence[Mapping[str, Any]]) -> str:
     """From the start of the first run to the end of the last, pauses included."""
-    begun = [found for end in ends if (found := STAMPED.search(str(end["run"])))]
-    over = [str(end["ended"]) for end in ends if end.get("ended")]
-    if not begun or not over:
+    stamps = [found for end in ends if (found := STAMPED.search(str(end["run"])))]
+    begun = [_time("{}-{}-{} {}:{}:{}".format(*stamp.groups())) for stamp in stamps]
+    first = min(filter(None, begun), default=None)
+    last = max(filter(None, (_time(end.get("ended")) for end in ends)), default=None)
+    if first is None or last is None:
         return took(None)
-    first = min("{}-{}-{} {}:{}:{}".format(*stamp.groups()) for stamp in begun)
-    apart = datetime.fromisoformat(max(over)) - datetime.fromisoformat(first)
-    return f"{took(apart.total_seconds())}, from {first} to {max(over)}"
+    return f"{took((last - first).total_seconds())}, from {first} to {last}"
+
+
+def _time(text: object) -> datetime | None:
+    """The time that ``text`` names; None if it names none, as after an edit of a file."""
+    try:
+        return datetime.strptime(str(text), "%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return None
 
 
 def _best(monitor: str, row: Row) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.comparing.listing import read_object
+from trainer.comparing.listing import number, read_object
 from trainer.config.settings import LogItem
 from trainer.process.errors import RunError
 from trainer.process.exits import Exit
@@ -82,8 +82,10 @@ def values_of(run: Path, monitor: str) -> dict[int, float]:
         line["epoch"]: line[monitor]
         for line in lines
         if "train/loss_epoch" in line
+        and isinstance(line.get("epoch"), int)
         and isinstance(line.get(monitor), float)
-        and math.isfinite(line.get("val/loss", 0.0))  # else the epoch cannot be the best
+        and (loss := number(line.get("val/loss", 0.0))) is not None
+        and math.isfinite(loss)  # else the epoch cannot be the best
     }
 
 
