@@ -14,12 +14,20 @@ MAX_SIDE = 512  # pixels; larger square sizes are not tried
 MARKS = (1, 2, 4, 8, 16, *sorted({*range(32, MAX_SIDE + 1, 32), 240, 299, 336}))
 
 
+class ImageSizeError(ValueError):
+    """A model cannot take images of a size. ``size``: a side at which squares work, or None."""
+
+    def __init__(self, message: str, size: int | None) -> None:
+        super().__init__(message)
+        self.size = size
+
+
 def check_input(model: nn.Module, shape: tuple[int, int, int]) -> None:
     """Check that the model accepts images of shape (C, H, W); the model does not change.
 
     Runs a batch of two on the meta device (shapes only), in the model's current mode.
-    Raises ValueError that names the failing layer, the shape of its input, and the smallest square
-    size that works (or the range of sizes, if the image is not too small).
+    Raises ImageSizeError that names the failing layer, the shape of its input, and the smallest
+    square size that works (or the range of sizes, if the image is not too small).
     A model that cannot run on the meta device passes: its first real batch shows the error.
     """
     # Running statistics are updated in these stand-ins, not in the model.
@@ -50,10 +58,12 @@ def check_input(model: nn.Module, shape: tuple[int, int, int]) -> None:
             own = [frame for frame in frames if "/torch/" not in frame.filename]  # not its _assert
             reason = f"{type(error).__name__}: {own[-1].line}"
         channels, height, width = shape
-        raise ValueError(
+        mend, size = _mend(model, stand_ins, shape)
+        raise ImageSizeError(
             f"{type(model).__name__} cannot take {channels}-channel images of {height} x {width}:"
             f" layer {name or '(root)'} ({type(layer).__name__}) received {received} in a"
-            f" batch of two and failed: {reason}. {_mend(model, stand_ins, shape)}"
+            f" batch of two and failed: {reason}. {mend}",
+            size,
         ) from error
 
 
@@ -77,8 +87,13 @@ def _run(model: nn.Module, stand_ins: dict[str, Tensor], shape: tuple[int, int, 
         torch.func.functional_call(model, stand_ins, images, tie_weights=False)
 
 
-def _mend(model: nn.Module, stand_ins: dict[str, Tensor], shape: tuple[int, int, int]) -> str:
-    """Which square sizes work. Batch norm changes no shape, and would take 19 / 20 of the time."""
+def _mend(
+    model: nn.Module, stand_ins: dict[str, Tensor], shape: tuple[int, int, int]
+) -> tuple[str, int | None]:
+    """Which square sizes work, in words, and one of them; None if none does.
+
+    Batch norm changes no shape, and would take 19 / 20 of the time.
+    """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     try:
         for norm in norms:
@@ -91,7 +106,7 @@ def _mend(model: nn.Module, stand_ins: dict[str, Tensor], shape: tuple[int, int,
 
 def _sizes_that_work(
     model: nn.Module, stand_ins: dict[str, Tensor], shape: tuple[int, int, int]
-) -> str:
+) -> tuple[str, int | None]:
     channels, height, width = shape
 
     def works(side: int) -> bool:
@@ -105,17 +120,19 @@ def _sizes_that_work(
     # between one that fails and a larger one that works.
     good = next(filter(works, MARKS), None) or next(filter(works, range(1, MAX_SIDE + 1)), None)
     if good is None:
-        return f"No square size up to {MAX_SIDE} x {MAX_SIDE} works with {channels} channel(s)."
+        none = f"No square size up to {MAX_SIDE} x {MAX_SIDE} works with {channels} channel(s)."
+        return none, None
     smallest = _edge(works, good, max((m for m in MARKS if m < good), default=0))
     if min(height, width) < smallest:
-        return f"The smallest square size that works is {smallest} x {smallest}; resize the images."
+        square = f"{smallest} x {smallest}"
+        return f"The smallest square size that works is {square}; resize the images.", smallest
     bad = next((m for m in MARKS if m > good and not works(m)), MAX_SIDE + 1)
     largest = _edge(works, max(m for m in (good, *MARKS) if good <= m < bad), bad)
     if largest == smallest:
-        return f"It works at {smallest} x {smallest} only; resize the images."
+        return f"It works at {smallest} x {smallest} only; resize the images.", smallest
     if smallest <= height == width <= largest:  # which fails: only some sizes in between work
-        return f"Square sizes such as {good} x {good} work; resize the images."
-    return f"Square sizes from {smallest} to {largest} work; resize the images."
+        return f"Square sizes such as {good} x {good} work; resize the images.", good
+    return f"Square sizes from {smallest} to {largest} work; resize the images.", smallest
 
 
 def _edge(works: Callable[[int], bool], good: int, bad: int) -> int:

@@ -23,6 +23,9 @@ from models.mlp import MLP
 from models.probe import check_input
 from models.vgg import VGG
 from models.weights import Weights, head_of, load_weights, read_weights, spread_channels
+from trainer.build.model import check_size
+from trainer.config import load_config
+from trainer.process.errors import ConfigError
 
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
 DIGITS = tuple("0123456789")
@@ -435,13 +438,30 @@ def test_the_sizes_that_work_are_found_exactly_with_few_tries(
             check_input(model, (3, size, size))
 
 
-def test_of_sizes_that_work_only_here_and_there_one_is_named():
+def test_of_sizes_that_work_only_here_and_there_one_is_named(config_file):
     class Patches(nn.Module):
         def forward(self, images):
             return images.unflatten(3, (-1, 32)).flatten(1)
 
-    with pytest.raises(ValueError, match="Square sizes such as 32 x 32 work"):
-        check_input(Patches(), (3, 50, 50))
+    with pytest.raises(ConfigError) as raised:
+        check_size(load_config(config_file), Patches(), (3, 50, 50))
+    assert "Square sizes such as 32 x 32 work" in str(raised.value)
+    assert "{name: Resize, size: [32, 32]} in transforms.train and" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "size"),
+    [
+        (lambda: LeNet(2, 3), (3, 28, 28), 32),
+        (lambda: LeNet(2, 3), (3, 64, 64), 32),
+        (lambda: MLP(2, 1, [28, 28]), (1, 32, 32), 28),
+        (lambda: LeNet(2, 3), (1, 32, 32), None),
+    ],
+)
+def test_the_error_of_a_wrong_size_carries_a_size_that_works(build, shape, size):
+    with pytest.raises(probe.ImageSizeError) as raised:
+        check_input(on_meta(build), shape)
+    assert raised.value.size == size
 
 
 @pytest.mark.parametrize("side", [1, 4, 5, 13, 16, 31, 32, 35, 36, 64])

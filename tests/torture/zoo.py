@@ -125,7 +125,7 @@ def advice(refusal: str) -> tuple[int, str]:
     option = re.search(r"model\.\w+=(\d+|\[\d+, \d+\])", refusal)
     if option:
         return SIZE, option[0]
-    found = re.search(r"(?:works is|works at|sizes from) (\d+)", refusal)
+    found = re.search(r"\{name: Resize, size: \[(\d+), \d+\]\}", refusal)
     return (int(found[1]) if found else 0), ""
 
 

@@ -1,6 +1,5 @@
 """Builds the model and the loss that a configuration names."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -13,7 +12,7 @@ from models import MODELS
 from models.external import timm_model, torchvision_model
 from models.freeze import freeze
 from models.initialise import initialise
-from models.probe import check_input
+from models.probe import ImageSizeError, check_input
 from models.weights import load_weights, read_weights
 from trainer.components import LOSSES
 from trainer.components.losses import balanced_weight
@@ -31,7 +30,6 @@ from trainer.process.errors import (
 from transforms.keyed import seed_of
 
 LIBRARIES = {"torchvision": torchvision_model, "timm": timm_model}
-NO_SIZE = "No square size"  # in a message of ``check_input``
 SIZE_ARGUMENTS = ("img_size", "image_size", "input_size")  # of the libraries' models
 
 
@@ -90,31 +88,30 @@ def check_size(config: Config, model: nn.Module, shape: tuple[int, int, int]) ->
     """
     try:
         check_input(model, shape)
-    except ValueError as error:
+    except ImageSizeError as error:
         message = str(error)
-        if NO_SIZE in message:
+        if error.size is None:
             return
         table = {} if "/" in config.model.name else MODELS
         if table and "variant" in parameters_of(resolve(table, config.model.name)):
             message += " Another model.variant may be made for such images."
-        message += "".join(ways_out(config, model, shape, message))
+        message += "".join(ways_out(config, model, shape, error.size))
         raise ConfigError([config.fault("model", message)]) from None
 
 
 def ways_out(
-    config: Config, model: nn.Module, shape: tuple[int, int, int], message: str
+    config: Config, model: nn.Module, shape: tuple[int, int, int], size: int | None = None
 ) -> Iterator[str]:
-    """Lines with what to type, after a ``message`` that the model cannot take such images."""
+    """Lines with what to type for a model that cannot take such images, but squares of ``size``."""
     if argument := size_argument(config, shape):
         yield f"\n        {argument} makes the model for such images"
-    sizes = [int(size) for size in re.findall(r"(?:works is|works at|sizes from) (\d+)", message)]
     own = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")  # of timm
-    with suppress(ValueError):
+    with suppress(ImageSizeError):
         if own and tuple(own[1:]) != shape[1:]:
             check_input(model, (shape[0], *own[1:]))
-            sizes = [own[1]]
-    if sizes:
-        resize = f"{{name: Resize, size: [{sizes[0]}, {sizes[0]}]}}"
+            size = own[1]
+    if size is not None:
+        resize = f"{{name: Resize, size: [{size}, {size}]}}"
         yield f"\n        {resize} in transforms.train and transforms.eval makes images for it"
 
 

@@ -165,7 +165,7 @@ def rehearse(
         channels, height, width = images.shape[-3:]
         check_size(config, model, (channels, height, width))
         message = f"fails on the first images: {worded(error)}"
-        message += "".join(ways_out(config, model, (channels, height, width), message))
+        message += "".join(ways_out(config, model, (channels, height, width)))
         raise ConfigError([config.fault("model", message)]) from error
     if logits.shape != (len(images), num_classes):
         message = (
