@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,13 @@ from trainer import data, evaluate, explain, export, find_lr, predict
 from trainer.components import LOSSES, METRICS
 from trainer.config.components import TABLES
 from trainer.process.child import what_ends
-from trainer.process.errors import MACHINERY, Stopped, in_plain_words
+from trainer.process.errors import (
+    CHECKOUT,
+    Stopped,
+    component_place,
+    in_plain_words,
+    is_machinery,
+)
 from trainer.run.disk import read_json
 from trainer.train import main
 from transforms import RANDOM, TRANSFORMS
@@ -278,13 +285,58 @@ def test_the_trainers_own_errors_stay_bugs():
     assert in_plain_words(raised.value) is raised.value
 
 
-def test_machinery_is_no_component_and_is_there():
-    for name in MACHINERY:
-        assert os.path.exists(name)
-    for table in (*TABLES.values(), MODELS):
+def test_machinery_is_what_no_table_names(monkeypatch):
+    files = [Path("datasets/walk.py"), Path("datasets/folders.py"), Path("models/probe.py")]
+    files += [
+        Path("transforms/pipeline.py"),
+        Path("models/external.py"),
+        Path("models/__init__.py"),
+    ]
+    for file in files:
+        assert file.exists() and is_machinery(file.as_posix())
+    for table in (DATASETS, MODELS, TRANSFORMS):
         for line in table.values():
-            file = line.partition(":")[0].replace(".", "/") + ".py"
-            assert file not in MACHINERY or line.startswith("models.external:")
+            assert not is_machinery(line.partition(":")[0].replace(".", "/") + ".py")
+    assert not is_machinery("trainer/components/losses.py")
+    assert is_machinery("models/mine.py")
+    monkeypatch.setitem(MODELS, "Mine", "models.mine:Mine")
+    assert not is_machinery("models/mine.py")
+
+
+COMPONENT = "datasets/image_folder.py"
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "place"),
+    [
+        ([COMPONENT], KeyError("x"), f"{COMPONENT}:2"),
+        ([COMPONENT, "datasets/walk.py"], KeyError("x"), ""),
+        ([COMPONENT, "datasets/walk.py"], ValueError("refused"), f"{COMPONENT}:2"),
+        (["datasets/walk.py", COMPONENT], KeyError("x"), f"{COMPONENT}:2"),
+        ([COMPONENT, "trainer/run/disk.py"], KeyError("x"), ""),
+        ([COMPONENT, "datasets/walk.py", "/site-packages/a.py"], KeyError("x"), f"{COMPONENT}:2"),
+    ],
+)
+def test_an_error_of_machinery_is_a_bug_unless_it_refuses(files, error, place):
+    """Each file calls the next; the last one raises."""
+
+    names: dict[str, Any] = {"error": error}
+    for file in reversed(files):
+        does = "names['call']()" if "call" in names else "raise error"
+        code = compile(f"def call():\n    {does}", str(CHECKOUT / file), "exec")
+        exec(code, names := {"names": names, "error": error})
+    call = names["call"]
+    with pytest.raises(type(error)) as raised:
+        call()
+    assert component_place(raised.value).partition(",")[0] == place
+
+
+def test_a_bug_below_a_dataset_is_the_trainers(config_file, tmp_path, monkeypatch, capfd):
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    monkeypatch.setattr("datasets.walk.defaultdict", None)
+    words = [f"dataset={{name: ImageFolder, root: {tmp_path / 'pictures'}}}", "--dry-run"]
+    assert main(["--config", str(config_file), *words]) == 70
+    assert "this is a bug of the trainer" in capfd.readouterr().err
 
 
 # --- a model whose step ends the process

@@ -32,6 +32,7 @@ from trainer.process.errors import (
     OutOfMemory,
     component_place,
     in_plain_words,
+    is_of_machinery,
     refusal_of,
     with_cause,
 )
@@ -193,7 +194,7 @@ def open_dataset(config: Config) -> Dataset:
     except DataError:
         raise
     except Exception as error:
-        if isinstance(in_plain_words(error), OutOfMemory):
+        if isinstance(in_plain_words(error), OutOfMemory) or is_of_machinery(error):
             raise
         message = f"cannot be opened: {refusal_of(error)}"
         raise ConfigError([config.fault("dataset", message)]) from error

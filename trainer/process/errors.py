@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import DataError
+from datasets import DATASETS, DataError
+from models import MODELS
+from transforms import TRANSFORMS
 
 # Pieces of PyTorch's messages when memory runs out, on a GPU or on a CPU.
 NO_MEMORY = "out of memory|not enough memory|[Cc]an('t|not) allocate memory"
@@ -31,13 +33,7 @@ MAX_FAULTS = 50  # in one message; more do not help
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 STANDARD_LIBRARY = str(Path(os.__file__).parent)
-# Code in the folders of components that runs components, and is none itself.
-MACHINERY = {
-    *(f"datasets/{stem}.py" for stem in "__init__ archive files images memory split".split()),
-    *(f"models/{stem}.py" for stem in "arguments dropout external freeze initialise".split()),
-    *(f"models/{stem}.py" for stem in "probe recompute tensor_file weights".split()),
-    *(f"transforms/{stem}.py" for stem in "batched kernel keyed pipeline".split()),
-}
+REFUSALS = (ValueError, OSError, ImportError, RuntimeError)
 # Where PyTorch runs a model or a loss, forward and backward.
 RUNS_A_MODULE = ("torch/nn/modules/module.py", "torch/autograd/graph.py")
 
@@ -130,6 +126,30 @@ class Stopped(BaseException):
     """The process was asked to stop. ``except Exception`` does not catch it."""
 
 
+def is_machinery(name: str) -> bool:
+    """Whether a file of the checkout serves components, and is none: no line of a table names it.
+
+    All files of ``trainer/components`` are components.
+    """
+    lines = (*DATASETS.values(), *MODELS.values(), *TRANSFORMS.values())
+    named = {f"{line.partition(':')[0].replace('.', '/')}.py" for line in lines}
+    return name.startswith(("datasets/", "models/", "transforms/")) and name not in named
+
+
+def is_of_machinery(error: BaseException) -> bool:
+    """Whether machinery raised ``error``, also in the standard library, as a bug of the trainer.
+
+    REFUSALS are none: a component may call machinery with what it cannot take.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    for file in (Path(frame.filename) for frame in reversed(frames)):
+        if file.is_relative_to(STANDARD_LIBRARY) and "site-packages" not in file.parts:
+            continue
+        ours = file.is_relative_to(CHECKOUT) and is_machinery(file.relative_to(CHECKOUT).as_posix())
+        return ours and not isinstance(error, REFUSALS)
+    return False
+
+
 def component_place(error: BaseException) -> str:
     """``FILE:LINE, in FUNCTION`` of the component's code that raised ``error``; empty if none did.
 
@@ -143,7 +163,7 @@ def component_place(error: BaseException) -> str:
         path = Path(frame.f_code.co_filename)
         name = path.relative_to(CHECKOUT).as_posix() if path.is_relative_to(CHECKOUT) else str(path)
         place = f"{name}:{line}, in {frame.f_code.co_qualname}"
-        if name in MACHINERY:
+        if is_machinery(name):
             in_transform |= name == "transforms/pipeline.py"
             continue
         if name.startswith(("trainer/", "scripts/")) and not name.startswith("trainer/components/"):
@@ -155,7 +175,8 @@ def component_place(error: BaseException) -> str:
                 library = place
         elif path.is_absolute() and not name.startswith(STANDARD_LIBRARY):
             own = place
-    if place := own or (library if in_module and not in_transform else ""):
+    place = own or (library if in_module and not in_transform else "")
+    if place and not is_of_machinery(error):
         return place
     return component_place(error.__cause__) if error.__cause__ else ""
 
