@@ -342,7 +342,7 @@ def test_a_bug_below_a_dataset_is_the_trainers(config_file, tmp_path, monkeypatc
 # --- a model whose step ends the process
 
 
-@pytest.mark.parametrize("number", ["SIGSEGV", "SIGKILL", "SIGABRT"])
+@pytest.mark.parametrize("number", ["SIGSEGV", "SIGABRT"])
 def test_a_step_that_ends_the_process_with_channels_last_is_done_without(
     theirs, command, tmp_path, capfd, number
 ):
@@ -356,6 +356,34 @@ def test_a_step_that_ends_the_process_with_channels_last_is_done_without(
     assert f"note    a step of Tiny ends the process ({number}) with channels last" in out
     (folder,) = (tmp_path / "own").iterdir()
     assert read_json(folder / "data_path.json")["channels_last"] is False
+
+
+def test_a_resumed_run_keeps_the_layout_that_it_began_with(theirs, command, tmp_path):
+    theirs.FAILS = "SIGSEGV"
+    assert command("model.ends_in=channels_last")[0] == 0
+    (folder,) = (tmp_path / "own").iterdir()
+    theirs.FAILS = ""  # channels last would now be chosen
+    assert main(["--resume", str(folder), "train.epochs=2"]) == 0
+    assert read_json(folder / "data_path.json")["channels_last"] is False
+    assert "channels_last: auto" in (folder / "config.yaml").read_text()
+
+
+def test_a_step_that_is_killed_is_told_as_memory_that_ran_out(theirs, command, tmp_path):
+    theirs.FAILS = "SIGKILL"
+    for words in (["channels_last"], ["channels_first", "train.channels_last=false"]):
+        code, told = command(f"model.ends_in={words[0]}", *words[1:])
+        assert code == 7 and "out of memory: the system killed a first step of Tiny" in told
+        assert "loader.batch_size" in told and "PyTorch" not in told
+    assert not (tmp_path / "own").exists()
+
+
+def test_a_step_that_takes_long_is_told(monkeypatch, capfd):
+    monkeypatch.setattr("trainer.process.child.PATIENCE", 0.05)
+    assert what_ends(lambda: time.sleep(0.5)) == ""
+    assert capfd.readouterr().out == (
+        "note    still waiting for a step that is tried first, for 300 s at most\n"
+    )
+    assert what_ends(int) == "" and capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

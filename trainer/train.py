@@ -100,6 +100,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
         from trainer.build.prepare import distribute, fetch, prepare
         from trainer.distributed.processes import joined, on_every_rank, on_main
         from trainer.loop.fit import fit
+        from trainer.run.folder import data_path_of
         from trainer.run.restarts import run_before_restart
     with joined(config.train.device in ("auto", "cuda"), stop):
         begun = on_main(lambda: run_before_restart(arguments.runs, config.name, folder))
@@ -108,7 +109,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
         with collecting_later():
             if is_one_of_several():
                 on_every_rank(lambda: fetch(config))
-            job = on_every_rank(lambda: prepare(config, say))
+            began = on_main(lambda: data_path_of(folder))
+            job = on_every_rank(lambda: prepare(config, say, began))
         if arguments.dry_run:
             look_at(job, folder)
             return

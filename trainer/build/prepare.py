@@ -1,7 +1,9 @@
 """Builds a Job from a configuration, and checks everything before the run folder is made."""
 
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -60,9 +62,10 @@ def require_good_components(config: Config) -> None:
         raise ConfigError(faults)
 
 
-def prepare(config: Config, say: Say) -> Job:
+def prepare(config: Config, say: Say, began: Mapping[str, Any] = MappingProxyType({})) -> Job:
     """Check and build everything that the configuration names.
 
+    ``began``: data_path.json of the run that goes on, which keeps its memory layout.
     Makes no run folder, but may download or draw the dataset.
     With several ranks, call ``fetch`` before and ``distribute`` after it.
     """
@@ -80,7 +83,8 @@ def prepare(config: Config, say: Say) -> Job:
     precision = prepare_precision(config, model, device, say)
     distinct = {shape: data.subsets[name] for name, shape in reversed(shapes.items())}  # train wins
     with precision.autocast():
-        layout = choose_layout(config, model, loss_fn, list(distinct.values()), device, say)
+        kept = with_layout(config, device, began)
+        layout = choose_layout(kept, model, loss_fn, list(distinct.values()), device, say)
         if teacher is not None:
             teacher.require_answers(config, train)
     optimizer = build_optimizer(config, model)
@@ -110,6 +114,16 @@ def check_settings(config: Config, say: Say) -> None:
             check_sharding(config)
         else:
             say("note    train.parallel=fsdp cuts the model for several processes; this is one")
+
+
+def with_layout(config: Config, device: torch.device, began: Mapping[str, Any]) -> Config:
+    """The configuration with the memory layout of the run that goes on, if ``auto`` chose it."""
+    layout, same = began.get("channels_last"), began.get("device") == str(device)
+    if config.train.channels_last != "auto" or not same or not isinstance(layout, bool):
+        return config
+    return config.model_copy(
+        update={"train": config.train.model_copy(update={"channels_last": layout})}
+    )
 
 
 def check_sync_batch_norm(config: Config, device: torch.device) -> None:

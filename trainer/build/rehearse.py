@@ -72,7 +72,7 @@ def choose_layout(
 
     ``auto``: channels-last for convolutions on a CPU, where it is faster. Measuring here instead
     could differ in a resumed run and change last bits. A model that cannot do it stays contiguous,
-    as does one whose step in this layout ends the process.
+    as does one whose step in this layout ends the process. Raises OutOfMemory if it is killed.
     """
     wanted = config.train.channels_last
     if wanted == "auto":
@@ -81,6 +81,9 @@ def choose_layout(
     if wanted:
         model.to(memory_format=torch.channels_last)
     if ended := what_ends_a_step(config, model, loss_fn, subsets, device, wanted):
+        if ended == "SIGKILL":  # no layout mends it; another one would change the run's bits
+            what = f"the system killed a first step of {config.model.name} (SIGKILL)"
+            raise in_plain_words(MemoryError(f"{what}, as it does when memory is short"))
         what = f"a step of {config.model.name} ends the process ({ended})"
         if not wanted or config.train.channels_last is True:
             message = f"{what}{' in this layout; write false' if wanted else DEADLY}"

@@ -9,10 +9,12 @@ import threading
 import warnings
 from collections.abc import Callable
 
+from trainer.process.console import say
 from trainer.process.quit import SIGNALS
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
-TIME_LIMIT = 300  # after which a child is ended, and nothing is known
+PATIENCE = 10.0  # seconds after which a line tells what is waited for
+TIME_LIMIT = 300  # seconds after which a child is ended, and nothing is known
 SURVIVED = 86  # the exit code of a child that came to its end
 
 
@@ -32,12 +34,18 @@ def what_ends(action: Callable[[], object]) -> str:
             thread.join()
         finally:
             os._exit(SURVIVED)
+    told = f"note    still waiting for a step that is tried first, for {TIME_LIMIT} s at most"
+    timer = threading.Timer(PATIENCE, say, [told])
+    timer.start()
     try:
         _, status = os.waitpid(child, 0)
     except BaseException:  # the trainer was asked to stop
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         raise
+    finally:
+        timer.cancel()
+        timer.join()
     code = os.waitstatus_to_exitcode(status)
     if code in (SURVIVED, -signal.SIGALRM):
         return ""

@@ -141,6 +141,13 @@ def lock_run(run: Path) -> IO[str]:
     return lock
 
 
+def data_path_of(run: Path | None) -> dict[str, Any]:
+    """A run's data_path.json; empty if it is lost, or if there is no run."""
+    with suppress(RunError):
+        return {} if run is None else disk.read_json(run / "data_path.json")
+    return {}
+
+
 def read_metrics(path: Path, length: int | None = None) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, or of its first ``length`` bytes. Raises RunError."""
     try:
