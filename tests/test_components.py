@@ -15,6 +15,7 @@ from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 
 from trainer.build.trial import check_components
 from trainer.config import load_config
+from trainer.config.arguments import RANGES
 from trainer.config.components import RESERVED, TABLES
 from trainer.config.config import components
 from trainer.config.construct import build
@@ -93,7 +94,10 @@ def test_the_arguments_of_all_components_are_judged_together(check):
             4,
             "expected a whole number from 1 to 10,000, a list of 1 to 2 (e",
         ),
-        "transforms.train.0.interpolation": (4, "expected nearest, nearest-exact, bilinear or"),
+        "transforms.train.0.interpolation": (
+            4,
+            "expected nearest, nearest-exact, bilinear, bicubic or",
+        ),
         "transforms.train.1.size": (5, "'size' is missing; expected a whole number from 1 to 10"),
         "transforms.train.2.transforms.0.hue.1": (6, "expected a number from -0.5 to 0.5, got the"),
         "transforms.train.3.num_classes": (7, "'num_classes' is set by the trainer; remove it"),
@@ -193,9 +197,9 @@ def test_what_a_constructor_refuses_is_a_fault_at_its_component(check, overrides
             "expected nearest or bilinear, got the text 'bicubic'",
         ),
         (
-            "transforms.eval.0.interpolation=lanczos",
+            "transforms.eval.0.interpolation=hamming",
             "transforms.eval.0.interpolation",
-            "expected nearest, nearest-exact, bilinear or bicubic, got the text 'lanczos'",
+            "expected nearest, nearest-exact, bilinear, bicubic or lanczos, got the text 'hamming'",
         ),
         (
             "scheduler={name: StepLR, step_size: 0}",
@@ -212,6 +216,38 @@ def test_what_a_constructor_refuses_is_a_fault_at_its_component(check, overrides
 def test_a_number_out_of_range_is_told_with_the_range(check, override, path, message):
     ((_, told_path, told),) = check(GOOD, override)
     assert (told_path, told) == (path, message)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        "{name: RandomErasing, value: -0.5}",
+        "{name: RandomErasing, value: [-2, 0, 2]}",
+        "{name: Pad, padding: 1, fill: -0.5}",
+        "{name: RandomRotation, degrees: 9, fill: [-2, -2, -2]}",
+    ],
+)
+def test_new_pixels_after_normalize_are_in_its_units(check, transform):
+    normalize = "{name: Normalize, mean: [0.5], std: [0.25]}"
+    assert check(GOOD, f"transforms.train=[{normalize}, {transform}]") == []
+
+
+def test_every_limit_belongs_to_an_argument_that_exists():
+    kinds = {name: kind for kind, table in TABLES.items() for name in table}
+    for name, limits in RANGES.items():
+        factory = resolve(TABLES[kinds[name]], name)
+        assert limits.keys() <= inspect.signature(factory).parameters.keys(), name
+
+
+@pytest.mark.parametrize("interpolation", RANGES["Resize"]["interpolation"]["enum"])
+@pytest.mark.parametrize("name", ["Resize", "RandomResizedCrop"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_every_interpolation_that_may_be_written_scales_images(interpolation, name, dtype):
+    if interpolation == "lanczos" and torchvision.__version__ < "0.27":
+        pytest.skip("this torchvision has no lanczos for tensors")
+    arguments = {"size": [4, 4], "interpolation": interpolation}
+    transform = build(TRANSFORMS, "t", Component(name=name, arguments=arguments))
+    assert transform(torch.ones(3, 9, 9, dtype=dtype)).shape == (3, 4, 4)
 
 
 @pytest.mark.parametrize(

@@ -25,24 +25,21 @@ SHARE = _range(0, 1)
 BELOW_1 = _range(0, exclusiveMaximum=1)
 SIDE = _range(1, 10_000, minItems=1, maxItems=2)
 PAIR: Schema = {"minItems": 2, "maxItems": 2}
-FILL = _range(0, 255, minItems=1)
+FILL: Schema = {"minItems": 1}  # of any numbers: after Normalize they are in its units
 FACTOR = _range(0, 1000, **PAIR)
 ANGLE = _range(-360, 360, **PAIR)
 STEPS = _range(1, 1_000_000_000)
 LEVELS = _range(2, 1000)
 
-_OPTIMIZER: Mapping[str, Schema] = {
-    "lr": _range(0),
-    "momentum": _range(0),
-    "dampening": _range(0, 1),
-    "weight_decay": _range(0),
-    "betas": BELOW_1,
-    "eps": _range(0),
-}
+_OPTIMIZER: Mapping[str, Schema] = {"lr": _range(0), "weight_decay": _range(0)}
+_WITH_EPS = {**_OPTIMIZER, "eps": _range(0)}
+_ADAM = {**_WITH_EPS, "betas": BELOW_1}
+_MOMENTUM = {"momentum": _range(0)}
 _CROP = {"size": SIDE}
 # Of tensors torchvision warps by these two only.
 _WARP = {"interpolation": {"enum": ["nearest", "bilinear"]}, "fill": FILL}
-_SCALE = {"interpolation": {"enum": ["nearest", "nearest-exact", "bilinear", "bicubic"]}}
+# torchvision resizes no tensors by box and hamming, and by lanczos from 0.27 on.
+_SCALE = {"interpolation": {"enum": ["nearest", "nearest-exact", "bilinear", "bicubic", "lanczos"]}}
 _AUGMENT = {"num_magnitude_bins": LEVELS, **_WARP}
 
 RANGES: Mapping[str, Mapping[str, Schema]] = {
@@ -50,7 +47,7 @@ RANGES: Mapping[str, Mapping[str, Schema]] = {
     "CenterCrop": _CROP,
     "FiveCrop": _CROP,
     "TenCrop": _CROP,
-    "Letterbox": {"size": _range(1, 10_000, **PAIR), "fill": FILL},
+    "Letterbox": {"size": _range(1, 10_000, **PAIR), "fill": _range(0, 255, minItems=1)},
     "Pad": {"padding": _range(0, 10_000, minItems=1, maxItems=4), "fill": FILL},
     "Grayscale": {"num_output_channels": {"enum": [1, 3]}},
     "Normalize": {"mean": {"minItems": 1}, "std": _above(0, minItems=1)},
@@ -92,7 +89,7 @@ RANGES: Mapping[str, Mapping[str, Schema]] = {
         "p": SHARE,
         "scale": _range(0, 1, **PAIR),
         "ratio": _above(0, maximum=1000, **PAIR),
-        "value": _range(0, 1, minItems=1),
+        "value": FILL,
     },
     "RandomApply": {"p": SHARE},
     "RandomChoice": {"p": _range(0, 1e6)},
@@ -108,19 +105,19 @@ RANGES: Mapping[str, Mapping[str, Schema]] = {
     "CrossEntropyLoss": {"label_smoothing": SHARE},
     "FocalLoss": {"gamma": _range(0, 1000)},
     "BCEWithLogitsLoss": {"pos_weight": _range(0, 1e6)},
-    "SGD": _OPTIMIZER,
-    "Adam": _OPTIMIZER,
-    "AdamW": _OPTIMIZER,
-    "Adadelta": {**_OPTIMIZER, "rho": SHARE},
-    "Adafactor": {**_OPTIMIZER, "beta2_decay": {"maximum": 0}, "d": _range(1, 1e6)},
-    "Adagrad": {**_OPTIMIZER, "lr_decay": _range(0), "initial_accumulator_value": _range(0)},
-    "Adamax": _OPTIMIZER,
+    "SGD": {**_OPTIMIZER, **_MOMENTUM, "dampening": SHARE},
+    "Adam": _ADAM,
+    "AdamW": _ADAM,
+    "Adadelta": {**_WITH_EPS, "rho": SHARE},
+    "Adafactor": {**_WITH_EPS, "beta2_decay": {"maximum": 0}, "d": _range(1, 1e6)},
+    "Adagrad": {**_WITH_EPS, "lr_decay": _range(0), "initial_accumulator_value": _range(0)},
+    "Adamax": _ADAM,
     "ASGD": _OPTIMIZER,
-    "Muon": {**_OPTIMIZER, "ns_steps": _range(1, 99)},
-    "NAdam": {**_OPTIMIZER, "momentum_decay": _range(0)},
-    "RAdam": _OPTIMIZER,
-    "RMSprop": {**_OPTIMIZER, "alpha": BELOW_1},
-    "Rprop": {"lr": _range(0), "etas": _above(0), "step_sizes": _above(0)},
+    "Muon": {**_OPTIMIZER, **_MOMENTUM, "betas": BELOW_1, "ns_steps": _range(1, 99)},
+    "NAdam": {**_ADAM, "momentum_decay": _range(0)},
+    "RAdam": _ADAM,
+    "RMSprop": {**_WITH_EPS, **_MOMENTUM, "alpha": BELOW_1},
+    "Rprop": {"lr": _range(0), "etas": _above(0), "step_sizes": _range(0)},
     "StepLR": {"step_size": STEPS, "gamma": _range(0, 1e6)},
     "MultiStepLR": {"milestones": STEPS, "gamma": _range(0, 1e6)},
     "ExponentialLR": {"gamma": _range(0, 1e6)},
