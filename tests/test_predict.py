@@ -19,6 +19,7 @@ from trainer import evaluate, explain, export, train
 from trainer.build.prepare import prepare
 from trainer.build.trained import TrainedModel, load_trained
 from trainer.config import load_config
+from trainer.config.arguments import RANGES
 from trainer.inference import prediction
 from trainer.inference.evaluation import evaluate_run
 from trainer.inference.image_files import find_images
@@ -26,7 +27,7 @@ from trainer.inference.prediction import map_in_order, predict_files
 from trainer.inference.prediction_output import table_lines
 from trainer.loop.fit import fit
 from trainer.predict import main
-from trainer.process.errors import UsageError
+from trainer.process.errors import ConfigError, UsageError
 from trainer.process.stop import StopRequest
 from trainer.run.folder import find_run
 
@@ -545,3 +546,19 @@ def test_a_run_is_found_from_its_own_folder_and_with_more_workers_than_this_mach
     monkeypatch.chdir(run)
     assert main([".", image]) == 0
     assert "run     ., weights of epoch" in capfd.readouterr().err
+
+
+def test_a_range_that_became_narrower_stops_new_runs_and_not_the_use_of_old_ones(
+    finished, monkeypatch
+):
+    run = finished("train.epochs=1")
+    before = evaluate_run(run, load_config(run / "config.yaml"), "test")
+    for name, argument in (("SGD", "momentum"), ("RandomCrop", "padding")):
+        monkeypatch.setitem(RANGES, name, {argument: {"maximum": 0.1}})
+    with pytest.raises(ConfigError) as told:
+        prepare(load_config(run / "config.yaml"), print)
+    assert [fault.path for fault in told.value.faults] == [
+        "transforms.train.1.padding", "optimizer.momentum",
+    ]  # fmt: skip
+    assert load_trained(run).run == run  # as predict, explain, export and a teacher do
+    assert evaluate_run(run, load_config(run / "config.yaml"), "test") == before

@@ -106,7 +106,7 @@ def load_trained(run: Path, overrides: Sequence[str] = ()) -> TrainedModel:
 
 def load_with(config: Config, run: Path) -> TrainedModel:
     """``load_trained`` with a given configuration, silently."""
-    if faults := check_components(config):
+    if faults := check_components(config, ranges=False):
         raise ConfigError(faults)
     device = choose_device(config)
     require_best(run)

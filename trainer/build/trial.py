@@ -35,10 +35,14 @@ class Attempt(NamedTuple):
     attempt: Callable[[], object]
 
 
-def check_components(config: Config) -> list[Fault]:
-    """Every fault in the components' arguments; they are tried only if all signatures fit."""
+def check_components(config: Config, ranges: bool = True) -> list[Fault]:
+    """Every fault in the components' arguments; they are tried only if all signatures fit.
+
+    ranges: whether RANGES limits numbers, as when a training starts. A run that was trained before
+    a range became narrower stays usable without.
+    """
     used = {
-        component_key(kind, name): arguments_schema(kind, name)
+        component_key(kind, name): arguments_schema(kind, name, ranges)
         for kind, _, component in components(config)
         for name in [_table_name(kind, component.name)]
     }

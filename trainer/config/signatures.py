@@ -70,8 +70,11 @@ def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter
         return inspect.signature(factory).parameters
 
 
-def arguments_schema(kind: str, name: str) -> Schema:
-    """The JSON Schema of a component's own arguments, from its constructor's signature."""
+def arguments_schema(kind: str, name: str, ranges: bool = True) -> Schema:
+    """The JSON Schema of a component's own arguments, from its constructor's signature.
+
+    ranges: whether RANGES limits them too.
+    """
     factory = resolve(TABLES[kind], name)
     text = inspect.getdoc(factory) or ""
     description = _sentence(text)
@@ -91,7 +94,7 @@ def arguments_schema(kind: str, name: str) -> Schema:
                 said = f"{said[:1].upper()}{said[1:].removesuffix('.')}."
                 said = OF_TORCH.get(parameter.name, said)
                 described["description"] = OF_TORCH.get(f"{name}.{parameter.name}", said)
-            limits = RANGES.get(name, {}).get(parameter.name, {})
+            limits = RANGES.get(name, {}).get(parameter.name, {}) if ranges else {}
             properties[parameter.name] = limited(described, limits)
             if (name, parameter.name) in DEFAULT_OF_THE_RUN:
                 del properties[parameter.name]["default"]
