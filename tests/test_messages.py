@@ -174,6 +174,14 @@ def test_a_key_in_the_file_is_told_as_it_is_written_there(told):
     assert message == "unknown key 'batch_size'; it belongs in 'loader': batch_size: 16"
 
 
+def test_an_init_that_would_replace_loaded_weights_is_told_at_its_line(told):
+    model = "model: {name: LeNet, weights: a.pt, init: xavier}"
+    message = "would replace the weights that 'weights' loads; remove one of the two"
+    assert told(old="model: {name: LeNet}", new=model) == [(9, message)]
+    assert told("model.weights=a.pt", "model.init=null") == []
+    assert told("model.init=xavier", "model.weights=null") == []
+
+
 def test_every_word_of_other_programs_leads_to_a_setting_or_name_that_exists():
     names = {name.partition(".")[2] for name in published()}
     schema = {word for entry in published().values() for word in _words(entry)}

@@ -147,11 +147,11 @@ def test_every_fixed_transform_in_one_list_alone_is_told(noted, transform, side)
     ("train", "message"),
     [
         ("{name: Normalize, mean: [0.5], std: [0.5]}, {name: Resize, size: [9, 9]}",
-         "Normalize before Resize works on images of full size in every epoch, which takes far "
-         "more time and memory; put it after Resize"),
-        ("RandomHorizontalFlip, {name: Letterbox, size: 9}",
-         "RandomHorizontalFlip before Letterbox works on images of full size in every epoch, "
-         "which takes far more time and memory; put it after Letterbox"),
+         "Normalize before Resize makes it resize 32-bit floats in place of 8-bit pixels, which "
+         "takes more time; put it after Resize"),
+        ("RandomErasing, {name: Letterbox, size: 9}",
+         "RandomErasing before Letterbox makes it resize 32-bit floats in place of 8-bit pixels, "
+         "which takes more time; put it after Letterbox"),
         ("{name: Normalize, mean: [0.5], std: [0.5]}, {name: ColorJitter, hue: 0.1}",
          "ColorJitter takes pixels of 0 to 1 and cuts off all others; put it before Normalize"),
         ("ColorJitter", "ColorJitter changes no image with these arguments; remove it"),
@@ -167,6 +167,12 @@ def test_every_fixed_transform_in_one_list_alone_is_told(noted, transform, side)
 def test_a_transform_in_a_wrong_place_or_without_effect_is_told(noted, train, message):
     found = noted(f"transforms.train=[{train}]", "transforms.eval=[]")
     assert message in [note.split(": ", 2)[2] for note in found]
+
+
+@pytest.mark.parametrize("flip", ["RandomHorizontalFlip", "RandomVerticalFlip", "AlternatingFlip"])
+def test_a_flip_before_a_resize_that_may_enlarge_is_not_told(noted, flip):
+    resize = "{name: Resize, size: [224, 224]}"
+    assert noted(f"transforms.train=[{flip}, {resize}]", f"transforms.eval=[{resize}]") == []
 
 
 @pytest.mark.parametrize(
@@ -194,8 +200,12 @@ def test_a_transform_in_a_wrong_place_or_without_effect_is_told(noted, train, me
          "classes; keep one of the two"),
         (["loss.label_smoothing=1"],
          "loss.label_smoothing: 1 leaves nothing of the labels; write 0.1"),
-        (["model.weights=a.pt", "model.init=xavier"],
-         "model.init: draws anew what model.weights has loaded; remove one of the two"),
+        (["optimizer={name: AdamW, lr: 0.01, weight_decay: 100}"],
+         "optimizer.weight_decay: 100 at a learning rate of 0.01 removes the weights in one step"),
+        (["optimizer.groups=[{match: a, lr: 0}]"],
+         "optimizer.groups.0.lr: 0 changes no weight of those that have this rate"),
+        (["optimizer.groups=[{match: a, lr: 0.1}]", "optimizer.lr=0"],
+         "optimizer.lr: 0 changes no weight of those that have this rate"),
         (["early_stop.patience=9"],
          "early_stop.patience: 9 can't stop the run's 10 epochs early"),
         (["early_stop={patience: 2, min_delta: 1}"],
@@ -218,6 +228,7 @@ def test_a_setting_without_effect_or_of_absurd_size_is_told(noted, overrides, no
     ["early_stop.patience=8", "checkpoint.every=10ep", "scheduler={name: OneCycleLR}",
      "scheduler={name: ReduceLROnPlateau, patience: 7}", "optimizer.lr=1", "optimizer=Adadelta",
      "optimizer={name: SGD, lr: 0.1, weight_decay: 0.1, no_decay: true}",
+     "optimizer={name: Adam, lr: 0.01, weight_decay: 1000}",
      "scheduler={name: MultiStepLR, milestones: [5, 9]}", "loss.label_smoothing=0.9"],
 )  # fmt: skip
 def test_a_setting_that_still_has_an_effect_is_not_told(noted, override):

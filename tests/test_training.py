@@ -887,8 +887,6 @@ def test_a_run_says_which_weights_it_begins_with(finished, start, capsys):
     assert told in capsys.readouterr().out.splitlines()
     assert start(f"model.weights={file.parent}") == 2
     assert f"is a folder; name a file, such as {file}" in capsys.readouterr().err
-    assert start(f"model.weights={file}", "model.init=xavier") == 2
-    assert "model.init: would replace the weights that 'weights' loads" in capsys.readouterr().err
 
 
 def live_tensors() -> list[torch.Tensor]:

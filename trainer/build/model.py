@@ -45,9 +45,6 @@ def build_model(
     """
     component, ours = config.model, config.model.trainer_arguments
     weights, scheme, patterns = ours.get("weights"), ours.get("init"), ours.get("freeze")
-    if weights is not None and scheme is not None:
-        message = "would replace the weights that 'weights' loads; remove one of the two"
-        raise ConfigError([config.fault("model.init", message)])
     torch.manual_seed(seed_of(config.seed, "weights"))
 
     def tell(what: str) -> None:

@@ -15,11 +15,8 @@ from transforms import FIXED
 
 NOTHING = ("ToTensor", "ToImage", "ToDtype")
 CROPS = ("CenterCrop", "FiveCrop", "TenCrop")
-# Their result is the same after Resize, when images are smaller.
-BETTER_AFTER_RESIZE = (
-    *("Normalize", "RandomHorizontalFlip", "RandomVerticalFlip", "AlternatingFlip"),
-    *("RandomErasing", "MixUp", "CutMix"),
-)
+# They make floats of bytes, and their result is about the same after Resize.
+BETTER_AFTER_RESIZE = ("Normalize", "RandomErasing", "MixUp")
 NEED_0_TO_1 = ("ColorJitter", "RandAugment", "TrivialAugmentWide", "AutoAugment", "SaltPepperNoise")
 # A transform changes no image if these arguments are all 0 or null.
 CHANGED_BY = {
@@ -31,6 +28,7 @@ CHANGED_BY = {
     "RandomRotation": ("degrees",),
     "SaltPepperNoise": ("probability",),
 }
+SHRINKING = ("SGD", "AdamW")  # a step shrinks weights by lr * weight_decay
 STEEP = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Muon")  # a step is about lr
 
 
@@ -133,8 +131,8 @@ def _in_wrong_order(side: str, listed: Sequence[Component]) -> Iterator[Note]:
         if index < resize and name in BETTER_AFTER_RESIZE:
             yield Note(
                 path,
-                f"{name} before {names[resize]} works on images of full size in every epoch, which "
-                f"takes far more time and memory; put it after {names[resize]}",
+                f"{name} before {names[resize]} makes it resize 32-bit floats in place of 8-bit "
+                f"pixels, which takes more time; put it after {names[resize]}",
             )
         if index > normal and name in NEED_0_TO_1:
             message = f"{name} takes pixels of 0 to 1 and cuts off all others"
@@ -172,23 +170,24 @@ def _on_learning(config: Config) -> Iterator[Note]:
     defaults = {name: schema.get("default") for name, schema in properties.items()}
     rate, decay = ({**defaults, **arguments}.get(name) or 0 for name in ("lr", "weight_decay"))
     top = config.scheduler.arguments.get("max_lr") if config.scheduler else None
-    if isinstance(top, int | float) and not ours.get("groups"):
+    groups = ours.get("groups", ())
+    if isinstance(top, int | float) and not groups:
         yield from _on_rate("scheduler.max_lr", optimizer.name, top)
         if "lr" in arguments and rate != top:
             yield Note("optimizer.lr", "plays no part: scheduler.max_lr sets the learning rate")
     else:
-        yield from _on_rate("optimizer.lr", optimizer.name, rate)
-    for index, group in enumerate(ours.get("groups", ())):
+        yield from _on_rate("optimizer.lr", optimizer.name, rate, of_all=not groups)
+    for index, group in enumerate(groups):
         if "lr" in group:
-            yield from _on_rate(f"optimizer.groups.{index}.lr", optimizer.name, group["lr"])
-    if rate * decay >= 1:
+            yield from _on_rate(f"optimizer.groups.{index}.lr", optimizer.name, group["lr"], False)
+    if rate * decay >= 1 and optimizer.name in SHRINKING:
         message = f"{decay:g} at a learning rate of {rate:g} removes the weights in one step"
         yield Note("optimizer.weight_decay", message)
     if isinstance(momentum := arguments.get("momentum"), int | float) and momentum >= 1:
         yield Note("optimizer.momentum", f"{momentum:g} never fades: steps only grow; write 0.9")
     if arguments.get("maximize") is True:
         yield Note("optimizer.maximize", "true makes the loss larger, not smaller")
-    decays = [decay, *(group.get("weight_decay", 0) for group in ours.get("groups", ()))]
+    decays = [decay, *(group.get("weight_decay", 0) for group in groups)]
     if ours.get("no_decay") and not any(decays):
         yield Note("optimizer.no_decay", "has no effect without a weight_decay")
     if loss.trainer_arguments.get("weight") == "balanced" == config.loader.sampling:
@@ -196,13 +195,12 @@ def _on_learning(config: Config) -> Iterator[Note]:
         yield Note("loss.weight", f"{message}; keep one of the two")
     if loss.arguments.get("label_smoothing", 0) >= 1:
         yield Note("loss.label_smoothing", "1 leaves nothing of the labels; write 0.1")
-    if config.model.trainer_arguments.get("weights") and config.model.trainer_arguments.get("init"):
-        yield Note("model.init", "draws anew what model.weights has loaded; remove one of the two")
 
 
-def _on_rate(path: str, optimizer: str, rate: float) -> Iterator[Note]:
+def _on_rate(path: str, optimizer: str, rate: float, of_all: bool = True) -> Iterator[Note]:
     if rate == 0:
-        yield Note(path, "0 changes no weight: nothing is learned")
+        what = ": nothing is learned" if of_all else " of those that have this rate"
+        yield Note(path, f"0 changes no weight{what}")
     elif rate > 10 or (rate >= 1 and optimizer in STEEP):
         usual = "0.00001 to 0.01" if optimizer in STEEP else "0.001 to 1"
         message = f"{rate:g} is far above what {optimizer} usually takes ({usual})"

@@ -16,7 +16,8 @@ _SEVERAL_CROPS = ("FiveCrop", "TenCrop")
 
 def rule_findings(data: dict[str, Any]) -> Iterator[Finding]:
     """Every fault of values that are right by themselves but do not go together."""
-    for rule in (_split_rules, _transform_rules, _metric_rules, _train_rules, _group_rules):
+    rules = _split_rules, _transform_rules, _model_rules, _metric_rules, _train_rules, _group_rules
+    for rule in rules:
         yield from rule(data)
 
 
@@ -76,6 +77,13 @@ def _transform_rule(component: Any, place: Place, side: str, outer: str = "") ->
         for index, item in enumerate(inner):
             outer = "" if all_mix else str(name)
             yield from _transform_rule(item, (*place, "transforms", index), side, outer)
+
+
+def _model_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    model = data.get("model")
+    if isinstance(model, dict) and None not in (model.get("weights"), model.get("init")):
+        message = "would replace the weights that 'weights' loads; remove one of the two"
+        yield Finding(("model", "init"), message)
 
 
 def _train_rules(data: dict[str, Any]) -> Iterator[Finding]:
