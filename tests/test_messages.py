@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trainer.config import load_config
 from trainer.config.components import published
@@ -167,6 +168,16 @@ def test_a_slip_in_the_text_is_one_fault_at_its_line(told, old, new, line, messa
     ((told_line, told_message),) = told(old=old, new=new)
     assert told_line == line
     assert message in told_message
+
+
+def test_a_long_path_with_spaces_loads_as_yaml_dump_folds_it(tmp_path):
+    root = " ".join(["/data/of a long name"] * 9)
+    data = {**yaml.safe_load(YAML), "dataset": {"name": "RMB", "root": root}}
+    for style in (False, None):  # None: inner mappings in braces
+        text = yaml.safe_dump(data, default_flow_style=style)
+        assert root not in text
+        (tmp_path / "exp.yaml").write_text(text)
+        assert load_config(tmp_path / "exp.yaml").dataset.arguments["root"] == root
 
 
 def test_a_key_in_the_file_is_told_as_it_is_written_there(told):

@@ -270,7 +270,7 @@ class _Reader:
             message = "'\\ud800' to '\\udfff' are half a character; write the whole one"
         elif not event.implicit[0]:
             return event.value
-        elif event.style is None and event.end_mark.line > event.start_mark.line:
+        elif event.style is None and self.runs_on(place, event):
             row = self.first_row + event.start_mark.line + 1
             while row < len(self.lines) - 1 and not self.lines[row].split("#")[0].strip():
                 row += 1
@@ -286,6 +286,15 @@ class _Reader:
         self.add(place, event, message)
         self.parsed.unknown.add(place)
         return None
+
+    def runs_on(self, place: Place, event: Any) -> bool:
+        """Whether text goes on below, except text after a key on its line, as yaml.dump folds it.
+
+        A list without its dashes and a key without its colon look like text on several lines.
+        """
+        key = self.parsed.keys.get(place)
+        beside_key = key is not None and key.line == self.origin_of(event).line
+        return bool(event.end_mark.line > event.start_mark.line) and not beside_key
 
     def origin_of(self, event: Any) -> Origin:
         return self.origin(self.first_row + event.start_mark.line, event.start_mark.column)
