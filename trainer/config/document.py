@@ -20,6 +20,7 @@ from trainer.process.words import listed
 MAX_BYTES = 1 << 20
 COMMAND_LINE = "command line"
 
+_HAS_KEY = re.compile(r"[A-Za-z_][\w.]*=")
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./](:?[A-Za-z0-9_./-])*")
 
 
@@ -145,7 +146,8 @@ def in_one_word(overrides: Sequence[str]) -> list[str]:
         before = words[-1] if words else "="
         opened = before.count("[") + before.count("{") > before.count("]") + before.count("}")
         is_value = "=" not in word and (before.endswith("=") or "=" not in before)
-        if words and (opened or is_value or (word == "=" and "=" not in before)):
+        goes_on = opened and not _HAS_KEY.match(word)  # dataset.root=x[1 seed=3 are two
+        if words and (goes_on or is_value or (word == "=" and "=" not in before)):
             words[-1] = f"{before} {word}"
         else:
             words.append(word)
