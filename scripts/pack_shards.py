@@ -101,7 +101,7 @@ def _check(dataset: "ImageFolder", skip_broken: bool) -> dict[int, str]:
     if broken:
         print(f"left out {len(broken)} broken images:{report}", file=sys.stderr)
     for note in notes_on(dataset.remarks):
-        print(f"note: {note} when they are used", file=sys.stderr)
+        print(f"note    {note} when they are used", file=sys.stderr)
     return {index: result for index, result in enumerate(results) if isinstance(result, str)}
 
 

@@ -325,7 +325,7 @@ def test_what_lies_beside_the_runs_is_passed_over_with_a_note(make, capsys):
     folder = make().parent
     make()
     assert main([str(folder)]) == 0  # leaves compare.png, which runs/NAME/* takes for a run
-    assert capsys.readouterr().err == f"note: {folder} stands for its 2 runs\n"
+    assert capsys.readouterr().err == f"note    {folder} stands for its 2 runs\n"
     (folder / "data").mkdir()
     (folder / "data" / "report.md").touch()
     capsys.readouterr()
@@ -333,7 +333,7 @@ def test_what_lies_beside_the_runs_is_passed_over_with_a_note(make, capsys):
     captured = capsys.readouterr()
     assert json.loads(captured.out)["runs"].keys() == {"A", "B"}
     (note,) = captured.err.splitlines()
-    assert note.startswith("note: ") and "compare.png" in note and "data" in note
+    assert note.startswith("note    ") and "compare.png" in note and "data" in note
 
 
 def test_where_the_usual_place_cannot_be_written_the_rest_is_told_all_the_same(make, capsys):

@@ -877,7 +877,7 @@ def test_packing_tells_what_was_converted_or_guessed(tmp_path, told, capsys):
     from scripts import pack_shards
 
     assert pack_shards.main(["--source", str(told), "--target", str(tmp_path / "shards")]) == 0
-    expected = [f"note: {line} when they are used" for line in LINES]
+    expected = [f"note    {line} when they are used" for line in LINES]
     assert [x for x in capsys.readouterr().err.splitlines() if x.startswith("note")] == expected
     shards = Shards(str(tmp_path / "shards"))
     for index in range(len(shards)):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer import evaluate
 from trainer.build.prepare import prepare
 from trainer.config import load_config
 from trainer.config.notes import as_lines, notes_on_config
@@ -287,14 +288,15 @@ def test_an_average_that_is_never_updated_is_not_introduced(start, tmp_path, cap
     assert any("average.every" in note for note in notes)
 
 
-def test_prediction_tells_that_training_saw_other_images(finished, capsys):
+def test_prediction_and_evaluation_tell_that_training_saw_other_images(finished, capsys):
     from trainer.build.trained import load_trained
 
     run = finished("train.epochs=1", "transforms.train.2.mean=[0.4, 0.4, 0.4]")
     capsys.readouterr()
-    load_trained(run)
-    told = capsys.readouterr().err
-    assert "Normalize is another one than in transforms.train: val, test and predictions" in told
+    for use in (lambda: load_trained(run), lambda: evaluate.main([str(run), "--json"])):
+        use()
+        (told,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("note    ")]
+        assert "Normalize is another one than in transforms.train: val, test and predictio" in told
     load_trained(finished("train.epochs=1"))
     assert "note" not in capsys.readouterr().err
 

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
             if arguments.picture:
                 raise
             print(
-                f"note: no picture of the curves, as {visible(str(picture))} cannot be written "
+                f"note    no picture of the curves, as {visible(str(picture))} cannot be written "
                 f"({error.strerror}); name a file with --picture",
                 file=sys.stderr,
             )
@@ -92,7 +92,7 @@ def folders_of(texts: Sequence[str]) -> list[Path]:
             raise no_run(text, "does not exist")
         if runs != [Path(text)] and runs:
             count = f"its {len(runs)} runs" if len(runs) > 1 else f"its one run, {runs[0]}"
-            print(f"note: {visible(text)} stands for {visible(count)}", file=sys.stderr)
+            print(f"note    {visible(text)} stands for {visible(count)}", file=sys.stderr)
         for folder in runs:
             found.setdefault(folder.resolve(), folder)
     if len(found) < 2 and others:
@@ -100,7 +100,7 @@ def folders_of(texts: Sequence[str]) -> list[Path]:
         raise no_run(others[0], "holds no run" if is_folder else "is a file, not a run's folder")
     if others:
         names = ", ".join(map(visible, others))
-        print(f"note: passed over what is no run: {names}", file=sys.stderr)
+        print(f"note    passed over what is no run: {names}", file=sys.stderr)
     if len(found) < 2:
         raise UsageError(
             f"to compare takes two or more runs, and {visible(str(next(iter(found.values()))))} "

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     for file, what in made.written:
         print(f"  {file.relative_to(output)}: {visible(what)}")
     for note in [*notes_on(trained.remarks), *made.notes]:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note    {note}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def run(arguments: argparse.Namespace) -> None:
     with closing(predictions):
         broken = print_predictions(arguments, trained.classes, paths, predictions, files)
     for note in notes_on(trained.remarks):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note    {note}", file=sys.stderr)
     if broken or unreadable:
         unanswered = [line for line in broken if NO_ANSWER in line]
         count = f"{len(broken)} of {len(paths)} files cannot be used; the others are done."

@@ -93,14 +93,11 @@ def load_trained(run: Path, overrides: Sequence[str] = ()) -> TrainedModel:
     """Load the best weights of a run, in eval mode, with its classes and eval transforms.
 
     overrides may set ``train.device`` and ``train.threads``. Prints on stderr which weights were
-    taken. Raises RunError if the folder is damaged or has no weights yet, ConfigError if settings
-    cannot be used.
+    taken, and notes on the transforms. Raises RunError if the folder is damaged or has no weights
+    yet, ConfigError if settings cannot be used.
     """
-    config = load_config(run / "config.yaml", overrides)
-    for note in as_lines(config, notes_on_transforms(config)):
-        print(f"note: {note}", file=sys.stderr)
-    trained = load_with(config, run)
-    tell_which(run, trained.epoch)
+    trained = load_with(load_config(run / "config.yaml", overrides), run)
+    tell_which(trained)
     return trained
 
 
@@ -157,10 +154,13 @@ def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, i
     return tuple(classes), (channels, height, width), card["image_channels"]
 
 
-def tell_which(run: Path, epoch: int | None) -> None:
-    """Print on stderr which run's weights were taken, of which epoch, and if others may follow."""
+def tell_which(trained: TrainedModel) -> None:
+    """Print on stderr notes on the transforms, and which weights were taken, if others may follow."""
     if not is_first():
         return
+    run, epoch, config = trained.run, trained.epoch, trained.config
+    for note in as_lines(config, notes_on_transforms(config)):
+        print(f"note    {note}", file=sys.stderr)
     (state, _), beside = state_of(run), runs_in(run.resolve().parent)
     newer = len(beside) - 1 - [each.resolve() for each in beside].index(run.resolve())
     place = f" (the newest of {len(beside)})" if not newer else f" ({newer} newer beside it)"

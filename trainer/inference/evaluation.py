@@ -30,7 +30,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
         raise RunError(f"{run / 'split.json'} names no {split} split: the run folder is damaged.")
     require_unchanged(run, saved)
     trained = load_with(config, run)
-    tell_which(run, trained.epoch)
+    tell_which(trained)
     device, config = trained.device, trained.config
     dataset, subset = load_subset(config, saved[split], device)
     if dataset.classes != trained.classes:

@@ -137,4 +137,4 @@ def deviation(trained: TrainedModel, other: Network, sample: Sample) -> Differen
 
 def note(text: str) -> None:
     """Print a note on stderr."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note    {text}", file=sys.stderr)
