@@ -20,12 +20,15 @@ from trainer.process.exits import exit_code_of
 from trainer.process.launch import run_as_command
 from trainer.process.words import visible
 
+EXIT_CODES = "exit codes: 0 done, 2 usage or fewer than two runs, 5 disk"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
     parser = Parser(
         prog="python -m trainer.compare",
         description="Show what differs between two or more runs, in settings and in results.",
+        epilog=EXIT_CODES,
     )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="a run's folder, or a folder for all runs in it"

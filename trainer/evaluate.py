@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from trainer.process.command_line import Parser
 from trainer.process.launch import run_as_command
 
+EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, also where they have changed, 4 the model
+answers with NaN or infinity, 5 run folder, 7 out of memory, 8 a worker process died"""
 MOST_CLASSES = 20  # of a confusion matrix that is printed
 
 
@@ -21,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m trainer.evaluate",
         description="Evaluate a run's best weights on one of its splits.",
+        epilog=EXIT_CODES,
     )
     parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")

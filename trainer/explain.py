@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m trainer.explain",
         description="Draw pictures that show why a run's best weights predict a class.",
         epilog="exit codes: 0 done, 2 usage, 3 the image cannot be read, "
-        "4 the model answers with NaN or infinity, 5 run folder or disk",
+        "4 the model answers with NaN or infinity, 5 run folder or disk, 7 out of memory",
     )
     parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
     parser.add_argument("image", metavar="IMAGE", help="an image file")

@@ -19,6 +19,8 @@ from trainer.process.exits import exit_code_of
 from trainer.process.launch import run_as_command
 from trainer.process.words import listed
 
+EXIT_CODES = """exit codes: 0 done, 2 config, 3 images, 4 the model answers with NaN or infinity,
+5 run folder or disk, or a file would not give the model's outputs, 7 out of memory"""
 # The packages that each format needs beyond the project's own dependencies.
 FORMATS: dict[str, tuple[str, ...]] = {
     "safetensors": ("safetensors",),
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="pt2 is for PyTorch, onnx for ONNX Runtime and many others; safetensors is a folder "
         "in Hugging Face's layout. All take float32 images (batch, C, H, W) after the run's eval "
         "transforms, and give logits (batch, classes). Beside each lies a small program that uses "
-        "it.",
+        f"it. {EXIT_CODES}",
     )
     parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
     parser.add_argument(

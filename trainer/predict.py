@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m trainer.predict",
         description="Predict the classes of images, with a run's best weights.",
-        epilog="exit codes: 0 done, 2 usage or a PATH without images, 3 files or folders that "
-        "cannot be read (the others are done), 4 the model answers with NaN or infinity, "
-        "5 run folder or disk",
+        epilog="exit codes: 0 done, 2 usage, or a PATH without images (the others are done), "
+        "3 files or folders that cannot be read (the others are done), or nothing to predict, "
+        "4 the model answers with NaN or infinity, 5 run folder or disk, 7 out of memory",
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")

@@ -23,16 +23,18 @@ from trainer.process.launch import run_as_command
 from trainer.process.words import visible
 
 SORT = ("started", "name", "status", "epochs", "val", "test", "time")
+EXIT_CODES = "exit codes: 0 done, 2 usage or a folder that does not exist"
 MAX_REASONS = 10
 RUNS = "runs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit code."""
-    parser = Parser(prog="python -m trainer.runs", description="List the runs.")
+    parser = Parser(prog="python -m trainer.runs", description="List the runs.", epilog=EXIT_CODES)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     one = commands.add_parser("list", help="one line per run: status, epochs, best values, time")
     one.description = "One line per run: status, epochs, best values, time; the newest last."
+    one.epilog = EXIT_CODES
     one.add_argument("folders", nargs="*", metavar="NAME", help="name or folder of runs")
     one.add_argument("--runs", default=RUNS, metavar="DIR", help="where the runs are (runs)")
     one.add_argument(

@@ -24,6 +24,8 @@ from trainer.process.exits import exit_code_of
 from trainer.process.launch import run_as_command
 from trainer.run.disk import write_file
 
+EXIT_CODES = "exit codes: 0 done, 1 a file is out of date, 2 usage, 5 disk"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write or check both files, and return the exit code."""
@@ -35,6 +37,7 @@ def _main(argv: Sequence[str] | None) -> int:
     parser = Parser(
         prog="python -m trainer.schema",
         description="Write configs/schema.json for editors, and docs/yaml.md for people.",
+        epilog=EXIT_CODES,
     )
     parser.add_argument("--check", action="store_true", help="only compare; exit 1 on a difference")
     if not parser.parse_args(argv).check:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from trainer.build.job import Job
     from trainer.config import Config
 
-EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 loss not finite, 5 checkpoint or disk,
-6 one of several processes failed, 7 out of memory, 8 a worker process died,
-75 stopped and resumable, 70 a bug of the trainer"""
+EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 no finite numbers (loss or
+answers), 5 checkpoint or disk, 6 one of several processes failed, 7 out of memory, 8 a worker
+process died, 75 stopped and resumable, 70 a bug of the trainer"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
