@@ -155,7 +155,7 @@ def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, i
 
 
 def tell_which(trained: TrainedModel) -> None:
-    """Print on stderr notes on the transforms, and which weights were taken, if others may follow."""
+    """Print on stderr which weights were taken, if others may follow, and notes on transforms."""
     if not is_first():
         return
     run, epoch, config = trained.run, trained.epoch, trained.config
