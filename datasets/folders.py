@@ -39,7 +39,8 @@ def scan(
     try:
         parts = {} if layout == "classes" else _parts(root, layout, same_inside)
         if parts:
-            _left_beside(root, "", left_out)
+            for outer in sorted({"", *(str(p) for f in parts for p in Path(f).parents[:-1])}):
+                _left_beside(root, outer, left_out)
             unread = set(_folders(root)) - {folder.split("/")[0] for folder in parts}
             left_out |= {"folders that are no part": sorted(unread)} if unread else {}
         for folder, part in parts.items() or [("", None)]:
@@ -204,18 +205,18 @@ def _scan_classes(
 
 
 def _left_beside(root: Path, folder: str, left_out: dict[str, list[str]]) -> list[str]:
-    """Add what is hidden, broken links and images beside folders; return the images' names."""
+    """Add all files beside folders, and hidden folders; return the images' names."""
     place, start = os.path.join(root, folder), len(os.path.join(root, ""))
     images = []
     for entry in os.scandir(place):
         path = os.path.join(place, entry.name)[start:]
         if entry.is_dir():
-            kind = "" if is_visible(entry.name) else "hidden"
-        elif not (kind := kind_left_out(place, entry.name)):
+            if not is_visible(entry.name):
+                left_out["hidden"].append(f"{path}/")
+            continue
+        if not (kind := kind_left_out(place, entry.name)):
             images.append(entry.name)
-            kind = "images beside folders"
-        if kind in ("hidden", "broken links", "images beside folders"):
-            left_out[kind].append(f"{path}/" if entry.is_dir() else path)
+        left_out[kind or "images beside folders"].append(path)
     return images
 
 

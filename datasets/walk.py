@@ -1,6 +1,7 @@
 """Finds the image files below a folder, and names all that it leaves out."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -17,6 +18,10 @@ _MAGIC |= {b"II*\0": ".tif", b"MM\0*": ".tif", b"\xffO\xffQ": ".j2k"}
 _MAGIC |= {b"\0\0\0\x0cjP  \r\n\x87\n": ".jp2"}
 _MAGIC |= {b"P%d%c" % (kind, space): ".ppm" for kind in range(1, 7) for space in b" \t\r\n"}
 _KINDS, _EXAMPLES = 8, 3  # shown of what was left out
+# What holds no pictures stands last among what was left out, and what may be pictures first.
+_PICTURES = frozenset(".heic .heif .hif .avif .jxl .psd .tga .svg .exr .hdr .ico .pfm".split())
+_PICTURES |= frozenset(".raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw".split())
+_JUNK = frozenset(".db .txt .md .csv .tsv .json .xml .yaml .yml .ini .log .html .pdf .py".split())
 
 
 class Found(NamedTuple):
@@ -78,11 +83,11 @@ def kind_left_out(place: str, name: str) -> str:
     suffix = os.path.splitext(name)[1].lower()
     if name.startswith("."):  # .DS_Store, and ._x.jpg that macOS writes beside x.jpg
         return "hidden"
+    path = os.path.join(place, name)
+    if os.path.islink(path) and not os.path.exists(path):
+        return "broken links"
     if suffix in SUFFIXES:
         return ""
-    path = os.path.join(place, name)
-    if not os.path.exists(path):
-        return "broken links"
     if suffix.strip(".0123456789"):
         return suffix
     return "" if suffix_by_content(path) else "without suffix"
@@ -109,15 +114,34 @@ def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> str:
     """A line with counts and names of what ``walk`` left out; "" for nothing."""
     if not left_out:
         return ""
-    kinds = sorted(left_out, key=lambda kind: (-len(left_out[kind]), kind))
+    kinds = sorted(left_out, key=lambda kind: (_rank(kind), -len(left_out[kind]), kind))
     texts = []
     for kind in kinds[:_KINDS]:
         paths = sorted(left_out[kind], key=natural)
         names = ", ".join(paths[:_EXAMPLES]) + ", ..." * (len(paths) > _EXAMPLES)
-        texts.append(f"{len(paths):,} {kind} ({names})")
+        texts.append(f"{len(paths):,} {_one(kind) if len(paths) == 1 else kind} ({names})")
     if rest := sum(len(left_out[kind]) for kind in kinds[_KINDS:]):
-        texts.append(f"{rest:,} of {len(kinds) - _KINDS} more kinds")
+        more = len(kinds) - _KINDS
+        texts.append(f"{counted(rest, 'file')} of {counted(more, 'more kind')}")
     total = sum(map(len, left_out.values()))
     advice = "; to use pictures among them, convert them to .png or .jpg"
-    is_file = any(kind.startswith((".", "without")) for kind in kinds)
+    is_file = any(kind.startswith((".", "without")) and kind not in _JUNK for kind in kinds)
     return f"left out {total:,}: {', '.join(texts)}{advice * is_file}"
+
+
+def counted(number: int, what: str) -> str:
+    """The number and the noun: "1 file", "2,000 files"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _rank(kind: str) -> int:
+    """0 for kinds that may be pictures, 1 for unknown ones, 2 for what holds none."""
+    if kind in _JUNK or kind in ("hidden", "without suffix"):
+        return 2
+    return int(kind.startswith(".") and kind not in _PICTURES)
+
+
+def _one(kind: str) -> str:
+    """A kind's name for a single one: "broken link" for "broken links"."""
+    noun = re.sub(r"\b(image|link|folder)s\b", r"\1", kind, count=1)
+    return noun.replace(" that are ", " that is ")

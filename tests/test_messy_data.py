@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import DataError
+from datasets import BrokenImage, DataError
 from datasets.csv_images import CSVImages
 from datasets.folders import part_of
 from datasets.image_folder import ImageFolder
 from datasets.images import FORMATS, SUFFIXES
 from datasets.rmb import RMB
 from datasets.shards import FORMAT, INDEX, Shards
+from datasets.walk import describe_left_out
 from scripts import split_dataset
 from tests.test_datasets import touch
 from trainer.config import load_config
@@ -135,7 +136,7 @@ def test_what_the_refusal_says_to_type_gives_either_reading(tmp_path):
     root = touch(tmp_path / "parts", *of("seg_train/seg_train", "seg_test"), "seg_pred/1.png")
     data = ImageFolder(str(root), layout="parts")
     assert data.classes == ("a", "b") and data.parts == ("train",) * 4 + ("test",) * 4
-    assert "1 folders that are no part (seg_pred)" in data.note
+    assert "1 folder that is no part (seg_pred)" in data.note
     data = ImageFolder(str(root), layout="classes")
     assert data.classes == ("seg_pred", "seg_test", "seg_train") and set(data.parts) == {None}
     root = touch(tmp_path / "same", *of("cat", "dog"))
@@ -252,9 +253,70 @@ def test_linked_folders_are_read_once_without_loops_and_all_that_is_left_out_is_
     data = ImageFolder(str(messy))
     assert sorted(data.ids) == sorted(IMAGES)
     assert data.note.startswith("left out 11: ")
-    for text in (*LEFT_OUT, "1 images beside folders (stray.png)", "1 broken links (lost)"):
+    for text in (*LEFT_OUT, "1 image beside folders (stray.png)", "1 broken link (lost)"):
         assert text in data.note
     assert "convert them to .png or .jpg" in data.note
+
+
+def test_a_dangling_link_named_like_a_picture_is_left_out_and_counted_by_every_command(tmp_path):
+    root = touch(tmp_path / "root", *of("."))
+    for name in ("a/dead.jpg", "b/dead.png"):
+        (root / name).symlink_to(tmp_path / "nowhere")
+    data = ImageFolder(str(root))
+    assert sorted(data.ids) == ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
+    assert data.note == "left out 2: 2 broken links (a/dead.jpg, b/dead.png)"
+    found = find_images([str(root)])
+    assert len(found.paths) == 4 and "2 broken links" in found.note
+
+
+def test_every_unreadable_file_is_told_at_once_whether_it_opens_or_not(tmp_path, monkeypatch):
+    root = touch(tmp_path / "root", *(f"{name}/{i}.png" for name in "ab" for i in range(9)))
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    (root / "a" / "0.png").write_bytes(b"opens, but is no picture")
+    digest = ImageFolder.digest
+
+    def guarded(self, index):  # rights alone do not stop an administrator
+        if self.ids[index] == "b/1.png":
+            raise BrokenImage("b/1.png", "cannot be read: Permission denied")
+        return digest(self, index)
+
+    monkeypatch.setattr(ImageFolder, "digest", guarded)
+    config = load_config(
+        "configs/lenet_rmb.yaml", ["dataset.name=ImageFolder", f"dataset.root={root}"]
+    )
+    with pytest.raises(DataError) as caught:
+        load_data(config, torch.device("cpu"))
+    told = str(caught.value)
+    assert "2 of 18 images cannot be read" in told
+    assert "a/0.png: " in told and "b/1.png: cannot be read: Permission denied" in told
+
+
+def test_all_files_beside_class_folders_and_parts_are_counted(tmp_path):
+    for parts in ((".",), ("train", "test"), ("seg_train/seg_train", "seg_test")):
+        root = touch(tmp_path / parts[0].split("/")[0].strip(".") / "root", *of(*parts))
+        outer = {"", parts[0], parts[0].split("/")[0]} - {"."}
+        for place in outer:
+            for name in ("Thumbs.db", "README.txt", "labels.csv"):
+                (root / place / name).write_text("no picture")
+        count = len(outer)
+        note = ImageFolder(str(root)).note
+        assert note.startswith(f"left out {3 * count}: {count} .csv (")
+        assert f"{count} .db (" in note and f"{count} .txt (" in note
+
+
+def test_what_may_be_pictures_is_named_first_and_junk_last():
+    kinds = {"hidden": 9, ".txt": 9, ".db": 1, ".csv": 1, ".md": 1, ".ini": 2, ".odd": 3}
+    kinds |= {".heic": 1, ".xcf": 1, "images beside folders": 2, ".avif": 1, "broken links": 1}
+    told = describe_left_out({kind: [f"{i}" for i in range(n)] for kind, n in kinds.items()})
+    order = ["2 images beside folders", "1 .avif", "1 .heic", "1 broken link (", "3 .odd", "1 .xcf"]
+    places = [told.index(text) for text in [*order, "9 .txt", "9 hidden"]]
+    assert places == sorted(places) and told.startswith("left out 32: 2 images")
+    assert "5 files of 4 more kinds; to use" in told
+    assert (
+        describe_left_out({"hidden": ["a"], ".txt": ["b"]})
+        == "left out 2: 1 .txt (b), 1 hidden (a)"
+    )
 
 
 def test_predict_reads_a_folder_as_training_does_and_tells_what_it_leaves_out(messy):

@@ -101,12 +101,18 @@ def load_data(config: Config, device: torch.device) -> Data:
     broken: dict[int, BrokenImage] = {}
     subsets: dict[str, Subset] = {}
     while failed or not subsets:
-        if failed and dataset.on_broken == "error":
-            raise BrokenImages(failed.values(), len(dataset))
         broken |= failed  # the rest is split as if these were not there
         usable = [index for index in every if index not in broken]
-        indices = cut(dataset, usable, digests, config)
+        try:
+            indices = cut(dataset, usable, digests, config)
+        except DataError:
+            if broken and dataset.on_broken == "error":
+                raise BrokenImages(broken.values(), len(dataset)) from None
+            raise
         subsets, failed = read_subsets(dataset, pipelines, indices, config, device)
+        if (broken or failed) and dataset.on_broken == "error":  # also those that opened
+            every_one = sorted((broken | failed).items())
+            raise BrokenImages([error for _, error in every_one], len(dataset))
     notes = dataset.note.splitlines()
     notes += notes_on(getattr(dataset, "remarks", b""))  # a user's dataset may have none
     try:
@@ -167,14 +173,18 @@ def load_subset(
     index_of = {name: index for index, name in enumerate(dataset.ids)}
     absent = [name for name in split if name not in index_of]
     indices = [index_of[name] for name in split if name in index_of]
-    digests = dataset.digests(indices)
+    digests: Sequence[str | BrokenImage] | None = dataset.digests(indices)
     if digests is None:
-        digests = in_threads(dataset.digest, indices, "reading images")
+        digests = in_threads(lambda i: attempt(dataset.digest, i), indices, "reading images")
     found = dict(zip((dataset.ids[index] for index in indices), digests, strict=True))
     changed = [name for name, digest in found.items() if digest != split[name]]
     if absent or changed:
         faults = [f"{name} is absent" for name in absent]
-        faults += [f"{name} has changed" for name in changed]
+        for name in changed:
+            now = found[name]
+            faults.append(
+                f"{name}: {now.reason}" if isinstance(now, BrokenImage) else f"{name} has changed"
+            )
         raise DataError(
             f"{config.dataset.name} no longer gives the images of this run: "
             f"{', '.join(faults[:5])}{f' and {len(faults) - 5} more' if len(faults) > 5 else ''}. "
@@ -220,7 +230,7 @@ class BrokenImages(DataError):
     def __init__(self, errors: Collection[BrokenImage], images: int) -> None:
         lines = "".join(f"\n  {error.path}: {error.reason}" for error in errors)
         super().__init__(
-            f"{len(errors)} of {images} images cannot be read:{lines}\n"
+            f"{len(errors):,} of {images:,} images cannot be read:{lines}\n"
             "Mend or remove them, or leave them out with dataset.on_broken=skip."
         )
 
