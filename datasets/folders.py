@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 from datasets import DataError
 from datasets.files import PARTS, Sample, check_names, missing_folder, natural
 from datasets.images import SUFFIXES
-from datasets.walk import describe_left_out, is_visible, kind_left_out, walk
+from datasets.walk import counted, describe_left_out, is_visible, kind_left_out, walk
 
 Layout = Literal["auto", "parts", "classes"]
 # Words of folder names such as seg_train and val2017. Some also mean other things, so they name a
@@ -25,12 +26,14 @@ def scan(
     """List ``root/CLASS/**/IMAGE``, or ``root/PART/CLASS/**/IMAGE``. The second value is a note.
 
     Samples are sorted by part, class and path. ``layout``: "classes" takes every folder as a class;
-    "parts" takes folders as parts whose names have a word such as "train", and leaves out others;
+    "parts" takes folders as parts whose names have a word such as "train", and leaves out others
+    and those without class folders;
     "auto" decides, and refuses folders that can be read both ways, such as classes that hold
     folders of the same names (which ``same_inside`` allows). A single ``train`` folder that holds
     images, beside others, is a class.
     Raises DataError: no such folder, no class folder, classes without images, class names that only
-    look different, a root one level too high or too low, folders that cannot be read.
+    look different, a root one level too high or too low (with ``layout`` "auto" also one that holds
+    more images than its class folders), folders that cannot be read.
     """
     if not root.is_dir():
         raise missing_folder(root)
@@ -42,9 +45,12 @@ def scan(
             for outer in sorted({"", *(str(p) for f in parts for p in Path(f).parents[:-1])}):
                 _left_beside(root, outer, left_out)
             unread = set(_folders(root)) - {folder.split("/")[0] for folder in parts}
-            left_out |= {"folders that are no part": sorted(unread)} if unread else {}
+            held = {name: len(walk(os.path.join(root, name)).images) for name in sorted(unread)}
+            told = [f"{name}: {counted(number, 'image')}" for name, number in held.items()]
+            left_out |= {"folders that are no part": told} if told else {}
         for folder, part in parts.items() or [("", None)]:
-            samples += _scan_classes(root, folder, part, left_out)
+            level = "classes" if same_inside else layout  # RMB has no argument layout
+            samples += _scan_classes(root, folder, part, left_out, level)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
     check_names(root, ((sample.class_name, sample.path) for sample in samples))
@@ -68,6 +74,9 @@ def _parts(root: Path, layout: Layout, same_inside: bool) -> dict[str, str]:
     exact = {name: PARTS[name.lower()] for name in names if name.lower() in PARTS}
     loose = {name: part for name in names if (part := part_of(name)) not in (None, *exact.values())}
     named = exact | {name: part for name, part in loose.items() if part is not None}
+    labelled = {n: part for n, part in named.items() if _folders(root / _inner(root, n, part))}
+    if layout == "parts":
+        named = labelled if "train" in labelled.values() else named
     if (exact and len(exact) == len(names)) or layout == "parts":
         if len(set(named.values())) < len(named) or "train" not in named.values():
             raise DataError(
@@ -82,7 +91,7 @@ def _parts(root: Path, layout: Layout, same_inside: bool) -> dict[str, str]:
         return _in_order(root, named)
     is_part = exact and all(inside[name] for name in exact)  # no class, if alone
     if is_split or is_part or not set(exact.values()) <= {"train"}:
-        raise DataError(_either(root, named, names, is_split))
+        raise DataError(_either(root, named, names, labelled))
     if shared := {} if same_inside else _sharing(inside):
         raise DataError(_same_inside(root, shared, inside))
     return {}
@@ -93,15 +102,22 @@ def _in_order(root: Path, named: Mapping[str, str]) -> dict[str, str]:
     order = list(dict.fromkeys(PARTS.values()))
     parts = {}
     for name in sorted(named, key=lambda name: order.index(named[name])):
-        folder = name
-        while len(inner := _folders(root / folder)) == 1 and part_of(inner[0]) == named[name]:
-            folder = f"{folder}/{inner[0]}"
-        parts[folder] = named[name]
+        parts[_inner(root, name, named[name])] = named[name]
     return parts
 
 
-def _inside(folder: str) -> tuple[str, list[str]] | None:
-    """The folders in a folder, or in the only folder that it holds; None if it holds images."""
+def _inner(root: Path, name: str, part: str) -> str:
+    """The folder of a part's classes: ``name``, or the only folder in it that names the part."""
+    while len(inner := _folders(root / name)) == 1 and part_of(inner[0]) == part:
+        name = f"{name}/{inner[0]}"
+    return name
+
+
+def _inside(folder: str, most: int = 0) -> tuple[str, list[str]] | None:
+    """The folders in a folder, or in the only folder that it holds.
+
+    None if it holds more than ``most`` images beside them.
+    """
     inner: list[str] = []
     for _ in range(8):
         inner = []
@@ -110,7 +126,9 @@ def _inside(folder: str) -> tuple[str, list[str]] | None:
                 if entry.is_dir():
                     inner += [entry.name] if is_visible(entry.name) else []
                 elif not kind_left_out(folder, entry.name):
-                    return None
+                    most -= 1
+                    if most < 0:
+                        return None
         if len(inner) != 1:
             break
         folder = os.path.join(folder, inner[0])
@@ -128,20 +146,22 @@ def _sharing(inside: Mapping[str, tuple[str, list[str]] | None]) -> dict[str, li
     return result
 
 
-def _either(root: Path, named: Mapping[str, str], names: list[str], is_split: bool) -> str:
+def _either(
+    root: Path, named: Mapping[str, str], names: list[str], labelled: Mapping[str, str]
+) -> str:
     """The message for folders of which some are named like parts of a split."""
     others = sorted(set(names) - set(named))
-    train = next((name for name, part in named.items() if part == "train"), None)
+    without = sorted(set(names) - set(labelled))  # what layout=parts leaves out
     how = f"rename them to train, valid and test (below {root})"
-    if is_split:
-        how = "type dataset.layout=parts" + f", which leaves out {_list(others)}" * bool(others)
-    elif train:
+    if len(set(labelled.values())) == len(labelled) > 1 and "train" in labelled.values():
+        how = f"leaving out {_list(without)}, " * bool(without) + "type dataset.layout=parts"
+    elif train := next((name for name, part in named.items() if part == "train"), None):
         folder = next(iter(_in_order(root, {train: "train"})))
-        how = f"type dataset.root={root / folder}, and val and test are cut from it"
+        how = f"val and test are cut from it if you type {_key('root', root / folder)}"
     beside = f" beside {_list(others)}" if others else ""
     return (
-        f"{root}: {_list(named)}{beside}: are these parts of a split or classes? For parts: {how}. "
-        f"For classes: type dataset.layout=classes."
+        f"{root}: {_list(named)}{beside}: are these parts of a split or classes?\n"
+        f"For parts: {how}\nFor classes: type dataset.layout=classes"
     )
 
 
@@ -153,20 +173,20 @@ def _same_inside(
     found = inside[name]
     parts = (
         f"For parts, where {_list(common)} are the classes: rename the folders to train, valid and "
-        "test."
+        "test.\n"
     )
     if all(part_of(folder) for folder in common):
-        parts = "CLASS/PART/IMAGE is not read as a split: make it PART/CLASS/IMAGE."
+        parts = "CLASS/PART/IMAGE is not read as a split: make it PART/CLASS/IMAGE.\n"
     return (
         f"{root}: {_list(shared)} hold no images themselves, but folders of the same names "
         f"({_list(common)}). Are they classes, or parts of a split? For classes, with the images "
-        f"of all folders below: type dataset.layout=classes. {parts} For one of them alone: type "
-        f"dataset.root={found[0] if found else root / name}."
+        f"of all folders below: type dataset.layout=classes\n{parts}For one of them alone: type "
+        f"{_key('root', found[0] if found else root / name)}"
     )
 
 
 def _scan_classes(
-    root: Path, folder: str, part: str | None, left_out: dict[str, list[str]]
+    root: Path, folder: str, part: str | None, left_out: dict[str, list[str]], layout: Layout
 ) -> list[Sample]:
     """The samples of a folder of classes. Adds to ``left_out``; paths are relative to ``root``."""
     place, start = os.path.join(root, folder), len(os.path.join(root, ""))
@@ -179,11 +199,22 @@ def _scan_classes(
         lines = [f"{error.filename}: cannot be read: {error.strerror}." for error in errors]
         raise DataError(_lines(lines))
     full = [name for name, one in found.items() if one.images]
-    if len(full) == 1 and part is None and (inner := _inside(os.path.join(place, full[0]))):
-        if len(inner[1]) > 1:
+    inside = sum(len(one.images) for one in found.values())
+    low = ""
+    if len(stray) > inside and part is None and layout == "auto":
+        low = (
+            f"{root}: {counted(len(stray), 'image')} {'lie' if len(stray) > 1 else 'lies'} "
+            f"directly in this folder ({_list(sorted(stray)[:3])}), and {inside:,} in its "
+            f"folders {_list(names)}.\n{_one_too_low(root)}"
+        )
+        if inside:
+            raise DataError(f"{low}\nTo leave them out, type dataset.layout=classes")
+    if len(full) == 1 and part is None:
+        inner = _inside(os.path.join(place, full[0]), len(found[full[0]].images) // 2)
+        if inner and len(inner[1]) > 1:
             raise DataError(
                 f"{root}: only the folder '{full[0]}' holds images, in {_list(inner[1])}: this "
-                f"root seems one level too high. Type dataset.root={inner[0]}."
+                f"root seems one level too high. Type {_key('root', inner[0])}"
             )
     if len(full) < len(names):
         lines = [
@@ -193,7 +224,7 @@ def _scan_classes(
         ]
         suffixes = ", ".join(sorted(SUFFIXES))
         advice = f"Expected files that end in {suffixes}. Add some or remove the folder."
-        raise DataError(f"{_lines(lines)}\n{advice}")
+        raise DataError(f"{_lines(lines)}\n{advice}" + f"\n{low}" * bool(low))
     for one in found.values():
         for kind, paths in one.left_out.items():
             left_out[kind] += [path[start:] for path in paths]
@@ -225,18 +256,29 @@ def _without_classes(root: Path, place: Path, stray: list[str]) -> str:
     text = f"{place}: no class folders here; expected {place}/CLASS/IMAGE.jpg{other}."
     if not stray:
         return text
-    text += f" It holds {len(stray):,} images without a class ({_list(sorted(stray)[:3])}). "
+    text += (
+        f" It holds {counted(len(stray), 'image')} without a class ({_list(sorted(stray)[:3])})."
+    )
     if place == root:
-        parent = root.resolve().parent
-        return text + (
-            f"If '{root.resolve().name}' is one of the classes, type dataset.root={parent}; if a "
-            "table holds the labels, dataset.name=CSVImages."
+        return (
+            f"{text}\nIf a table holds the labels, type dataset.name=CSVImages\n"
+            f"{_one_too_low(root)}"
         )
-    text += f"If '{place.name}' is a class itself, type dataset.layout=classes."
-    train = [root / name for name in _folders(root) if part_of(name) == "train"]
-    if place in train or not train:
+    text += f"\nIf '{place.name}' is a class itself, type dataset.layout=classes"
+    train = [name for name in _folders(root) if part_of(name) == "train"]
+    if not train or place.is_relative_to(root / train[0]):
         return text
-    return f"{text} To train without them, type dataset.root={train[0]}."
+    return f"{text}\nTo leave out folders without classes, type dataset.layout=parts"
+
+
+def _one_too_low(root: Path) -> str:
+    place = root.resolve()
+    return f"If '{place.name}' is one of the classes, type {_key('root', place.parent)}"
+
+
+def _key(key: str, value: object) -> str:
+    """``dataset.KEY=VALUE`` as a shell takes it; nothing may follow it but a space or an end."""
+    return shlex.quote(f"dataset.{key}={value}")
 
 
 def _holding(left_out: Mapping[str, list[str]]) -> str:

@@ -14,7 +14,8 @@ class ImageFolder(ImageFiles):
     validation folder, val is cut from train.
 
     layout: ``auto`` decides whether the folders are classes or splits. ``parts`` reads those named
-    like splits (seg_train, val2017), ``classes`` reads each as a class.
+    like splits (seg_train, val2017) that hold class folders, and leaves out others; ``classes``
+    reads each folder as a class.
 
     Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError as ``scan`` does.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import unicodedata
 from pathlib import Path
@@ -84,43 +85,64 @@ def test_classes_whose_names_have_a_word_of_parts_stay_classes(tmp_path, names, 
     [
         (
             [*of("train"), "test_images/1.png"],
-            "'train', 'test_images': are these parts of a split or classes? For parts: type "
-            "dataset.root={root}/train, and val and test are cut from it. For classes: type "
-            "dataset.layout=classes.",
+            "'train', 'test_images': are these parts of a split or classes?\n"
+            "For parts: val and test are cut from it if you type dataset.root={root}/train\n"
+            "For classes: type dataset.layout=classes",
         ),
         ([*of("train"), "bus/1.png"], "'train' beside 'bus': are these parts of a split or"),
-        ([*of("seg_train", "seg_test"), "seg_pred/1.png"], "type dataset.layout=parts, which leav"),
+        (
+            [*of("seg_train", "seg_test"), "seg_pred/1.png"],
+            "leaving out 'seg_pred', type dataset.layout=parts\nFor",
+        ),
         ([*of("Training", "Test"), "more/1.png"], "'Test', 'Training' beside 'more': are these"),
         (
             [f"{name}/{place}/1.png" for name in ("cat", "dog") for place in ("in", "out")],
             "'cat', 'dog' hold no images themselves, but folders of the same names ('in', 'out'). "
             "Are they classes, or parts of a split? For classes, with the images of all folders "
-            "below: type dataset.layout=classes. For parts, where 'in', 'out' are the classes: "
-            "rename the folders to train, valid and test. For one of them alone: type "
-            "dataset.root={root}/cat.",
+            "below: type dataset.layout=classes\nFor parts, where 'in', 'out' are the classes: "
+            "rename the folders to train, valid and test.\nFor one of them alone: type "
+            "dataset.root={root}/cat",
         ),
         (
             [f"{name}/{part}/1.png" for name in ("cat", "dog") for part in ("train", "test")],
             "CLASS/PART/IMAGE is not read as a split: make it PART/CLASS/IMAGE.",
         ),
-        (of("images", "masks"), "For one of them alone: type dataset.root={root}/images."),
+        (of("images", "masks"), "For one of them alone: type dataset.root={root}/images"),
         (
             of("dogscats/train", "dogscats/valid"),
             "one level too high. Type dataset.root={root}/dog",
         ),
-        (of("x/dogscats/train", "x/dogscats/val"), "Type dataset.root={root}/x/dogscats."),
+        (of("x/dogscats/train", "x/dogscats/val"), "Type dataset.root={root}/x/dogscats"),
         (of("images"), "only the folder 'images' holds images, in 'a', 'b': this root seems one"),
         (
             [*of("train"), "test/1.png"],
             "test: no class folders here; expected {root}/test/CLASS/IM",
         ),
-        ([*of("train"), "test/1.png"], "To train without them, type dataset.root={root}/train."),
+        (
+            [*of("train"), "test/1.png"],
+            "To leave out folders without classes, type dataset.layout=parts",
+        ),
         (["train/1.png", "test/1.png"], "If 'train' is a class itself, type dataset.layout=classe"),
         (
             ["1.png", "2.png"],
-            "It holds 2 images without a class ('1.png', '2.png'). If '{name}' is",
+            "It holds 2 images without a class ('1.png', '2.png').\nIf a table holds the labels",
         ),
-        (["1.png"], "one of the classes, type dataset.root={parent}; if a table holds the labels,"),
+        (["1.png"], "If '{name}' is one of the classes, type dataset.root={parent}"),
+        (["1.png"], "It holds 1 image without a class"),
+        (
+            [*of("dogscats/train", "dogscats/valid"), "dogscats/stray.png", "stray.png"],
+            "one level too high. Type dataset.root={root}/dogscats",
+        ),
+        (
+            ["a/1.png", "b/1.png", "1.png", "2.png", "3.png"],
+            "{root}: 3 images lie directly in this folder ('1.png', '2.png', '3.png'), and 2 in "
+            "its folders 'a', 'b'.\nIf '{name}' is one of the classes, type "
+            "dataset.root={parent}\nTo leave them out, type dataset.layout=classes",
+        ),
+        (
+            [*of("train", "valid", "sample/train"), "test1/1.png"],
+            "For parts: leaving out 'sample', 'test1', type dataset.layout=parts\n",
+        ),
     ],
 )
 def test_what_can_be_read_two_ways_or_at_another_level_is_refused_with_what_to_type(
@@ -136,7 +158,7 @@ def test_what_the_refusal_says_to_type_gives_either_reading(tmp_path):
     root = touch(tmp_path / "parts", *of("seg_train/seg_train", "seg_test"), "seg_pred/1.png")
     data = ImageFolder(str(root), layout="parts")
     assert data.classes == ("a", "b") and data.parts == ("train",) * 4 + ("test",) * 4
-    assert "1 folder that is no part (seg_pred)" in data.note
+    assert "1 folder that is no part (seg_pred: 1 image)" in data.note
     data = ImageFolder(str(root), layout="classes")
     assert data.classes == ("seg_pred", "seg_test", "seg_train") and set(data.parts) == {None}
     root = touch(tmp_path / "same", *of("cat", "dog"))
@@ -144,6 +166,32 @@ def test_what_the_refusal_says_to_type_gives_either_reading(tmp_path):
     with pytest.raises(DataError, match="found 'cat', 'dog', but expected one train folder"):
         ImageFolder(str(root), layout="parts")
     assert RMB(str(touch(tmp_path / "rmb", *of("1", "100")))).classes == ("1", "100")
+
+
+def test_unlabelled_folders_beside_parts_are_left_out_with_counts_where_asked(tmp_path):
+    names = [*of("train", "valid", "sample/train", "sample/valid"), "test1/1.png", "test1/2.png"]
+    data = ImageFolder(str(touch(tmp_path, *names, "test/test/1.png")), layout="parts")
+    assert data.classes == ("a", "b") and data.parts == ("train",) * 4 + ("val",) * 4
+    told = "3 folders that are no part (sample: 8 images, test1: 2 images, test: 1 image)"
+    assert told in data.note
+
+
+@pytest.mark.parametrize("outer", ["my photos (new)", "it's", "plain"])
+def test_every_key_that_a_refusal_says_to_type_can_be_pasted_into_a_shell(tmp_path, outer):
+    for number, names in enumerate(
+        (of("x/train", "x/valid"), [*of("train"), "bus/1.png"], of("cat", "dog"), ["1.png"])
+    ):
+        root = touch(tmp_path / str(number) / outer / "root", *names)
+        with pytest.raises(DataError) as caught:
+            ImageFolder(str(root))
+        typed = [
+            word
+            for line in str(caught.value).splitlines()
+            if "type dataset" in line.lower() or "type 'dataset" in line.lower()
+            for word in shlex.split(line[line.lower().index("ype ") + 4 :])
+        ]
+        roots = [word.split("=", 1)[1] for word in typed if word.startswith("dataset.root=")]
+        assert roots and all(Path(place).is_dir() for place in roots)
 
 
 def test_a_name_with_two_parts_in_it_or_none_names_no_part():
