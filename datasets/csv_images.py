@@ -169,7 +169,14 @@ class _Reader:
         if os.path.isabs(path) and os.path.normpath(path).startswith(top):
             path = os.path.normpath(path)[len(top) :]
             self.converted["absolute paths below the root are read as relative"] += 1
-        return PurePosixPath(path).as_posix()
+        path = PurePosixPath(path).as_posix()
+        if not path.isascii() and not os.path.lexists(self.root / path):
+            for form in ("NFC", "NFD"):  # a Mac writes names of files decomposed
+                other = unicodedata.normalize(form, path)
+                if other != path and os.path.lexists(self.root / other):
+                    self.converted["paths are read in the Unicode form of the files"] += 1
+                    return other
+        return path
 
     def _fault(self, kind: str, text: str) -> None:
         self.faults[kind].append(f"{self.table}:{self.line}: {text}")
@@ -223,7 +230,7 @@ class _Reader:
             guesses["label_column"] = rest[0]
         typed = [shlex.quote(f"dataset.{key}={name}") for key, name in guesses.items()]
         typed += (places[images[0]] or []) if images else []
-        return f"{text} Type {' '.join(typed)}."
+        return f"{text} Type {' '.join(typed)}"
 
 
 def _guess(name: str, key: str, header: Sequence[str]) -> str:
@@ -281,7 +288,7 @@ def _hint(root: Path, path: str, suffix: str) -> str:
     """How to mend missing files, found with the first of them."""
     plain = path.removesuffix(suffix) if suffix else path
     if typed := next(_places(root, plain), None):
-        return f"'{plain}' is found with {' '.join(typed)}: type that."
+        return f"To find '{plain}', type {' '.join(typed)}"
     folder, name = os.path.split(os.path.join(root, path))
     names = os.listdir(folder) if os.path.isdir(folder) else []
     for other in names:

@@ -456,19 +456,19 @@ def test_a_table_is_read_as_it_is_meant_and_what_is_converted_is_counted(
             ":4: 'a.png' is listed a second time; first in line 2, there with the label 'x'",
         ),
         ("path,label\nC:\\a.png,x\n", ":2: 'C:/a.png' leaves the root"),
-        ("path,label\n000,x\n", "'000' is found with dataset.suffix=.png: type that."),
-        ("path,label\nd.jpg,x\n", "'d.jpg' is found with dataset.root={root}/more: type that."),
-        ("path,label\nd,x\n", "with dataset.root={root}/more dataset.suffix=.jpg: type that."),
-        ("path,label\nimages/a.png,x\n", "'images/a.png' is found with dataset.root={parent}: ty"),
+        ("path,label\n000,x\n", "To find '000', type dataset.suffix=.png"),
+        ("path,label\nd.jpg,x\n", "To find 'd.jpg', type dataset.root={root}/more"),
+        ("path,label\nd,x\n", "type dataset.root={root}/more dataset.suffix=.jpg"),
+        ("path,label\nimages/a.png,x\n", "To find 'images/a.png', type dataset.root={parent}"),
         ("path,label\nA.PNG,x\n", "'a.png' is there: names differ in case or Unicode form"),
         ("path,label\nnone.png,x\n", "or leave missing files out: dataset.on_broken=skip."),
         (
             "id,breed\n000,x\n",
             ":1: no column 'path', no column 'label'; the header has: id, breed. Type "
-            "dataset.path_column=id dataset.label_column=breed dataset.suffix=.png.",
+            "dataset.path_column=id dataset.label_column=breed dataset.suffix=.png",
         ),
         (",Image ID,Class Name\n0,a.png,x\n", "'dataset.path_column=Image ID' 'dataset.label_colu"),
-        ("Path,LABEL\na.png,x\n", "Type dataset.path_column=Path dataset.label_column=LABEL."),
+        ("Path,LABEL\na.png,x\n", "Type dataset.path_column=Path dataset.label_column=LABEL"),
         ("a.png,x\nc.png,y\n", "It seems to be an image's line: write a header above it"),
         ('path,label\na.png,x\nc.png,"y\n', "after line 2; is a quotation mark there without its"),
     ],
@@ -600,3 +600,17 @@ def test_equal_images_in_two_parts_are_told_with_their_total_and_some_groups(dat
     )
     assert groups[0] == "  train/a/0.png = test/a/copy0.png" and len(groups) == 6
     assert groups[-1] == "  and 3 more groups; trainer.data lists all"
+
+
+@pytest.mark.parametrize(("in_table", "on_disk"), [(NFC, NFD), (NFD, NFC)])
+def test_a_path_in_the_other_unicode_form_than_its_file_is_read_with_a_note(
+    tmp_path, in_table, on_disk
+):
+    root = touch(tmp_path / "images", f"{on_disk}/1.png", f"{on_disk}/2.png", "tea/1.png")
+    listed = tmp_path / "list.csv"
+    rows = [f"{in_table}/1.png,x", f"{in_table}/2.png,x", "tea/1.png,y"]
+    listed.write_text("\n".join(["path,label", *rows]), "utf-8")
+    data = CSVImages(str(root), str(listed))
+    assert data.ids == (f"{on_disk}/1.png", f"{on_disk}/2.png", "tea/1.png")
+    assert "2 paths are read in the Unicode form of the files" in data.note
+    assert data.image(0).shape[0] == 3
