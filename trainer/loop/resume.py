@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets.walk import counted
 from trainer.build.job import Job, data_path
 from trainer.components.schedulers import forecast
 from trainer.distributed.processes import is_true_everywhere, on_main
+from trainer.input.data import digest_of_split
 from trainer.loop import record, snapshot
 from trainer.loop.state import State
 from trainer.process.console import Say
 from trainer.process.errors import RunError
 from trainer.run import checkpoint
-from trainer.run.disk import read_json, write_file, write_json
+from trainer.run.disk import MAX_SPLIT, read_json, write_file, write_json
 from trainer.run.folder import read_metrics
 from trainer.run.log import Lengths
 from trainer.run.resume import MAY_CHANGE, as_yaml, differences, settings
@@ -91,9 +93,43 @@ def require_same_split(job: Job, digest: object, run: Path) -> None:
     """Raise RunError if the images are no longer those that the run began with."""
     if digest != job.data.split_digest:
         raise RunError(
-            f"{run} began with another split than {job.config.dataset.name} gives now: images were "
-            "added, removed or changed. Bring them back, or start a new run."
+            f"{run} began with another split than {job.config.dataset.name} gives now: "
+            f"{what_changed(run, digest, job.data.split)}. Bring them back, or start a new run."
         )
+
+
+def what_changed(run: Path, digest: object, now: dict[str, Any]) -> str:
+    """Counts and first names of the images that are absent, added or changed since the run began.
+
+    The run's split.json tells them, if it is the split of this digest.
+    """
+    before: dict[str, Any] = {}
+    with suppress(RunError, TypeError):
+        saved = read_json(run / "split.json", MAX_SPLIT)
+        before = saved if digest_of_split(saved) == digest else {}
+    old, new = (
+        {
+            name: (part, content)
+            for part in ("train", "val", "test")
+            for name, content in split.get(part, {}).items()
+        }
+        for split in (before, now)
+    )
+    both = [name for name in old if name in new]
+    found = {
+        "absent": [name for name in old if name not in new],
+        "added": [name for name in new if name not in old],
+        "changed": [name for name in both if old[name][1] != new[name][1]],
+    }
+    found["now in another part"] = [
+        name for name in both if old[name][1] == new[name][1] and old[name][0] != new[name][0]
+    ]
+    told = []
+    for what, names in found.items():
+        more = ", ..." * (len(names) > 3)
+        if names:
+            told.append(f"{counted(len(names), 'image')} {what} ({', '.join(names[:3])}{more})")
+    return "; ".join(told) if before and told else "images were added, removed or changed"
 
 
 def require_same_teacher(job: Job, digest: object, run: Path) -> None:
