@@ -221,7 +221,7 @@ def test_broken_files_are_named_and_counted_and_the_rest_is_done(tmp_path, predi
     assert [entry["path"] for entry in json.loads(out)] == [str(good)]
     for name in ("empty.jpg", "text.png", "cut.jpg", "pipe.jpg"):
         assert f"{tmp_path / name}: " in err
-    assert "4 of 5 files" in err and "Traceback" not in err
+    assert "4 files cannot be used; 1 file is done." in err and "Traceback" not in err
 
 
 def test_a_path_without_images_is_told_and_the_rest_is_done(tmp_path, predict):
@@ -233,6 +233,17 @@ def test_a_path_without_images_is_told_and_the_rest_is_done(tmp_path, predict):
     assert "empty: holds no images" in err
     assert "none.png: does not exist" in err
     assert "z*: matches no images" in err
+    assert "3 paths cannot be used; 1 file is done." in err
+
+
+def test_the_counts_say_when_nothing_is_done_and_no_table_is_without_rows(tmp_path, predict):
+    (tmp_path / "text.png").write_text("not an image")
+    code, out, err = predict(tmp_path / "text.png")
+    assert (code, out) == (3, "")
+    assert "1 file cannot be used; nothing is done." in err
+    code, out, err = predict(tmp_path / "text.png", tmp_path / "none.png", f"{tmp_path}/z*")
+    assert (code, out) == (3, "")
+    assert "1 file and 2 paths cannot be used; nothing is done." in err
 
 
 def test_nothing_at_all_is_an_error_of_the_data(tmp_path, predict):

@@ -141,13 +141,24 @@ def run(arguments: argparse.Namespace) -> None:
         broken = print_predictions(arguments, trained.classes, paths, predictions, files)
     for note in notes_on(trained.remarks):
         print(f"note    {note}", file=sys.stderr)
+    if not (broken or unreadable or faults):
+        return
+    lines = [*faults, *unreadable, *broken]
+    lines.append(what_is_done(len(paths) - len(broken), len(broken), len(faults + unreadable)))
     if broken or unreadable:
         unanswered = [line for line in broken if NO_ANSWER in line]
-        count = f"{len(broken)} of {len(paths)} files cannot be used; the others are done."
         error = NoAnswer if unanswered else DataError
-        raise error("\n".join([*faults, *unreadable, *broken, count]))
-    if faults:
-        raise UsageError("\n".join(faults))
+        raise error("\n".join(lines))
+    raise UsageError("\n".join(lines))
+
+
+def what_is_done(done: int, files: int, paths: int) -> str:
+    """A line with the number of files that are done, and of files and paths that are not."""
+    from datasets.walk import counted
+
+    left = [counted(n, what) for n, what in ((files, "file"), (paths, "path")) if n]
+    is_done = f"{counted(done, 'file')} {'is' if done == 1 else 'are'} done"
+    return f"{' and '.join(left)} cannot be used; {is_done if done else 'nothing is done'}."
 
 
 def output_files(arguments: argparse.Namespace) -> dict[str, Path]:

@@ -33,10 +33,12 @@ def table_lines(
     width = min(max(len("class"), *map(width_of, names)), most)
     longest = max((width_of(visible(path)) for path in paths), default=0)
     room = max(len("path"), min(longest, columns - width - len("    probability")))
-    yield f"{pad('path', room)}  {pad('class', width)}  probability"
+    head = f"{pad('path', room)}  {pad('class', width)}  probability"
     for one in predictions:
         if one.probabilities is None:
             continue
+        yield from [head] if head else []  # none above an empty table
+        head = ""
         path = visible(one.path)
         if width_of(path) > room:
             yield path
