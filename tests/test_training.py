@@ -262,6 +262,30 @@ def test_evaluate_gives_the_numbers_of_the_run_again(finished):
     }
 
 
+def test_evaluate_prints_how_many_images_it_took_and_what_was_left_out(
+    train, notes, tmp_path, capsys
+):
+    import shutil
+
+    from trainer.evaluate import main as evaluate
+
+    copy = tmp_path / "copy"
+    shutil.copytree(notes, copy)
+    (copy / "1" / "phone.heic").touch()
+    (copy / "1" / "broken.jpg").write_bytes(b"no picture")
+    run = train(f"dataset.root={copy}", "dataset.on_broken=skip")
+    split = json.loads((run / "split.json").read_text())
+    capsys.readouterr()
+    assert evaluate([str(run)]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(f"{run}, test split, {len(split['test'])} images\n")
+    assert "note    left out 1: 1 .heic (1/phone.heic)" in told.err
+    assert "note    1 image that the run could not read: in no split" in told.err
+    assert evaluate([str(run), "--json"]) == 0
+    test = json.loads((run / "result.json").read_text())["test"]
+    assert json.loads(capsys.readouterr().out).keys() == test.keys()
+
+
 def test_evaluate_refuses_images_that_changed(train, config_file, notes, tmp_path):
     import shutil
 

@@ -47,15 +47,17 @@ def run(arguments: argparse.Namespace) -> None:
     folder = find_run(arguments.run)
     config = config_for_use(folder, arguments.overrides)
     with start():
+        from datasets.walk import counted
         from trainer.drawing.columns import lay_out, terminal_width
         from trainer.inference.evaluation import evaluate_run
         from trainer.process.words import visible
-        from trainer.run.disk import read_json
+        from trainer.run.disk import MAX_SPLIT, read_json
     values = evaluate_run(folder, config, arguments.split)
     if arguments.json:
         print(json.dumps(values))
         return
-    print(f"{folder}, {arguments.split} split")
+    images = len(read_json(folder / "split.json", MAX_SPLIT)[arguments.split])
+    print(f"{folder}, {arguments.split} split, {counted(images, 'image')}")
     for name, value in values.items():
         if isinstance(value, float):
             print(f"  {name:<20} {value:.6f}")

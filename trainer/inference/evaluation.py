@@ -1,12 +1,15 @@
 """Evaluates a finished run again, on the images that its split.json names."""
 
-from contextlib import closing
+import sys
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from datasets import DataError
+from datasets import DataError, Dataset
+from datasets.images import notes_on
+from datasets.walk import counted
 from trainer.build.model import build_loss, check_size
 from trainer.build.teacher import first_names
 from trainer.build.trained import load_with, tell_which
@@ -14,6 +17,8 @@ from trainer.config import Config, load_config
 from trainer.input.data import check_shape, digest_of_split, eval_loader, load_subset
 from trainer.loop.evaluate import evaluate, predict, what_may_help, without_answer
 from trainer.process.errors import NoAnswer, RunError
+from trainer.process.launch import is_first
+from trainer.process.words import visible
 from trainer.run.disk import MAX_SPLIT, read_json
 from trainer.run.resume import MAY_DIFFER, refuse_changes, require_own_images
 
@@ -33,6 +38,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     tell_which(trained)
     device, config = trained.device, trained.config
     dataset, subset = load_subset(config, saved[split], device)
+    tell_notes(run, dataset)
     if dataset.classes != trained.classes:
         raise DataError(
             f"{config.dataset.name} no longer has the classes of this run in its order: it had "
@@ -47,6 +53,16 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     train_labels = [label_of[name] for name in saved["train"] if name in label_of]
     loss_fn = build_loss(config, torch.tensor(train_labels), len(dataset.classes)).to(device)
     return evaluate(config, logits, labels, loss_fn)
+
+
+def tell_notes(run: Path, dataset: Dataset) -> None:
+    """Print on stderr what was left out or converted, as training does."""
+    notes = dataset.note.splitlines() + notes_on(getattr(dataset, "remarks", b""))
+    with suppress(RunError, KeyError, TypeError):
+        if unread := len(read_json(run / "result.json")["dataset"]["left_out"]):
+            notes.append(f"{counted(unread, 'image')} that the run could not read: in no split")
+    for note in notes if is_first() else ():
+        print(f"note    {visible(note)}", file=sys.stderr)
 
 
 def require_unchanged(run: Path, split: dict[str, Any]) -> None:
