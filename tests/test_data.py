@@ -256,6 +256,7 @@ def test_every_broken_file_is_listed_and_the_rest_is_reported_all_the_same(
     data = load_data(skipping, torch.device("cpu"))
     look = inspect_dataset(skipping)
     assert look.splits == {name: part.indices.tolist() for name, part in data.subsets.items()}
+    assert look.facts["split"] == data.split_digest  # by which a report knows the same data
     assert facts(root, "dataset.on_broken=skip")["counts"] == found["counts"]
 
 

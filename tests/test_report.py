@@ -523,19 +523,44 @@ def test_a_confidence_on_a_bins_edge_belongs_to_the_bin_below():
     assert counts == {8: (1, 1.0), 9: (1, 0.0), 10: (1, 1.0), 15: (1, 1.0)}
 
 
+def test_the_report_tells_each_fact_once_and_lets_the_result_be_seen_first(tmp_path):
+    equal = "2 groups of equal images (4 in all) in different classes: one of the labels is wrong"
+    notes = [f"note {i}" for i in range(20)]
+    notes += [equal, "  a = b", "  c = d", "val has no image of 5"]
+    told = list(notes)
+    result = RESULT | {"dataset": {"notes": notes}, "split": "ab"}
+    warnings = [
+        "3 of 9 images cannot be read.",  # the report has a list of its own
+        "2 groups of equal images are in different classes: one of the labels is wrong.",
+        "val has no image of '5'.",
+        "1 images are of nearly one colour.",
+    ]
+    (tmp_path / "data").mkdir()
+    facts = {"split": "ab", "warnings": warnings}
+    (tmp_path / "data" / "data.json").write_text(json.dumps(facts))
+    text = report(tmp_path / "run" / "report", result=result, notes=["note 7"])
+    listed = text.split("## Notes\n\n")[1].split("\n\n")[0].split("\n")
+    assert len(listed) == 23 and text.index("## Test split") < text.index("## Notes")
+    assert listed[20].replace("\\", "") == f"- {equal}; a = b; c = d"
+    page = page_of(tmp_path / "run" / "report", result=result, notes=["note 7"])
+    assert page.text.count("one of the labels is wrong") == 1 == page.text.count("note 7")
+    assert list(page.sections).index("Test split") < list(page.sections).index("Notes")
+    assert "20 more of 23 notes" in page.sections["Notes"]
+    assert notes == told  # a reader of result.json sees what was written
+
+
 @pytest.mark.parametrize("more", [0, 1])
 def test_the_report_repeats_what_the_run_told_and_what_a_look_at_the_same_data_warned_of(
     tmp_path, more
 ):
     balance = {"train": [5, 6, 7], "val": [1, 1, 1], "test": [1, 2, 2]}
-    counts = {split: dict(zip(CLASSES, numbers, strict=True)) for split, numbers in balance.items()}
-    counts["train"]["5"] += more  # then it was another split
     (tmp_path / "data").mkdir()
     warning = "2 groups of equal images are in different splits: what is tested was trained on."
-    facts = {"counts": counts, "warnings": [warning]}
+    facts = {"split": "other" if more else "same", "warnings": [warning]}  # equal counts
     (tmp_path / "data" / "data.json").write_text(json.dumps(facts))
     notes = ["Normalize is in train only", "Normalize is in train only"]
-    text = report(tmp_path / "run" / "report", class_balance=balance, notes=notes)
+    result = RESULT | {"split": "same"}
+    text = report(tmp_path / "run" / "report", result=result, class_balance=balance, notes=notes)
     page = (tmp_path / "run" / "report" / "report.html").read_text(encoding="utf-8")
     for content in (text, page):
         assert content.count("Normalize is in train only") == 1

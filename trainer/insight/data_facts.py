@@ -13,13 +13,15 @@ from torch import Tensor
 from datasets import BrokenImage, DataError, Dataset
 from datasets.files import ImageFiles
 from datasets.images import FORMATS, notes_on
-from datasets.split import PARTS
+from datasets.split import PARTS, manifest
 from trainer.config import Config
 from trainer.input.data import (
     BrokenImages,
     build_pipelines,
     classes_without_images,
     cut,
+    digest_of_split,
+    how_split,
     open_dataset,
     transform_fault,
 )
@@ -121,6 +123,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
             "images": len(dataset),
             "classes": list(dataset.classes),
         },
+        "split": digest_of_split(how_split(config) | manifest(splits, dataset.ids, digests)),
         "counts": counts_of(dataset, splits),
         "sizes": sizes_of(sizes),
         "formats": dict(forms.most_common()),

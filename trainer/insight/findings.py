@@ -36,6 +36,8 @@ SECONDS = {
     "save": "checkpoints",
     "log": "metrics, TensorBoard",
 }
+_EQUAL = re.compile(r"([\d,]+) groups? of equal images .*?(one of the labels|what is tested)")
+_ABSENT = re.compile(r"(train|val|test) has no image of")
 
 
 @dataclass(frozen=True)
@@ -288,20 +290,35 @@ def _facts(result: dict[str, Any], run: Path) -> dict[str, str]:
 
 
 def _notes(given: ReportData, run: Path) -> list[str]:
-    """Warnings about the numbers, the run's and those of ``trainer.data`` on the same split."""
-    result, classes, balance = given.result, given.classes, given.class_balance
+    """Warnings about the numbers, the run's and those of ``trainer.data`` on the same split.
+
+    Each fact is told once, in the run's words; lines of examples belong to their note.
+    """
+    result = given.result
     dataset = result.get("dataset", {})
-    notes = dataset.get("notes") or list(filter(None, [dataset.get("note")]))
+    notes = list(dataset.get("notes") or filter(None, [dataset.get("note")]))
     if skipped := numbers(result).get("skipped_steps"):
         notes += [f"{skipped:,} steps without finite numbers were skipped in training."]
     facts: dict[str, Any] = {}
     with suppress(RunError):
         facts = read_json(run.parent / "data" / "data.json")
-    ours = {split: dict(zip(classes, counts, strict=True)) for split, counts in balance.items()}
-    if ours and facts.get("counts") == ours:
-        notes += [f"{warning} (trainer.data)" for warning in facts.get("warnings", ())]
-    # An example stands on a line of its own in the terminal.
-    return list(dict.fromkeys(note.replace("\n  ", "; ") for note in [*notes, *given.notes]))
+    # The examples of a note stand on further lines, which begin with two spaces.
+    joined = "\n".join([*notes, *given.notes]).replace("\n  ", "; ").split("\n")
+    if result.get("split") and facts.get("split") == result["split"]:
+        told = facts.get("warnings", ())
+        # The report itself lists the images that this run could not read.
+        told = [warning for warning in told if not warning.endswith(" images cannot be read.")]
+        joined += [f"{warning} (trainer.data)" for warning in told]
+    once: dict[Any, str] = {}
+    for note in filter(None, joined):
+        once.setdefault(_fact(note), note)
+    return list(once.values())
+
+
+def _fact(note: str) -> Any:
+    """What a note tells; the run and ``trainer.data`` tell two facts in different words."""
+    found = _EQUAL.match(note) or _ABSENT.match(note)
+    return found.groups() if found else note.removesuffix(" (trainer.data)").rstrip(".")
 
 
 def _commands(run: Path, result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -45,18 +45,19 @@ def _write_files(folder: Path, results: ReportData, run: Path | None) -> None:
 def _markdown(found: Findings) -> str:
     parts = [f"# Report: {markdown(found.title)}"]
     parts += ["\n".join(f"- {name}: {markdown(value)}" for name, value in found.facts.items())]
-    parts += [f"**Note:** {markdown(note)}" for note in found.notes]
-    if found.left_out:
-        parts += [f"{len(found.left_out)} images could not be read and were left out:"]
-        more = len(found.left_out) - 100
-        lines = found.left_out[:100] + ([f"and {more} more"] if more > 0 else [])
-        parts += ["\n".join(f"- {markdown(line)}" for line in lines)]
     parts += ["## Test split"]
     parts += [
         f"{found.num_images} images, measured once with the weights of epoch {found.best_epoch}."
     ]
     parts += [markdown_table(["metric", "value"], list(found.metrics.items()))]
     parts += [f"Accuracy of {found.certainty} (Wilson interval)."] if found.certainty else []
+    if found.notes or found.left_out:
+        parts += ["## Notes", "\n".join(f"- {markdown(note)}" for note in found.notes)]
+    if found.left_out:
+        parts += [f"{len(found.left_out)} images could not be read and were left out:"]
+        more = len(found.left_out) - 100
+        lines = found.left_out[:100] + ([f"and {more} more"] if more > 0 else [])
+        parts += ["\n".join(f"- {markdown(line)}" for line in lines)]
     parts += ["## Classes"]
     if found.many:
         parts += [f"The {len(found.worst)} of the smallest F1, of {len(found.classes)}."]
