@@ -195,8 +195,37 @@ def test_splits_are_compared_within_a_dataset_only(make, compared):
     assert [warning.split(":")[0] for warning in compared(*runs)["warnings"]] == [
         "datasets differ",
         "splits differ",
-        "B and C share all 10 test images",
     ]
+
+
+def test_the_same_test_images_are_information_and_equal_files_count_each(make, compared, capsys):
+    a, b = make(), make(split="b" * 64)
+    for name, folder in (("x", a), ("y", b)):
+        images = {f"{name}{i}": h for i, h in enumerate([*TESTED, TESTED[0]])}
+        (folder / "split.json").write_text(json.dumps({"test": images}))
+    said = compared(a, b)
+    assert said["notes"] == ["A and B were tested on the same 11 images"]
+    assert said["warnings"] == ["splits differ: A: aaaaaaaaaa; B: bbbbbbbbbb"]
+    assert main([str(a), str(b), "--no-picture"]) == 0
+    assert "note: A and B were tested on the same 11 images" in capsys.readouterr().out
+
+
+def test_a_folder_written_with_a_last_slash_is_the_same_one(make, compared):
+    roots = ("/My photos", "/My photos/", "/My photos/2")
+    runs = [make({"dataset": {"name": "RMB", "root": root}}) for root in roots]
+    assert "dataset.root" not in compared(*runs[:2])["config"]
+    assert "dataset.root" in compared(*runs)["config"]
+
+
+def test_of_runs_with_no_folder_in_common_the_picture_is_in_the_working_directory(
+    make, capsys, tmp_path, monkeypatch
+):
+    a, b = make(), make()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.path.commonpath", lambda paths: "/")
+    assert main([str(a), str(b)]) == 0
+    assert f"curves   {tmp_path / 'compare.png'}\n" in capsys.readouterr().out
+    assert (tmp_path / "compare.png").is_file()
 
 
 def test_a_split_that_cannot_be_read_is_told(make, compared):

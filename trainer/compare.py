@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--picture",
         metavar="FILE.png",
-        help="the picture of the curves (default: compare.png in the common folder of the runs)",
+        help="the picture of the curves (default: compare.png in the common folder of the runs, "
+        "or in the working directory if that is the root or cannot be written)",
     )
     parser.add_argument("--no-picture", action="store_true", help="draw no curves")
     parser.add_argument("--all", action="store_true", help="show the equal settings too")

@@ -3,6 +3,7 @@
 import math
 import os
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,14 @@ def differing(runs: Sequence[Compared], everything: bool = False) -> list[str]:
     """Return the keys that differ (with a component's name, all its keys), or ``everything``."""
     known = [run.config for run in runs if run.config]
     keys = merge_orders([list(config) for config in known])
-    other = {key for key in keys if not all_equal([c.get(key, ...) for c in known])}
+    other = {key for key in keys if not all_equal([plain_path(c.get(key, ...)) for c in known])}
     renamed = tuple(key.removesuffix("name") for key in other if key.endswith(".name"))
     return [key for key in keys if everything or key in other or key.startswith(renamed)]
+
+
+def plain_path(value: Any) -> Any:
+    """Return a path without what leaves it the same, such as a last "/"; else the value."""
+    return os.path.normpath(value) if isinstance(value, str) and "/" in value else value
 
 
 def merge_orders(lists: Sequence[Sequence[str]]) -> list[str]:
@@ -157,34 +163,43 @@ def labels(runs: Sequence[Compared]) -> str:
 
 
 def shared_images(runs: Sequence[Compared]) -> list[str]:
-    """Say how many test images, by content, the first run shares with each other run."""
+    """Say how many test images, by content, the first run shares with each other run.
+
+    Nothing is said of a run with the same ones: ``information`` tells it.
+    """
     if len(runs) < 2:
         return []
-    manifests = [read_object(run.found.folder / "split.json", MAX_GROWING)[0] for run in runs]
-    contents = [
-        {
-            split: {digest for digest in images.values() if isinstance(digest, str)}
-            for split, images in manifest.items()
-            if isinstance(images, dict)
-        }
-        for manifest in manifests
-    ]
     messages = []
-    mine = contents[0].get("test")
-    for run, other in zip(runs[1:], contents[1:], strict=True):
-        theirs = other.get("test")
+    mine, *others = map(test_images, runs)
+    for run, theirs in zip(runs[1:], others, strict=True):
         if not mine or not theirs:
             messages.append(f"{runs[0].label} and {run.label}: their split.json cannot be compared")
-            continue
-        if mine == theirs:
-            messages.append(f"{runs[0].label} and {run.label} share all {len(mine)} test images")
-            continue
-        sizes = f"{len(mine)} and {len(theirs)}" if len(mine) != len(theirs) else f"{len(mine)}"
-        common = len(mine & theirs)
-        messages.append(
-            f"{runs[0].label} and {run.label} share {common} of their {sizes} test images: "
-            "their test numbers cannot be compared"
-        )
+        elif mine != theirs:
+            sizes = {count.total(): None for count in (mine, theirs)}
+            messages.append(
+                f"{runs[0].label} and {run.label} share {(mine & theirs).total()} of their "
+                f"{' and '.join(map(str, sizes))} test images: "
+                "their test numbers cannot be compared"
+            )
+    return messages
+
+
+def test_images(run: Compared) -> Counter[str]:
+    """Count each content among the test images of a run's split.json."""
+    images = read_object(run.found.folder / "split.json", MAX_GROWING)[0].get("test")
+    values = images.values() if isinstance(images, dict) else ()
+    return Counter(digest for digest in values if isinstance(digest, str))
+
+
+def information(runs: Sequence[Compared]) -> list[str]:
+    """Return what speaks for comparing runs of different splits: a sentence each."""
+    messages = []
+    for alike in grouped(runs, lambda run: run.dataset).values():
+        firsts = [group[0] for group in grouped(alike, lambda run: run.split).values()]
+        if len(firsts) > 1 and (mine := test_images(firsts[0])):
+            same = [run for run in firsts if test_images(run) == mine]
+            if len(same) > 1:
+                messages.append(f"{labels(same)} were tested on the same {mine.total()} images")
     return messages
 
 
@@ -235,6 +250,7 @@ def comparison_json(runs: Sequence[Compared], picture: Path | None) -> dict[str,
         "over_seeds": {
             row: {"mean": mean, "std": std} for row, (mean, std) in over_seeds(runs).items()
         },
+        "notes": information(runs),
         "warnings": warnings(runs),
         "picture": picture and str(picture),
     }
@@ -242,7 +258,9 @@ def comparison_json(runs: Sequence[Compared], picture: Path | None) -> dict[str,
 
 
 def common_folder(folders: Sequence[Path]) -> Path:
-    """Return the deepest folder that holds all runs."""
+    """Return the deepest folder that holds all runs; the working one if no file can be there."""
     common = os.path.commonpath([os.path.abspath(folder.parent) for folder in folders])
+    if common == os.path.dirname(common) or not os.access(common, os.W_OK):  # such as /
+        return Path.cwd()
     here = os.path.relpath(common)
     return Path(common if here.startswith("..") else here)

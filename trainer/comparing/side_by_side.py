@@ -45,8 +45,9 @@ def text_of(runs: Sequence[Compared], width: int, everything: bool = False) -> l
         lines += ["", f"only the seed differs: mean and standard deviation of {len(runs)} runs"]
         broad = max(map(len, spread))
         lines += [f"{row:<{broad}}  {short(m)} +- {short(std)}" for row, (m, std) in spread.items()]
-    if messages := comparison.warnings(runs):
-        lines += ["", *(f"warning: {visible(text)}" for text in messages)]
+    messages = [f"note: {text}" for text in comparison.information(runs)]
+    messages += [f"warning: {visible(text)}" for text in comparison.warnings(runs)]
+    lines += ["", *messages] if messages else []
     return lines
 
 
