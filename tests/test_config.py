@@ -267,7 +267,12 @@ def test_one_typo_at_every_level_is_located(faults):
         ("seed: 0", "loader: {drop_last: off}", "got the text 'off'; write false"),
         ("seed: 0", "split: {ratios: [8, 1]}", "expected a list of 3"),
         ("seed: 0", "split: {ratios: [0, 1, 1]}", "expected a number above 0, got 0"),
-        ("seed: 0", "name: a/b", "expected text (such as lenet_rmb), got the text 'a/b'"),
+        (
+            "seed: 0",
+            "name: a/b",
+            "first a letter or a digit (such as lenet_rmb), got the text 'a/b'",
+        ),
+        ("seed: 0", "name: 我的实验", "expected text of at most 64 letters A-Z and a-z, digits, "),
         ("seed: 0", "metrics: [accuracy, accuracy]", "accuracy is listed twice"),
         (
             "seed: 0",
@@ -286,13 +291,21 @@ def test_one_typo_at_every_level_is_located(faults):
             "MixUp mixes whole batches",
         ),
         ("seed: 0", "seed: 99999999999999999999", "this number is too large"),
-        ("seed: 0", 'name: "a\\n"', r"expected text (such as lenet_rmb), got the text 'a\n'"),
+        (
+            "seed: 0",
+            'name: "a\\n"',
+            r"first a letter or a digit (such as lenet_rmb), got the text 'a\n'",
+        ),
         (
             "seed: 0",
             'log: {every: "20st\\n"}',
             "expected a whole number of steps (such as 20st), got the text '20st",
         ),
-        ("epochs: 10", 'epochs: 10, device: "cuda:0\\n"', "mps or text (such as cuda:1), got the"),
+        (
+            "epochs: 10",
+            'epochs: 10, device: "cuda:0\\n"',
+            "mps or cuda:NUMBER (such as cuda:1), got",
+        ),
         ("seed: 0", "seed: .nan", "'.nan' is no setting"),
         ("seed: 0", "seed: 1e999", "this number is too large"),
     ],
@@ -399,7 +412,9 @@ def test_a_file_whose_name_is_no_run_name_must_have_one(tmp_path):
 def test_a_newline_at_the_end_of_the_files_name_is_told(tmp_path):
     path = tmp_path / "exp\n.yaml"
     path.write_text(GOOD)
-    with pytest.raises(ConfigError, match="is no name for a run"):
+    with pytest.raises(
+        ConfigError, match="is no name for a run, which is text of at most 64 letters A-Z and a-z"
+    ):
         load_config(path)
 
 

@@ -76,10 +76,10 @@ def told(tmp_path, monkeypatch):
          "remove it"),
         ("outdir=x", "unknown key 'outdir'; --runs DIR on the command line sets the folder"),
         ("optimizer.args={lr: 1}", "unknown key 'args'; its keys belong beside 'name'"),
-        ("train.device=0", "expected auto, cpu, cuda, mps or text (such as cuda:1), got 0; "
+        ("train.device=0", "expected auto, cpu, cuda, mps or cuda:NUMBER (such as cuda:1), got 0; "
          "write cuda:0"),
-        ("train.device=gpu", "expected auto, cpu, cuda, mps or text (such as cuda:1), got the text "
-         "'gpu'; did you mean 'cuda'?"),
+        ("train.device=gpu", "expected auto, cpu, cuda, mps or cuda:NUMBER (such as cuda:1), "
+         "got the text 'gpu'; did you mean 'cuda'?"),
         ("train.precision=16", "expected fp32, tf32, bf16 or fp16, got 16; did you mean 'fp16'?"),
         ("model.weights=true", "expected text or null, got true; write DEFAULT"),
         ("metrics=accuracy", "expected a list (each a metric as {name: ..., ...}), got the text "

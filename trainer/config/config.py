@@ -39,12 +39,23 @@ from trainer.config.yaml_text import Origin, Place
 from trainer.process.errors import ConfigError, Fault
 
 NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+NAME_IN_WORDS = (
+    "text of at most 64 letters A-Z and a-z, digits, '.', '_' and '-', "
+    "the first a letter or a digit"
+)
 
 
 class Config(Frozen):
     """All settings of a run."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN, examples=["lenet_rmb"])]
+    name: Annotated[
+        str,
+        Field(
+            pattern=NAME_PATTERN,
+            examples=["lenet_rmb"],
+            json_schema_extra={"$comment": NAME_IN_WORDS},
+        ),
+    ]
     """The run's name and folder; the default is the file's name."""
     seed: Count = 0
     """Decides initial weights, order and augmentation; not the split."""
@@ -229,7 +240,10 @@ def _fill_in(document: Document, stem: str) -> None:
         return
     if "name" not in data:
         if not re.fullmatch(NAME_PATTERN, stem):
-            message = f"the file's name '{stem}' is no name for a run; add 'name:' to the file"
+            message = (
+                f"the file's name '{stem}' is no name for a run, which is {NAME_IN_WORDS}; "
+                "add 'name:' to the file"
+            )
             document.faults.append(document.fault((), message))
             stem = "unnamed"
         document.data = data = {"name": stem, **data}

@@ -151,7 +151,14 @@ class TrainSettings(Frozen):
     """Passes over the training split."""
     device: (
         Literal["auto", "cpu", "cuda", "mps"]
-        | Annotated[str, Field(pattern="^cuda:[0-9]{1,3}$", examples=["cuda:1"])]
+        | Annotated[
+            str,
+            Field(
+                pattern="^cuda:[0-9]{1,3}$",
+                examples=["cuda:1"],
+                json_schema_extra={"$comment": "cuda:NUMBER"},
+            ),
+        ]
     ) = "auto"
     """Where to compute; auto takes a GPU if there is one, a named device must be there."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"

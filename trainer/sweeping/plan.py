@@ -10,7 +10,7 @@ from typing import Any
 from trainer.components import is_higher_better
 from trainer.config import Config, load_config
 from trainer.config.components import published
-from trainer.config.config import NAME_PATTERN
+from trainer.config.config import NAME_IN_WORDS, NAME_PATTERN
 from trainer.config.document import COMMAND_LINE, Document, flow, read_document
 from trainer.config.json_schema import Finding, Schema, Validator
 from trainer.config.yaml_text import Place
@@ -130,7 +130,10 @@ def _override(document: Document, typed: str) -> None:
 def _fill_in_name(document: Document, stem: str) -> None:
     if isinstance(document.data, dict) and "name" not in document.data:
         if not re.fullmatch(NAME_PATTERN, stem):
-            message = f"the file's name '{stem}' is no name for a sweep; add 'name:' to the file"
+            message = (
+                f"the file's name '{stem}' is no name for a sweep, which is {NAME_IN_WORDS}; "
+                "add 'name:' to the file"
+            )
             document.faults.append(document.fault((), message))
             stem = "unnamed"
         document.data = {"name": stem, **document.data}

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from trainer.config.config import NAME_IN_WORDS, NAME_PATTERN
 from trainer.config.settings import AtLeastOne, Count, Frozen
 
 Method = Literal["grid", "random", "tpe"]
@@ -104,7 +105,10 @@ class Sweep(Frozen):
 class SweepFile(Frozen):
     """The whole YAML file of a sweep."""
 
-    name: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["lr"])]
+    name: Annotated[
+        str,
+        Field(pattern=NAME_PATTERN, examples=["lr"], json_schema_extra={"$comment": NAME_IN_WORDS}),
+    ]
     """The name of the sweep's folder in --runs; default: the file's name."""
     base: str
     """The experiment's YAML, relative to this file."""
