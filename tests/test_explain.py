@@ -239,6 +239,14 @@ def test_what_is_no_image_is_told_of_and_nothing_written(run, tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_class_is_found_in_either_form_of_its_letters(run, trained, image, tmp_path, monkeypatch):
+    named = replace(trained, classes=("1", "Z\u030cofie\u2019s Hu\u0308ndchen"))
+    monkeypatch.setattr("trainer.build.trained.load_trained", lambda *given: named)
+    out = tmp_path / "out"
+    typed = ["--class", "\u017dofie\u2019s H\u00fcndchen", "--output", str(out)]
+    assert main([str(run), str(image), *typed]) == 0
+
+
 def test_an_unknown_class_is_told_with_those_there_are(run, image, tmp_path, capsys):
     assert main([str(run), str(image), "--class", "10"]) == 2
     err = capsys.readouterr().err

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 from trainer.process.command_line import Parser
 from trainer.process.launch import run_as_command
@@ -61,6 +62,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{visible(str(path))} {what}. Expected one image file.")
     device = [f"train.device={arguments.device}"] if arguments.device else []
     trained = load_trained(folder, device)
+    if name is not None and name not in trained.classes:
+        # A keyboard and a file system may write the same letters in other forms of Unicode.
+        same = [one for one in trained.classes if normalize("NFC", one) == normalize("NFC", name)]
+        name = same[0] if same else name
     if name is not None and name not in trained.classes:
         choice = listed(trained.classes[:20]) + (", ..." if len(trained.classes) > 20 else "")
         raise UsageError(
