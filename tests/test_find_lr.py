@@ -186,6 +186,19 @@ def test_single_bad_batches_before_anything_is_learned_do_not_count():
     assert test.rates[-4] / 2 < suggest(test) < test.rates[-1] / 2
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_peaks_of_noise_before_the_fall_do_not_end_the_test(seed):
+    """As with class weights or MixUp: at first single batches differ by a factor of two."""
+    losses = 2.0 + np.random.default_rng(seed).normal(0, 0.5, 100).clip(-1, 1)
+    losses[20:60:4] = 4.5
+    losses[60:80] *= np.linspace(1, 0.3, 20)
+    losses[80:] *= 0.3
+    weights = [0.9 ** np.arange(n)[::-1] for n in range(1, 101)]
+    means = [float(np.average(losses[: len(w)], weights=w)) for w in weights]
+    rates = np.geomspace(1e-7, 10, 100).tolist()
+    assert rates[60] / 2 < suggest(RangeTest(rates, losses.tolist(), means, 0.01, False))
+
+
 @given(st.lists(st.floats(0, 1e6), max_size=120))
 def test_any_losses_give_a_rate_of_the_test_or_a_reason(losses):
     test = curve(losses)

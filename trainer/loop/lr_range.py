@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain, count, islice
+from itertools import chain, count, islice, pairwise
 from pathlib import Path
 
 from PIL import Image
@@ -113,8 +113,7 @@ def suggest(test: RangeTest) -> float:
         )
     first, end = first_loss(test), max(calm_until(test), FEWEST + 1)
     least = min(test.smoothed[FEWEST:end])  # before FEWEST steps it is hardly a mean
-    steps = [abs(b - a) for a, b in zip(test.losses[:end], test.losses[1:end], strict=False)]
-    if first - least <= max(LEARNED * first, NOISE * statistics.median(steps)):
+    if first - least <= chance(test, end):
         more = "more --steps" if test.diverged else "a higher --to, more --steps"
         raise NoSuggestion(
             f"no suggestion: the loss fell nowhere from {test.rates[0]:.2g} to "
@@ -132,17 +131,24 @@ def first_loss(test: RangeTest) -> float:
     return sum(head) / len(head)
 
 
+def chance(test: RangeTest, steps: int) -> float:
+    """Return the fall of the smoothed loss in the first ``steps`` steps that may be by chance."""
+    losses = test.losses[:steps]
+    apart = [abs(after - before) for before, after in pairwise(losses)]
+    return max(LEARNED * first_loss(test), NOISE * statistics.median(apart))
+
+
 def calm_until(test: RangeTest) -> int:
     """Return the number of steps before the first batch with more than twice the first loss.
 
     After such a jump the loss may fall again at rates too high for any run: the model has learned
     a few images by heart, or all its units are dead. Jumps before anything was learned do not
-    count: they come from small batches.
+    count: they come from small batches, mixed images or class weights.
     """
     first = first_loss(test)
     learned = False
     for step, (loss, mean) in enumerate(zip(test.losses, test.smoothed, strict=True)):
-        learned |= step >= FEWEST and mean < (1 - LEARNED) * first
+        learned = learned or (step >= FEWEST and first - mean > chance(test, step + 1))
         if learned and loss > 2 * first:
             return step
     return len(test.losses)
