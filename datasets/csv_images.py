@@ -6,7 +6,8 @@ import re
 import shlex
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal, TextIO
 
@@ -25,9 +26,12 @@ from datasets.folders import part_of
 from datasets.images import SUFFIXES, check_file, reason
 
 _SHOWN = 10  # faults of one kind that are printed; 3 if there are several kinds
+_TRIED = 20  # rows of a table that are tried to find its column of paths
+_LEAVE_OUT = "leave missing files out: dataset.on_broken=skip."
 _LONGEST = 255  # characters of a label, the limit for the name of a class folder
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 _SEPARATORS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
+_ENDINGS = ["", *(e for suffix in sorted(SUFFIXES) for e in (suffix, suffix.upper()))]
 _NO_LABEL = {"nan", "-nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "null"}  # pandas' names
 _USUAL = {  # names of columns that a header may have instead
     "label_column": ("label", "class", "class_name", "category", "target", "species", "breed"),
@@ -47,7 +51,8 @@ class CSVImages(ImageFiles):
     part_column: The column with train, val (valid, validation) or test; null, or an empty cell,
         leaves it to split.
     on_broken: What a file that cannot be decoded does: error ends the run, skip leaves it out.
-    suffix: What is added to paths that do not end in it, such as .png where the column has ids.
+    suffix: What is added to paths that do not end in it, such as .png where the column has ids. Of
+        a list, such as [.jpg, .png], the first is added with which the file exists.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class CSVImages(ImageFiles):
         label_column: str = "label",
         part_column: str | None = None,
         on_broken: Literal["error", "skip"] = "error",
-        suffix: str = "",
+        suffix: str | list[str] = "",
     ) -> None:
         folder, table = user_path(root, "dataset.root"), user_path(csv, "dataset.csv")
         if not folder.is_dir():
@@ -66,7 +71,8 @@ class CSVImages(ImageFiles):
         wanted = {"path_column": path_column, "label_column": label_column}
         if part_column is not None:
             wanted["part_column"] = part_column
-        reader = _Reader(table, folder, suffix, may_miss=on_broken == "skip")
+        suffixes = suffix if isinstance(suffix, list) else [suffix] * bool(suffix)
+        reader = _Reader(table, folder, suffixes, may_miss=on_broken == "skip")
         try:
             with open(table, encoding="utf-8-sig", newline="") as file:  # -sig: Excel writes a BOM
                 reader.read(file, wanted)
@@ -86,8 +92,8 @@ class CSVImages(ImageFiles):
 class _Reader:
     """Samples, faults by kind and counts of conversions, while a table is read."""
 
-    def __init__(self, table: Path, root: Path, suffix: str, may_miss: bool) -> None:
-        self.table, self.root, self.suffix, self.may_miss = table, root, suffix, may_miss
+    def __init__(self, table: Path, root: Path, suffixes: list[str], may_miss: bool) -> None:
+        self.table, self.root, self.suffixes, self.may_miss = table, root, suffixes, may_miss
         self.line = 0  # the last line of the last row
         self.rows = 0
         self.samples: dict[str, Sample] = {}  # by path
@@ -106,7 +112,7 @@ class _Reader:
         rows = csv_format.reader(file, delimiter=separator, strict=True, skipinitialspace=True)
         header = [name.strip() for name in next(rows, [])]
         if any(header.count(name) != 1 for name in wanted.values()):
-            raise DataError(self._without_columns(header, next(rows, []), wanted))
+            raise DataError(self._without_columns(header, _rest(rows), wanted))
         at = {key: header.index(name) for key, name in wanted.items()}
         unused = [i for i, name in enumerate(header) if name.lower() in _USUAL["part_column"]]
         unused = [] if "part_column" in wanted else unused[:1]
@@ -163,8 +169,15 @@ class _Reader:
         if "\\" in path and not os.path.exists(self.root / path):
             path = path.replace("\\", "/")
             self.converted["paths with \\ are read with /"] += 1
-        if self.suffix and path and not path.endswith(self.suffix):
-            path += self.suffix
+        endings = self.suffixes
+        if endings and path and not path.endswith(tuple(filter(None, endings))):
+            if len(endings) > 1:
+                there = [end for end in endings if os.path.exists(self.root / (path + end))]
+                if len(there) > 1:
+                    what = f"ids have files with {' and '.join(there)}; {there[0]} is read"
+                    self.converted[what] += 1
+                endings = there or endings
+            path += endings[0]
         top = os.path.join(os.path.abspath(self.root), "")
         if os.path.isabs(path) and os.path.normpath(path).startswith(top):
             path = os.path.normpath(path)[len(top) :]
@@ -194,19 +207,24 @@ class _Reader:
                 more = [f"... and {len(told) - shown:,} more {kind}"] if len(told) > shown else []
                 lines += told[:shown] + more
             if self.missing:
-                lines += [_hint(self.root, self.missing[0], self.suffix)]
+                hint = _hint(self.root, self.missing, list(self.samples), self.suffixes)
+                lines += [hint or f"Correct dataset.root or the paths, or {_LEAVE_OUT}"]
             raise DataError("\n".join(lines))
         if not samples:
             raise DataError(
                 f"{self.table}: no images listed; expected a header and one line an image."
             )
+        if self.missing and (
+            hint := _hint(self.root, self.missing, list(self.samples), self.suffixes)
+        ):
+            self.notes.append(f"{self.table}: {len(self.missing):,} files are missing. {hint}")
         check_names(self.table, ((s.class_name, f"in line {self.lines[s.path]}") for s in samples))
         converted = [f"{count:,} {what}" for what, count in self.converted.items() if count]
         converted = [f"{self.table}: {', '.join(converted)}"] if converted else []
         return samples, "\n".join(self.notes + converted)
 
     def _without_columns(
-        self, header: Sequence[str], row: Sequence[str], wanted: Mapping[str, str]
+        self, header: Sequence[str], rows: list[list[str]], wanted: Mapping[str, str]
     ) -> str:
         """The message for a header that lacks a wanted column, or has it twice."""
         twice = [name for name in wanted.values() if header.count(name) > 1]
@@ -220,17 +238,37 @@ class _Reader:
             return f"{text} It seems to be an image's line: write a header above it, path,label."
         if not lacking:
             return text
-        places = [next(_places(self.root, value.strip()), None) for value in row[: len(header)]]
-        images = [i for i, place in enumerate(places) if place is not None]
         guesses = {key: _guess(name, key, header) for key, name in lacking.items()}
-        if images and "path_column" in lacking:
-            guesses["path_column"] = header[images[0]]
+        found = _images(self.root, rows[:_TRIED], len(header))
+        if found and "path_column" in lacking:
+            guesses["path_column"] = header[found[0]]
         rest = [name for name in header if name not in (*guesses.values(), *wanted.values())]
         if len(rest) == 1 and guesses.get("label_column") == "NAME":
             guesses["label_column"] = rest[0]
         typed = [shlex.quote(f"dataset.{key}={name}") for key, name in guesses.items()]
-        typed += (places[images[0]] or []) if images else []
+        if found:
+            column, folder = found
+            counts = _endings(folder, (row[column] for row in rows if column < len(row)))
+            typed += _typed(self.root, folder, counts, bool(self.suffixes))
         return f"{text} Type {' '.join(typed)}"
+
+
+def _rest(rows: Iterator[list[str]]) -> list[list[str]]:
+    """The rest of a table, up to a row that cannot be read."""
+    read = []
+    with suppress(csv_format.Error, UnicodeDecodeError):
+        for row in rows:
+            read.append([value.strip() for value in row])
+    return read
+
+
+def _images(root: Path, rows: Iterable[Sequence[str]], columns: int) -> tuple[int, Path] | None:
+    """The first column in which a row names an image, and the folder where the image is."""
+    for row in rows:
+        for column, value in enumerate(row[:columns]):
+            if place := next(_places(root, value), None):
+                return column, place[0]
+    return None
 
 
 def _guess(name: str, key: str, header: Sequence[str]) -> str:
@@ -272,29 +310,75 @@ def _fault(path: str, label: str, part: str, root: Path) -> tuple[str, str] | No
     return None
 
 
-def _places(root: Path, path: str) -> Iterator[list[str]]:
-    """What to type so that ``path`` is found: root and suffix, each place where the file is."""
-    endings = ["", *(e for suffix in sorted(SUFFIXES) for e in (suffix, suffix.upper()))]
+def _places(root: Path, path: str) -> Iterator[tuple[Path, str]]:
+    """Each folder and suffix with which ``path`` is a file; the suffix may be empty."""
     folders = [root, *sorted(p for p in root.iterdir() if p.is_dir())[:100], root.parent]
     for folder in folders if path else ():
-        for ending in endings:
+        for ending in _ENDINGS:
             if os.path.isfile(os.path.join(folder, path + ending)):
-                texts = [f"dataset.root={folder}"] * (folder != root)
-                texts += [f"dataset.suffix={ending}"] * bool(ending)
-                yield [shlex.quote(text) for text in texts]
+                yield folder, ending
 
 
-def _hint(root: Path, path: str, suffix: str) -> str:
-    """How to mend missing files, found with the first of them."""
-    plain = path.removesuffix(suffix) if suffix else path
-    if typed := next(_places(root, plain), None):
-        return f"To find '{plain}', type {' '.join(typed)}"
+def _endings(folder: Path, paths: Iterable[str]) -> Counter[str]:
+    """How many of the paths are files below a folder with each suffix, the most frequent first."""
+    counts: Counter[str] = Counter()
+    order = _ENDINGS
+    for path in paths:
+        for ending in order:
+            if path and os.path.isfile(os.path.join(folder, path + ending)):
+                counts[ending] += 1
+                if ending != order[0]:  # the next path has the same, as a rule
+                    order = [ending, *(other for other in order if other != ending)]
+                break
+    return Counter(dict(counts.most_common()))
+
+
+def _typed(root: Path, folder: Path, counts: Mapping[str, int], is_set: bool) -> list[str]:
+    """What to type so that files are found in a folder with these suffixes.
+
+    is_set: whether dataset.suffix has a value already.
+    """
+    texts = [f"dataset.root={folder}"] * (folder != root)
+    if len(counts) > 1:
+        listed = ", ".join(ending or "''" for ending in counts)
+        texts.append(f"dataset.suffix=[{listed}]")
+    elif any(counts):
+        texts.append(f"dataset.suffix={next(iter(counts))}")
+    elif is_set:
+        texts.append('dataset.suffix=""')
+    return [shlex.quote(text) for text in texts]
+
+
+def _hint(root: Path, missing: list[str], paths: list[str], suffixes: list[str]) -> str:
+    """How to mend missing files, found with the first of them and counted with all paths, or ""."""
+
+    def plain(path: str) -> str:
+        return next((path.removesuffix(e) for e in suffixes if e and path.endswith(e)), path)
+
+    path, first = missing[0], plain(missing[0])
+    if place := next(_places(root, first), None):
+        counts = _endings(place[0], [plain(one) for one in paths])
+        typed = " ".join(_typed(root, place[0], counts, bool(suffixes)))
+        if len(counts) == 1:
+            return f"To find '{first}', type {typed}"
+        (ending, number), *more = counts.items()
+        told = f"{number:,} of the ids are found with {ending or 'no suffix'}"
+        told += "".join(f", {n:,} with {ending or 'no suffix'}" for ending, n in more)
+        return f"{told}: type {typed}"
     folder, name = os.path.split(os.path.join(root, path))
     names = os.listdir(folder) if os.path.isdir(folder) else []
     for other in names:
         if _folded(other) == _folded(name):
             return f"{other!r} is there: names differ in case or Unicode form; write them alike."
-    return "Correct dataset.root or the paths, or leave missing files out: dataset.on_broken=skip."
+    digits = os.path.basename(first).split(".")[0]
+    for other in names if digits.isdecimal() else ():
+        stem = other.split(".")[0]
+        if stem.isdecimal() and len(stem) > len(digits) and stem.lstrip("0") == digits.lstrip("0"):
+            return (
+                f"{other!r} is there: leading zeros are lost, as in a spreadsheet; the files have "
+                f"{len(stem)} digits. Export the column as text, so that it has '{stem}'."
+            )
+    return ""
 
 
 def _folded(name: str) -> str:

@@ -503,6 +503,47 @@ def test_ids_get_the_suffix_and_missing_files_are_left_out_where_asked(tmp_path)
         table(tmp_path, "path,label\ngone.png,x\n", on_broken="skip")
 
 
+def test_ids_with_files_of_two_suffixes_are_counted_and_read_with_a_list(tmp_path):
+    root = touch(tmp_path / "images", "0.jpg", "1.png", "2.jpg", "3.jpg", "4.jpg", "3.png")
+    path = tmp_path / "list.csv"
+    path.write_text("id,label\n" + "".join(f"{i},{'xy'[i % 2]}\n" for i in range(5)))
+    told = "4 of the ids are found with .jpg, 1 with .png: type 'dataset.suffix=[.jpg, .png]'"
+    for suffix in ("", ".jpg"):
+        with pytest.raises(DataError) as caught:
+            CSVImages(str(root), str(path), "id", suffix=suffix)
+        assert told in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        CSVImages(str(root), str(path))
+    assert "dataset.path_column=id 'dataset.suffix=[.jpg, .png]'." in str(caught.value)
+    data = CSVImages(str(root), str(path), "id", suffix=[".jpg", ".png"])
+    assert data.ids == ("0.jpg", "1.png", "2.jpg", "3.jpg", "4.jpg")
+    assert "1 ids have files with .jpg and .png; .jpg is read" in data.note
+    data = CSVImages(str(root), str(path), "id", suffix=".jpg", on_broken="skip")
+    assert f"1 files are missing. {told}" in data.note
+
+
+def test_a_suffix_that_spoils_whole_paths_is_taken_back(tmp_path):
+    with pytest.raises(DataError) as caught:
+        table(tmp_path, "path,label\nimages\\a.png,x\n", suffix=".jpg")
+    assert f"with dataset.root={tmp_path} 'dataset.suffix=\"\"': type that." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        ("7", "'00007.png' is there: leading zeros are lost"),
+        ("0", "the files have 5 digits. Export the column as text, so that it has '00000'."),
+    ],
+)
+def test_ids_that_lost_their_leading_zeros_are_told(tmp_path, number, told):
+    root = touch(tmp_path / "images", "00000.png", "00007.png")
+    path = tmp_path / "list.csv"
+    path.write_text(f"path,label\n{number},x\n")
+    with pytest.raises(DataError) as caught:
+        CSVImages(str(root), str(path), suffix=".png")
+    assert told in str(caught.value) and "on_broken" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("encoding", "told"),
     [("utf-16", "it is UTF-16: iconv -f UTF-16 -t UTF-8"), ("cp1252", "save it as 'CSV UTF-8'")],
