@@ -131,6 +131,13 @@ class _Reader:
             values += [""] * (len(header) - len(values))
             parts |= {part_of(values[i]) for i in unused}
             part = values[at["part_column"]] if "part_column" in at else ""
+            if _NUMBER.fullmatch(part):
+                raise DataError(
+                    f"{self.table}:{self.line}: the part is '{part}': the column "
+                    f"'{wanted['part_column']}' seems to number folds; expected {', '.join(PARTS)} "
+                    "or nothing. Folds are cut by each image's content instead: type "
+                    "dataset.part_column=null split.folds=5 split.fold=0."
+                )
             self._add(values[at["path_column"]], values[at["label_column"]], part)
         if parts and None not in parts:
             name = shlex.quote(f"dataset.part_column={header[unused[0]]}")
@@ -227,6 +234,12 @@ class _Reader:
         self, header: Sequence[str], rows: list[list[str]], wanted: Mapping[str, str]
     ) -> str:
         """The message for a header that lacks a wanted column, or has it twice."""
+        if not any(header):
+            what = "the first line is empty" if rows else "the file is empty"
+            wants = ",".join(wanted.values())
+            return (
+                f"{self.table}: {what}; expected a header, such as {wants}, and one line an image."
+            )
         twice = [name for name in wanted.values() if header.count(name) > 1]
         lacking = {key: name for key, name in wanted.items() if name not in header}
         faults = [f"no column '{name}'" for name in lacking.values()]
@@ -234,8 +247,9 @@ class _Reader:
         text = f"{self.table}:1: {', '.join(faults)}; the header has: {', '.join(header)}."
         if twice:
             text += " Rename columns, so that each name stands once."
-        if any(os.path.isfile(self.root / name) for name in header if name):
-            return f"{text} It seems to be an image's line: write a header above it, path,label."
+        if _is_row(self.root, header, rows):
+            wants = ",".join(wanted.values())
+            return f"{text} It seems to have no header: write one above it, such as {wants}."
         if not lacking:
             return text
         guesses = {key: _guess(name, key, header) for key, name in lacking.items()}
@@ -245,6 +259,14 @@ class _Reader:
         rest = [name for name in header if name not in (*guesses.values(), *wanted.values())]
         if len(rest) == 1 and guesses.get("label_column") == "NAME":
             guesses["label_column"] = rest[0]
+        classes = _one_hot(header, rows) if guesses.get("label_column") == "NAME" else []
+        if classes:
+            guesses["label_column"] = "label"
+            text += (
+                f" It seems to have a column of 0 and 1 for each of {len(classes):,} classes "
+                f"({shorten(', '.join(classes))}). Labels must be in one column: write a column "
+                "'label' with the class's name."
+            )
         typed = [shlex.quote(f"dataset.{key}={name}") for key, name in guesses.items()]
         if found:
             column, folder = found
@@ -260,6 +282,23 @@ def _rest(rows: Iterator[list[str]]) -> list[list[str]]:
         for row in rows:
             read.append([value.strip() for value in row])
     return read
+
+
+def _is_row(root: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a header names an image, or its first cell differs from the next in digits only."""
+    if any(next(_places(root, name), None) for name in header):
+        return True
+    first, second = header[0], rows[0][0] if rows and rows[0] else ""
+    shapes = {re.sub("[0-9]", "0", cell) for cell in (first, second)}
+    return first != second and len(shapes) == 1 and not _one_hot(header, rows)
+
+
+def _one_hot(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The columns that hold 0 and 1 only, if they are two or more."""
+    whole = [row for row in rows if len(row) == len(header)]
+    columns = dict(zip(header, zip(*whole, strict=True), strict=False))
+    binary = [name for name, values in columns.items() if set(values) <= {"0", "1", "0.0", "1.0"}]
+    return binary if len(binary) > 1 else []
 
 
 def _images(root: Path, rows: Iterable[Sequence[str]], columns: int) -> tuple[int, Path] | None:

@@ -272,7 +272,8 @@ def test_numeric_labels_are_sorted_by_value(tmp_path):
         ("path,label\na\0.png,x\n", ".png': cannot be read: embedded null"),
         ("path,label\nsub,x\n", ":2: 'sub': not a regular file"),
         ("path,label\n", "no images listed"),
-        ("", ":1: no column 'path'"),
+        ("", "list.csv: the file is empty; expected a header, such as path,label, and"),
+        ("\npath,label\n", "the first line is empty; expected a header"),
         ('path,label\n"a.png,x\n', "not a CSV file"),
     ],
 )

@@ -468,8 +468,24 @@ def test_a_table_is_read_as_it_is_meant_and_what_is_converted_is_counted(
             "dataset.path_column=id dataset.label_column=breed dataset.suffix=.png",
         ),
         (",Image ID,Class Name\n0,a.png,x\n", "'dataset.path_column=Image ID' 'dataset.label_colu"),
+<<<<<<< HEAD
         ("Path,LABEL\na.png,x\n", "Type dataset.path_column=Path dataset.label_column=LABEL"),
         ("a.png,x\nc.png,y\n", "It seems to be an image's line: write a header above it"),
+=======
+        ("Path,LABEL\na.png,x\n", "Type dataset.path_column=Path dataset.label_column=LABEL."),
+        (
+            "a.png,x\nc.png,y\n",
+            "It seems to have no header: write one above it, such as path,label",
+        ),
+        ("000,x\n001,y\n", "It seems to have no header: write one above it, such as path,label"),
+        ("777,x\n778,y\n", "It seems to have no header: write one above it, such as path,label"),
+        (
+            "id,cat,dog\n000,1,0\n001,0,1\n",
+            "a column of 0 and 1 for each of 2 classes (cat, dog). Labels must be in one column: "
+            "write a column 'label' with the class's name. Type dataset.path_column=id "
+            "dataset.label_column=label dataset.suffix=.png.",
+        ),
+>>>>>>> 810c818 (Tell a table without header, an empty one, one-hot labels and numbered folds)
         ('path,label\na.png,x\nc.png,"y\n', "after line 2; is a quotation mark there without its"),
     ],
 )
@@ -558,6 +574,16 @@ def test_parts_in_a_table_have_the_names_that_folders_have(tmp_path):
     data = table(tmp_path, text, part_column="part")
     assert data.parts == ("train", "val", "test")
     assert "1 rows with the part 'dev' are read as val" in data.note
+
+
+def test_a_column_of_fold_numbers_is_one_fault_that_points_to_folds(tmp_path):
+    rows = "".join(f"{name},x,{fold}\n" for fold, name in enumerate(("a.png", "c.png", "000.png")))
+    with pytest.raises(DataError) as caught:
+        table(tmp_path, f"path,label,fold\n{rows}", part_column="fold")
+    told = str(caught.value)
+    assert ":2: the part is '0': the column 'fold' seems to number folds" in told
+    assert told.endswith("type dataset.part_column=null split.folds=5 split.fold=0.")
+    assert "\n" not in told
 
 
 # --- classes that some parts lack ----------------------------------------------------------------
