@@ -468,11 +468,7 @@ def test_a_table_is_read_as_it_is_meant_and_what_is_converted_is_counted(
             "dataset.path_column=id dataset.label_column=breed dataset.suffix=.png",
         ),
         (",Image ID,Class Name\n0,a.png,x\n", "'dataset.path_column=Image ID' 'dataset.label_colu"),
-<<<<<<< HEAD
         ("Path,LABEL\na.png,x\n", "Type dataset.path_column=Path dataset.label_column=LABEL"),
-        ("a.png,x\nc.png,y\n", "It seems to be an image's line: write a header above it"),
-=======
-        ("Path,LABEL\na.png,x\n", "Type dataset.path_column=Path dataset.label_column=LABEL."),
         (
             "a.png,x\nc.png,y\n",
             "It seems to have no header: write one above it, such as path,label",
@@ -483,9 +479,8 @@ def test_a_table_is_read_as_it_is_meant_and_what_is_converted_is_counted(
             "id,cat,dog\n000,1,0\n001,0,1\n",
             "a column of 0 and 1 for each of 2 classes (cat, dog). Labels must be in one column: "
             "write a column 'label' with the class's name. Type dataset.path_column=id "
-            "dataset.label_column=label dataset.suffix=.png.",
+            "dataset.label_column=label dataset.suffix=.png",
         ),
->>>>>>> 810c818 (Tell a table without header, an empty one, one-hot labels and numbered folds)
         ('path,label\na.png,x\nc.png,"y\n', "after line 2; is a quotation mark there without its"),
     ],
 )
