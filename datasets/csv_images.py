@@ -27,12 +27,17 @@ from datasets.images import SUFFIXES, check_file, reason
 
 _SHOWN = 10  # faults of one kind that are printed; 3 if there are several kinds
 _TRIED = 20  # rows of a table that are tried to find its column of paths
+_WITHOUT = "rows without label"
 _LEAVE_OUT = "leave missing files out: dataset.on_broken=skip."
 _LONGEST = 255  # characters of a label, the limit for the name of a class folder
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 _SEPARATORS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
 _ENDINGS = ["", *(e for suffix in sorted(SUFFIXES) for e in (suffix, suffix.upper()))]
 _NO_LABEL = {"nan", "-nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "null"}  # pandas' names
+_DOUBTFUL = {"none", "unknown", "unlabeled", "unlabelled", "undefined", "missing", "unspecified"}
+_DOUBTFUL |= {"?", "??", "???", "-", "--", "---", ".", "_", "n.a.", "tbd", "todo", "not available"}
+_DOUBTFUL |= {"''", '""', "[]", "no label", "no_label", "not labeled", "not labelled"}
+_RARE = 0.05  # a label with at most this share of the images of a similar one may be misspelt
 _USUAL = {  # names of columns that a header may have instead
     "label_column": ("label", "class", "class_name", "category", "target", "species", "breed"),
     "part_column": ("split", "part", "subset", "partition", "set", "usage"),
@@ -50,7 +55,8 @@ class CSVImages(ImageFiles):
     label_column: The column with the class: text, or only numbers, which are sorted by value.
     part_column: The column with train, val (valid, validation) or test; null, or an empty cell,
         leaves it to split.
-    on_broken: What a file that cannot be decoded does: error ends the run, skip leaves it out.
+    on_broken: What a file that is missing or cannot be decoded, or a row without label, does: error
+        ends the run, skip leaves it out.
     suffix: What is added to paths that do not end in it, such as .png where the column has ids. Of
         a list, such as [.jpg, .png], the first is added with which the file exists.
     """
@@ -100,6 +106,7 @@ class _Reader:
         self.lines: dict[str, int] = {}  # path -> the line that lists it
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.missing: list[str] = []
+        self.without = 0  # rows without label that are left out
         self.notes: list[str] = []
         self.converted: Counter[str] = Counter()
 
@@ -146,7 +153,10 @@ class _Reader:
     def _add(self, path: str, label: str, part: str) -> None:
         path = self._relative(path)
         if fault := _fault(path, label, part, self.root):
-            self._fault(*fault)
+            if fault[0] == _WITHOUT and self.may_miss:
+                self.without += 1
+            else:
+                self._fault(*fault)
             return
         sample = Sample(path, label, part_of(part))
         if part and part.lower() not in PARTS:
@@ -168,7 +178,9 @@ class _Reader:
                 self._fault("missing files", f"'{path}': no such file below {self.root}.")
         except (OSError, ValueError) as error:
             self._fault("files that cannot be read", f"'{shorten(path)}': {reason(error)}.")
-        self.converted["rows have the label 'None', which is taken as a class"] += label == "None"
+        if label.lower() in _DOUBTFUL:
+            what = f"rows have the label '{label}', which is taken as a class"
+            self.converted[f"{what} (does it mean that there is none?)"] += 1
         self.samples[path], self.lines[path] = sample, self.line
 
     def _relative(self, path: str) -> str:
@@ -206,6 +218,8 @@ class _Reader:
         samples = list(self.samples.values())
         if self.may_miss and self.missing and len(self.missing) == len(samples):
             self._fault("missing files", f"none of {self.rows:,} files is below {self.root}.")
+        if self.without and not samples:
+            self._fault(_WITHOUT, f"none of {self.rows:,} rows has a label.")
         if self.faults:
             count = sum(map(len, self.faults.values()))
             lines = [f"{self.table}: {count:,} of {self.rows:,} rows cannot be used:"]
@@ -216,6 +230,8 @@ class _Reader:
             if self.missing:
                 hint = _hint(self.root, self.missing, list(self.samples), self.suffixes)
                 lines += [hint or f"Correct dataset.root or the paths, or {_LEAVE_OUT}"]
+            elif _WITHOUT in self.faults and not self.may_miss:
+                lines.append("Correct them, or leave them out: dataset.on_broken=skip.")
             raise DataError("\n".join(lines))
         if not samples:
             raise DataError(
@@ -225,6 +241,9 @@ class _Reader:
             hint := _hint(self.root, self.missing, list(self.samples), self.suffixes)
         ):
             self.notes.append(f"{self.table}: {len(self.missing):,} files are missing. {hint}")
+        if self.without:
+            self.notes.append(f"{self.table}: {self.without:,} rows without label are left out")
+        self.notes += [f"{self.table}: {text}" for text in _misspelt(s.class_name for s in samples)]
         check_names(self.table, ((s.class_name, f"in line {self.lines[s.path]}") for s in samples))
         converted = [f"{count:,} {what}" for what, count in self.converted.items() if count]
         converted = [f"{self.table}: {', '.join(converted)}"] if converted else []
@@ -336,10 +355,10 @@ def _fault(path: str, label: str, part: str, root: Path) -> tuple[str, str] | No
         text = f"'{path}' leaves the root {root}; paths must be relative to it."
         return "paths outside of the root", text
     if not label:
-        return "rows without label", f"'{path}' has no label."
+        return _WITHOUT, f"'{path}' has no label."
     if label.lower() in _NO_LABEL:
         text = f"'{path}': the label '{label}' usually means that there is none; remove the row, "
-        return "rows without label", text + "or write the class by another word."
+        return _WITHOUT, text + "or write the class by another word."
     if len(label) > _LONGEST:
         text = f"the label '{shorten(label)}' is too long; at most {_LONGEST} are allowed."
         return "long labels", text
@@ -432,6 +451,32 @@ def _not_utf8(table: Path, error: UnicodeDecodeError) -> str:
     elif head[:2] == b"PK":
         what = "it is a workbook or an archive: save the sheet as 'CSV UTF-8'"
     return f"{table}: not a CSV file in UTF-8: {what}."
+
+
+def _misspelt(labels: Iterable[str]) -> Iterator[str]:
+    """A note for each rare label that is one letter, or two swapped ones, from a frequent one."""
+    counts = Counter(labels)
+    near: dict[str, list[str]] = defaultdict(list)  # label, or label without a letter -> labels
+    for label in counts:
+        for key in _shortened(label):
+            near[key].append(label)
+    for label, count in counts.items():
+        others = {other for key in _shortened(label) for other in near[key]}
+        digits = re.sub("[^0-9]", "", label)
+        others = {other for other in others if re.sub("[^0-9]", "", other) == digits}
+        other = max(sorted(others), key=counts.__getitem__, default=label)
+        if count <= _RARE * counts[other]:
+            yield (
+                f"the label '{label}' ({count:,} images) is similar to '{other}' "
+                f"({counts[other]:,}); is it misspelt?"
+            )
+
+
+def _shortened(label: str) -> set[str]:
+    """The label, and the label without any one of its letters; nothing for short labels."""
+    if len(label) < 4:
+        return set()
+    return {label, *(label[:i] + label[i + 1 :] for i in range(len(label)))}
 
 
 def _classes(samples: list[Sample], table: Path) -> list[str]:

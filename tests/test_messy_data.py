@@ -430,6 +430,8 @@ def table(tmp_path: Path, text: str, encoding: str = "utf-8", **arguments) -> CS
         ("path,label\nROOT/a.png,x\nc.png,y\n", ("x", "y"), "1 absolute paths below the root"),
         ("path,label\na.png,x\n,\nc.png,y\n", ("x", "y"), "1 rows without values are passed over"),
         ("path,label\na.png,None\nc.png,y\n", ("None", "y"), "1 rows have the label 'None'"),
+        ("path,label\na.png,?\nc.png,y\n", ("?", "y"), "1 rows have the label '?'"),
+        ("path,label\na.png,Unknown\nc.png,y\n", ("Unknown", "y"), "1 rows have the label 'Un"),
         ("path,label,split\na.png,x,train\nc.png,y,dev\n", ("x", "y"), "dataset.part_column=split"),
     ],
 )
@@ -569,6 +571,28 @@ def test_parts_in_a_table_have_the_names_that_folders_have(tmp_path):
     data = table(tmp_path, text, part_column="part")
     assert data.parts == ("train", "val", "test")
     assert "1 rows with the part 'dev' are read as val" in data.note
+
+
+def test_rows_without_label_are_left_out_where_broken_files_are(tmp_path):
+    text = "path,label\na.png,\nc.png,x\nsub/b.png,NaN\n000.png,y\n"
+    with pytest.raises(DataError) as caught:
+        table(tmp_path, text)
+    assert "2 of 4 rows cannot be used" in str(caught.value)
+    assert str(caught.value).endswith("or leave them out: dataset.on_broken=skip.")
+    data = table(tmp_path, text, on_broken="skip")
+    assert data.ids == ("c.png", "000.png") and "2 rows without label are left out" in data.note
+    with pytest.raises(DataError, match="none of 1 rows has a label"):
+        table(tmp_path, "path,label\na.png,\n", on_broken="skip")
+
+
+@pytest.mark.parametrize("typo", ["airplnae", "airplan", "airpllane", "airplame"])
+def test_a_rare_label_beside_a_similar_frequent_one_is_told(tmp_path, typo):
+    labels = ["airplane"] * 40 + [typo, "class1"] + ["class2"] * 40 + ["cat"] + ["car"] * 40
+    root = touch(tmp_path / "images", *(f"{i}.png" for i in range(len(labels))))
+    path = tmp_path / "list.csv"
+    path.write_text("path,label\n" + "".join(f"{i}.png,{x}\n" for i, x in enumerate(labels)))
+    note = f"{path}: the label '{typo}' (1 images) is similar to 'airplane' (40); is it misspelt?"
+    assert CSVImages(str(root), str(path)).note == note
 
 
 def test_a_column_of_fold_numbers_is_one_fault_that_points_to_folds(tmp_path):
