@@ -178,6 +178,13 @@ def test_a_long_path_with_spaces_loads_as_yaml_dump_folds_it(tmp_path):
         assert load_config(tmp_path / "exp.yaml").dataset.arguments["root"] == root
 
 
+def test_a_folded_line_is_not_blamed_for_another_lines_fault(told):
+    dataset = "dataset: {name: RMB, root: data/rmb}"
+    folded = "dataset:\n  name: RMB\n  root: /data/of a name/until\n    it folds\n"
+    ((line, message),) = told(old=dataset, new=f"{folded}  on_broken: a: b")
+    assert line == 6 and "a ': ' is not expected here" in message
+
+
 def test_a_key_in_the_file_is_told_as_it_is_written_there(told):
     ((_, message),) = told(old="loader: {batch_size: 16}", new="batch_size: 16")
     assert message == "unknown key 'batch_size'; it belongs in 'loader': batch_size: 16"

@@ -27,6 +27,7 @@ _TOP_LEVEL_KEY = re.compile(r"""["']?([A-Za-z_][\w.-]*)["']?[ ]*:(?=\s|$)""")
 
 # A key without a colon ("seed 0", "seed = 0", "loader {...}"), or without the space after it.
 _NO_COLON = re.compile(r"([A-Za-z_][\w-]*)(?:\s*=\s*|:(?=[^\s/])|\s+|(?=[\[{]))(\S.*)", re.DOTALL)
+_KEY_WITH_TEXT = re.compile(r"""\s*(- +)*[\w.-]+: +[^\s#|>\[{"'].*""")
 _WORD = re.compile(r"[A-Za-z_][\w-]*")
 
 _INT = re.compile(r"[-+]?[0-9]{1,30}|0o[0-7]{1,30}|0x[0-9a-fA-F]{1,30}")
@@ -173,9 +174,19 @@ def _without_colon(lines: list[str], start: int, error: yaml.MarkedYAMLError) ->
         return None
     for row in reversed(range(start, min(start + error.problem_mark.line + 1, len(lines)))):
         text = re.sub(r"(^|\s)#.*", "", lines[row]).strip()
+        if _goes_on(lines, row):
+            continue
         if missing_colon(text) or (_WORD.fullmatch(text) and row < start + error.problem_mark.line):
             return row
     return None
+
+
+def _goes_on(lines: list[str], row: int) -> bool:
+    """Whether a row is a further line of the plain text beside a key, as yaml.dump folds it."""
+    depth = len(lines[row]) - len(lines[row].lstrip())
+    above = (line for line in reversed(lines[:row]) if line.strip())
+    owner = next((line for line in above if len(line) - len(line.lstrip()) < depth), "")
+    return _KEY_WITH_TEXT.fullmatch(owner) is not None
 
 
 class _TooMuch(yaml.MarkedYAMLError):
