@@ -321,8 +321,8 @@ def test_a_stop_in_validation_does_not_wait_for_its_end(start, monkeypatch):
     [
         "import 100",
         pytest.param("import 1", marks=pytest.mark.slow),
-        pytest.param("line 500", marks=pytest.mark.slow),
-        pytest.param("call 1500", marks=pytest.mark.slow),
+        pytest.param("line 1500", marks=pytest.mark.slow),
+        pytest.param("call 550", marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_at_any_moment_of_the_start_ends_it_at_once_and_tells_how_to_start_again(

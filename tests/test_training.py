@@ -937,7 +937,12 @@ COMMANDS_CALLED = {  # command: its arguments; RUN and CONFIG stand for a run an
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ("data", "train, refused") else [])
+        pytest.param(
+            name,
+            marks=[pytest.mark.slow]
+            if name in ("data", "train, refused", "train --resume")
+            else [],
+        )
         for name in COMMANDS_CALLED
     ],
 )

@@ -37,7 +37,8 @@ def strike(frame):
     if getattr(signal.getsignal(signal.SIGTERM), "__name__", "") != {HANDLER!r}:
         return
     met += 1
-    if met % every:
+    futures = sys.modules.get("concurrent.futures.thread")
+    if met % every or futures and futures._global_shutdown_lock.locked():  # which a fork takes
         return
     number = numbers[met // every % len(numbers)]
     log = f"{{folder}}/{{met}}.txt"
