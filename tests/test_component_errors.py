@@ -362,7 +362,7 @@ def test_a_resumed_run_keeps_the_layout_that_it_began_with(theirs, command, tmp_
     theirs.FAILS = "SIGSEGV"
     assert command("model.ends_in=channels_last")[0] == 0
     (folder,) = (tmp_path / "own").iterdir()
-    theirs.FAILS = ""  # channels last would now be chosen
+    theirs.FAILS = "SIGCHLD"  # which ends nothing: channels last would now be chosen
     assert main(["--resume", str(folder), "train.epochs=2"]) == 0
     assert read_json(folder / "data_path.json")["channels_last"] is False
     assert "channels_last: auto" in (folder / "config.yaml").read_text()
@@ -378,12 +378,12 @@ def test_a_step_that_is_killed_is_told_as_memory_that_ran_out(theirs, command, t
 
 
 def test_a_step_that_takes_long_is_told(monkeypatch, capfd):
-    monkeypatch.setattr("trainer.process.child.PATIENCE", 0.05)
+    assert what_ends(int) == "" and capfd.readouterr().out == ""
+    monkeypatch.setattr("trainer.process.child.TELL_AFTER", 0.05)
     assert what_ends(lambda: time.sleep(0.5)) == ""
     assert capfd.readouterr().out == (
         "note    still waiting for a step that is tried first, for 300 s at most\n"
     )
-    assert what_ends(int) == "" and capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

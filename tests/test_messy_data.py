@@ -527,7 +527,7 @@ def test_ids_with_files_of_two_suffixes_are_counted_and_read_with_a_list(tmp_pat
         assert told in str(caught.value)
     with pytest.raises(DataError) as caught:
         CSVImages(str(root), str(path))
-    assert "dataset.path_column=id 'dataset.suffix=[.jpg, .png]'." in str(caught.value)
+    assert "dataset.path_column=id 'dataset.suffix=[.jpg, .png]'" in str(caught.value)
     data = CSVImages(str(root), str(path), "id", suffix=[".jpg", ".png"])
     assert data.ids == ("0.jpg", "1.png", "2.jpg", "3.jpg", "4.jpg")
     assert "1 ids have files with .jpg and .png; .jpg is read" in data.note

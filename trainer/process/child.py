@@ -13,7 +13,7 @@ from trainer.process.console import say
 from trainer.process.quit import SIGNALS
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
-PATIENCE = 10.0  # seconds after which a line tells what is waited for
+TELL_AFTER = 10.0  # seconds after which a line tells what is waited for
 TIME_LIMIT = 300  # seconds after which a child is ended, and nothing is known
 SURVIVED = 86  # the exit code of a child that came to its end
 
@@ -35,7 +35,7 @@ def what_ends(action: Callable[[], object]) -> str:
         finally:
             os._exit(SURVIVED)
     told = f"note    still waiting for a step that is tried first, for {TIME_LIMIT} s at most"
-    timer = threading.Timer(PATIENCE, say, [told])
+    timer = threading.Timer(TELL_AFTER, say, [told])
     timer.start()
     try:
         _, status = os.waitpid(child, 0)
