@@ -251,7 +251,12 @@ def test_every_broken_file_is_listed_and_the_rest_is_reported_all_the_same(
     root = f"dataset.root={own}"
     found = facts(root, code=3)
     assert [Path(entry["path"]).name for entry in found["broken"]] == ["000.jpg", "001.jpg"]
-    assert "2 of 50 images cannot be read" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "2 of 50 images cannot be read" in told.err
+    total = {split: sum(counts.values()) for split, counts in found["counts"].items()}
+    parts = ", ".join(f"{name} {total[name]}" for name in ("train", "val", "test"))
+    assert sum(total.values()) + 2 == 50
+    assert f"50 images of 2 classes ({parts}, unreadable 2)" in told.out
     skipping = load_config(config_file, [root, "dataset.on_broken=skip"])
     data = load_data(skipping, torch.device("cpu"))
     look = inspect_dataset(skipping)

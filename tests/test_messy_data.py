@@ -538,7 +538,7 @@ def test_ids_with_files_of_two_suffixes_are_counted_and_read_with_a_list(tmp_pat
 def test_a_suffix_that_spoils_whole_paths_is_taken_back(tmp_path):
     with pytest.raises(DataError) as caught:
         table(tmp_path, "path,label\nimages\\a.png,x\n", suffix=".jpg")
-    assert f"with dataset.root={tmp_path} 'dataset.suffix=\"\"': type that." in str(caught.value)
+    assert f"type dataset.root={tmp_path} 'dataset.suffix=\"\"'" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -672,14 +672,29 @@ def test_a_rare_class_may_be_held_out_whole_with_folds_and_this_is_told(data):
     assert sum(any(n.startswith("train has no image of 1 of 3") for n in one) for one in told) == 2
 
 
+def test_parts_that_were_cut_from_train_are_told_by_training_and_the_look(
+    data, tmp_path, config_file, capsys
+):
+    folders = [f"{part}/{name}" for part in ("Training", "Testing") for name in "ab"]
+    names = [name for folder in folders for name in many(folder, 20)]
+    made = data(*names)
+    told = f"the data has no val of its own: {len(made.split['val'])} images of train are val"
+    assert made.notes == [told]
+    look = ["--config", str(config_file), "--no-near", "--output", str(tmp_path / "look")]
+    dataset = f"dataset={{name: ImageFolder, root: {tmp_path}/root}}"
+    assert inspect([*look, dataset]) == 0
+    assert f"note        {told}" in capsys.readouterr().out
+    assert data(**{"split.pool": "true"}).notes == []
+
+
 def test_equal_images_in_two_parts_are_told_with_their_total_and_some_groups(data, tmp_path):
     names = [*many("train/a", 12), *many("train/b", 12), *many("test/a", 2), *many("test/b", 2)]
     root = touch(tmp_path / "root", *names)
     for i in range(8):
         shutil.copy(root / f"train/a/{i}.png", root / f"test/a/copy{i}.png")
     notes = data().notes
-    assert len(notes) == 1
-    first, *groups = notes[0].splitlines()
+    assert len(notes) == 2  # the other one says that val was cut
+    first, *groups = notes[1].splitlines()
     assert first == (
         "8 groups of equal images (16 in all) in different parts of the official split: what is "
         "tested was trained on"

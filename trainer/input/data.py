@@ -16,6 +16,7 @@ from datasets import DATASETS, BrokenImage, DataError, Dataset
 from datasets.images import notes_on
 from datasets.split import conflicts, manifest
 from datasets.split import split as split_dataset
+from datasets.walk import counted
 from trainer.config import Config
 from trainer.config.config import components
 from trainer.config.construct import build
@@ -113,7 +114,7 @@ def load_data(config: Config, device: torch.device) -> Data:
         if (broken or failed) and dataset.on_broken == "error":  # also those that opened
             every_one = sorted((broken | failed).items())
             raise BrokenImages([error for _, error in every_one], len(dataset))
-    notes = dataset.note.splitlines()
+    notes = dataset.note.splitlines() + notes_on_cut(dataset, indices, config)
     notes += notes_on(getattr(dataset, "remarks", b""))  # a user's dataset may have none
     try:
         notes += classes_without_images(dataset, indices, has_folds=config.split.folds is not None)
@@ -251,6 +252,19 @@ def cut(
     folds = how.folds, how.fold or 0
     cut_usable = split_dataset(labels, contents, parts, how.ratios, how.seed, how.pool, *folds)
     return {name: [usable[row] for row in rows] for name, rows in cut_usable.items()}
+
+
+def notes_on_cut(
+    dataset: Dataset, splits: Mapping[str, Sequence[int]], config: Config
+) -> list[str]:
+    """A note on the parts that an official split lacks, and that were cut from train."""
+    official = set(dataset.parts) - {None}
+    if not official or config.split.pool or config.split.folds is not None:
+        return []
+    cut_off = [name for name in ("val", "test") if name not in official]
+    texts = [f"{counted(len(splits[name]), 'image')} of train are {name}" for name in cut_off]
+    parts = " and ".join(cut_off)
+    return [f"the data has no {parts} of its own: {', '.join(texts)}"] if texts else []
 
 
 def classes_without_images(

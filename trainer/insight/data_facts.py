@@ -22,6 +22,7 @@ from trainer.input.data import (
     cut,
     digest_of_split,
     how_split,
+    notes_on_cut,
     open_dataset,
     transform_fault,
 )
@@ -119,7 +120,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     facts = {
         "dataset": {
             "name": config.dataset.name,
-            "note": dataset.note,
+            "note": "\n".join(dataset.note.splitlines() + notes_on_cut(dataset, splits, config)),
             "images": len(dataset),
             "classes": list(dataset.classes),
         },

@@ -278,6 +278,7 @@ def summary(facts: Mapping[str, Any]) -> list[str]:
     """Return the lines that the command prints."""
     dataset, sizes, pixels = facts["dataset"], facts["sizes"], facts["pixels"]
     totals = {split: sum(counts.values()) for split, counts in facts["counts"].items()}
+    totals |= {"unreadable": len(facts["broken"])} if facts["broken"] else {}
     by_split = ", ".join(f"{split} {total:,}" for split, total in totals.items())
     lines = [
         f"{dataset['name']}: {dataset['images']:,} images of {len(dataset['classes'])} classes "
