@@ -24,6 +24,7 @@ from datasets.files import (
 )
 from datasets.folders import part_of
 from datasets.images import SUFFIXES, check_file, reason
+from datasets.words import agreeing
 
 _SHOWN = 10  # faults of one kind that are printed; 3 if there are several kinds
 _TRIED = 20  # rows of a table that are tried to find its column of paths
@@ -245,7 +246,9 @@ class _Reader:
             self.notes.append(f"{self.table}: {self.without:,} rows without label are left out")
         self.notes += [f"{self.table}: {text}" for text in _misspelt(s.class_name for s in samples)]
         check_names(self.table, ((s.class_name, f"in line {self.lines[s.path]}") for s in samples))
-        converted = [f"{count:,} {what}" for what, count in self.converted.items() if count]
+        converted = [
+            f"{count:,} {agreeing(count, what)}" for what, count in self.converted.items() if count
+        ]
         converted = [f"{self.table}: {', '.join(converted)}"] if converted else []
         return samples, "\n".join(self.notes + converted)
 

@@ -11,7 +11,8 @@ from typing import Literal
 from datasets import DataError
 from datasets.files import PARTS, Sample, check_names, missing_folder, natural
 from datasets.images import SUFFIXES
-from datasets.walk import counted, describe_left_out, is_visible, kind_left_out, walk
+from datasets.walk import describe_left_out, is_visible, kind_left_out, walk
+from datasets.words import counted
 
 Layout = Literal["auto", "parts", "classes"]
 # Words of folder names such as seg_train and val2017. Some also mean other things, so they name a

@@ -18,6 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from datasets import BrokenImage
+from datasets.words import agreeing
 
 HAS_AVIF = find_spec("PIL._avif") is not None  # Pillow before 11.3, or some builds, read none
 # A file is listed by its suffix, but decoded by its content: a PNG named .jpg is read as a PNG.
@@ -68,7 +69,7 @@ _WORDS = {
     Remark.ON_WHITE: "are partly transparent, composed on white",
     Remark.FIRST: "have several frames or pages; the first is read",
     Remark.COLOURS: "are CMYK or Lab, converted without colour profiles",
-    Remark.TURNED: "are turned upright as their EXIF data say",
+    Remark.TURNED: "are turned upright as EXIF data say",
 }
 
 
@@ -80,7 +81,11 @@ def notes_on(remarks: Iterable[int]) -> list[str]:
         words: sum(count for remark, count in counts.items() if remark & kind)
         for kind, words in _WORDS.items()
     }
-    return [f"{count:,} of {read:,} images {words}" for words, count in found.items() if count]
+    return [
+        f"{count:,} of {read:,} images {agreeing(count, words)}"
+        for words, count in found.items()
+        if count
+    ]
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:

@@ -1,13 +1,13 @@
 """Finds the image files below a folder, and names all that it leaves out."""
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from datasets.files import natural
 from datasets.images import SUFFIXES, check_file
+from datasets.words import agreeing, counted
 
 # Folders that systems and programs make; none holds a user's images.
 SYSTEM = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
@@ -119,7 +119,7 @@ def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> str:
     for kind in kinds[:_KINDS]:
         paths = sorted(left_out[kind], key=natural)
         names = ", ".join(paths[:_EXAMPLES]) + ", ..." * (len(paths) > _EXAMPLES)
-        texts.append(f"{len(paths):,} {_one(kind) if len(paths) == 1 else kind} ({names})")
+        texts.append(f"{len(paths):,} {agreeing(len(paths), kind)} ({names})")
     if rest := sum(len(left_out[kind]) for kind in kinds[_KINDS:]):
         more = len(kinds) - _KINDS
         texts.append(f"{counted(rest, 'file')} of {counted(more, 'more kind')}")
@@ -129,19 +129,8 @@ def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> str:
     return f"left out {total:,}: {', '.join(texts)}{advice * is_file}"
 
 
-def counted(number: int, what: str) -> str:
-    """The number and the noun: "1 file", "2,000 files"."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
-
-
 def _rank(kind: str) -> int:
     """0 for kinds that may be pictures, 1 for unknown ones, 2 for what holds none."""
     if kind in _JUNK or kind in ("hidden", "without suffix"):
         return 2
     return int(kind.startswith(".") and kind not in _PICTURES)
-
-
-def _one(kind: str) -> str:
-    """A kind's name for a single one: "broken link" for "broken links"."""
-    noun = re.sub(r"\b(image|link|folder)s\b", r"\1", kind, count=1)
-    return noun.replace(" that are ", " that is ")

@@ -210,7 +210,7 @@ def test_pictures_of_another_image_are_not_replaced(run, notes, tmp_path, capsys
 def test_what_was_converted_is_told(run, tmp_path, capsys):
     Image.new("CMYK", (40, 20), "red").save(tmp_path / "ink.jpg")
     assert main([str(run), str(tmp_path / "ink.jpg"), "--output", str(tmp_path / "out")]) == 0
-    told = "note    1 of 1 images are CMYK or Lab, converted without colour profiles\n"
+    told = "note    1 of 1 images is CMYK or Lab, converted without colour profiles\n"
     assert told in capsys.readouterr().err
 
 

@@ -831,13 +831,13 @@ TOLD = {
     "b/moving.gif": gif(W, H, bytes(12), *[gif_frame(draw(3)[..., 0], bits=2)] * 2),
 }
 LINES = [
-    "1 of 12 images hold integers of unknown range; over 255 it is taken for 16 bits",
+    "1 of 12 images holds integers of unknown range; over 255 it is taken for 16 bits",
     "2 of 12 images hold 16-bit values below 4096 only and are nearly black; save 12 bits as 8",
     "4 of 12 images hold more than 8 bits a channel; the high ones are kept",
     "2 of 12 images are partly transparent, composed on white",
-    "1 of 12 images have several frames or pages; the first is read",
-    "1 of 12 images are CMYK or Lab, converted without colour profiles",
-    "1 of 12 images are turned upright as their EXIF data say",
+    "1 of 12 images has several frames or pages; the first is read",
+    "1 of 12 images is CMYK or Lab, converted without colour profiles",
+    "1 of 12 images is turned upright as EXIF data say",
 ]
 
 

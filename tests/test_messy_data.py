@@ -425,13 +425,13 @@ def table(tmp_path: Path, text: str, encoding: str = "utf-8", **arguments) -> CS
         ("path|label\na.png|x\nc.png|y\n", ("x", "y"), "read with '|' between values"),
         ('path, label\na.png, "x, y"\nc.png,  z \n', ("x, y", "z"), ""),
         ("\ufeffpath,label\na.png,x,,\nc.png,y\n", ("x", "y"), ""),
-        ("path,label\na.png,x\na.png,x\nc.png,y\n", ("x", "y"), "1 rows repeat an earlier row"),
-        ("path,label\nsub\\b.png,x\nc.png,y\n", ("x", "y"), "1 paths with \\ are read with /"),
-        ("path,label\nROOT/a.png,x\nc.png,y\n", ("x", "y"), "1 absolute paths below the root"),
-        ("path,label\na.png,x\n,\nc.png,y\n", ("x", "y"), "1 rows without values are passed over"),
-        ("path,label\na.png,None\nc.png,y\n", ("None", "y"), "1 rows have the label 'None'"),
-        ("path,label\na.png,?\nc.png,y\n", ("?", "y"), "1 rows have the label '?'"),
-        ("path,label\na.png,Unknown\nc.png,y\n", ("Unknown", "y"), "1 rows have the label 'Un"),
+        ("path,label\na.png,x\na.png,x\nc.png,y\n", ("x", "y"), "1 row repeats an earlier row"),
+        ("path,label\nsub\\b.png,x\nc.png,y\n", ("x", "y"), "1 path with \\ is read with /"),
+        ("path,label\nROOT/a.png,x\nc.png,y\n", ("x", "y"), "1 absolute path below the root"),
+        ("path,label\na.png,x\n,\nc.png,y\n", ("x", "y"), "1 row without values is passed over"),
+        ("path,label\na.png,None\nc.png,y\n", ("None", "y"), "1 row has the label 'None'"),
+        ("path,label\na.png,?\nc.png,y\n", ("?", "y"), "1 row has the label '?'"),
+        ("path,label\na.png,Unknown\nc.png,y\n", ("Unknown", "y"), "1 row has the label 'Un"),
         ("path,label,split\na.png,x,train\nc.png,y,dev\n", ("x", "y"), "dataset.part_column=split"),
     ],
 )
@@ -570,7 +570,7 @@ def test_parts_in_a_table_have_the_names_that_folders_have(tmp_path):
     text = "path,label,part\na.png,x,Training\nc.png,y,dev\n000.png,x,TEST\n"
     data = table(tmp_path, text, part_column="part")
     assert data.parts == ("train", "val", "test")
-    assert "1 rows with the part 'dev' are read as val" in data.note
+    assert "1 row with the part 'dev' is read as val" in data.note
 
 
 def test_rows_without_label_are_left_out_where_broken_files_are(tmp_path):

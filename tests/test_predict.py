@@ -188,7 +188,7 @@ def test_what_was_converted_is_told_with_counts(tmp_path, predict):
     code, _, err = predict(tmp_path / "ink")
     assert code == 0
     (note,) = [line for line in err.splitlines() if line.startswith("note")]
-    assert note == "note    1 of 2 images are CMYK or Lab, converted without colour profiles"
+    assert note == "note    1 of 2 images is CMYK or Lab, converted without colour profiles"
 
 
 def test_the_batch_has_no_say_in_the_result(notes, listed):

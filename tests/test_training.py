@@ -550,7 +550,7 @@ def test_every_broken_file_is_named_at_once_or_left_out_where_asked(train, notes
     left_out = json.loads((run / "result.json").read_text())["dataset"]["left_out"]
     assert sorted(Path(entry["path"]).name for entry in left_out) == ["empty.jpg", "truncated.jpg"]
     (told,) = json.loads((run / "result.json").read_text())["dataset"]["notes"]
-    assert re.fullmatch("1 of .* images are CMYK or Lab, converted without colour profiles", told)
+    assert re.fullmatch("1 of .* images is CMYK or Lab, converted without colour profiles", told)
     split = json.loads((run / "split.json").read_text())
     assert "1/truncated.jpg" not in split["train"] | split["val"] | split["test"]
 

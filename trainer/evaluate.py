@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = find_run(arguments.run)
     config = config_for_use(folder, arguments.overrides)
     with start():
-        from datasets.walk import counted
+        from datasets.words import counted
         from trainer.drawing.columns import lay_out, terminal_width
         from trainer.inference.evaluation import evaluate_run
         from trainer.process.words import visible

@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def what_is_done(done: int, files: int, paths: int) -> str:
     """A line with the number of files that are done, and of files and paths that are not."""
-    from datasets.walk import counted
+    from datasets.words import counted
 
     left = [counted(n, what) for n, what in ((files, "file"), (paths, "path")) if n]
     is_done = f"{counted(done, 'file')} {'is' if done == 1 else 'are'} done"

@@ -9,7 +9,7 @@ import torch
 
 from datasets import DataError, Dataset
 from datasets.images import notes_on
-from datasets.walk import counted
+from datasets.words import counted
 from trainer.build.model import build_loss, check_size
 from trainer.build.teacher import first_names
 from trainer.build.trained import load_with, tell_which

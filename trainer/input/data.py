@@ -16,7 +16,7 @@ from datasets import DATASETS, BrokenImage, DataError, Dataset
 from datasets.images import notes_on
 from datasets.split import conflicts, manifest
 from datasets.split import split as split_dataset
-from datasets.walk import counted
+from datasets.words import counted
 from trainer.config import Config
 from trainer.config.config import components
 from trainer.config.construct import build

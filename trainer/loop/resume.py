@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.walk import counted
+from datasets.words import counted
 from trainer.build.job import Job, data_path
 from trainer.components.schedulers import forecast
 from trainer.distributed.processes import is_true_everywhere, on_main
