@@ -22,7 +22,14 @@ from trainer.drawing.charts import (
     draw_curves,
     draw_lines,
 )
-from trainer.drawing.fonts import CJK_FONTS, drawable, font
+from trainer.drawing.fonts import (
+    CJK_FONTS,
+    drawable,
+    drawables,
+    font,
+    legible,
+    note_on_names,
+)
 from trainer.drawing.pictures import fit_into, grid, png, sheet, to_picture
 
 BLUE, ORANGE, WHITE = (31, 119, 180), (255, 127, 14), (255, 255, 255)
@@ -45,12 +52,13 @@ def colours(picture):
 
 def forget_fonts():
     frame = charts._confusion_frame
-    for cached in (fonts._cjk_file, fonts._cjk_font, fonts._can_write, frame):
+    for cached in (fonts._system_fonts, fonts._place, fonts._has, frame):
         cached.cache_clear()
 
 
 @pytest.fixture
-def no_chinese_font(monkeypatch):
+def no_fonts(monkeypatch):
+    monkeypatch.setattr(fonts, "WIDE_FONTS", ())
     monkeypatch.setattr(fonts, "CJK_FONTS", ())
     forget_fonts()
     yield
@@ -60,14 +68,14 @@ def no_chinese_font(monkeypatch):
 
 @pytest.fixture
 def chinese_font():
-    if not fonts._cjk_file():
+    if not fonts._can_write(fonts._place("一百元"), "一百元"):
         pytest.skip(f"this system has none of {', '.join(name for name, _ in CJK_FONTS)}")
 
 
 # Text
 
 
-def test_a_name_that_the_font_lacks_is_drawn_as_the_classes_number(no_chinese_font):
+def test_a_name_that_the_font_lacks_is_drawn_as_the_classes_number(no_fonts):
     confusion = [[1, 0], [0, 1]]
     by_name, by_number = (draw_confusion(confusion, names) for names in (["一", "b"], ["#0", "b"]))
     assert by_name.tobytes() == by_number.tobytes()
@@ -86,17 +94,41 @@ def test_a_font_is_looked_for_only_where_a_name_needs_it(monkeypatch):
     def sought():
         raise AssertionError("the system's fonts were looked through")
 
-    monkeypatch.setattr(fonts, "_cjk_file", sought)
-    assert drawable("Café 5", 0) == "Café 5"
+    monkeypatch.setattr(fonts, "_system_fonts", sought)
+    assert drawable("Cafe’s 5", 0) == "Cafe’s 5"
     draw_confusion([[1, 0], [0, 1]], ["a", "b"])
     sheet([Image.new("RGB", (9, 9))], ["a → b"])
 
 
 @pytest.mark.parametrize(
-    "name", ["\x1b[31m", "a\nb", "\udcff", "\u202eabc", "\ue000", "\U0001f600"]
+    "name", ["\x1b[31m", "a\nb", "\udcff", "\u202eabc", "\ue000", "\u0633\u0644", "\u0939\u093f"]
 )
 def test_what_no_font_can_write_becomes_the_number(name):
     assert drawable(name, 7) == "#7"
+
+
+@pytest.mark.parametrize("name", ["Caf\u00e9", "Z\u030cofie", "\u4e00"])
+def test_what_pillows_font_lacks_is_a_number_in_every_picture_and_one_note_tells_it(no_fonts, name):
+    assert drawables(["a", name]) == ["a", "#1"]
+    told = note_on_names(["a", name])
+    assert f"1 of 2 class names; pictures have their numbers: #1 is {name!r}." in told
+    assert note_on_names(["a", "#1", "Cafe’s"]) == ""
+
+
+def test_accents_are_written_composed_by_a_font_of_the_system_that_has_them():
+    if not fonts._can_write(fonts._place("Žü"), "Žü"):
+        pytest.skip(f"this system has none of {', '.join(name for name, _ in fonts.WIDE_FONTS)}")
+    name = "Z\u030cofie’s Hu\u0308ndchen"  # as a Mac's file system has it
+    assert drawable(name, 0) == legible(name) == "Žofie’s Hündchen"
+    face = font(20, "Žofie’s Hündchen")
+    shapes = {bytes(face.getmask(letter)) for letter in "ŽüZu\uffff"}
+    assert len(shapes) == 5  # each letter is its own, and not the empty box
+    by_form = [draw_bars([one], {"train": [1]}).tobytes() for one in (name, "Žofie’s Hündchen")]
+    assert by_form[0] == by_form[1]
+
+
+def test_plain_names_are_drawn_by_the_same_font_on_every_system():
+    assert font(15, "cat 5") is font(15) is font(15, "’")
 
 
 # Charts

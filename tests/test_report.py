@@ -523,6 +523,24 @@ def test_a_confidence_on_a_bins_edge_belongs_to_the_bin_below():
     assert counts == {8: (1, 1.0), 9: (1, 0.0), 10: (1, 1.0), 15: (1, 1.0)}
 
 
+def test_the_picture_of_mistakes_shows_the_ends_of_paths_and_numbers_of_lost_names(
+    tmp_path, monkeypatch
+):
+    captions = []
+
+    def noted(pictures, lines, colours):
+        captions.extend(lines)
+        return Image.new("RGB", (9, 9))
+
+    monkeypatch.setattr("trainer.insight.report.sheet", noted)
+    ids = [f"folder of photographs/of a summer/{i}.jpg" for i in range(4)] + ["100/e.jpg"]
+    names = ["1", "\ue000", "100"]  # no font has a letter for private use
+    white = torch.full((3, 8, 8), 255, dtype=torch.uint8)
+    report(tmp_path, ids=ids, classes=names, picture_of=lambda i: white)
+    assert [lines[2] for lines in captions] == ["100/e.jpg", "...f a summer/1.jpg"]
+    assert [lines[0] for lines in captions] == ["100 -> 1", "#1 -> 1"]
+
+
 def test_the_report_tells_each_fact_once_and_lets_the_result_be_seen_first(tmp_path):
     equal = "2 groups of equal images (4 in all) in different classes: one of the labels is wrong"
     notes = [f"note {i}" for i in range(20)]

@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         from datasets import DataError
         from trainer.build.trial import check_components
         from trainer.drawing.columns import hang, terminal_width
+        from trainer.drawing.fonts import note_on_names
         from trainer.input.data import BrokenImages
         from trainer.insight.data_facts import inspect_dataset
         from trainer.insight.data_report import is_ours, summary, write_data_report
@@ -76,6 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
         look = inspect_dataset(config, search_near=not arguments.no_near)
         files = write_data_report(look, folder)
+        if note := note_on_names(look.dataset.classes):
+            print(f"note    {note}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(look.facts))
     else:

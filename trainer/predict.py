@@ -187,6 +187,7 @@ def print_predictions(
 ) -> list[str]:
     """Print predictions as they come, then write ``files``; return a line per unreadable file."""
     from trainer.drawing.columns import terminal_width
+    from trainer.drawing.fonts import note_on_names
     from trainer.drawing.pictures import png
     from trainer.inference import prediction_output
     from trainer.inference.prediction import MAX_SHEET
@@ -229,6 +230,8 @@ def print_predictions(
             prediction_output.write_lines(file, prediction_output.csv_lines(done, classes))
         else:
             write_file(file, png(prediction_output.prediction_sheet(done, classes)))
+            if note := note_on_names(classes):
+                print(f"note: {note}", file=sys.stderr)
             if len(paths) > MAX_SHEET:
                 print(f"the sheet shows the first {MAX_SHEET} of {len(paths)}", file=sys.stderr)
         print(f"wrote {visible(str(file))}", file=sys.stderr)

@@ -16,6 +16,7 @@ from trainer.config.construct import rate_of
 from trainer.config.notes import Note, as_lines, notes_on_config
 from trainer.config.settings import LogSettings
 from trainer.distributed.processes import world_size
+from trainer.drawing.fonts import note_on_names
 from trainer.process.words import listed
 
 STALE = 0.05  # the share of the initial statistics from which on a note tells
@@ -26,7 +27,7 @@ def notes_on_run(job: Job) -> list[str]:
     config, steps = job.config, len(job.train_loader)
     found = [*notes_on_config(config), *_on_steps(config, steps), *_on_data(job)]
     found += [*_on_schedule(job, steps), *_on_machine(job), *_on_statistics(job)]
-    return as_lines(config, found)
+    return as_lines(config, found) + list(filter(None, [note_on_names(job.data.classes)]))
 
 
 def never_averages(config: Config, steps: int) -> bool:

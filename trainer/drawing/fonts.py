@@ -1,11 +1,20 @@
-"""Finds fonts for pictures: Pillow's own, or a Chinese font of the system if a text needs it."""
+"""Finds fonts for pictures: Pillow's own, or one of the system if a text needs it."""
 
+from collections.abc import Sequence
 from functools import lru_cache
+from unicodedata import bidirectional, category, normalize
 
 from PIL import ImageFont
 
-# Font files with Chinese letters on Linux, macOS and Windows, and the index of the face with
-# simplified forms.
+# Font files with letters of many languages on Linux, macOS and Windows.
+WIDE_FONTS = (
+    ("DejaVuSans.ttf", 0),
+    ("LiberationSans-Regular.ttf", 0),
+    ("NotoSans-Regular.ttf", 0),
+    ("Arial.ttf", 0),
+    ("arial.ttf", 0),
+)
+# Font files with Chinese letters, and the index of the face with simplified forms.
 CJK_FONTS = (
     ("NotoSansCJK-Regular.ttc", 2),
     ("NotoSansCJKsc-Regular.otf", 0),
@@ -19,61 +28,91 @@ CJK_FONTS = (
     ("STHeiti Light.ttc", 0),
     ("msyh.ttc", 0),
     ("simhei.ttf", 0),
+    ("malgun.ttf", 0),
 )
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+FontPlace = tuple[str, int] | None  # a font's file and face; None: Pillow's own
 
 
 def font(size: int, text: str = "") -> Font:
-    """Return Pillow's own font, or the system's Chinese one if ``text`` needs it and it exists."""
-    found = None if _is_latin(text) else _cjk_font(size)
-    return found or _own_font(size)
+    """Return Pillow's own font, or the system's first one that has the most letters of ``text``."""
+    return _font_at(_place(text), size)
 
 
 def drawable(name: str, index: int) -> str:
     """Return ``name``, or "#index" if no font can write it. Draw it with ``font(size, name)``."""
-    return name if name.isprintable() and all(map(_can_write, name)) else f"#{index}"
+    name = normalize("NFC", name)
+    return name if _can_write(_place(name), name) else f"#{index}"
+
+
+def drawables(names: Sequence[str]) -> list[str]:
+    """Return the classes' names as pictures have them: "#index" for one that no font can write."""
+    return [drawable(name, index) for index, name in enumerate(names)]
+
+
+def note_on_names(names: Sequence[str]) -> str:
+    """Return a note on classes whose names no font can write, with their numbers, or ""."""
+    drawn = enumerate(zip(names, drawables(names), strict=True))
+    lost = [f"{shown} is {name!r}" for i, (name, shown) in drawn if shown == f"#{i}" != name]
+    if not lost:
+        return ""
+    more = f" and {len(lost) - 20:,} more" if len(lost) > 20 else ""
+    return (
+        f"no font here can write {len(lost):,} of {len(names):,} class names; pictures have their "
+        f"numbers: {', '.join(lost[:20])}{more}. Install a font with their letters (Debian: "
+        "fonts-noto-cjk for Chinese, Japanese and Korean, fonts-dejavu for accents; letters that "
+        "are written from right to left or join others have none)"
+    )
 
 
 @lru_cache
-def _own_font(size: int) -> Font:
-    return ImageFont.load_default(size)
-
-
-@lru_cache
-def _cjk_font(size: int) -> Font | None:
-    if not (place := _cjk_file()):
-        return None
+def _font_at(place: FontPlace, size: int) -> Font:
+    if place is None:
+        return ImageFont.load_default(size)
     return ImageFont.truetype(place[0], size, place[1], layout_engine=ImageFont.Layout.BASIC)
 
 
+@lru_cache(maxsize=4096)
+def _place(text: str) -> FontPlace:
+    """The first font that has the most letters of a text; others are sought only if needed."""
+    if _can_write(None, text):
+        return None
+    places: list[FontPlace] = [None, *_system_fonts()]
+    return max(places, key=lambda place: sum(_can_write(place, letter) for letter in text))
+
+
 @lru_cache
-def _cjk_file() -> tuple[str, int] | None:
-    for name, face in CJK_FONTS:
+def _system_fonts() -> list[tuple[str, int]]:
+    found = []
+    for name, face in (*WIDE_FONTS, *CJK_FONTS):
         try:  # Pillow searches the system's font folders
-            return str(ImageFont.truetype(name, 16, face).path), face
+            found.append((str(ImageFont.truetype(name, 16, face).path), face))
         except OSError:
             continue
-    return None
+    return found
+
+
+def _can_write(place: FontPlace, text: str) -> bool:
+    return text.isprintable() and all(_has(place, letter) for letter in text)
 
 
 @lru_cache(maxsize=4096)
-def _can_write(letter: str) -> bool:
-    if _is_latin(letter):
-        return True
-    if not (chinese := _cjk_font(16)):
+def _has(place: FontPlace, letter: str) -> bool:
+    """Whether a font has a letter, and the letter stands by itself, from left to right."""
+    if letter.isascii() or not letter.isprintable():
+        return letter.isprintable()
+    if bidirectional(letter) in ("R", "AL") or category(letter).startswith("M"):
         return False
-    return bytes(chinese.getmask(letter)) != bytes(chinese.getmask("\uffff"))  # the empty box
-
-
-def _is_latin(text: str) -> bool:
-    return max(map(ord, text), default=0) < 256
+    drawn, box = (_font_at(place, 16).getmask(one) for one in (letter, "\uffff"))
+    return (drawn.size, bytes(drawn)) != (box.size, bytes(box))  # the box of a missing letter
 
 
 def legible(text: str) -> str:
-    """Return text with "?" in place of letters that no font can write."""
-    text = text.replace("\u2192", "->")
-    return "".join(c if c.isprintable() and _can_write(c) else "?" for c in text)
+    """Return text with "?" in place of letters that its font cannot write."""
+    text = normalize("NFC", text).replace("\u2192", "->")
+    place = _place(text)
+    return "".join(c if _has(place, c) else "?" for c in text)
 
 
 def fit_to_pixels(text: str, size: int, width: float, end: int = 0) -> str:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from trainer.build.trained import TrainedModel
-from trainer.drawing.fonts import drawable, font
+from trainer.drawing.fonts import drawable, font, note_on_names
 from trainer.drawing.pictures import fit_into, grid, png, sheet, to_picture
 from trainer.insight.features import feature_maps, first_kernels, grad_cam
 from trainer.insight.samples import as_pictures
@@ -90,6 +90,7 @@ def explain(
     values, labels = probabilities.topk(min(TOP, len(probabilities)))
     likeliest = list(zip(labels.tolist(), values.tolist(), strict=True))
     bars = [(drawable(trained.classes[i], i), p) for i, p in likeliest]
+    notes += filter(None, [note_on_names(trained.classes)])
     write("overview.png", overview(panels, captions, bars), "all at a glance")
     written.insert(0, written.pop())
     top = [(trained.classes[i], p) for i, p in likeliest]

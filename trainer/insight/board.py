@@ -17,6 +17,7 @@ from trainer.components.losses import probabilities
 from trainer.components.metrics import confusion_counts
 from trainer.distributed.fsdp import is_sharded
 from trainer.drawing.charts import RIGHT, WRONG, draw_confusion
+from trainer.drawing.fonts import drawables
 from trainer.drawing.pictures import grid, sheet
 from trainer.input.subset import Subset
 from trainer.insight import panels
@@ -146,7 +147,7 @@ def _show_hyperparameters(board: Board) -> None:
 
 def _show_inputs(board: Board) -> None:
     """Show some training images twice: as the dataset gives them, and as the model gets them."""
-    subset, classes = board.job.train_loader.subset, board.job.data.classes
+    subset, classes = board.job.train_loader.subset, drawables(board.job.data.classes)
     rows = spread(len(subset), board.job.config.log.images)
     names = [classes[label] for label in subset.labels[rows].tolist()]
     raw = [original_image(subset, row) for row in rows.tolist()]
@@ -166,7 +167,7 @@ def _captioned_sheet(
     return sheet(images, captions, colours, columns=8, size=112)
 
 
-def _class_weights(label: Tensor, classes: tuple[str, ...]) -> str:
+def _class_weights(label: Tensor, classes: Sequence[str]) -> str:
     return " + ".join(
         f"{weight:.2f} {classes[k]}" for k, weight in enumerate(label.tolist()) if weight >= 0.005
     )
@@ -197,7 +198,7 @@ def _show_predictions(
 ) -> None:
     """Show some images of a split with true and predicted class, green where the two agree."""
     rows = spread(len(subset), board.job.config.log.images)
-    classes = board.job.data.classes
+    classes = drawables(board.job.data.classes)
     likeliest, predicted = chances[rows].max(dim=1)
     captions, colours = [], []
     for true, found, chance in zip(

@@ -11,6 +11,7 @@ from torch import Tensor
 from datasets import DataError
 from trainer.config import Config
 from trainer.drawing.charts import draw_bars
+from trainer.drawing.fonts import drawables
 from trainer.drawing.pictures import png, sheet
 from trainer.drawing.text import markdown, markdown_table, shown
 from trainer.input.data import transform_fault
@@ -66,19 +67,20 @@ def draw_augmentation(found: Inspection) -> Image.Image:
     labels = torch.tensor(found.dataset.labels)[indices]
     two = torch.arange(min(2, len(indices)))
     subset = Subset(found.dataset, found.pipelines["train"], indices, labels, None, two)
+    names = drawables(found.dataset.classes)
     pictures: list[Tensor] = []
     captions: list[list[str]] = []
     for row in evenly(range(len(subset)), SAMPLES):
         index = int(indices[row])
         pictures.append(found.dataset.image(index))
-        captions.append([found.dataset.classes[int(labels[row])], tail(found.dataset.ids[index])])
+        captions.append([names[int(labels[row])], tail(found.dataset.ids[index])])
         for epoch in range(EPOCHS):
             try:
                 images, shares = augmented(found.config, subset, row, epoch)
             except (DataError, ComponentError) as error:
                 raise ConfigError([transform_fault(found.config, "train", error)]) from None
             pictures.append(as_pictures(subset.pipeline, one_crop(images))[0])
-            captions.append([f"epoch {epoch + 1}", *mixture(shares[0], found.dataset.classes)])
+            captions.append([f"epoch {epoch + 1}", *mixture(shares[0], names)])
     return sheet(pictures, captions, columns=EPOCHS + 1, size=120)
 
 
@@ -109,21 +111,23 @@ def draw_classes(found: Inspection) -> Image.Image:
     by_class: dict[int, list[int]] = {label: [] for label in range(len(found.dataset.classes))}
     for index in usable:
         by_class[found.dataset.labels[index]].append(index)
+    names = drawables(found.dataset.classes)
     pictures: list[Image.Image | Tensor] = []
     captions: list[list[str]] = []
     for label in evenly(range(len(by_class)), MAX_CLASS_ROWS):
         shown = evenly(by_class[label], OF_A_CLASS)
         pictures += [found.dataset.image(index) for index in shown]
-        captions += [[found.dataset.classes[label], tail(found.dataset.ids[i])] for i in shown]
+        captions += [[names[label], tail(found.dataset.ids[i])] for i in shown]
         missing = OF_A_CLASS - len(shown)
         pictures += [Image.new("RGB", (8, 8), "#f2f2f2")] * missing
-        captions += [[found.dataset.classes[label], "(no more)"]] * missing
+        captions += [[names[label], "(no more)"]] * missing
     return sheet(pictures, captions, columns=OF_A_CLASS, size=120)
 
 
 def draw_duplicates(found: Inspection) -> Image.Image | None:
     """Draw groups of equal and similar images, red if in two splits or classes; None for none."""
     split_of, labels = split_of_each(found.splits), found.dataset.labels
+    names = drawables(found.dataset.classes)
     groups = [(group, "equal") for group in found.exact]
     groups = groups[: MAX_GROUPS // 2] if found.near else groups
     groups += [(group, f"likeness {likeness:.3f}") for group, likeness in found.near]
@@ -134,7 +138,7 @@ def draw_duplicates(found: Inspection) -> Image.Image | None:
         kinds = {index: (split_of[index], labels[index]) for index in group}
         shown = one_of_each_first(kinds)[:OF_A_GROUP]
         for index in shown:
-            name = found.dataset.classes[labels[index]]
+            name = names[labels[index]]
             pictures.append(found.dataset.image(index))
             captions.append([f"{split_of[index]}: {name}", tail(found.dataset.ids[index]), what])
             colours.append(RED if len(set(kinds.values())) > 1 else None)

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.drawing.charts import RIGHT, WRONG, draw_calibration, draw_confusion, draw_curves
+from trainer.drawing.fonts import drawables, fit_to_pixels
 from trainer.drawing.pictures import png, sheet
 from trainer.drawing.text import markdown, markdown_table, plain, shown_number
+from trainer.insight.data_report import tail
 from trainer.insight.findings import Findings, ReportData, find
 from trainer.insight.report_page import report_page
 from trainer.run.disk import all_or_nothing, make_output_folder, write_file
@@ -29,8 +31,15 @@ def _write_files(folder: Path, results: ReportData, run: Path | None) -> None:
     write_file(folder / "curves.png", png(draw_curves(found.history, found.best_epoch)))
     write_file(folder / "calibration.png", png(draw_calibration(found.bins)))
     if pictures := [shown.picture for shown in found.shown if shown.picture]:
+        names = dict(zip(found.classes, drawables(found.classes), strict=True))
         captions = [
-            [f"{shown.true} -> {shown.predicted}", f"{shown.of_predicted:.2%}", shown.name]
+            [
+                f"{names[shown.true]} -> {names[shown.predicted]}",
+                f"{shown.of_predicted:.2%}",
+                shown.name
+                if fit_to_pixels(shown.name, 13, 166) == shown.name
+                else tail(shown.name),
+            ]
             for shown in found.shown
             if shown.picture
         ]
