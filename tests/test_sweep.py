@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from html.parser import HTMLParser
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from trainer import sweep as sweep_command
 from trainer.process.errors import ConfigError
 from trainer.sweeping import folder as folders
 from trainer.sweeping import results, space, study, work
+from trainer.sweeping.charts import spread_apart
 from trainer.sweeping.page import sweep_page
 from trainer.sweeping.plan import load_sweep
 from trainer.sweeping.process import values_of
@@ -793,6 +794,30 @@ class _Page(HTMLParser):
             assert self.open.pop() == tag
         else:
             assert tag in ("path", "circle")
+
+
+def test_labels_of_one_axis_lie_apart_in_the_order_of_their_values_and_near_their_places():
+    crowded = [100.0, 101.0, 40.0, 219.0, 220.0, 30.0]
+    moved = spread_apart(crowded, 30, 220)
+    assert sorted(range(6), key=lambda i: moved[i]) == sorted(range(6), key=lambda i: crowded[i])
+    ordered = sorted(moved)
+    assert all(low + 14.9 < high for low, high in pairwise(ordered))
+    assert 30 <= ordered[0] and ordered[-1] <= 220
+    assert max(abs(a - b) for a, b in zip(crowded, moved, strict=True)) < 15
+    assert spread_apart([50.0, 80.0], 30, 220) == [50.0, 80.0]
+    many = sorted(spread_apart([100.0] * 40, 30, 220))
+    assert [round(spot, 6) for spot in many] == [round(30 + i * 190 / 39, 6) for i in range(40)]
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_dash_is_explained_only_where_one_is_drawn(write, each):
+    plan = load_sweep(write("\n  method: grid\n  params:\n    optimizer.lr: [0.1, 0.2]\n"))
+    rows = [
+        results.Row(n, settings, "done", [], [0.4, 0.5][:each], 0, {}, 9.0, 1.0, "")
+        for n, settings in enumerate(space.points(plan.sweep))
+    ]
+    content = sweep_page(plan, rows)
+    assert ("A red dash" in content) == (each > 1) and "A dot is a run." in content
 
 
 def test_the_page_labels_every_choice_in_full_and_gives_the_wall_time(write):

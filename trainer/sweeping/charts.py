@@ -137,12 +137,32 @@ def parallel(plan: Plan, rows: Sequence[Row]) -> Markup:
     for i, ((_, marks), name) in enumerate(zip(axes, [*keys, plan.monitor], strict=True)):
         parts += [element("path", kind="grid", d=f"M{across(i)} {top}V{bottom}")]
         parts += [svg.text(across(i), top - 12, _short_label(name, 26), "middle")]
+        heights = spread_apart([up(place) for place, _ in marks], top, bottom)
         parts += [
-            svg.text(across(i) + 5, up(place) + 4, _short_label(mark), "halo")
-            for place, mark in marks
+            svg.text(across(i) + 5, height + 4, _short_label(mark), "halo")
+            for height, (_, mark) in zip(heights, marks, strict=True)
         ]
     alt = f"{plan.monitor} of {len(order)} trials by their settings"
     return svg.svg(alt, parts, width, 240)
+
+
+def spread_apart(spots: Sequence[float], top: float, bottom: float) -> list[float]:
+    """Move the labels of an axis apart, as little as they need, so that each can be read.
+
+    spots: their heights. More labels than there is room for stay at even distances.
+    """
+    room = min(ROW, (bottom - top) / max(len(spots) - 1, 1))
+    moved = list(spots)
+    order = sorted(range(len(spots)), key=lambda i: spots[i])
+    lowest = top
+    for i in order:
+        moved[i] = lowest = max(moved[i], lowest)
+        lowest += room
+    highest = bottom
+    for i in reversed(order):
+        moved[i] = highest = min(moved[i], highest)
+        highest -= room
+    return moved
 
 
 def _kind(row: Row) -> str:

@@ -31,6 +31,7 @@ def sweep_page(plan: Plan, rows: Sequence[Row]) -> str:
         facts=_sweep_facts(plan, rows),
         best=_best(monitor, best[0]) if best else None,
         charts=charts,
+        dashes=any(len(row.values) > 1 for row in rows),
         parallel=parallel(plan, rows) if params and best else "",
         params=params,
         test=test,
