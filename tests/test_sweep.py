@@ -796,6 +796,22 @@ class _Page(HTMLParser):
             assert tag in ("path", "circle")
 
 
+def test_a_sweep_tells_the_notes_on_the_data_once_with_the_images_left_out(
+    swept, capsys, tmp_path, monkeypatch
+):
+    left_out = [{"path": f"{i}.jpg", "reason": "truncated"} for i in range(13)]
+    notes = ["2 groups of equal images\n  a = b", "left out 3: 3 .heic", "  a.heic"]
+    content = {"dataset": {"notes": notes, "left_out": left_out}}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert work.notes_on_data(tmp_path) == [
+        *("2 groups of equal images", "left out 3: 3 .heic"),
+        "13 images could not be read and were left out",
+    ]
+    monkeypatch.setattr(work, "notes_on_data", lambda run: [f"the data of {run.parent.name}"])
+    _, code = swept("\n  method: grid\n  params:\n    optimizer.lr: [0.1, 0.2]\n", "--jobs", "1")
+    assert code == 0 and capsys.readouterr().out.count("note    the data of t") == 1
+
+
 def test_labels_of_one_axis_lie_apart_in_the_order_of_their_values_and_near_their_places():
     crowded = [100.0, 101.0, 40.0, 219.0, 220.0, 30.0]
     moved = spread_apart(crowded, 30, 220)

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.comparing.listing import inspect_run, short
+from trainer.comparing.listing import inspect_run, read_object, short
 from trainer.process.console import Say, duration
 from trainer.process.exits import Exit
 from trainer.process.lock import is_held
 from trainer.process.stop import StopRequest
+from trainer.process.words import visible
 from trainer.run import disk
 from trainer.run.environment import ROOT
 from trainer.sweeping import process
@@ -31,6 +32,17 @@ from trainer.sweeping.trials import Trials
 STARTS = 3  # starts of a run that is killed each time, for example for lack of memory
 LOOK_EVERY = 0.1  # seconds between two looks at the processes
 ASK_EVERY = 2.0  # seconds between two searches for runs that other workers have left
+
+
+def notes_on_data(run: Path) -> list[str]:
+    """What a run told of its data: the first line of each note, and how many images it left out."""
+    dataset = read_object(run / "result.json")[0].get("dataset")
+    if not isinstance(dataset, dict):
+        return []
+    notes = [str(note).partition("\n")[0] for note in dataset.get("notes") or ()]
+    left_out = len(dataset.get("left_out") or ())
+    notes += [f"{left_out:,} images could not be read and were left out"] if left_out else []
+    return [note for note in notes if not note.startswith("  ")]  # a line of an example
 
 
 @dataclass
@@ -236,6 +248,8 @@ class Work:
         monitor = self.plan.monitor
         if code == 0 and run is not None:
             end = end_of(run, monitor, "done")
+            for note in [] if self.seconds else notes_on_data(run):  # each run has the same data
+                self.say(f"note    {visible(note)}")
             self.seconds.append(time.monotonic() - slot.began)
             if len(self.plan.members) > 1:
                 self.say(f"  {member.name}  {monitor} {short(end['value'])}")
