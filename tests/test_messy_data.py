@@ -21,10 +21,12 @@ from datasets.shards import FORMAT, INDEX, Shards
 from datasets.walk import describe_left_out
 from scripts import split_dataset
 from tests.test_datasets import touch
+from trainer.build.model import build_loss
 from trainer.config import load_config
 from trainer.data import main as inspect
 from trainer.inference.image_files import find_images
 from trainer.input.data import load_data
+from trainer.process.errors import ConfigError
 
 
 def of(*folders: str) -> list[str]:
@@ -643,6 +645,29 @@ def test_a_class_that_only_test_has_is_no_output_unless_it_is_pooled(data, tmp_p
     output = tmp_path / "look"
     told = ["--config", str(config_file), "--no-near", "--output", str(output), f"dataset={table}"]
     assert inspect(told) == 3 and (output / "data.md").is_file()
+
+
+def test_a_class_that_only_the_official_test_set_has_is_refused_with_folds_too(data, tmp_path):
+    names = [*many("train/a", 30), *many("train/b", 30), "train/d/0.png"]
+    names += [*many("test/a", 4), *many("test/c", 6)]
+    for fold in range(3):
+        folds = {"split.folds": 3, "split.fold": fold}
+        with pytest.raises(DataError) as caught:
+            data(*names, **folds)
+        assert "train has no image of 1 of 4 classes: 'c' (6 in test)" in str(caught.value)
+        assert "split.pool=true" in str(caught.value)
+    shutil.rmtree(tmp_path / "root/test/c")
+    notes = [data(**{"split.folds": 3, "split.fold": fold}).notes for fold in range(3)]
+    told = "train has no image of 1 of 3 classes: 'd' (1 in val)"
+    assert sum(told in one for one in notes) == 1
+
+
+def test_balanced_weights_name_the_class_without_training_images_and_what_to_type(config_file):
+    config = load_config(config_file, ["loss.weight=balanced"])
+    with pytest.raises(ConfigError) as caught:
+        build_loss(config, torch.tensor([0, 2, 2]), ["cat", "dog", "owl"])
+    told = "needs training images of every class; none of 'dog': type another split.fold or spl"
+    assert told in str(caught.value) and "loss.weight=null" in str(caught.value)
 
 
 def test_a_class_that_val_or_test_lacks_is_told_with_counts(data):

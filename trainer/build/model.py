@@ -1,6 +1,6 @@
 """Builds the model and the loss that a configuration names."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from trainer.process.errors import (
     in_plain_words,
     refusal_of,
 )
+from trainer.process.words import listed
 from transforms.keyed import seed_of
 
 LIBRARIES = {"torchvision": torchvision_model, "timm": timm_model}
@@ -126,18 +127,21 @@ def size_argument(config: Config, shape: tuple[int, int, int]) -> str:
     return ""
 
 
-def build_loss(config: Config, labels: Tensor, num_classes: int) -> nn.Module:
+def build_loss(config: Config, labels: Tensor, classes: Sequence[str]) -> nn.Module:
     """The loss; ``weight: balanced`` weighs each class by the training labels."""
     weight = config.loss.trainer_arguments.get("weight")
     supplied = {}
     if weight == "balanced":
-        try:
-            supplied["weight"] = balanced_weight(labels, num_classes)
-        except ValueError as error:
-            raise ConfigError([config.fault("loss", str(error))]) from None
+        trained = set(labels.tolist())
+        if lacking := [repr(name) for k, name in enumerate(classes) if k not in trained]:
+            names = listed(lacking[:5] + [f"{len(lacking) - 5:,} more"] * (len(lacking) > 5))
+            message = f"balanced needs training images of every class; none of {names}"
+            typed = "another split.fold or split.seed, or loss.weight=null"
+            raise ConfigError([config.fault("loss.weight", f"{message}: type {typed}")])
+        supplied["weight"] = balanced_weight(labels, len(classes))
     elif weight is not None:
-        if len(weight) != num_classes:
-            message = f"has {len(weight)} numbers for {num_classes} classes"
+        if len(weight) != len(classes):
+            message = f"has {len(weight)} numbers for {len(classes)} classes"
             raise ConfigError([config.fault("loss.weight", message)])
         supplied["weight"] = torch.tensor(weight)
     loss: nn.Module = build(LOSSES, "loss", config.loss, **supplied)

@@ -51,7 +51,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
         raise NoAnswer(f"{run}: {what}. {what_may_help(config, trained.model)}")
     label_of = dict(zip(dataset.ids, dataset.labels, strict=True))
     train_labels = [label_of[name] for name in saved["train"] if name in label_of]
-    loss_fn = build_loss(config, torch.tensor(train_labels), len(dataset.classes)).to(device)
+    loss_fn = build_loss(config, torch.tensor(train_labels), dataset.classes).to(device)
     return evaluate(config, logits, labels, loss_fn)
 
 

@@ -117,7 +117,7 @@ def load_data(config: Config, device: torch.device) -> Data:
     notes = dataset.note.splitlines() + notes_on_cut(dataset, indices, config)
     notes += notes_on(getattr(dataset, "remarks", b""))  # a user's dataset may have none
     try:
-        notes += classes_without_images(dataset, indices, has_folds=config.split.folds is not None)
+        notes += classes_without_images(dataset, indices, config)
     except DataError as error:
         reasons = "".join(f"\n  {one}" for one in list(broken.values())[:MAX_FAULTS])
         raise DataError(f"{error}{reasons}") from None
@@ -268,16 +268,23 @@ def notes_on_cut(
 
 
 def classes_without_images(
-    dataset: Dataset, splits: Mapping[str, Sequence[int]], has_folds: bool
+    dataset: Dataset, splits: Mapping[str, Sequence[int]], config: Config
 ) -> list[str]:
     """A note for each split without images of some classes; DataError if that is train.
 
-    With folds a rare class may be held out whole; then only a class without any image is an error.
+    With folds a rare class may be held out whole; then only a class is an error that no fold can
+    train: without any image, or with images in the official test set only.
     """
+    has_folds = config.split.folds is not None
+    keeps_test = "test" in dataset.parts and not config.split.pool
     notes, every = [], Counter(dataset.labels)
     counts = {split: Counter(dataset.labels[i] for i in rows) for split, rows in splits.items()}
     for split in counts:
         absent = [k for k in range(len(dataset.classes)) if not counts[split][k]]
+        unused = [k for k in absent if not any(count[k] for count in counts.values())]
+        hopeless = [k for k in absent if k in unused or (keeps_test and not counts["val"][k])]
+        if split == "train" and hopeless and has_folds:
+            absent = hopeless  # the others are trained on in another fold
         told = []
         for label in absent:
             has = [f"{n:,} in {other}" for other, count in counts.items() if (n := count[label])]
@@ -289,8 +296,7 @@ def classes_without_images(
         more = f" and {len(told) - 5:,} more" if len(told) > 5 else ""
         text = f"{split} has no image of {len(told):,} of {len(dataset.classes):,} classes: "
         notes.append(text + ", ".join(told[:5]) + more)
-        unused = [k for k in absent if not any(count[k] for count in counts.values())]
-        if split == "train" and (unused or not has_folds):
+        if split == "train" and (hopeless or not has_folds):
             anew = "" if unused else ", or cut all images anew with split.pool=true"
             raise DataError(
                 f"{notes[-1]}. Nothing can be learned of a class without training images: add "

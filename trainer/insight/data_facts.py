@@ -139,7 +139,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     facts["warnings"] = warnings_about(facts)
     refused = ""
     try:
-        classes_without_images(dataset, splits, has_folds=config.split.folds is not None)
+        classes_without_images(dataset, splits, config)
     except DataError as error:
         refused = f"{error}"
     return Inspection(config, dataset, pipelines, splits, exact, near, broken, facts, refused)
