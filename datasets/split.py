@@ -32,10 +32,10 @@ def split(
     other contents may be taken; no other content changes its split.
     ``parts``: the official split of each sample. Official val and test samples keep it; a missing
     split is cut from the rest, in the ratio of the splits concerned. ``pool`` ignores ``parts``.
-    ``folds`` cuts the samples into this many equal folds instead of by ratios: number ``fold``
-    (from 0) is test, the next one val (after the last, the first), the others train. So over all
-    folds each sample is tested once and validated once. An official test split stays, and then
-    ``fold`` is val; an official val split is cut with the rest.
+    ``folds`` cuts the samples into this many folds, each of about the same size, instead of by
+    ratios: number ``fold`` (from 0) is test, the next one val (after the last, the first), the
+    others train. So over all folds each sample is tested once and validated once. An official test
+    split stays, and then ``fold`` is val; an official val split is cut with the rest.
     Raises DataError for ratios that cannot be met and for a split without samples.
     """
     kept = ("val", "test") if folds is None else ("test",)

@@ -264,6 +264,10 @@ def test_a_setting_that_still_has_an_effect_is_not_told(noted, override):
           "train.accumulate: can cut a batch of {images} into {images} parts at most"]),
         (["metrics=[accuracy, top_k]"],
          ["metrics.1: top_k is always 1 with 2 classes; write k: 1"]),
+        (["metrics=[accuracy, macro_f1]"],
+         ["metrics: each class counts alike in macro_f1, with fewer than 5 images of "
+          "'1' (3) and '100' (2) in val and '1' (3) and '100' (2) in test: one image can move it "
+          "far"]),
         (["split.pool=true"],
          ["split.pool: has no effect: the dataset has no official test set"]),
         (["train.sync_batch_norm=true"],
@@ -271,8 +275,9 @@ def test_a_setting_that_still_has_an_effect_is_not_told(noted, override):
     ],
 )  # fmt: skip
 def test_what_has_no_effect_in_this_run_is_told(told, config_file, overrides, expected):
-    found = told("scheduler=null", "train.epochs=2", *overrides)
-    job = prepare(load_config(config_file, ["train.epochs=2", *overrides]), lambda line: None)
+    overrides = ["metrics=[accuracy]", "train.epochs=2", *overrides]
+    found = told("scheduler=null", *overrides)
+    job = prepare(load_config(config_file, overrides), lambda line: None)
     images, steps = len(job.data.subsets["train"]), 2 * len(job.train_loader)
     assert found == [note.format(images=images, steps=steps) for note in expected]
 

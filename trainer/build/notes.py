@@ -19,6 +19,7 @@ from trainer.distributed.processes import world_size
 from trainer.drawing.fonts import note_on_names
 from trainer.process.words import listed
 
+FEW = 5  # images of a class in val or test, below which a mean over classes is uncertain
 STALE = 0.05  # the share of the initial statistics from which on a note tells
 
 
@@ -105,8 +106,21 @@ def _on_data(job: Job) -> Iterator[Note]:
     for index, metric in enumerate(config.metrics):
         if metric.name == "top_k" and metric.arguments.get("k", 5) >= classes:
             yield Note(f"metrics.{index}", f"top_k is always 1 with {classes} classes; write k: 1")
+    means = [m.name for m in config.metrics if m.name in ("macro_f1", "precision", "recall")]
+    few = [f"{told} in {name}" for name in ("val", "test") if (told := _small_classes(job, name))]
+    if means and few:
+        message = f"each class counts alike in {listed(means)}, with fewer than {FEW} images of"
+        yield Note("metrics", f"{message} {listed(few)}: one image can move it far")
     if config.split.pool and "test" not in job.data.dataset.parts:
         yield Note("split.pool", "has no effect: the dataset has no official test set")
+
+
+def _small_classes(job: Job, split: str) -> str:
+    """The classes with fewer than FEW images in a split, with their numbers, as words."""
+    names = job.data.classes
+    counts = torch.bincount(job.data.subsets[split].labels, minlength=len(names)).tolist()
+    few = [f"'{name}' ({n})" for name, n in zip(names, counts, strict=True) if n < FEW]
+    return listed(few[:5] + [f"{len(few) - 5:,} more classes"] * (len(few) > 5)) if few else ""
 
 
 def _on_machine(job: Job) -> Iterator[Note]:

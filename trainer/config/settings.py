@@ -105,8 +105,9 @@ class SplitSettings(Frozen):
     pool: bool = False
     """Split all samples anew, instead of keeping an official test set."""
     folds: Annotated[int, Field(ge=2, le=1000)] | None = None
-    """The number of equal folds of a cross-validation, instead of ratios; null splits by ratios.
-    At least 3, or 2 if an official test set is kept."""
+    """The number of folds of a cross-validation, instead of ratios; null splits by ratios. A
+    hash of the content decides, so the folds' sizes differ. At least 3, or 2 if an official test
+    set is kept."""
     fold: Count | None = None
     """The fold, from 0, that is test, or val if an official test set is kept. The next is val."""
 
