@@ -40,6 +40,7 @@ _DOUBTFUL |= {"?", "??", "???", "-", "--", "---", ".", "_", "n.a.", "tbd", "todo
 _DOUBTFUL |= {"''", '""', "[]", "no label", "no_label", "not labeled", "not labelled"}
 _RARE = 0.05  # a label with at most this share of the images of a similar one may be misspelt
 _USUAL = {  # names of columns that a header may have instead
+    "path_column": ("path", "file", "filename", "file_name", "image", "image_id", "id"),
     "label_column": ("label", "class", "class_name", "category", "target", "species", "breed"),
     "part_column": ("split", "part", "subset", "partition", "set", "usage"),
 }
@@ -122,6 +123,9 @@ class _Reader:
         if any(header.count(name) != 1 for name in wanted.values()):
             raise DataError(self._without_columns(header, _rest(rows), wanted))
         at = {key: header.index(name) for key, name in wanted.items()}
+        if os.path.isfile(self.root / (name := self._relative(wanted["path_column"]))):
+            text = f"the header names an image, '{name}', which is left out: to read it, write a"
+            self.notes.append(f"{self.table}:1: {text} header above it, such as path,label")
         unused = [i for i, name in enumerate(header) if name.lower() in _USUAL["part_column"]]
         unused = [] if "part_column" in wanted else unused[:1]
         parts: set[str | None] = set()
@@ -334,7 +338,7 @@ def _images(root: Path, rows: Iterable[Sequence[str]], columns: int) -> tuple[in
 
 def _guess(name: str, key: str, header: Sequence[str]) -> str:
     """The column of the header that is meant by ``name``; "NAME" if that is not clear."""
-    usual = (name.lower(), *_USUAL.get(key, ("path", "file", "filename", "file_name", "image")))
+    usual = (name.lower(), *_USUAL[key])
     found = {column.lower().replace(" ", "_"): column for column in reversed(header) if column}
     return next((found[one] for one in usual if one in found), "NAME")
 

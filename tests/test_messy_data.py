@@ -473,6 +473,7 @@ def test_a_table_is_read_as_it_is_meant_and_what_is_converted_is_counted(
         ),
         (",Image ID,Class Name\n0,a.png,x\n", "'dataset.path_column=Image ID' 'dataset.label_colu"),
         ("Path,LABEL\na.png,x\n", "Type dataset.path_column=Path dataset.label_column=LABEL"),
+        ("id,label\n7,x\n", "the header has: id, label. Type dataset.path_column=id"),
         (
             "a.png,x\nc.png,y\n",
             "It seems to have no header: write one above it, such as path,label",
@@ -573,6 +574,12 @@ def test_parts_in_a_table_have_the_names_that_folders_have(tmp_path):
     data = table(tmp_path, text, part_column="part")
     assert data.parts == ("train", "val", "test")
     assert "1 row with the part 'dev' is read as val" in data.note
+
+
+def test_a_header_that_is_named_as_a_column_but_is_an_image_is_told(tmp_path):
+    named = {"path_column": "000", "label_column": "y", "suffix": ".png"}
+    data = table(tmp_path, "000,y\na.png,x\n", **named)
+    assert ":1: the header names an image, '000.png', which is left out: to read it" in data.note
 
 
 def test_rows_without_label_are_left_out_where_broken_files_are(tmp_path):
