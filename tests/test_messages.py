@@ -52,7 +52,8 @@ def told(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.pretrained=true", "unknown key 'pretrained'; write model.weights=DEFAULT"),
+        ("model.pretrained=true", "unknown key 'pretrained'; LeNet has no pretrained weights; "
+         "give a file: model.weights=runs/NAME/DATE/model.pt"),
         ("train.batch=3", "unknown key 'batch'; it belongs in 'loader': loader.batch_size=3"),
         ("batchsize=3", "unknown key 'batchsize'; it belongs in 'loader': loader.batch_size=3"),
         ("lrate=1", "unknown key 'lrate'; it belongs in 'optimizer': optimizer.lr=1"),
@@ -61,8 +62,8 @@ def told(tmp_path, monkeypatch):
         ("train.epoch=3", "unknown key 'epoch'; did you mean 'epochs'?"),
         ("train.seed=3", "unknown key 'seed'; it belongs at the top level: seed=3"),
         ("loader.num_workers=2", "unknown key 'num_workers'; did you mean 'workers'?"),
-        ("train.gpu=0", "unknown key 'gpu'; write train.device=cuda"),
-        ("gpu=0", "unknown key 'gpu'; it belongs in 'train': train.device=cuda"),
+        ("train.gpu=0", "unknown key 'gpu'; write train.device=auto"),
+        ("gpu=0", "unknown key 'gpu'; it belongs in 'train': train.device=auto"),
         ("amp=true", "unknown key 'amp'; it belongs in 'train': train.precision=bf16"),
         ("criterion=MSELoss", "unknown key 'criterion'; did you mean 'loss'?"),
         ("optim.lr=0.1", "unknown key 'optim'; did you mean 'optimizer'?"),
@@ -79,9 +80,10 @@ def told(tmp_path, monkeypatch):
         ("train.device=0", "expected auto, cpu, cuda, mps or cuda:NUMBER (such as cuda:1), got 0; "
          "write cuda:0"),
         ("train.device=gpu", "expected auto, cpu, cuda, mps or cuda:NUMBER (such as cuda:1), "
-         "got the text 'gpu'; did you mean 'cuda'?"),
+         "got the text 'gpu'; did you mean 'auto'?"),
         ("train.precision=16", "expected fp32, tf32, bf16 or fp16, got 16; did you mean 'fp16'?"),
-        ("model.weights=true", "expected text or null, got true; write DEFAULT"),
+        ("model.weights=true", "expected text or null, got true; LeNet has no pretrained "
+         "weights; give a file: model.weights=runs/NAME/DATE/model.pt"),
         ("metrics=accuracy", "expected a list (each a metric as {name: ..., ...}), got the text "
          "'accuracy'; write [accuracy]"),
         ("transforms=[Resize]", "expected a mapping, got a list of 1; write train: [...] and "
@@ -129,8 +131,89 @@ def test_a_setting_of_other_programs_leads_to_ours(told, override, message):
     ],
 )
 def test_a_name_of_other_programs_leads_to_ours(told, override, meant):
-    ((_, message),) = told(override)
-    assert f"; did you mean '{meant}'?" in message
+    assert any(f"; did you mean '{meant}'?" in message for _, message in told(override))
+
+
+LIBRARY = "model: {name: torchvision/resnet18"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("model: {name: LeNet", LIBRARY + ", pretrained: true", "write weights: DEFAULT"),
+        ("model: {name: LeNet", LIBRARY + ", weights: true", "; write DEFAULT"),
+        ("model: {name: LeNet", LIBRARY + ", weights: imagenet", "; write weights: DEFAULT"),
+        ("seed: 0\n", "weights: imagenet\n", "LeNet has no pretrained weights; give a file"),
+        ("name: LeNet", "name: LeNet, pretrained: true", "LeNet has no pretrained weights; give a"),
+        ("name: LeNet", "name: LeNet, weights: DEFAULT", "LeNet has no pretrained weights; give a"),
+        ("name: LeNet", "name: LeNet, freeze: true", "such as freeze: [features.*]"),
+        ("seed: 0", "loss: {name: CrossEntropyLoss, weight: true}", "; write weight: balanced, or"),
+        ("seed: 0", "loss: {name: CrossEntropyLoss, weight: {a: 9}}", "in the order of the"),
+        ("{name: Resize, size: [32, 32]}", "{name: Normalize, mean: imagenet, std: [1]}",
+         "for imagenet: mean: [0.485, 0.456, 0.406]"),
+        ("{name: Resize, size: [32, 32]}", "{name: Normalize, mean: [1], std: imagenet}",
+         "for imagenet: std: [0.229, 0.224, 0.225]"),
+        ("size: [32, 32]", "size: (32, 32)", "square brackets; write size: [32, 32]"),
+        ("{name: SGD, lr: 0.01, momentum: 0.9}", "{name: AdamW, betas: (0.9, 0.99)}",
+         "square brackets; write betas: [0.9, 0.99]"),
+        ("{name: SGD, lr: 0.01, momentum: 0.9}", "\n  name: AdamW\n  betas: (0.9, 0.99)",
+         "square brackets; write betas: [0.9, 0.99]"),
+        ("{name: SGD, lr: 0.01, momentum: 0.9}", "AdamW\nlr: 0.001",
+         "; write optimizer: {name: AdamW, lr: 0.001}"),
+        ("seed: 0", "mixup: 0.2", "it in transforms.train: {name: MixUp, alpha: 0.2}"),
+        ("seed: 0", "hflip: 0.3", "transforms.train: {name: RandomHorizontalFlip, p: 0.3}"),
+        ("seed: 0", "cutmix: true", "transforms.train: {name: CutMix}"),
+        ("seed: 0", "n_splits: 5", "it belongs in 'split': folds: 5"),
+        ("seed: 0", "save_every: 5", "it belongs in 'checkpoint': every: 5ep"),
+        ("seed: 0", "log_interval: 5st", "it belongs in 'log': every: 5st"),
+        ("seed: 0", "early_stop: {patience: 3, mode: max}", "train.monitor decides"),
+        ("[accuracy]\ntrain:", "[f1]\ntrain:\n  monitor: val/macro_f1", "did you mean 'macro_f1'?"),
+    ],
+)  # fmt: skip
+def test_what_is_typed_from_habit_is_one_fault_that_shows_what_to_type(told, old, new, expected):
+    ((_, message),) = told(old=old, new=new)
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["transforms.train.Resize.size=64"], "; write transforms.train.0.size=64"),
+        (["dataset={name: CSVImages, root: x, csv: y}", "dataset.suffix="],
+         """; write 'dataset.suffix=""'"""),
+        (["scheduler="], "; write scheduler=null"),
+        (["optimizer.lr="], "; write optimizer.lr=0.1"),
+        (["train.epochs="], "; write train.epochs=1"),
+        (["train.device="], "; expected auto, cpu, cuda, mps or text"),
+        (["optimizer=AdamW", "optimizer.betas=(0.9,0.99)"], "; write [0.9,0.99]"),
+    ],
+)  # fmt: skip
+def test_an_override_from_habit_is_one_fault_that_shows_what_to_type(told, overrides, expected):
+    ((_, message),) = told(*overrides)
+    assert expected in message
+
+
+def test_arguments_beside_a_mistaken_name_are_judged_in_the_same_round(told):
+    faults = told("scheduler={name: cosine, warmup_epochs: 1}")
+    assert [message.partition("; there")[0] for _, message in faults] == [
+        "unknown scheduler 'cosine'; did you mean 'CosineAnnealingLR'?",
+        "unknown key 'warmup_epochs'; write scheduler.warmup=1ep",
+    ]
+
+
+def test_print_config_refuses_a_wrong_argument_without_pytorch(told):
+    code = (
+        "import sys\nfrom trainer.train import main\n"
+        "argv = ['--config', 'configs/lenet_rmb.yaml', '--print-config', *sys.argv[1:]]\n"
+        "assert main(argv) == 2\n"
+        "assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code, "optimizer.momentun=1", "model.depth=2"]
+    ended = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert "did you mean 'momentum'?" in ended.stderr
+    assert "model.depth: unknown key 'depth'" in ended.stderr and not ended.stdout
 
 
 @pytest.mark.parametrize("word", ["none", "None", "NULL"])
@@ -201,7 +284,7 @@ def test_an_init_that_would_replace_loaded_weights_is_told_at_its_line(told):
 def test_every_word_of_other_programs_leads_to_a_setting_or_name_that_exists():
     names = {name.partition(".")[2] for name in published()}
     schema = {word for entry in published().values() for word in _words(entry)}
-    assert {name for found in NAMES.values() for name in found} <= names | schema | {"DEFAULT"}
+    assert {name for found in NAMES.values() for name in found} <= names | schema | {"DEFAULT", "tpe"}
     whole = json.loads(SCHEMA_FILE.read_text())
     for path in {path.partition("=")[0] for found in SETTINGS.values() for path in found}:
         places = [whole]
@@ -271,6 +354,12 @@ OPTIONS = [
     ("train", ["--batch-size", "8"], "a setting has no dashes: loader.batch_size=8"),
     ("train", ["--lr=0.1"], "a setting has no dashes: optimizer.lr=0.1"),
     ("train", ["--optimizer.lr", "0.1"], "a setting has no dashes: optimizer.lr=0.1"),
+    ("evaluate", ["runs/x", "--data", "DIR"], "a setting has no dashes: dataset.root=DIR"),
+    ("train", ["--metrics", "f1"], "a setting has no dashes: 'metrics=[f1]'"),
+    ("train", ["--early-stopping", "5"], "a setting has no dashes: early_stop.patience=5"),
+    ("train", ["--save-every", "5"], "a setting has no dashes: checkpoint.every=5ep"),
+    ("train", ["--num-classes", "5"], "the data give the number of classes"),
+    ("train", ["--output-dir", "x"], "--runs DIR on the command line sets the folder"),
     ("train", ["--pretrained"], "a setting has no dashes: model.weights=DEFAULT"),
     ("train", ["--set", "seed=1"], "a setting needs none: seed=1"),
     ("train", ["--dry_run"], "did you mean --dry-run?"),

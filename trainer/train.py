@@ -95,6 +95,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
     with start():
         config, folder = read(arguments, overrides)
         if arguments.print_config:
+            require_known_arguments(config)
             print(config.print() if is_first() else "", end="")
             return
         from trainer.build.prepare import distribute, fetch, prepare
@@ -137,6 +138,23 @@ def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Conf
     if arguments.dry_run and is_one_of_several() and not arguments.print_config:
         raise UsageError("--dry-run looks at one process; leave torchrun out.")
     return config, folder
+
+
+def require_known_arguments(config: "Config") -> None:
+    """Raise ConfigError for arguments that configs/schema.json does not allow; without PyTorch."""
+    from trainer.config.components import component_key, published
+    from trainer.config.config import components
+    from trainer.process.errors import ConfigError
+
+    if faults := config.check_arguments(described := published()):
+        error = ConfigError(faults, faults[0].file)
+        error.add_note("Checked by configs/schema.json, which python -m trainer.schema renews.")
+        raise error
+    for kind, path, component in components(config):
+        is_described = component_key(kind, component.name) in described
+        if component.arguments and not is_described and is_first():
+            message = f"note    {path}: the arguments of {component.name} are checked by --dry-run"
+            print(f"{message}, not here", file=sys.stderr)
 
 
 def look_at(job: "Job", folder: Path | None) -> None:

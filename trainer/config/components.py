@@ -14,7 +14,7 @@ from trainer.components.duration import Duration
 from trainer.config.document import COMMAND_LINE, Document, component_name, flow
 from trainer.config.json_schema import Schema, Validator
 from trainer.config.yaml_text import Place
-from trainer.process.words import NO_SETTINGS, SETTINGS, bare, shortened
+from trainer.process.words import NAMES, NO_SETTINGS, SETTINGS, bare, nearest, shortened, with_value
 from transforms import TRANSFORMS
 
 SCHEMA_FILE = Path(__file__).resolve().parents[2] / "configs" / "schema.json"
@@ -120,6 +120,23 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
             "description": "The time in which the learning rate first rises to its start value. "
             "The scheduler begins after it, so milestones and step_size count from there.",
         }
+    },
+}
+# Words for weights that a library has.
+PRETRAINED = ("imagenet", "imagenet1k", "pretrained", "default", "true")
+# The mean and std of data sets that people know by name.
+STATISTICS: Mapping[str | int, Mapping[str, list[float]]] = {
+    "mean": {
+        "imagenet": [0.485, 0.456, 0.406],
+        "cifar": [0.4914, 0.4822, 0.4465],
+        "fashion": [0.2860],
+        "mnist": [0.1307],
+    },
+    "std": {
+        "imagenet": [0.229, 0.224, 0.225],
+        "cifar": [0.2470, 0.2435, 0.2616],
+        "fashion": [0.3530],
+        "mnist": [0.3081],
     },
 }
 _HERE_NOT = {"not": {}, "description": "write the arguments beside 'name', without 'arguments:'"}
@@ -233,27 +250,81 @@ def _with_references(schema: Any) -> Any:
 def home(place: Place, document: Document, schema: Schema) -> str:
     """Where an unknown key belongs and what to write there, or "" if that is not clear."""
     key, word = str(place[-1]), bare(str(place[-1]))
-    homes = _homes(key, document.data, schema)
+    homes = [] if (place[0], key) == ("early_stop", "mode") else _homes(key, document.data, schema)
     if len(place) == 1 and key.partition(".")[0] in schema["properties"]:
         homes = [key]  # optimizer.lr: 0.1
     found = homes if len(homes) == 1 else SETTINGS.get(word, []) * (place[0] != "transforms")
     if word.isdecimal():  # lr: 0,01
         return "; a number has a point, such as 0.01"
     if not found:
-        return "".join(f"; {advice}" for advice in NO_SETTINGS.get(word, ()))
-    path, equals, value = found[0].partition("=")
+        advices = NO_SETTINGS.get(word) or _as_transform(place, document, schema)
+        return "".join(f"; {advice}" for advice in advices)
+    path, value = with_value(found[0], flow(document.value(place)))
+    model = component_name(document.data.get("model")) or ""
+    if path == "model.weights" and bare(value) in PRETRAINED:
+        if "/" not in model:
+            return f"; {no_pretrained(model, document.origin(place).file == COMMAND_LINE)}"
+        value = "DEFAULT"
     section, _, inner = path.rpartition(".")
     if len(place) > 1 and path == ".".join(map(str, place)):
         return ""  # momentum, of an optimizer without one
     is_here = section == ".".join(map(str, place[:-1]))
-    if is_here and not equals:
+    if is_here and value == flow(document.value(place)):
         return f"; did you mean '{inner}'?"
-    value = value.format(flow(document.value(place))) if equals else flow(document.value(place))
     typed = shlex.quote(f"{path}={value}")
     if document.origin(place).file != COMMAND_LINE:
         typed = f"{inner}: {value}"
+        if isinstance(name := document.data.get(section), str):
+            typed = f"{section}: {{name: {name}, {typed}}}"
+            return f"; write {shortened(typed)}"
     where = f"it belongs in '{section}'" if section else "it belongs at the top level"
     return f"; {'write' if is_here else f'{where}:'} {shortened(typed)}"
+
+
+def no_pretrained(model: str, is_override: bool = False) -> str:
+    """What to write for ``weights`` of a model whose weights no library has."""
+    typed = "model.weights=" if is_override else "weights: "
+    return f"{model} has no pretrained weights; give a file: {typed}runs/NAME/DATE/model.pt"
+
+
+def _as_transform(place: Place, document: Document, schema: Schema) -> list[str]:
+    """What to write for a key that names a transform, such as ``mixup: 0.2``."""
+    known, value = TABLES["transform"], document.value(place)
+    near = nearest(str(place[-1]), [name for name in known if _is_word_for(str(place[-1]), name)])
+    if near is None or len(place) > 1:
+        return []
+    validator = Validator(schema["$defs"])
+    described = schema["$defs"][component_key("transform", near)]["properties"]
+    taking = (
+        f", {name}: {flow(value)}"
+        for name, how in described.items()
+        if name != "name" and not isinstance(value, bool)
+        if not any(validator.findings(value, how))
+    )
+    return [f"it is a transform; write it in transforms.train: {{name: {near}{next(taking, '')}}}"]
+
+
+def _is_word_for(word: str, name: str) -> bool:
+    return bare(word) == bare(name) or name in NAMES.get(bare(word), ())
+
+
+def instead(place: Place, document: Document) -> str:
+    """What to write instead of a wrong value, where its type alone does not say it; or ""."""
+    key, value = place[-1], document.value(place)
+    is_override = document.origin(place).file == COMMAND_LINE
+    typed = f"{'.'.join(map(str, place))}=" if is_override else f"{key}: "
+    if place == ("model", "weights") and value is True:
+        model = component_name(document.data["model"]) or ""
+        return "; write DEFAULT" if "/" in model else f"; {no_pretrained(model, is_override)}"
+    if place == ("model", "freeze") and value is not False:
+        return f"; write name patterns of parameters, such as {typed}[features.*]"
+    if place == ("loss", "weight") and (value is True or isinstance(value, dict)):
+        numbers = "a list of numbers in the order of the classes"
+        return f"; write {typed}balanced, or {numbers}, such as {typed}[1, 10]"
+    if place[0] == "transforms" and key in STATISTICS and isinstance(value, str):
+        data = next((data for data in STATISTICS[key] if data in bare(value)), "imagenet")
+        return f"; write the numbers, for {data}: {typed}{STATISTICS[key][data]}"
+    return ""
 
 
 def _homes(key: str, data: Any, schema: Schema) -> list[str]:

@@ -5,9 +5,11 @@
 Nothing here imports torch: every wrong key, type and name is reported in a fraction of a second.
 """
 
+import copy
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,7 @@ from trainer.config.components import (
     SECTIONS,
     full_schema,
     home,
+    instead,
     published,
     unset_arguments,
 )
@@ -37,6 +40,7 @@ from trainer.config.rules import default_monitor, rule_findings
 from trainer.config.settings import Component, Count, Frozen
 from trainer.config.yaml_text import Origin, Place
 from trainer.process.errors import ConfigError, Fault
+from trainer.process.words import listed
 
 NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 NAME_IN_WORDS = (
@@ -161,7 +165,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError([document.fault(("sweep",), message, at_key=True)], document.file)
     # Outer keys first, so that `model.depth=11 model.name=VGG` means the same in both orders.
     for typed in sorted(in_one_word(overrides), key=_depth):
-        if typed in overrides:
+        if re.fullmatch(r"[^=]+=\s*", typed):
+            document.faults.append(_fault_of_no_value(document, typed.strip()))
+        elif typed in overrides:
             document.override(typed, DEFAULTS)
         else:
             message = f"a setting is one word, without spaces{as_one_word(typed)}"
@@ -173,6 +179,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config = Config.model_validate(document.data)
     config._document = document
     return config
+
+
+def _fault_of_no_value(document: Document, typed: str) -> Fault:
+    """The fault of ``key=`` without a value: it shows values that the key may have."""
+    schema, place = full_schema(_settings_schema(), published()), as_place(typed[:-1])
+    validator = Validator(schema["$defs"])
+    fitting, expected = list[str](), "expected key=value, as in optimizer.lr=0.1"
+    for text in ("null", '""', "[]", "0.1", "1"):
+        trial = copy.deepcopy(document)
+        trial.override(f"{typed}{text}", DEFAULTS)
+        found = [
+            f for f in validator.findings(trial.data, schema) if f.place[: len(place)] == place
+        ]
+        is_set = trial.data != document.data or len(trial.faults) == len(document.faults)
+        fitting += [text] * (not found and is_set)
+        expected = next((f.message for f in found), expected).partition(", got ")[0]
+    plain = [text for text in fitting if not text[-1].isdecimal()] or fitting[:1]
+    shown = listed((shlex.quote(f"{typed}{text}") for text in plain), "or")
+    message = f"no value; write {shown}" if plain else f"no value; {expected}"
+    return Fault("", message, COMMAND_LINE, source=typed)
 
 
 def _faults(document: Document) -> list[Fault]:
@@ -190,7 +216,7 @@ def _faults(document: Document) -> list[Fault]:
         return full_schema(_settings_schema(), published())
 
     schema = full_schema(_settings_schema(), {})
-    validator = Validator(schema["$defs"], lambda place: home(place, document, by_file()))
+    validator = Validator(schema["$defs"], *_hints(document, by_file))
     found = {finding.place: finding for finding in validator.findings(data, schema)}
     for section, _, key in [str(place[0]).partition(".") for place in found if place]:
         if key:  # the file has train.epochs: its section is not missing as well
@@ -202,9 +228,15 @@ def _faults(document: Document) -> list[Fault]:
     return document.faults + [document.fault(*finding) for finding in known]
 
 
+def _hints(document: Document, schema: Callable[[], Schema]) -> Iterator[Callable[[Place], str]]:
+    """What a Validator says of an unknown key, and of a wrong value."""
+    yield lambda place: home(place, document, schema())
+    yield lambda place: instead(place, document) if place else ""
+
+
 def _component_findings(document: Document, schema: Schema) -> Iterator[Finding]:
     """Every fault of the components and their arguments, by the ``schema`` of a YAML file."""
-    validator = Validator(schema["$defs"], lambda place: home(place, document, schema))
+    validator = Validator(schema["$defs"], *_hints(document, lambda: schema))
     for section in SECTIONS:
         if isinstance(document.data, dict) and section in document.data:
             inner = schema["properties"][section]

@@ -84,10 +84,8 @@ class Document:
         key, equals, text = typed.partition("=")
         keys = list(at) or key.strip().split(".")
         if not all((*keys, text.strip())) or len(keys) > MAX_DEPTH:
-            empty = equals and all(keys) and not text.strip()
-            message = "write null for no value" if empty else "expected key=value"
             mended = as_one_word(typed) or ", as in optimizer.lr=0.1"
-            self.faults.append(Fault("", f"{message}{mended}", *origin))
+            self.faults.append(Fault("", f"expected key=value{mended}", *origin))
             return
         parsed = parse(text, COMMAND_LINE, origin)
         self.faults += [Fault(key, fault.message, *origin) for fault in parsed.faults]
@@ -109,6 +107,7 @@ class Document:
             if isinstance(container, list):
                 if not re.fullmatch("[0-9]{1,6}", key) or int(key) >= len(container):
                     items = f"items 0 to {len(container) - 1}" if container else "no items"
+                    items += _by_number(keys, depth, container, origin)
                     raise LookupError(f"'{'.'.join(keys[:depth])}' is a list with {items}")
                 index = int(key)
             elif not isinstance(container, dict):
@@ -137,6 +136,14 @@ class Document:
         self.unknown = {known for known in self.unknown if known[: len(place)] != place}
         container[index] = value
         self.values[place] = self.keys[place] = origin
+
+
+def _by_number(keys: list[str], depth: int, items: list[Any], origin: Origin) -> str:
+    """ "; write transforms.train.4.alpha=0.5" for transforms.train.MixUp.alpha=0.5; else ""."""
+    found = [str(i) for i, item in enumerate(items) if component_name(item) == keys[depth]]
+    text = (origin.source or "").partition("=")[2]
+    typed = [".".join([*keys[:depth], i, *keys[depth + 1 :]]) for i in found]
+    return f"; write {listed((shlex.quote(f'{key}={text}') for key in typed), 'or')}" * bool(found)
 
 
 def in_one_word(overrides: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from trainer.config.yaml_text import Place, missing_colon, scalar
-from trainer.process.words import listed, shortened, suggestion
+from trainer.process.words import listed, nearest, shortened, suggestion
 
 Schema = Mapping[str, Any]
 
@@ -30,11 +30,12 @@ class Validator:
     """Finds everything in a value that a schema does not allow.
 
     ``definitions`` are the schema's ``$defs``. ``hint`` returns the text that says where an unknown
-    key belongs, or "".
+    key belongs, or ""; ``instead`` returns what to write for a wrong value, or "".
     """
 
     definitions: Schema
     hint: Callable[[Place], str] = lambda place: ""
+    instead: Callable[[Place], str] = lambda place: ""
 
     def findings(self, value: Any, schema: Schema, place: Place = ()) -> Iterator[Finding]:
         """Every fault, in the order of the value's keys."""
@@ -47,7 +48,7 @@ class Validator:
             yield from self._alternatives(value, schema["anyOf"], schema, place)
         elif not _has_type(value, schema.get("type")) or not _is_allowed(value, schema):
             message = f"expected {self.expected(schema)}, got {got(value)}"
-            yield Finding(place, message + advice(value, schema))
+            yield Finding(place, message + (self.instead(place) or advice(value, schema)))
         elif isinstance(value, dict):
             yield from self._mapping(value, schema, place)
         elif isinstance(value, list):
@@ -108,6 +109,11 @@ class Validator:
             mended = f": {reason}" if reason else suggestion(name, schema["examples"])
             names = "" if mended and len(choice) > 15 else f"; there are {listed(choice)}"
             yield Finding((*place, "name"), f"{message}{mended}{names}")
+            near = "" if reason else nearest(name, schema["examples"])
+            if near in mapping:  # its arguments are judged at once
+                yield from self.findings(
+                    {**component, "name": near}, {"$ref": mapping[near]}, place
+                )
 
     def _is_known(self, name: str, mapping: Schema) -> bool:
         """Whether the table has the name, or its family. A family that lists names must have it."""
@@ -132,9 +138,7 @@ class Validator:
         kinds = {inner.get("type") for inner in options}
         if type(value) in (int, float) and kinds & {"integer", "number"}:
             advices = []  # a number out of range, where a list could stand as well
-        if value is True and "DEFAULT" in schema.get("description", ""):
-            advices = ["; write DEFAULT"]  # model.weights
-        yield Finding(place, message + next(filter(None, advices), ""))
+        yield Finding(place, message + (self.instead(place) or next(filter(None, advices), "")))
 
     def expected(self, schema: Schema) -> str:
         """What a schema allows, in words: "a whole number of at least 1"."""
@@ -257,6 +261,8 @@ def advice(value: Any, schema: Schema) -> str:
     if kind == "string" and "examples" in schema and type(value) is int and value >= 0:
         wholes = [re.sub("[0-9]+", str(value), example) for example in schema["examples"]]
         return f"; write {listed(wholes, 'or')}"  # 5ep, cuda:0
+    if kind == "array" and isinstance(value, str) and re.fullmatch(r"\(.*\)", value):
+        return f"; write [{value[1:-1].rstrip(', ')}]"
     if kind == "array" and isinstance(value, str | int | float) and not isinstance(value, bool):
         return f"; write [{_plain(value)}]"
     if kind == "object" and not isinstance(value, bool) and value is not None:

@@ -1,14 +1,15 @@
 """The rules about values that do not go together in a configuration; imports no torch."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from trainer.components import SCALAR
-from trainer.config.components import NESTING
+from trainer.components import METRICS, SCALAR
+from trainer.config.components import NESTING, PRETRAINED, no_pretrained
 from trainer.config.document import component_name
 from trainer.config.json_schema import Finding
 from trainer.config.yaml_text import Place
-from trainer.process.words import listed, shortened, suggestion
+from trainer.process.words import bare, listed, nearest, shortened, suggestion
 from transforms import MIXING, RANDOM
 
 _SEVERAL_CROPS = ("FiveCrop", "TenCrop")
@@ -80,10 +81,23 @@ def _transform_rule(component: Any, place: Place, side: str, outer: str = "") ->
 
 
 def _model_rules(data: dict[str, Any]) -> Iterator[Finding]:
-    model = data.get("model")
-    if isinstance(model, dict) and None not in (model.get("weights"), model.get("init")):
+    name, model = component_name(data.get("model")), data.get("model")
+    if not isinstance(model, dict) or name is None:
+        return
+    weights = model.get("weights")
+    if weights is not None and model.get("init") is not None:
         message = "would replace the weights that 'weights' loads; remove one of the two"
         yield Finding(("model", "init"), message)
+    if "/" in name and "pretrained" in model:
+        how = "write weights: DEFAULT" if model["pretrained"] is True else "remove it"
+        yield Finding(("model", "pretrained"), f"is no argument here; {how}", at_key=True)
+    if not isinstance(weights, str) or bare(weights) not in PRETRAINED or Path(weights).exists():
+        return
+    if "/" not in name:
+        yield Finding(("model", "weights"), no_pretrained(name))
+    elif weights != "DEFAULT":
+        message = f"'{weights}' is no file and no name of weights; write weights: DEFAULT"
+        yield Finding(("model", "weights"), message)
 
 
 def _train_rules(data: dict[str, Any]) -> Iterator[Finding]:
@@ -105,7 +119,8 @@ def default_monitor(data: dict[str, Any]) -> str:
 
 
 def _metric_rules(data: dict[str, Any]) -> Iterator[Finding]:
-    names = [component_name(m) for m in _items({"metrics": ["accuracy"], **data}, "metrics")]
+    items = _items({"metrics": ["accuracy"], **data}, "metrics")
+    names = [nearest(name, METRICS) if (name := component_name(m)) else None for m in items]
     for index, name in enumerate(names):
         if name is not None and name in names[:index]:
             yield Finding(("metrics", index), f"{name} is listed twice; remove one")

@@ -28,6 +28,8 @@ _TOP_LEVEL_KEY = re.compile(r"""["']?([A-Za-z_][\w.-]*)["']?[ ]*:(?=\s|$)""")
 # A key without a colon ("seed 0", "seed = 0", "loader {...}"), or without the space after it.
 _NO_COLON = re.compile(r"([A-Za-z_][\w-]*)(?:\s*=\s*|:(?=[^\s/])|\s+|(?=[\[{]))(\S.*)", re.DOTALL)
 _KEY_WITH_TEXT = re.compile(r"""\s*(- +)*[\w.-]+: +[^\s#|>\[{"'].*""")
+# A key with a tuple as Python writes it: betas: (0.9, 0.99).
+_TUPLE = re.compile(r"""([^#"']*[\s{])?(\w+):\s+\(([^()\[\]{}"':#]+,[^()\[\]{}"':#]*)\)""")
 _WORD = re.compile(r"[A-Za-z_][\w-]*")
 
 _INT = re.compile(r"[-+]?[0-9]{1,30}|0o[0-7]{1,30}|0x[0-9a-fA-F]{1,30}")
@@ -106,7 +108,12 @@ def parse(text: str, file: str, override: Origin | None = None) -> Parsed:
         if "\t" in indentation and line.strip():
             column = indentation.index("\t")
             faults.append(reader.fault(row, column, "a tab in the indentation; use spaces"))
-        spaced.append(indentation.replace("\t", " ") + line[len(indentation) :])
+        line = indentation.replace("\t", " ") + line[len(indentation) :]
+        while found := _TUPLE.match(line):
+            message = f"a list has square brackets; write {found[2]}: [{found[3]}]"
+            faults.append(reader.fault(row, found.start(3) - 1, message))
+            line = f"{line[: found.start(3) - 1]}[{found[3]}]{line[found.end() :]}"
+        spaced.append(line)
     try:
         try:
             parsed = reader.read(spaced, 0)

@@ -7,7 +7,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from trainer.process.words import SETTINGS, bare
+from trainer.process.words import NO_SETTINGS, SETTINGS, bare, with_value
+
+# A word that is a section in a YAML, and one of its settings as an option.
+AS_OPTION = {
+    **dict.fromkeys(("data", "datasets"), "root"),
+    **dict.fromkeys(("earlystopping", "earlystop"), "patience"),
+    **dict.fromkeys(("transforms", "transform", "traintransforms"), "augment"),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,8 +60,13 @@ class Parser(argparse.ArgumentParser):
         if not value and "=" in following:
             return f"unknown option {option}; a setting needs none: {following}"
         value = value or ("VALUE" if following.startswith("-") else following)
-        found = [name] if "." in name else SETTINGS.get(bare(name), [])
-        path = found[0] if found else "train.epochs=5"
-        typed = shlex.quote(path.format(value) if "=" in path else f"{path}={value}")
+        word = bare(name)
+        found = [name] if "." in name else SETTINGS.get(AS_OPTION.get(word, word), [])
+        if not found and word in NO_SETTINGS:
+            return f"unknown option {option}; {NO_SETTINGS[word][0]}"
+        path, value = with_value(found[0], value) if found else ("train.epochs", "5")
+        path = "dataset.root" if path == "dataset" and "/" in value else path
+        value = f"[{value}]" if path == "metrics" and value[:1] != "[" else value
+        typed = shlex.quote(f"{path}={value}")
         how = "" if found else ", such as"
         return f"unknown option {option}; a setting has no dashes{how}: {typed}"

@@ -32,12 +32,14 @@ _NAMES = {
     "Shards": "webdataset wds tar",
     "LeNet": "cnn",
     "EMA": "exponentialmovingaverage modelema",
-    "cuda": "gpu nvidia",
+    "auto": "gpu",  # takes one if there is one
+    "cuda": "nvidia",
     "bf16": "bfloat16 bf16mixed amp mixed",
     "fp16": "half float16 16 16mixed",
     "fp32": "float float32 single full 32",
     "ram": "memory",
     "balanced": "weighted",
+    "tpe": "bayes bayesian optuna bo",
     "shuffle": "random",
     "kaiming": "he msra",
     "xavier": "glorot",
@@ -61,7 +63,7 @@ _SETTINGS = {
     "transforms": "transforms transform",
     "model": "model arch architecture net network backbone modelname",
     "model.weights=DEFAULT": "pretrained usepretrained pretrainedweights finetune imagenet",
-    "model.weights": "checkpointpath initweights",
+    "model.weights": "checkpointpath initweights weights",
     "loss": "loss criterion lossfn lossfunction losses lossname",
     "loss.label_smoothing": "labelsmoothing smoothing",
     "loss.weight=balanced": "classweight classweights classbalance",
@@ -71,7 +73,8 @@ _SETTINGS = {
     "scheduler.warmup={}st": "warmupsteps warmupiters",
     "average=EMA": "ema modelema",
     "metrics": "metrics metric",
-    "train.device=cuda": "gpu gpus cuda gpuid gpuids usegpu usecuda accelerator",
+    "train.device=auto": "gpu gpus cuda gpuid gpuids usegpu usecuda accelerator",
+    "train.device=cpu": "cpu usecpu nocuda",
     "train.precision=bf16": "amp useamp mixedprecision bf16 bfloat16",
     "train.precision=fp16": "fp16 half halfprecision",
     "train.clip_grad_norm": "gradclip clipgrad clip clipnorm maxgradnorm gradientclip gradclipnorm "
@@ -87,9 +90,10 @@ _SETTINGS = {
     "early_stop": "earlystopping",
     "split.ratios=[8, 1, 1]": "valsplit testsplit validationsplit valratio testsize valsize "
     "trainratio testratio ratio valfraction val valid test train",
-    "split.folds": "kfold numfolds nfolds cv folds",
-    "checkpoint.every": "savefreq saveevery saveperiod saveinterval savesteps",
-    "log.every": "logevery loginterval printfreq logsteps logfreq loggingsteps logeverynsteps",
+    "split.folds": "kfold numfolds nfolds nsplits cv folds",
+    "checkpoint.every={}ep": "savefreq saveevery saveperiod saveinterval",
+    "checkpoint.every={}st": "savesteps",
+    "log.every={}st": "logevery loginterval printfreq logsteps logfreq loggingsteps logeverynsteps",
 }
 # A word that is no setting here, and what to do instead.
 _NO_SETTINGS = {
@@ -98,6 +102,7 @@ _NO_SETTINGS = {
     "imgchannels",
     "the transforms set the size, as {name: Resize, size: [32, 32]}": "imagesize imgsize imgsz "
     "inputsize resolution inputshape",
+    "train.monitor decides whether more or less is better; remove it": "mode",
     "training images are shuffled in every epoch; remove it": "shuffle",
     "training is counted in epochs: train.epochs": "steps maxsteps numsteps iterations maxiter",
     "its keys belong beside 'name'": "args kwargs params opts options",
@@ -155,6 +160,13 @@ def suggestion(word: Any, known: Iterable[Any]) -> str:
         return "; write null for none"
     near = nearest(word, known) if isinstance(word, str) else None
     return f"; did you mean '{near}'?" if near else ""
+
+
+def with_value(setting: str, value: str) -> tuple[str, str]:
+    """The key of an entry of SETTINGS, and the value to write there: ("log.every", "20st")."""
+    key, equals, form = setting.partition("=")
+    is_time = form.startswith("{}") and not value.isdecimal()  # 20st has its unit
+    return key, form.format(value) if equals and not is_time else value
 
 
 def listed(words: Iterable[object], joint: str = "and") -> str:

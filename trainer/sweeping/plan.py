@@ -15,6 +15,7 @@ from trainer.config.document import COMMAND_LINE, Document, flow, read_document
 from trainer.config.json_schema import Finding, Schema, Validator
 from trainer.config.yaml_text import Place
 from trainer.process.errors import ConfigError, Fault
+from trainer.process.words import bare
 from trainer.sweeping.settings import Sweep, SweepFile
 from trainer.sweeping.space import Settings, overrides, points, samples
 
@@ -141,6 +142,8 @@ def _fill_in_name(document: Document, stem: str) -> None:
 
 def _where_it_belongs(place: Place, schema: Schema) -> str:
     """The end of a message on an unknown key: the place where the key exists; "" if nowhere."""
+    if bare(str(place[-1])) in ("metric", "metrics", "monitor", "objective", "goal", "direction"):
+        return "; a sweep compares by train.monitor of its base; remove it"
     inner = schema["$defs"]["Sweep"]["properties"]
     if len(place) == 1 and place[0] in inner:
         return "; it belongs in 'sweep'"
