@@ -220,7 +220,15 @@ def open_dataset(config: Config) -> Dataset:
 
 def transform_fault(config: Config, side: str, error: Exception) -> Fault:
     """A fault at the transform that refused an image; its number is in the pipeline's message."""
-    found = NUMBERED.search(str(error))
+    found, listed = NUMBERED.search(str(error)), getattr(config.transforms, side)
+    sizes = {i: c.arguments.get("size") for i, c in enumerate(listed) if c.name == "Resize"}
+    sides = {i: size[0] if isinstance(size, list) else size for i, size in sizes.items()}
+    one = [i for i, size in sizes.items() if isinstance(size, int) or len(size or ()) == 1]
+    if "cannot form a batch" in str(error) and one:
+        where, number = listed[int(found[1])].name if found else "the batch", sides[one[-1]]
+        message = f"one number keeps the aspect ratio, so images of several sizes reach {where}"
+        path = f"transforms.{side}.{one[-1]}.size"
+        return config.fault(path, f"{message}; write size: [{number}, {number}]")
     path = f"transforms.{side}.{found[1]}" if found else f"transforms.{side}"
     return config.fault(path, with_cause(error))
 
