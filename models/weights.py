@@ -49,7 +49,9 @@ def read_weights(path: str) -> Weights:
         read = _read_safetensors if path.endswith(".safetensors") else read_tensors
         content = read(path)
     except FileNotFoundError:
-        raise ValueError(f"weights: there is no file {path!r}") from None
+        inside = sorted(Path(path).parent.glob(f"*/{Path(path).name}"))[-1:]
+        near = f"; did you mean {inside[0]}?" if inside else ""
+        raise ValueError(f"weights: there is no file {path!r}{near}") from None
     except ValueError as error:
         raise ValueError(f"weights: {error}") from error
     part, state = _state_in(content, path)
