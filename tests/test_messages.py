@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from models.weights import read_weights
+from trainer import train
 from trainer.config import load_config
 from trainer.config.components import SCHEMA_FILE, published
+from trainer.input.data import transform_fault
 from trainer.process.errors import ConfigError
 from trainer.process.words import NAMES, SETTINGS
+from trainer.run.resume import differences
 
 COMMANDS = "compare data evaluate explain export find_lr predict runs schema sweep train".split()
 YAML = """\
@@ -399,7 +403,7 @@ def test_every_command_is_tried():
 def test_a_resume_says_what_it_may_change_and_how_to_begin_anew(finished, start, capsys):
     run = finished("train.epochs=1")
     capsys.readouterr()
-    assert start("--resume", str(run), "optimizer.lr=0.5") == 2
+    assert start("--resume", str(run), "optimizer.lr=0.5", "--runs", "somewhere") == 2
     told = capsys.readouterr().err
     assert "optimizer.lr: is 0.5, but the run began with 0.01" in told
     assert "may change train.epochs, train.budget, " in told
@@ -407,7 +411,9 @@ def test_a_resume_says_what_it_may_change_and_how_to_begin_anew(finished, start,
     command = again.split("trainer.train ")[1].split()
     assert command[-1] == f"model.weights={run}/model.pt" and "optimizer.lr=0.5" in command
     runs = run.parent.parent / "anew"
-    assert start(*command, "--runs", str(runs)) == 0
+    assert command[2:4] == ["--runs", "somewhere"]
+    command[3] = str(runs)
+    assert start(*command) == 0
     assert list(runs.glob("*/*/result.json"))
 
 
@@ -441,3 +447,52 @@ def test_commands_find_a_wrong_setting_of_a_run_before_pytorch_is_imported(finis
         "    assert 'torch' not in sys.modules, name"
     )
     subprocess.run([sys.executable, "-c", code, str(run)], check=True, capture_output=True)
+
+
+def test_resume_alone_lists_the_newest_runs(finished, capsys):
+    run = finished("train.epochs=1")
+    with pytest.raises(SystemExit):
+        train.parse(["--resume", "--runs", str(run.parent.parent)])
+    assert f"name a run: --resume RUN; the newest are in {run.parent.parent}\n  --resume {run}" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_list_that_changed_on_resume_is_told_whole():
+    old: dict = {"log": {"show": ["text", "report"]}}
+    new: dict = {"log": {"show": []}}
+    assert differences(old, new) == [("log.show", ["text", "report"], [])]
+
+
+def test_a_resumed_run_leaves_no_report_of_an_earlier_end_and_no_word_on_first_weights(
+    finished, capsys
+):
+    first = finished("train.epochs=1")
+    run = finished("train.epochs=1", f"model.weights={first}/model.pt")
+    assert (run / "report" / "report.html").exists()
+    capsys.readouterr()
+    assert train.main(["--resume", str(run)]) == 0
+    assert "is finished, epochs done: 1;" in capsys.readouterr().out
+    assert train.main(["--resume", str(run), "train.epochs=2", "log.show=[]"]) == 0
+    told = capsys.readouterr().out
+    assert "report" not in told.partition("best  ")[2] and "weights " not in told
+    assert "changed log.show is now []" in told
+    assert not (run / "report").exists()
+
+
+def test_weights_that_lie_a_folder_deeper_are_named(tmp_path):
+    (tmp_path / "20260131-120000-ab12").mkdir()
+    (inside := tmp_path / "20260131-120000-ab12" / "model.pt").touch()
+    with pytest.raises(ValueError, match="did you mean") as told:
+        read_weights(str(tmp_path / "model.pt"))
+    assert str(told.value).endswith(f"did you mean {inside}?")
+
+
+def test_a_resize_to_one_number_is_named_where_a_batch_transform_meets_several_sizes(told):
+    assert told() == []
+    mixed = "train:\n    - {name: Resize, size: 24}\n    - {name: MixUp}"
+    Path("exp.yaml").write_text(YAML.replace("train:\n    - {name: Resize, size: [32, 32]}", mixed))
+    error = ValueError("MixUp (transform 1) cannot work on ...: ... cannot form a batch; ...")
+    fault = transform_fault(load_config("exp.yaml"), "train", error)
+    assert (fault.line, fault.path) == (5, "transforms.train.0.size")
+    assert fault.message.endswith("of several sizes reach MixUp; write size: [24, 24]")

@@ -27,6 +27,7 @@ from trainer.process.stop import StopRequest
 if TYPE_CHECKING:
     from trainer.build.job import Job
     from trainer.config import Config
+    from trainer.process.console import Say
 
 EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 no finite numbers (loss or
 answers), 5 checkpoint or disk, 6 one of several processes failed, 7 out of memory, 8 a worker
@@ -81,6 +82,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if re.match(r"[\w.]+=", arguments.resume or "") and not Path(arguments.resume).exists():
         # --resume key=value: RUN was left out
         arguments.resume, overrides = "", [arguments.resume, *overrides]
+    if not arguments.config and arguments.resume == "":
+        from trainer.run.folder import begun, runs_in
+
+        runs = [run for folder in arguments.runs.glob("*/") for run in runs_in(folder)]
+        newest = "".join(f"\n  --resume {run}" for run in sorted(runs, key=begun)[:-6:-1])
+        parser.error(
+            f"name a run: --resume RUN; {'the newest are' if newest else 'none is'} in "
+            f"{arguments.runs}{newest}"
+        )
     if not arguments.config and not arguments.resume:
         file = next((word for word in overrides if "=" not in word), "configs/lenet_rmb.yaml")
         parser.error(f"name a file: --config {file}")
@@ -111,12 +121,19 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
             if is_one_of_several():
                 on_every_rank(lambda: fetch(config))
             began = on_main(lambda: data_path_of(folder))
-            job = on_every_rank(lambda: prepare(config, say, began))
+            job = on_every_rank(lambda: prepare(config, say_of(folder), began))
         if arguments.dry_run:
             look_at(job, folder)
             return
         distribute(job, say)
         fit(job, arguments.runs, folder, say, stop)
+
+
+def say_of(folder: Path | None) -> "Say":
+    """``say``; not of initial weights where the checkpoint of a resumed run replaces them."""
+    if folder is None or not any(folder.glob("checkpoints/step-*")):
+        return say
+    return lambda text: None if text.startswith("weights ") else say(text)
 
 
 def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Config", Path | None]:

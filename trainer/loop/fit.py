@@ -208,6 +208,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     }
     with state.spending("log"):
         log.flush()
+        shutil.rmtree(run / "report", ignore_errors=True)  # of an earlier end
         if "report" in job.config.log.show:
             report(session, subset, logits, labels, result)
     result["seconds"] = spent(state)

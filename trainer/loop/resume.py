@@ -190,7 +190,7 @@ def adopt(
         print_plan(job, run, state, found.content, say)
     if is_finished(job, run, state):
         more = "early_stop.patience" if state.early_stopped else "train.epochs"
-        say(f"{run} is finished; to go on from its end: {more}=...")
+        say(f"{run} is finished, epochs done: {state.epoch}; to go on from its end: {more}=...")
         return True, best_entry
     write_file(run / "config.yaml", job.config.dump())
     write_json(run / "data_path.json", data_path(job))

@@ -54,7 +54,7 @@ def find_resumable(
         refuse_changes(began, config, MAY_CHANGE)
     except ConfigError as error:
         if any("the run began" in fault.message for fault in error.faults):
-            error.add_note(what_resume_can(folder, config_file, overrides))
+            error.add_note(what_resume_can(folder, config_file, overrides, runs))
         raise
     require_own_images(folder, config)
     return config, folder
@@ -77,9 +77,12 @@ def require_own_images(run: Path, config: Config) -> None:
         )
 
 
-def what_resume_can(run: Path, config_file: str | None, overrides: Sequence[str]) -> str:
+def what_resume_can(
+    run: Path, config_file: str | None, overrides: Sequence[str], runs: Path
+) -> str:
     """What a resumed run may change, and the command that begins a new run from its weights."""
-    again = ["--config", config_file or str(run / "config.yaml"), *overrides]
+    root = ["--runs", str(runs)] if runs != Path("runs") else []
+    again = ["--config", config_file or str(run / "config.yaml"), *root, *overrides]
     allowed = ", ".join(path.removesuffix(".") for path in MAY_CHANGE)
     return (
         f"A resumed run goes on as it began; it may change {allowed}.\n"
@@ -134,10 +137,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``; list items by their number."""
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``; components of a list by their number."""
     if isinstance(value, dict) and value:
         items = list(value.items())
-    elif isinstance(value, list) and value:
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         items = list(enumerate(value))
     else:
         return {path: value}
