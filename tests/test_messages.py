@@ -197,6 +197,14 @@ def test_an_override_from_habit_is_one_fault_that_shows_what_to_type(told, overr
     assert expected in message
 
 
+def test_an_open_brace_is_the_only_fault_where_it_takes_the_keys_that_follow(told):
+    assert told(old=YAML, new="model: {name: LeNet\n  ") == [
+        (1, "this '{' is not closed; a '}' or a comma is missing")
+    ]
+    faults = told(old="train:\n  epochs: 10", new="train: {\nepochs: 10")
+    assert [line for line, _ in faults] == [13]
+
+
 def test_arguments_beside_a_mistaken_name_are_judged_in_the_same_round(told):
     faults = told("scheduler={name: cosine, warmup_epochs: 1}")
     assert [message.partition("; there")[0] for _, message in faults] == [

@@ -225,6 +225,8 @@ def _faults(document: Document) -> list[Fault]:
     if found or rules or document.faults:
         found |= {finding.place: finding for finding in _component_findings(document, by_file())}
     known = [f for f in (*found.values(), *rules) if not document.is_unknown(f.place)]
+    if any("not closed" in fault.message for fault in document.faults):
+        known = [f for f in known if len(f.place) != 1]  # the open bracket took these keys
     return document.faults + [document.fault(*finding) for finding in known]
 
 
