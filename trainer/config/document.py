@@ -163,6 +163,8 @@ def in_one_word(overrides: Sequence[str]) -> list[str]:
 
 def as_one_word(typed: str) -> str:
     """ "; write optimizer.lr=0.1" for "optimizer.lr 0.1" or "optimizer.lr: 0.1"; else ""."""
+    if typed.count("{") > typed.count("}") or typed.count("[") > typed.count("]"):
+        return "; close its bracket, as in 'split.ratios=[8, 1, 1]'"
     found = re.fullmatch(r"([A-Za-z][\w.]*)\s*[=:\s]\s*([^\s/].*)", typed)
     return f"; write {shlex.quote(f'{found[1]}={found[2]}')}" if found else ""
 
