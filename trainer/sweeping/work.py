@@ -138,7 +138,7 @@ class Work:
         self.waiting = others > 0
         if self.waiting and not mine and not self.said_waiting:
             self.said_waiting = True
-            self.say(f"note    waiting for {others} runs of other workers")
+            self.say(f"note    waiting for {others} run{'s' * (others != 1)} of other workers")
         return None
 
     def _left(self, trial: Trial) -> list[Member]:
@@ -274,7 +274,10 @@ class Work:
         for slot in self.slots:
             slot.process.terminate()
         if self.slots:
-            self.say(f"note    stopping; {len(self.slots)} runs save what they have")
+            saving = "1 run saves what it has"
+            if (count := len(self.slots)) != 1:
+                saving = f"{count} runs save what they have"
+            self.say(f"note    stopping; {saving}")
         for slot in self.slots:
             code = slot.process.wait()
             if code == 0 or slot.pruned:
