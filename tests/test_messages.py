@@ -297,7 +297,10 @@ def test_an_init_that_would_replace_loaded_weights_is_told_at_its_line(told):
 def test_every_word_of_other_programs_leads_to_a_setting_or_name_that_exists():
     names = {name.partition(".")[2] for name in published()}
     schema = {word for entry in published().values() for word in _words(entry)}
-    assert {name for found in NAMES.values() for name in found} <= names | schema | {"DEFAULT", "tpe"}
+    assert {name for found in NAMES.values() for name in found} <= names | schema | {
+        "DEFAULT",
+        "tpe",
+    }
     whole = json.loads(SCHEMA_FILE.read_text())
     for path in {path.partition("=")[0] for found in SETTINGS.values() for path in found}:
         places = [whole]
