@@ -6,25 +6,31 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-UNFINISHED: set[Path] = set()
+_UNFINISHED: dict[Path, int] = {}  # and the process whose it is: a fork must not remove it
 SUFFIXES = (".tmp", ".partial")  # of files that are renamed when they are complete
 
 
 @contextlib.contextmanager
 def unfinished(path: Path) -> Iterator[None]:
     """Context manager: at its end the file or folder ``path`` is removed, unless it was renamed."""
-    UNFINISHED.add(path)
+    begin(path)
     try:
         yield
     finally:
         _remove(path)
-        UNFINISHED.discard(path)
+        del _UNFINISHED[path]
+
+
+def begin(path: Path) -> None:
+    """Let ``remove_all`` remove the file or folder ``path`` too, if this process calls it."""
+    _UNFINISHED[path] = os.getpid()
 
 
 def remove_all() -> None:
-    """Remove what is unfinished now; on Linux also a download that a library is writing."""
-    for path in UNFINISHED:
-        _remove(path)
+    """Remove what this process has begun; on Linux also a download that a library is writing."""
+    for path, process in list(_UNFINISHED.items()):
+        if process == os.getpid():
+            _remove(path)
     with contextlib.suppress(OSError):
         for number in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from datasets import DataError
+from datasets import DataError, temporary
 from models.lenet import LeNet
 from trainer.build.prepare import prepare
 from trainer.config import load_config
@@ -31,7 +32,7 @@ from trainer.input.subset import Subset
 from trainer.input.workers import copied_ahead
 from trainer.loop.guard import Guard
 from trainer.loop.summary import dry_run
-from trainer.process.errors import ConfigError
+from trainer.process.errors import ConfigError, WorkerDied
 from trainer.process.start import keep_freed_memory, spin_briefly
 from transforms.batched import KERNELS
 from transforms.own import Normalize
@@ -219,6 +220,35 @@ def test_choices_that_a_later_crop_makes_equal_are_taken(config_file):
     choice += "{name: RandomResizedCrop, size: [24, 24]}, RandomHorizontalFlip]}"
     config = load_config(config_file, [choice, "transforms.train.2={name: Resize, size: [32, 32]}"])
     assert prepare(config, print).input_shape == (3, 32, 32)
+
+
+def test_a_batch_that_a_worker_cannot_send_ends_the_run_instead_of_being_waited_for(
+    config_file, monkeypatch
+):
+    loader = loader_of(config_file, "loader.workers=2", "loader.cache=off")
+    monkeypatch.setattr("multiprocessing.reduction.ForkingPickler.dumps", cannot_send)
+    with pytest.raises(WorkerDied, match="ended by itself"):
+        list(loader.epoch(0))
+
+
+DUMPS = ForkingPickler.dumps
+
+
+def cannot_send(batch):
+    if multiprocessing.parent_process() is not None:
+        raise FileNotFoundError("no folder for the socket")
+    return DUMPS(batch)
+
+
+def test_a_fork_removes_nothing_that_its_parent_has_begun(tmp_path):
+    (tmp_path / "begun").touch()
+    with temporary.unfinished(tmp_path / "begun"):
+        if (child := os.fork()) == 0:
+            temporary.remove_all()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert (tmp_path / "begun").exists()
+    assert not (tmp_path / "begun").exists()
 
 
 def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_trainer(config_file):

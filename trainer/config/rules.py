@@ -13,6 +13,7 @@ from trainer.process.words import bare, listed, nearest, shortened, suggestion
 from transforms import MIXING, RANDOM
 
 _SEVERAL_CROPS = ("FiveCrop", "TenCrop")
+_NO_GREY_LEVELS = ("Normalize", "LinearTransformation", "ToDtype")  # after these, images are floats
 
 
 def rule_findings(data: dict[str, Any]) -> Iterator[Finding]:
@@ -57,8 +58,26 @@ def _group_rules(data: dict[str, Any]) -> Iterator[Finding]:
 
 def _transform_rules(data: dict[str, Any]) -> Iterator[Finding]:
     for side in ("train", "eval"):
+        in_grey_levels = True
         for index, component in enumerate(_items(data, "transforms", side)):
-            yield from _transform_rule(component, ("transforms", side, index), side)
+            place = ("transforms", side, index)
+            yield from _transform_rule(component, place, side)
+            in_grey_levels &= component_name(component) not in _NO_GREY_LEVELS
+            if in_grey_levels:
+                yield from _fill_rule(component, place)
+
+
+def _fill_rule(component: Any, place: Place) -> Iterator[Finding]:
+    """Fills of images of 0 to 255, as all are before Normalize."""
+    given = component.get("fill") if isinstance(component, dict) else None
+    numbers = [
+        n for n in (given if isinstance(given, list) else [given]) if type(n) in (int, float)
+    ]
+    if any(not 0 <= number <= 255 for number in numbers):
+        message = f"expected grey levels from 0 to 255 before Normalize, got {given}"
+        yield Finding((*place, "fill"), message)
+    for index, inner in enumerate(_items(component, "transforms")):
+        yield from _fill_rule(inner, (*place, "transforms", index))
 
 
 def _transform_rule(component: Any, place: Place, side: str, outer: str = "") -> Iterator[Finding]:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -22,8 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datasets import DataError
-from datasets.temporary import UNFINISHED
+from datasets import DataError, temporary
 from trainer.input.subset import Subset, to_device
 from trainer.process.errors import (
     LIMITS,
@@ -58,7 +58,7 @@ class Workers:
         """What ``Subset.read`` gives for each request, on the device."""
         if self._worker_loader is None:
             # Workers inherit it. One that is killed would leave a folder of its own behind.
-            UNFINISHED.add(Path(get_temp_dir()))
+            temporary.begin(Path(get_temp_dir()))
             self._worker_loader = DataLoader(
                 _Reading(self.subset),
                 sampler=self._requests,
@@ -217,13 +217,20 @@ def prepare_worker(worker: int) -> None:
             raise
 
     Queue.put = put_or_give_up  # type: ignore
-    Queue._on_queue_feeder_error = staticmethod(lambda error, _: give_up(error))  # type: ignore
+    Queue._on_queue_feeder_error = staticmethod(lose_no_batch)  # type: ignore
 
 
 def give_up(error: BaseException) -> None:
     """End this worker if the system refused it something: the trainer would wait for ever."""
     if number := limit_met(error):
         os._exit(REFUSED + number)
+
+
+def lose_no_batch(error: BaseException, batch: Any) -> None:
+    """End this worker if its thread cannot send a batch: the trainer would wait for it for ever."""
+    give_up(error)
+    traceback.print_exception(error)
+    os._exit(1)
 
 
 def quiet_where_the_trainer_hangs_up(
