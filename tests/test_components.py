@@ -38,7 +38,7 @@ transforms:
     - {name: MixUp, alpha: 0.2}
   eval:
     - {name: Resize, size: [32, 32]}
-model: {name: VGG, depth: 11, weights: DEFAULT, init: kaiming, freeze: ["features.*"]}
+model: {name: VGG, depth: 11, init: kaiming, freeze: ["features.*"]}
 loss: {name: FocalLoss, gamma: 1, weight: balanced}
 optimizer: {name: Adam, lr: 1, betas: [0.9, 0.99], no_decay: true}
 scheduler: {name: OneCycleLR, warmup: 1ep}

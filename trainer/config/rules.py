@@ -69,10 +69,9 @@ def _transform_rules(data: dict[str, Any]) -> Iterator[Finding]:
 
 def _fill_rule(component: Any, place: Place) -> Iterator[Finding]:
     """Fills of images of 0 to 255, as all are before Normalize."""
-    given = component.get("fill") if isinstance(component, dict) else None
-    numbers = [
-        n for n in (given if isinstance(given, list) else [given]) if type(n) in (int, float)
-    ]
+    given: Any = component.get("fill") if isinstance(component, dict) else None
+    listed_ones = given if isinstance(given, list) else [given]
+    numbers = [number for number in listed_ones if type(number) in (int, float)]
     if any(not 0 <= number <= 255 for number in numbers):
         message = f"expected grey levels from 0 to 255 before Normalize, got {given}"
         yield Finding((*place, "fill"), message)
