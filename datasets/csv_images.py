@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Literal, TextIO
 
@@ -270,7 +271,7 @@ class _Reader:
         lacking = {key: name for key, name in wanted.items() if name not in header}
         faults = [f"no column '{name}'" for name in lacking.values()]
         faults += [f"the column '{name}' stands {header.count(name)} times" for name in twice]
-        text = f"{self.table}:1: {', '.join(faults)}; the header has: {', '.join(header)}."
+        text = f"{self.table}:1: {', '.join(faults)}; the header has: {_header(header)}."
         if twice:
             text += " Rename columns, so that each name stands once."
         if _is_row(self.root, header, rows):
@@ -486,12 +487,17 @@ def _shortened(label: str) -> set[str]:
     return {label, *(label[:i] + label[i + 1 :] for i in range(len(label)))}
 
 
+def _header(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 30:,} more" if len(names) > 30 else ""
+    return ", ".join(names[:30]) + more
+
+
 def _classes(samples: list[Sample], table: Path) -> list[str]:
     names = {sample.class_name for sample in samples}
     if not all(_NUMBER.fullmatch(name) for name in names):
         return sorted(names, key=natural)
-    by_value: dict[float, str] = {}
+    by_value: dict[Decimal, str] = {}
     for name in sorted(names):
-        if (other := by_value.setdefault(float(name), name)) != name:
+        if (other := by_value.setdefault(Decimal(name), name)) != name:
             raise DataError(f"{table}: the labels '{other}' and '{name}' are the same number.")
     return [by_value[value] for value in sorted(by_value)]

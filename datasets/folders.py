@@ -11,7 +11,7 @@ from typing import Literal
 from datasets import DataError
 from datasets.files import PARTS, Sample, check_names, missing_folder, natural
 from datasets.images import SUFFIXES
-from datasets.walk import describe_left_out, is_visible, kind_left_out, walk
+from datasets.walk import describe_left_out, is_folder, is_visible, kind_left_out, walk
 from datasets.words import counted
 
 Layout = Literal["auto", "parts", "classes"]
@@ -124,7 +124,7 @@ def _inside(folder: str, most: int = 0) -> tuple[str, list[str]] | None:
         inner = []
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if is_folder(entry):
                     inner += [entry.name] if is_visible(entry.name) else []
                 elif not kind_left_out(folder, entry.name):
                     most -= 1
@@ -242,7 +242,7 @@ def _left_beside(root: Path, folder: str, left_out: dict[str, list[str]]) -> lis
     images = []
     for entry in os.scandir(place):
         path = os.path.join(place, entry.name)[start:]
-        if entry.is_dir():
+        if is_folder(entry):
             if not is_visible(entry.name):
                 left_out["hidden"].append(f"{path}/")
             continue
@@ -288,7 +288,9 @@ def _holding(left_out: Mapping[str, list[str]]) -> str:
 
 
 def _folders(folder: str | Path) -> list[str]:
-    return [entry.name for entry in os.scandir(folder) if entry.is_dir() and is_visible(entry.name)]
+    return [
+        entry.name for entry in os.scandir(folder) if is_folder(entry) and is_visible(entry.name)
+    ]
 
 
 def _lines(lines: Iterable[str], shown: int = 10) -> str:

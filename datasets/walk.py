@@ -70,6 +70,14 @@ def walk(folder: str) -> Found:
     return Found(sorted(images, key=natural), left_out, unreadable)
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a folder or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def is_visible(folder: str) -> bool:
     """Whether a folder of this name may hold a user's images."""
     return not folder.startswith(".") and folder not in SYSTEM

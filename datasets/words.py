@@ -14,5 +14,5 @@ def agreeing(number: int, words: str) -> str:
     """``words`` for several things, or for a single one: "broken link" for "broken links"."""
     if number != 1:
         return words
-    words = re.sub(r"\b(image|link|folder|row|path)s\b", r"\1", words, count=1)
+    words = re.sub(r"\b(image|link|folder|row|path|id)s\b", r"\1", words, count=1)
     return re.sub(rf"\b({'|'.join(_VERBS)})\b", lambda found: _VERBS[found[1]], words)

@@ -212,8 +212,11 @@ def with_names_of(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str
         ends = [0, *(match.end() for match in re.finditer(r"\.", name))]
         beginnings.update(name[:end] for end in ends if name[end:] in own)
     begin = max(beginnings, key=lambda text: (beginnings[text], -len(text)), default="")
-    found = {name: tensor for name, tensor in state.items() if not name.startswith(begin)}
-    return found | {n.removeprefix(begin): t for n, t in state.items() if n.startswith(begin)}
+    named = {n.removeprefix(begin): t for n, t in state.items() if n.startswith(begin)}
+    rest = {
+        name: tensor for name, tensor in state.items() if not (begin and name.startswith(begin))
+    }
+    return named | rest  # a name of the model itself counts before one with a beginning
 
 
 def head_of(own: Mapping[str, Tensor], build: Build, num_classes: int) -> set[str]:

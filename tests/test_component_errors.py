@@ -435,6 +435,7 @@ def test_a_stop_ends_the_trial_step_too(tmp_path):
 
     def step():
         file.write_text(str(os.getpid()))
+        time.sleep(0.3)  # os.fork calls Python's functions in the parent, which ignore exceptions
         os.kill(os.getppid(), signal.SIGUSR1)
         time.sleep(60)
 

@@ -427,3 +427,17 @@ def test_every_table_line_leads_to_a_described_component(kind, name):
 )
 def test_annotations_become_json_schema(annotation, schema):
     assert schema_of(annotation) == schema
+
+
+@pytest.mark.parametrize("value", [None, "x", 1j, torch.ones(())])
+def test_a_metric_that_gives_no_number_is_told_before_a_run_begins(check, monkeypatch, value):
+    import trainer.components.metrics
+
+    monkeypatch.setattr(trainer.components.metrics, "macro_f1", lambda probabilities, labels: value)
+    ((_, path, message),) = check(GOOD, "metrics=[accuracy, macro_f1]")
+    assert path == "metrics.1" and "for four images; expected a float" in message
+
+
+def test_weights_that_let_no_image_count_are_refused(check):
+    with pytest.raises(ConfigError, match="loss.weight: all class weights are 0"):
+        check(GOOD, "loss={name: CrossEntropyLoss, weight: [0, 0]}")

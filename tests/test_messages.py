@@ -186,10 +186,10 @@ def test_what_is_typed_from_habit_is_one_fault_that_shows_what_to_type(told, old
         (["dataset={name: CSVImages, root: x, csv: y}", "dataset.suffix="],
          """; write 'dataset.suffix=""'"""),
         (["scheduler="], "; write scheduler=null"),
-        (["model={name: LeNet", "seed=1"], "; close its bracket, as in"),
+        (["model={name: LeNet", "seed=1"], "this '{' is not closed; a '}' or a comma is missing"),
         (["optimizer.lr="], "; write optimizer.lr=0.1"),
         (["train.epochs="], "; write train.epochs=1"),
-        (["train.device="], "; expected auto, cpu, cuda, mps or text"),
+        (["train.device="], "; expected auto, cpu, cuda, mps or cuda:NUMBER"),
         (["optimizer=AdamW", "optimizer.betas=(0.9,0.99)"], "; write [0.9,0.99]"),
     ],
 )  # fmt: skip

@@ -533,7 +533,7 @@ def test_ids_with_files_of_two_suffixes_are_counted_and_read_with_a_list(tmp_pat
     assert "dataset.path_column=id 'dataset.suffix=[.jpg, .png]'" in str(caught.value)
     data = CSVImages(str(root), str(path), "id", suffix=[".jpg", ".png"])
     assert data.ids == ("0.jpg", "1.png", "2.jpg", "3.jpg", "4.jpg")
-    assert "1 ids have files with .jpg and .png; .jpg is read" in data.note
+    assert "1 id has files with .jpg and .png; .jpg is read" in data.note
     data = CSVImages(str(root), str(path), "id", suffix=".jpg", on_broken="skip")
     assert f"1 files are missing. {told}" in data.note
 

@@ -1,7 +1,7 @@
 """The transforms of one split, run in two stages: once per sample, then batched."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice, product
 from typing import Any, NamedTuple
 
@@ -302,7 +302,10 @@ def _naming(transform: Transform, position: int, images: Images) -> Iterator[Non
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # torchvision's functions raise many types
+        reason = ""
+        with suppress(Exception):  # of a class that someone wrote for a transform
+            reason = str(error)
         raise ValueError(
             f"{_name(transform)} (transform {position}) cannot work on images of shape "
-            f"{_shapes(images)}: {str(error) or type(error).__name__}"
+            f"{_shapes(images)}: {reason or type(error).__name__}"
         ) from error

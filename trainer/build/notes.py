@@ -19,7 +19,7 @@ from trainer.distributed.processes import world_size
 from trainer.drawing.fonts import note_on_names
 from trainer.process.words import listed
 
-FEW = 5  # images of a class in val or test, below which a mean over classes is uncertain
+SCARCE = 5  # images of a class in val or test, below which a mean over classes is uncertain
 STALE = 0.05  # the share of the initial statistics from which on a note tells
 
 
@@ -109,17 +109,17 @@ def _on_data(job: Job) -> Iterator[Note]:
     means = [m.name for m in config.metrics if m.name in ("macro_f1", "precision", "recall")]
     few = [f"{told} in {name}" for name in ("val", "test") if (told := _small_classes(job, name))]
     if means and few:
-        message = f"each class counts alike in {listed(means)}, with fewer than {FEW} images of"
+        message = f"each class counts alike in {listed(means)}, with fewer than {SCARCE} images of"
         yield Note("metrics", f"{message} {listed(few)}: one image can move it far")
     if config.split.pool and "test" not in job.data.dataset.parts:
         yield Note("split.pool", "has no effect: the dataset has no official test set")
 
 
 def _small_classes(job: Job, split: str) -> str:
-    """The classes with fewer than FEW images in a split, with their numbers, as words."""
+    """The classes with fewer than SCARCE images in a split, with their numbers, as words."""
     names = job.data.classes
     counts = torch.bincount(job.data.subsets[split].labels, minlength=len(names)).tolist()
-    few = [f"'{name}' ({n})" for name, n in zip(names, counts, strict=True) if n < FEW]
+    few = [f"'{name}' ({n})" for name, n in zip(names, counts, strict=True) if n < SCARCE]
     return listed(few[:5] + [f"{len(few) - 5:,} more classes"] * (len(few) > 5)) if few else ""
 
 

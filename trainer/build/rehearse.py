@@ -185,8 +185,9 @@ def rehearse(
         mixed = " (mixed, by MixUp or CutMix)" if labels.ndim == 2 else ""
         message = f"fails on labels of shape {tuple(labels.shape)}{mixed}: {worded(error)}"
         raise ConfigError([config.fault("loss", message)]) from error
-    if loss.ndim:
-        message = f"gives a tensor of shape {tuple(loss.shape)}; expected one number, the mean"
+    if not isinstance(loss, Tensor) or loss.ndim:
+        given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        message = f"gives {given}; expected a tensor of one number, the mean"
         raise ConfigError([config.fault("loss", message)])
 
 

@@ -148,7 +148,9 @@ def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, i
     numbers = [*sizes, card["image_channels"]]
     is_ours = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if not (
-        is_ours and len(classes) > 1 and all(type(n) is int and 0 < n < 2**16 for n in numbers)
+        is_ours
+        and len({*classes}) == len(classes) > 1
+        and all(type(n) is int and 0 < n < 2**16 for n in numbers)
     ):
         raise ValueError
     return tuple(classes), (channels, height, width), card["image_channels"]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from models.external import timm_model, torchvision_model
+from trainer.components import SCALAR
 from trainer.components.schedulers import build_schedule
 from trainer.config import Config
 from trainer.config.components import OF_GROUPS, TABLES, component_key
@@ -163,7 +164,10 @@ def _try_average(path: str, component: Component) -> object:
 def _try_metric(path: str, component: Component) -> object:
     probabilities = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.5], [1.5, 0.0]]).softmax(1)
     labels = torch.tensor([0, 1, 0, 1])
-    return build(TABLES["metric"], path, component, probabilities=probabilities, labels=labels)
+    value = build(TABLES["metric"], path, component, probabilities=probabilities, labels=labels)
+    if component.name in SCALAR and type(value) not in (int, float):
+        raise ValueError(f"it gives {value!r} for four images; expected a float")
+    return value
 
 
 def check_values(component: Component) -> None:

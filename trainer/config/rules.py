@@ -18,8 +18,8 @@ _NO_GREY_LEVELS = ("Normalize", "LinearTransformation", "ToDtype")  # after thes
 
 def rule_findings(data: dict[str, Any]) -> Iterator[Finding]:
     """Every fault of values that are right by themselves but do not go together."""
-    rules = _split_rules, _transform_rules, _model_rules, _metric_rules, _train_rules, _group_rules
-    for rule in rules:
+    rules = _split_rules, _transform_rules, _model_rules, _loss_rules, _metric_rules, _train_rules
+    for rule in (*rules, _group_rules):
         yield from rule(data)
 
 
@@ -116,6 +116,13 @@ def _model_rules(data: dict[str, Any]) -> Iterator[Finding]:
     elif weights != "DEFAULT":
         message = f"'{weights}' is no file and no name of weights; write weights: DEFAULT"
         yield Finding(("model", "weights"), message)
+
+
+def _loss_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    weight = _items(data, "loss", "weight")
+    if weight and not any(weight):
+        message = "all class weights are 0, so no image counts; write at least one above 0"
+        yield Finding(("loss", "weight"), message)
 
 
 def _train_rules(data: dict[str, Any]) -> Iterator[Finding]:

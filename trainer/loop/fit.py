@@ -171,8 +171,10 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     """Evaluate the best weights on test; write and return the run's result ({} on other ranks)."""
     job, run, state, log = session.job, session.run, session.state, session.log
     if not state.best:
-        what = "no epoch is the best: val/loss was never finite, though the training loss was"
-        raise processes.mark_common(NoAnswer(f"{what}. {what_may_help(job.config, job.model)}"))
+        monitor = job.config.train.monitor
+        what = f"no epoch is the best: {monitor} was never a finite number"
+        helps = f"If val/loss was not either: {what_may_help(job.config, job.model)}"
+        raise processes.mark_common(NoAnswer(f"{what}. {helps}"))
     if is_sharded(job.model):
         job.model.load_state_dict(model_shard(job.model, on_main(lambda: read_best(run)[0])))
     else:

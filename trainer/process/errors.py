@@ -13,7 +13,7 @@ from models import MODELS
 from transforms import TRANSFORMS
 
 # Pieces of PyTorch's messages when memory runs out, on a GPU or on a CPU.
-NO_MEMORY = "out of memory|not enough memory|[Cc]an('t|not) allocate memory"
+NO_MEMORY = "out of memory|not enough memory|[Cc]an('t|not) allocate memory|failed to map seg"
 
 NO_ANSWER = "the model gives no finite numbers (NaN or infinity)"
 
@@ -224,7 +224,7 @@ def in_plain_words(error: BaseException) -> BaseException:
         return error
     text = worded(error)
     full = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    if full or (isinstance(error, RuntimeError) and re.search(NO_MEMORY, text)):
+    if full or (isinstance(error, RuntimeError | ImportError) and re.search(NO_MEMORY, text)):
         return OutOfMemory(
             f"out of memory: {text[:300] or 'no more could be had'}\n"
             "Smaller images, a smaller loader.batch_size, train.accumulate=2 or loader.cache=off "

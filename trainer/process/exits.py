@@ -12,6 +12,7 @@ from contextlib import suppress
 from datasets import DataError
 from trainer.process import errors
 from trainer.process.launch import is_first, restart_count
+from trainer.process.words import visible
 
 
 class Exit(enum.IntEnum):
@@ -96,7 +97,8 @@ def message_of(error: BaseException) -> str:
 def print_message(message: str) -> None:
     """Print ``message`` on stderr; if stderr is closed, only the exit code remains."""
     try:
-        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+        text = "\n".join(map(visible, message.split("\n")))  # it may quote a file's name
+        print(text, end="\n" if message else "", file=sys.stderr, flush=True)
     except OSError:
         sys.stderr = open(os.devnull, "w")
 
