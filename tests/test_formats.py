@@ -856,7 +856,10 @@ def test_a_run_tells_what_was_converted_or_guessed_with_counts(tmp_path, told, c
     assert [line for line in data.notes if line in LINES] == LINES
 
 
-def test_a_look_at_the_data_tells_what_was_converted_or_guessed(tmp_path, told, capsys):
+def test_a_look_at_the_data_tells_what_was_converted_or_guessed(
+    tmp_path, told, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "1000")
     config_of(tmp_path, told)
     arguments = ["--config", str(tmp_path / "odd.yaml"), "--output", str(tmp_path / "look")]
     assert data_command([*arguments, "split.ratios=[2, 1, 1]"]) == 0

@@ -244,7 +244,7 @@ def test_timms_batch_norm_keeps_its_activation():
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_process_of_several_leaves_its_interpreter_whole(processes):
+def test_a_command_leaves_its_interpreter_whole(processes):
     code = (
         "import atexit, os, sys; from trainer.process.launch import leave\n"
         "class Last:\n"
@@ -261,7 +261,7 @@ def test_a_process_of_several_leaves_its_interpreter_whole(processes):
     )
     assert done.returncode == 6
     assert set(done.stdout.split()) >= {"said", "at", "exit"}
-    assert ("taken apart" in done.stdout) == (processes == "1")
+    assert "taken apart" not in done.stdout  # where a signal would change the exit code
 
 
 # What processes do.

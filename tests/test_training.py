@@ -513,7 +513,7 @@ def test_batch_norm_that_keeps_its_initial_statistics_is_told_with_what_mends_it
     def notes(*overrides):
         job = prepare(load_config(config_file, [ONE_PIXEL, *overrides]), print)
         (note,) = [one for one in job.notes if "batch norm's momentum" in one] or [""]
-        return note.removeprefix("command line: model: ")
+        return note.removeprefix("model: ")
 
     assert notes() == (
         "batch norm's momentum is 0.01: after the run's 10 steps 90% of its statistics are still "

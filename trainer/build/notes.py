@@ -13,22 +13,21 @@ from trainer.components.duration import Duration
 from trainer.components.schedulers import build_schedule
 from trainer.config import Config
 from trainer.config.construct import rate_of
-from trainer.config.notes import Note, as_lines, notes_on_config
+from trainer.config.notes import Note, notes_on_config
 from trainer.config.settings import LogSettings
 from trainer.distributed.processes import world_size
-from trainer.drawing.fonts import note_on_names
 from trainer.process.words import listed
 
 SCARCE = 5  # images of a class in val or test, below which a mean over classes is uncertain
 STALE = 0.05  # the share of the initial statistics from which on a note tells
 
 
-def notes_on_run(job: Job) -> list[str]:
-    """Lines for the user about settings that have no effect in this run, or a strange one."""
+def notes_on_run(job: Job) -> list[Note]:
+    """Notes about settings that have no effect in this run, or a strange one."""
     config, steps = job.config, len(job.train_loader)
     found = [*notes_on_config(config), *_on_steps(config, steps), *_on_data(job)]
     found += [*_on_schedule(job, steps), *_on_machine(job), *_on_statistics(job)]
-    return as_lines(config, found) + list(filter(None, [note_on_names(job.data.classes)]))
+    return found
 
 
 def never_averages(config: Config, steps: int) -> bool:

@@ -19,10 +19,12 @@ from trainer.build.precision import Precision, build_precision, notes_on_precisi
 from trainer.build.rehearse import check_batches, check_sharding, choose_layout, keep_dropout_alike
 from trainer.build.trial import check_components
 from trainer.config import Config
+from trainer.config.notes import as_lines
 from trainer.distributed.fsdp import shard
 from trainer.distributed.network import from_main, over_processes
 from trainer.distributed.processes import agree_on_error, world_size
 from trainer.distributed.sync_batch_norm import with_synced_batch_norm
+from trainer.drawing.fonts import note_on_names
 from trainer.input.data import (
     Data,
     check_fills,
@@ -98,8 +100,12 @@ def prepare(config: Config, say: Say, began: Mapping[str, Any] = MappingProxyTyp
         config, device, data, shapes["train"], model, loss_fn, optimizer, schedule, loader,
         val_loader, model, precision, average, teacher, notes,
     )  # fmt: skip
-    for note in notes_on_run(job):
-        say(f"note    {note}")
+    found = notes_on_run(job)
+    for line in as_lines(config, found):
+        plain(f"note    {line}")
+    notes += [f"{note.path}: {note.message}" for note in found]  # a resume has other lines
+    if unwritten := note_on_names(data.classes):
+        say(f"note    {unwritten}")
     if world_size() == 1:  # else ``distribute`` does it, after it has wrapped the network
         make_fast(job, say)
     return job

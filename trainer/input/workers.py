@@ -264,9 +264,9 @@ class _Reading(torch.utils.data.Dataset[Any]):
         except DataError as error:
             return error
         except (Exception, SystemExit) as error:  # the trainer could not see where it was raised
+            if isinstance(error, RuntimeError | OSError):
+                give_up(error)
             plain = in_plain_words(error)
             if isinstance(plain, ComponentError):
                 return plain
-            if isinstance(error, RuntimeError | OSError):
-                give_up(error)
             raise
