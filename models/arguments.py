@@ -13,6 +13,9 @@ from torchvision.ops import StochasticDepth
 # The argument for stochastic depth (Huang et al., 2016, "Deep networks with stochastic depth"): the
 # probability that training skips the last residual block; for earlier blocks it grows with depth.
 DEPTH = {"torchvision": "stochastic_depth_prob", "timm": "drop_path_rate"}
+# Whole numbers above these would build for minutes, or take all memory.
+MOST, MOST_LAYERS = 65_536, 1_000
+COUNTS_LAYERS = re.compile("depth|layer|block|repeat|stage")
 # Arguments that MobileNetV3's builders take and its class does not.
 BUILDER_ARGUMENTS = frozenset({"width_mult", "reduced_tail", "dilated"})
 
@@ -23,8 +26,13 @@ def build_checked(
     """The model that ``build(**arguments)`` returns.
 
     Raises ValueError for an argument that the model does not take, even if its class would ignore
-    it silently, and for a stochastic depth rate outside [0, 1).
+    it silently, for a stochastic depth rate outside [0, 1), and for whole numbers beyond reason.
     """
+    for argument, value in arguments.items():
+        most = MOST_LAYERS if COUNTS_LAYERS.search(argument) else MOST
+        numbers = value if isinstance(value, list) else [value]
+        if any(type(number) is int and number > most for number in numbers):
+            raise ValueError(f"{library}/{name}: {argument} must be at most {most:,}, is {value}")
     rate = arguments.get(DEPTH[library], 0.0)
     if type(rate) not in (int, float) or not 0 <= rate < 1:
         message = f"must be a probability of 0 or more and below 1, but is {rate}"

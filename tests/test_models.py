@@ -948,6 +948,15 @@ def test_a_wrong_timm_model_is_refused(name, weights, arguments, expected):
         timm_model(name, 2, 3, weights, arguments)
 
 
+@pytest.mark.parametrize("depths", [100_000, [2, 2, 100_000, 2]])
+def test_a_number_that_would_build_for_minutes_is_refused_at_once(depths):
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match="timm/test_mambaout: depths must be at most 1,000, is"):
+        timm_model("test_mambaout", 2, 3, None, {"depths": depths})
+    with pytest.raises(ValueError, match="image_size must be at most 65,536, is 100000"):
+        torchvision_model("vit_b_16", 2, 3, None, {"image_size": 100_000})
+
+
 def test_a_failed_timm_download_says_where_the_weights_are(monkeypatch):
     timm = pytest.importorskip("timm")
 
