@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from datasets import DataError
+from datasets.draw import MARK
 from datasets.files import PARTS, Sample, check_names, missing_folder, natural
 from datasets.images import SUFFIXES
 from datasets.walk import describe_left_out, is_folder, is_visible, kind_left_out, walk
@@ -245,6 +246,8 @@ def _left_beside(root: Path, folder: str, left_out: dict[str, list[str]]) -> lis
         if is_folder(entry):
             if not is_visible(entry.name):
                 left_out["hidden"].append(f"{path}/")
+            continue
+        if entry.name == MARK:  # the project's own file
             continue
         if not (kind := kind_left_out(place, entry.name)):
             images.append(entry.name)

@@ -345,6 +345,7 @@ def test_notes_are_drawn_only_when_the_default_root_is_absent_and_this_is_allowe
     check_contract(drawn)
     assert drawn.classes == ("1", "100") and drawn.labels == (0, 0, 1, 1)
     assert "DRAWN" in drawn.note and "data/rmb_drawn" in drawn.note
+    assert "left out" not in drawn.note  # the mark is the project's own file
     assert drawn.image(0).shape == (3, 220, 400)
     assert RMB("data/rmb_drawn").note == drawn.note
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["rmb_drawn"]
