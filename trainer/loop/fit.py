@@ -173,7 +173,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     if not state.best:
         monitor = job.config.train.monitor
         what = f"no epoch is the best: {monitor} was never a finite number"
-        helps = f"If val/loss was not either: {what_may_help(job.config, job.model)}"
+        helps = f"Where val/loss is NaN too: {what_may_help(job.config, job.model)}"
         raise processes.mark_common(NoAnswer(f"{what}. {helps}"))
     if is_sharded(job.model):
         job.model.load_state_dict(model_shard(job.model, on_main(lambda: read_best(run)[0])))
