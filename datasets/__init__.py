@@ -35,7 +35,16 @@ class BrokenImage(DataError):
 
 
 class Dataset(Protocol):
-    """Interface of every dataset. The constructor lists files and labels, but decodes nothing."""
+    """Interface of every dataset. The constructor lists files and labels, but decodes nothing.
+
+    A dataset of files may also have these three; one without them is read by image and digest:
+
+    - ``content(index) -> bytes``: the file's bytes, whose SHA-256 is the digest. Raises
+      BrokenImage.
+    - ``decode(index, content, at_least=0) -> Tensor``: image(index) from these bytes. at_least is
+      the number of pixels of the shorter side that are needed, 0 if all are; fewer may be decoded.
+    - ``recipe -> str``, a property: all that decides the pixels of a content besides at_least.
+    """
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -68,7 +77,10 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> "Tensor":
-        """Decode one image: (C, H, W) uint8, the same C for all images. Raises BrokenImage."""
+        """Decode one image: (C, H, W) uint8, the same C for all images. Raises BrokenImage.
+
+        The tensor may be a view of (H, W, C) in memory.
+        """
 
     def digest(self, index: int) -> str:
         """SHA-256 (hex) of the file's bytes, or of the pixels if there are no image files."""

@@ -33,6 +33,7 @@ _WITHOUT = "rows without label"
 _LEAVE_OUT = "leave missing files out: dataset.on_broken=skip."
 _LONGEST = 255  # characters of a label, the limit for the name of a class folder
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
+_DRIVE = re.compile("[A-Za-z]:/")
 _SEPARATORS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
 _ENDINGS = ["", *(e for suffix in sorted(SUFFIXES) for e in (suffix, suffix.upper()))]
 _NO_LABEL = {"nan", "-nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "null"}  # pandas' names
@@ -62,6 +63,7 @@ class CSVImages(ImageFiles):
         ends the run, skip leaves it out.
     suffix: What is added to paths that do not end in it, such as .png where the column has ids. Of
         a list, such as [.jpg, .png], the first is added with which the file exists.
+    decode: fast decodes a JPEG that is much larger than needed at 1/2, 1/4 or 1/8 of its size.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class CSVImages(ImageFiles):
         part_column: str | None = None,
         on_broken: Literal["error", "skip"] = "error",
         suffix: str | list[str] = "",
+        decode: Literal["exact", "fast"] = "exact",
     ) -> None:
         folder, table = user_path(root, "dataset.root"), user_path(csv, "dataset.csv")
         if not folder.is_dir():
@@ -95,7 +98,7 @@ class CSVImages(ImageFiles):
                 "quotation mark there without its second one?"
             ) from error
         samples, note = reader.finish()
-        super().__init__(folder, samples, _classes(samples, table), on_broken, note)
+        super().__init__(folder, samples, _classes(samples, table), on_broken, note, decode)
 
 
 class _Reader:
@@ -103,6 +106,8 @@ class _Reader:
 
     def __init__(self, table: Path, root: Path, suffixes: list[str], may_miss: bool) -> None:
         self.table, self.root, self.suffixes, self.may_miss = table, root, suffixes, may_miss
+        self.start = os.path.join(root, "")
+        self.top = os.path.join(os.path.abspath(root), "")
         self.line = 0  # the last line of the last row
         self.rows = 0
         self.samples: dict[str, Sample] = {}  # by path
@@ -177,7 +182,7 @@ class _Reader:
             self.converted["rows repeat an earlier row and are passed over"] += 1
             return
         try:
-            check_file(self.root / path)
+            check_file(self.start + path)
         except FileNotFoundError:
             self.missing.append(path)
             if not self.may_miss:
@@ -203,11 +208,11 @@ class _Reader:
                     self.converted[what] += 1
                 endings = there or endings
             path += endings[0]
-        top = os.path.join(os.path.abspath(self.root), "")
-        if os.path.isabs(path) and os.path.normpath(path).startswith(top):
-            path = os.path.normpath(path)[len(top) :]
+        if os.path.isabs(path) and os.path.normpath(path).startswith(self.top):
+            path = os.path.normpath(path)[len(self.top) :]
             self.converted["absolute paths below the root are read as relative"] += 1
-        path = PurePosixPath(path).as_posix()
+        if not {"", "."}.isdisjoint(path.split("/")):
+            path = PurePosixPath(path).as_posix()
         if not path.isascii() and not os.path.lexists(self.root / path):
             for form in ("NFC", "NFD"):  # a Mac writes names of files decomposed
                 other = unicodedata.normalize(form, path)
@@ -249,8 +254,10 @@ class _Reader:
             self.notes.append(f"{self.table}: {len(self.missing):,} files are missing. {hint}")
         if self.without:
             self.notes.append(f"{self.table}: {self.without:,} rows without label are left out")
-        self.notes += [f"{self.table}: {text}" for text in _misspelt(s.class_name for s in samples)]
-        check_names(self.table, ((s.class_name, f"in line {self.lines[s.path]}") for s in samples))
+        labels = [sample.class_name for sample in samples]
+        self.notes += [f"{self.table}: {text}" for text in _misspelt(labels)]
+        paths = list(self.samples)
+        check_names(self.table, labels, lambda i: f"in line {self.lines[paths[i]]}")
         converted = [
             f"{count:,} {agreeing(count, what)}" for what, count in self.converted.items() if count
         ]
@@ -359,7 +366,7 @@ def _fault(path: str, label: str, part: str, root: Path) -> tuple[str, str] | No
     """The kind of fault and the text, if a row cannot be used whatever files there are."""
     if path == ".":
         return "empty paths", "the path is empty."
-    if path.startswith("/") or re.match("[A-Za-z]:/", path) or ".." in path.split("/"):
+    if path.startswith("/") or _DRIVE.match(path) or ".." in path.split("/"):
         text = f"'{path}' leaves the root {root}; paths must be relative to it."
         return "paths outside of the root", text
     if not label:

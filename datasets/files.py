@@ -5,18 +5,19 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from datasets import DataError
-from datasets.images import read_and_tell, read_file
+from datasets.images import decode_and_tell, decoders, read_file
 
 # Folder names and CSV values that name an official split -> the split.
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 PARTS |= {"test": "test", "testing": "test"}
+_NUMBERS = re.compile(r"\d+")
 
 
 class Sample(NamedTuple):
@@ -30,6 +31,7 @@ class Sample(NamedTuple):
 class ImageFiles:
     """Labelled image files of any colour mode, decoded one at a time to (3, H, W) uint8 RGB.
 
+    decoding: exact, or fast: JPEGs may be decoded at a part of their size, see ``decode``.
     remarks: the last Remark on each file that this process decoded, else 0.
     """
 
@@ -42,6 +44,7 @@ class ImageFiles:
         classes: Sequence[str],
         on_broken: str,
         note: str = "",
+        decoding: str = "exact",
     ) -> None:
         label_of = {name: label for label, name in enumerate(classes)}
         self.root = root
@@ -52,18 +55,37 @@ class ImageFiles:
         self.on_broken = on_broken
         self.remarks = bytearray(len(samples))
         self.note = note
+        self.decoding = decoding
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def image(self, index: int) -> Tensor:
         """Decode one file: (3, H, W) uint8. Raises BrokenImage."""
-        image, self.remarks[index] = read_and_tell(self.root / self.ids[index])
+        return self.decode(index, self.content(index))
+
+    def content(self, index: int) -> bytes:
+        """The bytes of one file. Raises BrokenImage if it cannot be read."""
+        return read_file(self.root / self.ids[index])
+
+    def decode(self, index: int, content: bytes, at_least: int = 0) -> Tensor:
+        """Decode what ``content`` returned: (3, H, W) uint8. Raises BrokenImage.
+
+        at_least: with fast decoding, how many pixels of the shorter side are needed; 0 is all. A
+        JPEG is then decoded at 1/8, 1/4 or 1/2 of its size, the smallest of these that has them.
+        """
+        path, side = self.root / self.ids[index], at_least if self.decoding == "fast" else 0
+        image, self.remarks[index] = decode_and_tell(content, str(path), side)
         return image
+
+    @property
+    def recipe(self) -> str:
+        """All that decides the pixels of a content, besides ``at_least``."""
+        return f"{self.decoding} decoding by {decoders()}"
 
     def digest(self, index: int) -> str:
         """SHA-256 (hex) of the file's bytes. Raises BrokenImage if it cannot be read."""
-        return hashlib.sha256(read_file(self.root / self.ids[index])).hexdigest()
+        return hashlib.sha256(self.content(index)).hexdigest()
 
     def digests(self, indices: Sequence[int]) -> None:
         """None: each digest needs its file to be read."""
@@ -110,23 +132,26 @@ def missing_folder(root: Path) -> DataError:
     )
 
 
-def natural(name: str) -> tuple[list[str | int], str]:
+def natural(name: str) -> tuple[str, str]:
     """Sort key that puts "img2" before "img10"; ties are sorted by the plain text."""
-    pieces = re.split(r"(\d+)", name)  # text, digits, text, digits, ..., text
-    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
+    return _NUMBERS.sub(_by_value, name), name
 
 
-def check_names(place: Path, samples: Iterable[tuple[str, object]]) -> None:
+def _by_value(match: re.Match[str]) -> str:
+    """A number as text that is sorted by its value, and before any other text."""
+    digits = match[0]
+    if digits[0] == "0" or not digits.isascii():
+        digits = str(int(digits))
+    return f"\0{chr(len(digits))}{digits}"
+
+
+def check_names(place: Path, names: Sequence[str], where: Callable[[int], object]) -> None:
     """Raise DataError if class names differ only in case, spaces or Unicode form.
 
-    The case of single letters counts: "a" and "A" are two classes. ``samples``: the class of each
-    image, and where it is.
+    The case of single letters counts: "a" and "A" are two classes. ``names``: the class of each
+    image; ``where`` tells where image number i is.
     """
-    first: dict[str, object] = {}
-    counts: Counter[str] = Counter()
-    for name, where in samples:
-        counts[name] += 1
-        first.setdefault(name, where)
+    counts = Counter(names)
     groups: dict[str, list[str]] = {}
     for name in counts:
         key = " ".join(unicodedata.normalize("NFKC", name).split())
@@ -136,6 +161,7 @@ def check_names(place: Path, samples: Iterable[tuple[str, object]]) -> None:
         if len(group) > 1:
             is_form = len({unicodedata.normalize("NFC", name) for name in group}) == 1
             what = "Unicode form (composed or not)" if is_form else "case, spaces or Unicode form"
+            first = {name: where(names.index(name)) for name in group}
             told = (f"{ascii(n)} ({counts[n]:,} times, first {first[n]})" for n in group)
             lines.append(f"{place}: the classes {' and '.join(told)} differ only in {what}.")
     if lines:

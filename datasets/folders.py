@@ -5,6 +5,7 @@ import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -55,7 +56,7 @@ def scan(
             samples += _scan_classes(root, folder, part, left_out, level)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
-    check_names(root, ((sample.class_name, sample.path) for sample in samples))
+    check_names(root, [sample.class_name for sample in samples], lambda i: samples[i].path)
     notes = [describe_left_out(left_out)] if left_out else []
     if not all(name.lower() in PARTS for name in parts):
         read = ", ".join(f"'{name}' as {part}" for name, part in parts.items())
@@ -63,6 +64,7 @@ def scan(
     return samples, "\n".join(notes)
 
 
+@lru_cache(1024)  # a table of images has few names, a million times
 def part_of(name: str) -> str | None:
     """The part that a word of ``name`` names: "train" for seg_train, None for none or several."""
     words = {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} | {name.lower()}
@@ -127,7 +129,7 @@ def _inside(folder: str, most: int = 0) -> tuple[str, list[str]] | None:
             for entry in entries:
                 if is_folder(entry):
                     inner += [entry.name] if is_visible(entry.name) else []
-                elif not kind_left_out(folder, entry.name):
+                elif not kind_left_out(entry):
                     most -= 1
                     if most < 0:
                         return None
@@ -230,11 +232,12 @@ def _scan_classes(
     for one in found.values():
         for kind, paths in one.left_out.items():
             left_out[kind] += [path[start:] for path in paths]
-    return [
-        Sample(path[start:].replace(os.sep, "/"), name, part)
+    # Paths first: samples between them would leave holes in memory when they are gone.
+    images = {
+        name: [path[start:].replace(os.sep, "/") for path in one.images]
         for name, one in found.items()
-        for path in one.images
-    ]
+    }
+    return [Sample(path, name, part) for name, some in images.items() for path in some]
 
 
 def _left_beside(root: Path, folder: str, left_out: dict[str, list[str]]) -> list[str]:
@@ -242,14 +245,14 @@ def _left_beside(root: Path, folder: str, left_out: dict[str, list[str]]) -> lis
     place, start = os.path.join(root, folder), len(os.path.join(root, ""))
     images = []
     for entry in os.scandir(place):
-        path = os.path.join(place, entry.name)[start:]
+        path = entry.path[start:]
         if is_folder(entry):
             if not is_visible(entry.name):
                 left_out["hidden"].append(f"{path}/")
             continue
         if entry.name == MARK:  # the project's own file
             continue
-        if not (kind := kind_left_out(place, entry.name)):
+        if not (kind := kind_left_out(entry)):
             images.append(entry.name)
         left_out[kind or "images beside folders"].append(path)
     return images

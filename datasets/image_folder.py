@@ -21,12 +21,17 @@ class ImageFolder(ImageFiles):
 
     root: The folder with a folder for each class, or with train, val and test folders of them.
     on_broken: What a file that cannot be decoded does: error ends the run, skip leaves it out.
+    decode: fast decodes a JPEG that is much larger than needed at 1/2, 1/4 or 1/8 of its size.
     """
 
     def __init__(
-        self, root: str, on_broken: Literal["error", "skip"] = "error", layout: Layout = "auto"
+        self,
+        root: str,
+        on_broken: Literal["error", "skip"] = "error",
+        layout: Layout = "auto",
+        decode: Literal["exact", "fast"] = "exact",
     ) -> None:
         folder = user_path(root, "dataset.root")
         samples, note = scan(folder, layout)
         classes = sorted({sample.class_name for sample in samples}, key=natural)
-        super().__init__(folder, samples, classes, on_broken, note)
+        super().__init__(folder, samples, classes, on_broken, note, decode)

@@ -1,6 +1,8 @@
 """The one place where image files become tensors."""
 
 import errno
+import functools
+import hashlib
 import io
 import os
 import stat
@@ -9,16 +11,23 @@ from collections import Counter
 from collections.abc import Iterable
 from enum import IntFlag
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
+import PIL
+import simplejpeg
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from datasets import BrokenImage
+from datasets import BrokenImage, jpeg
+from datasets.jpeg import decode_frame, read_frame
 from datasets.words import agreeing
+
+Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
 
 HAS_AVIF = find_spec("PIL._avif") is not None  # Pillow before 11.3, or some builds, read none
 # A file is listed by its suffix, but decoded by its content: a PNG named .jpg is read as a PNG.
@@ -31,21 +40,16 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", *["AV
 MAX_BYTES = 1 << 30  # of a file: more than MAX_PIXELS in 16-bit colour
 MAX_PIXELS = 120_000_000  # 12,000 x 10,000; the header of a small file can claim far more
 
-# torchvision decodes plain JPEGs of up to this many pixels. It gives the same pixels as Pillow in a
-# third of the time for 32 x 32; for large images both take the same time.
-SMALL = 256 * 256
-# Markers allowed before the pixels of a plain JPEG: tables, restart interval, JFIF, comment, frame.
-_PLAIN = frozenset({0xC4, 0xDB, 0xDD, 0xE0, 0xFE, 0xC0})
-
 _ORIENTATION = 0x0112  # the EXIF tag; its value says how the camera was held
+# EXIF's orientation: whether rows become columns, then the steps down and across.
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: (False, 1, -1),
+    3: (False, -1, -1),
+    4: (False, -1, 1),
+    5: (True, 1, 1),
+    6: (True, 1, -1),
+    7: (True, -1, -1),
+    8: (True, -1, 1),
 }
 
 
@@ -90,12 +94,7 @@ def notes_on(remarks: Iterable[int]) -> list[str]:
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
     """Decode a file: (3, H, W) uint8. Raises BrokenImage as ``read_file`` and ``decode`` do."""
-    return read_and_tell(path)[0]
-
-
-def read_and_tell(path: str | os.PathLike[str]) -> tuple[Tensor, Remark]:
-    """``decode_and_tell`` of a file. Raises BrokenImage as it and ``read_file`` do."""
-    return decode_and_tell(read_file(path), str(path))
+    return decode(read_file(path), str(path))
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -115,22 +114,25 @@ def decode(content: bytes, path: str) -> Tensor:
     return decode_and_tell(content, path)[0]
 
 
-def decode_and_tell(content: bytes, path: str) -> tuple[Tensor, Remark]:
+def decode_and_tell(content: bytes, path: str, at_least: int = 0) -> tuple[Tensor, Remark]:
     """Decode the bytes of an image file of any of ``FORMATS`` to RGB: (3, H, W) uint8.
 
+    The tensor is a view of (H, W, 3) in memory: who needs contiguous memory asks for it.
     The content decides the format; ``path`` is only for error messages. The Remark says what was
     converted or guessed: EXIF orientation is applied; transparency is composed on white; grey,
     palette, CMYK and other colour spaces are converted; 16-bit channels keep their high byte (value
     >> 8); integers of unknown range keep it if one is over 255; of several frames the first is
     read. Colour profiles and gamma have no effect.
+    at_least: above 0, a JPEG may be decoded at 1/8, 1/4 or 1/2 of its size, the smallest of these
+    whose shorter side has this many pixels.
     Raises BrokenImage for everything that cannot be decoded completely: empty, truncated, not an
     image, more than ``MAX_PIXELS`` pixels, pixels without a range (float, 32 bits over 65535).
     """
-    if _is_small_plain_jpeg(content):
-        try:
-            return _decode_plain_jpeg(content), Remark.READ
-        except RuntimeError:
-            pass  # damaged, or this torchvision has no decoder: use Pillow
+    frame = read_frame(content)
+    if frame and frame.is_plain and frame.height * frame.width <= MAX_PIXELS:
+        pixels = decode_frame(content, frame, at_least)
+        if pixels is not None:
+            return torch.from_numpy(pixels).permute(2, 0, 1), Remark.READ
     # Pillow warns about odd metadata in files that it reads well. `catch_warnings` is not
     # thread-safe, and this function may run in several threads. Repeating the filter is harmless.
     warnings.filterwarnings("ignore", module="PIL")
@@ -142,22 +144,35 @@ def decode_and_tell(content: bytes, path: str) -> tuple[Tensor, Remark]:
                 raise ValueError(
                     f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} are allowed"
                 )
-            remark = Remark.READ | (Remark.FIRST if _has_frames(image) else Remark(0))
-            if isinstance(image, TiffImageFile):
-                remark |= _prepare_tiff(image)
-            part = image.tile[0].extents if image.format == "GIF" and image.tile else None
-            image.load()
-            rgb, converted = _to_rgb(image, content)
-            if part and part != (0, 0, *rgb.size):
-                rgb = _on_white_canvas(rgb, part)
-            rgb, turned = _upright(rgb, image)
-            return _to_tensor(rgb), remark | converted | turned
+            pixels, remark = None, Remark.READ
+            if frame and not frame.is_plain and image.format == "JPEG":
+                pixels = decode_frame(content, frame, at_least)
+            if pixels is None:
+                rgb, remark = _by_pillow(image, content)
+                pixels = np.array(rgb)
+            pixels, turned = _upright(pixels, image)
+            return torch.from_numpy(pixels).permute(2, 0, 1), remark | turned
     except MemoryError:
         raise  # this is about the machine, not about the file
     except UnidentifiedImageError as error:
         raise BrokenImage(path, _why_unknown(content)) from error
     except Exception as error:  # Pillow's decoders raise almost any type on damaged files
         raise BrokenImage(path, reason(error)) from error
+
+
+@functools.cache
+def decoders() -> str:
+    """All that decides the pixels of a content: versions of libraries, and this code."""
+    parts = {name: features.version(name) for name in features.get_supported_codecs()}
+    parts["libjpeg_turbo"] = features.version("libjpeg_turbo")
+    parts["webp"] = features.version("webp")
+    parts["avif"] = features.version("avif") if HAS_AVIF else None
+    bundled = ", ".join(f"{name} {version}" for name, version in parts.items())
+    code = b"".join(Path(name).read_bytes() for name in (__file__, jpeg.__file__))
+    return (
+        f"simplejpeg {simplejpeg.__version__}, Pillow {PIL.__version__} ({bundled}), "
+        f"code {hashlib.sha256(code).hexdigest()}"
+    )
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
@@ -185,36 +200,31 @@ def reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _is_small_plain_jpeg(content: bytes) -> bool:
-    """Whether ``content`` is a baseline JPEG of up to SMALL pixels, 8 bits, without EXIF."""
-    place, frames = 2, []
-    while (head := content[place : place + 10])[:1] == b"\xff" and head[1:] and head[1] in _PLAIN:
-        if head[1] == 0xC0:  # marker, length (2 bytes each), bits, height, width (2), channels
-            frames.append(head)
-        place += 2 + int.from_bytes(head[2:4], "big")
-    if content[:2] != b"\xff\xd8" or head[:2] != b"\xff\xda" or len(frames) != 1:
-        return False
-    bits, channels = frames[0][4], frames[0][9]
-    height, width = (int.from_bytes(frames[0][at : at + 2], "big") for at in (5, 7))
-    return bits == 8 and channels in (1, 3) and 0 < height * width <= SMALL
+def _by_pillow(image: ImageFile.ImageFile, content: bytes) -> tuple[Image.Image, Remark]:
+    remark = Remark.READ | (Remark.FIRST if _has_frames(image) else Remark(0))
+    if isinstance(image, TiffImageFile):
+        remark |= _prepare_tiff(image)
+    part = image.tile[0].extents if image.format == "GIF" and image.tile else None
+    image.load()
+    rgb, converted = _to_rgb(image, content)
+    if part and part != (0, 0, *rgb.size):
+        rgb = _on_white_canvas(rgb, part)
+    return rgb, remark | converted
 
 
-def _decode_plain_jpeg(content: bytes) -> Tensor:
-    from torchvision.io import ImageReadMode, decode_jpeg  # takes a second; not every run needs it
-
-    pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    image: Tensor = decode_jpeg(pixels, mode=ImageReadMode.RGB)
-    return image.contiguous()
-
-
-def _upright(rgb: Image.Image, image: Image.Image) -> tuple[Image.Image, Remark]:
+def _upright(pixels: Pixels, image: Image.Image) -> tuple[Pixels, Remark]:
     # Not ImageOps.exif_transpose: it also rewrites the EXIF data, which fails if they are damaged.
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # the pixels are good, only the metadata is not
         orientation = None
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return (rgb, Remark(0)) if method is None else (rgb.transpose(method), Remark.TURNED)
+    if not isinstance(orientation, int) or orientation not in _UPRIGHT:
+        return pixels, Remark(0)
+    rows_to_columns, down, across = _UPRIGHT[orientation]
+    grid = pixels.view("V3")[..., 0]  # (H, W): a pixel is one item, which is copied at once
+    grid = (grid.T if rows_to_columns else grid)[::down, ::across]
+    turned = np.ascontiguousarray(grid).view(np.uint8).reshape(*grid.shape, 3)
+    return turned, Remark.TURNED
 
 
 def _on_white_canvas(rgb: Image.Image, part: tuple[int, int, int, int]) -> Image.Image:
@@ -336,10 +346,3 @@ def _with_key(image: Image.Image, bits: int, content: bytes) -> Image.Image:
             is_key &= np.asarray(low) == np.array(key) & 255
         image.putalpha(Image.fromarray(np.where(is_key.all(axis=2), 0, 255).astype(np.uint8)))
     return image
-
-
-def _to_tensor(rgb: Image.Image) -> Tensor:
-    pixels = bytearray()
-    for band in "RGB":  # channel by channel: takes a quarter of the time of permuting (H, W, 3)
-        pixels += rgb.tobytes("raw", band)
-    return torch.frombuffer(pixels, dtype=torch.uint8).view(3, rgb.height, rgb.width)

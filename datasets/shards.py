@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import numpy as np
 from torch import Tensor
 
 from datasets import BrokenImage, DataError
 from datasets.files import PARTS, check_names, missing_folder, shorten, user_path
-from datasets.images import check_file, decode_and_tell, read_file, reason
+from datasets.images import check_file, decode_and_tell, decoders, read_file, reason
 
 INDEX = "shards.json"
 FORMAT = "images in tar shards, 1"  # the number increases when the format of the index changes
@@ -48,12 +49,18 @@ class Shards:
 
     root: The folder with shards.json and the tar files, as scripts.pack_shards writes it.
     on_broken: What a file that cannot be decoded does: error ends the run, skip leaves it out.
+    decode: fast decodes a JPEG that is much larger than needed at 1/2, 1/4 or 1/8 of its size.
     """
 
     images: Tensor | None = None
     note = ""
 
-    def __init__(self, root: str, on_broken: Literal["error", "skip"] = "error") -> None:
+    def __init__(
+        self,
+        root: str,
+        on_broken: Literal["error", "skip"] = "error",
+        decode: Literal["exact", "fast"] = "exact",
+    ) -> None:
         folder = user_path(root, "dataset.root")
         if not folder.is_dir():
             raise missing_folder(folder)
@@ -61,15 +68,19 @@ class Shards:
         samples = index["samples"]
         self.root = folder
         self.on_broken = on_broken
+        self.decoding = decode
         self.classes = tuple(index["classes"])
         self.labels: tuple[int, ...] = tuple(sample["label"] for sample in samples)
         self.ids: tuple[str, ...] = tuple(sample["id"] for sample in samples)
         self.parts: tuple[str | None, ...] = tuple(sample["part"] for sample in samples)
         self.remarks = bytearray(len(samples))  # as those of ImageFiles
-        names = (self.classes[label] for label in self.labels)
-        check_names(folder / INDEX, zip(names, self.ids, strict=True))
+        names = [self.classes[label] for label in self.labels]
+        check_names(folder / INDEX, names, lambda number: self.ids[number])
         self._digests: tuple[str, ...] = tuple(sample["sha256"] for sample in samples)
         # Of each sample: number of the shard, first byte, number of bytes.
+        self.sizes = np.array(
+            [sample["size"] for sample in samples], np.int64
+        )  # bytes of each file
         self._places = tuple(
             (sample["shard"], sample["offset"], sample["size"]) for sample in samples
         )
@@ -79,20 +90,36 @@ class Shards:
 
     def image(self, index: int) -> Tensor:
         """Decode one image: (3, H, W) uint8. Raises BrokenImage, also if its bytes have changed."""
+        return self.decode(index, self.content(index))
+
+    def content(self, index: int) -> bytes:
+        """The bytes of one image file. Raises BrokenImage, also if they have changed."""
         shard, offset, size = self._places[index]
         path = self.root / shard_name(shard)
-        name = f"{path}: {self.ids[index]}"
         try:
             check_file(path)
             with open(path, "rb") as file:  # per read: safe in any thread and process
                 file.seek(offset)
                 content = file.read(size)
         except (OSError, ValueError) as error:
-            raise BrokenImage(name, reason(error)) from error
+            raise BrokenImage(self._name(index), reason(error)) from error
         if hashlib.sha256(content).hexdigest() != self._digests[index]:
-            raise BrokenImage(name, f"its bytes are not those that {INDEX} tells of")
-        image, self.remarks[index] = decode_and_tell(content, name)
+            raise BrokenImage(self._name(index), f"its bytes are not those that {INDEX} tells of")
+        return content
+
+    def decode(self, index: int, content: bytes, at_least: int = 0) -> Tensor:
+        """Decode what ``content`` returned: (3, H, W) uint8; as ``decode`` of ImageFiles."""
+        side = at_least if self.decoding == "fast" else 0
+        image, self.remarks[index] = decode_and_tell(content, self._name(index), side)
         return image
+
+    @property
+    def recipe(self) -> str:
+        """All that decides the pixels of a content, besides ``at_least``."""
+        return f"{self.decoding} decoding by {decoders()}"
+
+    def _name(self, index: int) -> str:
+        return f"{self.root / shard_name(self._places[index][0])}: {self.ids[index]}"
 
     def digest(self, index: int) -> str:
         """SHA-256 (hex) of the image file's bytes, from the index."""

@@ -3,7 +3,7 @@
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from datasets import DataError
 
@@ -38,29 +38,49 @@ def split(
     split stays, and then ``fold`` is val; an official val split is cut with the rest.
     Raises DataError for ratios that cannot be met and for a split without samples.
     """
-    kept = ("val", "test") if folds is None else ("test",)
-    fixed = [part if part in kept and not pool else None for part in parts]
-    free = [index for index, part in enumerate(fixed) if part is None]
-    samples = ((labels[i], digests[i]) for i in free)
-    if folds is None:
-        weights = _weights(ratios, {part for part in fixed if part is not None})
-        part_of = _cut(samples, weights, seed)
-        cut = ":".join(f"{ratio:g}" for ratio in ratios)
-    else:
-        shares = _cut(samples, {str(number): 1.0 for number in range(folds)}, seed)
-        part_of = _of_fold(shares, folds, fold, has_test="test" in fixed)
-        cut = f"in {folds} folds of which {fold} is held out"
+    official, weights, split_of = _shares(parts, ratios, pool, folds, fold)
+    samples = zip(labels, digests, parts, strict=True)
+    free = ((label, digest) for label, digest, part in samples if part not in official)
+    share_of = _cut(free, weights, seed)
     result: dict[str, list[int]] = {part: [] for part in PARTS}
-    for index, part in enumerate(fixed):
-        result[part or part_of[digests[index]]].append(index)
+    for index, (digest, part) in enumerate(zip(digests, parts, strict=True)):
+        chosen = part if part is not None and part in official else split_of[share_of[digest]]
+        result[chosen].append(index)
     for part, indices in result.items():
         if not indices:
+            cut = ":".join(f"{ratio:g}" for ratio in ratios)
+            if folds is not None:
+                cut = f"in {folds} folds of which {fold} is held out"
             raise DataError(
                 f"split: {len(labels)} images of {len(set(digests))} different contents, cut "
                 f"{cut}, leave no image for {part}; add images or change "
                 f"split.{'ratios' if folds is None else 'folds'}."
             )
     return result
+
+
+def expected_part(
+    parts: Iterable[str | None],
+    ratios: Sequence[float],
+    seed: int,
+    pool: bool = False,
+    folds: int | None = None,
+    fold: int = 0,
+) -> Callable[[str, str | None], str]:
+    """The split of a content by its hash alone: ``split`` before a small class takes from others.
+
+    The arguments are those of ``split``. The function that is returned takes a digest and the
+    official split of its sample. Raises DataError for ratios that cannot be met.
+    """
+    official, weights, split_of = _shares(parts, ratios, pool, folds, fold)
+    share_of = _share_by_hash(weights, seed)
+
+    def expected(digest: str, part: str | None) -> str:
+        if part is not None and part in official:
+            return part
+        return split_of[share_of(digest)]
+
+    return expected
 
 
 def conflicts(
@@ -73,14 +93,14 @@ def conflicts(
 
     The first line of a warning has the total, the next lines some of the groups of equal images.
     """
-    part_of = {index: part for part, indices in split.items() for index in indices}
-    count = Counter(digests[index] for index in part_of)
-    groups: dict[str, list[int]] = {}  # only of repeated contents, which are few
+    count = Counter(digests[index] for indices in split.values() for index in indices)
+    repeated = {digest for digest, number in count.items() if number > 1}  # few
+    part_of = {i: part for part, rows in split.items() for i in rows if digests[i] in repeated}
+    groups: dict[str, list[int]] = {}
     for index in sorted(part_of):
-        if count[digests[index]] > 1:
-            groups.setdefault(digests[index], []).append(index)
+        groups.setdefault(digests[index], []).append(index)
     kinds: list[tuple[str, Mapping[int, object]]] = [
-        ("different classes: one of the labels is wrong", dict(enumerate(labels))),
+        ("different classes: one of the labels is wrong", {i: labels[i] for i in part_of}),
         ("different parts of the official split: what is tested was trained on", part_of),
     ]
     warnings = []
@@ -106,6 +126,29 @@ def manifest(
     return {part: {ids[i]: digests[i] for i in indices} for part, indices in split.items()}
 
 
+def _shares(
+    parts: Iterable[str | None],
+    ratios: Sequence[float],
+    pool: bool,
+    folds: int | None,
+    fold: int,
+) -> tuple[set[str], dict[str, float], dict[str, str]]:
+    """The official splits that stay, the relative size of each share of the rest, and its split.
+
+    A share is a split or, with folds, the number of a fold.
+    """
+    kept = {"val", "test"} if folds is None else {"test"}
+    official = kept.intersection(() if pool else filter(None, parts))
+    if folds is None:
+        weights = _weights(ratios, official)
+        return official, weights, {part: part for part in weights}
+    held_out = {(fold + 1) % folds: "val", fold: "test"}
+    if official:
+        held_out = {fold: "val"}
+    split_of = {str(number): held_out.get(number, "train") for number in range(folds)}
+    return official, dict.fromkeys(split_of, 1.0), split_of
+
+
 def _weights(ratios: Sequence[float], official: set[str]) -> dict[str, float]:
     """Split -> ratio, for the splits that have no official samples."""
     if len(ratios) != 3 or not all(0 <= ratio <= _LARGEST for ratio in ratios):
@@ -128,47 +171,49 @@ def _weights(ratios: Sequence[float], official: set[str]) -> dict[str, float]:
 def _cut(
     samples: Iterable[tuple[int, str]], weights: Mapping[str, float], seed: int
 ) -> dict[str, str]:
-    """Content -> split, for (label, content) pairs and the relative size of each split."""
-    contents: dict[int, dict[str, float]] = {}  # label -> content -> place on [0, 1)
+    """Content -> share, for (label, content) pairs and the relative size of each share."""
+    contents: dict[int, list[str]] = {}  # by label; sets of all would take five times the memory
+    share_of: dict[str, str] = {}
+    by_hash = _share_by_hash(weights, seed)
     for label, digest in samples:
-        contents.setdefault(label, {})[digest] = _place(seed, digest)
+        contents.setdefault(label, []).append(digest)
+        if digest not in share_of:
+            share_of[digest] = by_hash(digest)
 
-    total, edge = sum(weights.values()), 0.0
-    bounds: dict[str, tuple[float, float]] = {}
-    for part, weight in weights.items():
-        bounds[part] = (edge, edge := edge + weight / total)
-    names = list(bounds)
-    edges = [high for _, high in bounds.values()][:-1]  # the last may be rounded below 1
-    part_of = {
-        digest: names[bisect_right(edges, place)]
-        for places in contents.values()
-        for digest, place in places.items()
-    }
-
-    for _, places in sorted(contents.items()):
-        enough = {part: max(1, int(len(places) * w / total / 2)) for part, w in weights.items()}
-        if len(places) < len(weights):
-            enough = {part: int(part == "train") for part in weights}  # too few for val and test
-        count = Counter(part_of[digest] for digest in places)
-        for part, (low, high) in bounds.items():
-            while count[part] < enough[part]:
+    total, bounds = sum(weights.values()), _bounds(weights)
+    for _, digests in sorted(contents.items()):
+        own = set(digests)
+        enough = {share: max(1, int(len(own) * w / total / 2)) for share, w in weights.items()}
+        if len(own) < len(weights):
+            enough = {share: int(share == "train") for share in weights}  # too few for val and test
+        count = Counter(map(share_of.__getitem__, own))
+        if all(count[share] >= least for share, least in enough.items()):
+            continue
+        places = {digest: _place(seed, digest) for digest in own}
+        for share, (low, high) in bounds.items():
+            while count[share] < enough[share]:
                 giver = max(weights, key=lambda other: count[other] - enough[other])
                 _, nearest = min(
                     (max(low - place, place - high), digest)
                     for digest, place in places.items()
-                    if part_of[digest] == giver
+                    if share_of[digest] == giver
                 )
-                part_of[nearest] = part
-                count.update({giver: -1, part: 1})
-    return part_of
+                share_of[nearest] = share
+                count.update({giver: -1, share: 1})
+    return share_of
 
 
-def _of_fold(shares: Mapping[str, str], folds: int, fold: int, has_test: bool) -> dict[str, str]:
-    """Content -> split, given content -> fold (as text), with fold ``fold`` held out."""
-    held_out = {str((fold + 1) % folds): "val", str(fold): "test"}
-    if has_test:
-        held_out = {str(fold): "val"}
-    return {digest: held_out.get(share, "train") for digest, share in shares.items()}
+def _share_by_hash(weights: Mapping[str, float], seed: int) -> Callable[[str], str]:
+    """The share of a content by its place on [0, 1) alone."""
+    names, edges = list(weights), [high for _, high in _bounds(weights).values()]
+    edges.pop()  # the last may be rounded below 1
+    return lambda digest: names[bisect_right(edges, _place(seed, digest))]
+
+
+def _bounds(weights: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """The part of [0, 1) that each share has."""
+    total, edge = sum(weights.values()), 0.0
+    return {share: (edge, edge := edge + weight / total) for share, weight in weights.items()}
 
 
 def _place(seed: int, digest: str) -> float:

@@ -2,7 +2,8 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from datasets.files import natural
@@ -43,23 +44,33 @@ def walk(folder: str) -> Found:
     unreadable: list[OSError] = []
     top, seen, waiting = os.path.realpath(folder), set[str](), [folder]
     while waiting:
-        links = []
-        for place, folders, files in os.walk(waiting.pop(0), onerror=unreadable.append):
-            here = os.path.realpath(place)
-            for name in () if here in seen else folders:
-                path = os.path.join(place, name)
-                if not is_visible(name):
-                    left_out["hidden"].append(f"{path}/")
-                elif os.path.islink(path):
-                    links.append(path)
-            folders[:] = [name for name in folders if here not in seen and is_visible(name)]
-            prefix = os.path.join(place, "")
-            for name in () if here in seen else files:
-                if kind := kind_left_out(place, name):
-                    left_out[kind].append(prefix + name)
-                else:
-                    images.append(prefix + name)
+        links: list[str] = []
+        inner = [(start := waiting.pop(0), os.path.realpath(start))]  # with the real paths
+        while inner:
+            place, here = inner.pop()
+            try:
+                with os.scandir(place) as entries:
+                    files, folders = _files_and_folders(entries)
+            except OSError as error:
+                unreadable.append(error)
+                continue
+            if here in seen:
+                continue
             seen.add(here)
+            deeper = []
+            for entry in folders:
+                if not is_visible(entry.name):
+                    left_out["hidden"].append(f"{entry.path}/")
+                elif entry.is_symlink():
+                    links.append(entry.path)
+                else:
+                    deeper.append((entry.path, os.path.join(here, entry.name)))
+            inner += reversed(deeper)
+            for entry in files:
+                if kind := kind_left_out(entry):
+                    left_out[kind].append(entry.path)
+                else:
+                    images.append(entry.path)
         for path in sorted(links):
             target = os.path.realpath(path)
             holder = os.path.realpath(os.path.dirname(path))
@@ -67,7 +78,17 @@ def walk(folder: str) -> Found:
                 left_out["links in a circle"].append(path)
             else:
                 waiting.append(path)
-    return Found(sorted(images, key=natural), left_out, unreadable)
+    images.sort(key=lambda path: natural(path[len(folder) :]))  # all begin with ``folder``
+    return Found(images, left_out, unreadable)
+
+
+def _files_and_folders(
+    entries: Iterable[os.DirEntry[str]],
+) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+    found: tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]] = ([], [])
+    for entry in entries:
+        found[is_folder(entry)].append(entry)
+    return found
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -83,25 +104,33 @@ def is_visible(folder: str) -> bool:
     return not folder.startswith(".") and folder not in SYSTEM
 
 
-def kind_left_out(place: str, name: str) -> str:
+def kind_left_out(file: os.DirEntry[str] | Path) -> str:
     """What a file is that is not read, such as ".heic"; "" for an image.
 
     The suffix decides; for a name without suffix, or with digits as its suffix, the content does.
     """
-    suffix = os.path.splitext(name)[1].lower()
+    name = file.name
     if name.startswith("."):  # .DS_Store, and ._x.jpg that macOS writes beside x.jpg
         return "hidden"
-    path = os.path.join(place, name)
-    if os.path.islink(path) and not os.path.exists(path):
+    if _is_broken_link(file):
         return "broken links"
+    _, dot, ending = name.rpartition(".")
+    suffix = f".{ending.lower()}" if dot else ""
     if suffix in SUFFIXES:
         return ""
     if suffix.strip(".0123456789"):
         return suffix
-    return "" if suffix_by_content(path) else "without suffix"
+    return "" if suffix_by_content(file) else "without suffix"
 
 
-def suffix_by_content(path: str) -> str:
+def _is_broken_link(file: os.DirEntry[str] | Path) -> bool:
+    try:
+        return file.is_symlink() and not os.path.exists(file)
+    except OSError:
+        return False
+
+
+def suffix_by_content(path: str | os.PathLike[str]) -> str:
     """The usual suffix of a file's format; "" if it is no image or cannot be read."""
     try:
         check_file(path)

@@ -230,6 +230,17 @@ def test_in_whatever_pieces_it_comes_a_file_and_its_digest_are_of_the_whole(
     assert entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+@pytest.mark.parametrize("images", [0, 1, 4096, 4097, 9000])
+def test_a_long_json_file_is_that_of_the_json_module(run, images):
+    names = {f'a/{i} "\udce9é.jpg': f"{i:064x}" for i in range(images)}
+    content = {"ratios": [8.0, 1], "train": names, "pool": False, "val": {"b": "c"}}
+    disk.write_long_json(run / "a.json", content)
+    text = json.dumps(content, ensure_ascii=False) + "\n"
+    assert (run / "a.json").read_bytes() == text.encode(errors="backslashreplace")
+    disk.write_long_json(run / "a.json", {})
+    assert (run / "a.json").read_bytes() == b"{}\n"
+
+
 def test_what_was_appended_after_the_state_is_cut_off(run):
     (run / "metrics.jsonl").write_bytes(b"one\ntwo\nthr")
     file = disk.AppendedFile(run / "metrics.jsonl", length=4)

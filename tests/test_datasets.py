@@ -12,18 +12,22 @@ import sys
 import tarfile
 import warnings
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from datasets import DATASETS, BrokenImage, DataError, Dataset, cifar10, draw, rmb
 from datasets.cifar10 import CIFAR10
 from datasets.csv_images import CSVImages
 from datasets.fashion_mnist import FashionMNIST
+from datasets.files import natural
 from datasets.image_folder import ImageFolder
 from datasets.memory import fetch_into
 from datasets.rmb import RMB
@@ -108,6 +112,18 @@ def test_class_folders_are_in_natural_order_and_may_be_nested(tmp_path):
     assert data.labels == (0, 0, 1, 1)
     assert data.parts == (None,) * 4
     assert data.digest(2) == hashlib.sha256((tmp_path / "c10/2.png").read_bytes()).hexdigest()
+
+
+@given(st.lists(st.text("aB0019. _-/!~é٣\x01", max_size=8)))
+def test_natural_order_is_that_of_texts_and_whole_numbers_in_turn(names):
+    def pieces(name):
+        """Text, number, text, ..., text: compared one after the other."""
+        found = [("".join(group), is_digit) for is_digit, group in groupby(name, str.isdecimal)]
+        found = [("", False), *found] if found and found[0][1] else found
+        found = [*found, ("", False)] if not found or found[-1][1] else found
+        return [int(text) if is_digit else text for text, is_digit in found], name
+
+    assert sorted(names, key=natural) == sorted(names, key=pieces)
 
 
 def test_hidden_files_and_other_suffixes_are_ignored(tmp_path):

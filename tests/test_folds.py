@@ -173,6 +173,15 @@ def test_what_is_dumped_loads_again_to_an_equal_config(config_file, tmp_path):
     assert "ratios: [8.0, 1.0, 1.0]" in load_config(config_file).dump()
 
 
+@pytest.mark.parametrize("images", [0, 1, 4096, 4097, 9000])
+def test_the_digest_of_a_split_is_of_its_lines_however_many_there_are(images):
+    names = {f"a/{i}\udce9.jpg": f"{i:064x}" for i in range(images)}
+    lines = "\n".join(f"{name} {digest}" for name, digest in names.items())
+    text = f"ratios\n[8.0, 1.0, 1.0]\npool\nFalse\ntrain\n{lines}\n"
+    whole = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+    assert digest_of_split({"ratios": [8.0, 1.0, 1.0], "pool": False, "train": names}) == whole
+
+
 def test_a_fold_has_its_own_digest_and_no_folds_have_the_digest_of_ever(config_file):
     digests = {}
     for fold in (None, 0, 1):

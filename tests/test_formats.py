@@ -775,7 +775,8 @@ def test_folders_predictions_shards_and_unpacked_archives_give_the_same_pixels(
     ):
         for index, name in enumerate(dataset.ids):
             assert torch.equal(dataset.image(index), expected[name]), name
-    run = SimpleNamespace(image_channels=3, remarks=bytearray())  # predict and explain read by it
+    # predict and explain read by it
+    run = SimpleNamespace(image_channels=3, at_least=0, remarks=bytearray())
     for name, pixels in expected.items():
         assert torch.equal(TrainedModel.read(run, folder / name), pixels)  # type: ignore[arg-type]
 

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision.transforms.v2 as v2
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -122,6 +124,57 @@ def by_hand(run, path, flip=False):
 
 
 # What is predicted
+
+
+def test_images_are_decoded_as_the_run_decoded_them(run, tmp_path):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    fast = shutil.copytree(run, tmp_path / "fast")
+    (fast / "config.yaml").write_text(
+        yaml.safe_dump(settings | {"dataset": settings["dataset"] | {"decode": "fast"}})
+    )
+    large = photo(tmp_path / "large.jpg", size=(800, 600), save="JPEG")
+    assert load_trained(run).read(large).shape == (3, 600, 800)
+    assert load_trained(fast).read(large).shape == (3, 75, 100)  # at least twice 32
+
+
+def test_a_run_on_reduced_photographs_is_judged_and_used_on_the_same_ones(tmp_path, listed, capsys):
+    draws = random.Random(0)
+    for name, colour in (("1", (60, 140, 60)), ("100", (180, 60, 60))):
+        for number in range(12):
+            noise = Image.effect_noise((400, 300), draws.uniform(20, 120)).convert("RGB")
+            picture = Image.blend(noise, Image.new("RGB", noise.size, colour), draws.random() / 2)
+            path = tmp_path / "photographs" / name / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+    root = tmp_path / "photographs"
+    text = CONFIG.format(root=root, augment="- {name: RandomHorizontalFlip}")
+    (tmp_path / "fast.yaml").write_text(text + "metrics: [accuracy, macro_f1, auroc]\n")
+    job = prepare(load_config(tmp_path / "fast.yaml", ["dataset.decode=fast"]), lambda line: None)
+    with StopRequest() as stop:
+        run = fit(job, tmp_path / "runs", None, lambda line: None, stop)
+    expected = json.loads((run / "result.json").read_text())["test"]
+    for workers in (0, 1):  # whether the images come from the store or are read anew
+        options = [f"loader.workers={workers}", f"loader.cache={'off' if workers else 'auto'}"]
+        config = load_config(run / "config.yaml", options)
+        found = evaluate_run(run, config, "test")
+        assert {name: found[name] for name in expected} == expected
+    names = list(json.loads((run / "split.json").read_text())["test"])
+    model = load_trained(run).model
+    capsys.readouterr()  # the table of training
+    for entry in listed(*(root / name for name in names), run=run):
+        with Image.open(entry["path"]) as image:
+            image.draft(
+                "RGB", (100, 75)
+            )  # Pillow's own reduction: the smallest of at least twice 32
+            assert image.size == (100, 75)
+            pixels = v2.functional.pil_to_tensor(image)
+        inputs = (v2.functional.resize(pixels, [32, 32], antialias=True) / 255 - 0.5) / 0.25
+        with torch.no_grad():
+            chances = model(inputs[None]).softmax(dim=1)[0]
+        values = torch.tensor(list(entry["probabilities"].values()))
+        assert torch.allclose(values, chances, rtol=0, atol=1e-6)
+        by_all_pixels = by_hand(run, entry["path"])
+        assert not torch.allclose(values, by_all_pixels, rtol=0, atol=1e-6)
 
 
 def test_the_test_images_get_the_accuracy_of_the_runs_result(run, notes, listed):

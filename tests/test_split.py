@@ -16,7 +16,7 @@ from PIL import Image
 from datasets import DataError
 from datasets.image_folder import ImageFolder
 from datasets.rmb import RMB
-from datasets.split import PARTS, conflicts, manifest, split
+from datasets.split import PARTS, conflicts, expected_part, manifest, split
 from scripts.split_dataset import main
 
 PHOTOS = Path("../shared/data/rmb")
@@ -103,6 +103,23 @@ def test_large_sets_follow_the_hash_alone_and_meet_the_ratios():
     assert part_of(parts) == {index: by_hash_alone(index, 0) for index in range(20_000)}
     for part, share in zip(PARTS, (0.8, 0.1, 0.1), strict=True):  # 5 standard deviations
         assert abs(len(parts[part]) - share * 20_000) < 5 * (share * (1 - share) * 20_000) ** 0.5
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("folds, fold", [(None, 0), (3, 0), (5, 4)])
+@pytest.mark.parametrize("official", [(None,), ("train", "test"), ("train", "val"), PARTS])
+def test_without_borrowing_the_expected_part_of_a_digest_is_its_part(official, folds, fold, pool):
+    digests = [digest(content) for content in range(600)]
+    parts = [official[i % len(official)] for i in range(600)]
+    found = split([0] * 600, digests, parts, (8, 1, 1), 3, pool, folds, fold)
+    expected = expected_part(iter(parts), (8, 1, 1), 3, pool, folds, fold)
+    assert {i: expected(digests[i], parts[i]) for i in range(600)} == part_of(found)
+
+
+def test_the_expected_part_follows_the_hash_alone_where_a_split_borrows():
+    expected = expected_part([None], (8, 1, 1), 0)
+    assert [expected(digest(i), None) for i in range(3)] == [by_hash_alone(i, 0) for i in range(3)]
+    assert len({expected(digest(i), None) for i in range(3)}) < 3  # ``split`` gives each part one
 
 
 def test_adding_files_moves_only_what_was_borrowed():

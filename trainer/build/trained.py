@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.images import read_and_tell
+from datasets.images import decode_and_tell, read_file
 from trainer.build.device import choose_device
 from trainer.build.model import build_model, check_size, logits_of
 from trainer.build.precision import FP32, Precision, build_precision
@@ -24,6 +24,7 @@ from trainer.process.words import visible
 from trainer.run.best import load_best, require_best, require_same_model, state_of
 from trainer.run.disk import read_json
 from trainer.run.folder import runs_in
+from transforms.needed import needed_side
 from transforms.pipeline import Pipeline
 
 
@@ -33,6 +34,7 @@ class TrainedModel:
 
     input_shape: the model's (C, H, W). image_channels: 1 or 3, before any transform. epoch: the one
     whose weights these are (None: model.json has none), digest: the SHA-256 of their file.
+    at_least: the pixels of an image's shorter side that are decoded, 0 if all, as in training.
     remarks: those on the files that were read.
     """
 
@@ -46,13 +48,14 @@ class TrainedModel:
     device: torch.device
     precision: Precision = FP32
     channels_last: bool = False
+    at_least: int = 0
     remarks: bytearray = field(default_factory=bytearray)
     epoch: int | None = None
     digest: str = ""
 
     def read(self, path: Path) -> Tensor:
         """An image file as the run's dataset gives it: (C, H, W) uint8. Raises BrokenImage."""
-        image, remark = read_and_tell(path)
+        image, remark = decode_and_tell(read_file(path), str(path), self.at_least)
         self.remarks.append(remark)
         if self.image_channels == 1:  # Pillow's "L", exact for grey pictures kept as RGB
             red, green, blue = image.int()
@@ -125,6 +128,7 @@ def load_with(config: Config, run: Path) -> TrainedModel:
     metrics = best.get("metrics")
     epoch = metrics.get("epoch") if isinstance(metrics, dict) else None
     epoch = epoch if type(epoch) is int else None
+    fast = config.dataset.arguments.get("decode") == "fast"
     return TrainedModel(
         run=run,
         config=config,
@@ -136,6 +140,7 @@ def load_with(config: Config, run: Path) -> TrainedModel:
         device=device,
         precision=build_precision(config, device),  # as the run computed
         channels_last=channels_last,
+        at_least=needed_side([*pipeline.fixed, *pipeline.rest]) if fast else 0,
         epoch=epoch,
         digest=str(best["weights"]["sha256"]),
     )

@@ -52,7 +52,7 @@ def find_images(texts: Sequence[str]) -> FoundImages:
                 continue
             if path.is_dir():
                 images += in_folder(str(path))
-            elif kind := kind_left_out(str(path.parent), path.name):
+            elif kind := kind_left_out(path):
                 left_out[kind].append(str(path))
             else:
                 images.append(str(path))

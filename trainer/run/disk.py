@@ -4,13 +4,17 @@ These functions write every file of a run. All system calls go through this modu
 tests can replace it by one that fails, or kills the process, at the n-th call.
 """
 
+import errno
 import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ PIECE = 2**22  # bytes written and hashed in one go
 # Bytes of a file that may wait in the page cache before a sync. A gigabyte of new pages would take
 # longer than all the rest, and would push cached images out.
 CACHED = 2**26
+MINUTE = 60.0  # seconds after which a file that nobody has completed is left over
 MAX_JSON = 2**28
 MAX_SPLIT = 2**36  # of split.json: a million images take 2**27
 
@@ -91,6 +96,22 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+def append(descriptor: int, data: bytes | memoryview) -> int:
+    """Append ``data`` in one call to a file opened with O_APPEND; return its first byte's place.
+
+    Several processes may append at once. Raises OSError if the disk did not take all.
+    """
+    size = len(data)
+    if os.write(descriptor, data) < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return os.lseek(descriptor, 0, os.SEEK_CUR) - size
+
+
+def flush_file(descriptor: int) -> None:
+    """Sync a file's content to the disk."""
+    os.fsync(descriptor)
+
+
 def write_with(path: Path, fill: Callable[[Digest], object], *copies: Path) -> dict[str, Any]:
     """Replace ``path`` atomically by what ``fill`` writes: a reader finds the old or the new file.
 
@@ -136,6 +157,14 @@ def write_file(path: Path, content: str | bytes) -> None:
     write_with(path, lambda file: file.write(data))
 
 
+def remove_temporary(folder: Path) -> None:
+    """Remove the temporary files that killed writers left in ``folder`` a minute ago or more."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime >= MINUTE:
+                path.unlink()
+
+
 def copy_file(source: Path, target: Path) -> dict[str, Any]:
     """Copy a file; returns the size and SHA-256 of the bytes that were read."""
 
@@ -147,9 +176,38 @@ def copy_file(source: Path, target: Path) -> dict[str, Any]:
     return write_with(target, fill)
 
 
-def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -> None:
-    """Write ``content`` as JSON, atomically; with ``indent=None`` ten times as fast."""
-    write_file(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=True) + "\n")
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` as JSON, atomically."""
+    write_file(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=True) + "\n")
+
+
+def write_long_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` as JSON in one line, atomically; ten times as fast, and in little memory.
+
+    Its values may be mappings of a million items.
+    """
+
+    def fill(file: Digest) -> None:
+        for text in _pieces(content):
+            file.write(text.encode(errors="backslashreplace"))  # as in ``write_file``
+
+    write_with(path, fill)
+
+
+def _pieces(content: Mapping[str, Any]) -> Iterator[str]:
+    """The text of ``json.dumps``, of the values that are mappings 4,096 items at a time."""
+    dumps = partial(json.dumps, ensure_ascii=False, allow_nan=True)
+    before = "{"
+    for key, value in content.items():
+        yield f"{before}{dumps(key)}: "
+        before = ", "
+        items = iter(value.items() if isinstance(value, Mapping) else ())
+        between = "{"
+        while some := dict(islice(items, 4096)):
+            yield between + dumps(some)[1:-1]
+            between = ", "
+        yield dumps(value) if between == "{" else "}"
+    yield "}\n" if content else "{}\n"
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
