@@ -13,14 +13,10 @@ from scipy.stats import (
     pearsonr,
 )
 
-from transforms.geometric import (
-    RANDOM_AFFINE,
-    RANDOM_ERASING,
-    RANDOM_PERSPECTIVE,
-    RANDOM_RESIZED_CROP,
-    RANDOM_ROTATION,
-)
+from transforms.geometric import RANDOM_AFFINE, RANDOM_PERSPECTIVE, RANDOM_ROTATION
 from transforms.keyed import Draws
+from transforms.rectangles import RANDOM_ERASING
+from transforms.resized_crop import RANDOM_RESIZED_CROP
 
 MODE = v2.InterpolationMode  # older releases take no plain names
 MANY = 4000

@@ -972,3 +972,22 @@ def test_without_timm_the_install_command_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r'pip install -e "\.\[timm\]"'):
         timm_model("resnet18", 2, 3, None, {})
+
+
+def test_lenet_computes_what_relu_before_the_pooling_would():
+    torch.manual_seed(0)
+    model, images = LeNet(10, 3), torch.randn(8, 3, 32, 32)
+    first, second = (m for m in model.features if isinstance(m, nn.Conv2d))
+
+    def textbook(images):
+        pooled = nn.functional.max_pool2d(torch.relu(first(images)), 2)
+        pooled = nn.functional.max_pool2d(torch.relu(second(pooled)), 2)
+        return model.classifier(pooled.flatten(1))
+
+    gradients = []
+    for forward in (model, textbook):
+        model.zero_grad()
+        logits = forward(images)
+        logits.square().sum().backward()
+        gradients.append([logits, *(parameter.grad for parameter in model.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))

@@ -205,6 +205,23 @@ def test_resize_gives_one_image_and_a_stack_the_same_bits(interpolation, data):
     assert torch.equal(pipeline.prepare(images), each)
 
 
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name not in MIXING])
+def test_the_layout_of_an_image_in_memory_changes_no_bit(name):
+    pipeline = Pipeline([example(name, 3)], seed=0)
+    sizes = [(101, 120), (90, 133)]
+    if name == "LinearTransformation":  # its matrix has one size
+        sizes = [(HEIGHT, WIDTH), (WIDTH, HEIGHT)]
+    rows = [torch.randint(0, 256, (*size, 3), dtype=torch.uint8) for size in sizes]
+    views = [image.permute(2, 0, 1) for image in rows]  # as files are decoded
+    zeros, results = torch.zeros(2), []
+    for images in (views, [image.contiguous() for image in views]):
+        prepared = [pipeline.prepare(image) for image in images]
+        count = len(pipeline.rest)
+        results.append(pipeline.begin(prepared, zeros, torch.tensor([5, 8]), 1, count)[0])
+    for view, contiguous in zip(*results, strict=True):
+        assert torch.equal(view, contiguous)
+
+
 # --- equal to torchvision's ---------------------------------------------------------------------
 
 

@@ -4,19 +4,19 @@ To add one, write its ``Kernel`` and a line in ``KERNELS``. A random transform w
 per sample.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torchvision.transforms.v2 as v2
 from torch import Tensor
 
-from transforms import FIXED, colour, crops_and_flips, geometric, own
+from transforms import FIXED, colour, crops_and_flips, geometric, own, rectangles, resized_crop
+from transforms.by_image import Step, goes_by_image, run_by_image
 from transforms.kernel import Kernel
 from transforms.keyed import Draws
+from transforms.memory import CHUNK, Images, stacked
 from transforms.mixing import MIXING_KERNELS, one_hot
-
-Images = Tensor | list[Tensor]  # one tensor, or a list where sizes differ
-CHUNK = 2**19  # values that a CPU processes at once, so that temporaries stay in its cache
 
 KERNELS: dict[type, Kernel] = {
     v2.RandomCrop: crops_and_flips.RANDOM_CROP,
@@ -26,8 +26,8 @@ KERNELS: dict[type, Kernel] = {
     v2.RandomRotation: geometric.RANDOM_ROTATION,
     v2.RandomAffine: geometric.RANDOM_AFFINE,
     v2.RandomPerspective: geometric.RANDOM_PERSPECTIVE,
-    v2.RandomResizedCrop: geometric.RANDOM_RESIZED_CROP,
-    own.RandomErasing: geometric.RANDOM_ERASING,
+    v2.RandomResizedCrop: resized_crop.RANDOM_RESIZED_CROP,
+    own.RandomErasing: rectangles.RANDOM_ERASING,
     v2.RandomGrayscale: colour.RANDOM_GRAYSCALE,
     v2.ColorJitter: colour.COLOR_JITTER,
     v2.GaussianBlur: colour.GAUSSIAN_BLUR,
@@ -46,20 +46,25 @@ def is_batched(transform: Any) -> bool:
 
 def run_batched(transform: Any, images: Images, draws: Draws) -> Images:
     """Apply an ``is_batched`` transform to images (B, C, H, W), with each sample's own draws."""
+    kernel = KERNELS.get(type(transform))
+    if kernel is not None and goes_by_image(kernel, transform, images):
+        return run_by_image([Step(kernel, transform, draws)], images)
     if isinstance(images, list):
-        one = [torch.tensor([row]) for row in range(len(images))]
-        pairs = zip(one, images, strict=True)
-        return stacked([run_batched(transform, x[None], draws.rows(i))[0] for i, x in pairs])
+        return _by_shape(images, lambda group, i: run_batched(transform, group, draws.rows(i)))
     at_once = max(1, CHUNK // images[0].numel())
     if images.device.type == "cpu" and len(images) > at_once:
-        chunks = torch.split(torch.arange(len(images)), at_once)
-        return _joined(
-            [run_batched(transform, images.index_select(0, i), draws.rows(i)) for i in chunks]
-        )
+        rows = torch.split(torch.arange(len(images)), at_once)
+        chunks = zip(torch.split(images, at_once), rows, strict=True)
+        return _joined([_run_chunk(transform, chunk, draws.rows(i)) for chunk, i in chunks])
+    return _run_chunk(transform, images, draws)
+
+
+def _run_chunk(transform: Any, images: Tensor, draws: Draws) -> Images:
     if isinstance(transform, NESTING):
+        result: Images = images
         for choice in choices(transform, draws):
-            images = _by_choice(transform.transforms, choice, images, draws)
-        return images
+            result = _by_choice(transform.transforms, choice, result, draws)
+        return result
     if (kernel := KERNELS.get(type(transform))) is None:
         fixed: Tensor = transform(images)
         return fixed
@@ -87,9 +92,9 @@ def choices(transform: Any, draws: Draws) -> list[Tensor]:
 def _by_choice(inner: Any, choice: Tensor, images: Images, draws: Draws) -> Images:
     """Apply to each image the inner transform of its choice, in one call per choice."""
     if isinstance(images, list):
-        one = [torch.tensor([row]) for row in range(len(images))]
-        pairs = zip(one, images, strict=True)
-        return stacked([_by_choice(inner, choice[i], x[None], draws.rows(i))[0] for i, x in pairs])
+        return _by_shape(
+            images, lambda group, i: _by_choice(inner, choice[i], group, draws.rows(i))
+        )
     groups, results = [], []
     for number in range(-1, len(inner)):
         rows = (choice == number).nonzero().flatten()
@@ -105,19 +110,25 @@ def _by_choice(inner: Any, choice: Tensor, images: Images, draws: Draws) -> Imag
     return [joined[place] for place in places.tolist()]
 
 
+def _by_shape(images: list[Tensor], function: Callable[[Tensor, Tensor], Images]) -> Images:
+    """``function(images of one shape, their rows)`` for each shape, put into their old order."""
+    rows_of: dict[torch.Size, list[int]] = {}
+    for row, image in enumerate(images):
+        rows_of.setdefault(image.shape, []).append(row)
+    results = dict[int, Tensor]()
+    for rows in rows_of.values():
+        group = stacked([images[row] for row in rows])
+        assert isinstance(group, Tensor)
+        results.update(zip(rows, function(group, torch.tensor(rows)), strict=True))
+    return stacked([results[row] for row in range(len(images))])
+
+
 def _joined(chunks: list[Images]) -> Images:
     """The concatenated chunks of a batch: a tensor if all images have the same shape."""
     tensors = [chunk for chunk in chunks if isinstance(chunk, Tensor)]
     if len(tensors) == len(chunks) and len({chunk.shape[1:] for chunk in tensors}) == 1:
         return torch.cat(tensors)
     return [image for chunk in chunks for image in chunk]
-
-
-def stacked(images: Images) -> Images:
-    """The images as one tensor if all have the same shape, else unchanged."""
-    if isinstance(images, list) and len({image.shape for image in images}) == 1:
-        return torch.stack(images)
-    return images
 
 
 def predecessors(transform: Any) -> int:

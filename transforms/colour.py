@@ -8,13 +8,14 @@ number for a batch, so this code gets the same single rounding from float64.
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torchvision.transforms.v2 as v2
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from transforms.kernel import Kernel, Parameters, change
+from transforms.kernel import Kernel, Parameters, change, is_large, of_one
 from transforms.keyed import Draws
 from transforms.own import SaltPepperNoise
 
@@ -34,6 +35,14 @@ def make_gray(transform: v2.RandomGrayscale, images: Tensor, parameters: Paramet
         return result.contiguous()  # torchvision expands one channel to three
 
     return change(images, parameters["chosen"], gray)
+
+
+def gray_one(transform: v2.RandomGrayscale, image: Tensor, parameters: dict[str, bool]) -> Tensor:
+    """``make_gray`` of one image."""
+    if not parameters["chosen"]:
+        return image
+    result: Tensor = v2.functional.rgb_to_grayscale(image, image.shape[-3])
+    return result
 
 
 def draw_jitter(transform: v2.ColorJitter, size: tuple[int, int, int], draws: Draws) -> Parameters:
@@ -68,6 +77,28 @@ def jitter(transform: v2.ColorJitter, images: Tensor, parameters: Parameters) ->
             operation = partial(_adjusted, _OPERATIONS[names[number]], parameters[names[number]])
             images = change(images, turn == place, operation)
     return images
+
+
+def jitter_one(transform: v2.ColorJitter, image: Tensor, parameters: dict[str, Any]) -> Tensor:
+    """``jitter`` of one image. One factor needs no float64: torch multiplies, adds, rounds once."""
+    is_usual = image.dtype == torch.uint8 and image.ndim == 3 and image.device.type == "cpu"
+    if not is_usual or not is_large(image.shape, image.shape[1:]):
+        return jitter(transform, image[None], of_one(parameters))[0]
+    image, names = image.contiguous(), list(_OPERATIONS)
+    for name in (names[number] for number in parameters["fn_idx"]):
+        if name not in parameters or (len(image) == 1 and name in names[2:]):
+            continue
+        factor = parameters[name]
+        if name == "brightness_factor":
+            image = _level(image * factor, image.dtype)
+        elif name == "hue_factor":
+            image = _hue(image[None], torch.tensor([factor]).view(1, 1, 1, 1))[0]
+        else:
+            other = _gray(image)
+            if name == "contrast_factor":
+                other = (other.sum().to(torch.float32) / other.numel()).view(1, 1, 1)
+            image = _level((image * factor).add_(other, alpha=1 - factor), image.dtype)
+    return image
 
 
 def _adjusted(
@@ -189,7 +220,8 @@ def blur(transform: v2.GaussianBlur, images: Tensor, parameters: Parameters) -> 
     kernels = _weights(rows, down)[:, :, None] * _weights(columns, across)[:, None]
     kernels = kernels.to(images.device, non_blocking=True).repeat_interleave(channels, dim=0)
     margins = [columns // 2, columns // 2, rows // 2, rows // 2]
-    padded = pad(images.to(torch.float32), margins, mode="reflect").flatten(0, 1)
+    values = images.to(torch.float32, memory_format=torch.contiguous_format)
+    padded = pad(values, margins, mode="reflect").flatten(0, 1)
     if len(padded) == 1:
         padded, kernels = padded.expand(2, -1, -1), kernels.expand(2, -1, -1)
     blurred = conv2d(padded[None], kernels[:, None], groups=len(padded))[0, : batch * channels]
@@ -214,7 +246,7 @@ def add_noise(transform: SaltPepperNoise, images: Tensor, parameters: Parameters
     return (images * kept).add_(salt.to(images.dtype).mul_(white))
 
 
-RANDOM_GRAYSCALE = Kernel(draw_grayscale, make_gray)
-COLOR_JITTER = Kernel(draw_jitter, jitter)
+RANDOM_GRAYSCALE = Kernel(draw_grayscale, make_gray, one=gray_one)
+COLOR_JITTER = Kernel(draw_jitter, jitter, one=jitter_one)
 GAUSSIAN_BLUR = Kernel(draw_blur, blur)
 SALT_PEPPER_NOISE = Kernel(draw_noise, add_noise)

@@ -6,41 +6,57 @@ import torch
 import torchvision.transforms.v2 as v2
 from torch import Tensor
 
-from transforms.kernel import Kernel, Parameters
+from transforms.kernel import Kernel, Parameters, Size
 from transforms.keyed import Draws
 
 
-def _padding(transform: v2.RandomCrop, height: int, width: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom padding in pixels for images of this size."""
+def _padding(transform: v2.RandomCrop, height: Any, width: Any) -> tuple[Any, Any, Any, Any]:
+    """Left, top, right and bottom padding in pixels for images of this size, or of (B,) sizes."""
     left, right, top, bottom = transform.padding or (0, 0, 0, 0)
     if transform.pad_if_needed:  # torchvision pads each side by the full difference
-        missing_rows = max(0, transform.size[0] - (height + top + bottom))
-        missing_columns = max(0, transform.size[1] - (width + left + right))
+        missing_rows = _at_least_0(transform.size[0] - (height + top + bottom))
+        missing_columns = _at_least_0(transform.size[1] - (width + left + right))
         top, bottom = top + missing_rows, bottom + missing_rows
         left, right = left + missing_columns, right + missing_columns
     return left, top, right, bottom
 
 
-def draw_crop(transform: v2.RandomCrop, size: tuple[int, int, int], draws: Draws) -> Parameters:
+def _at_least_0(number: Any) -> Any:
+    return number.clamp(min=0) if isinstance(number, Tensor) else max(0, number)
+
+
+def draw_crop(transform: v2.RandomCrop, size: Size, draws: Draws) -> Parameters:
     """top and left, (B,) int64, of crops in the padded image. ValueError if that is too small."""
     left, top, right, bottom = _padding(transform, *size[1:])
     height, width = size[1] + top + bottom, size[2] + left + right
     rows, columns = height - transform.size[0] + 1, width - transform.size[1] + 1
-    if rows < 1 or columns < 1:
-        raise ValueError(
-            f"a crop of {transform.size[0]} x {transform.size[1]} is larger than the padded image "
-            f"of {height} x {width}; make it smaller, or add padding or Resize"
-        )
+    if isinstance(rows, Tensor) or rows < 1 or columns < 1:
+        _require_room(transform, torch.as_tensor(height), torch.as_tensor(width))
     return {"top": draws.integers(rows), "left": draws.integers(columns)}
 
 
-def crop(transform: v2.RandomCrop, images: Tensor, parameters: Parameters) -> Tensor:
-    """Pad as set in ``transform``, then crop each sample at its own position."""
+def _require_room(transform: v2.RandomCrop, height: Tensor, width: Tensor) -> None:
+    too_small = (height < transform.size[0]) | (width < transform.size[1])
+    if too_small.any():
+        raise ValueError(
+            f"a crop of {transform.size[0]} x {transform.size[1]} is larger than the padded image "
+            f"of {height[too_small][0]} x {width[too_small][0]}; make it smaller, or add padding "
+            "or Resize"
+        )
+
+
+def _padded(transform: v2.RandomCrop, images: Tensor) -> Tensor:
     padding = _padding(transform, *images.shape[-2:])
     if any(padding):
         images = v2.functional.pad(
             images, list(padding), fill=transform.fill, padding_mode=transform.padding_mode
         )
+    return images
+
+
+def crop(transform: v2.RandomCrop, images: Tensor, parameters: Parameters) -> Tensor:
+    """Pad as set in ``transform``, then crop each sample at its own position."""
+    images = _padded(transform, images)
     count, channels, padded_height, padded_width = images.shape
     height, width = transform.size
     # Each row of each crop is contiguous in memory. Copying rows is several times faster than
@@ -56,12 +72,19 @@ def crop(transform: v2.RandomCrop, images: Tensor, parameters: Parameters) -> Te
     return row_windows.index_select(0, starts).view(count, channels, height, width)
 
 
-def draw_flip(transform: Any, size: tuple[int, int, int], draws: Draws) -> Parameters:
+def crop_one(transform: v2.RandomCrop, image: Tensor, parameters: dict[str, int]) -> Tensor:
+    """``crop`` of one image: a view, unless it is padded."""
+    top, left = parameters["top"], parameters["left"]
+    height, width = transform.size
+    return _padded(transform, image)[..., top : top + height, left : left + width]
+
+
+def draw_flip(transform: Any, size: Size, draws: Draws) -> Parameters:
     """chosen (B,) bool: the samples to flip."""
     return {"chosen": draws.uniform() < transform.p}
 
 
-def draw_alternating_flip(transform: Any, size: tuple[int, int, int], draws: Draws) -> Parameters:
+def draw_alternating_flip(transform: Any, size: Size, draws: Draws) -> Parameters:
     """chosen (B,) bool: a random half in epoch 0, the other half in epoch 1, and so on."""
     first = draws.of_epoch(0).uniform() < 0.5
     return {"chosen": first ^ (draws.epoch % 2 == 1)}
@@ -85,7 +108,17 @@ def flip_vertically(transform: Any, images: Tensor, parameters: Parameters) -> T
     return flip(images, parameters["chosen"], dim=-2)
 
 
-RANDOM_CROP = Kernel(draw_crop, crop)
-RANDOM_HORIZONTAL_FLIP = Kernel(draw_flip, flip_horizontally)
-RANDOM_VERTICAL_FLIP = Kernel(draw_flip, flip_vertically)
-ALTERNATING_FLIP = Kernel(draw_alternating_flip, flip_horizontally)
+def flip_one_horizontally(transform: Any, image: Tensor, parameters: dict[str, bool]) -> Tensor:
+    """``flip_horizontally`` of one image."""
+    return image.flip(-1) if parameters["chosen"] else image
+
+
+def flip_one_vertically(transform: Any, image: Tensor, parameters: dict[str, bool]) -> Tensor:
+    """``flip_vertically`` of one image."""
+    return image.flip(-2) if parameters["chosen"] else image
+
+
+RANDOM_CROP = Kernel(draw_crop, crop, one=crop_one)
+RANDOM_HORIZONTAL_FLIP = Kernel(draw_flip, flip_horizontally, one=flip_one_horizontally)
+RANDOM_VERTICAL_FLIP = Kernel(draw_flip, flip_vertically, one=flip_one_vertically)
+ALTERNATING_FLIP = Kernel(draw_alternating_flip, flip_horizontally, one=flip_one_horizontally)

@@ -1,4 +1,4 @@
-"""Batched geometric transforms: one matrix or window per sample, in torchvision's arithmetic.
+"""Batched geometric transforms: one matrix per sample, in torchvision's arithmetic.
 
 All operations are elementwise and in a fixed order, without matrix products, so a sample's pixels
 do not depend on its batch, the BLAS, its threads or TF32. torchvision computes the sampling
@@ -7,38 +7,30 @@ bitwise equal. If it fuses both (CUDA), the last bit may differ, and "nearest" m
 other pixel where a coordinate is that close to the border of two pixels.
 """
 
-import math
 from typing import Any
 
 import torch
 import torchvision.transforms.v2 as v2
 from torch import Tensor
-from torch.nn.functional import embedding_bag, grid_sample
+from torch.nn.functional import grid_sample
 
 from transforms.kernel import Kernel, Parameters, change
 from transforms.keyed import Draws
 
-ATTEMPTS = 10  # random windows, of which the first that fits into the image is used
 
-
-def _mode(transform: Any) -> Any:
+def mode_of(transform: Any) -> Any:
     """The transform's interpolation, as in YAML ("nearest", ...) or as one of Pillow's numbers."""
     return getattr(transform.interpolation, "value", transform.interpolation)
 
 
 def takes_warp(transform: Any) -> bool:
     """Whether the interpolation is "nearest" or "bilinear", and ``fill`` is not a dict."""
-    return _mode(transform) in ("nearest", "bilinear") and not isinstance(transform.fill, dict)
+    return mode_of(transform) in ("nearest", "bilinear") and not isinstance(transform.fill, dict)
 
 
 def takes_rotation(transform: v2.RandomRotation) -> bool:
     """As ``takes_warp``, and not expand=True, which gives images of different sizes."""
     return not transform.expand and takes_warp(transform)
-
-
-def takes_resized_crop(transform: v2.RandomResizedCrop) -> bool:
-    """Whether interpolation is "nearest" or "bilinear", or "bicubic" with antialias=True."""
-    return _mode(transform) in ("nearest", "bilinear") + ("bicubic",) * bool(transform.antialias)
 
 
 def _places(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -52,7 +44,7 @@ def _warp(transform: Any, images: Tensor, places: Tensor) -> Tensor:
 
     Raises ValueError if ``fill`` is a list whose length is not the number of channels.
     """
-    channels, mode, grid = images.shape[1], _mode(transform), places.movedim(1, 3)
+    channels, mode, grid = images.shape[1], mode_of(transform), places.movedim(1, 3)
     if transform.fill is None:
         values = grid_sample(images.float(), grid, mode, align_corners=False)
     else:
@@ -179,168 +171,6 @@ def change_perspective(
     return change(images, parameters["chosen"], project)
 
 
-def _rectangles(transform: Any, height: int, width: int, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Two sides, each (B, ATTEMPTS) int64, of rectangles with random area and aspect ratio.
-
-    The area, as a share of the image's, is uniform in ``transform.scale``. The first side divided
-    by the second is in ``transform.ratio``; its logarithm is uniform.
-    """
-    numbers = draws.many(2 * ATTEMPTS).double()
-    least, most = transform.scale
-    area = height * width * (least + (most - least) * numbers[:, :ATTEMPTS])
-    low, high = map(math.log, transform.ratio)
-    ratio = torch.exp(low + (high - low) * numbers[:, ATTEMPTS:])
-    return torch.sqrt(area * ratio).round().long(), torch.sqrt(area / ratio).round().long()
-
-
-def _first(valid: Tensor, values: Tensor, otherwise: int) -> Tensor:
-    """(B,): in each row of ``values`` (B, n) the first ``valid`` one, else ``otherwise``."""
-    found = values.gather(1, valid.byte().argmax(1, keepdim=True))[:, 0]
-    return torch.where(valid.any(1), found, otherwise)
-
-
-def draw_resized_crop(
-    transform: v2.RandomResizedCrop, size: tuple[int, int, int], draws: Draws
-) -> Parameters:
-    """top, left, height and width (B,) of each window; a central one if no attempt fits."""
-    _, height, width = size
-    widths, heights = _rectangles(transform, height, width, draws)
-    valid = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    narrowest, widest = min(transform.ratio), max(transform.ratio)
-    central_height, central_width = height, width
-    if width / height < narrowest:
-        central_height = round(width / narrowest)
-    elif width / height > widest:
-        central_width = round(height * widest)
-    h, w = _first(valid, heights, central_height), _first(valid, widths, central_width)
-    found = valid.any(1)
-    top = torch.where(found, draws.integers(height - h + 1), (height - central_height) // 2)
-    left = torch.where(found, draws.integers(width - w + 1), (width - central_width) // 2)
-    return {"top": top, "left": left, "height": h, "width": w}
-
-
-def _hat(x: Tensor) -> Tensor:
-    """The filter of bilinear interpolation."""
-    return (1 - x.abs()).clamp(min=0)
-
-
-def _cubic(x: Tensor) -> Tensor:
-    """The filter of bicubic interpolation (Keys, 1981, a = -0.5)."""
-    x = x.abs()
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, 0))
-
-
-def _taps(transform: Any, start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Source positions and weights for resizing a line of ``length`` pixels to ``size`` pixels.
-
-    Source pixels are those from ``start`` to ``start + length`` (B,). Returns (B, size, taps) int64
-    and float32. The number of taps depends on the batch; surplus taps have weight 0.
-    """
-    mode, last = _mode(transform), (length - 1)[:, None, None]
-    if mode == "nearest":
-        step = length.float() / size
-        places = (torch.arange(size) * step[:, None]).long()[..., None]
-        return start[:, None, None] + places.minimum(last), torch.ones(places.shape)
-    radius, kernel = (1, _hat) if mode == "bilinear" else (2, _cubic)
-    step = length.double() / size
-    reach = radius * (step.clamp(min=1) if transform.antialias else torch.ones_like(step))
-    center = (torch.arange(size) + 0.5) * step[:, None] - 0.5
-    first = torch.ceil(center - reach[:, None]).long()
-    places = first[..., None] + torch.arange(math.ceil(2 * float(reach.max())))
-    weights = kernel((places - center[..., None]) * radius / reach[:, None, None])
-    weights = torch.where((places >= 0) & (places <= last), weights, 0.0)
-    weights = weights / weights.sum(2, keepdim=True)
-    return start[:, None, None] + places.clamp(min=0).minimum(last), weights.float()
-
-
-def _combine_rows(images: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-    """Rows (B, C, size, W), each the sum of the rows at ``places`` times ``weights``.
-
-    images: (B, C, H, W) float32.  embedding_bag adds the taps in their order and in one pass over
-    memory, which is many times faster than a sum of products.
-    """
-    batch, channels, height, width = images.shape
-    first = (torch.arange(batch * channels) * height).view(batch, channels, 1, 1)
-    bags = (first + places[:, None]).flatten(0, 2).to(images.device, non_blocking=True)
-    weights = weights[:, None].expand(-1, channels, -1, -1).flatten(0, 2)
-    weights = weights.to(images.device, non_blocking=True)
-    rows = images.reshape(-1, width).contiguous()  # embedding_bag adds a view in another order
-    sums = embedding_bag(bags, rows, mode="sum", per_sample_weights=weights)
-    return sums.view(batch, channels, -1, width)
-
-
-def resized_crop(transform: v2.RandomResizedCrop, images: Tensor, parameters: Parameters) -> Tensor:
-    """Crop each sample to its window, and resize the crop to ``transform.size``."""
-    height, width = transform.size
-    rows = _taps(transform, parameters["top"], parameters["height"], height)
-    columns = _taps(transform, parameters["left"], parameters["width"], width)
-    values = _combine_rows(images.mT.contiguous().float(), *columns).mT
-    if images.dtype == torch.float32:
-        return _combine_rows(values, *rows)
-    values = _combine_rows(values.clamp_(0, 255), *rows)  # clamped twice, as in torchvision
-    return values.round_().clamp_(0, 255).to(images.dtype)
-
-
-def draw_erasing(
-    transform: v2.RandomErasing, size: tuple[int, int, int], draws: Draws
-) -> Parameters:
-    """chosen (B,) bool: the samples to change; their rectangles: i (top), j (left), h, w (B,).
-
-    noise (B,) int64: the seeds of the pixels if ``value`` is "random". Raises ValueError if
-    ``value`` is a list whose length is not the number of channels.
-    """
-    channels, height, width = size
-    if transform.value is not None and len(transform.value) not in (1, channels):
-        raise ValueError(
-            f"value has {len(transform.value)} numbers, and the images {channels} channels"
-        )
-    chosen = draws.uniform() < transform.p
-    heights, widths = _rectangles(transform, height, width, draws)
-    valid = (heights < height) & (widths < width)
-    h, w = _first(valid, heights, height), _first(valid, widths, width)
-    return {
-        "chosen": chosen & valid.any(1),
-        "i": draws.integers(height - h + 1),
-        "j": draws.integers(width - w + 1),
-        "h": h,
-        "w": w,
-        "noise": (draws.integers(2**31) << 31) + draws.integers(2**31),
-    }
-
-
-def _normal(keys: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
-    """(len(keys), *shape) standard normal numbers, a function of keys (Box and Muller, 1958)."""
-    draws, count = Draws(0, 0, keys), math.prod(shape)
-    half = (count + 1) // 2
-    radius = torch.sqrt(-2 * torch.log(1 - draws.many(half, device)))
-    angle = 2 * math.pi * draws.many(half, device)
-    numbers = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], 1)
-    return numbers[:, :count].view(-1, *shape)
-
-
-def erase(transform: v2.RandomErasing, images: Tensor, parameters: Parameters) -> Tensor:
-    """Set the rectangles of the chosen samples to ``transform.value``; None stands for "random"."""
-
-    def paint(images: Tensor, chosen: Tensor) -> Tensor:
-        top, left, height, width = (
-            parameters[name][chosen, None, None, None].to(images.device, non_blocking=True)
-            for name in "ijhw"
-        )
-        y = torch.arange(images.shape[2], device=images.device)[:, None]
-        x = torch.arange(images.shape[3], device=images.device)
-        inside = (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
-        if transform.value is None:
-            value = _normal(parameters["noise"][chosen], images.shape[1:], images.device)
-        else:
-            value = torch.tensor(transform.value).view(-1, 1, 1)
-        return torch.where(inside, value.to(images.device, images.dtype, non_blocking=True), images)
-
-    return change(images, parameters["chosen"], paint)
-
-
 RANDOM_ROTATION = Kernel(draw_rotation, rotate, takes_rotation)
 RANDOM_AFFINE = Kernel(draw_affine, _affine, takes_warp)
 RANDOM_PERSPECTIVE = Kernel(draw_perspective, change_perspective, takes_warp)
-RANDOM_RESIZED_CROP = Kernel(draw_resized_crop, resized_crop, takes_resized_crop)
-RANDOM_ERASING = Kernel(draw_erasing, erase)

@@ -12,6 +12,8 @@ import torch
 import torchvision.transforms.v2 as v2
 from torch import Tensor
 
+from transforms.floats import normalized
+
 
 class Letterbox:
     """Resize an image to fit into ``size`` with its aspect ratio kept, and fill the rest with bars.
@@ -118,7 +120,7 @@ class AlternatingFlip:
 class Normalize:
     """Subtract ``mean`` from each channel, then divide by ``std``; bitwise equal to torchvision.
 
-    uint8 images are first scaled to 0-1, as ToTensor does; the other steps reuse that memory.
+    uint8 images are first scaled to 0-1, as ToTensor does.
 
     Deviations: three means for images of one channel are a ValueError (torchvision makes three
     channels), and the constants stay on the images' device (a copy in every step would make a GPU
@@ -139,8 +141,11 @@ class Normalize:
         self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images (..., C, H, W) to float32 of the same shape. ValueError: wrong channel count."""
+    def __call__(self, images: Tensor, channels_last: bool = False) -> Tensor:
+        """Images (..., C, H, W) to float32 of the same shape. ValueError: wrong channel count.
+
+        ``channels_last``: see ``normalized``.
+        """
         if len(self.mean) not in (1, images.shape[-3]):
             raise ValueError(
                 f"mean and std have {len(self.mean)} values, but the images have "
@@ -148,9 +153,7 @@ class Normalize:
             )
         if self.mean.device != images.device:
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-        if images.is_floating_point():
-            return images.sub(self.mean).div_(self.std)
-        return images.div(255).sub_(self.mean).div_(self.std)
+        return normalized(images, (self.mean, self.std), channels_last)
 
 
 class LinearTransformation:

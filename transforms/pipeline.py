@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice, product
+from functools import partial
+from itertools import islice, product, takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +11,12 @@ import torchvision.transforms.v2 as v2
 from torch import Tensor
 
 from transforms import FIXED, MIXING, batched
-from transforms.batched import NESTING, Images, is_batched, predecessors, stacked
+from transforms.batched import KERNELS, NESTING, is_batched, predecessors
+from transforms.by_image import Step, goes_by_image, run_by_image
+from transforms.floats import normalized
 from transforms.keyed import Draws, seeded
-from transforms.own import Normalize
+from transforms.memory import Images, stacked
+from transforms.own import AlternatingFlip, Normalize
 
 Transform = Callable[..., Any]
 
@@ -20,6 +24,7 @@ Transform = Callable[..., Any]
 # 0.5 (mid-grey) nor normal noise ("random").
 FLOAT = frozenset({"Normalize", "LinearTransformation", "RandomErasing", "MixUp"})
 CROPS = (v2.RandomCrop, v2.RandomResizedCrop)
+FLIPS = (v2.RandomHorizontalFlip, v2.RandomVerticalFlip, AlternatingFlip)
 
 
 class Item(NamedTuple):
@@ -74,13 +79,15 @@ class Pipeline:
         """How many transforms of ``rest`` run where images are read (in worker processes).
 
         They end with the last one that has no batched form and so runs per sample. If images are
-        not ``cached``, they include the first crop, which makes images small and equal in size.
+        not ``cached`` as one tensor of small images, they include the first crop, which makes
+        images small and equal in size, and the flips that follow it.
         """
         slow = (i + 1 for i, item in enumerate(self._items) if item.way == "per sample")
         count = max(slow, default=0)
         crops = [i + 1 for i, transform in enumerate(self.rest) if isinstance(transform, CROPS)]
         if not cached and crops and not any(_names(t) & FLOAT for t in self.rest[: crops[0]]):
-            count = max(count, crops[0])
+            flips = takewhile(lambda transform: isinstance(transform, FLIPS), self.rest[crops[0] :])
+            count = max(count, crops[0] + len(list(flips)))
         return count
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -123,14 +130,28 @@ class Pipeline:
                 f"{len(images)} images, {len(labels)} labels, {len(indices)} indices"
             )
         _check_uint8(*images if isinstance(images, list) else [images])
-        return self._run(self._items[:count], stacked(images), labels, indices, epoch)
+        images, labels = self._run(self._items[:count], images, labels, indices, epoch)
+        return stacked(images), labels
 
     def finish(
-        self, images: Images, labels: Tensor, indices: Tensor, epoch: int, first: int
+        self,
+        images: Images,
+        labels: Tensor,
+        indices: Tensor,
+        epoch: int,
+        first: int,
+        channels_last: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Run stage 2 from transform ``first`` on, on the images and labels from ``begin``."""
-        images, labels = self._run(self._items[first:], images, labels, indices, epoch)
-        return _one_size(_each(_scaled, images)), labels
+        """Run stage 2 from transform ``first`` on, on the images and labels from ``begin``.
+
+        Images (B, C, H, W) lie in channels-last memory if ``channels_last``, others contiguous.
+        """
+        items = self._items[first:]
+        images, labels = self._run(items, images, labels, indices, epoch, channels_last)
+        result = _one_size(_each(partial(normalized, channels_last=channels_last), images))
+        wanted = channels_last and result.ndim == 4
+        layout = torch.channels_last if wanted else torch.contiguous_format
+        return result.contiguous(memory_format=layout), labels
 
     def try_choices(self, images: Images, labels: Tensor, indices: Tensor) -> None:
         """Run every choice of each RandomApply and RandomChoice, and two orders of RandomOrder.
@@ -144,8 +165,8 @@ class Pipeline:
             for chosen in islice(_ways_through(transform), 64):
                 tried = [_item(position, inner) for inner in chosen]
                 tried = [*self._items[:number], *tried, *self._items[number + 1 :]]
-                result, _ = self._run(tried, stacked(images), labels, indices, 0)
-                shapes.add(_one_size(result).shape[1:])
+                result, _ = self._run(tried, images, labels, indices, 0)
+                shapes.add(_one_size(stacked(result)).shape[1:])
             if len(shapes) > 1:
                 sizes = ", ".join(str(tuple(shape)) for shape in sorted(shapes))
                 raise ValueError(
@@ -160,11 +181,22 @@ class Pipeline:
         labels: Tensor,
         indices: Tensor,
         epoch: int,
+        channels_last: bool = False,
     ) -> tuple[Images, Tensor]:
-        for position, transform, way, scales in items:
+        done = 0
+        while done < len(items):
+            if chain := _by_image(items[done:], images):
+                images = self._run_chain(chain, images, indices, epoch)
+                done += len(chain)
+                continue
+            position, transform, way, scales = items[done]
+            done, images = done + 1, stacked(images)
             with _naming(transform, position, images):
                 if scales:
-                    images = _each(_scaled, images)
+                    images = _each(normalized, images)
+                if isinstance(transform, Normalize):
+                    images = _each(partial(transform, channels_last=channels_last), images)
+                    continue
                 if way == "fixed":
                     images = _each(transform, images)
                     continue
@@ -177,6 +209,25 @@ class Pipeline:
                 else:
                     images = _per_sample(transform, images, draws)
         return images, labels
+
+    def _run_chain(
+        self, items: Sequence[Item], images: Images, indices: Tensor, epoch: int
+    ) -> Images:
+        def run(items: Sequence[Item], images: Images) -> Images:
+            return run_by_image(
+                [
+                    Step(KERNELS[type(t)], t, Draws(self.seed, epoch, indices, position))
+                    for position, t, *_ in items
+                ],
+                images,
+            )
+
+        with suppress(Exception):
+            return run(items, images)
+        for item in items:  # which one failed? Alone, it is named
+            with _naming(item.transform, item.position, images):
+                images = run([item], images)
+        return images
 
     @property
     def without_batched_form(self) -> list[str]:
@@ -247,6 +298,21 @@ def _way(transform: Transform) -> str:
     return "batched" if is_batched(transform) else "per sample"
 
 
+def _by_image(items: Sequence[Item], images: Images) -> Sequence[Item]:
+    """The first of ``items`` if it runs image by image, and those that can go on in that way."""
+    first = items[0]
+    if first.way != "batched":  # a kernel need not take all arguments
+        return ()
+    if not goes_by_image(KERNELS.get(type(first.transform)), first.transform, images):
+        return ()
+
+    def goes_on(item: Item) -> bool:
+        kernel = KERNELS.get(type(item.transform))
+        return item.way == "batched" and kernel is not None and kernel.one is not None
+
+    return items[: sum(1 for _ in takewhile(goes_on, items))]
+
+
 def _per_sample(transform: Transform, images: Images, draws: Draws) -> Images:
     results = []
     for image, key in zip(images, draws.keys.tolist(), strict=True):
@@ -265,12 +331,6 @@ def _each(transform: Transform, images: Images) -> Images:
     if isinstance(images, Tensor):
         return _apply(transform, images)
     return stacked([_apply(transform, image) for image in images])
-
-
-def _scaled(images: Tensor) -> Tensor:
-    if images.is_floating_point():
-        return images
-    return images.div(255)  # as ToTensor; multiplying by 1/255 gives other bits
 
 
 def _one_size(images: Images) -> Tensor:
