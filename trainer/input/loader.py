@@ -1,17 +1,24 @@
 """Batches of one split, as a pure function of (seed, epoch, batch number)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from trainer.distributed.shares import Bounds, Shares
+from trainer.input.kept import Kept
 from trainer.input.subset import CPU, Subset, order_of
+from trainer.input.worker import Request
 from trainer.input.workers import Workers
+from trainer.process.console import say
+from trainer.process.words import visible
+from transforms.memory import Images
 
 BLOCK = 2**23  # bytes of float32 images that are made in one go
+LABEL = 64  # bytes, at most as a rule, of the label of an image in shared memory
 
 
 @dataclass(frozen=True)
@@ -53,34 +60,44 @@ class Loader:
     ) -> None:
         self.subset, self.batch_size = subset, batch_size
         self.order, self.delivery, self.shares = order, delivery, shares
-        self._workers = Workers(subset, delivery.workers, delivery.device)
+        self._reading = _Reading(subset, order)
+        self._workers: Workers | None = None
         self._block: int | None = None
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.subset), self.batch_size)
         return full + (rest > 0 and not self.order.drop_last)
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(
+        self, epoch: int = 0, start: int = 0, then: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's batches of an epoch from batch number ``start`` on, on its device.
 
-        A batch may be one padding image without a label (see ``Shares``).
+        A batch may be one padding image without a label (see ``Shares``). Workers that have read
+        all of them go on with epoch ``then``, for the next call.
         """
-        begins = range(0, len(self) * self.batch_size, self.batch_size)
-        every = [(begin, begin + size) for begin, size in zip(begins, self.sizes(), strict=True)]
-        own, padding = self.shares.bounds(every, cut_each=self.order.seed is not None)
+        own, padding = self._bounds()
         bounds = own + padding
         if start >= len(bounds):
             return
-        order = self.subset.in_a_ring(self._order(epoch))
-        at_once = 1 if self.delivery.workers else self._batches_at_once()
-        first = start // at_once * at_once
-        blocks = [bounds[i : i + at_once] for i in range(first, len(bounds), at_once)]
-        make = self._by_workers if self.delivery.workers else self._here
-        made = islice(make(blocks, order, epoch), start - first, None)
+        if self.delivery.workers:
+            made = self._by_workers(epoch, start, then)
+        else:
+            at_once = self._batches_at_once()
+            first = start // at_once * at_once
+            blocks = [bounds[i : i + at_once] for i in range(first, len(bounds), at_once)]
+            made = islice(self._here(blocks, epoch), start - first, None)
         for number, (images, labels) in enumerate(made, start):
-            if self.delivery.channels_last and images.ndim == 4:
-                images = images.contiguous(memory_format=torch.channels_last)
             yield images, labels if number < len(own) else labels[:0]
+        if self.subset.met is not None:
+            for path, why in self.subset.met.new():
+                say(f"left out {visible(path)}: {why}; the next image that can be read is shown")
+
+    def _bounds(self) -> tuple[list[Bounds], list[Bounds]]:
+        """Where this rank's batches begin and end in the order of an epoch, and its padding."""
+        begins = range(0, len(self) * self.batch_size, self.batch_size)
+        every = [(begin, begin + size) for begin, size in zip(begins, self.sizes(), strict=True)]
+        return self.shares.bounds(every, cut_each=self.order.seed is not None)
 
     def size(self, number: int) -> int:
         """How many images batch ``number`` has, over all ranks."""
@@ -110,21 +127,27 @@ class Loader:
     @property
     def will_fork(self) -> bool:
         """Whether the next epoch starts worker processes."""
-        return self.delivery.workers > 0 and not self._workers.are_running
+        return self.delivery.workers > 0 and self._workers is None
+
+    def begin(self, epoch: int, start: int) -> None:
+        """Let workers, if there are to be any, begin to read this epoch from this batch on."""
+        if self.delivery.workers:
+            self._started().begin(self._requests(epoch)[start:])
 
     def close(self) -> None:
         """End the worker processes; the next epoch would start new ones."""
-        self._workers.close()
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
     def _order(self, epoch: int) -> Tensor:
         return order_of(self.subset.labels, self.order.seed, epoch, self.order.sampling)
 
-    def _here(
-        self, blocks: list[list[Bounds]], order: Tensor, epoch: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _here(self, blocks: list[list[Bounds]], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = self._reading.rows(epoch)
         for block in blocks:
             images, labels = self.subset.batch(
-                self._rows(block, order), epoch, self.delivery.device
+                self._rows(block, order), epoch, self.delivery.device, self.delivery.channels_last
             )
             sizes = [high - low for low, high in block]
             yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
@@ -146,9 +169,72 @@ class Loader:
         return self._block
 
     def _by_workers(
-        self, blocks: list[list[Bounds]], order: Tensor, epoch: int
+        self, epoch: int, start: int, then: int | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        requests = [(self._rows(block, order), epoch) for block in blocks]
-        read = zip(requests, self._workers.read(requests), strict=True)
-        for (rows, _), (images, labels) in read:
-            yield self.subset.finish(images, labels, rows, epoch)
+        workers, requests = self._started(), self._requests(epoch)[start:]
+        following = [] if then is None else self._requests(then)
+        order = self._reading.rows(epoch)
+        read = zip(requests, workers.read(requests, following), strict=True)
+        for (_, low, high), (images, labels) in read:
+            with one_thread():
+                images, labels = self.subset.finish(
+                    images, labels, order[low:high], epoch, self.delivery.channels_last
+                )
+            yield workers.own(images), workers.own(labels)
+
+    def _requests(self, epoch: int) -> list[Request]:
+        own, padding = self._bounds()
+        more = self.subset.pipeline.predecessors
+        return [(epoch, low, high + more) for low, high in own + padding]
+
+    def _started(self) -> Workers:
+        if self._workers is None:
+            images, _ = self.subset.read(self.subset.extremes, 0)
+            largest = max(image.nbytes for image in images)
+            number = self.batch_size + self.subset.pipeline.predecessors
+            count, device = self.delivery.workers, self.delivery.device
+            size, warm_up = number * (largest + LABEL), self._reading.warm_up
+            self._workers = Workers(self._reading, count, device, size, warm_up)
+        return self._workers
+
+
+@dataclass
+class _Reading:
+    """What workers do for a request: an epoch, and the first row and the end in its order."""
+
+    subset: Subset
+    order: Order
+    _epoch: int = -1
+    _rows: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __call__(self, request: Request) -> tuple[Images, Tensor]:
+        epoch, low, high = request
+        return self.subset.read(self.rows(epoch)[low:high], epoch)
+
+    def warm_up(self) -> None:
+        """Do what would slow the first batches."""
+        if isinstance(self.subset.images, Kept):
+            self.subset.images.map_pages()
+        self.subset.read(self.subset.extremes, 0)
+
+    def rows(self, epoch: int) -> Tensor:
+        """The rows of an epoch in its order; before them those mixed into the first."""
+        if epoch != self._epoch:
+            labels, order = self.subset.labels, self.order
+            rows = order_of(labels, order.seed, epoch, order.sampling)
+            self._epoch, self._rows = epoch, self.subset.in_a_ring(rows)
+        return self._rows
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Context manager: PyTorch computes in this thread alone, while workers use the cores.
+
+    Its threads would wait for each other at the end of each small operation.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

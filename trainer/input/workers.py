@@ -1,100 +1,237 @@
-"""Worker processes that read batches ahead, their signals and limits, and the copy to a GPU."""
+"""Worker processes that read ahead, into memory that they share with this process."""
 
-import errno
+import mmap
+import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
-import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from multiprocessing import active_children
-from multiprocessing.queues import Queue
-from multiprocessing.util import get_temp_dir
-from pathlib import Path
-from types import TracebackType
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from datasets import DataError, temporary
-from trainer.input.subset import Subset, to_device
-from trainer.process.errors import (
-    LIMITS,
-    ComponentError,
-    RunError,
-    WorkerDied,
-    in_plain_words,
-    limit_met,
-)
-from trainer.process.quit import SIGNALS
+from trainer.input.subset import to_device
+from trainer.input.worker import Refused, Request, unpacked, work
+from trainer.process.errors import LIMITS, RunError, WorkerDied, limit_met
 
-Request = tuple[Tensor, int]  # the rows of a batch, and the epoch
-FILES = 8  # open files that each worker takes at least: pipes, shared memory
-REFUSED = 100  # exit code of a worker minus the error number of what the system refused to it
+AHEAD = 2**25  # bytes that a worker reads ahead; at least 2 results, at most 8
+MOST = 2**29  # bytes that all workers read ahead; at least one result each
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A request that a worker has, the piece of memory for its result, and the result."""
+
+    request: Request
+    piece: int
+    is_wanted: bool = True
+    is_read: bool = False
+    result: Any = None
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 class Workers:
-    """``count`` processes that read batches of ``subset``, from the first ``read`` to ``close``."""
+    """``count`` processes that call ``read`` ahead, from here on until ``close``.
 
-    def __init__(self, subset: Subset, count: int, device: torch.device) -> None:
-        self.subset, self.count, self.device = subset, count, device
-        self._requests: list[tuple[NDArray[np.int64], int]] = []
-        self._worker_loader: DataLoader[Any] | None = None
-        self._end_workers: Callable[[], None] = lambda: None
+    read is called in a worker with a request; its result is made of lists, tuples, numbers and CPU
+    tensors. Results whose tensors take up to ``size`` bytes are handed over in shared memory;
+    larger ones come through a pipe, which is slower. Each worker calls ``warm_up`` first. Raises
+    RunError if the system refuses processes.
+    """
 
-    @property
-    def are_running(self) -> bool:
-        """Whether the processes were started."""
-        return self._worker_loader is not None
+    def __init__(
+        self,
+        read: Callable[[Request], Any],
+        count: int,
+        device: torch.device,
+        size: int,
+        warm_up: Callable[[], None] = nothing,
+    ) -> None:
+        self.device = device
+        context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+        number, size = _cut_memory(count, size)
+        is_forked = context.get_start_method() == "fork"
+        if is_forked:  # it has no name and no file: nothing can be left behind
+            self._memory = torch.frombuffer(mmap.mmap(-1, number * size), dtype=torch.uint8)
+        else:
+            self._memory = torch.empty(number * size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        self._pieces = self._memory.chunk(number)
+        self._unused = list(range(number))[::-1]
+        self._lent: int | None = None  # the piece of the result that was yielded last
+        self._ahead: deque[_Sent] = deque()  # in the order in which results are asked for
+        self._at_work: list[deque[_Sent]] = [deque() for _ in range(count)]  # what each worker has
+        self._processes: list[Any] = []
+        self._connections: list[Any] = []
+        pinned: list[Tensor] = []
+        self.close = weakref.finalize(self, _end, self._processes, self._connections, pinned)
+        try:
+            for _ in range(count):
+                own, its = context.Pipe()
+                self._connections.append(own)
+                inherited = self._connections if is_forked else []
+                process = context.Process(
+                    target=work,
+                    args=(read, warm_up, its, inherited, self._pieces),
+                    daemon=True,
+                )
+                process.start()
+                self._processes.append(process)
+                its.close()  # the worker alone has it: if it ends, that is seen
+        except OSError as error:
+            self.close()
+            if (refused := limit_met(error)) is None:
+                raise
+            raise too_many(count, refused) from None
+        if device.type == "cuda":
+            runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            place, length = self._memory.data_ptr(), self._memory.nbytes
+            if int(runtime.cudaHostRegister(place, length, 0)) == 0:
+                pinned.append(self._memory)  # else copies to the GPU are slower
 
-    def read(self, requests: list[Request]) -> Iterator[Any]:
-        """What ``Subset.read`` gives for each request, on the device."""
-        if self._worker_loader is None:
-            # Workers inherit it. One that is killed would leave a folder of its own behind.
-            temporary.begin(Path(get_temp_dir()))
-            self._worker_loader = DataLoader(
-                _Reading(self.subset),
-                sampler=self._requests,
-                batch_size=None,
-                num_workers=self.count,
-                persistent_workers=True,
-                worker_init_fn=prepare_worker,
-                pin_memory=self.device.type == "cuda",
-                generator=torch.Generator(),  # without it, an iterator draws from the global one
-            )
-            self._end_workers = weakref.finalize(self, end_workers, self._worker_loader)
-        # DataLoader takes any iterable as its sampler. A tensor would be sent as an open file.
-        self._requests[:] = [(rows.numpy(), epoch) for rows, epoch in requests]
-        return copied_ahead(from_workers(self._worker_loader), self.device)
+    def read(self, requests: Sequence[Request], following: Sequence[Request] = ()) -> Iterator[Any]:
+        """What ``read`` gives for each request: (images, labels) on a GPU, or anything on the CPU.
 
-    def close(self) -> None:
-        """End the processes; the next ``read`` starts new ones."""
-        self._worker_loader = None
-        self._end_workers()
+        On the CPU its tensors lie in shared memory, which is written again when the next result is
+        asked for: see ``own``. At the end, ``following`` is read ahead for the next call. Raises
+        what ``read`` raises, and WorkerDied if a worker has ended.
+        """
+        return copied_ahead(self._read([*requests, *following], len(requests)), self.device)
+
+    def begin(self, requests: Sequence[Request]) -> None:
+        """Let the workers begin with these requests, which the next ``read`` may begin with."""
+        deque(self._read(list(requests), 0), 0)
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """``tensor``, or a copy if it lies in the memory that is shared with the workers."""
+        is_here = tensor.untyped_storage().data_ptr() == self._memory.data_ptr()
+        return tensor.clone() if is_here else tensor
+
+    def _read(self, requests: list[Request], count: int) -> Iterator[Any]:
+        self._take_back()
+        if [sent.request for sent in self._ahead] != requests[: len(self._ahead)]:
+            self._drop_all()
+        left = deque(requests[len(self._ahead) :])
+        for _ in range(count):
+            self._send(left)
+            while not (self._ahead and self._ahead[0].is_read):  # empty: all is still dropped
+                self._receive()
+                self._send(left)
+            sent = self._ahead.popleft()
+            self._lent, result = sent.piece, sent.result
+            if isinstance(result, Refused):
+                number = limit_met(result.error)
+                raise too_many(len(self._processes), number) if number else result.error
+            yield result
+            self._take_back()
+        self._send(left)
+
+    def _send(self, left: deque[Request]) -> None:
+        """Send requests as long as there is room for results, to the workers with least to do."""
+        if self._unused and left:
+            self._receive(0)
+        while self._unused and left:
+            worker = min(range(len(self._at_work)), key=lambda w: len(self._at_work[w]))
+            sent = _Sent(left.popleft(), self._unused.pop())
+            with self._all_alive():
+                self._connections[worker].send((sent.piece, sent.request))
+            self._at_work[worker].append(sent)
+            self._ahead.append(sent)
+
+    def _receive(self, timeout: float | None = None) -> None:
+        """Take what workers have sent; wait for the first."""
+        with self._all_alive():
+            for connection in wait(self._connections, timeout):
+                worker = self._connections.index(connection)
+                content = self._connections[worker].recv_bytes()
+                sent = self._at_work[worker].popleft()
+                if sent.is_wanted:
+                    sent.result, sent.is_read = unpacked(content, self._pieces[sent.piece]), True
+                else:
+                    self._unused.append(sent.piece)
+
+    def _take_back(self) -> None:
+        if self._lent is not None:
+            self._unused.append(self._lent)
+            self._lent = None
+
+    def _drop_all(self) -> None:
+        """Give up what was sent ahead, because other requests come."""
+        for sent in self._ahead:
+            sent.is_wanted = False
+            if sent.is_read:
+                self._unused.append(sent.piece)
+        self._ahead.clear()
+
+    @contextmanager
+    def _all_alive(self) -> Iterator[None]:
+        """Context manager: a lost connection becomes WorkerDied."""
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            patience = time.monotonic() + 1
+            while not (dead := [str(p.pid) for p in self._processes if not p.is_alive()]):
+                if time.monotonic() >= patience:
+                    raise
+                time.sleep(0.001)  # a process that ends closes its connections before it is gone
+            raise WorkerDied(
+                f"the worker process {', '.join(dead)} ended by itself. Where memory ran out, "
+                "fewer loader.workers or a smaller loader.batch_size help."
+            ) from error
+
+
+def _cut_memory(count: int, size: int) -> tuple[int, int]:
+    """The number of pieces of shared memory for ``count`` workers, and the bytes of each."""
+    size = max(-(-size // mmap.PAGESIZE), 1) * mmap.PAGESIZE
+    each = min(max(AHEAD // size, 2), 8)
+    return max(min(count * each, MOST // size), count) + 1, size  # one is in use
+
+
+def _end(processes: list[Any], connections: list[Any], pinned: list[Tensor]) -> None:
+    """End workers, which ignore SIGTERM: Python's exit would wait for them for ever."""
+    for memory in pinned:
+        torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())  # type: ignore[no-untyped-call]
+    for connection in connections:
+        connection.close()
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
+def too_many(count: int, number: int) -> RunError:
+    """The error for ``count`` workers that take more than the system gives."""
+    return RunError(
+        f"loader.workers={count} takes more than the system gives: {os.strerror(number)}. Set "
+        f"fewer (0 needs none of it), or {LIMITS[number]}."
+    )
 
 
 def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
-    """What workers have read, on ``device``. A GPU copies the next batch while it works on one.
+    """Batches (images, labels) on ``device``. A GPU copies the next one while it works on one.
 
-    Raises a DataError that comes instead of a batch.
+    A batch is copied to a GPU before the one after it is asked for. Elsewhere batches stay where
+    they are.
     """
     if device.type != "cuda":
-        yield from map(_checked, batches)
+        yield from batches
         return
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def copies() -> Iterator[tuple[Any, Tensor]]:
-        for images, labels in map(_checked, batches):
+        for images, labels in batches:
             with torch.cuda.stream(stream):
                 copied = to_device(images, device), to_device(labels, device)
             yield copied  # not inside: the reader would go on in the copies' stream
+            stream.synchronize()  # it began a step ago; its source may be overwritten from here on
 
     following = copies()
     ahead = next(following, None)
@@ -106,167 +243,3 @@ def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
             tensor.record_stream(working)  # its memory is not free before the work is done
         ahead = next(following, None)
         yield images, labels
-
-
-def _checked(batch: Any) -> Any:
-    if isinstance(batch, DataError | ComponentError):
-        raise batch
-    return batch
-
-
-def end_workers(worker_loader: DataLoader[Any]) -> None:
-    """End the workers, which ignore SIGTERM: Python's exit would wait for them forever."""
-    iterator: Any = worker_loader._iterator
-    if iterator is not None:
-        iterator._shutdown_workers()
-        for worker in iterator._workers:
-            if worker.is_alive():
-                worker.kill()
-
-
-def from_workers(worker_loader: DataLoader[Any]) -> Iterator[Any]:
-    """What the workers read; raises WorkerDied, between two steps, if a worker ended.
-
-    DataLoader's own signal handler would raise in the middle of a step, which would then be neither
-    done nor undone.
-    """
-    handler = None
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread and hasattr(signal, "SIGCHLD"):
-        handler = signal.getsignal(signal.SIGCHLD)
-        if getattr(handler, "__module__", "").startswith("torch."):  # another DataLoader left it
-            handler = signal.SIG_DFL
-    try:
-        batches = iter(worker_loader) if worker_loader._iterator else start_workers(worker_loader)
-        if handler is not None:
-            signal.signal(signal.SIGCHLD, handler)
-        yield from batches
-    except (RuntimeError, OSError, EOFError) as error:
-        iterator: Any = worker_loader._iterator
-        workers = iterator._workers if iterator else []
-        patience = time.monotonic() + isinstance(error, EOFError | ConnectionError)
-        while not (dead := [str(worker.pid) for worker in workers if not worker.is_alive()]):
-            if time.monotonic() >= patience:
-                break
-            time.sleep(0.001)  # a process that ends closes its connections before it is gone
-        if not dead and limit_met(error) != errno.EMFILE:
-            raise
-        ends = [worker.exitcode or 0 for worker in workers] if dead else [REFUSED + errno.EMFILE]
-        if refused := [end - REFUSED for end in ends if end > REFUSED]:
-            raise too_many(worker_loader.num_workers, refused[0]) from None
-        raise WorkerDied(
-            f"the worker process {', '.join(dead)} ended by itself. Where memory ran out, fewer "
-            "loader.workers or a smaller loader.batch_size help."
-        ) from error
-
-
-def start_workers(worker_loader: DataLoader[Any]) -> Iterator[Any]:
-    """Start the workers. If the system refuses one, end those that began and raise RunError."""
-    others, held = active_children(), list[int]()
-    try:
-        allow_open_files()
-        for _ in range(FILES * worker_loader.num_workers):
-            held.append(os.dup(2))
-        while held:
-            os.close(held.pop())
-        return iter(worker_loader)
-    except (RuntimeError, OSError) as error:
-        for descriptor in held:
-            os.close(descriptor)
-        for worker in set(active_children()) - set(others):
-            worker.kill()
-            worker.join()
-        if (number := limit_met(error)) is None:
-            raise
-        raise too_many(worker_loader.num_workers, number) from None
-
-
-def allow_open_files() -> None:
-    """Raise this process's own limit of open files to what the system allows it."""
-    if sys.platform != "win32":
-        import resource
-
-        with suppress(OSError, ValueError):
-            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def too_many(count: int, number: int) -> RunError:
-    """The error for ``count`` workers that take more than the system gives."""
-    return RunError(
-        f"loader.workers={count} takes more than the system gives: {os.strerror(number)}. Set "
-        f"fewer (0 needs none of it), or {LIMITS[number]}."
-    )
-
-
-def prepare_worker(worker: int) -> None:
-    """Ignore signals to the whole process group: the trainer stops its workers itself.
-
-    What the system refuses to this worker ends it with an exit code that says so.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    sys.excepthook = quiet_where_the_trainer_hangs_up
-    put = Queue.put
-
-    def put_or_give_up(*arguments: Any) -> None:
-        try:
-            put(*arguments)
-        except RuntimeError as error:  # its thread cannot be started
-            give_up(error)
-            raise
-
-    Queue.put = put_or_give_up  # type: ignore
-    Queue._on_queue_feeder_error = staticmethod(lose_no_batch)  # type: ignore
-
-
-def give_up(error: BaseException) -> None:
-    """End this worker if the system refused it something: the trainer would wait for ever."""
-    if number := limit_met(error):
-        os._exit(REFUSED + number)
-
-
-def lose_no_batch(error: BaseException, batch: Any) -> None:
-    """End this worker if its thread cannot send a batch: the trainer would wait for it for ever."""
-    give_up(error)
-    traceback.print_exception(error)
-    os._exit(1)
-
-
-def quiet_where_the_trainer_hangs_up(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Print an error of a worker's own threads, except a lost connection to the trainer.
-
-    The trainer drops connections when another worker died. DataLoader itself reports read errors.
-    """
-    if not issubclass(kind, EOFError | ConnectionError):
-        give_up(error)
-        sys.__excepthook__(kind, error, trace)
-
-
-class _Reading(torch.utils.data.Dataset[Any]):
-    """A subset as DataLoader reads it: one item is a whole batch, read but not finished.
-
-    A DataError or ComponentError is returned: DataLoader would add a traceback to a raised one.
-    """
-
-    def __init__(self, subset: Subset) -> None:
-        self.subset = subset
-
-    def __getitem__(self, request: tuple[NDArray[np.int64], int]) -> Any:
-        rows, epoch = request
-        try:
-            images, labels = self.subset.read(torch.from_numpy(rows), epoch)
-            if isinstance(images, list):  # copies: a kept image that is shared takes an open file
-                return [image.clone().share_memory_() for image in images], labels.share_memory_()  # type: ignore
-            return images.share_memory_(), labels.share_memory_()  # type: ignore
-        except DataError as error:
-            return error
-        except (Exception, SystemExit) as error:  # the trainer could not see where it was raised
-            if isinstance(error, RuntimeError | OSError):
-                give_up(error)
-            plain = in_plain_words(error)
-            if isinstance(plain, ComponentError):
-                return plain
-            raise
