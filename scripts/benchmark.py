@@ -4,18 +4,21 @@
     python -m scripts.benchmark --quick --cases fashion --arms "by hand" framework
     python -m scripts.benchmark --rmb data/rmb --full --out benchmark
     python -m scripts.benchmark --cases variants --device cuda
+    python -m scripts.benchmark --cases photos stream start ranks --rmb data/rmb
 
-All run in one process, in turns. So other programs on the machine slow all of them alike.
+All run in one process, in turns, the cases of the last line in a process each. So other programs
+on the machine slow all of them alike.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 CASES = ("fashion", "step", "rmb")
-MORE_CASES = ("variants",)  # only if --cases names them
+MORE_CASES = ("variants", "photos", "stream", "start", "ranks")  # only if --cases names them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         choices=CASES + MORE_CASES,
         default=list(CASES),
-        help="what to measure (all but variants)",
+        help=f"what to measure ({' '.join(CASES)})",
     )
     parser.add_argument(
         "--arms", nargs="+", metavar="ARM", help='ways of training, e.g. "by hand" framework (all)'
@@ -42,15 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rmb", default="data/rmb", metavar="DIR", help="photographs (data/rmb, or drawn notes)"
     )
+    parser.add_argument("--photos", metavar="DIR", help="DIR/CLASS/*.jpg (made on the spot)")
+    parser.add_argument("--files", type=int, metavar="N", help="small images of start (60000)")
     parser.add_argument("--full", action="store_true", help="AlexNet on photographs too: minutes")
-    parser.add_argument("--quick", action="store_true", help="40 seconds, and less certain")
+    parser.add_argument("--quick", action="store_true", help="less of all, and less certain")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="torch's threads (its default)")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmark"), metavar="DIR", help="where to write"
     )
     arguments = parser.parse_args(argv)
-    for name in ("blocks", "batch_size", "threads"):
+    for name in ("blocks", "batch_size", "threads", "files"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} {value}: expected at least 1")
@@ -69,7 +74,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     from scripts.benchmark_arms import ARMS, is_installed
     from scripts.benchmark_cases import fashion_task, measure_fashion, measure_rmb, measure_step
-    from scripts.benchmark_report import picture, report
+    from scripts.benchmark_photos import link_photos, make_photos, measure_photos
+    from scripts.benchmark_report import picture, picture_of_photos, report
+    from scripts.benchmark_start import measure_ranks, measure_start
     from scripts.benchmark_variants import measure_variants
     from trainer.process.console import say
     from trainer.process.errors import UsageError
@@ -102,17 +109,32 @@ def run(arguments: argparse.Namespace) -> None:
         if "variants" in arguments.cases:
             size, seconds = arguments.batch_size, 0.2 if quick else 1.0
             results["variants"] = measure_variants(size, blocks, seconds, device, runs, say)
+        if with_photos := {"photos", "stream", "ranks"} & set(arguments.cases):
+            photos = runs / "photos"
+            if arguments.photos:
+                link_photos(Path(arguments.photos), photos)
+            else:
+                make_photos(photos, 600 if quick else 2400, arguments.rmb, say)
+            if loading := with_photos - {"ranks"}:
+                rounds = arguments.blocks or (2 if quick else 3)
+                results["photos"] = measure_photos(loading, photos, 3, rounds, device, runs, say)
+            if "ranks" in with_photos:
+                results["ranks"] = measure_ranks(photos, device, runs, arguments.rmb, say)
+        if "start" in arguments.cases:
+            files = arguments.files or (6000 if quick else 60_000)
+            results["start"] = measure_start(files, arguments.rmb, device, runs, say)
     results["machine"] |= {"load average, at the end": load_average()}
     text = report(results)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     (out / "benchmark.md").write_text(text, encoding="utf-8")
     (out / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    if "fashion" in results:
-        (out / "benchmark.svg").write_text(picture(results), encoding="utf-8")
-    say(
-        f"\n{text}\n{out}: benchmark.md, benchmark.json{', benchmark.svg' * ('fashion' in results)}"
-    )
+    written = ["benchmark.md", "benchmark.json"]
+    for case, draw in (("fashion", picture), ("photos", picture_of_photos)):
+        if case in results:
+            written.append("benchmark.svg" if case == "fashion" else "photos.svg")
+            (out / written[-1]).write_text(draw(results), encoding="utf-8")
+    say(f"\n{text}\n{out}: {', '.join(written)}")
 
 
 def device_named(name: str) -> Any:
@@ -173,4 +195,5 @@ def load_average() -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its temporary folders go too
     sys.exit(main())

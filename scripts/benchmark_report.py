@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from scripts.benchmark_photos_report import ratios_with_a_step, tables_of_photos
+
 Numbers = Sequence[float]
 Rows = Sequence[Sequence[str]]
 
@@ -42,6 +44,8 @@ def report(results: Mapping[str, Any]) -> str:
         parts.append(f"{model}, a step of each variant next to the plain one (less is faster).")
         head = ["variant", "of plain", "min to max", "milliseconds"]
         parts.append(table(head, variant_rows(times)))
+    for text, columns, cells in tables_of_photos(results):
+        parts += [text, table(columns, cells)] if cells else []
     machine = results["machine"]
     parts.append("\n".join(f"- {name}: {value}" for name, value in machine.items()))
     return "\n\n".join(parts) + "\n"
@@ -171,16 +175,38 @@ def table(head: Sequence[str], rows: Rows) -> str:
 
 def picture(results: Mapping[str, Any]) -> str:
     """An SVG of the arms' ratios to computing alone: a bar per arm, a line at 1."""
-    arms = results["fashion"]
-    ratios = {name: statistics.median(values) for name, values in fashion_ratios(arms).items()}
-    left, unit, row = 190, 380, 30
+    ratios = {
+        name: statistics.median(values)
+        for name, values in fashion_ratios(results["fashion"]).items()
+    }
+    heading = "LeNet on Fashion-MNIST: images/s, computing alone = 1"
+    title = "Training speed, as a share of computing alone"
+    return bars(ratios, title, heading, results["machine"], unit=380)
+
+
+def picture_of_photos(results: Mapping[str, Any]) -> str:
+    """An SVG of the ways to load photographs, as ratios to the tutorial."""
+    ratios = ratios_with_a_step(results)
+    heading = "Photographs, 224 x 224 crops: images/s, torchvision's tutorial = 1"
+    title = "Training speed on photographs, as a multiple of the tutorial's"
+    unit = 400 / max(1.0, *ratios.values())
+    return bars(ratios, title, heading, results["machine"], unit)
+
+
+def bars(
+    ratios: Mapping[str, float], title: str, heading: str, machine: Mapping[str, Any], unit: float
+) -> str:
+    """An SVG with a bar per ratio, the longest first, and a line at 1, ``unit`` from the left.
+
+    The framework's own bars have another colour.
+    """
+    left, row = 190, 30
     height, right = row * len(ratios) + 62, left + unit
-    machine = results["machine"]
-    bars = []
+    drawn = []
     for i, name in enumerate(sorted(ratios, key=lambda name: -ratios[name])):
         y, width = 30 + row * i, unit * ratios[name]
-        kind = ' class="own"' if name == "framework" else ""
-        bars.append(
+        kind = ' class="own"' if name.startswith("framework") else ""
+        drawn.append(
             f'<text x="{left - 10}" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
             f'<rect{kind} x="{left}" y="{y}" width="{width:.1f}" height="20" rx="2"/>'
             f'<text x="{max(left + width, 0) + 8:.1f}" y="{y + 15}">{ratios[name]:.2f}</text>'
@@ -189,14 +215,14 @@ def picture(results: Mapping[str, Any]) -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 {height}" role="img"'
             ' font-family="system-ui, sans-serif" font-size="13">',
-            "<title>Training speed, as a share of computing alone</title>",
+            f"<title>{escape(title)}</title>",
             "<style>text {fill: #24292f} rect {fill: #8c959f} .own {fill: #0969da}"
             " line {stroke: #24292f; stroke-dasharray: 4 3}"
             " @media (prefers-color-scheme: dark) {text {fill: #e6edf3} .own {fill: #4493f8}"
             " line {stroke: #e6edf3}}</style>",
-            '<text x="10" y="18">LeNet on Fashion-MNIST: images/s, computing alone = 1</text>',
-            *bars,
-            f'<line x1="{right}" x2="{right}" y1="26" y2="{height - 30}"/>',
+            f'<text x="10" y="18">{escape(heading)}</text>',
+            *drawn,
+            f'<line x1="{right:g}" x2="{right:g}" y1="26" y2="{height - 30}"/>',
             f'<text x="10" y="{height - 10}" font-size="11">'
             f"{escape(str(machine['processor']))}, torch {escape(str(machine['torch']))},"
             f" commit {escape(str(machine['commit']))}</text>",
