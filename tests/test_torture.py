@@ -54,6 +54,16 @@ SABOTAGES = {  # what is broken -> (the patch, the trial that must notice, its w
         ["damage", str(DAMAGES.index("forged digest"))],
         "without a word",
     ),
+    "nothing of the store": ("", ["store", "0"], "1 of 1 survived"),
+    "the store gives bytes of an image's neighbour": (
+        "append = trainer.input.pool.Segment.append\n"
+        "def shifted(self, data):\n"
+        "    place = append(self, data)\n"
+        "    return place - 1 if self.folder and place else place\n"
+        "trainer.input.pool.Segment.append = shifted",
+        ["store", "2"],
+        "differs from what was prepared without a store",
+    ),
 }
 
 
@@ -92,10 +102,10 @@ def reports(tmp_path_factory, notes):
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_a_sabotaged_core_does_not_survive_and_a_sound_one_does(reports, name):
     code, report = reports[name]
-    _, (kind, seed), words = SABOTAGES[name]
+    patch, (kind, seed), words = SABOTAGES[name]
     assert words in report, report
-    assert code == (name != "nothing"), report
-    assert (f"--only {kind} --seed {seed} --trials 1" in report) == (name != "nothing")
+    assert code == bool(patch), report
+    assert (f"--only {kind} --seed {seed} --trials 1" in report) == bool(patch)
 
 
 def write_run(folder: Path, *, change: str = "") -> Path:

@@ -10,6 +10,7 @@ happens in it, but for the instant at which a signal arrives.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ KINDS = {
     "full": Kind(6, 72, "a full disk, files cut off, a read-only folder"),
     "damage": Kind(9, 10**6, "checkpoints cut, flipped, forged, missing", "DAMAGES"),
     "images": Kind(5, 50, "images broken in mid-run, a worker killed"),
+    "store": Kind(12, 600, "builders of the store killed, robbed, deceived, against each other"),
     "together": Kind(3, 15, "16 starts at once, two processes on one run"),
     "ranks": Kind(2, 50, "one of two processes killed, started again by torchrun", "rank_cases"),
 }
@@ -99,7 +101,6 @@ def import_once() -> None:
     """Import all that training needs, and start no thread: a fork would lose it."""
     import importlib
     import logging
-    import os
     import pkgutil
     import threading
 
@@ -139,9 +140,9 @@ def torture(arguments: argparse.Namespace, names: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, interrupt)
     adopt_orphans()
     bench = Bench(Path(tempfile.mkdtemp(prefix="torture-")))
+    os.environ["TRAINER_STORE"] = str(bench.folder / "store")  # not the user's own
     rows: list[tuple[str, list[Outcome], str]] = []
     failed = False
-    began = time.time()
     try:
         prepare(bench, arguments.rmb)
         for name in names:
@@ -160,7 +161,6 @@ def torture(arguments: argparse.Namespace, names: Sequence[str]) -> int:
             counts = f"{sum(o.verdict == 'survived' for o in outcomes)} of {len(outcomes)} survived"
             say(f"{name:<9} {counts}, {duration(time.monotonic() - started)} {note}".rstrip())
     finally:
-        sweep_shared_memory(began)
         if not failed:
             shutil.rmtree(bench.folder, ignore_errors=True)
     say(f"\n{table(rows)}")
@@ -175,14 +175,6 @@ def command(name: str, outcome: Outcome, arguments: argparse.Namespace) -> str:
     images = f" --rmb {arguments.rmb}" if arguments.rmb else ""
     one = f"--only {name} --seed {outcome.number} --trials 1"
     return f"python -m tests.torture {one}{images}"
-
-
-def sweep_shared_memory(began: float) -> None:
-    """Remove the tensors that killed workers left in shared memory: nobody else does."""
-    for path in Path("/dev/shm").glob("torch_*_*"):
-        process = path.name.split("_")[1]
-        if path.stat().st_mtime >= began and not Path(f"/proc/{process}").exists():
-            path.unlink()
 
 
 def prepare(bench: "Bench", photographs: Path | None) -> None:

@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -27,7 +27,7 @@ PHASES = {  # phase of a run -> the modules whose functions it calls
         *("config.config", "config.construct", "input.data", "run.resume", "loop.resume"),
         *("build.prepare", "build.rehearse", "build.job"),
     ),
-    "decoding": ("input.decode",),
+    "decoding": ("input.source", "input.reading", "input.pool", "input.store", "input.file_index"),
     "train": (
         *("loop.step", "loop.guard", "loop.epochs", "loop.fit", "distributed.micro_batches"),
         "components.schedulers",
@@ -71,16 +71,20 @@ def wrap(name: str, before: Action | None = None, after: Action | None = None) -
 def functions(phase: str) -> Iterator[str]:
     """The functions and methods of a phase's modules, as ``wrap`` takes them."""
     for module in PHASES[phase]:
-        name = f"trainer.{module}"
-        for key, value in vars(importlib.import_module(name)).items():
-            if getattr(value, "__module__", None) != name:
-                continue
-            if isinstance(value, FunctionType):
-                yield f"{name}:{key}"
-            elif inspect.isclass(value) and not issubclass(value, tuple):
-                for method, member in vars(value).items():
-                    if isinstance(member, FunctionType) and not method.startswith("__"):
-                        yield f"{name}:{key}.{method}"
+        yield from functions_of(f"trainer.{module}")
+
+
+def functions_of(name: str) -> Iterator[str]:
+    """The functions and methods of a module, as ``wrap`` takes them."""
+    for key, value in vars(importlib.import_module(name)).items():
+        if getattr(value, "__module__", None) != name:
+            continue
+        if isinstance(value, FunctionType):
+            yield f"{name}:{key}"
+        elif inspect.isclass(value) and not issubclass(value, tuple):
+            for method, member in vars(value).items():
+                if isinstance(member, FunctionType) and not method.startswith("__"):
+                    yield f"{name}:{key}.{method}"
 
 
 def at(n: int, action: Action) -> Action:
@@ -123,24 +127,32 @@ ERRORS = {  # system call -> the error of a disk that is full, broken or read-on
 }
 
 
-class Calls:
-    """Replaces ``os`` in ``trainer.run.disk``: the calls of ERRORS go through ``hook``."""
+Hook = Callable[[str, Callable[..., Any], tuple[Any, ...]], Any]  # name, function, arguments
 
-    def __init__(self, hook: Callable[[str, Callable[..., Any], tuple[Any, ...]], Any]) -> None:
-        self._hook = hook
+
+class Calls:
+    """Replaces ``os`` in a module: the calls of ``names`` go through ``hook``."""
+
+    def __init__(self, hook: Hook, names: Collection[str]) -> None:
+        self._hook, self._names = hook, names
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(os, name)
-        if name not in ERRORS:
+        if name not in self._names:
             return real
         return lambda *arguments, **named: self._hook(
             name, functools.partial(real, **named), arguments
         )
 
 
-def intercept(hook: Callable[[str, Callable[..., Any], tuple[Any, ...]], Any]) -> None:
-    """Put ``hook`` between ``trainer.run.disk`` and the system."""
-    importlib.import_module("trainer.run.disk").os = Calls(hook)  # type: ignore[attr-defined]
+def intercept(
+    hook: Hook,
+    modules: Sequence[str] = ("trainer.run.disk",),
+    names: Collection[str] = tuple(ERRORS),
+) -> None:
+    """Put ``hook`` between modules and the system's calls ``names``."""
+    for module in modules:
+        importlib.import_module(module).os = Calls(hook, names)  # type: ignore[attr-defined]
 
 
 def disturb(call: str, n: int, how: str, first: Callable[[object], None]) -> None:

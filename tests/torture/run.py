@@ -331,6 +331,7 @@ def child(
     SIGINT and SIGTERM are blocked until the command has set its handlers.
     """
     os.setsid()
+    os.environ["TRAINER_STORE"] = str(log.with_name("store"))  # each trial prepares its own images
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -389,6 +390,7 @@ def torchrun(strike: str, folder: Path, log: Path, *arguments: str) -> int:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "--max-restarts", "2", str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "STRIKE": strike, "PYTHONPATH": "."}
+    environment |= {"TRAINER_STORE": str(folder.with_name("store"))}
     with log.open("w") as output:
         return subprocess.run(
             [*command, *arguments, "--runs", str(folder)],

@@ -27,6 +27,7 @@ RESUME = "tests/test_resume.py::"
 CENSUS = f"{RESUME}test_everything_that_a_run_keeps_in_memory_is_in_its_checkpoint"
 THRICE = f"{RESUME}test_stopped_three_times_within_two_epochs_a_run_is_still_the_same"
 WORKERS = "tests/test_data_path.py::test_a_signal_to_the_whole_group_leaves_the_workers"
+AHEAD = "tests/test_workers.py::test_"
 ARCHITECTURE = "tests/test_architecture.py::"
 SEVERAL = "tests/test_distributed.py::"
 PROCESSES = "tests/test_processes.py::"
@@ -34,6 +35,11 @@ ARCHIVE = (
     "tests/test_hostile_archives.py::"
     "test_a_hostile_archive_is_refused_in_one_sentence_at_once_and_leaves_nothing"
 )
+
+STORED = "tests/test_store.py::"
+FILES = "tests/test_file_index.py::"
+KEYS = "tests/test_store_key.py::"
+OWN_IMAGE = '    return has_halves and ("image" not in vars(owner) or names <= vars(owner).keys())'
 
 SABOTAGES = [
     # --- on the disk ------------------------------------------------------------------------------
@@ -291,8 +297,8 @@ SABOTAGES = [
         "epoch begins anew",
         "each resume shows the epoch's first images again",
         "trainer/loop/epochs.py",
-        "job.train_loader.epoch(state.epoch, start=state.batch)",
-        "job.train_loader.epoch(state.epoch)",
+        "job.train_loader.epoch(state.epoch, start=state.batch, then=then)",
+        "job.train_loader.epoch(state.epoch, then=then)",
         (f"{EXACT}[1-LeNet]",),
     ),
     Sabotage(
@@ -519,18 +525,34 @@ SABOTAGES = [
     Sabotage(
         "signals reach the workers",
         "Ctrl-C kills the workers, and the run fails instead of stopping",
-        "trainer/input/workers.py",
-        "                worker_init_fn=prepare_worker,\n",
-        "",
+        "trainer/input/worker.py",
+        "        signal.signal(number, signal.SIG_IGN)\n",
+        "        pass\n",
         (f"{WORKERS}_to_the_trainer",),
     ),
     Sabotage(
         "workers not ended",
         "a run with workers that fails never ends",
         "trainer/input/workers.py",
-        "    if iterator is not None:\n        iterator._shutdown_workers()",
-        "    if False:\n        iterator._shutdown_workers()",
+        "        connection.close()\n    for process in processes:\n        process.kill()\n",
+        "        pass\n",
         (f"{RESUME}test_a_run_with_workers_that_fails_ends",),
+    ),
+    Sabotage(
+        "read ahead for another epoch",
+        "after a stop or a resume, batches of another epoch are shown",
+        "trainer/input/workers.py",
+        "            self._drop_all()\n",
+        "            pass\n",
+        (f"{AHEAD}no_number_of_workers_no_reading_ahead_and_no_resume_changes_a_bit",),
+    ),
+    Sabotage(
+        "shared memory handed out",
+        "a worker overwrites the labels of a batch that is still in use",
+        "trainer/input/loader.py",
+        "            yield workers.own(images), workers.own(labels)\n",
+        "            yield images, labels\n",
+        (f"{AHEAD}kept_batches_and_labels_are_not_overwritten",),
     ),
     # --- one folder, one writer -------------------------------------------------------------------
     Sabotage(
@@ -581,6 +603,35 @@ SABOTAGES = [
         "FORMATS = (",
         "import PIL.ImageFile\n\nPIL.ImageFile.LOAD_TRUNCATED_IMAGES = True\nFORMATS = (",
         ("tests/test_images.py::test_a_truncated_file_is_broken_and_named",),
+    ),
+    Sabotage(
+        "libjpeg's warnings ignored",
+        "half-copied JPEGs are trained on as grey areas",
+        "datasets/jpeg.py",
+        'content, "RGB", min_height=height, min_width=width\n',
+        'content, "RGB", min_height=height, min_width=width, strict=False\n',
+        (
+            "tests/test_images.py::test_a_truncated_file_is_broken_and_named",
+            "tests/test_jpeg.py::test_a_jpeg_cut_off_anywhere_has_pillows_message",
+        ),
+    ),
+    Sabotage(
+        "JPEGs reduced below what is needed",
+        "fast decoding makes images blurred",
+        "datasets/jpeg.py",
+        "if side >= max(at_least, _LEAST)",
+        "if 2 * side >= max(at_least, _LEAST)",
+        ("tests/test_jpeg.py::test_the_reduction_is_the_smallest_that_leaves_the_shorter_side",),
+    ),
+    Sabotage(
+        "digests of new files forgotten",
+        "other images are shown in the places of files that were written just now",
+        "trainer/input/source.py",
+        "            self.digests[new], self.known[new] = digests[new], True\n",
+        "            self.digests[:], self.known[:] = digests, known\n",
+        (
+            "tests/test_source.py::test_each_sample_has_its_own_pixels_and_digest_whatever_it_is_split_by",
+        ),
     ),
     # --- what a hostile file may do ---------------------------------------------------------------
     Sabotage(
@@ -688,5 +739,70 @@ SABOTAGES = [
             "tests/test_sampling.py::"
             "test_an_image_that_comes_again_is_cropped_otherwise_and_first_as_when_shuffled",
         ),
+    ),
+    # --- prepared images --------------------------------------------------------------------------
+    Sabotage(
+        "pixels are not checked",
+        "a damaged disk changes images that a run trains on",
+        "trainer/input/pool.py",
+        '        _check_pixels(pixels, manifest["pixels"])\n',
+        "",
+        (f"{STORED}test_damage_is_noticed_told_and_made_good[.pixels-flipped]",),
+    ),
+    Sabotage(
+        "the time of any change does not count",
+        "pixels that are damaged with their time put back are trained on",
+        "trainer/input/pool.py",
+        "[found.st_size, found.st_mtime_ns, found.st_ctime_ns]",
+        "[found.st_size, found.st_mtime_ns]",
+        (f"{STORED}test_damage_is_noticed_told_and_made_good[.pixels-flipped at the same time]",),
+    ),
+    Sabotage(
+        "a file just written is remembered",
+        "an image that is written twice within one tick stays the first one for ever",
+        "trainer/input/file_index.py",
+        " & (states[:, CHANGED] < began - RACY_NS)",
+        "",
+        (f"{FILES}test_a_file_written_within_two_seconds_before_it_was_read_is_not_remembered",),
+    ),
+    Sabotage(
+        "a file's time of content alone counts",
+        "an image that is replaced with its time put back stays the old one",
+        "trainer/input/file_index.py",
+        "(old_states[rows] == states).all(axis=1)",
+        "(old_states[rows, :2] == states[:, :2]).all(axis=1)",
+        (f"{FILES}test_a_file_changed_in_place_with_its_time_put_back_is_read_again",),
+    ),
+    Sabotage(
+        "private attributes do not count",
+        "a transform of one's own with another setting gets the images of the old one",
+        "trainer/input/store.py",
+        "        if name in OF_EACH_MODULE:\n",
+        '        if name in OF_EACH_MODULE or name.startswith("_"):\n',
+        (f"{KEYS}test_all_that_a_transform_holds_counts_private_or_not",),
+    ),
+    Sabotage(
+        "a class's own image() is passed over",
+        "a dataset that changes what its base class decodes trains on other images",
+        "trainer/input/subset.py",
+        OWN_IMAGE,
+        "    return has_halves",
+        (f"{KEYS}test_a_dataset_that_decodes_in_its_own_way_is_not_stored_and_works",),
+    ),
+    Sabotage(
+        "a living writer's segment is removed",
+        "two runs that start together spoil each other's images",
+        "trainer/input/pool.py",
+        "                hold(file)  # raises OSError while its writer lives\n",
+        "",
+        (f"{STORED}test_a_half_written_segment_is_ignored_and_removed_once_its_writer_is_gone",),
+    ),
+    Sabotage(
+        "clearing removes the whole folder of indexes",
+        "files of a user in a folder of this name are gone",
+        "trainer/input/store.py",
+        '(self.root / "files").glob("*.files")',
+        '(self.root / "files").glob("*")',
+        (f"{STORED}test_clearing_touches_only_what_the_store_has_made",),
     ),
 ]

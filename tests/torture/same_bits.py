@@ -90,7 +90,7 @@ def start(checkout: Path, folder: Path, name: str, run: Path | None) -> subproce
         return subprocess.Popen(
             [sys.executable, "-m", *module, *what, "--runs", str(runs)],
             cwd=checkout,
-            env=inherited | {"OMP_NUM_THREADS": "1"},
+            env=inherited | {"OMP_NUM_THREADS": "1", "TRAINER_STORE": str(folder / "store")},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

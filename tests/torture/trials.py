@@ -38,6 +38,7 @@ from tests.torture.run import (
     last_lines,
     torchrun,
 )
+from tests.torture.stored import store as store  # a kind of its own
 
 MODELS = {
     "LeNet": (),
