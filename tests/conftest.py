@@ -18,6 +18,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis
 import pytest
 import torch
 from PIL import Image
@@ -41,6 +42,8 @@ log: {{every: 2st, images: 4}}
 """
 
 
+hypothesis.settings.register_profile("untimed", deadline=None)  # the machine may be busy
+hypothesis.settings.load_profile("untimed")
 FORK = multiprocessing.get_context("fork")
 COPIES = itertools.count()
 
@@ -121,6 +124,12 @@ def _interruptible():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_store(tmp_path_factory):
+    """The tests' own store of prepared images; processes that they start use it too."""
+    os.environ["TRAINER_STORE"] = str(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(autouse=True)

@@ -286,8 +286,8 @@ def test_what_the_rules_allow(tmp_path, files):
         ),
         (
             against_layers,
-            {"trainer/input/a.py": "def f():\n    from trainer import run\n"},
-            "input -> run: trainer/input/a.py:2 imports trainer.run",
+            {"trainer/comparing/a.py": "def f():\n    from trainer import run\n"},
+            "comparing -> run: trainer/comparing/a.py:2 imports trainer.run",
         ),
         (
             against_layers,
@@ -423,7 +423,7 @@ def test_the_layout_can_be_printed(tmp_path, capsys):
     lines = 97 + len(COMMANDS) * len(EXCEPTIONS)
     for line in (
         "    4  run               6      5  A folder.",
-        "    7  loop              3     92  ",
+        "    8  loop              3     92  ",
         "trainer/: 13 packages, 32 files, 12 of them at its top",
         "floors: 2, by the longest chain of imports: trainer.loop.a > trainer.run.a > ",
         "circles: 1 of 2 files",

@@ -19,6 +19,7 @@ from datasets.images import read_image
 from trainer.config import load_config
 from trainer.data import main
 from trainer.input.data import load_data, train_loader
+from trainer.input.kept import Kept
 from trainer.insight import data_facts
 from trainer.insight.data_facts import inspect_dataset, moments
 from trainer.insight.data_report import augmented
@@ -81,7 +82,9 @@ def test_the_counts_are_those_of_the_split_that_training_makes(facts, config_fil
 def test_mean_and_std_are_those_of_all_pixels_of_the_training_images(facts, config_file):
     pixels = facts()["pixels"]
     data = load_data(load_config(config_file), torch.device("cpu"))
-    images = data.subsets["train"].images
+    train = data.subsets["train"]
+    assert isinstance(train.images, Kept)
+    images = train.images.gather(torch.arange(len(train)))
     assert isinstance(images, torch.Tensor)
     stacked = images.numpy().astype(np.float64) / 255
     assert pixels["mean"] == pytest.approx(stacked.mean((0, 2, 3)), abs=1e-12)
@@ -263,6 +266,40 @@ def test_every_broken_file_is_listed_and_the_rest_is_reported_all_the_same(
     assert look.splits == {name: part.indices.tolist() for name, part in data.subsets.items()}
     assert look.facts["split"] == data.split_digest  # by which a report knows the same data
     assert facts(root, "dataset.on_broken=skip")["counts"] == found["counts"]
+
+
+@pytest.mark.parametrize("cache", ["off", "store"])
+def test_a_split_by_name_is_that_of_training_without_what_cannot_be_read(own, config_file, cache):
+    options = [f"dataset.root={own}", "dataset.on_broken=skip", f"loader.cache={cache}"]
+    config = load_config(config_file, [*options, "split.by=name"])
+    splits = load_data(config, torch.device("cpu")).subsets
+    broken = {int(part.indices[0]) for part in splits.values()}
+    files = load_data(config, torch.device("cpu")).dataset.ids
+    for index in broken:
+        (own / files[index]).write_bytes(b"no image")
+    data, look = load_data(config, torch.device("cpu")), inspect_dataset(config)
+    assert look.splits == {
+        name: [index for index in part.indices.tolist() if index not in broken]
+        for name, part in data.subsets.items()
+    }
+    assert look.facts["split"] == data.split_digest
+    assert {own / files[index] for index in broken} == {Path(one.path) for one in look.broken}
+
+
+def test_each_file_is_read_once(own, config_file, monkeypatch):
+    opened = []
+    config = load_config(config_file, [f"dataset.root={own}"])
+    plain = open
+
+    def counting(path, *arguments, **more):
+        if str(path).startswith(str(own)):
+            opened.append(str(path))
+        return plain(path, *arguments, **more)
+
+    monkeypatch.setattr("builtins.open", counting)
+    look = inspect_dataset(config, search_near=False)
+    assert sorted(opened) == sorted(str(path) for path in own.rglob("*.jpg"))
+    assert look.facts["formats"] == {"JPEG RGB": 50}
 
 
 def test_a_missing_class_and_a_rare_one_are_warnings(facts, own, monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -12,27 +13,30 @@ import shutil
 import signal
 import subprocess
 import sys
-from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets import DataError, temporary
 from models.lenet import LeNet
 from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.input import decode
+from trainer.input import place
 from trainer.input import workers as workers_module
 from trainer.input.data import load_data, train_loader
+from trainer.input.kept import Kept
 from trainer.input.loader import Loader, Order
+from trainer.input.source import SIDES, Source
 from trainer.input.subset import Subset
 from trainer.input.workers import copied_ahead
 from trainer.loop.guard import Guard
 from trainer.loop.summary import dry_run
-from trainer.process.errors import ConfigError, WorkerDied
+from trainer.process import start as start_module
+from trainer.process.errors import ConfigError
 from trainer.process.start import keep_freed_memory, spin_briefly
 from transforms.batched import KERNELS
 from transforms.own import Normalize
@@ -101,6 +105,28 @@ def test_every_cache_worker_count_and_batch_size_gives_a_sample_the_same_bits(fi
         other = loader_of(file, *overrides)
         for epoch in (0, 1):
             assert hashes(other, epoch) == expected[epoch], overrides
+
+
+def test_files_that_were_just_written_are_prepared_for_the_splits_that_take_from_others(
+    config_file, tmp_path, monkeypatch
+):
+    """Their states are not trusted, so nothing is remembered of them. Of 4 images of a class val
+    and test take some from train, whose hash alone does not give them."""
+    monkeypatch.setenv("TRAINER_STORE", str(tmp_path / "store"))
+    for number in range(24):
+        folder = tmp_path / "images" / f"class{number % 6}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 36), (10 * number, 7, 9)).save(folder / f"{number}.png")
+    crop = "transforms.train=[{name: RandomCrop, size: 32}, {name: Normalize, mean: [0], std: [1]}]"
+    words = (f"dataset={{name: ImageFolder, root: '{tmp_path / 'images'}'}}", crop)
+    kept, anew = (
+        load_data(load_config(config_file, [*words, f"loader.cache={cache}"]), CPU).subsets
+        for cache in ("store", "off")
+    )
+    for split, subset in kept.items():
+        rows = torch.arange(len(subset))
+        assert subset.cache == "store"
+        assert torch.equal(subset.batch(rows)[0], anew[split].batch(rows)[0])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -172,7 +198,7 @@ def test_workers_hand_over_small_uint8_crops(tmp_path, notes, augmented):
     images, labels = part.read(torch.arange(5), epoch=0)
     assert isinstance(images, torch.Tensor)
     assert images.shape == (5, 3, 20, 20) and images.dtype == torch.uint8
-    assert part.pipeline.early(cached=True) == 0 and part.early == 1
+    assert part.pipeline.early(cached=True) == 0 and part.early == 2  # crop and flip
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -222,24 +248,6 @@ def test_choices_that_a_later_crop_makes_equal_are_taken(config_file):
     assert prepare(config, print).input_shape == (3, 32, 32)
 
 
-def test_a_batch_that_a_worker_cannot_send_ends_the_run_instead_of_being_waited_for(
-    config_file, monkeypatch
-):
-    loader = loader_of(config_file, "loader.workers=2", "loader.cache=off")
-    monkeypatch.setattr("multiprocessing.reduction.ForkingPickler.dumps", cannot_send)
-    with pytest.raises(WorkerDied, match="ended by itself"):
-        list(loader.epoch(0))
-
-
-DUMPS = ForkingPickler.dumps
-
-
-def cannot_send(batch):
-    if multiprocessing.parent_process() is not None:
-        raise FileNotFoundError("no folder for the socket")
-    return DUMPS(batch)
-
-
 def test_a_fork_removes_nothing_that_its_parent_has_begun(tmp_path):
     (tmp_path / "begun").touch()
     with temporary.unfinished(tmp_path / "begun"):
@@ -271,10 +279,10 @@ def test_auto_keeps_what_fits_into_half_of_the_memory_and_reads_the_rest_anew(
 ):
     config = load_config(config_file, [])
     kept = load_data(config, CPU).subsets["train"].images
-    assert isinstance(kept, torch.Tensor)
-    train = kept.nbytes
-    for free, expected in ((2 * train + 2, "ram"), (2 * train, "off")):
-        monkeypatch.setattr(decode, "free_memory", lambda device, free=free: free)
+    assert isinstance(kept, Kept) and kept.place == "store"
+    every = 50 * kept.nbytes // len(kept)  # train, val and test are prepared alike
+    for free, expected in ((2 * every + 2, "store"), (2 * every, "off")):
+        monkeypatch.setattr(place, "available_memory", lambda free=free: free)
         assert load_data(config, CPU).subsets["train"].cache == expected
 
 
@@ -288,7 +296,7 @@ def test_a_split_in_memory_that_its_transforms_make_too_large_is_made_anew_each_
         "model: MLP\noptimizer: {name: SGD, lr: 0.1}\ntrain: {epochs: 1, device: cpu}\n"
     )
     kept = loader_of(file)
-    monkeypatch.setattr(decode, "free_memory", lambda device: 200_000)
+    monkeypatch.setattr(place, "free_memory", lambda device: 200_000)
     made = loader_of(file, "loader.workers=0")
     assert (kept.subset.cache, made.subset.cache) == ("ram", "off")
     assert hashes(kept, 0) == hashes(made, 0)
@@ -309,8 +317,10 @@ class Packed(Memory):
 
 def test_shards_that_are_not_kept_are_not_all_decoded_before_a_run(config_file):
     config, packed = load_config(config_file, ["loader.cache=off"]), Packed(200)
-    part, broken = decode.read_subset(packed, reading_pipeline(config), range(200), config, CPU)
-    assert part.cache == "off" and not broken and packed.read < 20
+    source = Source(packed, dict.fromkeys(SIDES, reading_pipeline(config)), config, CPU)
+    source.prepare("train", range(200))
+    part = source.subset("train", range(200))
+    assert part.cache == "off" and not source.broken and packed.read < 20
     assert len(part) == 200 and len(part.batch(torch.tensor([150, 199]))[0]) == 2
 
 
@@ -327,7 +337,7 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_kept(
     config_file, monkeypatch, cache
 ):
     config = load_config(config_file, [f"loader.cache={cache}"])
-    monkeypatch.setattr(decode, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(place, "free_memory", lambda device: 1000)
     with pytest.raises(DataError, match=rf"loader\.cache: {cache} needs .* are free; use auto"):
         load_data(config, CPU)
 
@@ -337,20 +347,19 @@ def test_auto_keeps_a_split_on_a_gpu_where_a_quarter_of_its_memory_holds_it(
 ):
     gpu = torch.device("cuda", 0)
     memory = {"cuda": 4004, "cpu": 10**9}
-    monkeypatch.setattr(decode, "free_memory", lambda device: memory[device.type])
+    monkeypatch.setattr(place, "free_memory", lambda device: memory[device.type])
 
-    def place(file, size: int, *overrides: str) -> torch.device | None:
+    def chosen(file, size: int, *overrides: str) -> torch.device:
         config = load_config(file, overrides)
-        pipeline = reading_pipeline(config)
-        return decode.choose_cache(config, pipeline, size, gpu)
+        return place.place_kept(config, reading_pipeline(config), size, True, gpu)
 
-    assert place(config_file, 1000) == gpu
-    assert place(config_file, 1001) == CPU
-    assert place(config_file, 1000, "loader.cache=ram") == CPU
-    assert place(config_file, 4000, "loader.cache=device") == gpu
-    assert place(augmented, 1000) == CPU, "RandAugment runs in processes that see no GPU"
+    assert chosen(config_file, 1000) == gpu
+    assert chosen(config_file, 1001) == CPU
+    assert chosen(config_file, 1000, "loader.cache=ram") == CPU
+    assert chosen(config_file, 4000, "loader.cache=device") == gpu
+    assert chosen(augmented, 1000) == CPU, "RandAugment runs in processes that see no GPU"
     with pytest.raises(DataError, match="device cannot be with RandAugment"):
-        place(augmented, 1000, "loader.cache=device")
+        chosen(augmented, 1000, "loader.cache=device")
 
 
 def reading_pipeline(config) -> Pipeline:
@@ -368,7 +377,7 @@ def test_what_was_decided_is_stored_in_the_run(train):
     assert decided["device"] == "cpu" and decided["threads"] == 1
     assert decided["channels_last"] is True and decided["fused_optimizer"] is True
     assert decided["train"] == {
-        "cache": "ram",
+        "cache": "store",
         "bytes": decided["train"]["bytes"],
         "workers": 2,
         "batch_size": 8,
@@ -388,7 +397,7 @@ def test_a_dry_run_tells_where_each_transform_runs_and_what_has_no_batched_form(
     text = "\n".join(lines)
     assert "note    RandAugment has no batched form" in text
     assert "GaussianBlur             batched" in text
-    assert "kept in memory" in text and "workers 0" in text and "1 thread" in text
+    assert "kept in the store" in text and "workers 0" in text and "1 thread" in text
 
 
 # --- nothing waits for the device ---------------------------------------------------------------
@@ -477,6 +486,7 @@ class Queue:
     """Stands for a CUDA stream: knows whom it waited for."""
 
     current: "Queue"
+    finished: "list[Queue]"
 
     def __init__(self, device: object = None) -> None:
         self.waited_for: list[Queue] = []
@@ -484,10 +494,13 @@ class Queue:
     def wait_stream(self, other: "Queue") -> None:
         self.waited_for.append(other)
 
+    def synchronize(self) -> None:
+        Queue.finished.append(self)
+
 
 def test_copies_ahead_go_by_their_own_queue_and_the_work_waits_for_them(monkeypatch):
     working, used = Queue(), []
-    Queue.current = working
+    Queue.current, Queue.finished = working, []
 
     @contextlib.contextmanager
     def on(queue):
@@ -504,18 +517,20 @@ def test_copies_ahead_go_by_their_own_queue_and_the_work_waits_for_them(monkeypa
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Queue.current)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, queue: None)
     monkeypatch.setattr(workers_module, "to_device", copied)
-    batches = [(torch.tensor([i]), torch.tensor([i])) for i in range(4)]
-    for number, (images, _) in enumerate(copied_ahead(batches, torch.device("cuda"))):
+
+    def batches():
+        for i in range(4):
+            assert len(Queue.finished) == i, (
+                "the batch before may be overwritten, and is not copied"
+            )
+            yield torch.tensor([i]), torch.tensor([i])
+
+    for number, (images, _) in enumerate(copied_ahead(batches(), torch.device("cuda"))):
         assert int(images) == number
         assert Queue.current is working, "the step would run in the copies' queue"
         assert len(working.waited_for) == number + 1
         assert len(used) == 2 * min(number + 2, 4), "the next one is copied meanwhile"
     assert working not in used
-
-
-def test_what_takes_the_place_of_a_batch_is_raised():
-    with pytest.raises(DataError, match="gone"):
-        list(copied_ahead([DataError("gone")], CPU))
 
 
 # --- start-up -----------------------------------------------------------------------------------
@@ -545,6 +560,29 @@ def test_threads_wait_as_the_environment_says_where_it_does(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     spin_briefly()
     assert "GOMP_SPINCOUNT" not in os.environ
+
+
+FROZEN = """
+import gc
+from trainer.process.start import start
+with start():
+    import decimal
+    own = {id(decimal.Decimal)}
+print(gc.isenabled(), gc.get_freeze_count() > 0, own & {id(item) for item in gc.get_objects()})
+"""
+
+
+def test_the_collector_passes_over_what_a_command_imports():
+    command = [sys.executable, "-c", FROZEN]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert made.stdout == "True True set()\n"
+
+
+def test_the_collector_looks_at_all_that_a_process_had_before_a_command():
+    before = gc.get_freeze_count()
+    with start_module.start():
+        pass
+    assert gc.get_freeze_count() == before, "in a notebook, tensors of earlier calls would stay"
 
 
 def test_a_model_that_cannot_keep_channels_last_trains_as_it_is_and_says_so(

@@ -111,6 +111,17 @@ def test_several_processes_train_on_what_one_does_and_come_to_the_same(undisturb
         torch.testing.assert_close(others[name], weight, rtol=1e-4, atol=1e-5)
 
 
+def test_each_cache_gives_any_number_of_processes_the_same_batches(undisturbed):
+    """Transforms that prepare train and val otherwise, so the store has a pool of each."""
+    crop = "{name: RandomCrop, size: 20, pad_if_needed: true}, {name: Resize, size: [32, 32]}"
+    words = (*ODD, f"transforms.train=[{crop}]", "train.epochs=1", "log.show=[scalars]")
+    traces = [
+        undisturbed(count, *words, f"loader.cache={cache}")[1]
+        for count, cache in ((1, "ram"), (2, "ram"), (1, "off"), (2, "off"), (2, "store"))
+    ]
+    assert all(trace == traces[0] for trace in traces)
+
+
 @given(st.integers(1, 400), st.integers(1, 9))
 def test_shares_of_a_batch_are_all_of_it_once_and_of_equal_size(count, processes):
     shares = [share_of(count, process, processes) for process in range(processes)]

@@ -324,14 +324,14 @@ def test_every_unreadable_file_is_told_at_once_whether_it_opens_or_not(tmp_path,
     for number, path in enumerate(sorted(root.rglob("*.png"))):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
     (root / "a" / "0.png").write_bytes(b"opens, but is no picture")
-    digest = ImageFolder.digest
+    content = ImageFolder.content
 
     def guarded(self, index):  # rights alone do not stop an administrator
         if self.ids[index] == "b/1.png":
             raise BrokenImage("b/1.png", "cannot be read: Permission denied")
-        return digest(self, index)
+        return content(self, index)
 
-    monkeypatch.setattr(ImageFolder, "digest", guarded)
+    monkeypatch.setattr(ImageFolder, "content", guarded)
     config = load_config(
         "configs/lenet_rmb.yaml", ["dataset.name=ImageFolder", f"dataset.root={root}"]
     )

@@ -12,9 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-import types
 from pathlib import Path
 
 import pytest
@@ -36,14 +34,14 @@ from trainer.components.schedulers import forecast
 from trainer.config import load_config
 from trainer.evaluate import main as evaluate
 from trainer.input.loader import Loader
-from trainer.input.workers import from_workers, quiet_where_the_trainer_hangs_up
+from trainer.input.workers import Workers
 from trainer.insight.board import show_epoch
 from trainer.loop.evaluate import evaluate as evaluated
 from trainer.loop.guard import Guard
 from trainer.loop.record import save
 from trainer.loop.snapshot import restore_job, snapshot
 from trainer.loop.state import CLOCKS, PLAIN, State
-from trainer.process.errors import ConfigError, RunError, WorkerDied
+from trainer.process.errors import ConfigError, RunError
 from trainer.run.checkpoint import checkpoints, digest_of, problem_of, read_state
 from trainer.run.disk import read_json, write_json
 from trainer.run.folder import lock_run, read_metrics
@@ -60,6 +58,9 @@ MAY_CHANGE = {
     "train.budget": "30m",
     "train.skip_non_finite": 2,
     "train.parallel": "fsdp",
+    "store.root": "elsewhere",
+    "store.gigabytes": 3,
+    "store.days": 3,
     "early_stop.patience": 9,
     "early_stop.min_delta": 0.5,
     "log.every": "5st",
@@ -78,6 +79,7 @@ REFUSED = {
     "split.ratios": [6, 2, 2],
     "split.seed": 1,
     "split.pool": True,
+    "split.by": "name",
     "split.folds": 5,
     "split.fold": 1,
     "transforms.train.0.size": [36, 36],
@@ -510,7 +512,7 @@ def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended
     """With nothing kept in memory, an image that vanishes is met when its turn comes."""
     straight = finished("loader.cache=off")
     broken: list[str] = []
-    read = ImageFiles.image
+    read = ImageFiles.content
     monkeypatch.setattr(trainer.input.loader, "BLOCK", 1)  # batch by batch, as large images are
 
     def vanishing(self, index):
@@ -518,7 +520,7 @@ def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended
             (self.root / broken[0]).rename(tmp_path / "away")
         return read(self, index)
 
-    monkeypatch.setattr(ImageFiles, "image", vanishing)
+    monkeypatch.setattr(ImageFiles, "content", vanishing)
     job = prepare(load_config(config_file), print)
     row = job.train_loader.rows(1, 2)[0]  # of the second epoch's third batch
     image = job.data.dataset.ids[job.data.subsets["train"].indices[row]]
@@ -547,15 +549,15 @@ def test_a_failed_read_in_mid_epoch_saves_names_the_file_and_goes_on_once_mended
 
 def test_workers_end_with_a_run_whose_test_images_cannot_be_read(train, config_file, monkeypatch):
     """They ignore the signal by which Python would end them at its exit: that would hang."""
-    job, read = prepare(load_config(config_file), print), ImageFiles.image
+    job, decode = prepare(load_config(config_file), print), ImageFiles.decode
     image = job.data.dataset.ids[job.data.subsets["test"].indices[0]]
 
-    def vanished(self, index):
+    def vanished(self, index, content, at_least=0):
         if multiprocessing.parent_process() and self.ids[index] == image:  # once a worker reads it
             raise DataError(f"{image} cannot be read")
-        return read(self, index)
+        return decode(self, index, content, at_least)
 
-    monkeypatch.setattr(ImageFiles, "image", vanished)
+    monkeypatch.setattr(ImageFiles, "decode", vanished)
     with pytest.raises(DataError) as error:
         train("loader.workers=2", "loader.cache=off")
     assert multiprocessing.active_children() == [] and error.traceback  # which holds the loader
@@ -570,12 +572,12 @@ def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(
 
     def killing(job):
         if job.schedule.steps == 3 and not killed:
-            iterator = job.train_loader._workers._worker_loader._iterator
-            killed.append(iterator._workers[0].pid)
+            killed.append(job.train_loader._workers._processes[0].pid)
             os.kill(killed[0], signal.SIGKILL)
         return rates(job)
 
     monkeypatch.setattr(trainer.loop.epochs, "learning_rates", killing)
+    monkeypatch.setattr(trainer.input.workers, "AHEAD", 1)  # else it has read all before it dies
     more = ("loader.workers=2", JITTER)
     code = main(["--config", str(config_file), "--runs", str(tmp_path / "runs"), *more])
     told = capfd.readouterr().err
@@ -587,34 +589,6 @@ def test_a_worker_that_dies_ends_in_one_message_and_its_own_exit_code(
     assert last_state(run)["counters"]["step"] >= 3  # not a step is lost
     assert main(["--resume", str(run), "loader.workers=0"]) == 0
     assert same(last_state(run)["model"], last_state(straight)["model"])
-
-
-def test_a_worker_whose_trainer_hangs_up_prints_no_traceback_and_tells_all_else(capsys):
-    for error in (EOFError(), ConnectionResetError("reset"), ValueError("a fault")):
-        quiet_where_the_trainer_hangs_up(type(error), error, None)
-    assert capsys.readouterr().err == "ValueError: a fault\n"
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [(ConnectionResetError("reset"), WorkerDied), (EOFError(), WorkerDied), (OSError(5), OSError)],
-)
-def test_a_worker_that_closes_its_connection_before_it_is_gone_is_told_as_dead(error, told):
-    class Dying:
-        pid, exitcode, asked = 7, -9, 0
-
-        def is_alive(self):
-            self.asked += 1
-            return self.asked < 5
-
-    class Loader:
-        _iterator = types.SimpleNamespace(_workers=[Dying()])
-
-        def __iter__(self):
-            raise error
-
-    with pytest.raises(told):
-        next(from_workers(Loader()))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -679,8 +653,8 @@ from trainer.process.compiler_stand_in import defer_compiler
 defer_compiler()  # as the command does, and as it would too late
 import trainer.loop.epochs
 kept = []
-def failing(session, *_):  # something keeps the workers' iterator, as a traceback does
-    kept.append(session.job.train_loader._workers._worker_loader._iterator)
+def failing(session, *_):  # something keeps the workers, as a traceback does
+    kept.append(session.job.train_loader._workers)
     raise OSError(28, "No space left on device", "somewhere")
 trainer.loop.epochs.end_epoch = failing
 from trainer.train import main
@@ -710,38 +684,13 @@ def refuse_forks(monkeypatch, allowed):
     monkeypatch.setattr(os, "fork", fork)
 
 
-def refuse_threads(monkeypatch, allowed):
-    """Let only so many of the threads start that send batches and requests, in each process."""
-    began, left = threading.Thread.start, iter(range(allowed))
-
-    def start(thread):
-        if thread.name == "QueueFeederThread" and next(left, None) is None:
-            raise RuntimeError("can't start new thread")
-        began(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", start)
-
-
-def refuse_memory(monkeypatch, _):
-    """Let shared memory be full for a worker, in PyTorch's words."""
-
-    def share(tensor):
-        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
-
-    monkeypatch.setattr(torch.Tensor, "share_memory_", share)
-
-
 @pytest.mark.parametrize(
     ("refuse", "count", "told"),
     [
         (refuse_files, 1, "ulimit -n"),
-        (refuse_files, 12, "ulimit -n"),
-        (refuse_files, 24, "ulimit -n"),
+        (refuse_files, 5, "ulimit -n"),  # enough for one of them
         (refuse_forks, 0, "ulimit -u"),
         (refuse_forks, 1, "ulimit -u"),
-        (refuse_threads, 0, "ulimit -u"),
-        (refuse_threads, 2, "ulimit -u"),  # enough for the trainer, not for its workers
-        (refuse_memory, 0, "/dev/shm"),
     ],
 )
 def test_workers_that_the_system_refuses_end_the_run_in_words_with_exit_code_5(
@@ -749,14 +698,13 @@ def test_workers_that_the_system_refuses_end_the_run_in_words_with_exit_code_5(
 ):
     def command():
         adopt_orphans()
-        begin = trainer.input.workers.start_workers
 
         def begin_refused(*arguments):
-            monkeypatch.setattr(trainer.input.workers, "start_workers", begin)
+            monkeypatch.setattr(trainer.input.loader, "Workers", Workers)
             refuse(monkeypatch, count)
-            return begin(*arguments)
+            return Workers(*arguments)
 
-        monkeypatch.setattr(trainer.input.workers, "start_workers", begin_refused)
+        monkeypatch.setattr(trainer.input.loader, "Workers", begin_refused)
         runs = str(tmp_path / "runs")
         code = main(["--config", str(config_file), "--runs", runs, "loader.workers=2"])
         try:
@@ -782,7 +730,7 @@ def test_images_for_which_no_file_may_be_opened_are_not_broken(start, monkeypatc
         check(path)
 
     monkeypatch.setattr(datasets.images, "check_file", refusing)
-    assert start("dataset.on_broken=skip", "--dry-run") == 5
+    assert start("dataset.on_broken=skip", "loader.cache=ram", "--dry-run") == 5
     told = capfd.readouterr()
     assert "ulimit -n" in told.err and "left out" not in told.out
 

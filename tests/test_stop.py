@@ -72,9 +72,9 @@ def go_on(told: str) -> list[str]:
     [
         (trainer.build.prepare, "check_components", 1),
         (trainer.build.prepare, "load_data", 1),
-        (ImageFiles, "digest", 7),
-        (ImageFiles, "image", 3),
-        (ImageFiles, "image", 40),
+        (ImageFiles, "content", 7),
+        (ImageFiles, "decode", 3),
+        (ImageFiles, "decode", 40),
         (trainer.build.rehearse, "rehearse", 1),
         (trainer.build.prepare, "build_optimizer", 1),
     ],
@@ -83,6 +83,7 @@ def go_on(told: str) -> list[str]:
 def test_before_training_a_signal_ends_the_command_at_once_and_nothing_is_written(
     start, monkeypatch, tmp_path, capfd, place, name, at, number
 ):
+    monkeypatch.setenv("TRAINER_STORE", str(tmp_path / "store"))  # so that each file is read
     with monkeypatch.context() as patch:
         asking(patch, place, name, at, number)
         assert start() == 75

@@ -2,15 +2,20 @@
 
     python -m trainer.data --config configs/lenet_rmb.yaml
     python -m trainer.data --config configs/lenet_rmb.yaml dataset.root=/photos --output look
+    python -m trainer.data --store
+    python -m trainer.data --store --clear 1f3a9c
 
 Reports counts by class and split, sizes, mean and std for Normalize, equal and similar images,
-broken files, and pictures: of each class, and of augmented training images.
+broken files, and pictures: of each class, and of augmented training images. With --store it
+lists, or clears, the decoded images that runs have stored on this machine.
 """
 
 import argparse
 import contextlib
 import json
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,17 +34,67 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Inspect the dataset that a YAML file names, with the splits of training.",
         epilog=EXIT_CODES,
     )
-    parser.add_argument("--config", metavar="FILE", required=True, help="the YAML file")
+    parser.add_argument("--config", metavar="FILE", help="the YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. dataset.root=...")
     parser.add_argument("--output", metavar="DIR", help="where to write (default runs/NAME/data)")
     parser.add_argument("--runs", metavar="DIR", default="runs", help="root of runs (default runs)")
     parser.add_argument("--no-near", action="store_true", help="do not search for similar images")
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
+    parser.add_argument("--store", action="store_true", help="list the stored images instead")
+    parser.add_argument(
+        "--clear", metavar="KEY", nargs="*", help="with --store: remove those, or all without KEY"
+    )
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.clear is not None and not arguments.store:
+        parser.error("--clear removes stored images: write --store --clear")
+    if not arguments.store and arguments.config is None:
+        parser.error("the following arguments are required: --config")
 
     from trainer.process.exits import exit_code_of
 
-    return exit_code_of(lambda: run(arguments))
+    return exit_code_of(lambda: (show_store if arguments.store else run)(arguments))
+
+
+def show_store(arguments: argparse.Namespace) -> None:
+    """List what the store holds, or remove it."""
+    from trainer.config import load_config
+    from trainer.config.settings import StoreSettings
+    from trainer.drawing.columns import lay_out, terminal_width
+    from trainer.input.store import Store, shown_size
+    from trainer.process.errors import UsageError
+
+    settings = StoreSettings()
+    if arguments.overrides and not arguments.config:
+        raise UsageError("key=value changes settings of a file: name it by --config FILE")
+    if arguments.config:
+        settings = load_config(arguments.config, arguments.overrides).store
+    store = Store(settings)
+    if store.unusable:
+        raise UsageError(store.unusable)
+    if store.root.exists():
+        os.listdir(store.root)  # raises an OSError, where there would seem to be nothing
+    if arguments.clear is not None:
+        removed = store.clear(arguments.clear)
+        told = json.dumps({"root": str(store.root), "removed": removed})
+        print(told if arguments.json else f"removed {shown_size(removed)} of {store.root}")
+        return
+    entries = sorted(store.entries(), key=lambda entry: -entry.used)
+    if arguments.json:
+        facts = [
+            {"key": one.folder.name, "images": one.images, "bytes": one.size, "used": one.used}
+            | {"made": dict(one.about)}
+            for one in entries
+        ]
+        print(json.dumps({"root": str(store.root), "stored": facts}))
+        return
+    rows = [("key", "images", "size", "last used", "made by")]
+    for one in entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
+        size = shown_size(one.size)
+        rows.append((one.folder.name[:12], f"{one.images:,}", size, used, one.made_by))
+    total = shown_size(sum(one.size for one in entries))
+    print(f"{store.root}: {total} of at most {shown_size(store.limit)}")
+    print("\n".join(lay_out(rows, terminal_width(without=10_000)) if entries else []))
 
 
 def run(arguments: argparse.Namespace) -> None:

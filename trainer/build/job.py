@@ -52,6 +52,7 @@ def data_path(job: Job) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "channels_last": job.train_loader.delivery.channels_last,
         "fused_optimizer": bool(job.optimizer.defaults.get("fused")),
+        "split_by": job.data.split.get("by", "content"),
         "train": _loader_facts(job.train_loader),
         "eval": _loader_facts(job.val_loader),
     }
@@ -65,10 +66,9 @@ def _loader_facts(loader: Loader) -> dict[str, Any]:
         {"name": name, "runs": stage + (where if first <= i < first + subset.early else "")}
         for i, (name, stage) in enumerate(subset.pipeline.description)
     ]
-    images = subset.images if isinstance(subset.images, list) else [subset.images]
     return {
         "cache": subset.cache,
-        "bytes": sum(image.nbytes for image in images if image is not None),
+        "bytes": 0 if subset.images is None else subset.images.nbytes,
         "workers": loader.delivery.workers,
         "batch_size": loader.batch_size,
         "transforms": transforms,

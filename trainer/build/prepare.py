@@ -77,7 +77,7 @@ def prepare(config: Config, say: Say, began: Mapping[str, Any] = MappingProxyTyp
     check_counts(config)
     device = choose_device(config)
     check_sync_batch_norm(config, device)
-    data, shapes = prepare_data(config, device, plain)  # it keeps its own notes
+    data, shapes = prepare_data(with_split(config, began), device, plain)  # it keeps its own notes
     train = data.subsets["train"]
     model = build_model(config, data.classes, shapes["train"], say).to(device)
     loss_fn = build_loss(config, train.labels, data.classes).to(device)
@@ -91,6 +91,7 @@ def prepare(config: Config, say: Say, began: Mapping[str, Any] = MappingProxyTyp
             teacher.require_answers(config, train)
     optimizer = build_optimizer(config, model)
     loader = train_loader(config, train, device, layout)
+    loader.begin(0, 0)  # its workers read while the rest is built; a resumed run drops that
     check_batches(config, loader, model)
     prepare_layers(config, model, loader, say)
     val_loader = eval_loader(config, data.subsets["val"], device, layout)
@@ -122,6 +123,17 @@ def check_settings(config: Config, say: Say) -> None:
             say("note    train.parallel=fsdp cuts the model for several processes; this is one")
 
 
+def with_split(config: Config, began: Mapping[str, Any]) -> Config:
+    """The configuration with the kind of split of the run that goes on.
+
+    ``auto`` may choose otherwise if the data have grown.
+    """
+    if not began:
+        return config
+    by = {"by": began.get("split_by", "content")}
+    return config.model_copy(update={"split": config.split.model_copy(update=by)})
+
+
 def with_layout(config: Config, device: torch.device, began: Mapping[str, Any]) -> Config:
     """The configuration with the memory layout of the run that goes on, if ``auto`` chose it."""
     layout, same = began.get("channels_last"), began.get("device") == str(device)
@@ -148,7 +160,7 @@ def prepare_data(config: Config, device: torch.device, say: Say) -> tuple[Data, 
     for note in "\n".join(data.notes).splitlines():
         say(f"note    {visible(note)}")
     if anew := [name for name, subset in data.subsets.items() if subset.cache == "off"]:
-        say(f"note    {', '.join(anew)}: not kept in memory, read anew in every epoch")
+        say(f"note    {', '.join(anew)}: not kept, read anew in every epoch")
     for path, reason in data.skipped:
         say(f"left out {visible(path)}: {reason}")
     return data, shapes_of(config, data)

@@ -24,7 +24,7 @@ from trainer.process.words import listed
 # Keys that change no weight.
 NO_EFFECT = (
     *("name", "dataset.root", "dataset.draw_if_absent", "log.", "checkpoint."),
-    *("loader.workers", "loader.cache", "loader.eval_batch_size", "train.budget"),
+    *("loader.workers", "loader.cache", "loader.eval_batch_size", "store.", "train.budget"),
 )
 ABSENT = "-"
 MAX_LABELS = 8  # in a sentence

@@ -69,6 +69,7 @@ class Config(Frozen):
     transforms: settings.TransformsSettings = settings.TransformsSettings(train=(), eval=())
     """The transforms of images before the model; scaling to 0-1 is automatic."""
     loader: settings.LoaderSettings = settings.LoaderSettings()
+    store: settings.StoreSettings = settings.StoreSettings()
     model: settings.ModelSettings
     """The model to train; num_classes and in_channels come from the data."""
     loss: settings.LossSettings = Component(name="CrossEntropyLoss")

@@ -102,6 +102,9 @@ class SplitSettings(Frozen):
     """Shares of train, val and test; only their ratio matters."""
     seed: Count = 0
     """Decides which samples are in val and test; the run's own seed does not."""
+    by: Literal["auto", "content", "name"] = "auto"
+    """What a sample is known by: a hash of its file's content, or its name. auto takes names if the
+    files have more than 4 GiB together, for reading all of them would delay the first step."""
     pool: bool = False
     """Split all samples anew, instead of keeping an official test set."""
     folds: Annotated[int, Field(ge=2, le=1000)] | None = None
@@ -137,12 +140,26 @@ class LoaderSettings(Frozen):
     """Images per batch in evaluation; null chooses a size that fits. Changes no result."""
     workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = "auto"
     """Processes that transform images; with 0 the training process does it."""
-    cache: Literal["auto", "ram", "device", "off"] = "auto"
-    """Where decoded images are kept: auto is on the device, or in memory, if they fit."""
+    cache: Literal["auto", "ram", "device", "store", "off"] = "auto"
+    """Where decoded images are kept: auto is on the device, or in the store on disk, if they fit;
+    ram keeps them in this run's memory only; off reads them anew in every epoch."""
     drop_last: bool = False
     """Leave out the last batch of an epoch if it is not full; batch norm may not take one image."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     """Each image once an epoch (shuffle), or as many, but each class equally often (balanced)."""
+
+
+class StoreSettings(Frozen):
+    """The store of decoded images on disk, which all runs and commands on a machine share."""
+
+    root: str | None = None
+    """Its folder; null is the environment's TRAINER_STORE, else yaml-trainer in ~/.cache."""
+    gigabytes: Positive | None = None
+    """Its largest size; what was not used for longest goes first. null is the environment's
+    TRAINER_STORE_GIGABYTES, else 100. It never takes more than half of what is free."""
+    days: Positive | None = None
+    """Days without use after which images are removed; null is the environment's
+    TRAINER_STORE_DAYS, else 60."""
 
 
 class TrainSettings(Frozen):

@@ -5,16 +5,18 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 from typing import Any
 
 import torch
 
 from datasets import DATASETS, BrokenImage, DataError, Dataset
 from datasets.images import notes_on
-from datasets.split import conflicts, manifest
+from datasets.split import PARTS, conflicts, expected_part, manifest
 from datasets.split import split as split_dataset
 from datasets.words import counted
 from trainer.config import Config
@@ -22,9 +24,11 @@ from trainer.config.config import components
 from trainer.config.construct import build
 from trainer.distributed.processes import rank, world_size
 from trainer.distributed.shares import Shares
-from trainer.input.decode import attempt, in_threads, read_subset
-from trainer.input.loader import Delivery, Loader, Order
+from trainer.input.loader import LABEL, Delivery, Loader, Order
+from trainer.input.reading import ImageRefused
+from trainer.input.source import Source
 from trainer.input.subset import Subset
+from trainer.input.worker import packed
 from trainer.process.errors import (
     MAX_FAULTS,
     ComponentError,
@@ -38,9 +42,14 @@ from trainer.process.errors import (
     with_cause,
 )
 from trainer.process.launch import local_world_size
+from trainer.process.start import give_back_freed_memory
 from transforms import TRANSFORMS
 from transforms.pipeline import Pipeline
 
+# What worker processes cost, in seconds of processor time.
+TO_START = 1.0  # in all, with what is copied on write afterwards
+TO_WAKE = 0.0004  # a batch, in both processes, beside the copy to shared memory
+WORTH = 4  # how many times as long reading must take as sending
 NUMBERED = re.compile(r"\(transform (\d+)\)")  # in the message of a transform's error
 
 
@@ -60,6 +69,12 @@ class Data:
     notes: list[str]
 
     @property
+    def left_out(self) -> list[tuple[str, str]]:
+        """``skipped``, and the images that training has met and could not read."""
+        met = self.subsets["train"].met
+        return [*self.skipped, *({} if met is None else met.found).items()]
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names; label k is ``classes[k]``."""
         return self.dataset.classes
@@ -67,9 +82,13 @@ class Data:
     @cached_property
     def image_channels(self) -> int:
         """Channels of the images before any transform."""
-        first = int(self.subsets["train"].indices[0])
-        images = self.dataset.images
-        return len(self.dataset.image(first) if images is None else images[first])
+        train, images = self.subsets["train"], self.dataset.images
+        if images is not None:
+            return images.shape[1]
+        for index in train.indices.tolist():
+            with suppress(BrokenImage):  # split by name, train may have some
+                return len(self.dataset.image(index))
+        raise DataError("no image of train can be read")
 
     @cached_property
     def split_digest(self) -> str:
@@ -81,86 +100,126 @@ def digest_of_split(split: dict[str, Any]) -> str:
     """SHA-256 of a split: equal for the same samples in the same order in train, val and test."""
     digest = hashlib.sha256()
     for name, value in split.items():
-        samples = "\n".join(map(" ".join, value.items())) if isinstance(value, dict) else value
-        digest.update(f"{name}\n{samples}\n".encode(errors="surrogateescape"))
+        lines = map(" ".join, value.items()) if isinstance(value, dict) else iter([f"{value}"])
+        text = f"{name}\n{next(lines, '')}"
+        while text:  # in pieces, for the whole text takes as much memory as the ids
+            digest.update(text.encode(errors="surrogateescape"))
+            text = "".join(f"\n{line}" for line in islice(lines, 4096))
+        digest.update(b"\n")
     return digest.hexdigest()
 
 
 def load_data(config: Config, device: torch.device) -> Data:
     """Open the dataset, split it, and run the once-per-sample stage of each split's pipeline.
 
-    Raises DataError for data that cannot be used; it names all broken files.
+    Files that the store does not know yet are read. Raises DataError for data that cannot be used;
+    it names all broken files.
     """
     dataset = open_dataset(config)
     pipelines = build_pipelines(config, num_classes=len(dataset.classes))
-    every = range(len(dataset))
-    results: Sequence[str | BrokenImage] | None = dataset.digests(every)
-    if results is None:
-        results = in_threads(lambda i: attempt(dataset.digest, i), every, "reading images")
-    digests = [result if isinstance(result, str) else "" for result in results]
-    failed = {i: result for i, result in enumerate(results) if isinstance(result, BrokenImage)}
-    broken: dict[int, BrokenImage] = {}
-    subsets: dict[str, Subset] = {}
-    while failed or not subsets:
-        broken |= failed  # the rest is split as if these were not there
-        usable = [index for index in every if index not in broken]
-        try:
-            indices = cut(dataset, usable, digests, config)
-        except DataError:
-            if broken and dataset.on_broken == "error":
-                raise BrokenImages(broken.values(), len(dataset)) from None
-            raise
-        subsets, failed = read_subsets(dataset, pipelines, indices, config, device)
-        if (broken or failed) and dataset.on_broken == "error":  # also those that opened
-            every_one = sorted((broken | failed).items())
-            raise BrokenImages([error for _, error in every_one], len(dataset))
+    source = Source(dataset, pipelines, config, device)
+    give_back_freed_memory()  # of a large folder it would be some 200 bytes a file
+    with transforms_named(config):
+        if not source.is_by_name:
+            read_unknown(source)
+        keys = source.split_keys()
+        indices = split_and_prepare(source, keys)
+        subsets = {name: source.subset(name, rows) for name, rows in indices.items()}
     notes = dataset.note.splitlines() + notes_on_cut(dataset, indices, config)
+    notes += source.notes
     notes += notes_on(getattr(dataset, "remarks", b""))  # a user's dataset may have none
+    left_out = [error for _, error in sorted(source.broken.items())]
     try:
         notes += classes_without_images(dataset, indices, config)
     except DataError as error:
-        reasons = "".join(f"\n  {one}" for one in list(broken.values())[:MAX_FAULTS])
+        reasons = "".join(f"\n  {one}" for one in left_out[:MAX_FAULTS])
         raise DataError(f"{error}{reasons}") from None
-    notes += conflicts(dataset.ids, dataset.labels, digests, indices)
-    return Data(
+    names = source.identities() if source.is_by_name else keys
+    if not source.is_by_name:
+        notes += conflicts(dataset.ids, dataset.labels, names, indices)
+    data = Data(
         dataset=dataset,
         subsets=subsets,
-        skipped=[(error.path, error.reason) for error in broken.values()],
-        split=how_split(config) | manifest(indices, dataset.ids, digests),
+        skipped=[(error.path, error.reason) for error in left_out],
+        split=how_split(config, source.is_by_name) | manifest(indices, dataset.ids, names),
         notes=notes,
     )
+    give_back_freed_memory()
+    return data
 
 
-def read_subsets(
-    dataset: Dataset,
-    pipelines: Mapping[str, Pipeline],
-    indices: Mapping[str, list[int]],
-    config: Config,
-    device: torch.device,
-) -> tuple[dict[str, Subset], dict[int, BrokenImage]]:
-    """Each split's images, decoded, and all broken ones by index. Raises ConfigError, DataError."""
-    subsets: dict[str, Subset] = {}
-    broken: dict[int, BrokenImage] = {}
-    for name, chosen in indices.items():
-        side = "train" if name == "train" else "eval"
+def read_unknown(source: Source) -> None:
+    """Read the files whose content is not known, each once.
+
+    Each is prepared for the split that its hash alone gives it. Few get another one afterwards.
+    """
+    dataset, how = source.dataset, source.config.split
+    parts, folds = dataset.parts, (how.folds, how.fold or 0)
+    expected = expected_part(parts, how.ratios, how.seed, how.pool, *folds)
+    numbers = {split: source.number(split) for split in PARTS}
+    some = range(0, len(parts), 1 + len(parts) // 1000)
+    found = [expected(hashlib.sha256(str(i).encode()).hexdigest(), parts[i]) for i in some]
+    counts = [0] * len(source.sides)
+    for split, count in Counter(found).items():
+        counts[numbers[split]] += len(parts) * count // len(some)
+    source.read_unknown(lambda index, digest: numbers[expected(digest, parts[index])], counts)
+
+
+def split_and_prepare(source: Source, keys: Sequence[str]) -> dict[str, list[int]]:
+    """The samples of each split, which ``keys`` decide; all that can be read are prepared.
+
+    Raises BrokenImages, and DataError as ``cut`` does.
+    """
+    dataset, config = source.dataset, source.config
+    removed = set[int]()
+    while True:
+        # Of a split by name, others take the places of those in train, as if they were met later.
+        unusable = removed if source.is_by_name else source.broken
+        usable: Sequence[int] = range(len(dataset))
+        if unusable:
+            usable = [index for index in usable if index not in unusable]
         try:
-            subsets[name], failed = read_subset(dataset, pipelines[side], chosen, config, device)
-        except ValueError as error:
-            if component_place(error) and not NUMBERED.search(str(error)):
-                raise  # it is the dataset's, not a transform's
-            check_fills(config, side, len(dataset.image(chosen[0])))  # in better words
-            raise ConfigError([transform_fault(config, side, error)]) from None
-        broken |= failed
-    return subsets, broken
+            indices = cut(dataset, usable, keys, config)
+        except DataError:
+            if source.broken and dataset.on_broken == "error":
+                raise BrokenImages(source.broken.values(), len(dataset)) from None
+            raise
+        source.decide(indices)
+        for split, rows in indices.items():
+            source.prepare(split, rows)
+        if source.broken and dataset.on_broken == "error":
+            every_one = [error for _, error in sorted(source.broken.items())]
+            raise BrokenImages(every_one, len(dataset))
+        without = ("train",) if source.is_by_name else ()
+        checked = (rows for split, rows in indices.items() if split not in without)
+        new = source.broken.keys() & set(chain.from_iterable(checked))
+        removed |= new
+        if not new:
+            return indices
 
 
-def how_split(config: Config) -> dict[str, Any]:
+@contextmanager
+def transforms_named(config: Config) -> Iterator[None]:
+    """Context manager: a fixed transform that refuses an image becomes a fault at its place."""
+    try:
+        yield
+    except ImageRefused as refused:
+        error = refused.__cause__
+        assert isinstance(error, ValueError)
+        if component_place(error) and not NUMBERED.search(str(error)):
+            raise error from None
+        side = "eval" if refused.number else "train"
+        check_fills(config, side, refused.channels)  # in better words
+        raise ConfigError([transform_fault(config, side, error)]) from None
+
+
+def how_split(config: Config, by_name: bool = False) -> dict[str, Any]:
     """The settings of the split, as split.json holds them."""
     ratios, seed, pool = config.split.ratios, config.split.seed, config.split.pool
     how: dict[str, Any] = {"ratios": [float(ratio) for ratio in ratios]}
     if config.split.folds is not None:
         how = {"folds": config.split.folds, "fold": config.split.fold}
-    return how | {"seed": seed, "pool": pool}
+    return how | {"seed": seed, "pool": pool} | ({"by": "name"} if by_name else {})
 
 
 def load_subset(
@@ -168,34 +227,36 @@ def load_subset(
 ) -> tuple[Dataset, Subset]:
     """The dataset, and one split of it as a run's split.json names it, with the eval transforms.
 
-    split maps sample ids to digests. Raises DataError if images are absent or have changed.
+    split maps sample ids to what ``Source.identities`` gave, by content or by name: ``auto`` may
+    choose otherwise for data that has grown. Raises DataError if images are absent or have changed.
     """
+    by = "name" if any(known.endswith(" bytes") for known in split.values()) else "content"
+    config = config.model_copy(update={"split": config.split.model_copy(update={"by": by})})
     dataset = open_dataset(config)
     index_of = {name: index for index, name in enumerate(dataset.ids)}
     absent = [name for name in split if name not in index_of]
     indices = [index_of[name] for name in split if name in index_of]
-    digests: Sequence[str | BrokenImage] | None = dataset.digests(indices)
-    if digests is None:
-        digests = in_threads(lambda i: attempt(dataset.digest, i), indices, "reading images")
-    found = dict(zip((dataset.ids[index] for index in indices), digests, strict=True))
-    changed = [name for name, digest in found.items() if digest != split[name]]
+    pipelines = build_pipelines(config, num_classes=len(dataset.classes))
+    source = Source(dataset, pipelines, config, device)
+    with transforms_named(config):
+        source.prepare("test", indices)
+    names = source.identities()
+    changed = [index for index in indices if names[index] != split[dataset.ids[index]]]
     if absent or changed:
         faults = [f"{name} is absent" for name in absent]
-        for name in changed:
-            now = found[name]
-            faults.append(
-                f"{name}: {now.reason}" if isinstance(now, BrokenImage) else f"{name} has changed"
-            )
+        for index in changed:
+            error = source.broken.get(index)
+            name = dataset.ids[index]
+            faults.append(f"{name}: {error.reason}" if error else f"{name} has changed")
         raise DataError(
             f"{config.dataset.name} no longer gives the images of this run: "
             f"{', '.join(faults[:5])}{f' and {len(faults) - 5} more' if len(faults) > 5 else ''}. "
             "Bring them back, or name their place: dataset.root=..."
         )
-    pipeline = build_pipelines(config, num_classes=len(dataset.classes))["eval"]
-    subset, failed = read_subset(dataset, pipeline, indices, config, device)
-    if failed:
-        raise BrokenImages(failed.values(), len(dataset))
-    return dataset, subset
+    if source.broken:
+        raise BrokenImages(source.broken.values(), len(dataset))
+    with transforms_named(config):
+        return dataset, source.subset("test", indices)
 
 
 def open_dataset(config: Config) -> Dataset:
@@ -256,10 +317,12 @@ def cut(
         message = "2 leave nothing to train on beside val and test; expected at least 3"
         raise ConfigError([config.fault("split.folds", message)])
     columns: list[Any] = [dataset.labels, digests, dataset.parts]
-    labels, contents, parts = ([column[index] for index in usable] for column in columns)
+    if some := len(usable) < len(dataset):
+        columns = [[column[index] for index in usable] for column in columns]
+    labels, contents, parts = columns
     folds = how.folds, how.fold or 0
-    cut_usable = split_dataset(labels, contents, parts, how.ratios, how.seed, how.pool, *folds)
-    return {name: [usable[row] for row in rows] for name, rows in cut_usable.items()}
+    found = split_dataset(labels, contents, parts, how.ratios, how.seed, how.pool, *folds)
+    return {name: [usable[row] for row in rows] for name, rows in found.items()} if some else found
 
 
 def notes_on_cut(
@@ -352,17 +415,28 @@ def eval_loader(
 
 
 def choose_workers(config: Config, subset: Subset) -> int:
-    """The number of worker processes; auto: 0 if reading a batch is no slower than sending it."""
-    if subset.cache not in ("ram", "off"):
+    """The number of worker processes; auto: 0 where they would save little or nothing."""
+    if subset.cache not in ("ram", "store", "off"):
         return 0  # other processes cannot share a device's memory
     if config.loader.workers != "auto":
         return config.loader.workers
     rows = torch.arange(min(config.loader.batch_size, len(subset)))
-    subset.read(rows, 0)  # the first read also warms up
-    started = time.process_time()  # not the clock: other processes may be busy
-    subset.read(rows, 0)
-    # 0.02 s stand for sending a batch to this process.
-    return 0 if time.process_time() - started < 0.02 else min(cores(), 8)
+    reading = cpu_seconds(lambda: subset.read(rows, 0))
+    in_all = reading / len(rows) * len(subset) * config.train.epochs
+    if cores() == 1 or in_all < TO_START:
+        return 0
+    batch = subset.read(rows, 0)
+    piece = torch.empty(sum(image.nbytes + LABEL for image in batch[0]), dtype=torch.uint8)
+    sending = cpu_seconds(lambda: packed(batch, piece)) + TO_WAKE
+    return min(cores(), 8) if reading > WORTH * sending else 0
+
+
+def cpu_seconds(work: Callable[[], Any]) -> float:
+    """The processor time of ``work``, the second time, whatever other processes do."""
+    work()  # warms up
+    began = time.process_time()
+    work()
+    return time.process_time() - began
 
 
 def cores() -> int:

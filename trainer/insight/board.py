@@ -23,7 +23,7 @@ from trainer.input.subset import Subset
 from trainer.insight import panels
 from trainer.insight.features import feature_maps, first_kernels
 from trainer.insight.projector import write_projector
-from trainer.insight.samples import as_pictures, one_crop, original_image, spread, stored_image
+from trainer.insight.samples import as_pictures, one_crop, original_images, spread, stored_image
 from trainer.run.disk import read_json
 from trainer.run.events import Events
 
@@ -150,7 +150,7 @@ def _show_inputs(board: Board) -> None:
     subset, classes = board.job.train_loader.subset, drawables(board.job.data.classes)
     rows = spread(len(subset), board.job.config.log.images)
     names = [classes[label] for label in subset.labels[rows].tolist()]
-    raw = [original_image(subset, row) for row in rows.tolist()]
+    raw = original_images(subset, rows.tolist())
     inputs, labels = subset.sample(rows)
     augmented = list(as_pictures(subset.pipeline, one_crop(inputs)))
     is_mixed = labels.ndim == 2  # by MixUp or CutMix
@@ -209,8 +209,11 @@ def _show_predictions(
         captions.append([answer, f"true: {classes[true]}"])
         colours.append(RIGHT if is_answer and true == found else WRONG)
     # The dataset's files are read only once, at the end.
-    read = original_image if split == "test" else stored_image
-    images = [read(subset, row) for row in rows.tolist()]
+    images = (
+        original_images(subset, rows.tolist())
+        if split == "test"
+        else [stored_image(subset, row) for row in rows.tolist()]
+    )
     board.picture(f"predictions/{split}", _captioned_sheet(images, captions, colours), step)
 
 

@@ -1,10 +1,14 @@
 """Facts about a dataset that matter before training, gathered in one pass over its images."""
 
+import hashlib
+import io
 import math
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -26,12 +30,14 @@ from trainer.input.data import (
     open_dataset,
     transform_fault,
 )
-from trainer.input.decode import attempt, in_threads
+from trainer.input.source import Source
+from trainer.input.subset import CPU, decodes_content
 from trainer.insight.duplicates import DETAIL, groups_of_pairs, is_flat, near_duplicates, thumbnail
 from trainer.process.console import bar
 from trainer.process.errors import ConfigError
 from transforms.pipeline import Pipeline
 
+Outcome = TypeVar("Outcome")
 FEW = 10  # with fewer images of a class in a split, the metrics of the class are coarse
 SMALL_SPLIT = 100  # with fewer images in val or test, one image is more than 1 % of accuracy
 IMBALANCE = 10
@@ -46,7 +52,7 @@ class ImageFacts(NamedTuple):
 
     sizes: height and width. raw, prepared: mean and mean square of each channel, (N, 2, C) float64
     in units of full scale, before and after the fixed transforms. thumbnails: (N, 32, 32) uint8.
-    forms: such as "JPEG RGB", "" if there is no file.
+    forms: such as "JPEG RGB", "" if there is no file of its own.
     """
 
     sizes: list[tuple[int, int]]
@@ -89,12 +95,14 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     except ValueError as error:
         raise ConfigError([transform_fault(config, "eval", error)]) from None
     usable = [index for index in range(len(dataset)) if digests[index]]
+    source = Source(dataset, pipelines, config, CPU)
     try:
-        splits = cut(dataset, usable, digests, config)
+        cut_by_training = split_as_training(source, digests)
     except DataError as error:
         if not broken:
             raise
         raise DataError(f"{error}\n{BrokenImages(broken, len(dataset))}") from None
+    splits = {name: [i for i in rows if digests[i]] for name, rows in cut_by_training.items()}
     sizes, raw, prepared, thumbnails, found_forms = found  # row r of each is sample usable[r]
     row_of = {index: row for row, index in enumerate(usable)}
     rows = torch.tensor([row_of[index] for index in splits["train"]])
@@ -115,6 +123,8 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
             "samples": entries,
         }
 
+    by_name = source.is_by_name
+    names = source.identities() if by_name else digests
     flat = is_flat(thumbnails).nonzero().flatten().tolist()
     forms = Counter(form for form in found_forms if form)
     facts = {
@@ -124,7 +134,9 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
             "images": len(dataset),
             "classes": list(dataset.classes),
         },
-        "split": digest_of_split(how_split(config) | manifest(splits, dataset.ids, digests)),
+        "split": digest_of_split(
+            how_split(config, by_name) | manifest(cut_by_training, dataset.ids, names)
+        ),
         "counts": counts_of(dataset, splits),
         "sizes": sizes_of(sizes),
         "formats": dict(forms.most_common()),
@@ -139,10 +151,29 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     facts["warnings"] = warnings_about(facts)
     refused = ""
     try:
-        classes_without_images(dataset, splits, config)
+        classes_without_images(dataset, cut_by_training, config)
     except DataError as error:
         refused = f"{error}"
     return Inspection(config, dataset, pipelines, splits, exact, near, broken, facts, refused)
+
+
+def split_as_training(source: Source, digests: Sequence[str]) -> dict[str, list[int]]:
+    """Return the samples of train, val and test in training; ``digests``: "" for broken ones.
+
+    Of a split by name, broken samples of train are in it: training shows others in their place.
+    Raises DataError as ``cut`` does.
+    """
+    dataset = source.dataset
+    broken = {index for index, digest in enumerate(digests) if not digest}
+    keys, removed = digests, broken
+    if source.is_by_name:
+        keys, removed = source.split_keys(), set[int]()
+    while True:
+        usable = [index for index in range(len(dataset)) if index not in removed]
+        splits = cut(dataset, usable, keys, source.config)
+        if not (found := broken.intersection([*splits["val"], *splits["test"]])):
+            return splits
+        removed |= found
 
 
 def split_of_each(splits: Mapping[str, Sequence[int]]) -> dict[int, str]:
@@ -160,19 +191,20 @@ def read_all(
         watched = bar(chunks, "looking at images", len(chunks), unit="chunk")
         return known, join_facts([image_facts(chunk, pipeline, "") for chunk in watched]), []
 
-    def read(index: int) -> tuple[str, ImageFacts]:
-        digest = known[index] if known is not None else dataset.digest(index)
-        return digest, image_facts(dataset.image(index)[None], pipeline, form_of(dataset, index))
-
     def read_some(first: int) -> tuple[list[str], ImageFacts | None, list[BrokenImage]]:
-        indices = range(first, min(first + TOGETHER, len(dataset)))
-        results = [attempt(read, index) for index in indices]
-        facts = [result[1] for result in results if not isinstance(result, BrokenImage)]
-        return (
-            ["" if isinstance(result, BrokenImage) else result[0] for result in results],
-            join_facts(facts) if facts else None,
-            [result for result in results if isinstance(result, BrokenImage)],
-        )
+        digests: list[str] = []
+        facts: list[ImageFacts] = []
+        broken: list[BrokenImage] = []
+        for index in range(first, min(first + TOGETHER, len(dataset))):
+            try:
+                digest, image, form = read_sample(dataset, index)
+            except BrokenImage as error:
+                digests.append("")
+                broken.append(error)
+            else:
+                digests.append(digest)
+                facts.append(image_facts(image[None], pipeline, form))
+        return digests, join_facts(facts) if facts else None, broken
 
     firsts = range(0, len(dataset), TOGETHER)
     found = in_threads(read_some, firsts, f"looking at images, by {TOGETHER}")
@@ -181,6 +213,20 @@ def read_all(
     if not facts:
         raise BrokenImages(broken, len(dataset))
     return [digest for digests, _, _ in found for digest in digests], join_facts(facts), broken
+
+
+def read_sample(dataset: Any, index: int) -> tuple[str, Tensor, str]:
+    """Return digest, pixels (C, H, W) uint8 and form of a sample; its file is read once.
+
+    It is read twice if the class overrides ``image`` or has no ``content``. Raises BrokenImage.
+    """
+    if not hasattr(dataset, "content"):
+        return dataset.digest(index), dataset.image(index), ""
+    content = dataset.content(index)
+    is_decoded = decodes_content(type(dataset))
+    image = dataset.decode(index, content) if is_decoded else dataset.image(index)
+    form = form_of(content) if isinstance(dataset, ImageFiles) else ""
+    return hashlib.sha256(content).hexdigest(), image, form
 
 
 def join_facts(chunks: Sequence[ImageFacts]) -> ImageFacts:
@@ -217,12 +263,10 @@ def moments(images: Tensor) -> Tensor:
     return (sums / scale).transpose(0, 1)
 
 
-def form_of(dataset: Dataset, index: int) -> str:
-    """Return format and mode of an image's file, such as "JPEG RGB"; "" for images in memory."""
-    if not isinstance(dataset, ImageFiles):
-        return ""
+def form_of(content: bytes) -> str:
+    """Return format and mode of an image file's bytes, such as "JPEG RGB"."""
     try:
-        with Image.open(dataset.root / dataset.ids[index], formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return f"{image.format} {image.mode}"
     except Exception:  # damaged metadata may raise anything, although the image can be read
         return "unknown"
@@ -369,3 +413,11 @@ def differs(pixels: Mapping[str, Any]) -> bool:
 def _first_classes(names: Sequence[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:5])
     return shown + (f" and {len(names) - 5} more classes" if len(names) > 5 else "")
+
+
+def in_threads(
+    function: Callable[[int], Outcome], items: Sequence[int], description: str
+) -> list[Outcome]:
+    """``function`` of each item, in order, by threads: decoding and hashing release the GIL."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(bar(pool.map(function, items), description, len(items)))

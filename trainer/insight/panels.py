@@ -32,7 +32,7 @@ ELEMENTS = 32_000  # values of a tensor in a histogram, at most: torch counts th
 THRESHOLDS = 127  # of a PR curve; TensorBoard reads no more
 NO_CHOICE = (  # settings that people do not vary; TensorBoard shows only five of the others
     *("name", "log.", "checkpoint.", "metrics", "dataset.root", "dataset.draw_if_absent"),
-    *("loader.workers", "loader.cache", "loader.eval_batch_size"),
+    *("loader.workers", "loader.cache", "loader.eval_batch_size", "store."),
     *("train.device", "train.threads", "train.budget", "train.skip_non_finite"),
 )
 SHOWN_FIRST = "optimizer.lr"

@@ -1,8 +1,14 @@
 """Some images of a split, as pictures to look at."""
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+
 import torch
 from torch import Tensor
 
+from datasets import BrokenImage, DataError
 from trainer.input.subset import Subset
 from transforms.own import Normalize
 from transforms.pipeline import Pipeline
@@ -21,8 +27,23 @@ def one_crop(images: Tensor) -> Tensor:
 
 
 def original_image(subset: Subset, row: int) -> Tensor:
-    """Return an image of a split as the dataset gives it: (C, H, W) uint8."""
-    return subset.dataset.image(int(subset.indices[row]))
+    """Return an image of a split as the dataset gives it: (C, H, W) uint8.
+
+    If it is broken, and ``on_broken`` is skip, it is the next one that is not, as in training.
+    """
+    for one in chain(range(row, len(subset)), range(row)):
+        try:
+            return subset.dataset.image(int(subset.indices[one]))
+        except BrokenImage:
+            if subset.dataset.on_broken == "error":
+                raise
+    raise DataError("no image of this split can be read")
+
+
+def original_images(subset: Subset, rows: Sequence[int]) -> list[Tensor]:
+    """Return ``original_image`` of each row, by threads: decoding releases the GIL."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(pool.map(lambda row: original_image(subset, row), rows))
 
 
 def stored_image(subset: Subset, row: int) -> Tensor:
@@ -42,11 +63,13 @@ def as_pictures(pipeline: Pipeline, inputs: Tensor) -> Tensor:
     images = inputs
     for transform in reversed((*pipeline.fixed, *pipeline.rest)):
         if isinstance(transform, Normalize):
-            images = images * transform.std.to(images.device) + transform.mean.to(images.device)
+            images = (images * transform.std.to(images.device)).add_(
+                transform.mean.to(images.device)
+            )
             break
     low, high = images.aminmax()
     if low < -0.01 or high > 1.01:
         images = (images - low) / (high - low)
     if images.shape[1] not in (1, 3):
         images = images[:, :1]
-    return (images * 255).round().clamp(0, 255).byte()
+    return (images * 255).round_().clamp_(0, 255).byte()

@@ -87,7 +87,8 @@ def train_one_epoch(session: Session) -> float | None:
     rates = learning_rates(job)
     started, images_done, is_whole = time.perf_counter(), 0, state.batch == 0
     seconds_before = state.train_seconds
-    batches = job.train_loader.epoch(state.epoch, start=state.batch)
+    then = state.epoch + 1 if state.epoch + 1 < job.config.train.epochs else None
+    batches = job.train_loader.epoch(state.epoch, start=state.batch, then=then)
     steps = train_steps(session.task, waited_for(batches, state), state.step)
     title = f"epoch {state.epoch + 1}/{job.config.train.epochs}"
     stop.check()

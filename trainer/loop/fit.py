@@ -25,7 +25,7 @@ from trainer.insight.report import write_report
 from trainer.loop.epochs import Session, train_epochs
 from trainer.loop.evaluate import evaluate, predict, scalars, what_may_help, without_answer
 from trainer.loop.guard import Guard
-from trainer.loop.record import set_aside, update_result, write_description
+from trainer.loop.record import about_data, set_aside, update_result, write_description
 from trainer.loop.resume import Found, adopt, check, restore, send_content
 from trainer.loop.state import State
 from trainer.loop.step import new_task
@@ -68,9 +68,12 @@ def fit(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest) 
         start = open_run(job, runs, resume, held, say)
         if start.is_finished:
             return start.run
-        with ending(job, start), open_session(job, start, say, stop) as session:
-            train_epochs(session)
-            result = evaluate_best(session)
+        with ending(job, start):
+            if start.state.epoch < job.config.train.epochs:
+                job.train_loader.begin(start.state.epoch, start.state.batch)
+            with open_session(job, start, say, stop) as session:
+                train_epochs(session)
+                result = evaluate_best(session)
         if result:
             conclude(start.run, job.config, result, say)
     return start.run
@@ -211,6 +214,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     with state.spending("log"):
         log.flush()
         shutil.rmtree(run / "report", ignore_errors=True)  # of an earlier end
+        update_result(run, dataset=about_data(job))
         if "report" in job.config.log.show:
             report(session, subset, logits, labels, result)
     result["seconds"] = spent(state)

@@ -12,7 +12,15 @@ from trainer.distributed.fsdp import hand_over, is_sharded
 from trainer.distributed.processes import is_main
 from trainer.loop.snapshot import copied, snapshot
 from trainer.loop.state import State
-from trainer.run.disk import Digest, make_folder, read_json, write_file, write_json, write_with
+from trainer.run.disk import (
+    Digest,
+    make_folder,
+    read_json,
+    write_file,
+    write_json,
+    write_long_json,
+    write_with,
+)
 from trainer.run.environment import device_name, environment, uncommitted_patch
 from trainer.run.log import RunLog
 from trainer.run.restarts import launcher
@@ -40,8 +48,8 @@ def write_launcher(run: Path) -> None:
 
 def write_split(job: Job, run: Path) -> None:
     """Write which image is in which split."""
-    indent = 2 if len(job.data.dataset) < 5000 else None
-    write_json(run / "split.json", job.data.split, indent)
+    write = write_json if len(job.data.dataset) < 5000 else write_long_json
+    write(run / "split.json", job.data.split)
 
 
 def first_result(job: Job) -> dict[str, Any]:
@@ -51,18 +59,23 @@ def first_result(job: Job) -> dict[str, Any]:
         "name": job.config.name,
         "seed": job.config.seed,
         "device": device_name(job.device),
-        "dataset": {
-            "name": job.config.dataset.name,
-            "note": job.data.dataset.note,
-            "notes": job.data.notes,
-            "images": {name: len(subset) for name, subset in job.data.subsets.items()},
-            "left_out": [{"path": p, "reason": r} for p, r in job.data.skipped],
-        },
+        "dataset": about_data(job),
         "split": job.data.split_digest,
         **{key: job.data.split[key] for key in ("folds", "fold") if key in job.data.split},
         "parameters": sum(parameter.numel() for parameter in job.model.parameters()),
         **({"notes": job.notes} if job.notes else {}),
         **({"teacher": job.teacher.description()} if job.teacher else {}),
+    }
+
+
+def about_data(job: Job) -> dict[str, Any]:
+    """What result.json tells of the data; training may since have met images that are broken."""
+    return {
+        "name": job.config.dataset.name,
+        "note": job.data.dataset.note,
+        "notes": job.data.notes,
+        "images": {name: len(subset) for name, subset in job.data.subsets.items()},
+        "left_out": [{"path": p, "reason": r} for p, r in job.data.left_out],
     }
 
 

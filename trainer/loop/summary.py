@@ -94,7 +94,7 @@ def dry_run(job: Job, say: Say) -> None:
     """Print how data is prepared, what the model is, what it costs. The job cannot train later."""
     introduce(job, say)
     decided = data_path(job)
-    kept = {"off": "decoded anew each epoch", "ram": "kept in memory"}
+    kept = {"off": "decoded anew each epoch", "ram": "kept in memory", "store": "kept in the store"}
     for side in ("train", "eval"):
         way = decided[side]
         cache = kept.get(way["cache"], f"kept on {way['cache']}")

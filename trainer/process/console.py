@@ -12,13 +12,13 @@ Counted = TypeVar("Counted")
 Say = Callable[[str], None]  # prints one permanent line, as ``say`` does
 
 
-def say(line: str = "") -> None:
+def say(line: str = "", on_any_rank: bool = False) -> None:
     """Print a permanent line at once, also if stdout is a pipe. A progress bar stays below it.
 
-    Only rank 0 prints. If stdout cannot be written to (``| head`` has ended, the terminal is
-    closed, the disk is full), the run goes on and nothing more is printed.
+    Only rank 0 prints, unless ``on_any_rank``. If stdout cannot be written to (``| head`` has
+    ended, the terminal is closed, the disk is full), the run goes on and nothing more is printed.
     """
-    if not is_first():
+    if not (on_any_rank or is_first()):
         return
     line = line.encode(errors="backslashreplace").decode()  # file names need not be UTF-8
     try:
@@ -44,16 +44,25 @@ def noting(say: Say, notes: list[str]) -> Say:
     return say_and_note
 
 
-def draws_bars() -> bool:
+def draws_bars(on_any_rank: bool = False) -> bool:
     """Whether bars are drawn: on rank 0, if stderr is a terminal that can redraw a line."""
-    return is_first() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    is_shown = on_any_rank or is_first()
+    return is_shown and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def bar(
-    items: Iterable[Counted], description: str, total: int, initial: int = 0, unit: str = "image"
+    items: Iterable[Counted],
+    description: str,
+    total: int,
+    initial: int = 0,
+    unit: str = "image",
+    on_any_rank: bool = False,
 ) -> Iterator[Counted]:
-    """Yield ``items`` with a progress bar; without a terminal print a line every 30 seconds."""
-    if draws_bars():
+    """Yield ``items`` with a progress bar; without a terminal print a line every 30 seconds.
+
+    ``on_any_rank``: for work that one rank does while the others wait; else only rank 0 shows it.
+    """
+    if draws_bars(on_any_rank):
         from tqdm import tqdm
 
         yield from tqdm(
@@ -65,7 +74,7 @@ def bar(
         yield item
         if time.monotonic() - last > 30:
             last = time.monotonic()
-            say(f"{description}: {done:,} of {total:,}")
+            say(f"{description}: {done:,} of {total:,}", on_any_rank)
 
 
 def duration(seconds: float) -> str:

@@ -7,13 +7,13 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 # Flags: do not follow a link that somebody put in a file's place, and do not wait for a pipe.
 PLAIN_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
-def hold(file: IO[str], wait: bool = False) -> None:
+def hold(file: IO[Any], wait: bool = False) -> None:
     """Lock an open file, or raise OSError. ``wait``: until no process has it locked.
 
     On Windows this waits for 10 seconds only.

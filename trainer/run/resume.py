@@ -21,12 +21,20 @@ from trainer.run.folder import find_run, runs_in
 MAY_CHANGE = (
     *("train.epochs", "train.budget", "train.skip_non_finite", "early_stop", "train.parallel"),
     *("log.", "checkpoint.", "dataset.root", "distill.run"),
-    *("loader.workers", "loader.cache", "loader.eval_batch_size"),
+    *("loader.workers", "loader.cache", "loader.eval_batch_size", "store."),
 )
 
 # The same for a use of the finished run: where images lie, how they are read, the device, metrics.
 MAY_DIFFER = (
-    *("dataset.root", "dataset.on_broken", "loader.", "train.device", "train.threads", "metrics"),
+    *(
+        "dataset.root",
+        "dataset.on_broken",
+        "loader.",
+        "store.",
+        "train.device",
+        "train.threads",
+        "metrics",
+    ),
 )
 
 

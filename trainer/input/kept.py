@@ -1,0 +1,145 @@
+"""The prepared images of one split, gathered from the memory maps of a pool."""
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.input.pool import Pool, Records, image_bytes
+from transforms.memory import Images
+
+POPULATE_READ = 22  # of Linux's madvise
+
+
+@dataclass(frozen=True)
+class Kept:
+    """N prepared images: their records, and the pixels of the segments that hold them.
+
+    segments (N,): the number in ``pixels`` of each image's segment. place: "store" or "ram".
+    fits: whether main memory has room for all of them.
+    """
+
+    records: Records
+    segments: Tensor
+    pixels: list[Tensor]
+    place: str
+    fits: bool
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images."""
+        return int(image_bytes(self.records).sum())
+
+    @cached_property
+    def tables(self) -> list[Tensor] | None:
+        """Each segment as a table of images, (M, ..., C, H, W), if all images have one size.
+
+        None if sizes differ, or if a segment has images of another size too.
+        """
+        shape, last = self.records[["shape", "last"]][0]
+        sizes = image_bytes(self.records)
+        if not has_one_size(self.records) or (self.records["offset"] % sizes[0]).any():
+            return None
+        size = int(sizes[0])
+        return [_image(flat[: len(flat) // size * size], shape, last) for flat in self.pixels]
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """The row of each image in its table."""
+        return torch.from_numpy(self.records["offset"] // image_bytes(self.records))
+
+    @cached_property
+    def gives_views(self) -> bool:
+        """Whether ``gather`` returns views: if sizes differ, or if images are large."""
+        return self.tables is None or bool(self.records["last"][0])
+
+    def map_pages(self) -> None:
+        """Map all pages for this process, if they fit, instead of each when it is first read.
+
+        Linux 5.14 and newer do so; elsewhere the first epoch is slower.
+        """
+        if self.fits and sys.platform == "linux":
+            for flat in self.pixels:
+                address = ctypes.c_void_p(flat.data_ptr())
+                ctypes.CDLL(None).madvise(address, ctypes.c_size_t(len(flat)), POPULATE_READ)
+
+    def gather(self, rows: Tensor) -> Images:
+        """The images of these rows: (B, ..., C, H, W) uint8, or a list of views."""
+        if self.tables is None or self.gives_views:
+            return self.views(rows)
+        if len(self.tables) == 1:
+            return _select(self.tables[0], self._places[rows])
+        segments, images, found = self.segments[rows], [], []
+        for number, table in enumerate(self.tables):
+            found.append((segments == number).nonzero()[:, 0])
+            images.append(_select(table, self._places[rows[found[-1]]]))
+        return _select(torch.cat(images), torch.cat(found).argsort())
+
+    def views(self, rows: Tensor) -> list[Tensor]:
+        """The images of these rows, each (..., C, H, W) uint8, without a copy."""
+        records = self.records[rows.numpy()]
+        columns = (records[name].tolist() for name in ("offset", "shape", "last"))
+        segments = self.segments[rows].tolist()
+        return [
+            _view(self.pixels[segment], first, shape, last)
+            for segment, first, shape, last in zip(segments, *columns, strict=True)
+        ]
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self.views(torch.tensor([row]))[0]
+
+
+def has_one_size(records: Records) -> bool:
+    """Whether all images have one shape."""
+    return bool((records["shape"] == records["shape"][:1]).all())
+
+
+def kept_in(pool: Pool, places: NDArray[np.int64], place: str, free: int) -> Kept:
+    """The images at ``places`` in the pool's records. free: bytes of main memory."""
+    used, segments = np.unique(pool.segments[places], return_inverse=True)
+    pixels = [pool.pixels[number] for number in used]
+    fits = sum(map(len, pixels)) < free
+    return Kept(
+        pool.records[places], torch.from_numpy(segments.astype(np.int64)), pixels, place, fits
+    )
+
+
+def on_device(kept: Kept, device: torch.device) -> Tensor:
+    """All images, of one size, as one tensor (N, ..., C, H, W) on ``device``."""
+    images = torch.empty((len(kept), *kept[0].shape), dtype=torch.uint8, device=device)
+    for rows in torch.split(torch.arange(len(kept)), 1024):
+        images[rows[0] : rows[-1] + 1] = torch.stack(kept.views(rows))
+    return images
+
+
+def _image(flat: Tensor, shape: NDArray[np.int32], last: bool) -> Tensor:
+    """``flat`` as images of ``shape``, a RECORD's, one after the other."""
+    crops, channels, height, width = map(int, shape)
+    lead = [crops] * (crops > 0)
+    if last:
+        return flat.view(-1, *lead, height, width, channels).movedim(-1, -3)
+    return flat.view(-1, *lead, channels, height, width)
+
+
+def _view(flat: Tensor, first: int, shape: list[int], last: bool) -> Tensor:
+    crops, channels, height, width = shape
+    plane = height * width
+    inner = (1, width * channels, channels) if last else (plane, width, 1)
+    if crops:
+        return flat.as_strided((crops, channels, height, width), (channels * plane, *inner), first)
+    return flat.as_strided((channels, height, width), inner, first)
+
+
+def _select(table: Tensor, rows: Tensor) -> Tensor:
+    """``table[rows]`` in the table's own memory layout."""
+    if table.is_contiguous():
+        return table.index_select(0, rows)
+    return table.movedim(-3, -1).index_select(0, rows).movedim(-1, -3)
