@@ -3,14 +3,15 @@
 import mmap
 import multiprocessing
 import os
+import signal
 import sys
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from trainer.input.subset import to_device
 from trainer.input.worker import Refused, Request, unpacked, work
 from trainer.process.errors import LIMITS, RunError, WorkerDied, limit_met
+from trainer.process.quit import SIGNALS
 
 AHEAD = 2**25  # bytes that a worker reads ahead; at least 2 results, at most 8
 MOST = 2**29  # bytes that all workers read ahead; at least one result each
@@ -72,7 +74,9 @@ class Workers:
         self._processes: list[Any] = []
         self._connections: list[Any] = []
         pinned: list[Tensor] = []
-        self.close = weakref.finalize(self, _end, self._processes, self._connections, pinned)
+        # At the latest before multiprocessing waits for its processes, which ignore SIGTERM.
+        ends = (self._processes, self._connections, pinned)
+        self.close = Finalize(self, _end, ends, exitpriority=10)
         try:
             for _ in range(count):
                 own, its = context.Pipe()
@@ -83,7 +87,8 @@ class Workers:
                     args=(read, warm_up, its, inherited, self._pieces),
                     daemon=True,
                 )
-                process.start()
+                with signals_held():
+                    process.start()
                 self._processes.append(process)
                 its.close()  # the worker alone has it: if it ends, that is seen
         except OSError as error:
@@ -186,6 +191,22 @@ class Workers:
                 f"the worker process {', '.join(dead)} ended by itself. Where memory ran out, "
                 "fewer loader.workers or a smaller loader.batch_size help."
             ) from error
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Context manager: signals that end a run wait until the end of the body.
+
+    Python calls functions of its own around a fork, and drops what a handler raises there.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _cut_memory(count: int, size: int) -> tuple[int, int]:
