@@ -101,3 +101,18 @@ def test_a_class_that_changes_images_only_is_asked_for_its_images(fresh, config_
         for row, image in enumerate(images):
             path = Path(fresh, part["train"].dataset.ids[int(part["train"].indices[row])])
             assert colours(image) == colours(255 - pil_to_tensor(Image.open(path)))
+
+
+def test_a_run_tells_what_fast_decoding_does_for_each_pipeline(fresh, config_file):
+    pad = "transforms.eval=[{name: Pad, padding: 1}, {name: Resize, size: [8, 8]}]"
+    options = ["dataset.name=ImageFolder", f"dataset.root={fresh}", SIZES, pad]
+    notes = {
+        decode: load_data(
+            load_config(config_file, [*options, f"dataset.decode={decode}"]), torch.device("cpu")
+        ).notes
+        for decode in ("exact", "fast")
+    }
+    told = [note for note in notes["fast"] if note not in notes["exact"]]
+    assert len(told) == 2 and all(note.startswith("dataset.decode=fast: JPEGs") for note in told)
+    assert "transforms.train are decoded smaller if 16 pixels" in told[0]
+    assert "transforms.eval are decoded whole" in told[1]

@@ -27,7 +27,7 @@ from trainer.distributed.shares import Shares
 from trainer.input.loader import LABEL, Delivery, Loader, Order
 from trainer.input.reading import ImageRefused
 from trainer.input.source import Source
-from trainer.input.subset import Subset
+from trainer.input.subset import Subset, at_least_of
 from trainer.input.worker import packed
 from trainer.process.errors import (
     MAX_FAULTS,
@@ -126,7 +126,7 @@ def load_data(config: Config, device: torch.device) -> Data:
         indices = split_and_prepare(source, keys)
         subsets = {name: source.subset(name, rows) for name, rows in indices.items()}
     notes = dataset.note.splitlines() + notes_on_cut(dataset, indices, config)
-    notes += source.notes
+    notes += source.notes + notes_on_decoding(dataset, pipelines)
     notes += notes_on(getattr(dataset, "remarks", b""))  # a user's dataset may have none
     left_out = [error for _, error in sorted(source.broken.items())]
     try:
@@ -146,6 +146,22 @@ def load_data(config: Config, device: torch.device) -> Data:
     )
     give_back_freed_memory()
     return data
+
+
+def notes_on_decoding(dataset: Dataset, pipelines: Mapping[str, Pipeline]) -> list[str]:
+    """A line for each pipeline on what ``decode: fast`` does for it."""
+    if getattr(dataset, "decoding", "exact") != "fast":
+        return []
+    notes = []
+    for side, pipeline in pipelines.items():
+        if needed := at_least_of(dataset, pipeline):
+            what = (
+                f"decoded smaller if {needed} pixels of the shorter side stay; their pixels differ"
+            )
+        else:
+            what = "decoded whole, because a transform counts in pixels before one sets the size"
+        notes.append(f"dataset.decode=fast: JPEGs for transforms.{side} are {what}")
+    return notes
 
 
 def read_unknown(source: Source) -> None:
