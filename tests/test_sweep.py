@@ -10,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from html.parser import HTMLParser
@@ -59,9 +60,21 @@ stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 sweep = Path(folder)
 run = Path(resume) if resume else sweep / name / f"20260101-000000-{os.getpid() % 65536:04x}"
+draws = settings.get("draws")
+
+
+def told(what):
+    with open(sweep / "events.txt", "a") as file:
+        file.write(f"{what} {name}\\n" * bool(draws))
+
+
+told("begin")
+if resume and draws:
+    time.sleep(0.2)  # it imports
 if not resume:
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("train:\\n  epochs: 3\\n  monitor: val/accuracy\\n")
+if not resume or draws:
     (run / "result.json").write_text('{"status": "running"}')
 lock = open(run / "run.lock", "a")
 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,6 +94,15 @@ for epoch in range(done + 1, epochs + 1):
     line = {"step": epoch, "epoch": epoch, "train/loss_epoch": 1.0, "val/accuracy": value}
     with open(path, "a") as file:
         file.write(json.dumps(line) + "\\n")
+if draws:
+    told("tested")
+    result = {"status": "running", "device": settings["device"], "test": {}}
+    (run / "new.json").write_text(json.dumps(result))
+    os.replace(run / "new.json", run / "result.json")
+    time.sleep(abs(draws))
+    if draws < 0 and not resume:
+        os.kill(os.getpid(), signal.SIGKILL)
+    told("end")
 value = (1 - lr) + 0.001 * settings["seed"]
 with open(sweep / "ends.txt", "a") as file:
     file.write(f"{name}\\n")
@@ -90,10 +112,11 @@ result = {"status": "done", "best": best, "test": {"accuracy": value / 2}, "epoc
 """
 
 
-def stub_command(seconds, epochs=3, fails=lambda member: 0):
+def stub_command(seconds, epochs=3, fails=lambda member: 0, more=lambda member: {}):
     def command(plan, folder, member):
         run = folders.newest_run(folder / member.name)
         settings = {**member.trial.settings, "seed": member.seed, "fails": fails(member)}
+        settings |= more(member)
         settings.setdefault("optimizer.lr", 0.1)
         given = [run and str(run), str(folder), member.name, seconds, epochs, settings]
         return [sys.executable, "-S", "-c", STUB, json.dumps(given)]
@@ -117,9 +140,17 @@ def write(tmp_path, config_file):
 def swept(write, tmp_path, monkeypatch):
     """Run a sweep in this process, with the stand-in for its runs; its folder, and the code."""
 
-    def run(sweep, *more, seconds=0.0, fails=lambda member: 0, name="trial.yaml", epochs=3):
+    def run(
+        sweep,
+        *more,
+        seconds=0.0,
+        fails=lambda member: 0,
+        name="trial.yaml",
+        epochs=3,
+        stub=lambda member: {},
+    ):
         monkeypatch.setattr(
-            "trainer.sweeping.process.train_command", stub_command(seconds, epochs, fails)
+            "trainer.sweeping.process.train_command", stub_command(seconds, epochs, fails, stub)
         )
         monkeypatch.setattr(work, "ASK_EVERY", 0.05)
         monkeypatch.setattr(work, "LOOK_EVERY", 0.005)
@@ -222,6 +253,16 @@ def test_what_does_not_go_together_is_refused(write, text, words):
     assert any(words in fault.message for fault in caught.value.faults), str(caught.value)
 
 
+def test_each_needs_lists_and_no_number_of_trials_which_is_told_at_their_lines(write):
+    text = "\n  method: each\n  trials: 3\n  params: {optimizer.lr: {low: 1, high: 2}}\n"
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(write(text))
+    told = {(fault.line, fault.path): fault.message for fault in caught.value.faults}
+    assert sorted(told) == [(4, "sweep.trials"), (5, "sweep.params.optimizer.lr")]
+    assert "each tries each choice once; remove it" in told[4, "sweep.trials"]
+    assert "each needs a list of choices, not a range" in told[5, "sweep.params.optimizer.lr"]
+
+
 def test_a_fault_is_told_before_torch_is_imported_and_nothing_is_written(write, tmp_path):
     path = write("\n  method: grid\n  params: {optimizer.lrr: [1]}\n")
     code = (
@@ -258,6 +299,22 @@ def test_a_grid_is_every_combination_the_last_key_fastest():
     sweep = Sweep(method="grid", params={"a": [1, 2], "b": ["x", "y", "z"], "c": [True]})
     expected = [{"a": a, "b": b, "c": c} for a, b, c in product([1, 2], "xyz", [True])]
     assert space.points(sweep) == expected and space.count(sweep) == 6
+
+
+def test_each_choice_is_tried_once_with_the_first_choices_of_the_other_keys():
+    sweep = Sweep(method="each", params={"a": [1, 2, True], "b": ["x"], "c": [0.5, 0.25]})
+    a, b, c = "abc"
+    expected = [
+        {a: 1, b: "x", c: 0.5},
+        {a: 2, b: "x", c: 0.5},
+        {a: True, b: "x", c: 0.5},
+        {a: 1, b: "x", c: 0.25},
+    ]
+    # As text: 1 == True.
+    assert list(map(str, space.points(sweep))) == list(map(str, expected))
+    assert space.count(sweep) == 4
+    only_seeds = Sweep(method="each", seeds=[0, 1])
+    assert space.points(only_seeds) == [{}] and space.count(only_seeds) == 1
 
 
 def test_random_settings_depend_on_seed_number_and_key_alone():
@@ -458,6 +515,42 @@ def wait_for(condition, seconds=60.0):
         time.sleep(0.02)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, no run begins before another's end")
+@pytest.mark.parametrize(
+    ("sweep", "device", "begins_early"),
+    [
+        ("\n  method: grid\n  params: {optimizer.lr: [0.4, 0.3, 0.2, 0.1]}\n", "cpu (2)", True),
+        ("\n  method: grid\n  params: {optimizer.lr: [0.4, 0.3]}\n", "cuda:0 (H200)", False),
+        (SEARCH.format(trials=2), "cpu (2)", False),
+    ],
+)
+def test_on_a_cpu_the_next_run_of_a_list_begins_while_one_draws_and_no_more(
+    swept, sweep, device, begins_early
+):
+    draws = {0: 0.6, 1: -1.2}  # seconds; trial 1 is then killed, the first time
+
+    def more(member):
+        return {"draws": draws.get(member.trial.number, 0.4), "device": device}
+
+    folder, code = swept(sweep, seconds=0.1, stub=more)
+    assert code == 0 and set(ends(folder).values()) == {1}
+    busy: set[str] = set()
+    drawing: set[str] = set()
+    early = 0
+    for line in (folder / "events.txt").read_text().splitlines():
+        what, name = line.split()
+        if what == "begin":
+            drawing.discard(name)  # it was killed
+            assert not busy and len(drawing) <= 1
+            busy, early = {name}, early + len(drawing)
+        elif what == "tested":
+            busy.remove(name)
+            drawing.add(name)
+        else:
+            drawing.remove(name)
+    assert (early > 0) == begins_early
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for children")
 @pytest.mark.parametrize("children_too", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_of_twelve_trials_killed_twice_all_end_and_none_twice(write, tmp_path, children_too):
@@ -546,7 +639,12 @@ def test_an_end_that_somebody_has_edited_costs_its_trial_only(swept, capsys, edi
     file.unlink()
     folder, _ = swept(text)
     again = json.loads(file.read_text())
-    assert again | {"ended": before["ended"]} == before and set(ends(folder).values()) == {1}
+    unknown = {name: before[name] for name in ("ended", "wall_seconds")}  # its process is gone
+    assert (
+        again | unknown == before
+        and again["wall_seconds"] is None
+        and set(ends(folder).values()) == {1}
+    )
 
 
 def test_a_damaged_result_costs_its_trial_only(swept):
@@ -973,6 +1071,141 @@ def test_a_trial_is_the_run_that_its_settings_make_by_hand(write, tmp_path, trai
     (trial,) = found(tmp_path / "swept" / "trial")["trials"]
     assert trial["mean"] == expected["best"]["val/accuracy"]
     assert trial["test"]["accuracy"] == expected["test"]["accuracy"]
+
+
+def command_of(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+
+
+def claims_held_by(pid):
+    """The folders whose claims a process has open."""
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return [Path(link).parent.name for link in links if link.endswith("claim.lock")]
+
+
+def forked_sweep(file, runs, *more, prepare=lambda: None):
+    """Begin a sweep, and its real runs as forks of it, in a fork of the tests' process."""
+
+    def sweep():
+        patch = pytest.MonkeyPatch()  # of this fork
+        patch.setattr("trainer.sweeping.process.Starter.may_fork", lambda self: True)
+        prepare()
+        return sweep_command.main(["--config", str(file), "--runs", str(runs), *more])
+
+    return fork(file.with_name("told.txt"), sweep)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, runs are no forks")
+def test_a_forked_run_is_bit_for_bit_the_run_of_its_command_and_says_so(write, tmp_path):
+    file, runs = write("\n  method: grid\n  seeds: [3, 4]\n"), tmp_path / "runs"
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    sweep = [sys.executable, "-m", "trainer.sweep", "--config", str(file), "--runs", str(runs)]
+    process = subprocess.Popen(sweep, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    wait_for(
+        lambda: [c for c in children_of(process.pid) if command_of(c) == command_of(process.pid)]
+    )
+    told, _ = process.communicate()
+    assert process.returncode == 0 and "anew" not in told
+    for run in (runs / "trial").glob("t*/2*"):
+        command = json.loads((run / "environment.json").read_text())["command"]
+        by_hand = [*command[:-1], str(tmp_path / "alone")]
+        assert command[:3] == [sys.executable, "-m", "trainer.train"]
+        assert command[-2:] == ["--runs", str(runs / "trial")]
+        subprocess.run(by_hand, cwd=ROOT, env=environment, check=True, capture_output=True)
+        (alone,) = (tmp_path / "alone" / run.parent.name).glob("2*")
+        for name in ("metrics.jsonl", "model.pt", "split.json", "data_path.json"):
+            assert (run / name).read_bytes() == (alone / name).read_bytes(), name
+        mine, theirs = (json.loads((r / "environment.json").read_text()) for r in (run, alone))
+        changing = ("git_commit", "git_changed_files")  # somebody may be at work
+        own = {"command": by_hand} | {name: theirs[name] for name in changing}
+        assert mine | own == theirs
+        assert sorted(p.name for p in run.iterdir() if "events" not in p.name) == (
+            sorted(p.name for p in alone.iterdir() if "events" not in p.name)
+        )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, runs are no forks")
+def test_whatever_ends_a_forked_run_ends_that_run_alone(write, tmp_path):
+    rates = [0.01, 1e30, 0.02, 0.03, 0.04]
+    file, runs = (
+        write(f"\n  method: grid\n  params: {{optimizer.lr: {rates}}}\n"),
+        tmp_path / "runs",
+    )
+
+    def break_runs():
+        from trainer.loop import fit
+
+        real, held = fit.fit, tempfile.TemporaryDirectory(dir=tmp_path)
+
+        def broken(job, *given):
+            rate = job.config.optimizer.arguments["lr"]
+            if rate == 0.02:
+                os._exit(9)
+            if rate == 0.03 and not (tmp_path / "killed").exists():
+                (tmp_path / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if rate == 0.04 and Path(held.name).exists():  # no run has removed what is the sweep's
+                raise MemoryError
+            return real(job, *given)
+
+        fit.fit = broken
+
+    sweep = forked_sweep(file, runs, "train.epochs=1", prepare=break_runs)
+    assert exit_code_of(sweep, 120) == 0, file.with_name("told.txt").read_text()
+    trials = found(runs / "trial")["trials"]
+    states = [trial["status"] for trial in trials]
+    assert states == ["done", "failed", "failed", "done", "failed"]
+    codes = [re.findall(r"^exit code (\d+)", trial["reason"]) for trial in trials]
+    assert codes == [[], ["4"], ["9"], [], ["7"]]
+    assert all(trial["wall_seconds"] > 0 for trial in trials)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, runs are no forks")
+def test_forked_runs_hold_their_own_claims_and_save_when_their_sweep_stops_or_dies(write, tmp_path):
+    file, runs = write("\n  method: grid\n  seeds: [0, 1]\n"), tmp_path / "runs"
+    folder, more = runs / "trial", ("--jobs", "2", "train.epochs=60", "log.show=[]")
+
+    def lines():
+        return [path.read_text().count("\n") for path in folder.glob("*/*/metrics.jsonl")]
+
+    for number, code in ((signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)):
+        process = forked_sweep(file, runs, *more)
+        before = lines()
+        wait_for(lambda before=before: len(lines()) == 2 and all(n not in before for n in lines()))
+        children = children_of(process.pid)
+        assert sorted(map(claims_held_by, children)) == [["t000-seed0"], ["t000-seed1"]]
+        assert all(os.getsid(child) == child for child in children)
+        os.kill(process.pid, number)
+        assert exit_code_of(process) == code
+        for path in folder.glob("*/claim.lock"):  # until the runs have saved
+            with path.open() as claimed:
+                fcntl.flock(claimed, fcntl.LOCK_EX)
+        results = [json.loads(path.read_text()) for path in folder.glob("*/*/result.json")]
+        assert [result["status"] for result in results] == ["stopped", "stopped"]
+    assert exit_code_of(forked_sweep(file, runs, *more), 120) == 0
+    assert found(folder)["counts"] == {"done": 1}
+    finished = [path.read_text().count("\ntest ") for path in folder.glob("t0*/log.txt")]
+    assert finished == [1, 1] and len(list(folder.glob("t0*/2*"))) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, runs are no forks")
+@pytest.mark.parametrize("change", ["thread", "code"])
+def test_a_sweep_that_can_no_longer_be_forked_says_why(write, tmp_path, monkeypatch, change):
+    from trainer.sweeping.process import Starter, state_of_code, thread_count
+
+    told: list[str] = []
+    starter = Starter(load_sweep(write(TWELVE)), 1, told.append)
+    assert not starter.may_fork() and told == []  # this process is no sweep's command
+    starter.forks, starter.threads, starter.code = True, thread_count(), state_of_code()
+    assert starter.may_fork() and told == []
+    if change == "thread":
+        starter.threads -= 1
+    else:
+        (path, when), *_ = starter.code.items()
+        starter.code[path] = when - 1
+    assert [starter.may_fork(), starter.may_fork()] == [False, False]
+    why = {"thread": "a component has started threads", "code": "the code has changed"}
+    assert len(told) == 1 and told[0].startswith(f"note    {why[change]}")
 
 
 @pytest.mark.slow

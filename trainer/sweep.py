@@ -1,4 +1,4 @@
-"""Run many trials of one experiment (grid, random or tpe), each with several seeds or folds.
+"""Run many trials of one experiment (grid, each, random or tpe), each with several seeds or folds.
 
     python -m trainer.sweep --config configs/sweeps/lenet_rmb_lr.yaml
     python -m trainer.sweep --config configs/sweeps/lenet_rmb_lr.yaml --dry-run
@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--runs", metavar="DIR", default="runs", help="root of runs (default runs)")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="runs at once (default 1)")
-    parser.add_argument("--retry", action="store_true", help="do failed runs again (grid, random)")
+    parser.add_argument("--retry", action="store_true", help="do failed runs again (not with tpe)")
     parser.add_argument("--dry-run", action="store_true", help="check all, list the trials, stop")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.jobs < 1:
@@ -89,23 +90,27 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
         print(message, file=sys.stderr)
     for note in as_lines(plan.config, notes_on_config(plan.config)):
         print(f"note    {note}", file=sys.stderr)
-    check_with_torch(plan)
     if arguments.dry_run:
+        check_with_torch(plan)
         list_trials(plan, Path(arguments.runs))
         return
 
     from trainer.drawing.columns import terminal_width
     from trainer.sweeping.folder import open_folder
+    from trainer.sweeping.process import Starter
     from trainer.sweeping.results import conclusion, ranked, rows_of, sweep_table
     from trainer.sweeping.trials import trials_of
     from trainer.sweeping.work import Work, write_results
 
+    starter = Starter(plan, arguments.jobs, say)
+    with ThreadPoolExecutor(1) as pool:  # OpenMP's threads end with its thread: none are forked
+        pool.submit(check_with_torch, plan).result()
     folder, identity = open_folder(plan, Path(arguments.runs))
     trials = trials_of(plan, folder, identity)
     if arguments.retry:
         forget_failures(plan, folder, trials)
     introduce_sweep(plan, folder, trials)
-    work = Work(plan, folder, trials, arguments.jobs, say, lambda trial: print_trial(trial, work))
+    work = Work(plan, folder, trials, starter, say, lambda trial: print_trial(trial, work))
     stop.training_begins(None)
     try:
         work.run(stop)
@@ -208,7 +213,8 @@ def forget_failures(plan: "Plan", folder: Path, trials: "Trials") -> None:
 
     if plan.sweep.method == "tpe" or plan.sweep.storage is not None:
         raise UsageError(
-            "--retry: a study has used the results of its trials already; it is for grid and random"
+            "--retry: a study has used the results of its trials already; "
+            "it is for grid, each and random"
         )
     for trial in trials.known():
         for member in members_of(plan, trial):

@@ -1,6 +1,7 @@
 """Going on with a run: may it continue (check), restore its state, make its folder fit (adopt)."""
 
 import json
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from trainer.loop import record, snapshot
 from trainer.loop.state import State
 from trainer.process.console import Say
 from trainer.process.errors import RunError
+from trainer.process.launch import started_by
 from trainer.run import checkpoint
 from trainer.run.disk import MAX_SPLIT, read_json, write_file, write_json
 from trainer.run.folder import read_metrics
@@ -191,12 +193,24 @@ def adopt(
     if is_finished(job, run, state):
         more = "early_stop.patience" if state.early_stopped else "train.epochs"
         say(f"{run} is finished, epochs done: {state.epoch}; to go on from its end: {more}=...")
+        tell_tta(job, run, say)
         return True, best_entry
     write_file(run / "config.yaml", job.config.dump())
     write_json(run / "data_path.json", data_path(job))
     record.write_launcher(run)
     write_json(run / "result.json", old_result(run) | record.first_result(job))
     return False, best_entry
+
+
+def tell_tta(job: Job, run: Path, say: Say) -> None:
+    """Print that a finished run's test is not done again with another ``evaluation.tta``."""
+    asked, had = job.config.evaluation.tta, None
+    with suppress(RunError):
+        had = read_json(run / "result.json").get("tta")
+    if asked != had:
+        how = f"{started_by()} -m trainer.evaluate {shlex.quote(str(run))} --tta {asked or 'none'}"
+        say(f"note    evaluation.tta is {asked or 'null'}, and the run's test had {had or 'null'}: "
+            f"it is not done again; to do it: {how}")  # fmt: skip
 
 
 def print_plan(job: Job, run: Path, state: State, content: dict[str, Any], say: Say) -> None:
@@ -225,7 +239,8 @@ def is_finished(job: Job, run: Path, state: State) -> bool:
 
 
 def old_result(run: Path) -> dict[str, Any]:
-    """The content of result.json without its ``reason``; empty if the file was lost."""
+    """The content of result.json without what only some ends have; empty if the file was lost."""
+    of_some = ("reason", "test", "tta", "test_plain")
     with suppress(RunError):
-        return {k: v for k, v in read_json(run / "result.json").items() if k != "reason"}
+        return {k: v for k, v in read_json(run / "result.json").items() if k not in of_some}
     return {}

@@ -183,6 +183,8 @@ def shortened(text: str, length: int = 60) -> str:
 
 def visible(text: str) -> str:
     """Return text with escapes in place of control characters, which a terminal would act on."""
+    if text.isprintable():
+        return text
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
         for c in text

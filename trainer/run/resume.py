@@ -20,7 +20,7 @@ from trainer.run.folder import find_run, runs_in
 # compared by the split's digests, and a teacher by its own digest.
 MAY_CHANGE = (
     *("train.epochs", "train.budget", "train.skip_non_finite", "early_stop", "train.parallel"),
-    *("log.", "checkpoint.", "dataset.root", "distill.run"),
+    *("evaluation.", "log.", "checkpoint.", "dataset.root", "distill.run"),
     *("loader.workers", "loader.cache", "loader.eval_batch_size", "store."),
 )
 
@@ -33,6 +33,7 @@ MAY_DIFFER = (
         "store.",
         "train.device",
         "train.threads",
+        "evaluation.",
         "metrics",
     ),
 )

@@ -190,5 +190,6 @@ def end_of(run: Path | None, monitor: str, status: str, reason: str = "") -> dic
         "best": {tag: value for tag, value in best.items() if tag.startswith("val/")},
         "test": found.test if found and status == "done" else {},
         "seconds": found.seconds if found else None,
+        "wall_seconds": None,  # known to who saw its process begin and end
         "ended": time.strftime("%Y-%m-%d %H:%M:%S"),
     }

@@ -35,7 +35,7 @@ def sweep_page(plan: Plan, rows: Sequence[Row]) -> str:
         parallel=parallel(plan, rows) if params and best else "",
         params=params,
         test=test,
-        trial_header=[*header, "epochs", "training"],
+        trial_header=[*header, "epochs", "wall time of its runs"],
         trials=[_trial(row, params, test) for row in in_rank(plan, rows)],
         monitor=monitor,
         runs=[
@@ -62,7 +62,7 @@ def _sweep_facts(plan: Plan, rows: Sequence[Row]) -> dict[str, str]:
         "method": plan.sweep.method,
         "judged by": f"{plan.monitor} of each run's best epoch; {better}",
         "runs each": str(len(plan.members)),
-        "training": took(sum(row.seconds for row in rows) or None),
+        "training steps": took(sum(row.seconds for row in rows) or None),
         "wall time": _wall_time([end for row in rows for end in row.runs]),
         "experiment": str(plan.base),
     }
@@ -107,5 +107,5 @@ def _trial(row: Row, params: Sequence[str], test: str | None) -> list[str]:
         row.spread,
         *(row.tests.get(test, ("", "")) if test else ()),
         "" if row.epochs is None else f"{row.epochs:.0f}",
-        took(row.seconds or None),
+        took(row.wall),
     ]

@@ -20,6 +20,10 @@ from trainer.sweeping.settings import Sweep, SweepFile
 from trainer.sweeping.space import Settings, overrides, points, samples
 
 MAX_TRIALS = 10_000
+LISTED = {  # methods whose choices give the number of trials
+    "grid": "a grid tries every combination",
+    "each": "each tries each choice once",
+}
 MAX_CHECKED = 200  # combinations of a grid that are checked; each single choice is always checked
 NOT_VARIED = {  # keys that a sweep may not vary, and what to write instead
     "name": "names the folders of the sweep's runs",
@@ -160,12 +164,15 @@ def _rules(data: Any) -> Iterator[Finding]:
     method, trials, params = (sweep.get(key) for key in ("method", "trials", "params"))
     if method in ("random", "tpe") and trials is None:
         yield Finding(("sweep", "trials"), f"'trials' is missing; {method} must know how many")
-    if method == "grid" and trials is not None:
-        message = "a grid tries every combination; remove it, or write method: random"
+    if method in LISTED and trials is not None:
+        message = f"{LISTED[method]}; remove it, or write method: random"
         yield Finding(("sweep", "trials"), message, at_key=True)
+    if method in LISTED and "seed" in sweep:
+        message = "decides draws, of which there are none; write seeds: [...] for the runs' seeds"
+        yield Finding(("sweep", "seed"), message, at_key=True)
     if type(trials) is int and trials > MAX_TRIALS:
         yield Finding(("sweep", "trials"), f"a sweep has at most {MAX_TRIALS:,} trials")
-    if sweep.get("prune") is not None and method in ("grid", "random"):
+    if sweep.get("prune") is not None and method in (*LISTED, "random"):
         message = f"only method: tpe stops trials early, and this is {method}"
         yield Finding(("sweep", "prune"), message, at_key=True)
     storage = sweep.get("storage")
@@ -204,8 +211,8 @@ def _space_rules(place: Place, space: Any, method: Any) -> Iterator[Finding]:
                 yield Finding((*place, index), f"{flow(choice)} is listed twice; remove one")
     if not isinstance(space, dict):
         return
-    if method == "grid":
-        message = "a grid needs a list of choices, not a range; or write method: random or tpe"
+    if method in LISTED:
+        message = f"{method} needs a list of choices, not a range; or write method: random or tpe"
         yield Finding(place, message)
     low, high, step = (_number(space.get(name)) for name in ("low", "high", "step"))
     if low is not None and high is not None:
@@ -259,7 +266,7 @@ def _without_faults(data: Any, faults: Sequence[Fault]) -> Sweep | None:
         if path not in faulty and not inner:
             params[key] = space
     kept: dict[str, Any] = {"method": sweep.get("method"), "params": params}
-    if kept["method"] not in ("grid", "tpe"):
+    if kept["method"] not in (*LISTED, "tpe"):
         kept["method"] = "random"
     if "folds" in sweep and "sweep.folds" not in faulty:
         kept["folds"] = sweep["folds"]

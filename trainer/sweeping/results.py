@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.comparing.listing import short, strict_json, took
 from trainer.config.document import flow
-from trainer.drawing.columns import lay_out
+from trainer.drawing.columns import fit_columns, hang, lay_out, left_out, width_of
 from trainer.process.words import visible
 from trainer.sweeping.plan import Plan
 from trainer.sweeping.space import Settings, display_value, overrides
@@ -55,6 +55,13 @@ class Row:
     def std(self) -> float | None:
         """The standard deviation of the values (divided by n - 1); None for fewer than two."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def wall(self) -> float | None:
+        """Seconds from start to end of its runs' processes, added up; None if not all are known."""
+        found = [end.get("wall_seconds") for end in self.runs]
+        is_known = bool(found) and all(map(_is_number, found))
+        return math.fsum(map(float, filter(None, found))) if is_known else None
 
     @property
     def shown(self) -> str:
@@ -163,15 +170,15 @@ def in_rank(plan: Plan, rows: Sequence[Row]) -> list[Row]:
 
 
 def sweep_table(plan: Plan, rows: Sequence[Row], width: int) -> list[str]:
-    """The trials as lines for a terminal of ``width`` columns, the best first."""
+    """The trials as lines for a terminal of ``width`` columns, the best first.
+
+    Columns without room are left out, the least important first, and named in a line.
+    """
     keys = list(plan.sweep.params)
-    several = len(plan.members) > 1
-    head = ["trial", *keys, plan.monitor + (" mean ± std" if several else "")]
-    head += ["min..max"] * several
-    if test := reported_test(plan, rows):
-        head += [f"test/{test} mean ± std", "min..max"]
-    head += ["epochs", "time", "status"]
-    cells = [head]
+    several, test = len(plan.members) > 1, reported_test(plan, rows)
+    head = ["trial", *column_names(keys), plan.monitor, *["min..max"] * several]
+    head += [f"test/{test}", "test min..max"] if test else []
+    cells = [[*head, "epochs", "wall", "status"]]
     listed = in_rank(plan, rows)
     for row in listed[:MAX_ROWS]:
         values = [visible(display_value(row.settings[key])) for key in keys]
@@ -179,13 +186,28 @@ def sweep_table(plan: Plan, rows: Sequence[Row], width: int) -> list[str]:
         if test:
             line += row.tests.get(test, ("-", ""))
         epochs = "-" if row.epochs is None else f"{row.epochs:.0f}"
-        cells.append([*line, epochs, took(row.seconds or None), row.status])
-    lines = lay_out(cells, width)
+        cells.append([*line, epochs, took(row.wall), row.status])
+    droppable = ["epochs", "test min..max", "min..max", "wall"]
+    lines, out = fit_columns(cells, width, [name for name in droppable if name in cells[0]])
+    if any(width_of(line) > width for line in lines):  # the settings alone are wider
+        kept = [at for at, name in enumerate(cells[0]) if name not in out]
+        lines = lay_out([[line[at] for at in kept] for line in cells], width)
+    lines += left_out(out, width, "sweep.html has all")
+    means = f"mean ± std over {len(plan.members)} runs; " if several else ""
+    lines += hang(f"{means}wall: from start to end of each run's process, added up", 0, width)
     if test:
-        lines.append("test/ is reported only: trials are ranked, and the best is chosen, by val/")
+        told = "test/ is reported only: trials are ranked, and the best is chosen, by val/"
+        lines += hang(told, 0, width)
     if len(listed) > MAX_ROWS:
         lines.append(f"and {len(listed) - MAX_ROWS} more; sweep.csv has all")
     return lines
+
+
+def column_names(keys: Sequence[str]) -> list[str]:
+    """The last word of each key ("lr" for "optimizer.lr"), or the key if others end alike."""
+    last = [key.rpartition(".")[2] for key in keys]
+    alike = [*last, "trial", "epochs", "wall", "status"]
+    return [s if alike.count(s) == 1 else key for s, key in zip(last, keys, strict=True)]
 
 
 def conclusion(plan: Plan, folder: Path, rows: Sequence[Row]) -> list[str]:
@@ -231,6 +253,7 @@ def sweep_json(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
             "test": dict(row.test),
             "epochs": row.epochs,
             "seconds": row.seconds,
+            "wall_seconds": row.wall,
             "runs": list(row.runs),
         }
         for row in rows
@@ -258,14 +281,16 @@ def sweep_csv(plan: Plan, rows: Sequence[Row]) -> str:
     tests = list(dict.fromkeys(name for row in rows for name in row.test))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    head = ["trial", *keys, "seed", "fold", "status", plan.monitor, "epoch", "epochs", "seconds"]
+    head = ["trial", *keys, "seed", "fold", "status", plan.monitor, "epoch", "epochs"]
+    head += ["seconds", "wall_seconds"]
     writer.writerow([*head, *(f"test/{name}" for name in tests), "run", "reason"])
     for row in rows:
         settings = [_csv_cell(row.settings[key]) for key in keys]
         for end in row.runs:
             own = [end[key] for key in ("seed", "fold", "status", "value", "epoch", "epochs")]
             test = [end["test"].get(name) for name in tests]
-            line = [row.number, *settings, *own, end["seconds"], *test, end["run"], end["reason"]]
+            own += [end["seconds"], end.get("wall_seconds")]
+            line = [row.number, *settings, *own, *test, end["run"], end["reason"]]
             writer.writerow([_harmless(cell) for cell in line])
     return text.getvalue()
 

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 from trainer.config.config import NAME_IN_WORDS, NAME_PATTERN
 from trainer.config.settings import AtLeastOne, Count, Frozen
 
-Method = Literal["grid", "random", "tpe"]
+Method = Literal["grid", "each", "random", "tpe"]
 
 
 class Range(Frozen):
@@ -85,11 +85,13 @@ class Sweep(Frozen):
     """What is varied, how, and how often."""
 
     method: Method
-    """grid: every combination; random: independent draws; tpe: draws that learn from results."""
+    """grid: every combination; each: one choice changed at a time; random: independent draws;
+    tpe: draws that learn from results."""
     params: dict[str, Annotated[list[Any], Field(min_length=1)] | Range] = {}
     """Keys of the experiment, each with a list of choices or a range {low, high, log, step}."""
     trials: AtLeastOne | None = None
-    """The number of trials of random and tpe; a grid has one per combination."""
+    """The number of trials of random and tpe; a grid has one per combination, and
+    each has one per choice."""
     seed: Count = 0
     """Seed of the draws of random and tpe; the seeds of the runs are ``seeds``."""
     seeds: Annotated[list[Count], Field(min_length=1)] | None = None

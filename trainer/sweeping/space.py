@@ -1,4 +1,4 @@
-"""Computes the settings that a sweep tries: a grid's combinations, or draws from a seed."""
+"""Computes the settings that a sweep tries: choices and their combinations, or draws."""
 
 import itertools
 import math
@@ -12,7 +12,14 @@ Settings = dict[str, Any]  # of one trial: key of the experiment -> value
 
 
 def points(sweep: Sweep) -> list[Settings]:
-    """The settings of all trials: a grid's combinations, the last key fastest, or random draws."""
+    """The settings of all trials.
+
+    grid: all combinations, the last key fastest.  each: the first choices of all keys, then every
+    other choice with the first ones of the other keys.  random: draws.
+    """
+    if sweep.method == "each":
+        tried = enumerate(samples(sweep))
+        return [settings for index, (settings, _, place) in tried if place or not index] or [{}]
     if sweep.method == "grid":
         lists = [choices for choices in sweep.params.values() if isinstance(choices, list)]
         combined = itertools.product(*lists)
@@ -22,6 +29,8 @@ def points(sweep: Sweep) -> list[Settings]:
 
 def count(sweep: Sweep) -> int:
     """The number of trials."""
+    if sweep.method == "each":
+        return len(points(sweep))
     if sweep.method != "grid":
         return sweep.trials or 0
     return math.prod(len(c) for c in sweep.params.values() if isinstance(c, list))

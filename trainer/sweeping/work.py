@@ -4,9 +4,6 @@ The process is `python -m trainer.train`; if it crashes, the sweep goes on. Work
 hold the claim to the run: if the worker is killed, no other worker can write to the run.
 """
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,17 +17,17 @@ from trainer.process.lock import is_held
 from trainer.process.stop import StopRequest
 from trainer.process.words import visible
 from trainer.run import disk
-from trainer.run.environment import ROOT
 from trainer.sweeping import process
 from trainer.sweeping.folder import Member, Trial, claim, end_of, ended, members_of, newest_run
 from trainer.sweeping.hparams import write_hparams
 from trainer.sweeping.page import sweep_page
 from trainer.sweeping.plan import Plan
 from trainer.sweeping.results import Row, sweep_csv, sweep_json, value_of
-from trainer.sweeping.trials import Trials
+from trainer.sweeping.trials import Listed, Trials
 
 STARTS = 3  # starts of a run that is killed each time, for example for lack of memory
 LOOK_EVERY = 0.1  # seconds between two looks at the processes
+LOOK_SOON = 0.02  # seconds, where the next run may begin before one ends
 ASK_EVERY = 2.0  # seconds between two searches for runs that other workers have left
 
 
@@ -47,41 +44,50 @@ def notes_on_data(run: Path) -> list[str]:
 
 @dataclass
 class Slot:
-    """A run in progress: its claim, its process, and the size of its metrics.jsonl."""
+    """A run in progress: its claim, its process, and the size of its metrics.jsonl.
+
+    passed_on: when it had trained and been tested, and so the next run could begin; 0.0 before.
+    """
 
     member: Member
     claim: IO[str]
-    process: "subprocess.Popen[bytes]"
+    process: process.Process
     place: int  # from 0 to jobs - 1; chooses the GPU
     first_length: int  # bytes when the process began
     length: int  # bytes at the last look
+    written: int  # when its result.json had been written at the last look
+    passed_on: float = 0.0
     began: float = field(default_factory=time.monotonic)
     pruned: bool = False
 
 
 class Work:
-    """One worker of a sweep: does ``jobs`` runs at once until none is left."""
+    """One worker of a sweep: does ``starter.jobs`` runs at once until none is left.
+
+    On a CPU, as many more may be at their end: they only draw and write, while the next ones train.
+    """
 
     def __init__(
         self,
         plan: Plan,
         folder: Path,
         trials: Trials,
-        jobs: int,
+        starter: process.Starter,
         say: Say,
         show: Callable[[Trial], None],
     ) -> None:
         """``show`` is called when a trial has ended."""
-        self.plan, self.folder, self.trials, self.jobs = plan, folder, trials, jobs
+        self.plan, self.folder, self.trials, self.starter = plan, folder, trials, starter
         self.say, self.show = say, show
+        self.overlaps = isinstance(trials, Listed)  # a search waits for each result
         self.slots: list[Slot] = []
         self.over: set[int] = set()  # numbers of trials that ended
         self.ends: dict[str, dict[str, Any]] = {}  # content of end.json, by the run's name
         self.starts: dict[str, int] = {}  # how often each run was started, by its name
-        self.seconds: list[float] = []  # duration of each run that was done here
+        self.seconds: list[float] = []  # from each run that was done here to the next
+        self.wall: dict[str, float] = {}  # seconds of each run's processes here, by its name
         self.asked = 0.0  # time of the last search for runs
         self.waiting = self.said_waiting = False
-        self.gpus = process.gpus_of(plan)
         self.written = self.writing = 0.0  # when results were last written, and how long it took
 
     def run(self, stop: StopRequest) -> None:
@@ -90,16 +96,21 @@ class Work:
             while True:
                 stop.check()
                 changed = self._look_after()
-                while len(self.slots) < self.jobs and (found := self._next(changed)):
+                while len(self._busy()) < self.starter.jobs and (found := self._next(changed)):
                     self._start(*found)
                     stop.check()
                 if not self.slots and not self.waiting and not changed:
                     return
                 self.trials.alive([slot.member.trial for slot in self.slots])
-                time.sleep(LOOK_EVERY)
+                seconds = LOOK_SOON if self.overlaps and self._busy() else LOOK_EVERY
+                process.wait_for_one([slot.process for slot in self.slots], seconds)
         except BaseException:
             self._leave()
             raise
+
+    def _busy(self) -> list[Slot]:
+        """The runs in progress without those that are at their end."""
+        return [slot for slot in self.slots if not slot.passed_on]
 
     def _next(self, at_once: bool) -> tuple[Member, IO[str]] | None:
         """Claim a run that no worker does; return it and its claim, or None if there is none.
@@ -186,32 +197,14 @@ class Work:
     def _start(self, member: Member, taken: IO[str]) -> None:
         """Start the process of a run, which begins or resumes the run."""
         folder = self.folder / member.name
-        length = process.metrics_length(newest_run(folder))
-        place = min(set(range(self.jobs)) - {slot.place for slot in self.slots})
+        run = newest_run(folder)
+        length, written = process.metrics_length(run), process.when_written(run)
+        place = min(set(range(self.starter.jobs)) - {slot.place for slot in self._busy()})
         self.starts[member.name] = self.starts.get(member.name, 0) + 1
-        with (folder / "log.txt").open("ab") as log:
-            child = subprocess.Popen(
-                process.train_command(self.plan, self.folder, member),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(place),
-                pass_fds=() if sys.platform == "win32" else (taken.fileno(),),
-                start_new_session=True,  # Ctrl-C reaches this process only, which asks it to save
-                preexec_fn=process.end_with(os.getpid()),
-            )
-        self.slots.append(Slot(member, taken, child, place, length, length))
-
-    def _environment(self, place: int) -> dict[str, str]:
-        environment = dict(os.environ)
-        path = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)
-        if self.jobs > 1 and self.plan.config.train.threads == "auto":
-            each = max(1, (os.cpu_count() or 1) // self.jobs)
-            environment.setdefault("OMP_NUM_THREADS", str(each))
-        if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
-        return environment
+        command = process.train_command(self.plan, self.folder, member)
+        others = [slot.claim for slot in self.slots]
+        child = self.starter.start(command, folder / "log.txt", place, taken, others)
+        self.slots.append(Slot(member, taken, child, place, length, length, written))
 
     def _look_after(self) -> bool:
         """Handle processes that ended, and prune trials. Returns whether to search for new runs."""
@@ -226,7 +219,22 @@ class Work:
                 finally:
                     slot.claim.close()
                 changed = True
+            elif self.overlaps and not slot.passed_on:
+                changed = self._pass_on(slot) or changed
         return changed
+
+    def _pass_on(self, slot: Slot) -> bool:
+        """Whether the next run may begin, because this one only draws and writes from now on."""
+        run = newest_run(self.folder / slot.member.name)
+        if run is None or len(self.slots) - len(self._busy()) >= self.starter.jobs:
+            return False
+        if (written := process.when_written(run)) == slot.written:
+            return False  # also what the run itself left when it was killed
+        slot.written = written
+        if process.only_writes(run) and process.has_room_beside(slot.process):
+            slot.passed_on = time.monotonic()
+            process.step_back(slot.process)
+        return bool(slot.passed_on)
 
     def _prune(self, slot: Slot, code: int | None) -> None:
         """Report the values of a trial's first run; ask the run to stop if the pruner says so."""
@@ -245,12 +253,14 @@ class Work:
     def _ended(self, slot: Slot, code: int) -> None:
         """Write end.json after the process of a run has ended, unless the run will be resumed."""
         member, run = slot.member, newest_run(self.folder / slot.member.name)
-        monitor = self.plan.monitor
+        monitor, now = self.plan.monitor, time.monotonic()
+        seconds = now - slot.began
+        self.wall[member.name] = self.wall.get(member.name, 0.0) + seconds
         if code == 0 and run is not None:
             end = end_of(run, monitor, "done")
             for note in [] if self.seconds else notes_on_data(run):  # each run has the same data
                 self.say(f"note    {visible(note)}")
-            self.seconds.append(time.monotonic() - slot.began)
+            self.seconds.append((slot.passed_on or now) - slot.began)
             if len(self.plan.members) > 1:
                 self.say(f"  {member.name}  {monitor} {short(end['value'])}")
         elif slot.pruned and (code == Exit.STOPPED or code < 0):
@@ -267,7 +277,7 @@ class Work:
             end = end_of(run, monitor, "failed", f"exit code {code}: {reason}")
             if len(self.plan.members) > 1:  # the trial's line gives the reason
                 self.say(f"  {member.name}  failed")
-        self._write_end(member, end)
+        self._write_end(member, end | {"wall_seconds": self.wall[member.name]})
 
     def _leave(self) -> None:
         """Ask all processes to save and to end, and wait for them."""
@@ -290,7 +300,7 @@ class Work:
         if not self.seconds:
             return ""
         each = sum(self.seconds) / len(self.seconds)
-        return duration(each * runs / min(self.jobs, max(runs, 1)))
+        return duration(each * runs / min(self.starter.jobs, max(runs, 1)))
 
 
 def write_results(plan: Plan, folder: Path, rows: Sequence[Row]) -> None:
