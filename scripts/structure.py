@@ -28,7 +28,7 @@ LAYERS = [
     {"build"},
     {"insight"},
     {"loop"},
-    {"inference", "sweeping"},
+    {"inference", "sweeping", "tuning"},
     {COMMANDS},
 ]
 MAX_LINES, MAX_PARAMETERS = 60, 6

@@ -16,8 +16,10 @@ from trainer.config import load_config
 from trainer.drawing.axes import COLOURS
 from trainer.drawing.charts import MARKS
 from trainer.find_lr import main
-from trainer.loop import lr_range
-from trainer.loop.lr_range import (
+from trainer.process.errors import ConfigError, UsageError
+from trainer.run.folder import find_run
+from trainer.tuning import lr_range
+from trainer.tuning.lr_range import (
     NoSuggestion,
     RangeTest,
     compared,
@@ -25,8 +27,6 @@ from trainer.loop.lr_range import (
     suggest,
     sweep_rates,
 )
-from trainer.process.errors import ConfigError, UsageError
-from trainer.run.folder import find_run
 
 
 @pytest.fixture

@@ -63,9 +63,13 @@ def run(arguments: argparse.Namespace) -> None:
         config = load_config(arguments.config, arguments.overrides)
         for message in config.messages:
             print(message, file=sys.stderr)
+        if config.train.sizes:
+            plain = config.train.model_copy(update={"sizes": None})
+            config = config.model_copy(update={"train": plain})
+            print("train.sizes plays no part here: images are as in evaluation", file=sys.stderr)
         from trainer.build.prepare import prepare
-        from trainer.loop.lr_range import find_rate
         from trainer.loop.summary import introduce
+        from trainer.tuning.lr_range import find_rate
 
         job = prepare(config, say)
     introduce(job, say)
