@@ -4,6 +4,7 @@
     python -m scripts.benchmark --quick --cases fashion --arms "by hand" framework
     python -m scripts.benchmark --rmb data/rmb --full --out benchmark
     python -m scripts.benchmark --cases variants --device cuda
+    python -m scripts.benchmark --cases models --models alexnet_rmb vgg16_cifar10
     python -m scripts.benchmark --cases photos stream start ranks --rmb data/rmb
 
 All run in one process, in turns, the cases of the last line in a process each. So other programs
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 CASES = ("fashion", "step", "rmb")
-MORE_CASES = ("variants", "photos", "stream", "start", "ranks")  # only if --cases names them
+# Only if --cases names them:
+MORE_CASES = ("variants", "models", "photos", "stream", "start", "ranks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--arms", nargs="+", metavar="ARM", help='ways of training, e.g. "by hand" framework (all)'
     )
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="rows of --cases models (all)")
     parser.add_argument("--blocks", type=int, metavar="N", help="blocks after the warm-up (5)")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images a step")
     parser.add_argument("--root", default="data", metavar="DIR", help="holds FashionMNIST (data)")
@@ -74,10 +77,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     from scripts.benchmark_arms import ARMS, is_installed
     from scripts.benchmark_cases import fashion_task, measure_fashion, measure_rmb, measure_step
+    from scripts.benchmark_models import measure_models
     from scripts.benchmark_photos import link_photos, make_photos, measure_photos
     from scripts.benchmark_report import picture, picture_of_photos, report
     from scripts.benchmark_start import measure_ranks, measure_start
     from scripts.benchmark_variants import measure_variants
+    from scripts.machine import load_average
     from trainer.process.console import say
     from trainer.process.errors import UsageError
 
@@ -109,6 +114,9 @@ def run(arguments: argparse.Namespace) -> None:
         if "variants" in arguments.cases:
             size, seconds = arguments.batch_size, 0.2 if quick else 1.0
             results["variants"] = measure_variants(size, blocks, seconds, device, runs, say)
+        if "models" in arguments.cases:
+            seconds, chosen = 1.0 if quick else 10.0, arguments.models or ()
+            results["models"] = measure_models(seconds, chosen, device, runs, say)
         if with_photos := {"photos", "stream", "ranks"} & set(arguments.cases):
             photos = runs / "photos"
             if arguments.photos:
@@ -159,6 +167,7 @@ def machine(device: Any) -> dict[str, str]:
     import datetime
     import os
 
+    from scripts.machine import load_average, processor
     from trainer.run.environment import environment
 
     found = environment(device)
@@ -174,24 +183,6 @@ def machine(device: Any) -> dict[str, str]:
         "date": datetime.date.today().isoformat(),
         "load average, at the start": load_average(),
     }
-
-
-def processor() -> str:
-    """The processor's name, if the system tells it."""
-    import platform
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def load_average() -> str:
-    """The mean number of processes that wanted to run in the last minute, the benchmark's too."""
-    import os
-
-    return f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 if __name__ == "__main__":

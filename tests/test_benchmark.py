@@ -12,11 +12,20 @@ import torch
 from datasets.fashion_mnist import FashionMNIST
 from models.lenet import LeNet
 from models.mlp import MLP
+from scripts import benchmark_models
 from scripts.benchmark import main
 from scripts.benchmark_arms import ARMS, framework, is_installed, new_model, train_by_command
 from scripts.benchmark_cases import fashion_task, measure_rmb, measure_step
-from scripts.benchmark_report import fashion_ratios, own_cost, picture, report, rmb_ratio
+from scripts.benchmark_report import (
+    fashion_ratios,
+    model_rows,
+    own_cost,
+    picture,
+    report,
+    rmb_ratio,
+)
 from scripts.benchmark_showing import main as showing
+from trainer.loop.step import new_task
 from trainer.process.errors import RunError
 from trainer.run.folder import read_metrics
 
@@ -243,3 +252,71 @@ def test_what_showing_costs_is_measured_on_real_runs(config_file, notes, capsys)
     assert showing([*words, "train.epochs=1"]) == 0
     told = capsys.readouterr().out
     assert "shown" in told and "not shown" in told and "median of 1 pair" in told
+
+
+def test_advice_is_compared_with_runs_without_it_and_with_what_was_not_advised(monkeypatch, capsys):
+    from scripts import benchmark_advice
+
+    rows = [
+        {"settings": {"train.precision": "bf16"}, "ratio": 0.9, "failed": None},
+        {"settings": {"train.threads": 1}, "ratio": 1.25, "failed": None},
+        {"settings": {"train.accumulate": 2}, "ratio": None, "failed": "out of memory"},
+    ]
+    facts = {"advice": ["train.threads=1"], "rows": rows}
+    monkeypatch.setattr(benchmark_advice, "output_of", lambda *_: json.dumps(facts))
+    speeds = {"train.threads=1": 120.0, "train.precision=bf16": 80.0}
+    calls = []
+
+    def run(words, epochs):
+        calls.append((words[-1], epochs))
+        return speeds.get(words[-1], 100.0)
+
+    monkeypatch.setattr(benchmark_advice, "images_per_second", run)
+    assert benchmark_advice.main(["--data", "here", "--only", "alexnet"]) == 0
+    kinds = ["dataset.root=here/rmb", *speeds]  # alone, with the advice, in bf16
+    assert calls == [(kind, 2) for kind in kinds] * 2
+    told = capsys.readouterr().out
+    assert "advised train.threads=1" in told and "out of memory" in told
+    assert "with the advice      120.0, 120.0 images/s; x 1.200, 1.200" in told
+    assert "in bf16, not advised 80.0, 80.0 images/s; x 0.800, 0.800" in told
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_bare_loop_ends_with_the_weights_of_the_framework(precision, tmp_path, monkeypatch):
+    seen = []
+    original = benchmark_models.bare_loop
+
+    def keeping(model, config, precision):
+        seen.append(model)
+        return original(model, config, precision)
+
+    def taking_the_model(job, guard):
+        seen.append(job.model)
+        return new_task(job, guard)
+
+    monkeypatch.setattr(benchmark_models, "bare_loop", keeping)
+    monkeypatch.setattr(benchmark_models, "new_task", taking_the_model)
+    arms = benchmark_models.arms_of("lenet_rmb", precision, CPU, tmp_path)
+    before = [weight.clone() for weight in seen[0].parameters()]
+    for do in arms.values():
+        do(3)
+    framework, bare = seen
+    moved = [not torch.equal(a, b) for a, b in zip(before, bare.parameters(), strict=True)]
+    assert any(moved)
+    for own, by_hand in zip(framework.parameters(), bare.parameters(), strict=True):
+        torch.testing.assert_close(own, by_hand, rtol=1e-6, atol=1e-9)
+
+
+def test_two_arms_take_turns_of_equal_work_and_the_table_has_the_median_of_their_ratios():
+    done: dict[str, list[int]] = {"bare": [], "framework": []}
+    arms = {name: of.append for name, of in done.items()}
+    rows = benchmark_models.in_turns(arms, 0.0)
+    assert done["bare"] == done["framework"] and len(rows) == 3
+    turns = [
+        {"bare": (1.0, 2.0), "framework": (1.5, 2.0)},
+        {"bare": (10.0, 2.0), "framework": (11.0, 3.0)},
+        {"bare": (2.0, 2.0), "framework": (2.0, 5.0)},
+    ]
+    (row,) = model_rows({"LeNet": {"bf16": turns}})
+    expected = ["LeNet", "bf16", "1.100", "1.00 to 1.50", "1.500", "2000.0", "2000.0", "3"]
+    assert row == expected

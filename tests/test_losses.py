@@ -154,6 +154,8 @@ def test_balanced_weights_keep_240_images_and_6_of_another_class_apart(name, mor
 class Given(nn.Module):
     """A network whose logits are its parameters, whatever the images."""
 
+    loss: float  # of its step
+
     def __init__(self, logits):
         super().__init__()
         self.logits = nn.Parameter(logits.clone())
@@ -175,6 +177,11 @@ class OwnLoss(nn.Module):
 
 def gradient_of_a_step(loss_fn, labels, precision, accumulate=1, teacher=None):
     """The gradient of the logits in a training step."""
+    return step_of(loss_fn, labels, precision, accumulate, teacher).logits.grad
+
+
+def step_of(loss_fn, labels, precision, accumulate=1, teacher=None):
+    """The network of ``LOGITS`` after a training step, with its gradient, and the step's loss."""
     network = Given(LOGITS)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     train = SimpleNamespace(accumulate=accumulate)
@@ -188,8 +195,10 @@ def gradient_of_a_step(loss_fn, labels, precision, accumulate=1, teacher=None):
         ),
     )  # fmt: skip
     images = torch.arange(12.0).view(12, 1, 1, 1)
-    list(train_steps(new_task(job, Guard(network, optimizer)), [(images, labels)], 0))
-    return network.logits.grad
+    guard = Guard(network, optimizer)
+    list(train_steps(new_task(job, guard), [(images, labels)], 0))
+    network.loss = guard.results(wait=True)[0].loss
+    return network
 
 
 def assert_gradient(found, loss_of):
@@ -212,6 +221,24 @@ def test_in_half_precision_a_loss_has_the_gradient_of_float64(name, more, shares
     found = gradient_of_a_step(make(name, weight=weight, **more), labels, precision, accumulate=2)
     smoothing = more.get("label_smoothing", 0.0)
     assert_gradient(found, lambda logits: by_hand(name, logits, shares, weight, smoothing))
+
+
+@pytest.mark.parametrize("precision", HALF)
+@pytest.mark.parametrize(("name", "more"), CASES)
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize("labels", [LABELS, MIXED], ids=["class numbers", "mixed"])
+def test_in_half_precision_a_loss_of_float32_logits_has_the_bits_of_float32(
+    name, more, weight, labels, precision
+):
+    loss_fn = make(name, weight=weight, **more)
+    logits = LOGITS.clone().requires_grad_()
+    expected = loss_fn(logits, labels)
+    expected.backward()
+    found = step_of(loss_fn, labels, precision)
+    assert found.loss == expected.item()
+    if precision == "bf16":  # fp16's scale may round the smallest ones
+        assert found.logits.grad is not None and logits.grad is not None
+        assert torch.equal(found.logits.grad, logits.grad)
 
 
 @pytest.mark.parametrize("precision", HALF)

@@ -1,5 +1,6 @@
 """The number format of the arithmetic: autocast, and the scaling of fp16 gradients."""
 
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ def build_precision(config: Config, device: torch.device) -> Precision:
 
     bf16 and fp16 are autocast's mixed precision (Micikevicius et al., 2018): weights, gradients,
     optimizer and some operations such as softmax stay in float32. The loss is computed without it.
+    On a CPU so do depthwise convolutions in training that are slow in half precision (``prepare``).
     """
     name = config.train.precision
     if device.type == "cuda":  # PyTorch's own default lets convolutions round to 10 bits
@@ -53,11 +55,47 @@ def notes_on_precision(config: Config, device: torch.device) -> list[str]:
             return [f"train.precision: this GPU has no {name} and {what}"]
     elif name == "tf32":
         return [f"train.precision: tf32 is NVIDIA's; on {device.type} it is fp32"]
-    elif name in HALF and device.type == "cpu" and not _computes_in(name):
+    elif name in HALF and device.type == "cpu" and not computes_in(name, device):
         return [f"train.precision: this CPU has no {name} arithmetic: fp32 is faster"]
     return []
 
 
-def _computes_in(name: str) -> bool:
-    """Whether the CPU reports instructions for ``bf16`` or ``fp16``, such as amx_bf16."""
-    return any(has for what, has in torch.cpu.get_capabilities().items() if name in what)
+def computes_in(name: str, device: torch.device) -> bool:
+    """Whether the device reports instructions for ``tf32``, ``bf16`` or ``fp16``."""
+    if device.type == "cuda":
+        newer = torch.cuda.get_device_capability(device) >= (8, 0) or not torch.version.cuda
+        least_of_fp16 = (7, 0)  # Volta; below it fp16 saves memory only
+        return {
+            "tf32": newer and bool(torch.version.cuda),
+            "bf16": newer,
+            "fp16": torch.cuda.get_device_capability(device) >= least_of_fp16,
+        }[name]
+    # Such as avx512_bf16 or amx_bf16.
+    found = any(has for what, has in torch.cpu.get_capabilities().items() if name in what)
+    return device.type == "cpu" and found
+
+
+def note_on_unused(config: Config, device: torch.device) -> str:
+    """A note if the device has faster arithmetic than the fp32 that the YAML sets; else empty."""
+    if config.train.precision != "fp32":
+        return ""
+    if device.type == "cpu":
+        names = ["bf16"] * (computes_in("bf16", device) and _bf16_is_for_onednn())
+    elif device.type == "cuda":
+        names = [name for name in ("bf16", "tf32", "fp16") if computes_in(name, device)][:2]
+    else:
+        names = []
+    if not names:
+        return ""
+    can = " and ".join(names)
+    written = " or ".join(f"train.precision={name}" for name in names)
+    kind = {"cuda": "GPU", "cpu": "CPU"}[device.type]
+    return (
+        f"this {kind} also computes in {can}, and the YAML in fp32. {written} may be faster, or "
+        f"slower: python -m trainer.speed --config {shlex.quote(config.file)} measures it"
+    )
+
+
+def _bf16_is_for_onednn() -> bool:
+    """Whether oneDNN, which computes convolutions and products on a CPU, takes bf16 here."""
+    return bool(torch.backends.mkldnn.enabled and torch.ops.mkldnn._is_mkldnn_bf16_supported())
