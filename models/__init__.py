@@ -8,9 +8,18 @@ Any torchvision or timm classifier is selected as ``torchvision/NAME`` or ``timm
 
 MODELS: dict[str, str] = {
     "AlexNet": "models.alexnet:AlexNet",
+    "CompactResNet": "models.compact_resnet:CompactResNet",
     "LeNet": "models.lenet:LeNet",
     "MLP": "models.mlp:MLP",
+    "ResNet": "models.resnet:ResNet",
     "VGG": "models.vgg:VGG",
 }
 
-INITIALISATIONS: tuple[str, ...] = ("xavier", "kaiming", "normal", "orthogonal")
+INITIALISATIONS: tuple[str, ...] = (
+    "xavier",
+    "kaiming",
+    "normal",
+    "orthogonal",
+    "dirac",
+    "whiten",
+)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.ops import StochasticDepth
+from torchvision.ops.stochastic_depth import StochasticDepth
 
 # The argument for stochastic depth (Huang et al., 2016, "Deep networks with stochastic depth"): the
 # probability that training skips the last residual block; for earlier blocks it grows with depth.

@@ -26,12 +26,12 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
     return sum(parameters[name].numel() for name in frozen)
 
 
-def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+def matching(names: Sequence[str], patterns: Sequence[str], what: str = "parameter") -> list[str]:
     """The names that match a shell pattern. Raises ValueError if a pattern matches none."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             near = " or ".join(map(repr, _near(pattern, names)))
-            raise ValueError(f"no parameter matches {pattern!r}; did you mean {near}?")
+            raise ValueError(f"no {what} matches {pattern!r}; did you mean {near}?")
     return [name for name in names if any(fnmatchcase(name, p) for p in patterns)]
 
 

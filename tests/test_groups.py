@@ -262,7 +262,7 @@ def test_a_max_lr_is_left_to_torch_where_all_groups_have_one_rate(optimizer_of):
     ("change", "path", "told"),
     [
         ("[{match: 'features.*', momentm: 0.5}]", "optimizer.groups.0.momentm",
-         "unknown key 'momentm'; did you mean 'momentum'?; allowed are match, lr_scale, lr, "),
+         "unknown key 'momentm'; did you mean 'momentum'?; allowed are match, lr_scale, until, "),
         ("[{lr: 0.5}]", "optimizer.groups.0.match", "'match' is missing; expected text or a list"),
         ("[{match: a, fused: true}]", "optimizer.groups.0.fused", "unknown key 'fused'"),
         ("[{match: a, lr: fast}]", "optimizer.groups.0.lr", "expected a number"),
@@ -359,3 +359,37 @@ def test_muon_takes_no_order_from_a_yaml(config_file):
     )
     assert "is set by the trainer" in fault.message
     assert Muon(mlp().parameters()).param_groups
+
+
+@pytest.mark.parametrize("scheduler", ["null", "CosineAnnealingLR", "{name: StepLR, step_size: 1}"])
+def test_a_group_has_rate_0_after_its_time(optimizer_of, scheduler):
+    text = "{name: SGD, lr: 0.1, groups: [{match: '0.*', lr: 0.5, until: 2ep}]}"
+    model, plain = mlp(), mlp()
+    optimizer, schedule = optimizer_of(model, text, f"scheduler={scheduler}", "train.epochs=4")
+    more = (f"scheduler={scheduler}", "train.epochs=4")
+    other, free = optimizer_of(plain, text.replace(", until: 2ep", ""), *more)
+    steps = 5
+    for step in range(1, 2 * steps + 3):
+        for each in (schedule, free):
+            each.optimizer.step()
+            each.after_step()
+            if step % steps == 0:
+                each.after_epoch(0.0)
+        rates = [[g["lr"] for g in o.param_groups] for o in (optimizer, other)]
+        assert rates[0] == [rates[1][0], 0.0 if step >= 2 * steps else rates[1][1]], step
+
+
+def test_one_cycle_makes_a_triangle_of_every_groups_rate(optimizer_of):
+    text = "{name: SGD, lr: 0.2, groups: [{match: '0.*', lr: 3.0}]}"
+    triangle = "{name: OneCycleLR, anneal_strategy: linear, pct_start: 0.25, div_factor: 5, "
+    triangle += "final_div_factor: 1000000, cycle_momentum: false}"
+    optimizer, schedule = optimizer_of(mlp(), text, f"scheduler={triangle}", "train.epochs=4")
+    total = 4 * 5
+    top = total / 4 - 1
+    for step in range(total):
+        rise = 0.2 + 0.8 * step / top
+        fall = (total - 1 - step) / (total - 1 - top)
+        for group, rate in zip(optimizer.param_groups, (0.2, 3.0), strict=True):
+            assert group["lr"] == pytest.approx(rate * min(rise, fall), abs=1e-5 * rate), step
+        optimizer.step()
+        schedule.after_step()

@@ -2,13 +2,14 @@ import copy
 import inspect
 from pkgutil import resolve_name
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from trainer.components import OPTIMIZERS, UNSUPPORTED_OPTIMIZERS
-from trainer.components.optimizers import Muon, parameter_groups
+from trainer.components.optimizers import Chosen, Muon, parameter_groups
 
 
 def small_model():
@@ -180,3 +181,122 @@ def test_muon_takes_a_model_without_hidden_layers():
 def test_muon_refuses_impossible_arguments():
     with pytest.raises(ValueError, match="lr|earning rate"):
         Muon(mlp().parameters(), lr=-1.0)
+
+
+def convolutions(layout=torch.contiguous_format):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 2), nn.Conv2d(4, 6, 3), nn.Conv2d(6, 60, 3), nn.Linear(60, 3)
+    )
+    return model.to(memory_format=layout)
+
+
+def in_float32(gradients, momentum, steps):
+    """Muon's directions after these gradients: its moving mean, and the published polynomial."""
+    mean = np.zeros_like(gradients[0])
+    for gradient in gradients:
+        mean = momentum * mean + gradient
+    x = gradients[-1] + momentum * mean
+    x = x / np.linalg.norm(x)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_makes_the_update_of_filters_orthogonal_as_a_matrix_of_a_row_each(layout):
+    model, gradients = convolutions(layout), []
+    optimizer = Muon(
+        model.parameters(), lr=0.5, weight_decay=0.0, momentum=0.6, ns_steps=3, filters=True,
+        adjust_lr_fn="original",
+    )  # fmt: skip
+    filters = model[1].weight
+    for step in range(3):
+        before = filters.detach().clone()
+        set_gradients(model, step)
+        gradients.append(filters.grad.flatten(1).double().numpy())
+        optimizer.step()
+        moved = (before - filters.detach()).flatten(1).numpy() / 0.5
+        np.testing.assert_allclose(moved, in_float32(gradients, 0.6, 3), atol=0.03)
+    singular = np.linalg.svd(moved, compute_uv=False)
+    assert 0.3 < singular.min() and singular.max() < 1.3
+    tall = model[2].weight  # 60 filters of 54 values: original scales it
+    assert optimizer.state[tall]["momentum_buffer"].shape == (60, 54)
+    kept = {id(p) for group in optimizer.param_groups if group["muon"] for p in group["params"]}
+    assert kept == {id(filters), id(tall)}
+
+
+def test_muon_scales_its_weights_before_the_update_if_asked():
+    model = convolutions()
+    optimizer = Muon(model.parameters(), lr=0.0, filters=True, normalise=True)
+    first = model[0].weight.detach().clone()
+    set_gradients(model, 0)
+    optimizer.step()
+    for layer in (model[1], model[2]):
+        norms = layer.weight.detach().flatten(1).norm(dim=1)
+        torch.testing.assert_close(norms.square().mean(), torch.tensor(1.0))
+    assert torch.equal(model[0].weight, first)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_on_filters_goes_on_with_the_same_bits_in_any_layout(layout):
+    def steps(optimizer, model, numbers):
+        for step in numbers:
+            set_gradients(model, step)
+            optimizer.step()
+
+    def made(model):
+        return Muon(model.parameters(), lr=0.1, filters=True, normalise=True, rest="SGD")
+
+    whole, first, second = convolutions(), convolutions(), convolutions(layout)
+    steps(made(whole), whole, range(4))
+    begun = made(first)
+    steps(begun, first, range(2))
+    second.load_state_dict(first.state_dict())
+    resumed = made(second)
+    resumed.load_state_dict(copy.deepcopy(begun.state_dict()))
+    steps(resumed, second, range(2, 4))
+    for one, other in zip(whole.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_muon_leaves_the_rest_to_sgd_with_nesterov_and_rates_of_their_own():
+    model, reference = convolutions(), convolutions()
+    names = {"1.bias": {"lr": 2.0, "momentum": 0.85}, "3.weight": {"lr": 0.7, "weight_decay": 0.1}}
+    chosen = [Chosen(name, [name], settings) for name, settings in names.items()]
+    optimizer = Muon(
+        parameter_groups(model, no_decay=False, chosen=chosen), lr=0.2, weight_decay=0.0,
+        momentum=0.6, filters=True, rest="SGD", in_order=list(model.parameters()),
+    )  # fmt: skip
+    theirs = dict(reference.named_parameters())
+    rest = [p for name, p in theirs.items() if name not in ("1.weight", "2.weight", *names)]
+    groups: list[dict] = [{"params": [theirs[n]], **own} for n, own in names.items()]
+    sgd = torch.optim.SGD([{"params": rest}, *groups], lr=0.2, momentum=0.6, nesterov=True)
+    for step in range(3):
+        set_gradients(model, step)
+        set_gradients(reference, step)
+        optimizer.step()
+        sgd.step()
+    for name, parameter in model.named_parameters():
+        assert name in ("1.weight", "2.weight") or torch.equal(parameter, theirs[name]), name
+
+
+def test_muon_counts_a_frozen_first_layer_as_the_first_if_it_takes_filters():
+    model = convolutions()
+    model[0].weight.requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with pytest.raises(ValueError, match="filters: true"):
+        Muon(trained, in_order=list(model.parameters()))
+    optimizer = Muon(trained, filters=True, in_order=list(model.parameters()))
+    of_muon = [group["params"] for group in optimizer.param_groups if group["muon"]]
+    assert [id(p) for p in of_muon[0]] == [id(model[1].weight), id(model[2].weight)]
+
+
+def test_muon_refuses_a_model_whose_hidden_layers_are_all_frozen():
+    model = convolutions()
+    for name in ("1.weight", "2.weight"):
+        model.get_parameter(name).requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with pytest.raises(ValueError, match="is frozen; use AdamW"):
+        Muon(trained, filters=True, in_order=list(model.parameters()))

@@ -101,10 +101,12 @@ def scaled(images: Tensor) -> Tensor:
     return images.to(torch.float32) / 255
 
 
-def run(transforms: list[Any], images: Tensor, indices: Tensor, seed: int = 3) -> Tensor:
-    """Both stages, in epoch 2."""
+def run(
+    transforms: list[Any], images: Tensor, indices: Tensor, seed: int = 3, epoch: int = 2
+) -> Tensor:
+    """Both stages, in an epoch."""
     pipeline = Pipeline(transforms, seed)
-    result, _ = pipeline(pipeline.prepare(images), torch.zeros(len(images)), indices, epoch=2)
+    result, _ = pipeline(pipeline.prepare(images), torch.zeros(len(images)), indices, epoch)
     assert isinstance(result, Tensor)
     return result
 
@@ -282,14 +284,31 @@ def test_random_flips_equal_torchvision_given_the_same_choice(flip, p):
     assert torch.equal(KERNELS[flip].apply(flip(p=p), images, parameters), expected)
 
 
-def test_alternating_flip_shows_each_image_both_ways_in_two_epochs():
-    images, labels, indices = batch(count=200)
-    pipeline = Pipeline([example("AlternatingFlip", 3)], seed=0)
-    seen = [pipeline(images, labels, indices, epoch)[0] for epoch in range(4)]
-    mirrored = torch.ne(seen[0], scaled(images)).flatten(1).any(1)
-    assert 70 < mirrored.sum() < 130  # a random half
-    assert torch.equal(seen[1], seen[0].flip(-1))
+@pytest.mark.parametrize(("name", "dim"), [("Horizontal", -1), ("Vertical", -2)])
+def test_a_flip_that_alternates_shows_each_image_both_ways_in_two_epochs(name, dim):
+    images, _, indices = batch(count=200)
+    transforms = [build(f"Random{name}Flip", alternate=True)]
+    seen = [run(transforms, images, indices, epoch=epoch) for epoch in range(4)]
+    flipped = torch.ne(seen[0], scaled(images)).flatten(1).any(1)
+    assert 70 < flipped.sum() < 130  # a random half
+    both = torch.stack([scaled(images), torchvision_flip(dim)(scaled(images))])
+    assert torch.equal(seen[0], both[flipped.long(), torch.arange(200)])
+    assert torch.equal(seen[1], both[1 - flipped.long(), torch.arange(200)])
     assert torch.equal(seen[2], seen[0]) and torch.equal(seen[3], seen[1])
+    other_seed = run(transforms, images, indices, seed=1, epoch=0)
+    assert 70 < torch.ne(other_seed, seen[0]).flatten(1).any(1).sum() < 130
+
+
+def test_the_older_name_of_a_flip_that_alternates_gives_the_same_bits():
+    images, _, indices = batch(count=20)
+    for epoch in range(2):
+        new = run([build("RandomHorizontalFlip", alternate=True)], images, indices, epoch=epoch)
+        assert torch.equal(run([build("AlternatingFlip")], images, indices, epoch=epoch), new)
+
+
+def torchvision_flip(dim: int) -> Any:
+    flips = torchvision.transforms.functional
+    return flips.hflip if dim == -1 else flips.vflip
 
 
 def test_crop_and_flip_have_torchvisions_distribution():

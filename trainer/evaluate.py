@@ -27,6 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")
+    parser.add_argument(
+        "--tta",
+        choices=("none", "flip", "flip+shifts"),
+        help="test-time augmentation (default: the run's evaluation.tta)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="e.g. train.device=cpu, dataset.root=..."
@@ -44,8 +49,10 @@ def run(arguments: argparse.Namespace) -> None:
     from trainer.run.folder import find_run
     from trainer.run.resume import config_for_use
 
-    folder = find_run(arguments.run)
-    config = config_for_use(folder, arguments.overrides)
+    folder, overrides = find_run(arguments.run), list(arguments.overrides)
+    if arguments.tta:
+        overrides.append(f"evaluation.tta={arguments.tta.replace('none', 'null')}")
+    config = config_for_use(folder, overrides)
     with start():
         from datasets.words import counted
         from trainer.drawing.columns import lay_out, terminal_width
@@ -56,8 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(values))
         return
+    with_tta = f", tta {config.evaluation.tta}" if config.evaluation.tta else ""
     images = len(read_json(folder / "split.json", MAX_SPLIT)[arguments.split])
-    print(f"{folder}, {arguments.split} split, {counted(images, 'image')}")
+    print(f"{folder}, {arguments.split} split, {counted(images, 'image')}{with_tta}")
     for name, value in values.items():
         if isinstance(value, float):
             print(f"  {name:<20} {value:.6f}")

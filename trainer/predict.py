@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tta",
         type=views,
-        default=1,
-        metavar="flip|N",
-        help="mean over image and mirror image, or over image and N - 1 draws of train transforms",
+        metavar="none|flip|flip+shifts|N",
+        help="mean over mirror images, and over shifts; or over the image and N - 1 draws of train "
+        "transforms (default: the run's evaluation.tta)",
     )
     parser.add_argument("--batch-size", type=at_least(1), metavar="N", help="images at once")
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
@@ -104,8 +104,8 @@ def ending_in(suffix: str) -> Callable[[str], str]:
 
 
 def views(text: str) -> int | str:
-    """Return the argument of --tta: "flip", or a whole number of at least 2."""
-    return text if text == "flip" else at_least(2)(text)
+    """Return the argument of --tta: a name, or a whole number of at least 2."""
+    return text if text in ("none", "flip", "flip+shifts") else at_least(2)(text)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -27,7 +27,6 @@ from trainer.process.stop import StopRequest
 if TYPE_CHECKING:
     from trainer.build.job import Job
     from trainer.config import Config
-    from trainer.process.console import Say
 
 EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 no finite numbers (loss or
 answers), 5 checkpoint or disk, 6 one of several processes failed, 7 out of memory, 8 a worker
@@ -111,6 +110,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
         from trainer.build.prepare import distribute, fetch, prepare
         from trainer.distributed.processes import joined, on_every_rank, on_main
         from trainer.loop.fit import fit
+        from trainer.run.checkpoint import checkpoints
         from trainer.run.folder import data_path_of
         from trainer.run.restarts import run_before_restart
     with joined(config.train.device in ("auto", "cuda"), stop):
@@ -121,7 +121,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
             if is_one_of_several():
                 on_every_rank(lambda: fetch(config))
             began = on_main(lambda: data_path_of(folder))
-            job = on_every_rank(lambda: prepare(config, say_of(folder), began))
+            is_restored = on_main(lambda: folder is not None and bool(checkpoints(folder)))
+            told = say_but_no_weights if is_restored else say
+            job = on_every_rank(lambda: prepare(config, told, began, whitens=not is_restored))
         if arguments.dry_run:
             look_at(job, folder)
             return
@@ -129,11 +131,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
         fit(job, arguments.runs, folder, say, stop)
 
 
-def say_of(folder: Path | None) -> "Say":
-    """``say``; not of initial weights where the checkpoint of a resumed run replaces them."""
-    if folder is None or not any(folder.glob("checkpoints/step-*")):
-        return say
-    return lambda text: None if text.startswith("weights ") else say(text)
+def say_but_no_weights(text: str) -> None:
+    """``say``, but not of initial weights, which the checkpoint of a resumed run replaces."""
+    if not text.startswith("weights "):
+        say(text)
 
 
 def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Config", Path | None]:

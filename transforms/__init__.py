@@ -26,8 +26,8 @@ FIXED: dict[str, str] = {
 RANDOM: dict[str, str] = {
     "RandomCrop": f"{_V2}:RandomCrop",
     "RandomResizedCrop": f"{_V2}:RandomResizedCrop",
-    "RandomHorizontalFlip": f"{_V2}:RandomHorizontalFlip",
-    "RandomVerticalFlip": f"{_V2}:RandomVerticalFlip",
+    "RandomHorizontalFlip": "transforms.own:RandomHorizontalFlip",
+    "RandomVerticalFlip": "transforms.own:RandomVerticalFlip",
     "RandomRotation": f"{_V2}:RandomRotation",
     "RandomAffine": f"{_V2}:RandomAffine",
     "RandomPerspective": f"{_V2}:RandomPerspective",

@@ -85,7 +85,9 @@ def draw_flip(transform: Any, size: Size, draws: Draws) -> Parameters:
 
 
 def draw_alternating_flip(transform: Any, size: Size, draws: Draws) -> Parameters:
-    """chosen (B,) bool: a random half in epoch 0, the other half in epoch 1, and so on."""
+    """chosen (B,) bool: if it alternates, a random half in epoch 0, the others in epoch 1..."""
+    if not transform.alternate:
+        return draw_flip(transform, size, draws)
     first = draws.of_epoch(0).uniform() < 0.5
     return {"chosen": first ^ (draws.epoch % 2 == 1)}
 
@@ -121,4 +123,5 @@ def flip_one_vertically(transform: Any, image: Tensor, parameters: dict[str, boo
 RANDOM_CROP = Kernel(draw_crop, crop, one=crop_one)
 RANDOM_HORIZONTAL_FLIP = Kernel(draw_flip, flip_horizontally, one=flip_one_horizontally)
 RANDOM_VERTICAL_FLIP = Kernel(draw_flip, flip_vertically, one=flip_one_vertically)
-ALTERNATING_FLIP = Kernel(draw_alternating_flip, flip_horizontally, one=flip_one_horizontally)
+ALTERNATING_HORIZONTAL_FLIP = RANDOM_HORIZONTAL_FLIP._replace(draw=draw_alternating_flip)
+ALTERNATING_VERTICAL_FLIP = RANDOM_VERTICAL_FLIP._replace(draw=draw_alternating_flip)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torchvision.transforms.v2 as v2
 
-from transforms.own import AlternatingFlip, Letterbox, Normalize, ToDtype, ToImage, ToTensor
+from transforms.own import Letterbox, Normalize, ToDtype, ToImage, ToTensor
 
 # These do not count in pixels: what they do is the same for a smaller image.
 _OF_ANY_SIZE = (
@@ -14,7 +14,6 @@ _OF_ANY_SIZE = (
     v2.ColorJitter,
     v2.RandomHorizontalFlip,
     v2.RandomVerticalFlip,
-    AlternatingFlip,
     Normalize,
     ToDtype,
     ToImage,

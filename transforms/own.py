@@ -108,13 +108,53 @@ class RandomErasing(v2.RandomErasing):  # type: ignore[misc]
         super().__init__(p=p, scale=scale, ratio=ratio, value=value)
 
 
-class AlternatingFlip:
-    """Mirror each image left to right in every second epoch: a random half in the first epoch.
+class RandomHorizontalFlip(v2.RandomHorizontalFlip):  # type: ignore[misc]
+    """torchvision's RandomHorizontalFlip, which mirrors images left to right, or in turn.
 
-    As in Jordan (2024), "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6: every
-    two epochs show each image both ways, which a random flip does not ensure. It always runs
-    batched, by its kernel in ``crops_and_flips.py``.
+    In turn as in Jordan (2024), "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6: two
+    epochs show each image both ways, which a random flip does not ensure. Raises ValueError if
+    ``alternate`` has another ``p`` than 0.5.
+
+    p: The probability that an image is flipped, 0-1.
+    alternate: Flip a random half of the images in the first epoch, the others in the next one, and
+        so on.
     """
+
+    def __init__(self, p: float = 0.5, alternate: bool = False) -> None:
+        super().__init__(p)
+        _require_half(p, alternate)
+        self.alternate = alternate
+
+
+class RandomVerticalFlip(v2.RandomVerticalFlip):  # type: ignore[misc]
+    """torchvision's RandomVerticalFlip, which turns images upside down, or in turn.
+
+    As in RandomHorizontalFlip, also in its errors.
+
+    p: The probability that an image is flipped, 0-1.
+    alternate: Flip a random half of the images in the first epoch, the others in the next one, and
+        so on.
+    """
+
+    def __init__(self, p: float = 0.5, alternate: bool = False) -> None:
+        super().__init__(p)
+        _require_half(p, alternate)
+        self.alternate = alternate
+
+
+def _require_half(p: float, alternate: bool) -> None:
+    if alternate and p != 0.5:
+        raise ValueError(
+            f"p must be 0.5 where flips alternate, but is {p}: half of the images are flipped in "
+            "an epoch, and the others in the next; leave out p"
+        )
+
+
+class AlternatingFlip(RandomHorizontalFlip):
+    """RandomHorizontalFlip with ``alternate: true``, by the name that older files have."""
+
+    def __init__(self) -> None:
+        super().__init__(alternate=True)
 
 
 class Normalize:

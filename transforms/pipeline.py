@@ -1,9 +1,11 @@
 """The transforms of one split, run in two stages: once per sample, then batched."""
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice, product, takewhile
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,15 +18,16 @@ from transforms.by_image import Step, goes_by_image, run_by_image
 from transforms.floats import normalized
 from transforms.keyed import Draws, seeded
 from transforms.memory import Images, stacked
-from transforms.own import AlternatingFlip, Normalize
+from transforms.own import Normalize
 
 Transform = Callable[..., Any]
+Sides = tuple[int, int]  # height and width
 
 # These need float32 images in 0-1. RandomErasing does because of its `value`: uint8 holds neither
 # 0.5 (mid-grey) nor normal noise ("random").
 FLOAT = frozenset({"Normalize", "LinearTransformation", "RandomErasing", "MixUp"})
 CROPS = (v2.RandomCrop, v2.RandomResizedCrop)
-FLIPS = (v2.RandomHorizontalFlip, v2.RandomVerticalFlip, AlternatingFlip)
+FLIPS = (v2.RandomHorizontalFlip, v2.RandomVerticalFlip)
 
 
 class Item(NamedTuple):
@@ -43,16 +46,23 @@ class Pipeline:
     (stage 1), once per sample.  rest: the others; calling the pipeline runs them (stage 2), in
     every epoch.  Images become float32 in 0-1 before the first transform in ``FLOAT``, or at the
     end.  predecessors: how many samples a batch needs before its first one, for MixUp and CutMix.
+    sizes: the (height, width) to which finished images are resized, by the first epoch of each in
+    ascending order; none where they keep the size that the transforms give.
 
     Random parameters are functions of (seed, epoch, sample index, position in the list), so a
     sample gets the same augmentation in any batch. MixUp and CutMix mix a sample with the one
     before it in the epoch's order.
 
     Raises ValueError if a RandomApply, RandomChoice or RandomOrder holds both MixUp or CutMix and
-    transforms of single images, or both AlternatingFlip and one that runs per sample.
+    transforms of single images, or both an alternating flip and one that runs per sample.
     """
 
-    def __init__(self, transforms: Sequence[Transform], seed: int) -> None:
+    def __init__(
+        self,
+        transforms: Sequence[Transform],
+        seed: int,
+        sizes: Mapping[int, Sides] = MappingProxyType({}),
+    ) -> None:
         for position, transform in enumerate(transforms):
             inner = set().union(*map(_names, _inner(transform)))
             if inner & MIXING.keys() and inner - MIXING.keys():
@@ -60,10 +70,10 @@ class Pipeline:
                     f"{_name(transform)} (transform {position}) holds {', '.join(sorted(inner))}: "
                     "MixUp and CutMix mix a batch, the others change one image; separate them"
                 )
-            if "AlternatingFlip" in inner and not is_batched(transform):
+            if (flip := _alternating(transform)) and not is_batched(transform):
                 raise ValueError(
-                    f"{_name(transform)} (transform {position}) holds AlternatingFlip beside a "
-                    "transform without a batched form, and AlternatingFlip has no other"
+                    f"{_name(transform)} (transform {position}) holds {flip} beside a transform "
+                    f"without a batched form, and {flip} has no other where it alternates"
                 )
         once = 0
         while once < len(transforms) and _way(transforms[once]) == "fixed":
@@ -71,9 +81,20 @@ class Pipeline:
                 break
             once += 1
         self.fixed, self.rest = tuple(transforms[:once]), tuple(transforms[once:])
-        self.seed = seed
+        self.seed, self.sizes = seed, dict(sizes)
         self._items = [_item(once + i, transform) for i, transform in enumerate(self.rest)]
         self.predecessors = sum(predecessors(transform) for transform in self.rest)
+
+    def size_at(self, epoch: int) -> Sides | None:
+        """The size to which an epoch's images are resized; None if they are not."""
+        begun = [size for first, size in self.sizes.items() if first <= epoch]
+        return begun[-1] if begun else None
+
+    def at(self, size: Sides | None) -> "Pipeline":
+        """The same transforms, with images of this size in every epoch; None resizes none."""
+        other = copy.copy(self)
+        other.sizes = {} if size is None else {0: size}
+        return other
 
     def early(self, cached: bool) -> int:
         """How many transforms of ``rest`` run where images are read (in worker processes).
@@ -145,10 +166,13 @@ class Pipeline:
         """Run stage 2 from transform ``first`` on, on the images and labels from ``begin``.
 
         Images (B, C, H, W) lie in channels-last memory if ``channels_last``, others contiguous.
+        Resizing comes last, so no transform needs to know the epoch's size.
         """
         items = self._items[first:]
         images, labels = self._run(items, images, labels, indices, epoch, channels_last)
         result = _one_size(_each(partial(normalized, channels_last=channels_last), images))
+        if size := self.size_at(epoch):
+            result = v2.functional.resize(result, list(size))  # bilinear, antialiased, in float32
         wanted = channels_last and result.ndim == 4
         layout = torch.channels_last if wanted else torch.contiguous_format
         return result.contiguous(memory_format=layout), labels
@@ -260,6 +284,13 @@ def _inner(transform: Transform) -> Sequence[Transform]:
 
 def _names(transform: Transform) -> set[str]:
     return {_name(transform)}.union(*map(_names, _inner(transform)))
+
+
+def _alternating(transform: Transform) -> str:
+    """The name of a flip that alternates, in ``transform`` or in those that it holds; or ""."""
+    if getattr(transform, "alternate", False):
+        return _name(transform)
+    return next(filter(None, map(_alternating, _inner(transform))), "")
 
 
 def _item(position: int, transform: Transform) -> Item:

@@ -7,6 +7,8 @@ run, and nobody waits for a compiler to see one image.
 import errno
 import os
 import time
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +19,7 @@ from trainer.build.precision import HALF
 from trainer.config import Config
 from trainer.distributed.processes import rank, world_size
 from trainer.distributed.shares import Shares, in_micro_batches, share_of
+from trainer.input.subset import Subset
 from trainer.process.compiler_stand_in import real
 from trainer.process.console import Say, duration
 from trainer.process.errors import ConfigError, OutOfMemory, RunError, in_plain_words
@@ -59,14 +62,16 @@ def make_fast(job: "Job", say: Say) -> None:
     began = time.perf_counter()
     train_mode(job.network)
     buffers = [buffer.clone() for buffer in job.model.buffers()]
+    subsets = job.data.subsets["train"].of_each_size
     sizes = _sizes(job) if train.compile or graphs else [2]
     try:
         if train.compile:
             job.network = _compiled(job.network, job.model, train.compile)
         elif graphs:
-            job.network = Graphed(job.model, _batch(job, sizes[0])[0], train.precision)
-        for size in sizes:
-            _rehearse(job, job.network, *_batch(job, size))
+            full = [_batch(job, subset, sizes[0])[0] for subset in subsets]
+            job.network = Graphed(job.model, full, train.precision)
+        for subset, size in product(subsets, sizes):
+            _rehearse(job, job.network, *_batch(job, subset, size))
     except Exception as error:  # the compiler raises every kind
         if train.compile and (reason := no_room(error)):
             raise RunError(
@@ -78,7 +83,7 @@ def make_fast(job: "Job", say: Say) -> None:
         if isinstance(in_plain_words(error), OutOfMemory | RunError):
             raise
         if train.compile or graphs:  # what the model itself raises is not the compiler's
-            _rehearse(job, job.model, *_batch(job, sizes[0]))
+            _rehearse(job, job.model, *_batch(job, subsets[0], sizes[0]))
         raise ConfigError([config.fault(f"train.{key}", _reason(config, key, error))]) from error
     finally:
         job.model.zero_grad(set_to_none=True)
@@ -120,26 +125,27 @@ def _compiled(network: nn.Module, model: nn.Module, mode: str | bool) -> nn.Modu
 
 
 class Graphed(nn.Module):
-    """A model that replays training on one shape of batch from a CUDA graph.
+    """A model that replays training from a CUDA graph for each shape of ``batches``.
 
     The same kernels run, but one call launches them instead of hundreds. Other shapes, such as the
     last batch of an epoch, use the plain model.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, precision: str) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Tensor], precision: str) -> None:
         super().__init__()
-        self.model, self.shape = model, images.shape
+        self.model = model
+        self.replays: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
         half = HALF.get(precision, torch.float16)
         # No cache: the graph would replay autocast's cached copies of old weights.
         with torch.autocast("cuda", half, enabled=precision in HALF, cache_enabled=False):
-            torch.cuda.make_graphed_callables(model, (images,), allow_unused_input=True)
-        self.replay = model.forward  # put there by make_graphed_callables
-        del model.forward
+            for images in batches:
+                torch.cuda.make_graphed_callables(model, (images,), allow_unused_input=True)
+                self.replays[images.shape] = model.forward  # put there by make_graphed_callables
+                del model.forward
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, C, H, W)."""
-        logits: Tensor = (self.replay if images.shape == self.shape else self.model)(images)
-        return logits
+        return self.replays.get(images.shape, self.model)(images)
 
 
 def _sizes(job: "Job") -> list[int]:
@@ -153,9 +159,8 @@ def _sizes(job: "Job") -> list[int]:
     return list(dict.fromkeys(sizes))
 
 
-def _batch(job: "Job", size: int) -> tuple[Tensor, Tensor]:
-    """``size`` training images and labels, two repeated, with the device and layout of a step."""
-    subset = job.data.subsets["train"]
+def _batch(job: "Job", subset: Subset, size: int) -> tuple[Tensor, Tensor]:
+    """``size`` images and labels, two repeated, with the device and layout of a step."""
     images, labels = subset.sample(subset.extremes[:2])
     rows = torch.arange(size) % len(images)
     images, labels = images[rows].to(job.device), labels[rows].to(job.device)

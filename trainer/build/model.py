@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models import MODELS
 from models.external import timm_model, torchvision_model
 from models.freeze import freeze
-from models.initialise import initialise
+from models.initialise import Batches, initialise
 from models.probe import ImageSizeError, check_input
 from models.weights import load_weights, read_weights
 from trainer.components import LOSSES
@@ -29,6 +29,7 @@ from trainer.process.errors import (
 )
 from trainer.process.words import listed
 from transforms.keyed import seed_of
+from transforms.views import views
 
 LIBRARIES = {"torchvision": torchvision_model, "timm": timm_model}
 SIZE_ARGUMENTS = ("img_size", "image_size", "input_size")  # of the libraries' models
@@ -39,10 +40,12 @@ def build_model(
     classes: tuple[str, ...],
     shape: tuple[int, int, int],
     say: Callable[[str], object] = str,
+    to_whiten: Batches | None = None,
 ) -> nn.Module:
     """The model, with weights drawn from the seed or loaded, and with ``model.freeze`` frozen.
 
-    Prints which weights were loaded, and which parts started fresh.
+    ``to_whiten`` gives the images of ``init: whiten``; None leaves it out, as the weights are
+    loaded afterwards. Prints which weights were loaded, and which parts started fresh.
     """
     component, ours = config.model, config.model.trainer_arguments
     weights, scheme, patterns = ours.get("weights"), ours.get("init"), ours.get("freeze")
@@ -63,15 +66,29 @@ def build_model(
             if weights is not None:
                 tell(load_weights(model, read_weights(weights), classes, of_size))
         if scheme is not None:
-            initialise(model, scheme)
+            initialise_by(config, model, to_whiten, tell)
         if patterns:
             freeze(model, patterns)
     except Exception as error:  # a library's or a user's __init__ raises any kind
+        if isinstance(error, ConfigError):
+            raise
         if isinstance(in_plain_words(error), OutOfMemory | RunError):
             raise
         raise ConfigError([config.fault("model", refusal_of(error))]) from None
     assert isinstance(model, nn.Module)
     return model
+
+
+def initialise_by(
+    config: Config, model: nn.Module, to_whiten: Batches | None, tell: Callable[[str], object]
+) -> None:
+    """Initialise the model by ``model.init``, and tell of whitening. Raises ConfigError."""
+    try:
+        told = initialise(model, config.model.trainer_arguments["init"], to_whiten)
+    except ValueError as error:
+        raise ConfigError([config.fault("model.init", str(error))]) from None
+    if told:
+        tell(told)
 
 
 def _own_model(component: Component, sizes: Mapping[str, Any], num_classes: int) -> nn.Module:
@@ -95,6 +112,18 @@ def check_size(config: Config, model: nn.Module, shape: tuple[int, int, int]) ->
             message += " Another model.variant may be made for such images."
         message += "".join(ways_out(config, model, shape, error.size))
         raise ConfigError([config.fault("model", message)]) from None
+
+
+def check_training_sizes(config: Config, model: nn.Module, channels: int) -> None:
+    """Raise ConfigError with each of ``train.sizes`` that the model cannot take."""
+    faults = []
+    for first, size in config.train.sizes_by_epoch.items():
+        try:
+            check_input(model, (channels, *size))
+        except ImageSizeError as error:
+            faults.append(config.fault(f"train.sizes.{first}ep", str(error)))
+    if faults:
+        raise ConfigError(faults)
 
 
 def ways_out(
@@ -146,6 +175,14 @@ def build_loss(config: Config, labels: Tensor, classes: Sequence[str]) -> nn.Mod
         supplied["weight"] = torch.tensor(weight)
     loss: nn.Module = build(LOSSES, "loss", config.loss, **supplied)
     return loss
+
+
+def averaged_logits(model: nn.Module, images: Tensor, tta: str | None = None) -> Tensor:
+    """``logits_of``; with ``tta`` the weighted mean over the ``views`` of the images."""
+    if tta is None:
+        return logits_of(model, images)
+    parts = [weight * logits_of(model, view) for weight, view in views(images, tta)]
+    return torch.stack(parts).sum(dim=0)
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:

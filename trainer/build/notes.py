@@ -19,6 +19,7 @@ from trainer.distributed.processes import world_size
 from trainer.process.words import listed
 
 SCARCE = 5  # images of a class in val or test, below which a mean over classes is uncertain
+STRETCHED = 0.05  # the logarithm of a change of height / width, from which on a note tells
 STALE = 0.05  # the share of the initial statistics from which on a note tells
 
 
@@ -46,6 +47,11 @@ def _on_steps(config: Config, steps: int) -> Iterator[Note]:
         value = config.average.arguments[key]  # type: ignore[union-attr]
         message = f"{value} is after the run's {all_steps:,} steps: the average is never updated, "
         yield Note(f"average.{key}", f"{message}and the trained weights are evaluated and saved")
+    for index, group in enumerate(config.optimizer.trainer_arguments.get("groups", ())):
+        until = Duration.parse(group["until"]) if "until" in group else None
+        if until is not None and until.unit == "st" and until.value >= all_steps:
+            message = f"{until} is not before the end of the run's {all_steps:,} steps"
+            yield Note(f"optimizer.groups.{index}.until", f"{message}: it has no effect")
     for key, every in (("checkpoint", config.checkpoint.every), ("log", config.log.every)):
         if every.unit == "st" and every.value > all_steps and every != LogSettings().every:
             lost = "a killed run begins anew" if key == "checkpoint" else "only epochs are logged"
@@ -100,6 +106,15 @@ def _on_data(job: Job) -> Iterator[Note]:
     if loader.batch_size > images:
         message = f"is more than the {images:,} training images: an epoch is one step"
         yield Note("loader.batch_size", message)
+    for first, size in config.train.sizes_by_epoch.items():
+        own = job.input_shape[1:]
+        if size != own and min(size[0] - own[0], size[1] - own[1]) >= 0:
+            message = f"enlarges images of {own[0]} x {own[1]}: more time, and no more detail"
+            yield Note(f"train.sizes.{first}ep", message)
+        if abs(math.log(size[0] * own[1] / (size[1] * own[0]))) > STRETCHED:
+            alike = max(1, round(size[0] * own[1] / own[0]))
+            message = f"{size[0]} x {size[1]} stretches images of {own[0]} x {own[1]}, in training"
+            yield Note(f"train.sizes.{first}ep", f"{message} only; write [{size[0]}, {alike}]")
     if config.train.accumulate > largest:
         yield Note("train.accumulate", f"can cut a batch of {largest} into {largest} parts at most")
     for index, metric in enumerate(config.metrics):

@@ -28,7 +28,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         ours.get("layer_decay"),
         chosen_groups(config, model, ours.get("groups", ())),
     )
-    in_order = [p for p in model.parameters() if p.requires_grad]
+    in_order = list(model.parameters())
     # The fused step passes over the weights once instead of eight times.
     ways = {"fused", "foreach", "capturable", "differentiable"} & component.arguments.keys()
     fusing = {"cpu": ("SGD", "Adam", "AdamW", "Adagrad"), "cuda": ("SGD", "Adam", "AdamW")}
@@ -83,6 +83,9 @@ def build_schedule_of(
     warmup = scheduler.trainer_arguments.get("warmup") if scheduler else None
     warmup_steps = steps_of(Duration.parse(warmup), steps_per_epoch) if warmup is not None else 0
     arguments = scheduler.arguments if scheduler else {}
+    for group in optimizer.param_groups:
+        if "until" in group:
+            group["last_step"] = steps_of(Duration.parse(group["until"]), steps_per_epoch)
     if scheduler and scheduler.name == "ReduceLROnPlateau":
         mode = "max" if is_higher_better(config.train.monitor) else "min"
         arguments = {"mode": mode, **arguments}

@@ -1,21 +1,24 @@
 """Builds a Job from a configuration, and checks everything before the run folder is made."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from models.depthwise import keep_depthwise_float32
 from models.recompute import recompute
 from trainer.build.compile import make_fast
 from trainer.build.device import check_counts, choose_device
 from trainer.build.job import Job
-from trainer.build.model import build_loss, build_model
+from trainer.build.model import build_loss, build_model, check_training_sizes
 from trainer.build.notes import notes_on_run
 from trainer.build.optimizer import build_average, build_optimizer, build_schedule_of
-from trainer.build.precision import Precision, build_precision, notes_on_precision
+from trainer.build.precision import HALF, Precision, build_precision, notes_on_precision
 from trainer.build.rehearse import check_batches, check_sharding, choose_layout, keep_dropout_alike
 from trainer.build.trial import check_components
 from trainer.config import Config
@@ -27,6 +30,7 @@ from trainer.distributed.sync_batch_norm import with_synced_batch_norm
 from trainer.drawing.fonts import note_on_names
 from trainer.input.data import (
     Data,
+    build_pipelines,
     check_fills,
     check_shape,
     eval_loader,
@@ -35,6 +39,7 @@ from trainer.input.data import (
     train_loader,
 )
 from trainer.input.loader import Loader
+from trainer.input.subset import Subset
 from trainer.process.console import Say, noting
 from trainer.process.errors import ConfigError, RunError
 from trainer.process.launch import local_rank
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
     from trainer.build.teacher import Distillation
 
 Shape = tuple[int, int, int]
+TO_WHITEN = 5000  # images of ``init: whiten``, as many as airbench takes
 
 
 def fetch(config: Config) -> None:
@@ -64,10 +70,18 @@ def require_good_components(config: Config) -> None:
         raise ConfigError(faults)
 
 
-def prepare(config: Config, say: Say, began: Mapping[str, Any] = MappingProxyType({})) -> Job:
+def prepare(
+    config: Config,
+    say: Say,
+    began: Mapping[str, Any] = MappingProxyType({}),
+    data: Data | None = None,
+    whitens: bool = True,
+) -> Job:
     """Check and build everything that the configuration names.
 
-    ``began``: data_path.json of the run that goes on, which keeps its memory layout.
+    ``began``: data_path.json of the run that goes on, which keeps its memory layout. ``data``: of
+    another job with the same dataset, split, transforms and cache; they are used again.
+    ``whitens``: whether ``init: whiten`` is done; false where a checkpoint brings the weights.
     Makes no run folder, but may download or draw the dataset.
     With several ranks, call ``fetch`` before and ``distribute`` after it.
     """
@@ -77,16 +91,19 @@ def prepare(config: Config, say: Say, began: Mapping[str, Any] = MappingProxyTyp
     check_counts(config)
     device = choose_device(config)
     check_sync_batch_norm(config, device)
-    data, shapes = prepare_data(with_split(config, began), device, plain)  # it keeps its own notes
+    if data is None:
+        data = prepare_data(with_split(config, began), device, plain)  # it keeps its own notes
+    shapes = shapes_of(config, data)
     train = data.subsets["train"]
-    model = build_model(config, data.classes, shapes["train"], say).to(device)
+    to_whiten = partial(batches_to_whiten, config, data) if whitens else None
+    model = build_model(config, data.classes, shapes["train"], say, to_whiten).to(device)
+    check_training_sizes(config, model, shapes["train"][0])
     loss_fn = build_loss(config, train.labels, data.classes).to(device)
     config, teacher = with_teacher(config, data, shapes["train"])
     precision = prepare_precision(config, model, device, say)
-    distinct = {shape: data.subsets[name] for name, shape in reversed(shapes.items())}  # train wins
     with precision.autocast():
         kept = with_layout(config, device, began)
-        layout = choose_layout(kept, model, loss_fn, list(distinct.values()), device, say)
+        layout = choose_layout(kept, model, loss_fn, one_of_each(data, shapes), device, say)
         if teacher is not None:
             teacher.require_answers(config, train)
     optimizer = build_optimizer(config, model)
@@ -154,8 +171,8 @@ def check_sync_batch_norm(config: Config, device: torch.device) -> None:
         raise ConfigError([config.fault("train.sync_batch_norm", message)])
 
 
-def prepare_data(config: Config, device: torch.device, say: Say) -> tuple[Data, dict[str, Shape]]:
-    """The data, and the ``shapes_of`` its splits; prints notes, and images that are left out."""
+def prepare_data(config: Config, device: torch.device, say: Say) -> Data:
+    """The data; prints notes, and images that are left out."""
     data = load_data(config, device)
     for note in "\n".join(data.notes).splitlines():
         say(f"note    {visible(note)}")
@@ -163,7 +180,7 @@ def prepare_data(config: Config, device: torch.device, say: Say) -> tuple[Data, 
         say(f"note    {', '.join(anew)}: not kept, read anew in every epoch")
     for path, reason in data.skipped:
         say(f"left out {visible(path)}: {reason}")
-    return data, shapes_of(config, data)
+    return data
 
 
 def shapes_of(config: Config, data: Data) -> dict[str, Shape]:
@@ -172,12 +189,33 @@ def shapes_of(config: Config, data: Data) -> dict[str, Shape]:
         check_fills(config, side, data.image_channels)
     sides = {"train": "train", "val": "eval", "test": "eval"}
     shapes = {name: check_shape(config, data.subsets[name], side) for name, side in sides.items()}
+    if config.evaluation.tta == "flip+shifts" and min(shapes["test"][1:]) < 2:
+        message = "moves images by a pixel, and those of transforms.eval have one pixel a side"
+        raise ConfigError([config.fault("evaluation.tta", message)])
     channels = shapes["train"][0]
     for shape in shapes.values():
         if shape[0] != channels:
             message = f"gives {shape[0]} channels where transforms.train gives {channels}"
             raise ConfigError([config.fault("transforms.eval", message)])
     return shapes
+
+
+def batches_to_whiten(config: Config, data: Data) -> Iterator[Tensor]:
+    """The first training images, by their number in the dataset, after the eval transforms."""
+    train, pipeline = data.subsets["train"], build_pipelines(config, len(data.classes))["eval"]
+    plain = replace(train, pipeline=pipeline, images=None)
+    for rows in torch.split(train.indices.argsort()[:TO_WHITEN], 64):
+        yield plain.sample(rows)[0].flatten(0, -4)
+
+
+def one_of_each(data: Data, shapes: Mapping[str, Shape]) -> list[Subset]:
+    """A split for each shape of images that the model gets; that of training where two have it."""
+    found = {shapes[name]: data.subsets[name] for name in ("test", "val")}
+    for subset in data.subsets["train"].of_each_size:
+        channels, *own = shapes["train"]
+        height, width = subset.pipeline.size_at(0) or own
+        found[channels, height, width] = subset
+    return list(found.values())
 
 
 def with_teacher(
@@ -196,10 +234,12 @@ def with_teacher(
 def prepare_precision(
     config: Config, model: nn.Module, device: torch.device, say: Say
 ) -> Precision:
-    """The precision. Also sets the model up for ``train.activation_checkpointing``."""
+    """The precision. Also sets the model up for it, and for ``train.activation_checkpointing``."""
     if config.train.activation_checkpointing and not recompute(model):
         say(f"note    train.activation_checkpointing: {config.model.name} has no blocks to forget")
     precision = build_precision(config, device)
+    if config.train.precision in HALF and device.type == "cpu":
+        keep_depthwise_float32(model)
     for note in notes_on_precision(config, device):
         say(f"note    {note}")
     return precision

@@ -19,7 +19,14 @@ from trainer.process.child import what_ends
 from trainer.process.console import Say
 from trainer.process.errors import ConfigError, Fault, OutOfMemory, in_plain_words, worded
 
-SURVIVE = ("AlexNet", "LeNet", "MLP", "VGG")  # plain layers, whose kernels end no process
+SURVIVE = (
+    "AlexNet",
+    "CompactResNet",
+    "LeNet",
+    "MLP",
+    "ResNet",
+    "VGG",
+)  # plain layers, whose kernels end no process
 DEADLY = ": a fault of PyTorch, or of the model's own code, that no setting mends"
 OF_WHOLE_WEIGHTS = ("Adafactor", "Muon")  # they use rows and columns of a weight
 
@@ -167,7 +174,8 @@ def rehearse(
             raise
         channels, height, width = images.shape[-3:]
         check_size(config, model, (channels, height, width))
-        message = f"fails on the first images: {worded(error)}"
+        of_size = f" of {height} x {width}" if config.train.sizes else ""
+        message = f"fails on the first images{of_size}: {worded(error)}"
         message += "".join(ways_out(config, model, (channels, height, width)))
         raise ConfigError([config.fault("model", message)]) from error
     if logits.shape != (len(images), num_classes):
@@ -252,14 +260,15 @@ def _fails_on_one_image(loader: Loader, model: nn.Module) -> str:
 
     Batch norm can, if it is frozen or if more than one pixel is left. Restores the model's buffers.
     """
-    subset, device = loader.subset, loader.delivery.device
-    images, _ = subset.sample(subset.extremes[:1])
+    device = loader.delivery.device
+    tried = [subset.sample(subset.extremes[:1])[0] for subset in loader.subset.of_each_size]
     buffers = [buffer.clone() for buffer in model.buffers()]
     train_mode(model)
     try:
         devices = [device] if device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            model(images.to(device))
+            for images in tried:
+                model(images.to(device))
     except (ValueError, RuntimeError) as error:
         if isinstance(in_plain_words(error), OutOfMemory):
             raise

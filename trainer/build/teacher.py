@@ -17,7 +17,14 @@ from trainer.config import Config, load_config
 from trainer.config.settings import Component
 from trainer.distributed.micro_batches import Autocast
 from trainer.input.subset import Subset
-from trainer.process.errors import NO_ANSWER, ConfigError, RunError, UsageError
+from trainer.process.errors import (
+    NO_ANSWER,
+    ConfigError,
+    OutOfMemory,
+    RunError,
+    UsageError,
+    in_plain_words,
+)
 from trainer.process.words import shortened
 from trainer.run.folder import find_run
 
@@ -70,12 +77,20 @@ class Distillation:
 
     @torch.no_grad()
     def require_answers(self, config: Config, subset: Subset) -> None:
-        """Raise ConfigError if the teacher gives NaN or infinity for two training images."""
-        images, _ = subset.sample(subset.extremes[:2])
-        images = images.to(next(self.model.parameters()).device)
-        if not logits_of(self.model, images).isfinite().all():
-            message = f"{self.run} cannot teach this run: {NO_ANSWER} for its training images"
-            raise ConfigError([config.fault("distill.run", message)])
+        """Raise ConfigError if it has no finite answers to training images, of each size."""
+        device = next(self.model.parameters()).device
+        for of_size in subset.of_each_size:
+            images, _ = of_size.sample(subset.extremes[:2])
+            reason = NO_ANSWER
+            try:
+                is_finite = logits_of(self.model, images.to(device)).isfinite().all()
+            except Exception as error:
+                if not config.train.sizes or isinstance(in_plain_words(error), OutOfMemory):
+                    raise
+                is_finite, reason = torch.tensor(False), "train.sizes: it cannot take their size"
+            if not is_finite:
+                message = f"{self.run} cannot teach this run: {reason} for its training images"
+                raise ConfigError([config.fault("distill.run", message)])
 
     def description(self) -> dict[str, Any]:
         """The teacher's run and digest, for result.json."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from datasets.images import decode_and_tell, read_file
 from trainer.build.device import choose_device
-from trainer.build.model import build_model, check_size, logits_of
+from trainer.build.model import averaged_logits, build_model, check_size
 from trainer.build.precision import FP32, Precision, build_precision
 from trainer.build.trial import check_components
 from trainer.components.losses import probabilities
@@ -82,14 +82,14 @@ class TrainedModel:
         return inputs.to(self.device)
 
     @torch.inference_mode()
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Return the logits (B, num_classes) of a batch of ``inputs``, the mean over crops."""
+    def logits(self, inputs: Tensor, tta: str | None = None) -> Tensor:
+        """Return the logits (B, num_classes) of ``inputs``, the mean over crops and ``views``."""
         with self.precision.autocast():
-            return logits_of(self.model, inputs)
+            return averaged_logits(self.model, inputs, tta)
 
-    def probabilities(self, inputs: Tensor) -> Tensor:
+    def probabilities(self, inputs: Tensor, tta: str | None = None) -> Tensor:
         """Return probabilities (B, num_classes) on the CPU, by the run's loss."""
-        return probabilities(self.config.loss.name, self.logits(inputs).cpu())
+        return probabilities(self.config.loss.name, self.logits(inputs, tta).cpu())
 
 
 def load_trained(run: Path, overrides: Sequence[str] = ()) -> TrainedModel:

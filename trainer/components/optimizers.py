@@ -1,8 +1,9 @@
-"""Parameter groups (weight decay, learning rate per layer), and Muon together with AdamW."""
+"""Parameter groups (weight decay, learning rate per layer), and Muon with AdamW or SGD."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class Chosen:
     """Parameters with settings of their own. A parameter belongs to the first that names it.
 
     settings are arguments of the optimizer, or ``lr_scale``: a factor on the learning rate that the
-    parameter would have without it. title is for people.
+    parameter would have without it, or ``until``, for the schedule. title is for people.
     """
 
     title: str
@@ -81,16 +82,25 @@ class Muon(torch.optim.Optimizer):
     Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks". The update is
     scaled to AdamW's size, so that ``lr`` and ``weight_decay`` mean the same for both (Liu et al.,
     2025, "Muon is scalable for LLM training"). AdamW updates the first and the last weight (input
-    and output layer), convolutions (which are no matrices), and all parameters of fewer than two
-    dimensions. Raises ValueError if there are hidden weights, and none is a matrix.
+    and output layer), convolutions (unless ``filters``), and all parameters of fewer than two
+    dimensions. Raises ValueError if there are hidden weights, and Muon can take none, also because
+    they are frozen.
 
-    lr: The learning rate of both, in AdamW's size.
-    weight_decay: The share, times lr, by which an update shrinks each weight (decoupled, as AdamW).
+    lr: The learning rate of both, in AdamW's size, unless rest or adjust_lr_fn differ.
+    weight_decay: The share, times lr, by which an update shrinks each weight (decoupled, as AdamW);
+        SGD as rest adds it to the gradient.
     momentum: Muon's decay of the moving mean of gradients, 0 or more, less than 1.
     nesterov: Look a step ahead with Muon's momentum (Nesterov).
     ns_steps: The number of Newton-Schulz iterations, which make Muon's update orthogonal.
     betas: AdamW's decay of the moving means of gradient and squared gradient, 0 or more, below 1.
-    in_order: The parameters in the model's order; needed if the groups have another order.
+    filters: Take convolutions too, each as a matrix of one row per filter; a frozen first layer
+        then counts as the first.
+    normalise: Scale the weights before each update so that the mean square of their rows' norms is
+        1, as airbench does; they need no weight decay then.
+    adjust_lr_fn: The size of Muon's update, as in torch.optim.Muon: that of AdamW, or original, an
+        orthogonal matrix times sqrt(max(1, rows / columns)).
+    rest: The optimizer of all other parameters; SGD has the momentum and nesterov given here.
+    in_order: The model's parameters in its order; needed if the groups have another order.
     """
 
     def __init__(
@@ -102,36 +112,83 @@ class Muon(torch.optim.Optimizer):
         nesterov: bool = True,
         ns_steps: int = 5,
         betas: tuple[float, float] = (0.9, 0.999),
+        filters: bool = False,
+        normalise: bool = False,
+        adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw",
+        rest: Literal["AdamW", "SGD"] = "AdamW",
         in_order: Sequence[Tensor] | None = None,
     ) -> None:
         # Every group has `momentum` and `betas`, because OneCycleLR may set them in each.
         common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         super().__init__(params, {**common, "momentum": momentum, "betas": betas})
         every = [p for group in self.param_groups for p in group["params"]]
-        hidden = [p for p in in_order or every if p.ndim > 1][1:-1]
-        matrices = {id(p) for p in hidden if p.ndim == 2}
+        ordered = [p for p in in_order or every if filters or p.requires_grad]
+        hidden = [p for p in ordered if p.ndim > 1][1:-1]
+        matrices = {id(p) for p in hidden if p.ndim == 2 or (filters and p.ndim > 3)}
         if hidden and not matrices:
-            raise ValueError("Muon: no hidden layer of this model is linear; use AdamW")
-        of_muon, of_adamw = [], []
+            what, mended = ("matrix", "") if filters else ("linear", ", or filters: true")
+            raise ValueError(f"Muon: no hidden layer of this model is {what}; use AdamW{mended}")
+        of_muon, of_rest = [], []
         for group in self.param_groups:
             ours = [p for p in group["params"] if id(p) in matrices]
             others = [p for p in group["params"] if id(p) not in matrices]
             of_muon += [{**group, "params": ours, "muon": True}] if ours else []
-            of_adamw += [{**group, "params": others, "muon": False}] if others else []
+            of_rest += [{**group, "params": others, "muon": False}] if others else []
+        if matrices and not of_muon:
+            raise ValueError("Muon: every hidden layer that it could take is frozen; use AdamW")
         self._inner: list[torch.optim.Optimizer] = []
+        self._normalise = normalise
         if of_muon:
             own: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
-            muon = torch.optim.Muon(of_muon, **common, **own, adjust_lr_fn="match_rms_adamw")
-            self._inner.append(muon)
-        if of_adamw:
-            self._inner.append(torch.optim.AdamW(of_adamw, **common, betas=betas))
+            as_matrices = [
+                {**g, "params": [p.detach().flatten(1) for p in g["params"]]} for g in of_muon
+            ]
+            self._inner.append(
+                torch.optim.Muon(as_matrices, **common, **own, adjust_lr_fn=adjust_lr_fn)
+            )
+            for built, group in zip(self._inner[0].param_groups, of_muon, strict=True):
+                built["params"] = group["params"]
+        if of_rest and rest == "SGD":
+            nested = nesterov and momentum > 0
+            sgd = torch.optim.SGD(of_rest, **common, momentum=momentum, nesterov=nested)
+            self._inner.append(sgd)
+        elif of_rest:
+            self._inner.append(torch.optim.AdamW(of_rest, **common, betas=betas))
         self.param_groups = [group for inner in self._inner for group in inner.param_groups]
 
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter from its gradient."""
         for inner in self._inner:
             is_muon = isinstance(inner, torch.optim.Muon)
             # load_state_dict replaces this optimizer's groups and state, so pass them on each time.
-            inner.param_groups = [g for g in self.param_groups if g["muon"] == is_muon]
-            inner.state = self.state
+            groups = [g for g in self.param_groups if g["muon"] == is_muon]
+            if is_muon:
+                self._step_matrices(inner, groups)
+                continue
+            inner.param_groups, inner.state = groups, self.state
             inner.step()
+
+    def _step_matrices(
+        self, muon: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """A step of torch's Muon, which takes matrices only: (rows, the other dimensions as one).
+
+        The state belongs to the parameters, and its momentum has the order of the contiguous
+        weight. So a run can go on with another memory layout.
+        """
+        moved = [p for group in groups for p in group["params"] if p.grad is not None]
+        matrices = {p: p.detach().flatten(1) for p in moved}  # of channels-last weights a copy
+        for p, matrix in matrices.items():
+            if self._normalise:
+                matrix.mul_(len(matrix) ** 0.5 / matrix.norm().clamp(min=1e-7))
+            matrix.grad = p.grad.flatten(1)
+        muon.state = defaultdict(dict, {matrices[p]: self.state[p] for p in moved})
+        muon.param_groups = [
+            {**group, "params": [matrices[p] for p in group["params"] if p in matrices]}
+            for group in groups
+        ]
+        muon.step()
+        for p, matrix in matrices.items():
+            if matrix.data_ptr() != p.data_ptr():
+                p.copy_(matrix.view(p.shape))

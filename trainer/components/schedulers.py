@@ -1,6 +1,7 @@
 """The learning rate over a run: a warm-up, and then a scheduler of torch."""
 
 import copy
+import math
 import warnings
 from pkgutil import resolve_name
 from typing import Any
@@ -18,6 +19,8 @@ class Schedule:
     (i + 1) / (W + 1) of the rate at which ``scheduler`` begins. Then the scheduler starts. The
     first epoch of the scheduler is the one in which the warm-up ends, or the next one if both end
     together. It advances once per epoch, OneCycleLR once per step; without one the rate stays.
+
+    A group of the optimizer that has a "last_step" has rate 0 after it.
 
     The optimizer holds the rates: to resume, load its state too; the order does not matter.
     """
@@ -42,6 +45,7 @@ class Schedule:
             # After its end the curve would rise again, so the rate stays at its last value.
             if self.scheduler.last_epoch + 1 < self.scheduler.total_steps:
                 self.scheduler.step()
+        self._end_groups()
 
     def after_epoch(self, monitored: float) -> None:
         """Set the learning rates of the next epoch; ReduceLROnPlateau compares ``monitored``."""
@@ -51,6 +55,7 @@ class Schedule:
             self.scheduler.step(monitored)
         elif self.scheduler is not None and not isinstance(self.scheduler, OneCycleLR):
             self.scheduler.step()
+        self._end_groups()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values from which ``load_state_dict`` continues exactly."""
@@ -67,6 +72,11 @@ class Schedule:
         share = (self.steps + 1) / (self.warmup_steps + 1)  # exactly 1 at the end
         for group, lr in zip(self.optimizer.param_groups, self.first_lrs, strict=True):
             group["lr"] = lr * share
+
+    def _end_groups(self) -> None:
+        for group in self.optimizer.param_groups:
+            if self.steps >= group.get("last_step", math.inf):
+                group["lr"] = 0.0
 
 
 def forecast(

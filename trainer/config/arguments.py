@@ -100,6 +100,11 @@ RANGES: Mapping[str, Mapping[str, Schema]] = {
     "MixUp": {"alpha": _above(0, maximum=1e6)},
     "CutMix": {"alpha": _above(0, maximum=1e6)},
     "AlexNet": {"dropout": SHARE},
+    "CompactResNet": {
+        "widths": _range(1, 65_536, minItems=1, maxItems=8),
+        "batch_norm_momentum": _above(0, maximum=1),
+        "scale": _above(0),
+    },
     "MLP": {"hidden": _range(1, 1_000_000), "dropout": SHARE},
     "VGG": {"dropout": SHARE},
     "CrossEntropyLoss": {"label_smoothing": SHARE},

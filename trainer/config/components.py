@@ -56,9 +56,16 @@ OF_GROUPS: Mapping[str, Schema] = {
         "exclusiveMinimum": 0,
         "description": "A factor by which the group's learning rate is multiplied.",
     },
+    "until": {
+        **Duration.schema("st", "ep"),
+        "description": "The time after which the group's learning rate is 0.",
+    },
 }
-# Arguments of optimizers that no group can set: torch reads them once for all parameters.
-NOT_OF_GROUPS = ("foreach", "fused", "capturable", "differentiable", "initial_accumulator_value")
+# Arguments of optimizers that no group can set: they are read once for all parameters.
+NOT_OF_GROUPS = (
+    *("foreach", "fused", "capturable", "differentiable", "initial_accumulator_value"),
+    *("filters", "normalise", "rest"),  # of Muon
+)
 # Arguments that the trainer itself uses, for every component of the kind. A constructor never gets
 # them. A Component holds them as its ``trainer_arguments``.
 RESERVED: Mapping[str, Mapping[str, Schema]] = {
@@ -70,9 +77,14 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
             "such as a run's model.pt. Rows of the head are matched by class name.",
         },
         "init": {
-            "enum": [*INITIALISATIONS, None],
+            "anyOf": [
+                {"enum": [*INITIALISATIONS, None]},
+                {"type": "object", "additionalProperties": {"enum": [*INITIALISATIONS]}},
+            ],
             "default": None,
-            "description": "How weights are initialised; null is the model's own way.",
+            "description": "How weights are initialised: one way for the model, or a way for each "
+            'pattern of layer names, as in {stem: whiten, "blocks.*": dirac}; the first match '
+            "counts. null, or no match, is the model's own way.",
         },
         "freeze": {
             **_TEXTS,

@@ -85,6 +85,7 @@ class Config(Frozen):
     metrics: tuple[settings.MetricSettings, ...] = (Component(name="accuracy"),)
     """The metrics of val and test."""
     train: settings.TrainSettings
+    evaluation: settings.EvaluationSettings = settings.EvaluationSettings()
     early_stop: settings.EarlyStopSettings | None = None
     """When to stop before the last epoch; null trains all epochs."""
     checkpoint: settings.CheckpointSettings = settings.CheckpointSettings()
@@ -96,6 +97,11 @@ class Config(Frozen):
     def messages(self) -> tuple[str, ...]:
         """Notes for the user about side effects of the overrides."""
         return tuple(self._document.messages)
+
+    @property
+    def file(self) -> str:
+        """The YAML file, as the command line named it."""
+        return self._document.file
 
     def dump(self) -> str:
         """The effective configuration as YAML with all defaults; ``load_config`` reads it equal."""

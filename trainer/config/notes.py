@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from trainer.components.duration import Duration
 from trainer.config.components import published
 from trainer.config.config import Config, components
 from trainer.config.settings import CheckpointSettings, Component
@@ -179,7 +180,10 @@ def _on_learning(config: Config) -> Iterator[Note]:
         yield from _on_rate("optimizer.lr", optimizer.name, rate, of_all=not groups)
     for index, group in enumerate(groups):
         if "lr" in group:
-            yield from _on_rate(f"optimizer.groups.{index}.lr", optimizer.name, group["lr"], False)
+            name = arguments.get("rest", optimizer.name)  # Muon's groups are as a rule of the rest
+            if name != "SGD" or optimizer.name == "SGD" or not group["lr"]:
+                # Beside Muon, biases take far larger rates of SGD: the logits are made small.
+                yield from _on_rate(f"optimizer.groups.{index}.lr", name, group["lr"], False)
     if rate * decay >= 1 and optimizer.name in SHRINKING:
         message = f"{decay:g} at a learning rate of {rate:g} removes the weights in one step"
         yield Note("optimizer.weight_decay", message)
@@ -187,6 +191,9 @@ def _on_learning(config: Config) -> Iterator[Note]:
         yield Note("optimizer.momentum", f"{momentum:g} never fades: steps only grow; write 0.9")
     if arguments.get("maximize") is True:
         yield Note("optimizer.maximize", "true makes the loss larger, not smaller")
+    yield from _on_momentum(config)
+    if arguments.get("rest") == "SGD" and "betas" in arguments:
+        yield Note("optimizer.betas", "has no effect: they are AdamW's, and rest is SGD")
     decays = [decay, *(group.get("weight_decay", 0) for group in groups)]
     if ours.get("no_decay") and not any(decays):
         yield Note("optimizer.no_decay", "has no effect without a weight_decay")
@@ -195,6 +202,27 @@ def _on_learning(config: Config) -> Iterator[Note]:
         yield Note("loss.weight", f"{message}; keep one of the two")
     if loss.arguments.get("label_smoothing", 0) >= 1:
         yield Note("loss.label_smoothing", "1 leaves nothing of the labels; write 0.1")
+
+
+def _on_momentum(config: Config) -> Iterator[Note]:
+    """Notes on a momentum far from those of OneCycleLR, which sets that of each group."""
+    scheduler, optimizer = config.scheduler, config.optimizer
+    if scheduler is None or scheduler.name != "OneCycleLR" or optimizer.name == "Muon":
+        return  # of Muon it sets the betas only
+    given = scheduler.arguments
+    low, high = given.get("base_momentum", 0.85), given.get("max_momentum", 0.95)
+    places = {"optimizer.momentum": optimizer.arguments}
+    groups = optimizer.trainer_arguments.get("groups", ())
+    places |= {f"optimizer.groups.{i}.momentum": group for i, group in enumerate(groups)}
+    for path, arguments in places.items():
+        momentum = arguments.get("momentum")
+        if not isinstance(momentum, int | float) or not given.get("cycle_momentum", True):
+            continue
+        if not isinstance(low, int | float) or not isinstance(high, int | float):
+            continue
+        if not low <= momentum <= high:
+            message = f"{momentum:g} plays no part: scheduler OneCycleLR sets {high:g} to {low:g}"
+            yield Note(path, f"{message}; write cycle_momentum: false to keep it")
 
 
 def _on_rate(path: str, optimizer: str, rate: float, of_all: bool = True) -> Iterator[Note]:
@@ -217,6 +245,17 @@ def _on_length(config: Config) -> Iterator[Note]:
         yield Note("early_stop.min_delta", f"{message}; write 0.001")
     if every.unit == "ep" and every.value > epochs and every != CheckpointSettings().every:
         yield Note("checkpoint.every", f"{every} is after {run}: a killed run begins anew")
+    for index, group in enumerate(config.optimizer.trainer_arguments.get("groups", ())):
+        until = Duration.parse(group["until"]) if "until" in group else None
+        if until is not None and until.unit == "ep" and until.value >= epochs:
+            message = f"{until} is not before the end of {run}: it has no effect"
+            yield Note(f"optimizer.groups.{index}.until", message)
+    if (tta := config.evaluation.tta) and any(c.name == "TenCrop" for c in config.transforms.eval):
+        message = f"{tta} mirrors what TenCrop in transforms.eval mirrors already"
+        yield Note("evaluation.tta", f"{message}: twice the time for the same; write FiveCrop")
+    for first, size in config.train.sizes_by_epoch.items():
+        if first >= epochs:
+            yield Note(f"train.sizes.{first}ep", f"{size[0]} x {size[1]} begins after {run}")
     scheduler = config.scheduler
     if scheduler is not None and scheduler.name == "ReduceLROnPlateau":
         patience = scheduler.arguments.get("patience", 10)

@@ -1,5 +1,6 @@
 """The rules about values that do not go together in a configuration; imports no torch."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ _NO_GREY_LEVELS = ("Normalize", "LinearTransformation", "ToDtype")  # after thes
 def rule_findings(data: dict[str, Any]) -> Iterator[Finding]:
     """Every fault of values that are right by themselves but do not go together."""
     rules = _split_rules, _transform_rules, _model_rules, _loss_rules, _metric_rules, _train_rules
-    for rule in (*rules, _group_rules):
+    for rule in (*rules, _group_rules, _size_rules):
         yield from rule(data)
 
 
@@ -123,6 +124,29 @@ def _loss_rules(data: dict[str, Any]) -> Iterator[Finding]:
     if weight and not any(weight):
         message = "all class weights are 0, so no image counts; write at least one above 0"
         yield Finding(("loss", "weight"), message)
+
+
+def _size_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    train = data.get("train")
+    sizes = train.get("sizes") if isinstance(train, dict) else None
+    before = -1
+    for key in sizes if isinstance(sizes, dict) else ():
+        place = ("train", "sizes", key)
+        found = re.fullmatch("(0|[1-9][0-9]{0,8})ep", str(key))
+        first = int(found[1]) if found else before
+        if found is None:
+            message = (
+                f"expected the epoch from which on it counts, from 0ep, got '{shortened(key)}'"
+            )
+            yield Finding(place, message, at_key=True)
+        elif before < 0 < first:
+            yield Finding(place, f"the first size counts from 0ep on, not from {key}", at_key=True)
+        elif first <= before:
+            yield Finding(place, f"comes before {before}ep; write it above it", at_key=True)
+        before = max(before, first)
+    if sizes == {}:
+        message = "holds no size; write {0ep: 24, 4ep: 32}, or null for that of the transforms"
+        yield Finding(("train", "sizes"), message)
 
 
 def _train_rules(data: dict[str, Any]) -> Iterator[Finding]:

@@ -31,7 +31,7 @@ TYPES = {
     "number": ["number"],
     "string": ["text"],
     "null": ["`null`"],
-    "object": ["mappings"],
+    "object": ["mapping"],
 }
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
@@ -164,7 +164,7 @@ def _types(schema: Schema) -> list[str]:
 
 def _plural(words: str) -> str:
     """Words of ``_types`` for several of them: ``whole numbers >= 0``."""
-    return re.sub(r"^(whole number|number|list|text)\b", r"\1s", words)
+    return re.sub(r"^(whole number|number|list|text|mapping)\b", r"\1s", words)
 
 
 def _key_table(first: str, rows: Iterable[tuple[str, ...]]) -> str:

@@ -93,6 +93,7 @@ MetricSettings = Annotated[Component, WithJsonSchema({"component": "metric"})]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+ImageSide = Annotated[int, Field(ge=1, le=4096)]
 
 
 class SplitSettings(Frozen):
@@ -203,11 +204,32 @@ class TrainSettings(Frozen):
     """The largest norm of the gradient; null does not limit it."""
     skip_non_finite: Count = 0
     """How many steps with a NaN or infinite loss or gradient to skip; one more ends the run."""
+    sizes: dict[str, ImageSide | tuple[ImageSide, ImageSide]] | None = None
+    """The size of training images, one number or [height, width], from each epoch on, such as
+    {0ep: 24, 4ep: 32}. They are resized after the transforms; evaluation is not. null: the size
+    that the transforms give."""
     budget: Annotated[Duration, WithJsonSchema(Duration.schema("m"))] | None = None
     """Time after which the run saves and stops; it can be resumed. null sets no limit."""
     monitor: str = "val/accuracy"
     """What decides the best epoch: val/loss or val/METRIC; the default is the first metric.
     Between equal epochs the lower val/loss decides."""
+
+    @property
+    def sizes_by_epoch(self) -> dict[int, tuple[int, int]]:
+        """(height, width) of ``sizes`` by the first epoch of each, from 0, in ascending order."""
+        return {
+            int(first.removesuffix("ep")): (size, size) if isinstance(size, int) else size
+            for first, size in (self.sizes or {}).items()
+        }
+
+
+class EvaluationSettings(Frozen):
+    """How the finished model answers: in the test, in evaluate and in predict."""
+
+    tta: Literal["flip", "flip+shifts"] | None = None
+    """Test-time augmentation: the logits are the mean over the image and its mirror image (flip: 2
+    forward passes), or also over both moved by a pixel to two corners (flip+shifts: 6). The result
+    holds the plain numbers too; each epoch's val, and exported models, are plain. null has none."""
 
 
 class DistillSettings(Frozen):

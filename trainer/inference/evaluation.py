@@ -45,8 +45,9 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
             f"{first_names(trained.classes)}; now there are {first_names(dataset.classes)}."
         )
     check_size(config, trained.model, check_shape(config, subset, "eval"))
+    tta = config.evaluation.tta
     with closing(eval_loader(config, subset, device, trained.channels_last)) as loader:
-        logits, labels = predict(trained.model, loader.epoch(), trained.precision)
+        logits, labels = predict(trained.model, loader.epoch(), trained.precision, tta)
     if what := without_answer(logits, subset, split):
         raise NoAnswer(f"{run}: {what}. {what_may_help(config, trained.model)}")
     label_of = dict(zip(dataset.ids, dataset.labels, strict=True))

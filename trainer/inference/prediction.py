@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -30,6 +30,7 @@ from transforms import RANDOM
 from transforms.batched import predecessors
 from transforms.keyed import seed_of
 from transforms.pipeline import Pipeline
+from transforms.views import TTA
 
 MAX_SHEET = 100  # pictures on a sheet
 SHEET_THUMBNAIL = 160  # longest side in pixels
@@ -64,18 +65,21 @@ def predict_files(
     paths: Sequence[str],
     *,
     batch_size: int | None = None,
-    tta: int | Literal["flip"] = 1,
+    tta: int | str | None = None,
     thumbnails: int = 0,
 ) -> Generator[Prediction, None, None]:
     """Yield a Prediction for each path, in order. Memory does not grow with the number of paths.
 
-    tta: the probabilities are the mean over the image and its mirror image ("flip"), or over the
-    image and tta - 1 random draws of the run's training transforms without those that mix images.
+    tta: the logits are the mean over ``views`` by this name (None: as evaluation.tta says, "none":
+    of the image alone), or the probabilities are the mean over the image and tta - 1 random draws
+    of the run's training transforms without those that mix images.
     The draws are a function of the run's seed and the image's pixels. thumbnails: the number of
     predictions with a small picture. Raises UsageError if tta needs draws and nothing is random.
     """
-    augment = None if tta in (1, "flip") else augmentation(trained)
+    tta = trained.config.evaluation.tta if tta is None else tta
     count = tta - 1 if isinstance(tta, int) else 0
+    named = tta if tta in TTA else None
+    augment = augmentation(trained) if count else None
     one_at_a_time = Lock()  # some transforms use the process's one generator
     with_thumbnail = set(paths[:thumbnails])
 
@@ -107,23 +111,21 @@ def predict_files(
         for result in results:
             waiting.append(result)
             if len(waiting) == size:
-                yield from _predicted(trained, waiting, tta == "flip")
+                yield from _predicted(trained, waiting, named)
                 waiting = []
     if waiting:
-        yield from _predicted(trained, waiting, tta == "flip")
+        yield from _predicted(trained, waiting, named)
 
 
 def _predicted(
-    trained: TrainedModel, waiting: Sequence[_Views | Prediction], flip: bool
+    trained: TrainedModel, waiting: Sequence[_Views | Prediction], tta: Any
 ) -> Iterator[Prediction]:
     """Yield a Prediction for each waiting item; the images are one batch."""
     views = [item for item in waiting if isinstance(item, _Views)]
     rows: Iterator[Tensor] = iter(())
     if views:
         inputs = torch.cat([item.inputs for item in views])
-        total, count = trained.probabilities(inputs), 1
-        if flip:
-            total, count = total + trained.probabilities(inputs.flip(-1)), 2
+        total, count = trained.probabilities(inputs, tta), 1
         draws = [item.draws for item in views if item.draws is not None]
         if draws:
             drawn = trained.probabilities(torch.cat(draws)).view(len(views), -1, total.shape[1])

@@ -394,14 +394,14 @@ def classes_without_images(
 
 def build_pipelines(config: Config, num_classes: int) -> dict[str, Pipeline]:
     """The train and the eval pipeline."""
-    pipelines = {}
+    pipelines, sizes = {}, {"train": config.train.sizes_by_epoch, "eval": {}}
     for side, listed in (("train", config.transforms.train), ("eval", config.transforms.eval)):
         built = [
             build(TRANSFORMS, f"transforms.{side}.{i}", component, num_classes=num_classes)
             for i, component in enumerate(listed)
         ]
         try:
-            pipelines[side] = Pipeline(built, config.seed)
+            pipelines[side] = Pipeline(built, config.seed, sizes[side])
         except ValueError as error:
             raise ConfigError([transform_fault(config, side, error)]) from None
     return pipelines
@@ -480,12 +480,12 @@ def check_fills(config: Config, side: str, channels: int) -> None:
 
 
 def check_shape(config: Config, subset: Subset, side: str) -> tuple[int, int, int]:
-    """The (C, H, W) of the model's input, found with a split's smallest and largest images.
+    """The (C, H, W) of the transforms' results, found with a split's smallest and largest images.
 
     Raises ConfigError, at the transform, if they cannot form a batch, and BrokenImage.
     """
     try:
-        images, _ = subset.sample(subset.extremes)
+        images, _ = subset.at(None).sample(subset.extremes)
         subset.try_choices(subset.extremes)
     except BrokenImage:
         raise

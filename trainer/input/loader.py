@@ -16,6 +16,7 @@ from trainer.input.workers import Workers
 from trainer.process.console import say
 from trainer.process.words import visible
 from transforms.memory import Images
+from transforms.pipeline import Sides
 
 BLOCK = 2**23  # bytes of float32 images that are made in one go
 LABEL = 64  # bytes, at most as a rule, of the label of an image in shared memory
@@ -62,7 +63,7 @@ class Loader:
         self.order, self.delivery, self.shares = order, delivery, shares
         self._reading = _Reading(subset, order)
         self._workers: Workers | None = None
-        self._block: int | None = None
+        self._blocks = dict[Sides | None, int]()  # by the size of images
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.subset), self.batch_size)
@@ -83,7 +84,7 @@ class Loader:
         if self.delivery.workers:
             made = self._by_workers(epoch, start, then)
         else:
-            at_once = self._batches_at_once()
+            at_once = self.batches_at_once(self.subset.pipeline.size_at(epoch))
             first = start // at_once * at_once
             blocks = [bounds[i : i + at_once] for i in range(first, len(bounds), at_once)]
             made = islice(self._here(blocks, epoch), start - first, None)
@@ -116,7 +117,7 @@ class Loader:
         """The rows of a block of batches; before them those that are mixed into the first row."""
         if self.shares.ranks == 1 or len(block) == 1:
             return order[block[0][0] : block[-1][1] + self.subset.pipeline.predecessors]
-        # Then none are mixed in: see _batches_at_once.
+        # Then none are mixed in: see batches_at_once.
         return torch.cat([order[low:high] for low, high in block])
 
     def rows(self, epoch: int, number: int) -> Tensor:
@@ -152,21 +153,21 @@ class Loader:
             sizes = [high - low for low, high in block]
             yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
 
-    def _batches_at_once(self) -> int:
+    def batches_at_once(self, image_size: Sides | None = None) -> int:
         """How many batches to make in one pass, which is faster for small images.
 
         1 if the batches would not start on 64-byte boundaries: unaligned inputs can change the last
         bits of a matrix product.
         """
-        if self._block is None:
-            images, _ = self.subset.sample(torch.arange(1))
+        if image_size not in self._blocks:
+            images, _ = self.subset.at(image_size).sample(torch.arange(1))
             size = images.nbytes * self.batch_size
             if self.shares.ranks > 1:  # shares of a batch differ in size
                 unaligned = images.nbytes % 64 or self.subset.pipeline.predecessors
             else:
                 unaligned = size % 64
-            self._block = 1 if unaligned else max(1, BLOCK // size)
-        return self._block
+            self._blocks[image_size] = 1 if unaligned else max(1, BLOCK // size)
+        return self._blocks[image_size]
 
     def _by_workers(
         self, epoch: int, start: int, then: int | None

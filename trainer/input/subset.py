@@ -6,7 +6,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -21,7 +21,7 @@ from transforms.kernel import is_large
 from transforms.keyed import balanced, permutation
 from transforms.memory import Images
 from transforms.needed import needed_side
-from transforms.pipeline import Pipeline
+from transforms.pipeline import Pipeline, Sides
 
 CPU = torch.device("cpu")
 
@@ -119,6 +119,15 @@ class Subset:
         keys = self._keys(rows[len(rows) - len(images) :])
         with _as_data_error():
             return self.pipeline.finish(images, labels, keys, epoch, self.early, channels_last)
+
+    def at(self, size: Sides | None) -> "Subset":
+        """The subset with images of this size in every epoch; None: the transforms' own size."""
+        return replace(self, pipeline=self.pipeline.at(size))
+
+    @property
+    def of_each_size(self) -> list["Subset"]:
+        """``at`` each size that its epochs have; one as a rule."""
+        return [self.at(size) for size in dict.fromkeys(self.pipeline.sizes.values()) or [None]]
 
     def _keys(self, rows: Tensor) -> Tensor:
         """Random key of each row, whatever the order: sample index + (visit << 40)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainer.build.model import logits_of
+from trainer.build.model import averaged_logits
 from trainer.build.precision import FP32, HALF, Precision
 from trainer.components import METRICS
 from trainer.components.losses import are_finite, probabilities
@@ -22,9 +22,14 @@ from trainer.process.words import visible
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision = FP32
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    precision: Precision = FP32,
+    tta: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, num_classes) and labels (N,) of a whole split, on the CPU.
+
+    ``tta``: see ``averaged_logits``.
 
     If ranks share the split's batches, rank 0 gets all of them and the others get none. Padding
     images, which have no label, give no row.
@@ -33,7 +38,7 @@ def predict(
     done = []
     for images, labels in batches:
         with precision.autocast():
-            done.append((logits_of(model, images)[: len(labels)], labels))
+            done.append((averaged_logits(model, images, tta)[: len(labels)], labels))
     if world_size() > 1:
         done = gathered([(logits.cpu(), labels.cpu()) for logits, labels in done])
         if not is_main():

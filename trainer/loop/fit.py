@@ -18,9 +18,9 @@ from trainer.distributed.fsdp import is_sharded, model_shard
 from trainer.distributed.network import from_main
 from trainer.distributed.processes import is_main, on_main
 from trainer.input.data import eval_loader
-from trainer.input.subset import Subset
+from trainer.input.subset import Subset, decoded
 from trainer.insight.board import Board, show_end, show_start
-from trainer.insight.findings import ReportData
+from trainer.insight.findings import THUMBNAIL, ReportData
 from trainer.insight.report import write_report
 from trainer.loop.epochs import Session, train_epochs
 from trainer.loop.evaluate import evaluate, predict, scalars, what_may_help, without_answer
@@ -184,26 +184,34 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         on_main(lambda: load_best(job.model, run))
         from_main(job.model)
     subset = job.data.subsets["test"]
-    layout = job.train_loader.delivery.channels_last
+    layout, tta = job.train_loader.delivery.channels_last, job.config.evaluation.tta
     with state.spending("eval"):
         with closing(eval_loader(job.config, subset, job.device, layout)) as loader:
-            batches = session.stop.watch(loader.epoch(), loader.rounds)
-            logits, labels = predict(job.model, batches, job.precision)
+            answers = {}
+            for kind in dict.fromkeys([None, tta]):  # with augmentation, plain first
+                batches = session.stop.watch(loader.epoch(), loader.rounds)
+                answers[kind] = predict(job.model, batches, job.precision, kind)
+    logits, labels = answers[tta]
     if what := on_main(lambda: without_answer(logits, subset, "test")):
         raise processes.mark_common(NoAnswer(f"{what}. {what_may_help(job.config, job.model)}"))
     if not is_main():
         return {}
     with state.spending("eval"):
         test = evaluate(job.config, logits, labels, job.loss_fn)
+        plain = scalars(evaluate(job.config, *answers[None], job.loss_fn)) if tta else {}
     with state.spending("log"):
         log.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
+        tested = set_aside(run, test, job.data.classes)
+        # From now on the run only draws and writes: a sweep that sees "test" begins the next run.
+        update_result(run, dataset=about_data(job), test=tested)
         show_end(Board(log.events, job, session.say), run, subset, logits, labels, state.step)
     # The first epoch warms up the caches, so it counts only if it is the only one.
     speeds = state.speeds[1:] or state.speeds
     best = {name: value for name, value in state.best.items() if not name.startswith("lr/")}
     result = {
         "best": best,
-        "test": set_aside(run, test, job.data.classes),
+        "test": tested,
+        **({"tta": tta, "test_plain": plain} if tta else {}),
         "images_per_second": statistics.median(speeds) if speeds else None,
         "train_seconds": state.train_seconds,
         "seconds": spent(state),
@@ -214,7 +222,6 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     with state.spending("log"):
         log.flush()
         shutil.rmtree(run / "report", ignore_errors=True)  # of an earlier end
-        update_result(run, dataset=about_data(job))
         if "report" in job.config.log.show:
             report(session, subset, logits, labels, result)
     result["seconds"] = spent(state)
@@ -238,7 +245,7 @@ def report(
             ids=[job.data.dataset.ids[number] for number in numbers],
             config_text=job.config.dump(),
             result=read_json(run / "result.json") | result,
-            picture_of=lambda row: job.data.dataset.image(numbers[row]),
+            picture_of=lambda row: decoded(job.data.dataset, numbers[row], THUMBNAIL),
             class_balance={
                 name: torch.bincount(subset.labels, minlength=num_classes).tolist()
                 for name, subset in job.data.subsets.items()

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -80,7 +80,8 @@ class ModelSummary:
 
 def summarize(job: Job) -> ModelSummary:
     """Measure a job that is ready to train. This changes the job's weights."""
-    images, labels = (tensor.clone() for tensor in next(job.train_loader.epoch()))
+    largest = max(epochs_of_sizes(job), key=lambda first: pixels(job, first))
+    images, labels = (tensor.clone() for tensor in next(job.train_loader.epoch(largest)))
     flops, outputs = count_flops(job.model, images[:1])
     rows, hidden = table_of(job.model, outputs)
     parameters = list(job.model.parameters())
@@ -192,10 +193,14 @@ def measure(job: Job, images: Tensor, labels: Tensor) -> Cost:
     gradients = [p.grad for p in job.model.parameters() if p.grad is not None]
     parameters = [*job.model.parameters(), *job.model.buffers()]
     state = [v for kept in job.optimizer.state.values() for v in kept.values()]
-    train_seconds = step_seconds * len(job.train_loader) if is_slow else time_training(job)
+    counts, epochs = epochs_of_sizes(job), job.config.train.epochs
+    if is_slow and len(counts) == 1:
+        train_seconds = step_seconds * len(job.train_loader)
+    else:
+        each = {first: time_training(job, first) for first in counts}
+        train_seconds = sum(each[first] * count for first, count in counts.items()) / epochs
     image_seconds = time_validation(job, warm_up=not is_slow)
     sizes = {split: len(images) for split, images in job.data.subsets.items()}
-    epochs = job.config.train.epochs
     evaluated = epochs * sizes["val"] + sizes["test"]  # each epoch on val, the best weights on test
     return Cost(
         batch=tuple(images.shape),
@@ -240,13 +245,30 @@ def real_steps(job: Job, batches: Batches) -> Iterator[Any]:
     return train_steps(new_task(job, guard), batches, 0)
 
 
-def time_training(job: Job) -> float:
-    """Return the seconds of an epoch's steps with loading, from those done in TIMED_SECONDS."""
-    batches = islice(job.train_loader.epoch(0), 2)  # warm-up: starts the workers, fills caches
+def epochs_of_sizes(job: Job) -> dict[int, int]:
+    """The first epoch of each size of training images, with the number of the size's epochs."""
+    epochs = job.config.train.epochs
+    firsts = [first for first in job.config.train.sizes_by_epoch if first < epochs] or [0]
+    return {first: end - first for first, end in pairwise([*firsts, epochs])}
+
+
+def pixels(job: Job, epoch: int) -> int:
+    """The pixels of an epoch's training images if ``train.sizes`` sets their size, else 0."""
+    return math.prod(job.train_loader.subset.pipeline.size_at(epoch) or (0,))
+
+
+def time_training(job: Job, first: int) -> float:
+    """Return the seconds of an epoch's steps with loading, from those done in TIMED_SECONDS.
+
+    The epoch is one with images of the size that epoch ``first`` has.
+    """
+    pipeline = job.train_loader.subset.pipeline
+    after = first + (pipeline.size_at(first) == pipeline.size_at(first + 1))
+    batches = islice(job.train_loader.epoch(first), 2)  # warm-up: starts the workers, fills caches
     for _ in real_steps(job, batches):
         pass
     done, began = 0, now(job.device)
-    for _ in real_steps(job, job.train_loader.epoch(1)):
+    for _ in real_steps(job, job.train_loader.epoch(after)):
         done += 1
         if time.perf_counter() - began > TIMED_SECONDS:
             break

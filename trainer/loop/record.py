@@ -119,6 +119,7 @@ def card(job: Job, epoch_metrics: dict[str, Any]) -> dict[str, Any]:
         "input_size": list(job.input_shape[1:]),
         "image_channels": job.data.image_channels,
         "transforms": config["transforms"]["eval"],
+        "evaluation": config["evaluation"],
         "metrics": epoch_metrics,
     }
 

@@ -8,7 +8,9 @@ import torch
 
 from trainer.build.job import Job, data_path
 from trainer.build.notes import never_averages
+from trainer.build.precision import note_on_unused
 from trainer.config import Config
+from trainer.config.notes import Note, as_lines
 from trainer.distributed.processes import world_size
 from trainer.drawing.columns import hang, terminal_width
 from trainer.loop.evaluate import scalars
@@ -38,6 +40,9 @@ def introduce(job: Job, say: Say) -> None:
     say(f"model   {config.model.name}, {count:,} parameters{still}, input {size}")
     if chosen := ", ".join(f"{path} {value}" for path, value in chosen_ways(config)):
         say(f"train   {chosen}")
+    if later := data.subsets["train"].pipeline.sizes:
+        shown = [f"{h} x {w} from epoch {first + 1} on" for first, (h, w) in later.items()]
+        say(f"sizes   training images are {', '.join(shown)}; evaluation resizes none")
     if config.average is not None and not never_averages(config, len(job.train_loader)):
         say(f"average {config.average.name}, whose weights are evaluated and saved as model.pt")
     if job.teacher is not None:
@@ -63,6 +68,9 @@ def chosen_ways(config: Config) -> list[tuple[str, object]]:
 def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> None:
     """Print the results, and the commands that may follow."""
     test = ", ".join(f"{name} {value:.4f}" for name, value in scalars(result["test"]).items())
+    if plain := result.get("test_plain"):
+        test += f", tta {result['tta']}; plain: "
+        test += ", ".join(f"{name} {value:.4f}" for name, value in scalars(plain).items())
     speed = result["images_per_second"]
     per_second = f", {speed:,.0f} images/s" if speed else ""
     say(f"best    epoch {result['best']['epoch']} of {result['epochs']}")
@@ -111,6 +119,8 @@ def dry_run(job: Job, say: Say) -> None:
             say(f"group{number:<2} {name} {count}, lr {float(rate):.3g} at the start")
     layout = "channels last" if decided["channels_last"] else "channels first"
     say(f"compute {device_name(job.device)}, {layout}, {len(job.train_loader):,} steps an epoch")
+    if unused := note_on_unused(job.config, job.device):
+        say(f"note    {as_lines(job.config, [Note('train.precision', unused)])[0]}")
     from trainer.loop.model_summary import lines, summarize  # a run has no need of it
 
     try:
