@@ -71,11 +71,11 @@ class ImageFiles:
     def decode(self, index: int, content: bytes, at_least: int = 0) -> Tensor:
         """Decode what ``content`` returned: (3, H, W) uint8. Raises BrokenImage.
 
-        at_least: with fast decoding, how many pixels of the shorter side are needed; 0 is all. A
-        JPEG is then decoded at 1/8, 1/4 or 1/2 of its size, the smallest of these that has them.
+        at_least: how many pixels of the shorter side are needed; 0 is all. A JPEG is decoded at
+        1/8, 1/4 or 1/2 of its size, the smallest of these that has them.
         """
-        path, side = self.root / self.ids[index], at_least if self.decoding == "fast" else 0
-        image, self.remarks[index] = decode_and_tell(content, str(path), side)
+        path = self.root / self.ids[index]
+        image, self.remarks[index] = decode_and_tell(content, str(path), at_least)
         return image
 
     @property

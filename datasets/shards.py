@@ -109,8 +109,7 @@ class Shards:
 
     def decode(self, index: int, content: bytes, at_least: int = 0) -> Tensor:
         """Decode what ``content`` returned: (3, H, W) uint8; as ``decode`` of ImageFiles."""
-        side = at_least if self.decoding == "fast" else 0
-        image, self.remarks[index] = decode_and_tell(content, self._name(index), side)
+        image, self.remarks[index] = decode_and_tell(content, self._name(index), at_least)
         return image
 
     @property

@@ -9,6 +9,7 @@ import pytest
 import simplejpeg
 import torch
 from PIL import Image, ImageOps
+from torchvision.transforms import v2
 
 from datasets import BrokenImage
 from datasets.csv_images import CSVImages
@@ -18,6 +19,8 @@ from datasets.images import Remark
 from datasets.rmb import RMB
 from datasets.shards import Shards
 from scripts import pack_shards
+from trainer.input.subset import at_least_of
+from transforms.pipeline import Pipeline
 
 Decode = Literal["exact", "fast"]
 WIDTH, HEIGHT = 403, 301
@@ -60,6 +63,7 @@ def opened(name: str, folder, decode: Decode) -> ImageFiles | Shards:
     return ImageFolder(files, decode=decode)
 
 
+DECODES: tuple[Decode, Decode] = ("exact", "fast")
 DATASETS = ("RMB", "ImageFolder", "CSVImages", "Shards")
 
 
@@ -80,15 +84,20 @@ def test_content_and_decode_are_the_halves_of_image(folder, name, decode):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_fast_decoding_reduces_jpegs_to_the_pixels_that_are_needed(folder, name):
-    exact, fast = opened(name, folder, "exact"), opened(name, folder, "fast")
-    for index, file in enumerate(exact.ids):
-        content, full = exact.content(index), exact.image(index)
+def test_decoding_reduces_jpegs_to_the_pixels_that_are_needed(folder, name):
+    dataset = opened(name, folder, "exact")
+    for index, file in enumerate(dataset.ids):
+        content, full = dataset.content(index), dataset.image(index)
         for at_least, shrink in ((0, 1), (38, 8), (39, 4), (150, 2), (152, 1)):
-            image = fast.decode(index, content, at_least)
+            image = dataset.decode(index, content, at_least)
             shrink = 1 if file.endswith(".png") else shrink
             assert image.shape == (3, *(-(-side // shrink) for side in full.shape[1:]))
-            assert torch.equal(exact.decode(index, content, at_least), full)
+
+
+def test_only_fast_decoding_needs_fewer_pixels_for_training(folder):
+    pipeline = Pipeline([v2.Resize([8, 8])], 0)
+    exact, fast = (at_least_of(opened("RMB", folder, kind), pipeline) for kind in DECODES)
+    assert exact == 0 < fast
 
 
 @pytest.mark.parametrize("name", DATASETS)

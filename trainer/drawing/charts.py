@@ -258,7 +258,7 @@ def _dashes(line: Points) -> Iterator[Points]:
     points = np.asarray(line)
     along = np.cumsum([0.0, *np.hypot(*np.diff(points, axis=0).T)])  # pixels from the start
     edges = np.arange(0, along[-1], _DASH)
-    places = np.union1d(along, edges)
+    places = np.array(sorted({*along.tolist(), *edges.tolist()}))  # np.union1d loads numpy.ma
     xs, ys = (np.interp(places, along, axis).tolist() for axis in points.T)
     cuts = [*np.searchsorted(places, edges).tolist(), len(places)]
     for begin, end in zip(cuts[::2], cuts[1::2], strict=False):

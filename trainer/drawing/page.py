@@ -21,6 +21,13 @@ def render(template: Path, **values: object) -> str:
     return _environment(template.parent).get_template(template.name).render(values)
 
 
+def compile_templates(folder: Path) -> None:
+    """Compile the folder's templates and those of all pages, which ``render`` else does later."""
+    environment = _environment(folder)
+    for name in environment.list_templates(["j2"]):
+        environment.get_template(name)
+
+
 @cache
 def _environment(folder: Path) -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_eval_context

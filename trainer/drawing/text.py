@@ -9,6 +9,8 @@ Bins = list[tuple[int, float, float]]  # (images, mean confidence, accuracy) of 
 
 def plain(text: str) -> str:
     """Text on one line: white space becomes a blank, any other unprintable character U+FFFD."""
+    if text.isprintable():  # pictures are data URIs of 100,000 characters
+        return text
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.utils.tensorboard.summary as summary
 from PIL import Image
 from torch import Tensor
-from torch.utils.tensorboard import summary
 
 from trainer.build.job import Job
 from trainer.components.losses import probabilities
@@ -28,6 +28,7 @@ from trainer.run.disk import read_json
 from trainer.run.events import Events
 
 KERNELS, LAYERS, CHANNELS = 64, 4, 16  # at most so many are shown
+CELL = 112  # pixels of an image in a sheet
 # The items of log.show that need weights or a forward pass.
 OF_THE_MODEL = ("graph", "histograms", "kernels", "feature_maps", "embedding")
 
@@ -150,7 +151,7 @@ def _show_inputs(board: Board) -> None:
     subset, classes = board.job.train_loader.subset, drawables(board.job.data.classes)
     rows = spread(len(subset), board.job.config.log.images)
     names = [classes[label] for label in subset.labels[rows].tolist()]
-    raw = original_images(subset, rows.tolist())
+    raw = original_images(subset, rows.tolist(), CELL)
     inputs, labels = subset.sample(rows)
     augmented = list(as_pictures(subset.pipeline, one_crop(inputs)))
     is_mixed = labels.ndim == 2  # by MixUp or CutMix
@@ -164,7 +165,7 @@ def _captioned_sheet(
     captions: Sequence[str | Sequence[str]],
     colours: Sequence[str | None] | None = None,
 ) -> Image.Image:
-    return sheet(images, captions, colours, columns=8, size=112)
+    return sheet(images, captions, colours, columns=8, size=CELL)
 
 
 def _class_weights(label: Tensor, classes: Sequence[str]) -> str:
@@ -210,7 +211,7 @@ def _show_predictions(
         colours.append(RIGHT if is_answer and true == found else WRONG)
     # The dataset's files are read only once, at the end.
     images = (
-        original_images(subset, rows.tolist())
+        original_images(subset, rows.tolist(), CELL)
         if split == "test"
         else [stored_image(subset, row) for row in rows.tolist()]
     )

@@ -1,9 +1,11 @@
 """Finds the content of a run's report, once for its two forms: Markdown and a page of HTML."""
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -183,6 +185,8 @@ def find(given: ReportData, run: Path) -> Findings:
     rows, num_wrong = _rows_to_show(probabilities, labels)
     dataset = result.get("dataset", {})
     left_out = [f"{entry['path']}: {entry['reason']}" for entry in dataset.get("left_out", ())]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and resizing release the GIL
+        shown = list(pool.map(lambda row: _show(given, row), rows))
     return Findings(
         title=str(result.get("name") or "Report"),
         best_epoch=result["best"]["epoch"],
@@ -199,7 +203,7 @@ def find(given: ReportData, run: Path) -> Findings:
         bins=bins,
         calibration_error=sum(n * abs(right - sure) for n, sure, right in bins) / len(labels),
         num_wrong=num_wrong,
-        shown=[_show(given, i) for i in rows],
+        shown=shown,
         balance=balance,
         config_text=given.config_text,
         seconds={k: v for k, v in numbers(result.get("seconds") or {}).items() if v >= 0},
@@ -248,7 +252,7 @@ def _show(given: ReportData, i: int) -> ReportImage:
         try:
             picture, fault = to_picture(given.picture_of(i)), ""
             if max(picture.size) > THUMBNAIL:
-                picture.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
+                picture.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=1.5)
         except Exception as error:  # the report is useful without this picture
             fault = f"cannot be shown: {error or type(error).__name__}"
     shares = float(probabilities[predicted]), float(probabilities[true])

@@ -10,15 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.utils.tensorboard.summary as summary
 from PIL import Image
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 from tensorboard.compat.proto.versions_pb2 import VersionDef
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.plugins.hparams.api_pb2 import DataType, Experiment, MetricName, Status
+from tensorboard.plugins.hparams.plugin_data_pb2 import (
+    HParamsPluginData,
+    SessionEndInfo,
+    SessionStartInfo,
+)
 from tensorboard.plugins.pr_curve.plugin_data_pb2 import PrCurvePluginData
 from torch import Tensor, nn
-from torch.utils.tensorboard import summary
 from torch.utils.tensorboard._pytorch_graph import parse
 
 from trainer.components import SCALAR
@@ -149,14 +154,25 @@ def hparams(config: Config) -> list[Any]:
     TensorBoard shows five settings unless it is asked for more: those that are said to differ, then
     the others by their names. Only the rate is said to differ.
     """
-    tags = dict.fromkeys(metrics_of(config), 0.0)
-    experiment, *session = summary.hparams(hyperparameters(config), tags)  # type: ignore[no-untyped-call]
-    about = experiment.value[0].metadata.plugin_data
-    content = HParamsPluginData.FromString(about.content)
-    for info in content.experiment.hparam_infos:
-        info.differs = info.name == SHOWN_FIRST
-    about.content = content.SerializeToString()
-    return [experiment, *session]
+    experiment, start = Experiment(), SessionStartInfo()
+    for name, value in hyperparameters(config).items():
+        kind = "string" if isinstance(value, str) else "number"
+        setattr(start.hparams[name], f"{kind}_value", value)
+        data_type = DataType.DATA_TYPE_STRING if kind == "string" else DataType.DATA_TYPE_FLOAT64
+        experiment.hparam_infos.add(name=name, type=data_type, differs=name == SHOWN_FIRST)
+    for tag in metrics_of(config):
+        experiment.metric_infos.add(name=MetricName(tag=tag))
+    end = SessionEndInfo(status=Status.STATUS_SUCCESS)
+    parts = {"experiment": experiment, "session_start_info": start, "session_end_info": end}
+    return [_hparams_part(name, part) for name, part in parts.items()]
+
+
+def _hparams_part(name: str, part: Any) -> Any:
+    # summary.hparams imports half of TensorBoard for the name of its plugin: 50 ms.
+    content = HParamsPluginData(version=0, **{name: part}).SerializeToString()
+    plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=content)
+    metadata = SummaryMetadata(plugin_data=plugin)
+    return Summary(value=[Summary.Value(tag=f"_hparams_/{name}", metadata=metadata)])
 
 
 def _flat_settings(path: str, value: Any) -> Iterator[tuple[str, float | str]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets import BrokenImage, DataError
-from trainer.input.subset import Subset
+from trainer.input.subset import Subset, decoded
 from transforms.own import Normalize
 from transforms.pipeline import Pipeline
 
@@ -26,24 +26,25 @@ def one_crop(images: Tensor) -> Tensor:
     return images if images.ndim == 4 else images.flatten(1, -4)[:, 0]
 
 
-def original_image(subset: Subset, row: int) -> Tensor:
+def original_image(subset: Subset, row: int, at_least: int = 0) -> Tensor:
     """Return an image of a split as the dataset gives it: (C, H, W) uint8.
 
+    at_least: pixels of the shorter side that are needed, 0 for all; fewer may be decoded.
     If it is broken, and ``on_broken`` is skip, it is the next one that is not, as in training.
     """
     for one in chain(range(row, len(subset)), range(row)):
         try:
-            return subset.dataset.image(int(subset.indices[one]))
+            return decoded(subset.dataset, int(subset.indices[one]), at_least)
         except BrokenImage:
             if subset.dataset.on_broken == "error":
                 raise
     raise DataError("no image of this split can be read")
 
 
-def original_images(subset: Subset, rows: Sequence[int]) -> list[Tensor]:
+def original_images(subset: Subset, rows: Sequence[int], at_least: int) -> list[Tensor]:
     """Return ``original_image`` of each row, by threads: decoding releases the GIL."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(lambda row: original_image(subset, row), rows))
+        return list(pool.map(lambda row: original_image(subset, row, at_least), rows))
 
 
 def stored_image(subset: Subset, row: int) -> Tensor:
