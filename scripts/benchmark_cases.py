@@ -171,14 +171,14 @@ def measure_step(
     return measured
 
 
-def write_tiny(folder: Path, count: int) -> Path:
-    """Images of 4 x 4 noise in the files of Fashion-MNIST; returns their root."""
+def write_tiny(folder: Path, count: int, side: int = 4) -> Path:
+    """Images of noise in the files of Fashion-MNIST; returns their root."""
     root = Path(tempfile.mkdtemp(dir=folder))
     raw = root / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     for prefix, n in (("train", count), ("t10k", 100)):
-        images = torch.randint(0, 256, (n, 4, 4), dtype=torch.uint8, generator=generator)
+        images = torch.randint(0, 256, (n, side, side), dtype=torch.uint8, generator=generator)
         labels = torch.arange(n, dtype=torch.uint8) % 10
         for kind, magic, tensor in (("images-idx3", 2051, images), ("labels-idx1", 2049, labels)):
             head = struct.pack(f">{1 + tensor.ndim}i", magic, *tensor.shape)

@@ -44,6 +44,10 @@ def report(results: Mapping[str, Any]) -> str:
         parts.append(f"{model}, a step of each variant next to the plain one (less is faster).")
         head = ["variant", "of plain", "min to max", "milliseconds"]
         parts.append(table(head, variant_rows(times)))
+    if "models" in results:
+        parts.append("A step of each model next to that of a bare loop (less is faster).")
+        head = ["model", "precision", "of the bare loop", "min to max", "of its processor time"]
+        parts.append(table([*head, "ms", "bare, ms", "turns"], model_rows(results["models"])))
     for text, columns, cells in tables_of_photos(results):
         parts += [text, table(columns, cells)] if cells else []
     machine = results["machine"]
@@ -128,6 +132,21 @@ def variant_rows(times: Mapping[str, Numbers]) -> Rows:
         ratio, span = statistics.median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"
         rows.append([name, f"{ratio:.2f}", span, f"{statistics.median(own):.2f}"])
     return rows
+
+
+def model_rows(models: Mapping[str, Mapping[str, Sequence[Mapping[str, Numbers]]]]) -> Rows:
+    """A row per model and precision: medians of the turns' ratios, and of milliseconds a step."""
+    found = []
+    for model, precisions in models.items():
+        for precision, turns in precisions.items():
+            wall, work = ([t["framework"][i] / t["bare"][i] for t in turns] for i in (0, 1))
+            own, bare = (
+                1000 * statistics.median(t[arm][0] for t in turns) for arm in ("framework", "bare")
+            )
+            row = [model, precision, f"{statistics.median(wall):.3f}", span(wall, 2)]
+            row += [f"{statistics.median(work):.3f}", f"{own:.1f}", f"{bare:.1f}", f"{len(turns)}"]
+            found.append(row)
+    return found
 
 
 def targets(results: Mapping[str, Any]) -> Rows:

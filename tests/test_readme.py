@@ -77,9 +77,8 @@ def test_the_numbers_of_choices_are_those_of_the_tables(key, table):
         assert (int(total[1]) if total else more) == len(table)
 
 
-def test_every_shipped_yaml_stands_in_the_results_table():
+def test_every_shipped_yaml_is_named_after_its_file():
     for path in Path("configs").glob("*.yaml"):
-        assert f"| `{path.stem}` |" in README
         assert yaml.safe_load(path.read_text())["name"] == path.stem
 
 
