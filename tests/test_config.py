@@ -98,12 +98,14 @@ def test_defaults_are_those_of_the_manual(load):
         "accumulate": 1,
         "clip_grad_norm": None,
         "skip_non_finite": 0,
+        "sizes": None,
         "budget": None,
         "monitor": "val/accuracy",
     }
     assert config.checkpoint.every == Duration(1, "ep")
     assert (config.checkpoint.keep, config.log.every, config.log.images) == (2, (20, "st"), 16)
     assert config.early_stop is None
+    assert config.evaluation.tta is None
 
 
 def test_a_bare_name_is_a_component_without_arguments(load):

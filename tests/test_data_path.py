@@ -176,7 +176,7 @@ def test_batches_made_in_one_go_are_those_of_one_at_a_time(count, batch_size, dr
     loader = Loader(part, batch_size, Order(1, drop_last=drop))
     start = data.draw(st.integers(0, len(loader)))
     at_once = list(loader.epoch(epoch, start))
-    loader._block = 1
+    loader._blocks[None] = 1
     alone = list(loader.epoch(epoch, start))
     assert len(at_once) == len(alone) == len(loader) - start
     for (images, labels), (expected, expected_labels) in zip(at_once, alone, strict=True):
@@ -223,7 +223,11 @@ SELDOM = "transforms.train.1={name: RandomApply, p: 0.001, transforms: "
     [
         (SELDOM + "[{name: RandomCrop, size: 99}]}", "crop of 99 x 99 is larger"),
         (SELDOM + "[{name: RandomCrop, size: 8}]}", "leaves images of different sizes"),
-        (SELDOM + "[AlternatingFlip, RandAugment]}", "AlternatingFlip has no other"),
+        (
+            SELDOM + "[{name: RandomVerticalFlip, alternate: true}, RandAugment]}",
+            "RandomVerticalFlip has no other where it alternates",
+        ),
+        ("transforms.train.1={name: RandomHorizontalFlip, alternate: true, p: 0.3}", "must be 0.5"),
         ("transforms.train.1={name: RandomRotation, degrees: .inf}", "from -360 to 360"),
         ("transforms.train.1={name: RandomRotation, degrees: 9, fill: 999}", "from 0 to 255"),
         ("transforms.train.1={name: MixUp, alpha: .inf}", "at most 1,000,000"),

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import trainer.build.model
 import trainer.build.trained
 import trainer.loop.epochs
-import trainer.loop.evaluate
 from trainer.build.model import logits_of
 from trainer.build.prepare import prepare
 from trainer.build.teacher import Distillation
@@ -328,7 +328,7 @@ class Spoiling:
     def __init__(self, monkeypatch, images, value=math.nan):
         self.true, self.images, self.value = logits_of, images, value
         self.batches = 0
-        monkeypatch.setattr(trainer.loop.evaluate, "logits_of", self)
+        monkeypatch.setattr(trainer.build.model, "logits_of", self)
 
     def __call__(self, model, images):
         logits = self.true(model, images)  # one batch for each evaluation

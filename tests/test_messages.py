@@ -18,7 +18,9 @@ from trainer.process.errors import ConfigError
 from trainer.process.words import NAMES, SETTINGS
 from trainer.run.resume import differences
 
-COMMANDS = "compare data evaluate explain export find_lr predict runs schema sweep train".split()
+COMMANDS = (
+    "compare data evaluate explain export find_lr predict runs schema speed sweep train".split()
+)
 YAML = """\
 seed: 0
 dataset: {name: RMB, root: data/rmb}
@@ -381,6 +383,7 @@ OPTIONS = [
     ("train", ["--dry_run"], "did you mean --dry-run?"),
     ("find_lr", ["--config", "a.yaml", "--lr", "1"], "a setting has no dashes: optimizer.lr=1"),
     ("sweep", ["--config", "a.yaml", "--epochs", "3"], "a setting has no dashes: train.epochs=3"),
+    ("speed", ["--config", "a.yaml", "--amp"], "a setting has no dashes: train.precision=bf16"),
     ("data", ["a.yaml"], "name the file by --config a.yaml"),
     ("find_lr", ["a.yml"], "name the file by --config a.yml"),
     ("sweep", ["a.yaml"], "name the file by --config a.yaml"),

@@ -217,6 +217,18 @@ def test_a_flip_before_a_resize_that_may_enlarge_is_not_told(noted, flip):
          "scheduler.patience: 10 can't lower the rate within the run's 10 epochs"),
         (["scheduler={name: MultiStepLR, milestones: [5, 30, 60]}"],
          "scheduler.milestones: 30 and 60 lie after the run's 10 epochs"),
+        (["optimizer.groups=[{match: a, until: 10ep}]"],
+         "optimizer.groups.0.until: 10ep is not before the end of the run's 10 epochs: "
+         "it has no effect"),
+        (["optimizer.momentum=0.5", "scheduler=OneCycleLR"],
+         "optimizer.momentum: 0.5 plays no part: scheduler OneCycleLR sets 0.95 to 0.85; "
+         "write cycle_momentum: false to keep it"),
+        (["optimizer.groups=[{match: a, momentum: 0.6}]",
+          "scheduler={name: OneCycleLR, base_momentum: 0.7}"],
+         "optimizer.groups.0.momentum: 0.6 plays no part: scheduler OneCycleLR sets 0.95 to 0.7; "
+         "write cycle_momentum: false to keep it"),
+        (["optimizer={name: Muon, rest: SGD, betas: [0.9, 0.99]}"],
+         "optimizer.betas: has no effect: they are AdamW's, and rest is SGD"),
     ],
 )  # fmt: skip
 def test_a_setting_without_effect_or_of_absurd_size_is_told(noted, overrides, note):
@@ -230,10 +242,19 @@ def test_a_setting_without_effect_or_of_absurd_size_is_told(noted, overrides, no
      "scheduler={name: ReduceLROnPlateau, patience: 7}", "optimizer.lr=1", "optimizer=Adadelta",
      "optimizer={name: SGD, lr: 0.1, weight_decay: 0.1, no_decay: true}",
      "optimizer={name: Adam, lr: 0.01, weight_decay: 1000}",
+     "optimizer.groups=[{match: a, until: 9ep}]",
      "scheduler={name: MultiStepLR, milestones: [5, 9]}", "loss.label_smoothing=0.9"],
 )  # fmt: skip
 def test_a_setting_that_still_has_an_effect_is_not_told(noted, override):
     assert noted(override) == []
+
+
+def test_mirrored_views_beside_mirrored_crops_are_told(noted):
+    notes = noted("evaluation.tta=flip", "transforms.eval=[{name: TenCrop, size: 28}]")
+    assert (
+        "evaluation.tta: flip mirrors what TenCrop in transforms.eval mirrors already: twice the "
+        "time for the same; write FiveCrop"
+    ) in " ".join(notes)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +267,12 @@ def test_a_setting_that_still_has_an_effect_is_not_told(noted, override):
         (["average={name: Lookahead, steps: 900}"],
          ["average.steps: 900 is after the run's {steps} steps: the average is never updated, "
           "and the trained weights are evaluated and saved"]),
+        (["optimizer.groups=[{match: '*.bias', until: 900st}]"],
+         ["optimizer.groups.0.until: 900st is not before the end of the run's {steps} steps: "
+          "it has no effect"]),
+        (["train.sizes={0ep: [24, 32]}", "model={name: CompactResNet, widths: [2]}"],
+         ["train.sizes.0ep: 24 x 32 stretches images of 32 x 32, in training only; "
+          "write [24, 24]"]),
         (["log.every=900st"],
          ["log.every: 900st is after the run's {steps} steps: only epochs are logged"]),
         (["checkpoint.every=900st"],

@@ -17,7 +17,7 @@ from transforms.batched import KERNELS
 from transforms.floats import normalized
 from transforms.keyed import Draws
 from transforms.memory import collected, is_channels_last, stacked
-from transforms.own import AlternatingFlip, Normalize
+from transforms.own import AlternatingFlip, Normalize, RandomHorizontalFlip, RandomVerticalFlip
 from transforms.pipeline import Pipeline
 
 MODE = v2.InterpolationMode
@@ -264,6 +264,7 @@ def test_a_batch_is_in_the_layout_of_its_images(join, is_last):
 
 
 ONES = [v2.RandomResizedCrop(50), v2.RandomCrop(40), v2.RandomHorizontalFlip(), AlternatingFlip()]
+ONES += [RandomHorizontalFlip(alternate=True), RandomVerticalFlip(alternate=True)]
 ONES += [v2.RandomVerticalFlip(), v2.RandomGrayscale(0.5), v2.ColorJitter(0.4, 0.4, 0.4, 0.1)]
 
 

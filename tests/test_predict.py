@@ -499,13 +499,14 @@ def test_files_are_read_only_a_few_ahead():
 # Test-time augmentation
 
 
-def test_flip_is_the_mean_over_the_image_and_its_mirror_image(run, tmp_path, listed):
+def test_flip_is_of_the_mean_logits_of_the_image_and_its_mirror_image(run, tmp_path, listed):
     path = lopsided(tmp_path / "a.png")
     (entry,) = listed(path, "--tta", "flip")
     plain, flipped = by_hand(run, path), by_hand(run, path, flip=True)
     assert (plain - flipped).abs().max() > 1e-3
     values = torch.tensor(list(entry["probabilities"].values()))
-    assert torch.allclose(values, (plain + flipped) / 2, atol=1e-5)
+    of_mean_logits = ((plain.log() + flipped.log()) / 2).softmax(-1)
+    assert torch.allclose(values, of_mean_logits, atol=1e-5)
 
 
 def test_draws_are_those_of_the_training_transforms_without_mixing(mirrored, tmp_path, listed):

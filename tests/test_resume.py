@@ -58,6 +58,7 @@ MAY_CHANGE = {
     "train.budget": "30m",
     "train.skip_non_finite": 2,
     "train.parallel": "fsdp",
+    "evaluation.tta": "flip",  # it changes no weight
     "store.root": "elsewhere",
     "store.gigabytes": 3,
     "store.days": 3,
@@ -107,6 +108,7 @@ REFUSED = {
     "train.sync_batch_norm": True,
     "train.clip_grad_norm": 1.0,
     "train.monitor": "val/loss",
+    "train.sizes": "{0ep: 24}",
     "average.name": "Lookahead",
     "distill.weight": 0.25,
     "distill.temperature": 2.0,
@@ -358,8 +360,14 @@ def stopped_at(train, monkeypatch, step, *overrides, resume=None, file=None):
             JITTER,
         ),
         ("early_stop={patience: 2}", "optimizer.lr=1e-30", "train.epochs=4", "loader.cache=off"),
+        (
+            "train.sizes={0ep: 24, 1ep: [28, 32]}",
+            "transforms.train.1={name: RandomHorizontalFlip, alternate: true}",
+            "model=torchvision/squeezenet1_1",
+            "log.show=[scalars]",
+        ),
     ],
-    ids=["batch norm", "dropout and workers", "early stopping"],
+    ids=["batch norm", "dropout and workers", "early stopping", "sizes and alternate"],
 )
 def test_stopped_three_times_within_two_epochs_a_run_is_still_the_same(
     train, finished, monkeypatch, tmp_path, overrides

@@ -926,6 +926,7 @@ COMMANDS_CALLED = {  # command: its arguments; RUN and CONFIG stand for a run an
     "train, refused": ["--config", "CONFIG", "transforms.train.1.size=8"],
     "train, not finite": ["--config", "CONFIG", "--runs", "RUNS", "optimizer.lr=1e30"],
     "find_lr": ["--config", "CONFIG", "--runs", "RUNS", "--steps", "20"],
+    "speed": ["--config", "CONFIG", "--seconds", "5", "--no-compile"],
     "evaluate": ["RUN"],
     "predict": ["RUN", "IMAGE"],
     "explain": ["RUN", "IMAGE", "--output", "RUNS/look"],
@@ -940,7 +941,7 @@ COMMANDS_CALLED = {  # command: its arguments; RUN and CONFIG stand for a run an
         pytest.param(
             name,
             marks=[pytest.mark.slow]
-            if name in ("data", "train, refused", "train --resume")
+            if name in ("data", "speed", "train, refused", "train --resume")
             else [],
         )
         for name in COMMANDS_CALLED
