@@ -133,6 +133,7 @@ def _become(
         sys.orig_argv[:], sys.argv[:] = command, ["", *command[3:]]
         watch(command[2])
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        sys.modules.pop(command[2], None)  # else runpy warns that it runs twice
         runpy.run_module(command[2], run_name="__main__", alter_sys=True)
     except SystemExit as end:  # of argparse
         code = end.code if isinstance(end.code, int) else code
