@@ -71,8 +71,8 @@ def assert_warped_alike(mode, got, want):
     elif got.dtype == torch.uint8:
         assert (got.int() - want.int()).abs().max() <= 1
     else:
-        # The sum holds the fill, 200 at most, of which float32 rounds off up to 1.2e-5 at a time.
-        assert (got - want).abs().max() <= 1e-4
+        # Fused products move a place by an ulp, and beside a fill of 200 the edge is steep.
+        assert (got - want).abs().max() <= (1e-3 if products_are_fused() else 1e-5)
 
 
 SIDES = st.integers(1, 40)
@@ -163,8 +163,8 @@ def test_resized_crop_equals_torchvision(size, dtype, resized, mode, seed):
     if mode[0] == "nearest":
         assert torch.equal(got, want)
     elif dtype == torch.float32:
-        # The sum holds the fill, 200 at most, of which float32 rounds off up to 1.2e-5 at a time.
-        assert (got - want).abs().max() <= 1e-4
+        # Fused products move a place by an ulp, and beside a fill of 200 the edge is steep.
+        assert (got - want).abs().max() <= (1e-3 if products_are_fused() else 1e-5)
     else:
         assert (got.int() - want.int()).abs().max() <= 1
 
