@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from html.parser import HTMLParser
 from itertools import pairwise, product
 from pathlib import Path
@@ -1100,11 +1101,15 @@ def test_a_forked_run_is_bit_for_bit_the_run_of_its_command_and_says_so(write, t
     file, runs = write("\n  method: grid\n  seeds: [3, 4]\n"), tmp_path / "runs"
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     sweep = [sys.executable, "-m", "trainer.sweep", "--config", str(file), "--runs", str(runs)]
+    sweep.append("train.device=auto")
     process = subprocess.Popen(sweep, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    wait_for(
-        lambda: [c for c in children_of(process.pid) if command_of(c) == command_of(process.pid)]
-    )
+    own, seen = command_of(process.pid), []
+    while process.poll() is None:  # to its end: a fork may replace itself by the command
+        with suppress(OSError):  # it has ended
+            seen += [command_of(child) for child in children_of(process.pid)]
+        time.sleep(0.02)
     told, _ = process.communicate()
+    assert own in seen and not [command for command in seen if b"trainer.train" in command]
     assert process.returncode == 0 and "anew" not in told
     for run in (runs / "trial").glob("t*/2*"):
         command = json.loads((run / "environment.json").read_text())["command"]

@@ -81,6 +81,7 @@ class Starter:
         too. others: the claims of other runs, which it must not hold.
         """
         environment, first = self._environment(place), end_with(os.getpid())
+        uses_gpu = bool(self.gpus) or self.plan.config.train.device.startswith("cuda")
         with log.open("ab") as output:
             if command[1] != "-m" or not self.may_fork():
                 return subprocess.Popen(
@@ -103,7 +104,7 @@ class Starter:
                     other.close()
                 redirect_streams(output.fileno())
                 os.environ |= environment
-                if self.plan.config.train.device != "cpu" and cuda_is_lost():
+                if uses_gpu and cuda_is_lost():
                     os.set_inheritable(claim.fileno(), True)
                     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
                     os.execve(command[0], command, environment)
