@@ -87,7 +87,8 @@ def told(tmp_path, monkeypatch):
          "write cuda:0"),
         ("train.device=gpu", "expected auto, cpu, cuda, mps or cuda:NUMBER (such as cuda:1), "
          "got the text 'gpu'; did you mean 'auto'?"),
-        ("train.precision=16", "expected fp32, tf32, bf16 or fp16, got 16; did you mean 'fp16'?"),
+        ("train.precision=16", "expected fp32, tf32, bf16, fp16 or auto, got 16; "
+         "did you mean 'fp16'?"),
         ("model.weights=true", "expected text or null, got true; LeNet has no pretrained "
          "weights; give a file: model.weights=runs/NAME/DATE/model.pt"),
         ("metrics=accuracy", "expected a list (each a metric as {name: ..., ...}), got the text "

@@ -14,6 +14,7 @@ from models.depthwise import Float32Conv2d
 from models.lenet import LeNet
 from models.mlp import MLP
 from models.vgg import VGG
+from trainer import train
 from trainer.build.precision import build_precision
 from trainer.build.prepare import prepare, prepare_precision
 from trainer.components.schedulers import Schedule
@@ -137,6 +138,29 @@ def test_the_images_of_a_bf16_run_are_those_of_an_fp32_run_rounded_once(config_f
         first[precision] = seen.images
     assert first["fp32"].dtype == torch.float32 and first["bf16"].dtype == torch.bfloat16
     assert torch.equal(first["bf16"], first["fp32"].bfloat16())
+
+
+@pytest.mark.parametrize("found", [{"avx512_bf16": True}, {"avx2": True}], ids=str)
+def test_auto_is_bf16_where_the_processor_has_it_and_a_run_keeps_what_it_began(
+    found, config_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("trainer.build.precision._bf16_is_for_onednn", lambda: True)
+    expected = "bf16" if "avx512_bf16" in found else "fp32"
+    weights = {}
+    for name in ("auto", expected):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+        settings = [f"train.precision={name}", "train.epochs=1"]
+        runs = ["--runs", str(tmp_path / name)]
+        assert train.main(["--config", str(config_file), *runs, *settings]) == 0
+        [run] = (tmp_path / name).glob("*/2*")
+        assert f"precision: {expected}" in (run / "config.yaml").read_text()
+        other = {"amx_bf16": expected == "fp32"}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda other=other: other)
+        assert train.main(["--resume", str(run), "train.epochs=2"]) == 0
+        assert f"precision: {expected}" in (run / "config.yaml").read_text()
+        weights[name] = torch.load(run / "model.pt")
+    for key, value in weights["auto"].items():
+        assert torch.equal(value, weights[expected][key])
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)

@@ -45,6 +45,14 @@ def build_precision(config: Config, device: torch.device) -> Precision:
     return Precision(autocast, torch.amp.GradScaler(device.type, enabled=name == "fp16"))
 
 
+def with_precision(config: Config, device: torch.device) -> Config:
+    """The configuration with the precision that ``auto`` means on this device."""
+    if config.train.precision != "auto":
+        return config
+    name = "bf16" if _is_fast_in_bf16(device) else "fp32"
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": name})})
+
+
 def notes_on_precision(config: Config, device: torch.device) -> list[str]:
     """Notes for the user if ``train.precision`` is slow on this device."""
     name = config.train.precision
@@ -80,7 +88,7 @@ def note_on_unused(config: Config, device: torch.device) -> str:
     if config.train.precision != "fp32":
         return ""
     if device.type == "cpu":
-        names = ["bf16"] * (computes_in("bf16", device) and _bf16_is_for_onednn())
+        names = ["bf16"] * _is_fast_in_bf16(device)
     elif device.type == "cuda":
         names = [name for name in ("bf16", "tf32", "fp16") if computes_in(name, device)][:2]
     else:
@@ -94,6 +102,11 @@ def note_on_unused(config: Config, device: torch.device) -> str:
         f"this {kind} also computes in {can}, and the YAML in fp32. {written} may be faster, or "
         f"slower: python -m trainer.speed --config {shlex.quote(config.file)} measures it"
     )
+
+
+def _is_fast_in_bf16(device: torch.device) -> bool:
+    """Whether convolutions and products have instructions for bf16 here, and use them."""
+    return computes_in("bf16", device) and (device.type != "cpu" or _bf16_is_for_onednn())
 
 
 def _bf16_is_for_onednn() -> bool:

@@ -18,7 +18,13 @@ from trainer.build.job import Job
 from trainer.build.model import build_loss, build_model, check_training_sizes
 from trainer.build.notes import notes_on_run
 from trainer.build.optimizer import build_average, build_optimizer, build_schedule_of
-from trainer.build.precision import HALF, Precision, build_precision, notes_on_precision
+from trainer.build.precision import (
+    HALF,
+    Precision,
+    build_precision,
+    notes_on_precision,
+    with_precision,
+)
 from trainer.build.rehearse import check_batches, check_sharding, choose_layout, keep_dropout_alike
 from trainer.build.trial import check_components
 from trainer.config import Config
@@ -90,6 +96,7 @@ def prepare(
     check_settings(config, say)
     check_counts(config)
     device = choose_device(config)
+    config = with_precision(config, device)
     check_sync_batch_norm(config, device)
     if data is None:
         data = prepare_data(with_split(config, began), device, plain)  # it keeps its own notes

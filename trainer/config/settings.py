@@ -180,8 +180,11 @@ class TrainSettings(Frozen):
         ]
     ) = "auto"
     """Where to compute; auto takes a GPU if there is one, a named device must be there."""
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """The number format of the arithmetic; weights stay fp32. bf16 suits newer GPUs, fp16 older."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "auto"] = "fp32"
+    """The number format of the arithmetic; weights stay fp32. bf16 suits newer GPUs, fp16 older.
+
+    auto: bf16 if the device has instructions for it, else fp32; the run's config.yaml has which.
+    """
     compile: (
         bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
     ) = False
