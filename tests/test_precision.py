@@ -1,5 +1,6 @@
 """What is computed in which number format, in a step of each precision on a CPU."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -156,8 +157,11 @@ def test_auto_is_bf16_where_the_processor_has_it_and_a_run_keeps_what_it_began(
         assert f"precision: {expected}" in (run / "config.yaml").read_text()
         other = {"amx_bf16": expected == "fp32"}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda other=other: other)
-        assert train.main(["--resume", str(run), "train.epochs=2"]) == 0
-        assert f"precision: {expected}" in (run / "config.yaml").read_text()
+        for epochs, more in ((2, ["train.epochs=2"]), (3, ["--config", str(config_file)])):
+            again = [*settings[:1], "train.epochs=3"] if "--config" in more else []
+            assert train.main(["--resume", str(run), *more, *again]) == 0
+            assert f"precision: {expected}" in (run / "config.yaml").read_text()
+            assert json.loads((run / "result.json").read_text())["epochs"] == epochs
         weights[name] = torch.load(run / "model.pt")
     for key, value in weights["auto"].items():
         assert torch.equal(value, weights[expected][key])

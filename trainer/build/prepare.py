@@ -31,7 +31,12 @@ from trainer.config import Config
 from trainer.config.notes import as_lines
 from trainer.distributed.fsdp import shard
 from trainer.distributed.network import from_main, over_processes
-from trainer.distributed.processes import agree_on_error, world_size
+from trainer.distributed.processes import (
+    agree_on_error,
+    is_true_everywhere,
+    mark_common,
+    world_size,
+)
 from trainer.distributed.sync_batch_norm import with_synced_batch_norm
 from trainer.drawing.fonts import note_on_names
 from trainer.input.data import (
@@ -267,6 +272,10 @@ def distribute(job: Job, say: Say) -> None:
     """Wrap the job's network by DDP or FSDP, and compile it; every rank calls it."""
     if world_size() == 1:
         return
+    half = job.config.train.precision in HALF
+    if not is_true_everywhere(half) and not is_true_everywhere(not half):
+        message = "is bf16 on some of the processes' devices and fp32 on others; write one of them"
+        raise mark_common(ConfigError([job.config.fault("train.precision", message)]))
     subset = job.data.subsets["train"]
     images, _ = subset.sample(subset.extremes[:2])
     if job.config.train.parallel == "ddp":

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -118,7 +118,7 @@ def predict_files(
 
 
 def _predicted(
-    trained: TrainedModel, waiting: Sequence[_Views | Prediction], tta: Any
+    trained: TrainedModel, waiting: Sequence[_Views | Prediction], tta: str | None
 ) -> Iterator[Prediction]:
     """Yield a Prediction for each waiting item; the images are one batch."""
     views = [item for item in waiting if isinstance(item, _Views)]

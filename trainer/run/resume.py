@@ -57,6 +57,9 @@ def find_resumable(
         print(f"resume  {folder}, the newest of {len(runs_in(folder.parent))}", file=sys.stderr)
     began = load_config(folder / "config.yaml")
     config = load_config(config_file or folder / "config.yaml", overrides)
+    if config.train.precision == "auto":  # the run's config.yaml has what that was
+        train = config.train.model_copy(update={"precision": began.train.precision})
+        config = config.model_copy(update={"train": train})
     if config.name != began.name:
         raise UsageError(f"{folder} is a run of '{began.name}', and {config_file} another file's.")
     try:
