@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from scripts.benchmark_cases import write_tiny
+from trainer.build.precision import computes_in
 from trainer.build.prepare import prepare
 from trainer.config import load_config
 from trainer.loop.guard import Guard
@@ -41,7 +42,7 @@ MODELS: Mapping[str, tuple[str, int, int, Sequence[str]]] = {
     "mobilenet_v3_small": ("alexnet_rmb", 2, 256, ("model=torchvision/mobilenet_v3_small",)),
     "vgg16_rmb": ("vgg16_rmb", 2, 256, ()),
 }
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16")  # bf16 where the device has instructions for it
 Batches = Iterable[tuple[Tensor, Tensor]]
 Row = dict[str, tuple[float, float]]  # arm -> seconds of a step: by the clock, of the processors
 
@@ -56,9 +57,10 @@ def measure_models(
     measured: dict[str, dict[str, list[Row]]] = {}
     if unknown := [name for name in names if name not in MODELS]:
         raise UsageError(f"--models {unknown[0]}: expected some of {', '.join(MODELS)}")
+    able = [name for name in PRECISIONS if name == "fp32" or computes_in(name, device)]
     for name in names or MODELS:
         measured[name] = {}
-        for precision in PRECISIONS:
+        for precision in able:
             rows = measured[name][precision] = in_turns(
                 arms_of(name, precision, device, runs), seconds
             )

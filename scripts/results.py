@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--download", action="store_true", help="also recipes whose weights are downloaded")
     add("--runs", type=Path, default=Path("runs/results"), metavar="DIR", help="(runs/results)")
     arguments = parser.parse_args(argv)
+    if wrong := [seed for seed in arguments.seeds or () if not 0 <= seed < 2**32]:
+        parser.error(f"--seeds {wrong[0]}: expected whole numbers of at least 0, such as 0 1 2")
     return exit_code_of(lambda: run(arguments))
 
 
@@ -118,7 +120,8 @@ def expected_seconds(recipe: Recipe, arguments: argparse.Namespace) -> float | N
     if "seconds" not in recipe.entry:
         return None
     each = sum(recipe.entry["seconds"]) / len(recipe.entry["seconds"]) + RUN_SECONDS
-    return each * len(missing_seeds(recipe, arguments))
+    seeds = seeds_of(recipe, arguments) if arguments.again else missing_seeds(recipe, arguments)
+    return each * len(seeds)
 
 
 def state_in_words(recipe: Recipe, arguments: argparse.Namespace) -> str:
@@ -173,30 +176,26 @@ def measure(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
     """
     label, here, general = data_of(recipe, arguments)
     name = f"{recipe.name}-{recipe.digest}"
-    folder, file = arguments.runs / name, arguments.runs / f"{name}.yaml"
-    seeds = set(seeds_of(recipe, arguments))
-    if (folder / "plan.json").exists():  # a sweep may get more seeds, but none is taken away
-        seeds |= set(disk.read_json(folder / "plan.json")["sweep"]["seeds"])
-    plan = {"name": name, "base": str(recipe.path.resolve())}
-    disk.make_folders(arguments.runs)
-    grid = {"method": "grid", "params": {}, "seeds": sorted(seeds)}
-    disk.write_file(file, yaml.safe_dump(plan | {"sweep": grid}))
+    folder = arguments.runs / name
+    if arguments.again and recipe.state == "measured" and folder.exists():
+        raise RunError(f"{folder} holds the runs of {recipe.name}; remove it to measure them again")
+    plan = folder / "plan.json"  # a sweep may get more seeds, but none is taken away
+    known = disk.read_json(plan)["sweep"]["seeds"] if plan.exists() else []
+    kept = recipe.entry["seeds"] if recipe.state == "measured" else []
+    added = sorted({*seeds_of(recipe, arguments), *kept} - {*known})
     begun = any(folder.glob("*/*/config.yaml"))  # in an earlier call: nobody knows what else ran
     others, began = seconds_of_others(), time.monotonic()
-    sweep = ["trainer.sweep", "--config", str(file), "--runs", str(arguments.runs), "--retry", here]
-    code = code_of_command(sweep, None)
+    # Seed by seed, so that no run begins beside the end of the one before: it has its time alone.
+    for number in range(0 if known else 1, len(added) + 1):
+        run_sweep(recipe, name, [*known, *added[:number]], arguments.runs, here)
     share = (seconds_of_others() - others) / (time.monotonic() - began) / (os.cpu_count() or 1)
-    if code == Exit.STOPPED:
-        raise Stopped("stopped; what has ended is kept, and the same command resumes")
-    if code:
-        raise RunError(f"{recipe.name} failed with exit code {code}; the lines above say why")
     (trial,) = disk.read_json(folder / "sweep.json")["trials"]
     if trial["status"] != "done":
         raise RunError(f"{recipe.name} failed: {trial['reason']}")
     command = ["python", "-m", "trainer.train", "--config", recipe.path.as_posix(), *general]
     entry = entry_of(recipe, [folder / end["run"] for end in trial["runs"]])
     if recipe.name in RECOLOURED:
-        root = Path(here.partition("=")[2])
+        root = Path(json.loads(here.partition("=")[2]))
         runs = [folder / end["run"] for end in trial["runs"]]
         entry["recoloured"] = [recoloured_accuracy(run, root) for run in runs]
     return entry | {
@@ -205,6 +204,20 @@ def measure(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
         "others": None if begun else round(max(share, 0.0), 2),
         "command": shlex.join(command),
     }
+
+
+def run_sweep(recipe: Recipe, name: str, seeds: Sequence[int], runs: Path, here: str) -> None:
+    """Run a recipe with seeds, as far as that is not done; raises Stopped, or RunError."""
+    grid = {"method": "grid", "params": {}, "seeds": list(seeds)}
+    plan = {"name": name, "base": str(recipe.path.resolve()), "sweep": grid}
+    disk.make_folders(runs)
+    disk.write_file(runs / f"{name}.yaml", yaml.safe_dump(plan))
+    command = ["trainer.sweep", "--config", str(runs / f"{name}.yaml"), "--runs", str(runs)]
+    code = code_of_command([*command, "--retry", here], None)
+    if code == Exit.STOPPED:
+        raise Stopped("stopped; what has ended is kept, and the same command resumes")
+    if code:
+        raise RunError(f"{recipe.name} failed with exit code {code}; the lines above say why")
 
 
 def code_of_command(command: Sequence[str], output: int | None) -> int:

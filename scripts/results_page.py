@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from trainer.process.console import duration
+from trainer.process.errors import UsageError
 from trainer.run.disk import write_file
 
 MEASURED = Path("docs/results.json")
@@ -56,7 +57,10 @@ def read_measured() -> dict[str, Entry]:
     """The content of docs/results.json."""
     content: dict[str, Entry] = {}
     if MEASURED.exists():
-        content = json.loads(MEASURED.read_text(encoding="utf-8"))
+        try:
+            content = dict(json.loads(MEASURED.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{MEASURED} is damaged ({error}); git checkout restores it") from None
     return content
 
 
@@ -64,7 +68,14 @@ def all_recipes() -> list[Recipe]:
     """The recipes of configs/, by name."""
     measured, found = read_measured(), []
     for path in sorted(Path("configs").glob("*.yaml")):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (ValueError, yaml.YAMLError) as error:
+            raise UsageError(f"{path} cannot be read as YAML: {error}") from None
+        if isinstance(content, dict) and "sweep" in content:
+            continue
+        if not isinstance(content, dict) or not {"dataset", "model", "train"} <= content.keys():
+            raise UsageError(f"{path} lacks dataset, model or train: it is no recipe; move it away")
         text = json.dumps(content, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         found.append(Recipe(path, content, digest, measured.get(path.stem, {})))
@@ -103,7 +114,7 @@ def readme_row(recipe: Recipe) -> list[str]:
     """The cells of a measured recipe in the READMEs, without words of any language."""
     entry = recipe.entry
     accuracy = f"{accuracy_of(recipe)} ({len(entry['seeds'])})" + " \\*" * (recipe.state == OLDER)
-    seconds = training_time(entry) + " †" * ((entry["others"] or 0) > BUSY)
+    seconds = training_time(entry) + " †" * (entry["others"] is None or entry["others"] > BUSY)
     data = f"{entry['data']}: {images_of(entry)}"
     return [f"`{recipe.name}`", data, accuracy, seconds, entry["commit"]]
 

@@ -116,7 +116,36 @@ def test_a_changed_recipe_is_told_as_older_and_a_comment_changes_nothing(checkou
     assert "measured with an older file; cannot be measured: its data" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "name, text, told",
+    [
+        ("configs/three.yaml", "a: [1\n", "configs/three.yaml cannot be read as YAML"),
+        ("docs/results.json", "{", "docs/results.json is damaged"),
+        ("docs/results.json", "[1]", "docs/results.json is damaged"),
+    ],
+)
+def test_a_damaged_file_is_told_by_its_name(name, text, told, checkout, capsys):
+    Path(name).write_text(text)
+    assert results.main(["--list"]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_sweep_is_no_recipe_a_misspelt_one_is_told_and_a_seed_is_no_negative_number(
+    checkout, capsys
+):
+    Path("configs/four.yaml").write_text("base: one.yaml\nsweep: {seeds: [1, 2]}\n")
+    assert [recipe.name for recipe in all_recipes()] == ["one", "two"]
+    Path("configs/one.yaml").write_text(Path("configs/one.yaml").read_text().replace("tr", "rt"))
+    assert results.main(["--list"]) == 2
+    assert "configs/one.yaml lacks dataset, model or train" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        results.main(["--seeds", "0", "-1"])
+    assert "--seeds -1: expected whole numbers" in capsys.readouterr().err
+
+
 def test_a_time_beside_other_programs_is_marked(checkout):
+    measured(others=None)  # nobody knows
+    assert "| 9.0s † |" in texts()[READMES[0]]
     measured(others=0.4)
     assert "| 9.0s † |" in texts()[READMES[0]] and "| 40% |" in texts()[PAGE]
 
@@ -129,10 +158,16 @@ def test_writing_twice_changes_nothing(checkout):
     assert texts() == first
 
 
+def seeds_in(command):
+    """The seeds of the sweep that a command starts."""
+    return yaml.safe_load(Path(command[2]).read_text())["sweep"]["seeds"]
+
+
 def test_a_killed_call_resumes_a_finished_one_runs_nothing_and_more_seeds_are_added(
     checkout, notes, monkeypatch
 ):
     command = ["--rmb", str(notes), "--only", "one", "two", "--seeds", "0", "1"]
+    monkeypatch.setattr(results, "RECOLOURED", ("one",))
     first = Path("runs/results") / f"one-{all_recipes()[0].digest}" / "t000-seed0"
     process = fork(checkout / "killed.txt", lambda: results.main(command))
     end = time.monotonic() + 120
@@ -152,6 +187,7 @@ def test_a_killed_call_resumes_a_finished_one_runs_nothing_and_more_seeds_are_ad
         for path in sorted(first.parent.glob("*/*/result.json"))
     ]
     assert entry["accuracy"] == tested
+    assert len(entry["recoloured"]) == 2 and all(0 <= share <= 1 for share in entry["recoloured"])
     assert sum(entry["images"]) == 50 and entry["others"] is None
     assert f"| {' + '.join(map(str, entry['images']))} |" in PAGE.read_text()
     assert "not measured: its weights must be downloaded" in PAGE.read_text()
@@ -161,9 +197,12 @@ def test_a_killed_call_resumes_a_finished_one_runs_nothing_and_more_seeds_are_ad
     assert results.main(command) == 0
     assert results.main(command[:-2] + ["1"]) == 0
     assert json.loads(MEASURED.read_text())["one"] == entry
+    assert results.main([*command, "--again"]) == 5  # it would show the same runs again
+    asked = []
+    monkeypatch.setattr(results, "code_of_command", lambda argv, _: asked.append(seeds_in(argv)))
     shutil.rmtree("runs")
+    assert results.main([*command, "2"]) == 5  # nothing ran, so there is no result
+    assert asked == [[0], [0, 1], [0, 1, 2]]  # no run beside another; no seed is forgotten
     monkeypatch.setattr(results, "code_of_command", lambda *argv: 75)
     assert results.main([*command, "2"]) == 75
-    (plan,) = Path("runs/results").glob("one-*.yaml")
-    assert yaml.safe_load(plan.read_text())["sweep"]["seeds"] == [0, 1, 2]
     assert json.loads(MEASURED.read_text())["one"] == entry
