@@ -480,6 +480,7 @@ def test_it_ends_in_time_and_tells_what_it_has(measured):
 def test_too_little_time_is_told(measured):
     code, told = measured(TWO, cut_is_faster, "--seconds", "0.001")
     assert code == 0 and "ended   0.001 s are over" in told and "nothing so far" in told
+    assert "no setting was timed beside the YAML" in told and "ratio " not in told
 
 
 def test_a_wrong_setting_is_told_with_its_place(config_file, capsys):

@@ -9,7 +9,6 @@ picture of the curve.
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,18 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.config import load_config
     from trainer.process.console import say
     from trainer.process.start import start
+    from trainer.tuning.load import load_without_sizes
 
     with start():
-        config = load_config(arguments.config, arguments.overrides)
-        for message in config.messages:
-            print(message, file=sys.stderr)
-        if config.train.sizes:
-            plain = config.train.model_copy(update={"sizes": None})
-            config = config.model_copy(update={"train": plain})
-            print("train.sizes plays no part here: images are as in evaluation", file=sys.stderr)
+        config = load_without_sizes(arguments.config, arguments.overrides)
         from trainer.build.prepare import prepare
         from trainer.loop.summary import introduce
         from trainer.tuning.lr_range import find_rate

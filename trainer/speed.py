@@ -50,16 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.config import load_config
     from trainer.process.console import say
     from trainer.process.errors import UsageError
     from trainer.process.launch import is_one_of_several
     from trainer.process.start import start
+    from trainer.tuning.load import load_without_sizes
 
     with start():
-        config = load_config(arguments.config, arguments.overrides)
-        for message in config.messages:
-            print(message, file=sys.stderr)
+        load_without_sizes(arguments.config, arguments.overrides)
         if is_one_of_several():
             raise UsageError("trainer.speed measures one process; leave torchrun out.")
         from trainer.drawing.columns import terminal_width
@@ -68,16 +66,9 @@ def run(arguments: argparse.Namespace) -> None:
         from trainer.tuning.search import find_faster
         from trainer.tuning.timer import CTRL_C
 
-    overrides = list(arguments.overrides)
-    if config.train.sizes:
-        overrides.append("train.sizes=null")
-        print(
-            "train.sizes plays no part here: images are as transforms.train gives them",
-            file=sys.stderr,
-        )
-
     def config_of(settings: dict[str, Any]) -> "Config":
-        return load_config(arguments.config, [*overrides, *lines_of(settings)])
+        lines = lines_of(settings)
+        return load_without_sizes(arguments.config, [*arguments.overrides, *lines], quietly=True)
 
     # Messages of the work go to stderr, so that stdout holds JSON only.
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():

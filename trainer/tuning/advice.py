@@ -34,8 +34,10 @@ def table(found: Gains, course: Course | None, width: int) -> list[str]:
             failed.append(f"{row.name}: not measured")
         if row.remark:
             failed.append(f"{row.name}: {row.remark}")
-    lines, out = fit_columns(cells, width, DROP)
-    lines += left_out(out, width, "a wider terminal or --json shows all")
+    lines = list[str]()
+    if len(cells) > 1:
+        lines, out = fit_columns(cells, width, DROP)
+        lines += left_out(out, width, "a wider terminal or --json shows all")
     lines += [part for line in failed for part in hang(line, 8, width)]
     lines += [
         part
@@ -67,6 +69,11 @@ def advised_lines(found: Gains, config: str, overrides: Sequence[str], width: in
     """What to set in the YAML ``config``, as lines; all but commands fit into ``width`` columns."""
     lines = [f"ended   {found.ended}, before all was tried"] if found.ended else []
     best = found.advised
+    if not any(row.ratios for row in found.rows if row.settings) and found.ended:
+        lines.append(
+            "faster  nothing so far: no setting was timed beside the YAML; give more --seconds"
+        )
+        return [part for line in lines for part in hang(line, 8, width)]
     if best is None:
         so_far = " so far" if found.ended else ""
         what = f"nothing{so_far} is faster than the YAML by more than chance"
