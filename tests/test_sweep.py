@@ -221,6 +221,7 @@ def test_every_fault_of_a_sweep_and_of_what_it_sets_is_told_at_once(write):
         ("\n  method: random\n  params: {optimizer.lr: [1]}\n", "must know how many"),
         ("\n  method: grid\n  trials: 3\n  params: {optimizer.lr: [1]}\n", "every combination"),
         ("\n  method: grid\n  params: {optimizer.lr: {low: 1, high: 2}}\n", "a list of choices"),
+        ("\n  method: grid\n  params: {optimizer.lr: []}\n", "no choice; write values, such as"),
         ("\n  method: tpe\n  trials: 2\n  seeds: [0]\n", "'params' is missing"),
         (
             "\n  method: random\n  trials: 2\n  params: {seed: [1]}\n  prune: MedianPruner\n",

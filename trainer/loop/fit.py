@@ -202,7 +202,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     with state.spending("log"):
         log.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
         tested = set_aside(run, test, job.data.classes)
-        # From now on the run only draws and writes: a sweep that sees "test" begins the next run.
+        # Now the run only draws, embeds and writes: a sweep that sees "test" begins the next one.
         update_result(run, dataset=about_data(job), test=tested)
         show_end(Board(log.events, job, session.say), run, subset, logits, labels, state.step)
     # The first epoch warms up the caches, so it counts only if it is the only one.

@@ -205,6 +205,8 @@ def _space_rules(place: Place, space: Any, method: Any) -> Iterator[Finding]:
         return
     if reason := NOT_VARIED.get(key):
         yield Finding(place, f"'{key}' {reason}", at_key=True)
+    if space == []:
+        yield Finding(place, "there is no choice; write values, such as [0.1, 0.01], or remove it")
     if isinstance(space, list):
         for index, choice in enumerate(space):
             if choice in space[:index] and type(choice) is type(space[space.index(choice)]):

@@ -174,12 +174,14 @@ def thread_count() -> int:
 
 
 def state_of_code() -> dict[str, int]:
-    """When each file of code that this process has imported was changed."""
+    """When each file of code that a run may import, or this process has imported, was changed."""
+    paths = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    for package in ("trainer", "models", "datasets", "transforms"):
+        paths |= {str(path) for path in (ROOT / package).rglob("*.py")}
     state = {}
-    for module in list(sys.modules.values()):
-        if path := getattr(module, "__file__", None):
-            with suppress(OSError):
-                state[path] = os.stat(path).st_mtime_ns
+    for path in filter(None, paths):
+        with suppress(OSError):
+            state[path] = os.stat(path).st_mtime_ns
     return state
 
 

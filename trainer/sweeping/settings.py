@@ -87,7 +87,7 @@ class Sweep(Frozen):
     method: Method
     """grid: every combination; each: one choice changed at a time; random: independent draws;
     tpe: draws that learn from results."""
-    params: dict[str, Annotated[list[Any], Field(min_length=1)] | Range] = {}
+    params: dict[str, list[Any] | Range] = {}
     """Keys of the experiment, each with a list of choices or a range {low, high, log, step}."""
     trials: AtLeastOne | None = None
     """The number of trials of random and tpe; a grid has one per combination, and
