@@ -64,7 +64,7 @@ class CompactResNet(nn.Module):
 class Group(nn.Module):
     """Two or three convolutions with batch norm and GELU; the first one's map is pooled.
 
-    Pooling stands before batch norm and GELU, which so compute a quarter of the values.
+    Pooling comes before batch norm and GELU, so these compute only a quarter of the values.
     """
 
     def __init__(self, in_channels: int, width: int, depth: int, momentum: float) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import TypeGuard
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -52,7 +53,7 @@ def initialise(
             told = f"{name}: {whiten(layer, batches())}" if batches is not None else ""
         elif way and not layer.weight.is_meta:  # no values; initialising imports sympy (0.4 s)
             _fill(layer, way)
-        if way and layer.bias is not None and (way != "dirac" or isinstance(layer, _ConvNd)):
+        if way and layer.bias is not None and (way != "dirac" or _passes_on(layer)):
             layer.bias.data.zero_()
     return told
 
@@ -73,7 +74,7 @@ def _require_effect(patterns: Mapping[str, str], taken: Mapping[str, list[nn.Mod
             raise ValueError(f"dirac is for convolutions, and {pattern!r} matches none")
 
 
-def _passes_on(layer: nn.Module) -> bool:
+def _passes_on(layer: nn.Module) -> TypeGuard[_ConvNd]:
     """Whether ``dirac`` has an effect on a layer."""
     return isinstance(layer, _ConvNd) and not layer.transposed
 
@@ -88,7 +89,7 @@ def _fill(layer: nn.Linear | _ConvNd, way: str) -> None:
             nn.init.normal_(layer.weight, std=0.01)
         case "orthogonal":
             nn.init.orthogonal_(layer.weight, gain=math.sqrt(2))
-        case "dirac" if isinstance(layer, _ConvNd) and not layer.transposed:
+        case "dirac" if _passes_on(layer):
             inputs = layer.in_channels // layer.groups
             for filters in layer.weight.data.chunk(layer.groups):
                 nn.init.dirac_(filters[:inputs])

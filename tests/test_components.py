@@ -130,6 +130,7 @@ def test_beside_other_faults_arguments_are_judged_the_same_without_torch(check):
     [
         ("model.weights=3", "expected text or null, got 3"),
         ("model.init=xavir", "did you mean 'xavier'?"),
+        ("model.init={}", "names no layers; write one way for the model"),
         ("model.freeze=features", "expected a list (each text), got the text 'features'"),
         ("loss.weight=balansed", "did you mean 'balanced'?"),
         ("loss.weight=[1, -1]", "expected a number of at least 0, got -1"),

@@ -288,6 +288,22 @@ def test_a_group_that_cannot_be_is_told_where_it_stands(config_file, change, pat
     assert (fault.path, fault.line) == (path, line) and told in fault.message
 
 
+@pytest.mark.parametrize("name", ["ASGD", "Rprop"])
+def test_until_is_refused_where_steps_go_on_at_a_rate_of_0(config_file, name):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = getattr(torch.optim, name)([weight], lr=0.1)
+    for rate in (0.1, 0.0):
+        before = weight.item()
+        optimizer.param_groups[0]["lr"] = rate
+        weight.grad = torch.ones(1)
+        optimizer.step()
+    assert weight.item() != before  # so torch's own optimizer does go on
+    setting = f"optimizer={{name: {name}, groups: [{{match: '*', until: 1ep}}]}}"
+    with pytest.raises(ConfigError, match=f"{name} goes on where the learning rate is 0") as caught:
+        load_config(config_file, [setting])
+    assert [fault.path for fault in caught.value.faults] == ["optimizer.groups.0.until"]
+
+
 @pytest.mark.parametrize("value", ["0", "1.5", "-1", "high"])
 def test_an_impossible_layer_decay_is_refused(config_file, value):
     with pytest.raises(ConfigError) as caught:

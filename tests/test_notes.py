@@ -227,6 +227,8 @@ def test_a_flip_before_a_resize_that_may_enlarge_is_not_told(noted, flip):
           "scheduler={name: OneCycleLR, base_momentum: 0.7}"],
          "optimizer.groups.0.momentum: 0.6 plays no part: scheduler OneCycleLR sets 0.95 to 0.7; "
          "write cycle_momentum: false to keep it"),
+        (["optimizer.groups=[{match: a, momentum: 1}]"],
+         "optimizer.groups.0.momentum: 1 never fades: steps only grow; write 0.9"),
         (["optimizer={name: Muon, rest: SGD, betas: [0.9, 0.99]}"],
          "optimizer.betas: has no effect: they are AdamW's, and rest is SGD"),
     ],

@@ -8,6 +8,7 @@ Prints the numbers of result.json, if split, device, threads, batch size and met
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 
 from trainer.process.command_line import Parser
@@ -62,6 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     values = evaluate_run(folder, config, arguments.split)
     if arguments.json:
         print(json.dumps(values))
+        if config.evaluation.tta:
+            print(f"note    the images had tta {config.evaluation.tta}", file=sys.stderr)
         return
     with_tta = f", tta {config.evaluation.tta}" if config.evaluation.tta else ""
     images = len(read_json(folder / "split.json", MAX_SPLIT)[arguments.split])

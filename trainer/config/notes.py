@@ -187,8 +187,9 @@ def _on_learning(config: Config) -> Iterator[Note]:
     if rate * decay >= 1 and optimizer.name in SHRINKING:
         message = f"{decay:g} at a learning rate of {rate:g} removes the weights in one step"
         yield Note("optimizer.weight_decay", message)
-    if isinstance(momentum := arguments.get("momentum"), int | float) and momentum >= 1:
-        yield Note("optimizer.momentum", f"{momentum:g} never fades: steps only grow; write 0.9")
+    for path, momentum in _momenta(optimizer):
+        if momentum >= 1:
+            yield Note(path, f"{momentum:g} never fades: steps only grow; write 0.9")
     if arguments.get("maximize") is True:
         yield Note("optimizer.maximize", "true makes the loss larger, not smaller")
     yield from _on_momentum(config)
@@ -204,6 +205,16 @@ def _on_learning(config: Config) -> Iterator[Note]:
         yield Note("loss.label_smoothing", "1 leaves nothing of the labels; write 0.1")
 
 
+def _momenta(optimizer: Component) -> Iterator[tuple[str, float]]:
+    """The path and value of each ``momentum``, of the optimizer and of its groups."""
+    places = {"optimizer": optimizer.arguments}
+    groups = optimizer.trainer_arguments.get("groups", ())
+    places |= {f"optimizer.groups.{index}": group for index, group in enumerate(groups)}
+    for path, given in places.items():
+        if isinstance(momentum := given.get("momentum"), int | float):
+            yield f"{path}.momentum", momentum
+
+
 def _on_momentum(config: Config) -> Iterator[Note]:
     """Notes on a momentum far from those of OneCycleLR, which sets that of each group."""
     scheduler, optimizer = config.scheduler, config.optimizer
@@ -211,15 +222,9 @@ def _on_momentum(config: Config) -> Iterator[Note]:
         return  # of Muon it sets the betas only
     given = scheduler.arguments
     low, high = given.get("base_momentum", 0.85), given.get("max_momentum", 0.95)
-    places = {"optimizer.momentum": optimizer.arguments}
-    groups = optimizer.trainer_arguments.get("groups", ())
-    places |= {f"optimizer.groups.{i}.momentum": group for i, group in enumerate(groups)}
-    for path, arguments in places.items():
-        momentum = arguments.get("momentum")
-        if not isinstance(momentum, int | float) or not given.get("cycle_momentum", True):
-            continue
-        if not isinstance(low, int | float) or not isinstance(high, int | float):
-            continue
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return
+    for path, momentum in _momenta(optimizer) if given.get("cycle_momentum", True) else ():
         if not low <= momentum <= high:
             message = f"{momentum:g} plays no part: scheduler OneCycleLR sets {high:g} to {low:g}"
             yield Note(path, f"{message}; write cycle_momentum: false to keep it")

@@ -13,6 +13,7 @@ from trainer.config.yaml_text import Place
 from trainer.process.words import bare, listed, nearest, shortened, suggestion
 from transforms import MIXING, RANDOM
 
+_STEPS_WITHOUT_RATE = ("ASGD", "Rprop")  # their steps' sizes are states of their own
 _SEVERAL_CROPS = ("FiveCrop", "TenCrop")
 _NO_GREY_LEVELS = ("Normalize", "LinearTransformation", "ToDtype")  # after these, images are floats
 
@@ -55,6 +56,10 @@ def _group_rules(data: dict[str, Any]) -> Iterator[Finding]:
         if isinstance(group, dict) and {"lr", "lr_scale"} <= group.keys():
             message = "sets the rate that 'lr' sets too; remove one of the two"
             yield Finding(("optimizer", "groups", index, "lr_scale"), message, at_key=True)
+        name = component_name(data.get("optimizer"))
+        if isinstance(group, dict) and "until" in group and name in _STEPS_WITHOUT_RATE:
+            message = f"{name} goes on where the learning rate is 0; remove 'until'"
+            yield Finding(("optimizer", "groups", index, "until"), message, at_key=True)
 
 
 def _transform_rules(data: dict[str, Any]) -> Iterator[Finding]:
@@ -106,6 +111,9 @@ def _model_rules(data: dict[str, Any]) -> Iterator[Finding]:
     weights = model.get("weights")
     if weights is not None and model.get("init") is not None:
         message = "would replace the weights that 'weights' loads; remove one of the two"
+        yield Finding(("model", "init"), message)
+    if model.get("init") == {}:
+        message = "names no layers; write one way for the model, or a way for each PATTERN, or null"
         yield Finding(("model", "init"), message)
     if "/" in name and "pretrained" in model:
         how = "write weights: DEFAULT" if model["pretrained"] is True else "remove it"
