@@ -73,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
+    for option in ("rmb", "fashion", "cifar", "photos"):
+        folder = getattr(arguments, option)
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"--{option} {folder}: there is no such folder")
     names = [recipe.name for recipe in all_recipes()]
     if unknown := sorted({*(arguments.only or ())} - {*names}):
         raise UsageError(f"--only {unknown[0]}: expected one of {', '.join(names)}")

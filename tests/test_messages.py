@@ -416,8 +416,9 @@ def test_every_command_is_tried():
 # --- A run that is there already
 
 
-def test_a_resume_says_what_it_may_change_and_how_to_begin_anew(finished, start, capsys):
-    run = finished("train.epochs=1")
+@pytest.mark.parametrize("more", [[], ["model.init=xavier"]], ids=str)
+def test_a_resume_says_what_it_may_change_and_how_to_begin_anew(finished, start, capsys, more):
+    run = finished("train.epochs=1", *more)
     capsys.readouterr()
     assert start("--resume", str(run), "optimizer.lr=0.5", "--runs", "somewhere") == 2
     told = capsys.readouterr().err

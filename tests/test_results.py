@@ -130,6 +130,13 @@ def test_a_damaged_file_is_told_by_its_name(name, text, told, checkout, capsys):
     assert told in capsys.readouterr().err
 
 
+def test_a_named_folder_that_is_missing_is_told_and_nothing_is_written(checkout, capsys):
+    before = {path: path.read_text() for path in checkout.rglob("*.*")}
+    assert results.main(["--only", "one", "--rmb", "/nosuch"]) == 2
+    assert "--rmb /nosuch: there is no such folder" in capsys.readouterr().err
+    assert {path: path.read_text() for path in checkout.rglob("*.*")} == before
+
+
 def test_a_sweep_is_no_recipe_a_misspelt_one_is_told_and_a_seed_is_no_negative_number(
     checkout, capsys
 ):

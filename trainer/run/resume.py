@@ -94,7 +94,11 @@ def what_resume_can(
 ) -> str:
     """What a resumed run may change, and the command that begins a new run from its weights."""
     root = ["--runs", str(runs)] if runs != Path("runs") else []
-    again = ["--config", config_file or str(run / "config.yaml"), *root, *overrides]
+    kept = [word for word in overrides if not word.startswith("model.init=")]
+    began = load_config(run / "config.yaml")
+    if began.model.trainer_arguments.get("init") is not None:  # the weights replace it
+        kept.append("model.init=null")
+    again = ["--config", config_file or str(run / "config.yaml"), *root, *kept]
     allowed = ", ".join(path.removesuffix(".") for path in MAY_CHANGE)
     return (
         f"A resumed run goes on as it began; it may change {allowed}.\n"
