@@ -416,9 +416,8 @@ def test_every_command_is_tried():
 # --- A run that is there already
 
 
-@pytest.mark.parametrize("more", [[], ["model.init=xavier"]], ids=str)
-def test_a_resume_says_what_it_may_change_and_how_to_begin_anew(finished, start, capsys, more):
-    run = finished("train.epochs=1", *more)
+def test_a_resume_says_what_it_may_change_and_how_to_begin_anew(finished, start, capsys):
+    run = finished("train.epochs=1")
     capsys.readouterr()
     assert start("--resume", str(run), "optimizer.lr=0.5", "--runs", "somewhere") == 2
     told = capsys.readouterr().err
@@ -432,6 +431,17 @@ def test_a_resume_says_what_it_may_change_and_how_to_begin_anew(finished, start,
     command[3] = str(runs)
     assert start(*command) == 0
     assert list(runs.glob("*/*/result.json"))
+
+
+def test_weights_of_a_run_with_initial_ones_of_its_own_can_be_trained_further(finished, capsys):
+    run = finished("train.epochs=1", "model.init=xavier")
+    main = importlib.import_module("trainer.train").main
+    runs = str(run.parent.parent / "anew")
+    assert main(["--resume", str(run), "model.init=kaiming", "--runs", runs]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    (again,) = [line for line in lines if "python -m trainer.train" in line]
+    assert main(again.split("trainer.train ")[1].split()) == 0
+    assert list(Path(runs).glob("*/*/result.json"))
 
 
 @pytest.mark.parametrize(
