@@ -19,6 +19,7 @@ from datasets import BrokenImage
 from datasets.image_folder import ImageFolder
 from datasets.images import read_image
 from trainer.config import load_config
+from trainer.config.document import read_document
 from trainer.process.errors import ConfigError, RunError
 from trainer.run import checkpoint
 from trainer.train import main
@@ -123,6 +124,16 @@ def test_hostile_yaml_is_refused_at_once_with_its_line(verdicts, name):
     if name != "a byte too many":
         assert ".yaml:" in first and first.split(".yaml:")[1].split(":")[0].isdigit(), first
     assert seconds < 2
+
+
+def test_more_keys_than_a_configuration_has_are_refused_at_the_first_too_many(tmp_path):
+    for count in (1000, 1001):
+        path = tmp_path / f"{count}.yaml"
+        path.write_text("# comment\n" + "".join(f"k{n}: 1\n" for n in range(count)))
+        faults = read_document(path).faults
+        assert [(f.line, f.message.partition(";")[0]) for f in faults] == (
+            [(1002, "too many keys")] if count == 1001 else []
+        )
 
 
 @pytest.mark.parametrize("name", [

@@ -21,6 +21,7 @@ Place = tuple[str | int, ...]  # ("transforms", "train", 1, "padding")
 
 MAX_DEPTH = 32
 MAX_NODES = 20_000  # a loss's weight has one for each class
+MAX_KEYS = 1000  # at the left margin
 MAX_LINE = 1000  # characters; a message does not repeat a longer line
 
 _TOP_LEVEL_KEY = re.compile(r"""["']?([A-Za-z_][\w.-]*)["']?[ ]*:(?=\s|$)""")
@@ -116,6 +117,7 @@ def parse(text: str, file: str, override: Origin | None = None) -> Parsed:
         spaced.append(line)
     try:
         try:
+            _require_few_keys(spaced)
             parsed = reader.read(spaced, 0)
         except _TooMuch:
             raise
@@ -128,6 +130,14 @@ def parse(text: str, file: str, override: Origin | None = None) -> Parsed:
         parsed = Parsed(unknown={()}, faults=[reader.syntax_fault(error, 0)])
     parsed.faults[:0] = faults
     return parsed
+
+
+def _require_few_keys(lines: list[str]) -> None:
+    """Raise _TooMuch if far more keys begin a line than a configuration has; PyYAML is slow."""
+    rows = [row for row, line in enumerate(lines) if _TOP_LEVEL_KEY.match(line)]
+    if len(rows) > MAX_KEYS:
+        what = f"too many keys; {MAX_KEYS:,} may begin at the left"
+        raise _TooMuch(problem=what, problem_mark=yaml.Mark("", 0, rows[MAX_KEYS], 0, None, 0))
 
 
 def _parse_blocks(reader: "_Reader", lines: list[str]) -> Parsed:
