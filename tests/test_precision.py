@@ -17,11 +17,12 @@ from models.mlp import MLP
 from models.vgg import VGG
 from trainer import train
 from trainer.build.precision import build_precision
-from trainer.build.prepare import prepare, prepare_precision
+from trainer.build.prepare import distribute, prepare, prepare_precision
 from trainer.components.schedulers import Schedule
 from trainer.config import load_config
 from trainer.loop.guard import Guard
 from trainer.loop.step import new_task, train_steps
+from trainer.process.errors import ConfigError
 
 CPU = torch.device("cpu")
 PRODUCTS = ("convolution", "addmm", "mm", "bmm", "linear")  # parts of the names of operations
@@ -188,3 +189,11 @@ def test_alexnets_normalisation_rounds_to_bf16_only_once(layout):
         found = norm(maps)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, norm(maps.float()).bfloat16())
+
+
+def test_ranks_that_would_compute_in_different_precisions_are_an_error(config_file, monkeypatch):
+    job = prepare(load_config(config_file, ["train.precision=auto"]), print)
+    monkeypatch.setattr("trainer.build.prepare.world_size", lambda: 2)
+    monkeypatch.setattr("trainer.build.prepare.is_true_everywhere", lambda mine: False)
+    with pytest.raises(ConfigError, match="train.precision: is bf16 on some of the processes"):
+        distribute(job, print)

@@ -1214,6 +1214,17 @@ def test_a_sweep_that_can_no_longer_be_forked_says_why(write, tmp_path, monkeypa
     assert len(told) == 1 and told[0].startswith(f"note    {why[change]}")
 
 
+def test_code_that_only_a_run_imports_is_watched_too(tmp_path, monkeypatch):
+    from trainer.sweeping import process
+
+    monkeypatch.setattr(process, "ROOT", tmp_path)
+    (tmp_path / "models").mkdir()
+    (later := tmp_path / "models" / "later.py").write_text("")
+    before = process.state_of_code()
+    os.utime(later, ns=(0, 0))
+    assert before[str(later)] != process.state_of_code()[str(later)] == 0
+
+
 @pytest.mark.slow
 def test_twelve_real_trials_killed_twice_end_with_twelve_results(write, tmp_path):
     text = TWELVE.replace("0.4, 0.3, 0.2, 0.1", "0.05, 0.02, 0.01, 0.005")

@@ -73,7 +73,9 @@ def test_a_run_tells_both_numbers_and_its_later_uses_take_the_same_views(
     def evaluated(*words):
         capsys.readouterr()
         assert evaluate([str(run), "--json", *words]) == 0
-        return json.loads(capsys.readouterr().out)
+        told = capsys.readouterr()
+        assert ("the images had tta flip" in told.err) == ("none" not in words)
+        return json.loads(told.out)
 
     assert evaluated() == pytest.approx(result["test"], abs=0)
     assert evaluated("--tta", "none") == pytest.approx(result["test_plain"], abs=0)

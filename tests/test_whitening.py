@@ -110,6 +110,13 @@ def test_dirac_passes_the_input_on_and_leaves_the_other_filters(layer):
     assert torch.equal(kept, old)
 
 
+def test_dirac_changes_no_parameter_of_a_transposed_convolution():
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ConvTranspose2d(2, 2, 3))
+    before = [parameter.detach().clone() for parameter in model[1].parameters()]
+    initialise(model, "dirac")
+    assert all(map(torch.equal, before, model[1].parameters()))
+
+
 def test_dirac_of_fewer_filters_than_inputs_passes_the_first_ones():
     layer = nn.Conv2d(5, 2, 3, padding=1)
     initialise(nn.Sequential(layer), "dirac")
