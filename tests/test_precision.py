@@ -144,7 +144,7 @@ def test_the_images_of_a_bf16_run_are_those_of_an_fp32_run_rounded_once(config_f
 
 @pytest.mark.parametrize("found", [{"avx512_bf16": True}, {"avx2": True}], ids=str)
 def test_auto_is_bf16_where_the_processor_has_it_and_a_run_keeps_what_it_began(
-    found, config_file, tmp_path, monkeypatch
+    found, config_file, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr("trainer.build.precision._bf16_is_for_onednn", lambda: True)
     expected = "bf16" if "avx512_bf16" in found else "fp32"
@@ -154,6 +154,9 @@ def test_auto_is_bf16_where_the_processor_has_it_and_a_run_keeps_what_it_began(
         settings = [f"train.precision={name}", "train.epochs=1"]
         runs = ["--runs", str(tmp_path / name)]
         assert train.main(["--config", str(config_file), *runs, *settings]) == 0
+        told = capsys.readouterr().out
+        assert ("precision fp32: auto finds" in told) == (name == "auto" and expected == "fp32")
+        assert ("train   precision bf16" in told) == (expected == "bf16")
         [run] = (tmp_path / name).glob("*/2*")
         assert f"precision: {expected}" in (run / "config.yaml").read_text()
         other = {"amx_bf16": expected == "fp32"}

@@ -101,7 +101,9 @@ def prepare(
     check_settings(config, say)
     check_counts(config)
     device = choose_device(config)
-    config = with_precision(config, device)
+    auto, config = config.train.precision == "auto", with_precision(config, device)
+    if auto and config.train.precision == "fp32":  # bf16 is told with what else is chosen
+        plain("train   precision fp32: auto finds no instructions for bf16 on this device")
     check_sync_batch_norm(config, device)
     if data is None:
         data = prepare_data(with_split(config, began), device, plain)  # it keeps its own notes
