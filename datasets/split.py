@@ -85,7 +85,7 @@ def expected_part(
 
 def conflicts(
     ids: Sequence[str],
-    labels: Sequence[int],
+    labels: Sequence[object],
     digests: Sequence[str],
     split: Mapping[str, list[int]],
 ) -> list[str]:

@@ -29,7 +29,7 @@ SUPPLIED: Mapping[str, Collection[str]] = {
     "optimizer": ("params", "in_order"),
     "scheduler": ("optimizer", "last_epoch", "total_steps", "epochs", "steps_per_epoch"),
     "average": ("model", "steps_per_epoch"),
-    "metric": ("probabilities", "labels"),
+    "metric": ("probabilities", "labels", "thresholds"),
 }
 # Arguments that torch requires and the trainer fills in if the YAML leaves them out.
 FILLED_IN = ("T_max", "max_lr")
