@@ -21,7 +21,7 @@ _NO_GREY_LEVELS = ("Normalize", "LinearTransformation", "ToDtype")  # after thes
 def rule_findings(data: dict[str, Any]) -> Iterator[Finding]:
     """Every fault of values that are right by themselves but do not go together."""
     rules = _split_rules, _transform_rules, _model_rules, _loss_rules, _metric_rules, _train_rules
-    for rule in (*rules, _group_rules, _size_rules):
+    for rule in (*rules, _group_rules, _size_rules, _table_rules):
         yield from rule(data)
     dataset = data.get("dataset")
     table = dataset if isinstance(dataset, dict) and not dataset.get("one_hot") else {}
@@ -70,6 +70,14 @@ def _split_rules(data: dict[str, Any]) -> Iterator[Finding]:
     if {"folds", "ratios"} <= given:
         message = "play no part where 'folds' cuts into equal shares; remove one of the two"
         yield Finding(("split", "ratios"), message, at_key=True)
+
+
+def _table_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    dataset = data.get("dataset")
+    given = dataset if isinstance(dataset, dict) else {}
+    if component_name(dataset) == "CSVImages" and not given.get("csv"):
+        message = "'csv' is missing; expected the table that lists the images, such as labels.csv"
+        yield Finding(("dataset", "csv"), message)
 
 
 def _group_rules(data: dict[str, Any]) -> Iterator[Finding]:
