@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import DataError
+from datasets.words import counted
 
 PARTS = ("train", "val", "test")
 _SHOWN = 5  # groups of equal images in a warning, and images of a group
@@ -45,7 +46,7 @@ def split(
     Raises DataError for ratios that cannot be met and for a split without samples.
     """
     official, weights, split_of = _shares(parts, ratios, pool, folds, fold)
-    keys, unit = (digests, "different contents") if groups is None else (groups, "groups")
+    keys = digests if groups is None else groups
     samples = zip(labels, keys, parts, strict=True)
     free = ((label, key) for label, key, part in samples if part not in official)
     if groups is None and not any(isinstance(label, tuple) for label in labels):
@@ -61,8 +62,10 @@ def split(
             cut = ":".join(f"{ratio:g}" for ratio in ratios)
             if folds is not None:
                 cut = f"in {folds} folds of which {fold} is held out"
+            number = len(set(keys))
+            of = f"{number} different contents" if groups is None else counted(number, "group")
             raise DataError(
-                f"split: {len(labels)} images of {len(set(keys))} {unit}, cut "
+                f"split: {len(labels)} images of {of}, cut "
                 f"{cut}, leave no image for {part}; add images or change "
                 f"split.{'ratios' if folds is None else 'folds'}"
                 f"{'' if groups is None else ' or split.group'}."
