@@ -135,8 +135,8 @@ def groups_by_name(how: str, names: Sequence[str], digests: Sequence[str]) -> Gr
     of_content: dict[str, str] = {}
     pairs = []
     for name, digest in zip(names, digests, strict=True):
-        if name and digest:
-            pairs.append((name, of_content.setdefault(digest, name)))
+        if name and digest and (other := of_content.setdefault(digest, name)) != name:
+            pairs.append((name, other))
     first = _firsts(pairs)
     key_of = {name: key_by_name(first.get(name, name), "") for name in {*names} - {""}}
     keys = [

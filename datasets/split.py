@@ -242,12 +242,15 @@ def _cut_of_several(
     nothing that it needs is taken from it later. So a class may have to be content with less.
     """
     classes_of = functools.cache(_classes_of)
-    of_key: dict[str, set[int]] = {}
-    own: dict[int, set[str]] = {}
+    of_key: dict[str, tuple[int, ...]] = {}  # mostly the cache's own tuples, which saves memory
     for label, key in samples:
-        for one in classes_of(label):
-            of_key.setdefault(key, set()).add(one)
-            own.setdefault(one, set()).add(key)
+        new = classes_of(label)
+        if (old := of_key.setdefault(key, new)) != new:
+            of_key[key] = tuple(sorted({*old, *new}))
+    own: dict[int, list[str]] = {}
+    for key, classes in of_key.items():
+        for one in classes:
+            own.setdefault(one, []).append(key)
     by_hash = _share_by_hash(weights, seed)
     share_of = {key: by_hash(key) for key in of_key}
 
@@ -267,13 +270,13 @@ def _cut_of_several(
                         (max(low - place, place - high), key)
                         for key, place in places.items()
                         if share_of[key] == giver
-                        and all(spare[k][giver] > 0 for k in of_key[key] & spare.keys())
+                        and all(spare[k][giver] > 0 for k in of_key[key] if k in spare)
                     ]
                 if not found:
                     break
                 _, nearest = min(found)
                 giver, share_of[nearest] = share_of[nearest], share
-                for k in of_key[nearest] & spare.keys():
+                for k in spare.keys() & {*of_key[nearest]}:
                     spare[k].update({giver: -1, share: 1})
     return share_of
 
