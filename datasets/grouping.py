@@ -114,6 +114,13 @@ class Groups:
         return "\n".join([text, *lines[:_SHOWN], *more])
 
 
+def in_words(how: Any) -> str:
+    """The setting ``split.group`` on one line: "column patient"; "" for none."""
+    if isinstance(how, dict):
+        return " ".join(f"{kind} {value}" for kind, value in how.items())
+    return how or ""
+
+
 def group_names(kind: str, value: Any, dataset: Dataset) -> list[str]:
     """The name of each sample's group, "" for none: a ``column``, ``folder`` or ``regex`` gives it.
 

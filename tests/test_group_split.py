@@ -24,9 +24,11 @@ from datasets.image_folder import ImageFolder
 from datasets.split import PARTS, split
 from tests.test_split import PHOTOS, digest, needs_photos, part_of, place
 from trainer.config import load_config
+from trainer.config.settings import StoreSettings
 from trainer.data import main as look
 from trainer.evaluate import main as evaluate
 from trainer.input.data import load_data
+from trainer.input.store import Store
 from trainer.process.errors import ConfigError
 from trainer.run.disk import read_json
 from trainer.run.resume import find_resumable
@@ -361,6 +363,29 @@ def test_similar_pictures_share_a_split_and_a_second_start_searches_none(
 
     monkeypatch.setattr(duplicates, "similar_contents", None)  # a call of it would fail
     assert load(config_file, bursts, "split.group=duplicates").split == data.split
+
+
+def test_a_damaged_or_cleared_memory_of_similar_pictures_is_searched_for_again(
+    config_file, bursts, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TRAINER_STORE", str(tmp_path / "store"))
+    searched, search = [], duplicates.similar_contents
+
+    def counting(*given):
+        searched.append(given)
+        return search(*given)
+
+    monkeypatch.setattr(duplicates, "similar_contents", counting)
+    before = load(config_file, bursts, "split.group=duplicates").split
+    (kept,) = (tmp_path / "store" / "made").iterdir()
+    kept.write_text(kept.read_text().replace("[", "[[", 1))
+    assert load(config_file, bursts, "split.group=duplicates").split == before
+    kept.write_text(kept.read_text().replace('"made": [["', '"made": [["0'))
+    assert load(config_file, bursts, "split.group=duplicates").split == before
+    assert load(config_file, bursts, "split.group=duplicates").split == before
+    assert len(searched) == 3
+    Store(StoreSettings()).clear([])
+    assert not kept.exists()
 
 
 def test_names_and_order_do_not_matter_for_similar_pictures(config_file, bursts):

@@ -22,6 +22,7 @@ from datasets.grouping import (
     group_names,
     groups_by_name,
     groups_of_similar,
+    in_words,
     key_by_name,
 )
 from datasets.images import notes_on
@@ -239,7 +240,7 @@ def find_groups(
     """The groups that ``split.group`` asks for; ``digests``: "" for images that cannot be read."""
     how, dataset = source.config.split.group, source.dataset
     if names is not None:
-        return groups_by_name(described_groups(source.config), names, digests)
+        return groups_by_name(in_words(how), names, digests)
     if how is None:
         return None
 
@@ -255,16 +256,6 @@ def find_groups(
         known = [hashlib.sha256(what).hexdigest() for what in (contents.encode(), code)]
         pairs = source.remembered({"similar": known, "made by": made_by}, search)
     return groups_of_similar(dataset.ids, digests, pairs)
-
-
-def described_groups(config: Config) -> str:
-    """``split.group`` in words, such as "column patient"; "" for none."""
-    how = config.split.group
-    return (
-        " ".join(f"{kind} {value}" for kind, value in how.items())
-        if isinstance(how, dict)
-        else how or ""
-    )
 
 
 def notes_on_groups(
@@ -357,7 +348,7 @@ def how_split(config: Config, by_name: bool = False, fixes: Fixes | None = None)
     if config.split.folds is not None:
         how = {"folds": config.split.folds, "fold": config.split.fold}
     how |= {"seed": seed, "pool": pool} | ({"by": "name"} if by_name else {})
-    how |= {"group": grouped} if (grouped := described_groups(config)) else {}
+    how |= {"group": grouped} if (grouped := in_words(config.split.group)) else {}
     return how | ({} if fixes is None else {"fixes": fixes.digest})
 
 
