@@ -1,19 +1,23 @@
 """Split samples into train, val and test."""
 
+import functools
 import hashlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from datasets import DataError
+from datasets.words import counted
 
 PARTS = ("train", "val", "test")
 _SHOWN = 5  # groups of equal images in a warning, and images of a group
 _LARGEST = 1e9  # larger than any useful ratio; sums and products with it cannot overflow
+Label = int | tuple[float, ...]  # the number of a class, or the share of each class
 
 
 def split(
-    labels: Sequence[int],
+    labels: Sequence[Label],
     digests: Sequence[str],
     parts: Sequence[str | None],
     ratios: Sequence[float],
@@ -21,6 +25,7 @@ def split(
     pool: bool = False,
     folds: int | None = None,
     fold: int = 0,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, list[int]]:
     """Split samples into "train", "val" and "test"; returns the ascending indices of each split.
 
@@ -36,25 +41,34 @@ def split(
     ratios: number ``fold`` (from 0) is test, the next one val (after the last, the first), the
     others train. So over all folds each sample is tested once and validated once. An official test
     split stays, and then ``fold`` is val; an official val split is cut with the rest.
+    ``groups``: the key of each sample's group, equal for equal contents. A group takes the place
+    of a content then: its hash places all its samples, and classes take whole groups.
     Raises DataError for ratios that cannot be met and for a split without samples.
     """
     official, weights, split_of = _shares(parts, ratios, pool, folds, fold)
-    samples = zip(labels, digests, parts, strict=True)
-    free = ((label, digest) for label, digest, part in samples if part not in official)
-    share_of = _cut(free, weights, seed)
+    keys = digests if groups is None else groups
+    samples = zip(labels, keys, parts, strict=True)
+    free = ((label, key) for label, key, part in samples if part not in official)
+    if groups is None and not any(isinstance(label, tuple) for label in labels):
+        share_of = _cut(free, weights, seed)
+    else:
+        share_of = _cut_of_several(free, weights, seed)
     result: dict[str, list[int]] = {part: [] for part in PARTS}
-    for index, (digest, part) in enumerate(zip(digests, parts, strict=True)):
-        chosen = part if part is not None and part in official else split_of[share_of[digest]]
+    for index, (key, part) in enumerate(zip(keys, parts, strict=True)):
+        chosen = part if part is not None and part in official else split_of[share_of[key]]
         result[chosen].append(index)
     for part, indices in result.items():
         if not indices:
             cut = ":".join(f"{ratio:g}" for ratio in ratios)
             if folds is not None:
                 cut = f"in {folds} folds of which {fold} is held out"
+            number = len(set(keys))
+            of = f"{number} different contents" if groups is None else counted(number, "group")
             raise DataError(
-                f"split: {len(labels)} images of {len(set(digests))} different contents, cut "
+                f"split: {len(labels)} images of {of}, cut "
                 f"{cut}, leave no image for {part}; add images or change "
-                f"split.{'ratios' if folds is None else 'folds'}."
+                f"split.{'ratios' if folds is None else 'folds'}"
+                f"{'' if groups is None else ' or split.group'}."
             )
     return result
 
@@ -83,9 +97,27 @@ def expected_part(
     return expected
 
 
+def shares_of_parts(
+    parts: Iterable[str | None],
+    ratios: Sequence[float],
+    pool: bool = False,
+    folds: int | None = None,
+    fold: int = 0,
+) -> dict[str, float]:
+    """The share, from 0 to 1, that each part has of the samples that are cut.
+
+    Official parts are not among them. The arguments are those of ``split``.
+    """
+    _, weights, split_of = _shares(parts, ratios, pool, folds, fold)
+    found = Counter[str]()
+    for share, weight in weights.items():
+        found[split_of[share]] += weight / sum(weights.values())  # type: ignore[assignment]
+    return dict(found)
+
+
 def conflicts(
     ids: Sequence[str],
-    labels: Sequence[object],
+    labels: Sequence[Label],
     digests: Sequence[str],
     split: Mapping[str, list[int]],
 ) -> list[str]:
@@ -169,10 +201,10 @@ def _weights(ratios: Sequence[float], official: set[str]) -> dict[str, float]:
 
 
 def _cut(
-    samples: Iterable[tuple[int, str]], weights: Mapping[str, float], seed: int
+    samples: Iterable[tuple[Label, str]], weights: Mapping[str, float], seed: int
 ) -> dict[str, str]:
     """Content -> share, for (label, content) pairs and the relative size of each share."""
-    contents: dict[int, list[str]] = {}  # by label; sets of all would take five times the memory
+    contents: dict[Any, list[str]] = {}  # by label; sets of all would take five times the memory
     share_of: dict[str, str] = {}
     by_hash = _share_by_hash(weights, seed)
     for label, digest in samples:
@@ -180,12 +212,10 @@ def _cut(
         if digest not in share_of:
             share_of[digest] = by_hash(digest)
 
-    total, bounds = sum(weights.values()), _bounds(weights)
+    bounds = _bounds(weights)
     for _, digests in sorted(contents.items()):
         own = set(digests)
-        enough = {share: max(1, int(len(own) * w / total / 2)) for share, w in weights.items()}
-        if len(own) < len(weights):
-            enough = {share: int(share == "train") for share in weights}  # too few for val and test
+        enough = _enough(len(own), weights)
         count = Counter(map(share_of.__getitem__, own))
         if all(count[share] >= least for share, least in enough.items()):
             continue
@@ -201,6 +231,69 @@ def _cut(
                 share_of[nearest] = share
                 count.update({giver: -1, share: 1})
     return share_of
+
+
+def _cut_of_several(
+    samples: Iterable[tuple[Label, str]], weights: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """``_cut`` where a key, of a content or a group, may have several classes.
+
+    The rarest class comes first, as in iterative stratification (Sechidis et al., 2011), and
+    nothing that it needs is taken from it later. So a class may have to be content with less.
+    """
+    classes_of = functools.cache(_classes_of)
+    of_key: dict[str, tuple[int, ...]] = {}  # mostly the cache's own tuples, which saves memory
+    for label, key in samples:
+        new = classes_of(label)
+        if (old := of_key.setdefault(key, new)) != new:
+            of_key[key] = tuple(sorted({*old, *new}))
+    own: dict[int, list[str]] = {}
+    for key, classes in of_key.items():
+        for one in classes:
+            own.setdefault(one, []).append(key)
+    by_hash = _share_by_hash(weights, seed)
+    share_of = {key: by_hash(key) for key in of_key}
+
+    bounds = _bounds(weights)
+    spare: dict[int, Counter[str]] = {}  # of the classes so far: keys of each share beyond enough
+    for one, keys in sorted(own.items(), key=lambda item: (len(item[1]), item[0])):
+        spare[one] = Counter(map(share_of.__getitem__, keys))
+        spare[one].subtract(_enough(len(keys), weights))
+        if all(spare[one][share] >= 0 for share in weights):
+            continue
+        places = {key: _place(seed, key) for key in keys}
+        for share, (low, high) in bounds.items():
+            while spare[one][share] < 0:
+                found: list[tuple[float, str]] = []
+                for giver in sorted(weights, key=lambda other: -spare[one][other]):
+                    found = found or [
+                        (max(low - place, place - high), key)
+                        for key, place in places.items()
+                        if share_of[key] == giver
+                        and all(spare[k][giver] > 0 for k in of_key[key] if k in spare)
+                    ]
+                if not found:
+                    break
+                _, nearest = min(found)
+                giver, share_of[nearest] = share_of[nearest], share
+                for k in spare.keys() & {*of_key[nearest]}:
+                    spare[k].update({giver: -1, share: 1})
+    return share_of
+
+
+def _classes_of(label: Label) -> tuple[int, ...]:
+    """The classes that a label names; (-1,) for a label that names none."""
+    if not isinstance(label, tuple):
+        return (label,)
+    return tuple(number for number, share in enumerate(label) if share > 0) or (-1,)
+
+
+def _enough(count: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """How many of a class's ``count`` contents each share needs: half of what it should have."""
+    if count < len(weights):
+        return {share: int(share == "train") for share in weights}  # too few for val and test
+    total = sum(weights.values())
+    return {share: max(1, int(count * w / total / 2)) for share, w in weights.items()}
 
 
 def _share_by_hash(weights: Mapping[str, float], seed: int) -> Callable[[str], str]:

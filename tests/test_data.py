@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from datasets.draw import draw
+from datasets.duplicates import DETAIL, groups_of_pairs, near_duplicates, thumbnail
 from datasets.fashion_mnist import FashionMNIST
 from datasets.images import read_image
 from trainer.config import load_config
@@ -23,7 +24,6 @@ from trainer.input.kept import Kept
 from trainer.insight import data_facts
 from trainer.insight.data_facts import inspect_dataset, moments
 from trainer.insight.data_report import augmented
-from trainer.insight.duplicates import DETAIL, groups_of_pairs, near_duplicates, thumbnail
 from trainer.insight.samples import as_pictures
 
 SHARED = Path("../shared/data")

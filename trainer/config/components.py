@@ -66,9 +66,33 @@ NOT_OF_GROUPS = (
     *("foreach", "fused", "capturable", "differentiable", "initial_accumulator_value"),
     *("filters", "normalise", "rest"),  # of Muon
 )
+# The value of split.group.
+GROUP: Schema = {
+    "anyOf": [
+        {"const": "duplicates"},
+        {
+            "type": "object",
+            "properties": {
+                "column": {"type": "string"},
+                "folder": {"type": "integer", "minimum": 1, "maximum": 100},
+                "regex": {"type": "string"},
+            },
+            "additionalProperties": False,
+        },
+        {"type": "null"},
+    ]
+}
 # Arguments that the trainer itself uses, for every component of the kind. A constructor never gets
 # them. A Component holds them as its ``trainer_arguments``.
 RESERVED: Mapping[str, Mapping[str, Schema]] = {
+    "dataset": {
+        "fixes": {
+            "anyOf": [{"type": "string"}, {"type": "null"}],
+            "default": None,
+            "description": "A CSV file with the columns sha256 and label: the right label of a "
+            "content, or leave out.",
+        },
+    },
     "model": {
         "weights": {
             "anyOf": [{"type": "string"}, {"type": "null"}],

@@ -67,6 +67,7 @@ def _split_rules(data: dict[str, Any]) -> Iterator[Finding]:
     elif type(folds) is int and type(fold) is int and fold >= folds >= 2:
         message = f"there are folds 0 to {folds - 1} (split.folds), got {fold}"
         yield Finding(("split", "fold"), message)
+    yield from _grouping_rules(data, split)
     if {"folds", "ratios"} <= given:
         message = "play no part where 'folds' cuts into equal shares; remove one of the two"
         yield Finding(("split", "ratios"), message, at_key=True)
@@ -78,6 +79,33 @@ def _table_rules(data: dict[str, Any]) -> Iterator[Finding]:
     if component_name(dataset) == "CSVImages" and not given.get("csv"):
         message = "'csv' is missing; expected the table that lists the images, such as labels.csv"
         yield Finding(("dataset", "csv"), message)
+
+
+def _grouping_rules(data: dict[str, Any], split: dict[str, Any]) -> Iterator[Finding]:
+    group, place = split.get("group"), ("split", "group")
+    by_name = "reads all images first, and by: name none; write by: content"
+    if group == "duplicates" and split.get("by") == "name":
+        yield Finding(("split", "by"), f"group: duplicates {by_name}")
+    dataset = data.get("dataset")
+    if isinstance(dataset, dict) and dataset.get("fixes") and split.get("by") == "name":
+        yield Finding(("split", "by"), f"dataset.fixes {by_name}")
+    if isinstance(group, dict) and len(group) != 1:
+        yield Finding(place, "expected one of column, folder and regex, as in {column: patient}")
+    pattern = group.get("regex") if isinstance(group, dict) else None
+    if isinstance(pattern, str) and (fault := _fault_of_pattern(pattern)):
+        yield Finding((*place, "regex"), fault)
+
+
+def _fault_of_pattern(pattern: str) -> str:
+    """Why a text cannot find groups, or ""."""
+    if len(pattern) > 1000:
+        return f"has {len(pattern):,} characters; expected at most 1,000"
+    try:
+        if re.compile(pattern).groups:
+            return ""
+    except (re.error, RecursionError, OverflowError) as error:
+        return f"is no regular expression: {error}"
+    return r"has no parentheses; the first pair finds the name of the group, as in '^([^_]+)_'"
 
 
 def _group_rules(data: dict[str, Any]) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ arguments are those of PyTorch and torchvision v2. A wrong key, type or name is 
 line. `python -m trainer.train --config FILE --print-config` shows each value, and where it is from.
 """
 ALSO = {
+    "dataset": "Every dataset takes this too:",
     "model": "Every model takes these too:",
     "loss": "Every loss that weighs classes takes this too:",
     "optimizer": "Every optimizer takes these too:",

@@ -9,7 +9,7 @@ import pydantic
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, WithJsonSchema
 
 from trainer.components.duration import Duration
-from trainer.config.components import NESTING, RESERVED
+from trainer.config.components import GROUP, NESTING, RESERVED
 
 
 class Frozen(pydantic.BaseModel):
@@ -77,7 +77,9 @@ def _separate(kind: str) -> AfterValidator:
     return AfterValidator(move)
 
 
-DatasetSettings = Annotated[Component, WithJsonSchema({"component": "dataset"})]
+DatasetSettings = Annotated[
+    Component, _separate("dataset"), WithJsonSchema({"component": "dataset"})
+]
 TransformSettings = Annotated[Component, WithJsonSchema({"component": "transform"})]
 ModelSettings = Annotated[Component, _separate("model"), WithJsonSchema({"component": "model"})]
 LossSettings = Annotated[Component, _separate("loss"), WithJsonSchema({"component": "loss"})]
@@ -114,6 +116,12 @@ class SplitSettings(Frozen):
     set is kept."""
     fold: Count | None = None
     """The fold, from 0, that is test, or val if an official test set is kept. The next is val."""
+    group: Annotated[Literal["duplicates"] | dict[str, str | int] | None, WithJsonSchema(GROUP)] = (
+        None
+    )
+    """Images that must share a split: {column: NAME} of the dataset's table, {folder: N} for the
+    first N folders below the class folder, {regex: PATTERN} for its first parentheses in the
+    file's name, or duplicates: similar pictures. null has no groups, beside equal files."""
 
     @pydantic.model_serializer(mode="wrap")
     def _without_idle_ratios(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     trained = load_with(config, run)
     tell_which(trained)
     device, config = trained.device, trained.config
-    dataset, subset = load_subset(config, saved[split], device)
+    dataset, subset = load_subset(config, saved[split], device, saved)
     tell_notes(run, dataset)
     if dataset.classes != trained.classes:
         raise DataError(

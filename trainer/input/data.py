@@ -10,26 +10,47 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from datasets import DATASETS, BrokenImage, DataError, Dataset, Labels, has_several_labels
+from datasets import (
+    DATASETS,
+    BrokenImage,
+    DataError,
+    Dataset,
+    Labels,
+    duplicates,
+    has_several_labels,
+)
+from datasets.fixes import Fixes
+from datasets.grouping import (
+    Groups,
+    group_names,
+    groups_by_name,
+    groups_of_similar,
+    in_words,
+    key_by_name,
+)
 from datasets.images import notes_on
-from datasets.split import PARTS, conflicts, expected_part, manifest
+from datasets.split import PARTS, conflicts, expected_part, manifest, shares_of_parts
 from datasets.split import split as split_dataset
 from datasets.words import counted
 from trainer.config import Config
 from trainer.config.config import components
 from trainer.config.construct import build
 from trainer.config.rules import several_labels_findings
+from trainer.config.signatures import resolve
 from trainer.distributed.processes import rank, world_size
 from trainer.distributed.shares import Shares
 from trainer.input.loader import LABEL, Delivery, Loader, Order
 from trainer.input.reading import ImageRefused
 from trainer.input.source import Source
+from trainer.input.store import recipe_of
 from trainer.input.subset import Subset, at_least_of
 from trainer.input.worker import packed
+from trainer.process.console import bar
 from trainer.process.errors import (
     MAX_FAULTS,
     ComponentError,
@@ -122,16 +143,21 @@ def load_data(config: Config, device: torch.device) -> Data:
     it names all broken files.
     """
     dataset = open_dataset(config)
+    fixes = open_fixes(config, dataset)
     pipelines = build_pipelines(config, num_classes=len(dataset.classes))
+    names_of_groups = names_for_groups(config, dataset)
     source = Source(dataset, pipelines, config, device)
     give_back_freed_memory()  # of a large folder it would be some 200 bytes a file
     with transforms_named(config):
         if not source.is_by_name:
-            read_unknown(source)
+            read_unknown(source, names_of_groups)
         keys = source.split_keys()
-        indices = split_and_prepare(source, keys)
+        fixed = fix(source, fixes, keys)
+        groups = find_groups(source, keys, names_of_groups)
+        indices = split_and_prepare(source, keys, groups)
         subsets = {name: source.subset(name, rows) for name, rows in indices.items()}
-    notes = dataset.note.splitlines() + notes_on_cut(dataset, indices, config)
+    notes = dataset.note.splitlines() + fixed + notes_on_cut(dataset, indices, config)
+    notes += notes_on_groups(dataset, groups, indices, config)
     notes += source.notes + notes_on_decoding(dataset, pipelines)
     notes += notes_on(getattr(dataset, "remarks", b""))  # a user's dataset may have none
     left_out = [error for _, error in sorted(source.broken.items())]
@@ -147,7 +173,7 @@ def load_data(config: Config, device: torch.device) -> Data:
         dataset=dataset,
         subsets=subsets,
         skipped=[(error.path, error.reason) for error in left_out],
-        split=how_split(config, source.is_by_name) | manifest(indices, dataset.ids, names),
+        split=how_split(config, source.is_by_name, fixes) | manifest(indices, dataset.ids, names),
         notes=notes,
     )
     give_back_freed_memory()
@@ -170,8 +196,95 @@ def notes_on_decoding(dataset: Dataset, pipelines: Mapping[str, Pipeline]) -> li
     return notes
 
 
-def read_unknown(source: Source) -> None:
-    """Read the files whose content is not known, each once.
+def open_fixes(config: Config, dataset: Dataset) -> Fixes | None:
+    """The file of ``dataset.fixes``, checked; None without one. Raises DataError."""
+    file = config.dataset.trainer_arguments.get("fixes")
+    return None if file is None else Fixes(file, dataset)
+
+
+def fix(source: Source, fixes: Fixes | None, digests: Sequence[str]) -> list[str]:
+    """Correct the labels of the dataset, and leave out what ``fixes`` say; a note on it."""
+    if fixes is None:
+        return []
+    source.left_out, note = fixes.apply(source.dataset, enumerate(digests))
+    return [note]
+
+
+def fix_again(config: Config, dataset: Dataset, saved: Mapping[str, Any]) -> None:
+    """Correct the labels as a run did, whose split.json is ``saved``.
+
+    Raises DataError if the fixes are not those of the run.
+    """
+    fixes = open_fixes(config, dataset)
+    if (None if fixes is None else fixes.digest) != saved.get("fixes"):
+        file = "there is none" if fixes is None else f"{fixes.path} is another, or has changed"
+        raise DataError(
+            f"dataset.fixes: {file}; that of the run has the SHA-256 {saved.get('fixes')}. Bring "
+            "it back, or name its place: dataset.fixes=..."
+        )
+    if fixes is not None:
+        digest_of = {name: known for part in PARTS for name, known in saved[part].items()}
+        fixes.apply(dataset, ((i, digest_of.get(name, "")) for i, name in enumerate(dataset.ids)))
+
+
+def names_for_groups(config: Config, dataset: Dataset) -> list[str] | None:
+    """The name of each sample's group, "" for none; None if names make no groups.
+
+    Raises ConfigError for a pattern that takes too long and for a dataset without columns,
+    DataError for a column that is not there.
+    """
+    how = config.split.group
+    if not isinstance(how, dict):
+        return None
+    ((kind, value),) = how.items()
+    if kind == "column" and not hasattr(dataset, "column"):
+        have = [name for name in DATASETS if hasattr(resolve(DATASETS, name), "column")]
+        others = f"; these datasets have: {', '.join(have)}" if have else ""
+        message = f"{config.dataset.name} has no table with columns{others}"
+        raise ConfigError([config.fault("split.group.column", message)])
+    try:
+        return group_names(kind, value, dataset)
+    except ValueError as error:
+        raise ConfigError([config.fault(f"split.group.{kind}", str(error))]) from None
+
+
+def find_groups(
+    source: Source, digests: Sequence[str], names: Sequence[str] | None
+) -> Groups | None:
+    """The groups that ``split.group`` asks for; ``digests``: "" for images that cannot be read."""
+    how, dataset = source.config.split.group, source.dataset
+    if names is not None:
+        return groups_by_name(in_words(how), names, digests)
+    if how is None:
+        return None
+
+    def search() -> list[tuple[str, str]]:
+        return duplicates.similar_contents(dataset, digests, bar)
+
+    made_by = recipe_of(dataset, (), 0)
+    if made_by is None and dataset.images is None:
+        pairs = search()
+    else:
+        contents = "".join(sorted(set(digests)))
+        code = Path(duplicates.__file__).read_bytes()
+        known = [hashlib.sha256(what).hexdigest() for what in (contents.encode(), code)]
+        pairs = source.remembered({"similar": known, "made by": made_by}, search)
+    return groups_of_similar(dataset.ids, digests, pairs)
+
+
+def notes_on_groups(
+    dataset: Dataset, groups: Groups | None, splits: Mapping[str, Sequence[int]], config: Config
+) -> list[str]:
+    """A note on the groups that ``split.group`` has found."""
+    if groups is None:
+        return []
+    how = config.split
+    wanted = shares_of_parts(dataset.parts, how.ratios, how.pool, how.folds, how.fold or 0)
+    return groups.note(splits, wanted).splitlines()
+
+
+def read_unknown(source: Source, names: Sequence[str] | None = None) -> None:
+    """Read the files whose content is not known, each once. ``names``: those of groups.
 
     Each is prepared for the split that its hash alone gives it. Few get another one afterwards.
     """
@@ -184,10 +297,17 @@ def read_unknown(source: Source) -> None:
     counts = [0] * len(source.sides)
     for split, count in Counter(found).items():
         counts[numbers[split]] += len(parts) * count // len(some)
-    source.read_unknown(lambda index, digest: numbers[expected(digest, parts[index])], counts)
+
+    def pick(index: int, digest: str) -> int:
+        key = digest if names is None else key_by_name(names[index], digest)
+        return numbers[expected(key, parts[index])]
+
+    source.read_unknown(pick, counts)
 
 
-def split_and_prepare(source: Source, keys: Sequence[str]) -> dict[str, list[int]]:
+def split_and_prepare(
+    source: Source, keys: Sequence[str], groups: Groups | None = None
+) -> dict[str, list[int]]:
     """The samples of each split, which ``keys`` decide; all that can be read are prepared.
 
     Raises BrokenImages, and DataError as ``cut`` does.
@@ -196,12 +316,12 @@ def split_and_prepare(source: Source, keys: Sequence[str]) -> dict[str, list[int
     removed = set[int]()
     while True:
         # Of a split by name, others take the places of those in train, as if they were met later.
-        unusable = removed if source.is_by_name else source.broken
+        unusable = (removed if source.is_by_name else source.broken.keys()) | source.left_out
         usable: Sequence[int] = range(len(dataset))
         if unusable:
             usable = [index for index in usable if index not in unusable]
         try:
-            indices = cut(dataset, usable, keys, config)
+            indices = cut(dataset, usable, keys, config, groups)
         except DataError:
             if source.broken and dataset.on_broken == "error":
                 raise BrokenImages(source.broken.values(), len(dataset)) from None
@@ -235,26 +355,34 @@ def transforms_named(config: Config) -> Iterator[None]:
         raise ConfigError([transform_fault(config, side, error)]) from None
 
 
-def how_split(config: Config, by_name: bool = False) -> dict[str, Any]:
+def how_split(config: Config, by_name: bool = False, fixes: Fixes | None = None) -> dict[str, Any]:
     """The settings of the split, as split.json holds them."""
     ratios, seed, pool = config.split.ratios, config.split.seed, config.split.pool
     how: dict[str, Any] = {"ratios": [float(ratio) for ratio in ratios]}
     if config.split.folds is not None:
         how = {"folds": config.split.folds, "fold": config.split.fold}
-    return how | {"seed": seed, "pool": pool} | ({"by": "name"} if by_name else {})
+    how |= {"seed": seed, "pool": pool} | ({"by": "name"} if by_name else {})
+    how |= {"group": grouped} if (grouped := in_words(config.split.group)) else {}
+    return how | ({} if fixes is None else {"fixes": fixes.digest})
 
 
 def load_subset(
-    config: Config, split: Mapping[str, str], device: torch.device
+    config: Config,
+    split: Mapping[str, str],
+    device: torch.device,
+    saved: Mapping[str, Any] | None = None,
 ) -> tuple[Dataset, Subset]:
     """The dataset, and one split of it as a run's split.json names it, with the eval transforms.
 
-    split maps sample ids to what ``Source.identities`` gave, by content or by name: ``auto`` may
-    choose otherwise for data that has grown. Raises DataError if images are absent or have changed.
+    saved: all of split.json, where labels matter: then ``dataset.fixes`` corrects them. split maps
+    sample ids to what ``Source.identities`` gave, by content or by name: ``auto`` may choose
+    otherwise for data that has grown. Raises DataError if images are absent or have changed.
     """
     by = "name" if any(known.endswith(" bytes") for known in split.values()) else "content"
     config = config.model_copy(update={"split": config.split.model_copy(update={"by": by})})
     dataset = open_dataset(config)
+    if saved is not None:
+        fix_again(config, dataset, saved)
     index_of = {name: index for index, name in enumerate(dataset.ids)}
     absent = [name for name in split if name not in index_of]
     indices = [index_of[name] for name in split if name in index_of]
@@ -332,22 +460,31 @@ class BrokenImages(DataError):
 
 
 def cut(
-    dataset: Dataset, usable: Sequence[int], digests: Sequence[str], config: Config
+    dataset: Dataset,
+    usable: Sequence[int],
+    digests: Sequence[str],
+    config: Config,
+    groups: Groups | None = None,
 ) -> dict[str, list[int]]:
     """The usable samples of train, val and test, by their index in the dataset.
 
-    Raises ConfigError for two folds if test is to be one of them, DataError as ``split`` does.
+    Raises ConfigError for two folds if test is to be one of them, DataError as ``split`` does and
+    for a group in several official parts.
     """
     how = config.split
     if how.folds == 2 and (how.pool or "test" not in dataset.parts):
         message = "2 leave nothing to train on beside val and test; expected at least 3"
         raise ConfigError([config.fault("split.folds", message)])
     columns: list[Any] = [dataset.labels, digests, dataset.parts]
+    columns += [] if groups is None else [groups.keys]
     if some := len(usable) < len(dataset):
         columns = [[column[index] for index in usable] for column in columns]
-    labels, contents, parts = columns
-    folds = how.folds, how.fold or 0
-    found = split_dataset(labels, contents, parts, how.ratios, how.seed, how.pool, *folds)
+    labels, contents, parts, *keys = columns
+    settings = how.ratios, how.seed, how.pool, how.folds, how.fold or 0
+    if groups is not None:
+        is_cut = shares_of_parts(parts, how.ratios, how.pool, how.folds, how.fold or 0)
+        groups.refuse_divided(usable, dataset.parts, {*PARTS} - is_cut.keys())
+    found = split_dataset(labels, contents, parts, *settings, *keys)
     return {name: [usable[row] for row in rows] for name, rows in found.items()} if some else found
 
 
@@ -386,7 +523,8 @@ def classes_without_images(
         for label in absent:
             has = [f"{n:,} in {other}" for other, count in counts.items() if (n := count[label])]
             unread = every[label] - sum(count[label] for count in counts.values())
-            has += [f"{unread:,} that cannot be read"] if unread else []
+            fixed = " or that fixes leave out" * ("fixes" in config.dataset.trainer_arguments)
+            has += [f"{unread:,} that cannot be read{fixed}"] if unread else []
             told.append(f"'{dataset.classes[label]}' ({', '.join(has) or 'no image at all'})")
         if not told:
             continue

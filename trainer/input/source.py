@@ -54,6 +54,7 @@ class Source:
         self.dataset, self.config, self.device = dataset, config, device
         self.notes: list[str] = []
         self.broken: dict[int, BrokenImage] = {}
+        self.left_out: set[int] = set()  # by fixes
         self.digests: Digests = np.zeros((len(dataset), 32), np.uint8)
         self.known = np.zeros(len(dataset), bool)
         self.store = Store(config.store)
@@ -112,7 +113,18 @@ class Source:
         by = self.config.split.by
         if self._sizes is None or by == "content":  # without files, split.json has no sizes
             return False
+        if self.config.split.group == "duplicates" or self.has_fixes:  # they need all contents
+            return False
         return by == "name" or int(self._sizes.sum()) > BY_NAME
+
+    @property
+    def has_fixes(self) -> bool:
+        """Whether a file of fixes goes by the images' contents."""
+        return self.config.dataset.trainer_arguments.get("fixes") is not None
+
+    def remembered(self, about: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        """``Store.remembered``; without a store, ``make`` is called."""
+        return make() if self._no_store else self.store.remembered(about, make)
 
     def number(self, split: str) -> int:
         """The number in ``sides`` of train, val or test."""

@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -92,6 +92,24 @@ class Store:
         """The index of the files below ``root``."""
         return FileIndex(self.root / "files", root)
 
+    def remembered(self, about: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, as JSON keeps it: made once for all that ``about`` tells."""
+        path = self.root / "made" / f"{key_of(about)}.json"
+        with self.builder(path.name):
+            with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+                found = json.loads(path.read_text())
+                if (
+                    hashlib.sha256(json.dumps(found["made"]).encode()).hexdigest()
+                    == found["sha256"]
+                ):
+                    return found["made"]
+            made = make()
+            digest = hashlib.sha256(json.dumps(made).encode()).hexdigest()
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                write_file(path, json.dumps({"sha256": digest, "made": made}))
+        return made
+
     def prepare(self, recipe: Mapping[str, Any]) -> Path:
         """The folder of a recipe's pool, which is made. Raises OSError."""
         folder = self.root / "images" / key_of(recipe)
@@ -159,7 +177,7 @@ class Store:
         if left := [str(entry.folder) for entry in chosen if entry.folder.exists()]:
             raise RunError(f"{', '.join(left)}: cannot be removed")
         if not names:
-            for path in (self.root / "files").glob("*.files"):
+            for path in (*self.root.glob("files/*.files"), *self.root.glob("made/*.json")):
                 clear_away(path)
         return sum(entry.size for entry in chosen)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -15,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import BrokenImage, DataError, Dataset
+from datasets.duplicates import DETAIL, groups_of_pairs, is_flat, near_duplicates, thumbnail
 from datasets.files import ImageFiles
+from datasets.grouping import Groups
 from datasets.images import FORMATS, notes_on
 from datasets.split import PARTS, manifest
 from datasets.words import label_words
@@ -27,14 +30,18 @@ from trainer.input.data import (
     count_classes,
     cut,
     digest_of_split,
+    find_groups,
+    fix,
     how_split,
+    names_for_groups,
     notes_on_cut,
+    notes_on_groups,
     open_dataset,
+    open_fixes,
     transform_fault,
 )
 from trainer.input.source import Source
 from trainer.input.subset import CPU, decodes_content
-from trainer.insight.duplicates import DETAIL, groups_of_pairs, is_flat, near_duplicates, thumbnail
 from trainer.process.console import bar
 from trainer.process.errors import ConfigError
 from transforms.pipeline import Pipeline
@@ -91,6 +98,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     split, ConfigError if a transform refuses an image.
     """
     dataset = open_dataset(config)
+    fixes, names_of_groups = open_fixes(config, dataset), names_for_groups(config, dataset)
     pipelines = build_pipelines(config, num_classes=len(dataset.classes))
     try:
         digests, found, broken = read_all(dataset, pipelines["eval"])
@@ -98,8 +106,12 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
         raise ConfigError([transform_fault(config, "eval", error)]) from None
     usable = [index for index in range(len(dataset)) if digests[index]]
     source = Source(dataset, pipelines, config, CPU)
+    fixed = fix(source, fixes, digests)
+    digests = ["" if i in source.left_out else digest for i, digest in enumerate(digests)]
+    keys = source.split_keys() if source.is_by_name else digests
+    groups = find_groups(source, keys, names_of_groups)
     try:
-        cut_by_training = split_as_training(source, digests)
+        cut_by_training = split_as_training(source, digests, groups)
     except DataError as error:
         if not broken:
             raise
@@ -108,7 +120,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     sizes, raw, prepared, thumbnails, found_forms = found  # row r of each is sample usable[r]
     row_of = {index: row for row, index in enumerate(usable)}
     rows = torch.tensor([row_of[index] for index in splits["train"]])
-    exact = groups_of_equals(usable, digests)
+    exact = groups_of_equals([index for index in usable if digests[index]], digests)
     near = near_in(dataset, usable, digests, thumbnails, sizes) if search_near else []
     split_of = split_of_each(splits)
     exact.sort(key=lambda group: _rank(dataset, split_of, group))
@@ -129,6 +141,8 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
             "samples": entries,
         }
 
+    notes = dataset.note.splitlines() + fixed + notes_on_cut(dataset, splits, config)
+    notes += notes_on_groups(dataset, groups, splits, config)
     by_name = source.is_by_name
     names = source.identities() if by_name else digests
     flat = is_flat(thumbnails).nonzero().flatten().tolist()
@@ -136,20 +150,21 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     facts = {
         "dataset": {
             "name": config.dataset.name,
-            "note": "\n".join(dataset.note.splitlines() + notes_on_cut(dataset, splits, config)),
+            "note": "\n".join(notes),
             "images": len(dataset),
             "classes": list(dataset.classes),
         },
         "split": digest_of_split(
-            how_split(config, by_name) | manifest(cut_by_training, dataset.ids, names)
+            how_split(config, by_name, fixes) | manifest(cut_by_training, dataset.ids, names)
         ),
         "counts": counts_of(dataset, splits),
         "sizes": sizes_of(sizes),
         "formats": dict(forms.most_common()),
         "converted": notes_on(getattr(dataset, "remarks", b"")),
         "pixels": pixels_of(config, pipelines["eval"], raw[rows], prepared[rows]),
-        "one_colour": [dataset.ids[usable[row]] for row in flat],
+        "one_colour": [dataset.ids[usable[row]] for row in flat if digests[usable[row]]],
         "exact_duplicates": [samples(group) for group in exact],
+        "groups": None if groups is None else groups.facts(splits),
         "near_searched": search_near,
         "near_duplicates": [samples(group) | {"likeness": round(r, 4)} for group, r in near],
         "broken": [{"path": error.path, "reason": error.reason} for error in broken],
@@ -163,7 +178,9 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     return Inspection(config, dataset, pipelines, splits, exact, near, broken, facts, refused)
 
 
-def split_as_training(source: Source, digests: Sequence[str]) -> dict[str, list[int]]:
+def split_as_training(
+    source: Source, digests: Sequence[str], groups: Groups | None
+) -> dict[str, list[int]]:
     """Return the samples of train, val and test in training; ``digests``: "" for broken ones.
 
     Of a split by name, broken samples of train are in it: training shows others in their place.
@@ -176,7 +193,7 @@ def split_as_training(source: Source, digests: Sequence[str]) -> dict[str, list[
         keys, removed = source.split_keys(), set[int]()
     while True:
         usable = [index for index in range(len(dataset)) if index not in removed]
-        splits = cut(dataset, usable, keys, source.config)
+        splits = cut(dataset, usable, keys, source.config, groups)
         if not (found := broken.intersection([*splits["val"], *splits["test"]])):
             return splits
         removed |= found
@@ -296,7 +313,8 @@ def near_in(
     """Return ``groups_of_pairs`` of nearly equal samples; of equal samples one is compared."""
     first: dict[str, int] = {}
     for row, index in enumerate(usable):
-        first.setdefault(digests[index], row)
+        if digests[index]:
+            first.setdefault(digests[index], row)
     rows = list(first.values())
 
     def detail(numbers: list[int]) -> Tensor:
@@ -307,7 +325,7 @@ def near_in(
         return torch.stack(details)
 
     shortest = torch.tensor([min(sizes[row]) for row in rows])
-    found = near_duplicates(thumbnails[rows], shortest, detail)
+    found = near_duplicates(thumbnails[rows], shortest, detail, partial(bar, unit="chunk"))
     return [([usable[rows[k]] for k in group], score) for group, score in groups_of_pairs(found)]
 
 

@@ -218,6 +218,7 @@ def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
             "The YAML's numbers are not those measured here. A model with pretrained weights needs "
             "the numbers that it was trained with."
         ]
+    blocks += groups_section(facts["groups"]) if facts["groups"] else []
     blocks += duplicates_of(facts, "duplicates.png" in pictures)
     blocks += ["## Images of nearly one colour", listing(facts["one_colour"])]
     broken = [f"{entry['path']}: {entry['reason']}" for entry in facts["broken"]]
@@ -228,6 +229,24 @@ def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
 
 
 MEAN_STD = ("mean", "std")
+
+
+def groups_section(groups: Mapping[str, Any]) -> list[str]:
+    """Return the section on the groups of ``split.group``."""
+    rows = [[one["name"], one["images"], one["part"]] for one in groups["largest"]]
+    return ["## Groups", f"{markdown(groups_in_words(groups))}. The largest:"] + (
+        [data_table(["group", "images", "split"], rows)] if rows else []
+    )
+
+
+def groups_in_words(groups: Mapping[str, Any]) -> str:
+    """Return number, sizes and places of groups in one line."""
+    where = ", ".join(f"{part} {number:,}" for part, number in groups["by_part"].items())
+    text = f"{groups['groups']:,} by {groups['by']}" + (f" ({where})" if where else "")
+    if groups["sizes"]:
+        least, middle, most = groups["sizes"]
+        text += f", of {least:,} to {most:,} images (half of them at most {middle:,})"
+    return f"{text}; {groups['in_no_group']:,} images in none"
 
 
 def duplicates_of(facts: Mapping[str, Any], drawn: bool) -> list[str]:
@@ -313,6 +332,8 @@ def summary(facts: Mapping[str, Any]) -> list[str]:
         mean, std = (by_channel(pixels["config"][key]) for key in MEAN_STD)
         lines.append(f"the YAML's  mean {mean}, std {std}")
     lines.append(f"            {pixels['yaml']}")
+    if facts["groups"]:
+        lines.append(f"groups      {visible(groups_in_words(facts['groups']))}")
     counts = []
     for key in ("exact_duplicates", "near_duplicates"):
         images = sum(len(group["samples"]) for group in facts[key])

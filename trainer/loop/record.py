@@ -61,7 +61,11 @@ def first_result(job: Job) -> dict[str, Any]:
         "device": device_name(job.device),
         "dataset": about_data(job),
         "split": job.data.split_digest,
-        **{key: job.data.split[key] for key in ("folds", "fold") if key in job.data.split},
+        **{
+            key: job.data.split[key]
+            for key in ("folds", "fold", "group", "fixes")
+            if key in job.data.split
+        },
         "parameters": sum(parameter.numel() for parameter in job.model.parameters()),
         **({"notes": job.notes} if job.notes else {}),
         **({"teacher": job.teacher.description()} if job.teacher else {}),

@@ -131,6 +131,8 @@ def what_changed(run: Path, digest: object, now: dict[str, Any]) -> str:
         more = ", ..." * (len(names) > 3)
         if names:
             told.append(f"{counted(len(names), 'image')} {what} ({', '.join(names[:3])}{more})")
+    if before and before.get("fixes") != now.get("fixes"):
+        told.append("dataset.fixes holds other fixes")
     return "; ".join(told) if before and told else "images were added, removed or changed"
 
 

@@ -20,7 +20,7 @@ from trainer.run.folder import find_run, runs_in
 # compared by the split's digests, and a teacher by its own digest.
 MAY_CHANGE = (
     *("train.epochs", "train.budget", "train.skip_non_finite", "early_stop", "train.parallel"),
-    *("evaluation.", "log.", "checkpoint.", "dataset.root", "distill.run"),
+    *("evaluation.", "log.", "checkpoint.", "dataset.root", "dataset.fixes", "distill.run"),
     *("loader.workers", "loader.cache", "loader.eval_batch_size", "store."),
 )
 
@@ -29,6 +29,7 @@ MAY_DIFFER = (
     *(
         "dataset.root",
         "dataset.on_broken",
+        "dataset.fixes",
         "loader.",
         "store.",
         "train.device",

@@ -9,13 +9,16 @@ kind of banknote have a likeness of 0.99, copies of one photograph 0.997.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
-from trainer.process.console import bar
+from datasets import BrokenImage, Dataset
 
 SIZE = 32  # side of the thumbnails that are kept, in pixels
 DETAIL = 128  # side of the thumbnails that decide for larger images, in pixels
@@ -27,22 +30,71 @@ FLAT = 4.0  # grey levels: thumbnails with a smaller standard deviation all look
 # RELATED: descriptors. SIMILAR: edges at 16 x 16, not aligned. ALIKE: aligned edges, by side.
 RELATED, SIMILAR = 0.9, 0.88
 ALIKE = {SIZE // 2: 0.98, SIZE: 0.987, DETAIL: 0.994}
+# ``watch(items, what, total)`` yields the items, and may show how far the work is.
+Watch = Callable[[Iterable[Any], str, int], Iterable[Any]]
 LARGE_SIDE = 96  # pixels: an image with a shorter side shows little more than its thumbnail
 
 
+def unwatched(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    """The items, without a word."""
+    return items
+
+
+def similar_contents(
+    dataset: Dataset, digests: Sequence[str], watch: Watch = unwatched
+) -> list[tuple[str, str]]:
+    """Return pairs of digests whose images are nearly the same, most alike first.
+
+    digests: of each sample, "" for those that are left out. All images are decoded. Neither the
+    names nor the order of the samples matters. Images that cannot be read are like no other.
+    """
+    index_of = {digest: index for index, digest in reversed([*enumerate(digests)]) if digest}
+    contents = sorted(index_of)
+
+    def look(digest: str) -> tuple[str, Tensor, int] | None:
+        try:
+            image = dataset.image(index_of[digest])
+        except BrokenImage:
+            return None
+        return digest, thumbnail(image), min(image.shape[-2:])
+
+    def in_detail(digest: str) -> Tensor:
+        return thumbnail(dataset.image(index_of[digest]), DETAIL)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        looked = watch(threads.map(look, contents), "looking for similar images", len(contents))
+        seen = [one for one in looked if one is not None]
+        if len(seen) < 2:
+            return []
+        pairs = near_duplicates(
+            torch.stack([small for _, small, _ in seen]),
+            torch.tensor([side for _, _, side in seen]),
+            lambda rows: torch.stack([*threads.map(in_detail, [seen[row][0] for row in rows])]),
+            watch,
+        )
+    return [(seen[i][0], seen[j][0]) for i, j, _ in pairs]
+
+
 def near_duplicates(
-    thumbnails: Tensor, shortest: Tensor, detail: Callable[[list[int]], Tensor]
+    thumbnails: Tensor,
+    shortest: Tensor,
+    detail: Callable[[list[int]], Tensor],
+    watch: Watch = unwatched,
 ) -> list[tuple[int, int, float]]:
     """Return pairs of images that are nearly the same: (i, j, likeness), i < j, most alike first.
 
     thumbnails: (N, SIZE, SIZE) uint8 of images of different contents. shortest: (N,) the shorter
     side of each image in pixels. detail: returns thumbnails (n, DETAIL, DETAIL) for n indices.
     """
-    pairs = related(descriptors(thumbnails))
+
+    def closer(pairs: Tensor, coarse: Tensor, fine: Tensor, what: str) -> Tensor:
+        return either_way(pairs, coarse, fine, lambda items, total: watch(items, what, total))
+
+    pairs = related(descriptors(thumbnails), watch)
     half = nn.functional.avg_pool2d(thumbnails.float()[:, None], 2)[:, 0]
     pairs = pairs[as_they_lie(pairs, half) > SIMILAR]
-    pairs = pairs[either_way(pairs, half, half, "comparing edges") > ALIKE[SIZE // 2]]
-    scores = either_way(pairs, thumbnails, thumbnails, "comparing closer")
+    pairs = pairs[closer(pairs, half, half, "comparing edges") > ALIKE[SIZE // 2]]
+    scores = closer(pairs, thumbnails, thumbnails, "comparing closer")
     pairs, scores = pairs[scores > ALIKE[SIZE]], scores[scores > ALIKE[SIZE]]
     large = (shortest[pairs] >= LARGE_SIDE).all(dim=1)
     found = [(pairs[~large], scores[~large])]
@@ -50,7 +102,7 @@ def near_duplicates(
         numbers, places = torch.unique(chunk, return_inverse=True)
         fine = detail(numbers.tolist())
         coarse = nn.functional.avg_pool2d(fine.float()[:, None], 2)[:, 0]
-        scores = either_way(places, coarse, fine, "comparing details")
+        scores = closer(places, coarse, fine, "comparing details")
         found.append((chunk[scores > ALIKE[DETAIL]], scores[scores > ALIKE[DETAIL]]))
     pairs, scores = (torch.cat(column) for column in zip(*found, strict=True))
     order = scores.argsort(descending=True, stable=True)
@@ -107,12 +159,12 @@ def is_flat(thumbnails: Tensor) -> Tensor:
     return thumbnails.float().flatten(1).std(dim=1, correction=0) < FLAT
 
 
-def related(vectors: Tensor) -> Tensor:
+def related(vectors: Tensor, watch: Watch = unwatched) -> Tensor:
     """Return pairs (P, 2) int64, i < j, of vectors and their nearest neighbours above RELATED."""
     count = min(NEIGHBOURS + 1, len(vectors))  # a vector is mostly its own nearest neighbour
     found = []
     rows = torch.split(torch.arange(len(vectors)), max(1, 2**23 // len(vectors)))
-    for chunk in bar(rows, "comparing images", len(rows), unit="chunk"):
+    for chunk in watch(rows, "comparing images", len(rows)):
         likeness, neighbours = (vectors[chunk] @ vectors.T).topk(count, dim=1, sorted=False)
         pairs = torch.stack([chunk[:, None].expand_as(neighbours), neighbours], dim=-1)
         pairs = pairs[likeness > RELATED]
@@ -193,13 +245,18 @@ def _warped(images: Tensor, moved: Tensor, mode: str) -> tuple[Tensor, Tensor]:
     return laid[:, 0], inside.float()
 
 
-def either_way(pairs: Tensor, coarse: Tensor, fine: Tensor, description: str) -> Tensor:
+def either_way(
+    pairs: Tensor,
+    coarse: Tensor,
+    fine: Tensor,
+    watch: Callable[[Iterable[Tensor], int], Iterable[Tensor]],
+) -> Tensor:
     """Return (P,): the likeness of each pair, the larger of a aligned with b and b with a."""
     if not len(pairs):
         return torch.zeros(0)
     found = []
     chunks = torch.split(pairs, max(1, 2**18 // fine.shape[-1] ** 2))
-    for chunk in bar(chunks, description, len(chunks), unit="chunk"):
+    for chunk in watch(chunks, len(chunks)):
         (a, b), (fine_a, fine_b) = (
             [images[chunk[:, k]].float() for k in (0, 1)] for images in (coarse, fine)
         )
