@@ -42,6 +42,7 @@ OF_FILES: Mapping[str, Official] = {
         f"{_OXFORD}flowers/102/setid.mat",
         ALL_THREE,
         needs="scipy",
+        place="flowers-102",
     ),
     "OxfordIIITPet": Official(
         "Oxford-IIIT Pet: 3,680 + 3,669 photographs of 37 breeds of cats and dogs.",
@@ -55,6 +56,7 @@ OF_FILES: Mapping[str, Official] = {
                 "The classes: the 37 breeds, or Cat and Dog.",
             )
         },
+        place="oxford-iiit-pet",
     ),
     "Food101": Official(
         "Food-101: 75,750 + 25,250 photographs of dishes, 101 classes.",
@@ -69,6 +71,7 @@ OF_FILES: Mapping[str, Official] = {
         "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
         whole,
         images=27_000,
+        place="eurosat",
     ),
     "GTSRB": Official(
         "German Traffic Sign Recognition Benchmark: 26,640 + 12,630 signs, 43 classes.",
@@ -77,6 +80,7 @@ OF_FILES: Mapping[str, Official] = {
         f"{_GTSRB}GTSRB_Final_Test_GT.zip",
         TRAIN_TEST,
         images=39_270,
+        place="gtsrb",
     ),
     "DTD": Official(
         "Describable Textures: 1,880 + 1,880 + 1,880 photographs, 47 classes.",
@@ -90,6 +94,7 @@ OF_FILES: Mapping[str, Official] = {
                 "Which of the ten official partitions into train, val and test.",
             )
         },
+        place="dtd",
     ),
     "Imagenette": Official(
         "Imagenette: ten easy classes of ImageNet, 9,469 + 3,925 (val) photographs.",
@@ -110,6 +115,7 @@ OF_FILES: Mapping[str, Official] = {
         "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
         whole,
         images=8_677,
+        place="caltech101",
     ),
     "Caltech256": Official(
         "Caltech 256: 30,607 pictures of objects, 257 classes (one is clutter), without parts.",
@@ -117,6 +123,7 @@ OF_FILES: Mapping[str, Official] = {
         "https://data.caltech.edu/records/nyy15-4j048/files/256_ObjectCategories.tar",
         whole,
         images=30_607,
+        place="caltech256",
     ),
     "Country211": Official(
         "Country211: 31,650 + 10,550 + 21,100 photographs by country, 211 classes.",
@@ -139,6 +146,7 @@ OF_FILES: Mapping[str, Official] = {
             )
         },
         fetched="never",
+        place=None,
     ),
     "StanfordCars": Official(
         "Stanford Cars: 8,144 + 8,041 photographs of cars, 196 classes; no longer to be had there.",
@@ -148,6 +156,7 @@ OF_FILES: Mapping[str, Official] = {
         TRAIN_TEST,
         needs="scipy",
         fetched="never",
+        place=None,
     ),
     "RenderedSST2": Official(
         "Rendered SST2: 6,920 + 872 + 1,821 pictures of sentences, negative or positive.",
@@ -175,6 +184,7 @@ OF_FILES: Mapping[str, Official] = {
             )
         },
         words={True: {"folder": "images_background"}, False: {"folder": "images_evaluation"}},
+        place="omniglot-py",
     ),
     "LFWPeople": Official(
         "Labeled Faces in the Wild: 13,233 faces of 5,749 persons, one of most, no parts.",
@@ -226,6 +236,7 @@ OF_FILES: Mapping[str, Official] = {
                 for train in ("train", "train_mini")
             },
         },
+        place=None,
     ),
     "Places365": Official(
         "Places365: 1.8 million (or 8 million) + 36,500 (val) photographs of scenes, 365 classes.",
@@ -265,6 +276,7 @@ OF_FILES: Mapping[str, Official] = {
         "https://dl.fbaipublicfiles.com/clevr/CLEVR_v1.0.zip",
         _TRAIN_VAL,
         fetched="no",
+        place="clevr",
     ),
 }
 

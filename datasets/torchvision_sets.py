@@ -12,7 +12,7 @@ import torchvision
 
 from datasets import DataError, Dataset
 from datasets.files import user_path
-from datasets.memory import absent, fetch_into
+from datasets.memory import fetch_into
 from datasets.torchvision_folders import OFFICIAL
 from datasets.torchvision_read import image_files, images_in_memory
 from datasets.words import counted
@@ -57,13 +57,8 @@ def _builder(name: str) -> Callable[..., Dataset]:
     if official.is_file_set:
         kinds["on_broken"] = (Literal["error", "skip"], "error")
         kinds["decode"] = (Literal["exact", "fast"], "exact")
-    of_torchvision = {
-        key
-        for one in getattr(torchvision.datasets, name).__mro__
-        if "__init__" in vars(one)
-        for key in inspect.signature(one).parameters
-    }
-    refused = {key: (Never, None) for key in _TAKEN if key in of_torchvision - kinds.keys()}
+    taken = _taken_by(getattr(torchvision.datasets, name)) - kinds.keys()
+    refused = {key: (Never, None) for key in _TAKEN if key in taken}
     keyword, empty = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty
     signature = inspect.Signature(
         [
@@ -86,6 +81,12 @@ def _builder(name: str) -> Callable[..., Dataset]:
     build.__doc__ = "\n".join([official.about, "", *lines])
     vars(build)["__signature__"] = signature
     return build
+
+
+def _taken_by(kind: type) -> set[str]:
+    """The arguments of a class of torchvision, also those that it hands on to its base."""
+    inits = [one for one in kind.__mro__ if "__init__" in vars(one)]
+    return {key for one in inits for key in inspect.signature(one).parameters}
 
 
 def open_set(name: str, arguments: Mapping[str, Any]) -> Dataset:
@@ -133,7 +134,8 @@ class _Files:
             words |= official.words.get(value, {})
         self.names = official.files.format(**words).split()
         self.urls = official.urls.format(**words).split()
-        self.never_fetched = official.fetched == "never"
+        self.is_fetched = official.fetched != "never"
+        self.place = None if official.place is None else root / official.place
 
     def missing(self) -> list[str]:
         """The files and folders that are looked for, and are not there."""
@@ -144,26 +146,29 @@ class _Files:
         kind = getattr(torchvision.datasets, self.name)
         if hasattr(kind, "_check_legacy_exist"):  # processed/*.pt of old versions: pickles
             kind = type(kind.__name__, (kind,), {"_check_legacy_exist": lambda self: False})
-        takes = inspect.signature(kind).parameters
+        takes = _taken_by(kind)
         arguments = dict(given)
-        if "loader" in takes or self.name == "ImageNet":
+        if "loader" in takes:
             arguments["loader"] = str  # an item is then the path of its file
         missing = self.missing()
-        if missing and not download and not self.never_fetched:
-            raise absent(self.root, missing, self.urls, "download is off")
+        if missing and not download and self.is_fetched:
+            raise self.absent(missing, "download is off; type dataset.download=true")
         if "download" in takes:
             arguments["download"] = bool(missing) and download
         try:
             self._require_official()
-            return fetch_into(self.root, lambda: kind(str(self.root), **arguments))
+            return fetch_into(self._deepest(), lambda: kind(str(self.root), **arguments))
         except (MemoryError, DataError):
             raise
         except Exception as error:  # torchvision raises almost any type on damaged files
             if not missing:
                 raise self.damaged(error) from error
-            why = "downloading failed" if download else "torchvision cannot download it"
-            reason = f"{why}: {_in_one_line(error)}{self._cut_short()}"
-            raise absent(self.root, missing, self.urls, reason) from error
+            why = "downloading failed" if download else "torchvision cannot download them"
+            raise self.absent(missing, f"{why}: {_in_one_line(error)}") from error
+
+    def _deepest(self) -> Path:
+        """The deepest folder that files are looked for in, or downloaded to."""
+        return max(((self.root / name).parent for name in self.names), key=lambda p: len(p.parts))
 
     def _require_official(self) -> None:
         """Compare the checksums that torchvision does not compare before it unpacks a file."""
@@ -175,17 +180,16 @@ class _Files:
                 ):
                     raise self.damaged(ValueError(f"{name}: its MD5 is not {md5}"))
 
-    def _cut_short(self) -> str:
-        """A word on files that lie there already under the names of those that are downloaded."""
-        folders = {self.root, *((self.root / name).parent for name in self.names)}
-        there = {
-            str(path)
-            for url in self.urls
-            for folder in folders
-            if (path := folder / url.rpartition("/")[2]).is_file()
-        }
-        listed = ", ".join(sorted(there))
-        return f"; {listed} is there, but not the whole official file" if there else ""
+    def absent(self, missing: list[str], reason: str) -> DataError:
+        """The error for files that are not there; it also names archives that lie there already."""
+        archives = [url.rpartition("/")[2] for url in self.urls]
+        mend = f"Fetch by hand, and unpack, so that they are there: {', '.join(self.urls)}"
+        if self.is_fetched and self.place is not None:
+            mend += f". Or put that into {self.place} as it is: with download: true it is unpacked"
+            there = [name for name in archives if os.path.isfile(self.place / name)]
+            if there:
+                reason += f"; there are {', '.join(there)}, but not all are whole and official"
+        return DataError(f"{self.root}: missing {', '.join(missing)} ({reason}). {mend}")
 
     def damaged(self, error: Exception) -> DataError:
         """The error for files that are there and cannot be read."""

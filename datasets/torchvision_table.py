@@ -24,7 +24,8 @@ class Official(NamedTuple):
     arguments. is_file_set: whether it has image files. needs: a package that reads it. fetched:
     whether missing files are downloaded: yes, no (unless asked, for they are large) or never
     (torchvision cannot, or compares no checksum). images: how many there are, where a folder cut
-    short looks complete; 0 elsewhere.
+    short looks complete; 0 elsewhere. place: where below the root torchvision puts, and finds, what
+    it downloads; None if that has other names than in urls.
     """
 
     about: str
@@ -37,6 +38,7 @@ class Official(NamedTuple):
     fetched: Literal["yes", "no", "never"] = "yes"
     images: int = 0
     words: Mapping[Any, Mapping[str, str]] = {}
+    place: str | None = ""
 
 
 def whole(own: Arguments) -> list[Opening]:
@@ -90,12 +92,14 @@ IN_MEMORY: Mapping[str, Official] = {
         _idx("MNIST"),
         _gz("https://ossci-datasets.s3.amazonaws.com/mnist/"),
         _train_or_not,
+        place="MNIST/raw",
     ),
     "KMNIST": Official(
         "Kuzushiji-MNIST: 60,000 + 10,000 grey Japanese characters of 28 x 28, 10 classes.",
         _idx("KMNIST"),
         _gz("http://codh.rois.ac.jp/kmnist/dataset/kmnist/"),
         _train_or_not,
+        place="KMNIST/raw",
     ),
     "FashionMNIST": Official(
         "Fashion-MNIST: 60,000 + 10,000 grey clothes of 28 x 28, 10 classes; FashionMNIST alone "
@@ -103,6 +107,7 @@ IN_MEMORY: Mapping[str, Official] = {
         _idx("FashionMNIST"),
         _gz("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"),
         _train_or_not,
+        place="FashionMNIST/raw",
     ),
     "EMNIST": Official(
         "EMNIST (Cohen et al., 2017): grey digits and letters of 28 x 28, rows and columns "
@@ -121,6 +126,7 @@ IN_MEMORY: Mapping[str, Official] = {
                 "The variant of EMNIST, with 62, 47, 47, 26, 10 and 10 classes.",
             )
         },
+        place="EMNIST/raw",
     ),
     "QMNIST": Official(
         "QMNIST: MNIST with all 60,000 test digits; 60,000 + 60,000 grey images of 28 x 28.",
@@ -135,6 +141,7 @@ IN_MEMORY: Mapping[str, Official] = {
             for kind in ("images-idx3-ubyte", "labels-idx2-int")
         ),
         _qmnist,
+        place="QMNIST/raw",
     ),
     "CIFAR10": Official(
         "CIFAR-10 as torchvision reads it; CIFAR10 alone gives the same images.",
@@ -201,6 +208,7 @@ IN_MEMORY: Mapping[str, Official] = {
         "recognition-challenge",
         TRAIN_TEST,
         fetched="never",
+        place=None,
     ),
     "PCAM": Official(
         "PatchCamelyon: 262,144 + 32,768 + 32,768 colour patches of 96 x 96 (9 GB of memory), 2 "
@@ -210,6 +218,7 @@ IN_MEMORY: Mapping[str, Official] = {
         ALL_THREE,
         needs="h5py",
         fetched="no",
+        place=None,
     ),
 }
 IN_MEMORY = {name: one._replace(is_file_set=False) for name, one in IN_MEMORY.items()}
