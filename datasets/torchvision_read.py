@@ -130,7 +130,9 @@ def _of_hdf5(held: Any) -> tuple[Tensor, list[int]]:
             raise ValueError(f"{images}: {len(stored):,} images; at most {MOST_PATCHES:,}")
         pixels = torch.from_numpy(stored[:]).permute(0, 3, 1, 2)
     with held.h5py.File(held._base_folder / targets) as file:
-        labels = [int(label) for label in file["y"][: len(pixels) + 1].reshape(-1)]
+        if file["y"].size != len(pixels):
+            raise ValueError(f"{targets}: {file['y'].size:,} labels of {len(pixels):,} images")
+        labels = file["y"][:].reshape(-1).tolist()
     return pixels, labels
 
 

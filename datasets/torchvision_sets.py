@@ -116,7 +116,7 @@ def open_set(name: str, arguments: Mapping[str, Any]) -> Dataset:
         if not official.is_file_set:
             return images_in_memory(name, opened)
         found = image_files(name, root, opened, arguments["on_broken"], arguments["decode"])
-    except (ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         raise files.damaged(error) from error
     if len(found) < official.images:  # a folder that was cut short while it was unpacked
         few = f"{counted(len(found), 'image')} of {official.images:,} of the official set are there"
@@ -174,10 +174,8 @@ class _Files:
         """Compare the checksums that torchvision does not compare before it unpacks a file."""
         if self.name == "USPS":
             for _, name, md5 in torchvision.datasets.USPS.split_list.values():
-                path = self.root / name
-                if os.path.exists(path) and not torchvision.datasets.utils.check_integrity(
-                    path, md5
-                ):
+                is_there = os.path.exists(path := self.root / name)
+                if is_there and not torchvision.datasets.utils.check_md5(path, md5):
                     raise self.damaged(ValueError(f"{name}: its MD5 is not {md5}"))
 
     def absent(self, missing: list[str], reason: str) -> DataError:
