@@ -83,7 +83,8 @@ def image_files(
         if outside := next((path for path, _ in some if not path.startswith(top)), None):
             raise ValueError(f"it lists {outside}, which is not below {root}")
         names = [(path[len(top) :].replace(os.sep, "/"), label) for path, label in some]
-        names.sort() if name in UNSORTED else None
+        if name in UNSORTED:
+            names.sort()
         found += [(path, label, part) for path, label in names]
     classes, labels, note = _without_empty(_classes(name, opened), [one[1] for one in found])
     twice = [path for path, count in Counter(one[0] for one in found).items() if count > 1]

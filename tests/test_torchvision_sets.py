@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import sys
 import time
@@ -135,6 +136,35 @@ def test_the_extra_digits_of_svhn_are_for_training_and_only_if_asked(tmp_path, m
     assert [data.classes[label] for label in data.labels[20:34]] == [str(k) for k in extra.labels]
     assert np.array_equal(data.images[20:34].numpy(), extra.data)
     assert len(set(data.ids)) == len(data)
+
+
+@pytest.mark.parametrize("name", UNSORTED)
+def test_order_and_labels_do_not_depend_on_the_order_of_the_file_system(
+    name, tmp_path, monkeypatch
+):
+    case, listdir = case_of(name), os.listdir
+    case.make(tmp_path, monkeypatch)
+    found = []
+    for is_backwards in (False, True):
+        monkeypatch.setattr(
+            os, "listdir", lambda path, turn=is_backwards: sorted(listdir(path), reverse=turn)
+        )
+        data = opened(case, tmp_path)
+        assert list(data.classes) == sorted(data.classes)
+        for part in set(data.parts):
+            ids = [one for one, its in zip(data.ids, data.parts, strict=True) if its == part]
+            assert len(ids) > 3 and ids == sorted(ids)
+        found.append((data.ids, data.labels, data.classes))
+    assert found[0] == found[1]
+
+
+def test_what_is_stored_of_a_grey_set_is_never_met_by_one_in_colour(tmp_path, monkeypatch):
+    for name in ("Omniglot", "GTSRB"):
+        case_of(name).make(tmp_path, monkeypatch)
+    grey, colour = (opened(case_of(name), tmp_path) for name in ("Omniglot", "GTSRB"))
+    content = grey.content(0)
+    assert grey.decode(0, content).shape[0] == 1 and colour.decode(0, content).shape[0] == 3
+    assert grey.recipe != colour.recipe
 
 
 def test_orientation_and_transparency_are_those_of_all_other_datasets(tmp_path):
