@@ -18,6 +18,15 @@ DATASETS = {
 # The class number of each sample. Or, where an image may have several labels, K numbers in 0..1:
 # its share of each class, as a rule 0.0 or 1.0; equal ones are one object.
 Labels = tuple[int, ...] | tuple[tuple[float, ...], ...]
+# The sets of torchvision.datasets with one class an image; datasets/torchvision_table.py has more.
+TORCHVISION = (
+    *("MNIST", "KMNIST", "FashionMNIST", "EMNIST", "QMNIST", "CIFAR10", "CIFAR100", "SVHN"),
+    *("STL10", "USPS", "SEMEION", "FER2013", "PCAM", "Flowers102", "OxfordIIITPet", "Food101"),
+    *("EuroSAT", "GTSRB", "DTD", "Imagenette", "Caltech101", "Caltech256", "Country211"),
+    *("FGVCAircraft", "StanfordCars", "RenderedSST2", "SUN397", "Omniglot", "LFWPeople"),
+    *("INaturalist", "Places365", "ImageNet", "CLEVRClassification"),
+)
+DATASETS |= {f"torchvision/{name}": f"datasets.torchvision_sets:{name}" for name in TORCHVISION}
 RMB_ROOT = "data/rmb"  # where RMB looks, unless its ``root`` is another folder
 
 
