@@ -14,6 +14,7 @@ DATASETS = {
     "ImageFolder": "datasets.image_folder:ImageFolder",
     "CSVImages": "datasets.csv_images:CSVImages",
     "Shards": "datasets.shards:Shards",
+    "Arrays": "datasets.arrays:Arrays",
 }
 RMB_ROOT = "data/rmb"  # where RMB looks, unless its ``root`` is another folder
 
