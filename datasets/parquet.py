@@ -15,17 +15,17 @@ from datasets import BrokenImage, DataError
 from datasets.files import PARTS, missing_folder, natural, user_path
 from datasets.images import decode_and_tell, decoders
 from datasets.parquet_columns import (
-    Columns,
     Values,
     find_columns,
     labels_of,
     read_texts,
     read_values,
 )
-from datasets.parquet_file import Contents, ParquetPart, chunks_of, open_part
+from datasets.parquet_file import Contents, open_part
 from datasets.walk import is_visible
 from datasets.words import counted
 
+_LOOKED_AT = 16  # rows
 _EMBED = (
     "The library datasets writes only the paths of local files unless it is told to embed them: "
     "from datasets.table import embed_table_storage; "
@@ -73,9 +73,9 @@ class Parquet:
         self._files = [open_part(self.root / name) for name in names]
         columns = find_columns(self._files, image_column, label_column)
         notes.append(columns.note)
-        _check_embedded(self._files, columns)
-        self._contents = Contents(self._files, columns.leaf)
         counts = [file.metadata.num_rows for file in self._files]
+        self._contents = Contents(self._files, columns.leaf)
+        self._check_embedded(columns.image, min(sum(counts), _LOOKED_AT))
         parts = [_part_of(name) for name in names]
         values = read_values(self._files, columns)
         self._rows, told = self._with_label(values, np.repeat(np.arange(len(names)), counts), parts)
@@ -138,6 +138,17 @@ class Parquet:
         texts = [text for file in self._files for text in read_texts(file, name)]
         return [texts[row] for row in self._rows.tolist()]
 
+    def _check_embedded(self, column: str, rows: int) -> None:
+        """Raise DataError if the first rows have no bytes of images."""
+        try:
+            is_empty = all(self._contents.read(row) is None for row in range(rows))
+        except DataError:
+            return  # it is a broken image, and told when it is met
+        if rows and is_empty:
+            raise DataError(
+                f"{self.root}: the column {column!r} holds no bytes of images. {_EMBED}"
+            )
+
     def _place(self, index: int) -> str:
         """File and row, for messages."""
         return f"{self.root.parent if self.root.is_file() else self.root}/{self.ids[index]}"
@@ -195,14 +206,3 @@ def _part_of(name: str) -> str | None:
     *folders, file = name.split("/")
     words = [re.split(r"[-_.]", file)[0], *reversed(folders)]
     return next((PARTS[word.lower()] for word in words if word.lower() in PARTS), None)
-
-
-def _check_embedded(files: Sequence[ParquetPart], columns: Columns) -> None:
-    """Raise DataError for a file that has no bytes of any image."""
-    for file in files:
-        chunks = chunks_of(file, columns.leaf)
-        nulls = [chunk.statistics.null_count for chunk in chunks if chunk.is_stats_set]
-        if 0 < file.metadata.num_rows == sum(filter(None, nulls)):
-            raise DataError(
-                f"{file.path}: the column {columns.image!r} holds no bytes of images. {_EMBED}"
-            )
