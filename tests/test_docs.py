@@ -224,9 +224,9 @@ def test_the_worked_example_adds_a_model_a_dataset_a_transform_and_a_loss(checko
             done += result.stdout
     (run,) = (checkout / "runs" / "own").iterdir()
     assert json.loads((run / "result.json").read_text())["status"] == "done"
-    assert "Tiny" in done and "Arrays, 2 classes" in done
+    assert "Tiny" in done and "Squares, 2 classes" in done
     for page in ("docs/yaml.md", "configs/schema.json"):
-        for name in ("Tiny", "Arrays", "RandomNegative", "PolyLoss"):
+        for name in ("Tiny", "Squares", "RandomNegative", "PolyLoss"):
             assert name in (checkout / page).read_text()
 
 
