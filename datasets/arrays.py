@@ -64,6 +64,8 @@ class Arrays:
         several: bool = False,
         classes: list[str] | None = None,
     ) -> None:
+        if classes is not None and len({*classes}) < max(len(classes), 2):
+            raise ValueError("classes must be at least two names that differ")
         path = user_path(root, "dataset.root")
         beside = None if labels is None else user_path(labels, "dataset.labels")
         self._arrays = find_arrays(path, beside)

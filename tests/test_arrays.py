@@ -236,6 +236,9 @@ def test_names_of_classes_are_given_by_number_and_those_without_image_are_told(n
     data = Arrays(path, classes=["a", "b", "c", "d"])
     assert data.classes == ("b", "d") and data.labels == (1, 0, 1, 0)
     assert "2 class names of 4 without any image: left out ('a', 'c')" in data.note
+    for wrong in ([], ["a"], ["a", "b", "a", "c"]):
+        with pytest.raises(ValueError, match="at least two names that differ"):
+            Arrays(path, classes=wrong)
     with pytest.raises(DataError, match=r"labels\[0\]: the label is 3 .and 1 more.*from 0 to 2"):
         Arrays(path, classes=["a", "b", "c"])
 
