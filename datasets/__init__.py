@@ -15,6 +15,9 @@ DATASETS = {
     "CSVImages": "datasets.csv_images:CSVImages",
     "Shards": "datasets.shards:Shards",
 }
+# The class number of each sample. Or, where an image may have several labels, K numbers in 0..1:
+# its share of each class, as a rule 0.0 or 1.0; equal ones are one object.
+Labels = tuple[int, ...] | tuple[tuple[float, ...], ...]
 RMB_ROOT = "data/rmb"  # where RMB looks, unless its ``root`` is another folder
 
 
@@ -34,6 +37,11 @@ class BrokenImage(DataError):
         return f"{self.path}: {self.reason}"
 
 
+def has_several_labels(labels: Labels) -> bool:
+    """Whether an image may have several labels."""
+    return bool(labels) and isinstance(labels[0], tuple)
+
+
 class Dataset(Protocol):
     """Interface of every dataset. The constructor lists files and labels, but decodes nothing.
 
@@ -51,8 +59,8 @@ class Dataset(Protocol):
         """Class names: ``classes[k]`` is the name of label k."""
 
     @property
-    def labels(self) -> tuple[int, ...]:
-        """The label of each sample."""
+    def labels(self) -> "Labels":
+        """The label of each sample; or its share of each class, where it may have several."""
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,11 +21,15 @@ _NUMBERS = re.compile(r"\d+")
 
 
 class Sample(NamedTuple):
-    """One image file; the path is relative to the dataset's root, with forward slashes."""
+    """One image file; the path is relative to the dataset's root, with forward slashes.
+
+    shares: the share of each class, 0 to 1, where an image may have several labels.
+    """
 
     path: str
     class_name: str
     part: str | None
+    shares: tuple[float, ...] | None = None
 
 
 class ImageFiles:
@@ -49,7 +53,10 @@ class ImageFiles:
         label_of = {name: label for label, name in enumerate(classes)}
         self.root = root
         self.classes = tuple(classes)
-        self.labels = tuple(label_of[sample.class_name] for sample in samples)
+        self.labels: tuple[Any, ...] = tuple(  # numbers of classes, or shares of them
+            label_of[sample.class_name] if sample.shares is None else sample.shares
+            for sample in samples
+        )
         self.ids = tuple(sample.path for sample in samples)
         self.parts = tuple(sample.part for sample in samples)
         self.on_broken = on_broken

@@ -1,6 +1,7 @@
-"""Counts in words: one image is, two images are."""
+"""Counts in words, as one image is, two images are; and labels in words."""
 
 import re
+from collections.abc import Sequence
 
 _VERBS = {"are": "is", "have": "has", "hold": "holds", "repeat": "repeats"}
 
@@ -16,3 +17,14 @@ def agreeing(number: int, words: str) -> str:
         return words
     words = re.sub(r"\b(image|link|folder|row|path|id)s\b", r"\1", words, count=1)
     return re.sub(rf"\b({'|'.join(_VERBS)})\b", lambda found: _VERBS[found[1]], words)
+
+
+def label_words(label: int | Sequence[float], classes: Sequence[str]) -> str:
+    """A label as text: the name of its class; of several labels "cat, dog", or "no label".
+
+    label: the class number, or for each class a number, above 0.5 if the image has it.
+    """
+    if isinstance(label, int):
+        return classes[label]
+    names = [name for name, share in zip(classes, label, strict=True) if share > 0.5]
+    return ", ".join(names) or "no label"

@@ -140,7 +140,8 @@ def _of_component(data: Path, kind: str, name: str) -> Iterator[Case]:
             continue
         for value in _values(schema["properties"][argument]):
             component: dict[str, Any] = {"name": name}
-            for required in schema["required"]:
+            also = ["root", "csv"] if name == "CSVImages" else []
+            for required in [*schema["required"], *also]:
                 if required != "name":
                     component[required] = _needed(data, name, required)
             component[argument] = value

@@ -36,7 +36,7 @@ from trainer.insight import board, panels, projector
 from trainer.insight.board import Board, show_end, show_epoch, show_start
 from trainer.insight.features import penultimate
 from trainer.insight.samples import as_pictures
-from trainer.loop.evaluate import predict
+from trainer.loop.evaluate import answers_of, predict
 from trainer.process.words import visible
 from trainer.run.events import Events
 from trainer.run.folder import tensorboard_command
@@ -61,10 +61,18 @@ def show(tmp_path):
         job.loss_fn(job.model(images), labels).backward()
         for epoch in range(1, epochs + 1):
             logits, labels = predict(job.model, job.val_loader.epoch())
-            show_epoch(Board(events, job, say), epoch, 10 * epoch, logits, labels)
+            show_epoch(
+                Board(events, job, say), epoch, 10 * epoch, answers_of(job.config, logits, labels)
+            )
         part = job.data.subsets["test"]
         logits, labels = predict(job.model, eval_loader(job.config, part, job.device).epoch())
-        show_end(Board(events, job, say), tmp_path, part, logits, labels, 10 * epochs)
+        show_end(
+            Board(events, job, say),
+            tmp_path,
+            part,
+            answers_of(job.config, logits, labels),
+            10 * epochs,
+        )
         events.close()
         return read(tmp_path)
 
@@ -162,7 +170,7 @@ def test_two_runs_of_one_seed_write_events_of_equal_sizes(config_file, tmp_path)
         (tmp_path / name).mkdir()
         events = Events(tmp_path / name)
         logits, labels = predict(made.model, made.val_loader.epoch())
-        show_epoch(Board(events, made, pytest.fail), 1, 10, logits, labels)
+        show_epoch(Board(events, made, pytest.fail), 1, 10, answers_of(made.config, logits, labels))
         events.close()
         (file,) = (tmp_path / name).glob("events*")
         sizes.append(file.stat().st_size)
@@ -212,8 +220,8 @@ def test_showing_changes_neither_weights_nor_statistics_nor_generators(job, tmp_
     state = torch.get_rng_state()
     shown = Board(events, made, pytest.fail)
     show_start(shown, tmp_path, 0)
-    show_epoch(shown, 1, 10, torch.zeros(len(labels), 2), labels)
-    show_end(shown, tmp_path, part, chances, test_labels, 10)
+    show_epoch(shown, 1, 10, answers_of(made.config, torch.zeros(len(labels), 2), labels))
+    show_end(shown, tmp_path, part, answers_of(made.config, chances, test_labels), 10)
     events.close()
     assert modes == [layer.training for layer in made.model.modules()]
     assert torch.equal(state, torch.get_rng_state())

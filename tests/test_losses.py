@@ -82,6 +82,17 @@ def test_mixed_labels_are_taken_and_differ_from_their_larger_class(name):
     assert not torch.isclose(loss, make(name)(LOGITS, LABELS))
 
 
+def sigmoid_focal_by_hand(s, y):
+    right = y * s + (1 - y) * (1 - s)
+    crossed = -(y * s.log() + (1 - y) * (1 - s).log())
+    return (0.25 * y + 0.75 * (1 - y)) * (1 - right) ** 2 * crossed
+
+
+def asymmetric_by_hand(s, y):
+    m = (s - 0.05).clamp(min=0)
+    return -(y * s.log() + (1 - y) * m**4 * (1 - m).log())
+
+
 def by_hand(name, logits, shares, weight, smoothing=0.0):
     """The mean loss in float64: (B, K) logits, (B, K) shares of the label, K weights."""
     total = torch.zeros((), dtype=torch.float64)
@@ -93,6 +104,8 @@ def by_hand(name, logits, shares, weight, smoothing=0.0):
             "FocalLoss": -(y * (1 - p) ** 2 * p.log()).sum(),
             "BCELoss": -(y * s.log() + (1 - y) * (1 - s).log()).mean(),
             "BCEWithLogitsLoss": -(y * s.log() + (1 - y) * (1 - s).log()).mean(),
+            "SigmoidFocalLoss": sigmoid_focal_by_hand(s, y).mean(),
+            "AsymmetricLoss": asymmetric_by_hand(s, y).mean(),
             "MSELoss": (x - y).square().mean(),
             "L1Loss": (x - y).abs().mean(),
         }[name]

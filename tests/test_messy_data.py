@@ -482,9 +482,8 @@ def test_a_table_is_read_as_it_is_meant_and_what_is_converted_is_counted(
         ("777,x\n778,y\n", "It seems to have no header: write one above it, such as path,label"),
         (
             "id,cat,dog\n000,1,0\n001,0,1\n",
-            "a column of 0 and 1 for each of 2 classes (cat, dog). Labels must be in one column: "
-            "write a column 'label' with the class's name. Type dataset.path_column=id "
-            "dataset.label_column=label dataset.suffix=.png",
+            "a column of 0 and 1 for each of 2 classes (cat, dog). Type dataset.path_column=id "
+            "'dataset.label_columns=[cat, dog]' dataset.one_hot=true dataset.suffix=.png",
         ),
         ('path,label\na.png,x\nc.png,"y\n', "after line 2; is a quotation mark there without its"),
     ],

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.components import HIGHER_IS_BETTER, METRICS, SCALAR, metrics
+from trainer.components.decisions import choose_thresholds
 
 PERFECT = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 2, 0])
 
@@ -123,16 +124,131 @@ def test_a_perfect_model_has_the_best_of_every_metric():
         assert value == (1 if name in HIGHER_IS_BETTER else 0), name
 
 
+RANGES = {"matthews": (-1, 1), "quadratic_kappa": (-1, 1), "brier": (0, 2), "nll": (0, 16)}
+
+
 @settings(max_examples=40, deadline=None)
 @given(predictions())
-def test_every_scalar_metric_is_a_plain_float_in_0_to_1(split):
+def test_every_scalar_metric_is_a_plain_float_in_its_range(split):
     for name in SCALAR:
         value = resolve_name(METRICS[name])(*split)
-        assert type(value) is float and -1e-9 <= value <= 1 + 1e-9 and math.isfinite(value), name
+        low, high = RANGES.get(name, (0, 1))
+        assert type(value) is float and low - 1e-9 <= value <= high + 1e-9, name
+        assert math.isfinite(value), name
 
 
-def test_the_only_metric_that_is_no_number_is_the_confusion_matrix():
-    assert set(METRICS) - SCALAR == {"confusion_matrix"}
+def test_the_metrics_that_are_no_number_have_one_for_each_class():
+    assert set(METRICS) - SCALAR == {"confusion_matrix", "average_precision"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(predictions())
+def test_further_metrics_of_one_class_an_image_equal_scikit_learns(split):
+    probabilities, labels = split
+    y, predicted, k = labels.numpy(), probabilities.numpy().argmax(1), probabilities.shape[1]
+    kappa = 0.0
+    if len({*y.tolist(), *predicted.tolist()}) > 1:
+        kappa = sklearn.metrics.cohen_kappa_score(
+            y, predicted, labels=range(k), weights="quadratic"
+        )
+    shares = probabilities.numpy()
+    every = np.eye(k)[y]
+    expected = {
+        "balanced_accuracy": np.mean([(predicted == y)[y == c].mean() for c in np.unique(y)]),
+        "matthews": sklearn.metrics.matthews_corrcoef(y, predicted)
+        if len({*y, *predicted}) > 1
+        else 0.0,
+        "quadratic_kappa": 0.0 if np.isnan(kappa) else kappa,
+        "micro_f1": sklearn.metrics.f1_score(y, predicted, average="micro"),
+        "brier": ((shares - every) ** 2).sum(1).mean()
+        if k == 2
+        else sklearn.metrics.brier_score_loss(y, shares, labels=range(k), scale_by_half=False),
+        "nll": sklearn.metrics.log_loss(y, shares, labels=range(k)),
+        "mean_average_precision": np.mean(
+            [sklearn.metrics.average_precision_score(y == c, shares[:, c]) for c in np.unique(y)]
+        ),
+    }
+    actual = {name: getattr(metrics, name)(probabilities, labels) for name in expected}
+    assert actual == pytest.approx(expected, abs=1e-9)
+
+
+@st.composite
+def several_labels(draw):
+    """Probabilities with many ties, a 0/1 matrix with absent, few and all labels, thresholds."""
+    num_images, num_labels = draw(st.integers(1, 30)), draw(st.integers(2, 6))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    steps = draw(st.sampled_from([3, 1000]))
+    scores = generator.integers(0, steps + 1, (num_images, num_labels)) / steps
+    share = generator.choice([0.0, 0.1, 0.5, 1.0], num_labels)  # of each label
+    labels = (generator.random((num_images, num_labels)) < share).astype(np.float32)
+    thresholds = generator.choice([0.25, 0.5, 0.75], num_labels)
+    return torch.from_numpy(scores), torch.from_numpy(labels), torch.from_numpy(thresholds)
+
+
+@settings(max_examples=200, deadline=None)
+@given(several_labels())
+def test_metrics_of_several_labels_equal_scikit_learns(split):
+    probabilities, labels, thresholds = split
+    probabilities = probabilities.float()  # as a model gives them
+    y, p = labels.numpy() > 0.5, probabilities.numpy()
+    predicted = p >= thresholds.numpy()
+    occur = np.flatnonzero((y | predicted).any(0)).tolist()  # the mean is over these labels
+    has_images = np.flatnonzero(y.any(0)).tolist()
+    macro = {"labels": occur, "average": "macro", "zero_division": 0}
+    expected = {
+        "accuracy": sklearn.metrics.accuracy_score(y, predicted),
+        "micro_f1": sklearn.metrics.f1_score(y, predicted, average="micro", zero_division=0),
+    }
+    if occur:
+        expected |= {
+            "precision": sklearn.metrics.precision_score(y, predicted, **macro),
+            "recall": sklearn.metrics.recall_score(y, predicted, **macro),
+            "macro_f1": sklearn.metrics.f1_score(y, predicted, **macro),
+        }
+    actual = {name: getattr(metrics, name)(probabilities, labels, thresholds) for name in expected}
+    assert actual == pytest.approx(expected)
+    by_rank = {
+        "mean_average_precision": sklearn.metrics.average_precision_score(
+            y[:, has_images], p[:, has_images]
+        )
+        if has_images
+        else 0.0,
+        "brier": ((p - y) ** 2).mean(),
+        "nll": np.mean(
+            [sklearn.metrics.log_loss(y[:, k], p[:, k], labels=[0, 1]) for k in range(y.shape[1])]
+        ),
+    }
+    both = [k for k in has_images if not y[:, k].all()]
+    if both:
+        by_rank["auroc"] = sklearn.metrics.roc_auc_score(y[:, both], p[:, both])
+    actual = {name: getattr(metrics, name)(probabilities, labels) for name in by_rank}
+    assert actual == pytest.approx(by_rank, abs=1e-6)
+    rows = metrics.per_class(probabilities, labels, list("abcdef")[: y.shape[1]], thresholds)
+    columns = sklearn.metrics.precision_recall_fscore_support(y, predicted, zero_division=0)
+    for key, column in zip(("precision", "recall", "f1", "images"), columns, strict=True):
+        assert [row[key] for row in rows] == pytest.approx(column.tolist())
+
+
+@settings(max_examples=200, deadline=None)
+@given(several_labels())
+def test_no_other_threshold_has_a_higher_f1_than_the_chosen_one(split):
+    probabilities, labels, _ = split
+    chosen = choose_thresholds(probabilities, labels).numpy()
+    for k, threshold in enumerate(chosen):
+        y, p = labels[:, k].numpy() > 0.5, probabilities[:, k].numpy()
+        if not y.any() or y.all():
+            assert threshold == 0.5
+            continue
+        best = max(sklearn.metrics.f1_score(y, p >= t, zero_division=0) for t in [*p, 2.0])
+        assert sklearn.metrics.f1_score(y, p >= threshold) == pytest.approx(best)
+
+
+def test_images_without_an_answer_count_as_wrong_among_several_labels():
+    probabilities = torch.tensor([[0.9, 0.1], [torch.nan, torch.nan], [0.2, 0.8]])
+    labels = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    assert metrics.accuracy(probabilities, labels) == pytest.approx(2 / 3)
+    assert metrics.mean_average_precision(probabilities, labels) == 0.5  # it comes before them
+    assert metrics.brier(probabilities, labels) == pytest.approx((0.01 * 2 + 1 * 2 + 0.04 * 2) / 6)
 
 
 def test_impossible_arguments_are_refused():
@@ -170,5 +286,7 @@ def test_an_image_whose_probabilities_are_nan_counts_as_wrong_in_every_metric():
 @pytest.mark.parametrize("name", sorted(SCALAR))
 def test_a_model_without_answers_has_the_worst_value_of_every_metric(name):
     chances, labels = torch.full((4, 2), math.nan), torch.tensor([0, 0, 0, 1])
-    worst = 0.0 if name in HIGHER_IS_BETTER else 1.0
-    assert getattr(metrics, name)(chances, labels) == worst
+    expected = 0.0 if name in HIGHER_IS_BETTER else 1.0
+    # Where the worst depends on the labels: all images alike, each as far away as it can be.
+    other = {"mean_average_precision": 0.5, "quadratic_kappa": -0.6, "brier": 2.0, "nll": 15.942385}
+    assert getattr(metrics, name)(chances, labels) == pytest.approx(other.get(name, expected))

@@ -434,7 +434,7 @@ def test_the_table_shows_the_top_classes_below_each_other(notes, predict):
 def test_chinese_names_and_long_paths_keep_the_columns():
     value = torch.tensor([0.9, 0.1])
     paths = ["一百元.png", "a.png", "x" * 90]
-    made = [prediction.Prediction(path, value) for path in paths]
+    made = [prediction.Prediction(path, value, predicted=(0,)) for path in paths]
     header, first, second, long, below = table_lines(made, ["人民币", "b"], paths, columns=80)
     assert second.index("人民币") - first.index("人民币") == 3  # three letters of two columns each
     assert long == paths[2] and below.strip().startswith("人民币")

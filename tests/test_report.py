@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from trainer.components.decisions import Answers
 from trainer.components.metrics import calibration_error
 from trainer.insight.findings import ReportData, calibration_bins, wilson
 from trainer.insight.report import write_report
@@ -63,8 +64,11 @@ HOSTILE = [
 
 
 def report(folder, **changed):
-    run = changed.pop("run", None)
-    write_report(folder, ReportData(**(ARGUMENTS | changed)), run)
+    run, given = changed.pop("run", None), ARGUMENTS | changed
+    answers = Answers(
+        given.pop("probabilities"), given.pop("labels"), given.pop("thresholds", None)
+    )
+    write_report(folder, ReportData(answers=answers, **given), run)
     return (folder / "report.md").read_text(encoding="utf-8")
 
 
@@ -231,7 +235,7 @@ def test_the_bins_add_up_to_the_calibration_error_of_the_metric(images, classes,
     if edges:  # confidences on the borders of the intervals, and both ends
         probabilities = torch.randint(0, 16, (images, classes), generator=generator) / 15
     labels = torch.randint(0, classes, (images,), generator=generator)
-    bins = calibration_bins(probabilities, labels)
+    bins = calibration_bins(Answers(probabilities, labels))
     assert len(bins) == 15 and sum(count for count, _, _ in bins) == images
     error = sum(count * abs(accuracy - sure) for count, sure, accuracy in bins) / images
     assert error == pytest.approx(calibration_error(probabilities, labels), abs=1e-12)
@@ -518,7 +522,7 @@ def test_a_confidence_on_a_bins_edge_belongs_to_the_bin_below():
     """Guo et al.'s intervals (a, b]; sixteenths are exact in floating point."""
     confidence = torch.tensor([9 / 16, 10 / 16, 10 / 16 + 1e-6, 1.0], dtype=torch.float64)
     probabilities = torch.stack([confidence, 1 - confidence], dim=1)
-    bins = calibration_bins(probabilities, torch.tensor([0, 1, 0, 0]), bins=16)
+    bins = calibration_bins(Answers(probabilities, torch.tensor([0, 1, 0, 0])), bins=16)
     counts = {number: (images, right) for number, (images, _, right) in enumerate(bins) if images}
     assert counts == {8: (1, 1.0), 9: (1, 0.0), 10: (1, 1.0), 15: (1, 1.0)}
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, folder, or 'pattern'")
-    parser.add_argument("--top", type=at_least(1), default=1, metavar="K", help="classes shown")
+    parser.add_argument("--top", type=at_least(1), metavar="K", help="classes shown")
     for kind in ("json", "csv"):
         parser.add_argument(
             f"--{kind}",

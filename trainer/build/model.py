@@ -15,7 +15,7 @@ from models.initialise import Batches, initialise
 from models.probe import ImageSizeError, check_input
 from models.weights import load_weights, read_weights
 from trainer.components import LOSSES
-from trainer.components.losses import balanced_weight
+from trainer.components.losses import balanced_pos_weight, balanced_weight
 from trainer.config import Config
 from trainer.config.construct import build
 from trainer.config.settings import Component
@@ -29,6 +29,7 @@ from trainer.process.errors import (
 )
 from trainer.process.words import listed
 from transforms.keyed import seed_of
+from transforms.mixing import one_hot
 from transforms.views import views
 
 LIBRARIES = {"torchvision": torchvision_model, "timm": timm_model}
@@ -158,8 +159,11 @@ def size_argument(config: Config, shape: tuple[int, int, int]) -> str:
 
 def build_loss(config: Config, labels: Tensor, classes: Sequence[str]) -> nn.Module:
     """The loss; ``weight: balanced`` weighs each class by the training labels."""
-    weight = config.loss.trainer_arguments.get("weight")
+    weight, component = config.loss.trainer_arguments.get("weight"), config.loss
     supplied = {}
+    if component.arguments.get("pos_weight") == "balanced":
+        own = {"pos_weight": positive_weight(config, labels, classes)}
+        component = component.model_copy(update={"arguments": component.arguments | own})
     if weight == "balanced":
         trained = set(labels.tolist())
         if lacking := [repr(name) for k, name in enumerate(classes) if k not in trained]:
@@ -173,8 +177,25 @@ def build_loss(config: Config, labels: Tensor, classes: Sequence[str]) -> nn.Mod
             message = f"has {len(weight)} numbers for {len(classes)} classes"
             raise ConfigError([config.fault("loss.weight", message)])
         supplied["weight"] = torch.tensor(weight)
-    loss: nn.Module = build(LOSSES, "loss", config.loss, **supplied)
+    loss: nn.Module = build(LOSSES, "loss", component, **supplied)
+    pos_weight = getattr(loss, "pos_weight", None)
+    if pos_weight is not None and len(pos_weight) != len(classes):
+        message = f"has {len(pos_weight)} numbers for {len(classes)} classes"
+        raise ConfigError([config.fault("loss.pos_weight", message)])
     return loss
+
+
+def positive_weight(config: Config, labels: Tensor, classes: Sequence[str]) -> list[float]:
+    """The numbers of ``pos_weight: balanced``. Raises ConfigError if no image has a label."""
+    shares = labels if labels.ndim == 2 else one_hot(labels, len(classes))
+    lacking = (shares.sum(dim=0) == 0).nonzero().flatten().tolist()
+    if lacking:
+        names = listed([repr(classes[k]) for k in lacking[:5]])
+        message = f"balanced needs training images with every label; none with {names}"
+        typed = "another split.fold or split.seed, or loss.pos_weight=null"
+        raise ConfigError([config.fault("loss.pos_weight", f"{message}: type {typed}")])
+    numbers: list[float] = balanced_pos_weight(shares).tolist()
+    return numbers
 
 
 def averaged_logits(model: nn.Module, images: Tensor, tta: str | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 from trainer.build.job import Job
 from trainer.build.trial import MAX_TRIED_EPOCHS
 from trainer.components.averages import SWA, steps_of, unfrozen_batch_norms
+from trainer.components.decisions import number_of_each
 from trainer.components.duration import Duration
 from trainer.components.schedulers import build_schedule
 from trainer.config import Config
@@ -132,7 +133,7 @@ def _on_data(job: Job) -> Iterator[Note]:
 def _small_classes(job: Job, split: str) -> str:
     """The classes with fewer than SCARCE images in a split, with their numbers, as words."""
     names = job.data.classes
-    counts = torch.bincount(job.data.subsets[split].labels, minlength=len(names)).tolist()
+    counts = number_of_each(job.data.subsets[split].labels, len(names))
     few = [f"'{name}' ({n})" for name, n in zip(names, counts, strict=True) if n < SCARCE]
     return listed(few[:5] + [f"{len(few) - 5:,} more classes"] * (len(few) > 5)) if few else ""
 

@@ -190,7 +190,8 @@ def rehearse(
     except Exception as error:
         if isinstance(in_plain_words(error), OutOfMemory):
             raise
-        mixed = " (mixed, by MixUp or CutMix)" if labels.ndim == 2 else ""
+        is_mixed = labels.ndim > subset.labels.ndim
+        mixed = " (mixed, by MixUp or CutMix)" if is_mixed else ""
         message = f"fails on labels of shape {tuple(labels.shape)}{mixed}: {worded(error)}"
         raise ConfigError([config.fault("loss", message)]) from error
     if not isinstance(loss, Tensor) or loss.ndim:

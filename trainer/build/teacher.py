@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainer.build.model import logits_of
 from trainer.build.trained import TrainedModel, load_with
-from trainer.components.losses import SIGMOIDS
+from trainer.components import OF_SEVERAL_LABELS
 from trainer.config import Config, load_config
 from trainer.config.settings import Component
 from trainer.distributed.micro_batches import Autocast
@@ -130,7 +130,7 @@ def require_softmax(config: Config) -> None:
     BCE trains one sigmoid for each class. The KL of sigmoids would be another method, and no
     temperature makes logits for a sigmoid comparable with logits for a softmax.
     """
-    if config.loss.name in SIGMOIDS:
+    if config.loss.name in OF_SEVERAL_LABELS:
         message = (
             f"{config.loss.name} trains a sigmoid a class, and distill compares softmax "
             "probabilities; expected a loss such as CrossEntropyLoss"
@@ -150,7 +150,7 @@ def mismatch(
     if teacher.input_shape != shape:
         its, here = (" x ".join(map(str, sizes)) for sizes in (teacher.input_shape, shape))
         return f"it was trained on images of {its} (channels, height, width); here they are {here}"
-    if teacher.config.loss.name in SIGMOIDS:
+    if teacher.config.loss.name in OF_SEVERAL_LABELS:
         return f"its loss, {teacher.config.loss.name}, trains a sigmoid a class, not a softmax"
     its_values = values(teacher.config.transforms.eval)
     own_values = values(config.transforms.train)

@@ -14,6 +14,7 @@ from trainer.build.device import choose_device
 from trainer.build.model import averaged_logits, build_model, check_size
 from trainer.build.precision import FP32, Precision, build_precision
 from trainer.build.trial import check_components
+from trainer.components.decisions import as_thresholds, decided
 from trainer.components.losses import probabilities
 from trainer.config import Config, load_config
 from trainer.config.notes import as_lines, notes_on_transforms
@@ -35,7 +36,8 @@ class TrainedModel:
     input_shape: the model's (C, H, W). image_channels: 1 or 3, before any transform. epoch: the one
     whose weights these are (None: model.json has none), digest: the SHA-256 of their file.
     at_least: the pixels of an image's shorter side that are decoded, 0 if all, as in training.
-    remarks: those on the files that were read.
+    remarks: those on the files that were read. thresholds: where an image may have several labels,
+    the probability from which on each is predicted, (K,) float32; else None.
     """
 
     run: Path
@@ -52,6 +54,7 @@ class TrainedModel:
     remarks: bytearray = field(default_factory=bytearray)
     epoch: int | None = None
     digest: str = ""
+    thresholds: Tensor | None = None
 
     def read(self, path: Path) -> Tensor:
         """An image file as the run's dataset gives it: (C, H, W) uint8. Raises BrokenImage."""
@@ -89,7 +92,19 @@ class TrainedModel:
 
     def probabilities(self, inputs: Tensor, tta: str | None = None) -> Tensor:
         """Return probabilities (B, num_classes) on the CPU, by the run's loss."""
-        return probabilities(self.config.loss.name, self.logits(inputs, tta).cpu())
+        several = self.thresholds is not None
+        return probabilities(self.config.loss.name, self.logits(inputs, tta).cpu(), several)
+
+    def predicted(self, probabilities: Tensor) -> tuple[int, ...]:
+        """The predicted classes of an image with these probabilities (K,), the likeliest first.
+
+        It is one, unless an image may have several labels: then those above their thresholds.
+        """
+        if self.thresholds is None:
+            return (int(probabilities.argmax()),)
+        order = probabilities.argsort(descending=True, stable=True).tolist()
+        found = decided(probabilities[None], self.thresholds)[0].tolist()
+        return tuple(label for label in order if found[label])
 
 
 def load_trained(run: Path, overrides: Sequence[str] = ()) -> TrainedModel:
@@ -143,6 +158,7 @@ def load_with(config: Config, run: Path) -> TrainedModel:
         at_least=needed_side([*pipeline.fixed, *pipeline.rest]) if fast else 0,
         epoch=epoch,
         digest=str(best["weights"]["sha256"]),
+        thresholds=as_thresholds(card.get("thresholds")),
     )
 
 
@@ -152,6 +168,8 @@ def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, i
     channels, height, width = sizes
     numbers = [*sizes, card["image_channels"]]
     is_ours = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if (thresholds := card.get("thresholds")) is not None:
+        is_ours &= len(thresholds) == len(classes) and all(0 <= t <= 1 for t in thresholds)
     if not (
         is_ours
         and len({*classes}) == len(classes) > 1

@@ -9,6 +9,8 @@ LOSSES = {
     "FocalLoss": "trainer.components.losses:FocalLoss",
     "BCELoss": "trainer.components.losses:BCELoss",
     "BCEWithLogitsLoss": "trainer.components.losses:BCEWithLogitsLoss",
+    "SigmoidFocalLoss": "trainer.components.losses:SigmoidFocalLoss",
+    "AsymmetricLoss": "trainer.components.losses:AsymmetricLoss",
     "MSELoss": "trainer.components.losses:MSELoss",
     "L1Loss": "trainer.components.losses:L1Loss",
 }
@@ -58,12 +60,27 @@ METRICS = {
     "precision": "trainer.components.metrics:precision",
     "recall": "trainer.components.metrics:recall",
     "macro_f1": "trainer.components.metrics:macro_f1",
+    "micro_f1": "trainer.components.metrics:micro_f1",
+    "balanced_accuracy": "trainer.components.metrics:balanced_accuracy",
+    "matthews": "trainer.components.metrics:matthews",
+    "quadratic_kappa": "trainer.components.metrics:quadratic_kappa",
     "auroc": "trainer.components.metrics:auroc",
+    "mean_average_precision": "trainer.components.metrics:mean_average_precision",
+    "average_precision": "trainer.components.metrics:average_precision",
+    "brier": "trainer.components.metrics:brier",
+    "nll": "trainer.components.metrics:nll",
     "calibration_error": "trainer.components.metrics:calibration_error",
     "confusion_matrix": "trainer.components.metrics:confusion_matrix",
 }
-SCALAR = frozenset(METRICS) - {"confusion_matrix"}  # these can be monitored and drawn as a curve
-HIGHER_IS_BETTER = SCALAR - {"calibration_error"}  # of the rest, and of the loss, less is better
+# These can be monitored and drawn as a curve.
+SCALAR = frozenset(METRICS) - {"confusion_matrix", "average_precision"}
+# Of the rest, and of the loss, less is better.
+HIGHER_IS_BETTER = SCALAR - {"calibration_error", "brier", "nll"}
+# These rank the classes of an image, or need one true class: not where it has several labels.
+OF_ONE_CLASS = ("top_k", "balanced_accuracy", "matthews", "quadratic_kappa")
+
+# These train one sigmoid a class. Only they fit images that may have several labels.
+OF_SEVERAL_LABELS = ("BCEWithLogitsLoss", "BCELoss", "SigmoidFocalLoss", "AsymmetricLoss")
 
 
 def is_higher_better(monitor: str) -> bool:

@@ -1,8 +1,10 @@
 """The losses: each takes raw logits, and labels as class numbers or as a mixture of classes.
 
 logits: (B, K) float; labels: (B,) int64, or (B, K) float whose rows sum to one (from MixUp and
-CutMix). The result is the mean over the B images, with class weights too. So the losses of
-micro-batches, weighted by their numbers of images, have exactly the batch's loss as their mean.
+CutMix). Where an image may have several labels, they are (B, K) float in 0..1, and the losses are
+those of OF_SEVERAL_LABELS. The result is the mean over the B images, with class weights too. So the
+losses of micro-batches, weighted by their numbers of images, have exactly the batch's loss as their
+mean.
 
 ``weight`` holds K numbers; an image of class k counts ``weight[k]`` times. A mixed image counts by
 the mean of its classes' weights over their shares. The weight multiplies the image's whole loss: if
@@ -13,12 +15,14 @@ The logits are float32, and no autocast is active: a loss computes in float32.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIGMOIDS = ("BCELoss", "BCEWithLogitsLoss")  # losses of one sigmoid a class
+from trainer.components import OF_SEVERAL_LABELS
+from trainer.components.decisions import shares
 
 
 class _Weighted(nn.Module):
@@ -90,7 +94,7 @@ class FocalLoss(_Weighted):
         log_p = F.log_softmax(logits, dim=1)
         # At p = 1 the slope of (1 - p)^gamma is infinite for gamma < 1: the floor keeps it finite.
         rest = (1 - log_p.exp()).clamp_min(torch.finfo(log_p.dtype).eps)
-        terms = -_targets(logits, labels) * rest**self.gamma * log_p  # (B, K)
+        terms = -shares(logits, labels) * rest**self.gamma * log_p  # (B, K)
         return _mean(terms.sum(dim=1), labels, self.weight)
 
 
@@ -100,7 +104,7 @@ class BCELoss(_Weighted):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over images and classes, a scalar."""
         chances = logits.sigmoid()
-        targets, known = _targets(logits, labels), chances.nan_to_num(0.5)
+        targets, known = shares(logits, labels), chances.nan_to_num(0.5)
         terms = F.binary_cross_entropy(known, targets, reduction="none")  # it raises for NaN
         terms = terms.where(~chances.isnan(), torch.nan)
         return _mean(terms.mean(dim=1), labels, self.weight)
@@ -110,22 +114,93 @@ class BCEWithLogitsLoss(_Weighted):
     """BCELoss computed so that large logits stay exact, as ``torch.nn.BCEWithLogitsLoss``.
 
     pos_weight: One number >= 0 for each class, by which the term of its own images is multiplied.
+        balanced: images without the label / images with it, in training.
     """
 
     pos_weight: Tensor | None
 
     def __init__(
-        self, weight: list[float] | None = None, pos_weight: list[float] | None = None
+        self,
+        weight: list[float] | None = None,
+        pos_weight: list[float] | Literal["balanced"] | None = None,
     ) -> None:
         super().__init__(weight)
+        if pos_weight == "balanced":  # until the training labels are known
+            pos_weight = None
         self.register_buffer("pos_weight", _class_weight(pos_weight), persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over images and classes, a scalar."""
-        targets = _targets(logits, labels)
+        targets = shares(logits, labels)
         terms = F.binary_cross_entropy_with_logits(
             logits, targets, pos_weight=self.pos_weight, reduction="none"
         )
+        return _mean(terms.mean(dim=1), labels, self.weight)
+
+
+class SigmoidFocalLoss(_Weighted):
+    """Focal loss of each class against the rest: ``torchvision.ops.sigmoid_focal_loss``.
+
+    Lin et al., 2017, "Focal loss for dense object detection", eq. 5, with the paper's sigmoid.
+
+    gamma: How much less a class counts that the model is sure of, 0 or more; 0 is BCE.
+    alpha: The share of a class's own images in the loss, 0-1; -1 weighs none.
+    """
+
+    def __init__(
+        self, gamma: float = 2.0, alpha: float = 0.25, weight: list[float] | None = None
+    ) -> None:
+        super().__init__(weight)
+        if gamma < 0:
+            raise ValueError(f"gamma must be at least 0, not {gamma}")
+        if not 0 <= alpha <= 1 and alpha != -1:
+            raise ValueError(f"alpha must lie in 0..1, or be -1, not {alpha}")
+        self.gamma, self.alpha = gamma, alpha
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss over images and classes, a scalar."""
+        from torchvision.ops import sigmoid_focal_loss
+
+        targets = shares(logits, labels)
+        terms = sigmoid_focal_loss(logits, targets, alpha=self.alpha, gamma=self.gamma)
+        return _mean(terms.mean(dim=1), labels, self.weight)
+
+
+class AsymmetricLoss(_Weighted):
+    """BCE in which labels that an image lacks count less, the surer the model is.
+
+    Ridnik et al., 2021, "Asymmetric loss for multi-label classification", eq. 7, as a mean over
+    images and classes; the paper's code gives the sum.
+
+    gamma_negative: The focusing of labels that an image lacks, 0 or more.
+    gamma_positive: The focusing of labels that it has, 0 or more.
+    clip: Below this probability a label that an image lacks costs nothing, 0 to less than 1.
+    """
+
+    def __init__(
+        self,
+        gamma_negative: float = 4.0,
+        gamma_positive: float = 0.0,
+        clip: float = 0.05,
+        weight: list[float] | None = None,
+    ) -> None:
+        super().__init__(weight)
+        if gamma_negative < 0 or gamma_positive < 0:
+            raise ValueError("gamma_negative and gamma_positive must be at least 0")
+        if not 0 <= clip < 1:
+            raise ValueError(f"clip must lie in 0 to less than 1, not {clip}")
+        self.gamma_negative, self.gamma_positive, self.clip = gamma_negative, gamma_positive, clip
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss over images and classes, a scalar."""
+        targets, chances = shares(logits, labels), logits.sigmoid()
+        least = torch.finfo(logits.dtype).eps  # the slope of x^gamma is infinite at 0, gamma < 1
+        shifted = (chances - self.clip).clamp_min(0)
+        has = (1 - chances).clamp_min(least) ** self.gamma_positive * F.logsigmoid(logits)
+        lacks = shifted.clamp_min(least) ** self.gamma_negative * torch.log1p(-shifted)
+        if not self.clip:
+            lacks = shifted.clamp_min(least) ** self.gamma_negative * F.logsigmoid(-logits)
+        terms = -targets * has - (1 - targets) * lacks
         return _mean(terms.mean(dim=1), labels, self.weight)
 
 
@@ -134,7 +209,7 @@ class MSELoss(_Weighted):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over images and classes, a scalar."""
-        terms = (logits - _targets(logits, labels)).square()
+        terms = (logits - shares(logits, labels)).square()
         return _mean(terms.mean(dim=1), labels, self.weight)
 
 
@@ -143,7 +218,7 @@ class L1Loss(_Weighted):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over images and classes, a scalar."""
-        terms = (logits - _targets(logits, labels)).abs()
+        terms = (logits - shares(logits, labels)).abs()
         return _mean(terms.mean(dim=1), labels, self.weight)
 
 
@@ -160,16 +235,28 @@ def balanced_weight(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:
     return (counts.sum() / (num_classes * counts.double())).float()
 
 
-def probabilities(loss_name: str, logits: Tensor) -> Tensor:
-    """Class probabilities of a model trained with this loss, from its logits (N, K).
+def balanced_pos_weight(labels: Tensor) -> Tensor:
+    """For each label, images without it / images with it, (K,) float32; labels: (N, K) in 0..1.
 
-    Returns (N, K) float32; each row sums to one. The two BCE losses train one sigmoid per class:
-    the sigmoids are divided by their sum. For every other loss it is the softmax. Where a logit is
-    NaN or infinite, the model gives no answer: the whole row is NaN.
+    Each label must have an image.
+    """
+    with_it = labels.double().sum(dim=0)
+    return ((len(labels) - with_it) / with_it).float()
+
+
+def probabilities(loss_name: str, logits: Tensor, several_labels: bool = False) -> Tensor:
+    """Probabilities of a model trained with this loss, from its logits (N, K).
+
+    Returns (N, K) float32; each row sums to one, unless an image may have several labels: then each
+    is the sigmoid of its logit. For one class an image, losses that train one sigmoid a class have
+    the sigmoids divided by their sum; for every other loss it is the softmax. Where a logit is NaN
+    or infinite, the model gives no answer: the whole row is NaN.
     """
     logits = logits.float()
     is_answer = are_finite(logits)
-    if loss_name in SIGMOIDS:
+    if several_labels:
+        return logits.sigmoid().masked_fill_(~is_answer[:, None], torch.nan)
+    if loss_name in OF_SEVERAL_LABELS:
         logits = F.logsigmoid(logits)  # exp(logsigmoid) / sum, without 0 / 0
     return logits.softmax(dim=1).masked_fill_(~is_answer[:, None], torch.nan)
 
@@ -187,13 +274,6 @@ def _class_weight(weight: list[float] | None) -> Tensor | None:
     if values.ndim != 1 or not values.isfinite().all() or (values < 0).any():
         raise ValueError(f"class weights must be a list of finite numbers >= 0, not {weight}")
     return values
-
-
-def _targets(logits: Tensor, labels: Tensor) -> Tensor:
-    """Labels as shares of the classes, (B, K), with the dtype of the logits."""
-    if labels.ndim == 1:
-        labels = F.one_hot(labels, logits.shape[1])
-    return labels.to(logits.dtype)
 
 
 def _mean(each: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.components import METRICS, SCALAR
+from trainer.components import METRICS, OF_ONE_CLASS, OF_SEVERAL_LABELS, SCALAR
 from trainer.config.components import NESTING, PRETRAINED, no_pretrained
 from trainer.config.document import component_name
 from trainer.config.json_schema import Finding
@@ -21,8 +21,29 @@ _NO_GREY_LEVELS = ("Normalize", "LinearTransformation", "ToDtype")  # after thes
 def rule_findings(data: dict[str, Any]) -> Iterator[Finding]:
     """Every fault of values that are right by themselves but do not go together."""
     rules = _split_rules, _transform_rules, _model_rules, _loss_rules, _metric_rules, _train_rules
-    for rule in (*rules, _group_rules, _size_rules):
+    for rule in (*rules, _group_rules, _size_rules, _table_rules):
         yield from rule(data)
+    dataset = data.get("dataset")
+    table = dataset if isinstance(dataset, dict) and not dataset.get("one_hot") else {}
+    if table.get("label_columns") or table.get("label_separator"):
+        yield from several_labels_findings(data)
+
+
+def several_labels_findings(data: dict[str, Any]) -> Iterator[Finding]:
+    """Every fault of values that do not go with data whose images may have several labels."""
+    loss = component_name(data.get("loss", "CrossEntropyLoss"))
+    if loss is not None and loss not in OF_SEVERAL_LABELS:
+        message = f"{loss} needs one class an image, and these images may have several labels"
+        more = listed(OF_SEVERAL_LABELS[1:])
+        yield Finding(("loss",), f"{message}; write {OF_SEVERAL_LABELS[0]} (or {more})")
+    given = data.get("loss")
+    if isinstance(given, dict) and given.get("weight") is not None:
+        message = "weighs the one class of an image, and these images may have several labels"
+        yield Finding(("loss", "weight"), f"{message}; write pos_weight: balanced", at_key=True)
+    for index, metric in enumerate(_items(data, "metrics")):
+        if (name := component_name(metric)) in OF_ONE_CLASS:
+            message = f"{name} needs one class an image, and these images may have several labels"
+            yield Finding(("metrics", index), f"{message}; remove it")
 
 
 def _items(data: Any, *path: str) -> list[Any]:
@@ -77,6 +98,14 @@ def _fault_of_pattern(pattern: str) -> str:
     except (re.error, RecursionError, OverflowError) as error:
         return f"is no regular expression: {error}"
     return r"has no parentheses; the first pair finds the name of the group, as in '^([^_]+)_'"
+
+
+def _table_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    dataset = data.get("dataset")
+    given = dataset if isinstance(dataset, dict) else {}
+    if component_name(dataset) == "CSVImages" and not given.get("csv"):
+        message = "'csv' is missing; expected the table that lists the images, such as labels.csv"
+        yield Finding(("dataset", "csv"), message)
 
 
 def _group_rules(data: dict[str, Any]) -> Iterator[Finding]:

@@ -29,7 +29,7 @@ SUPPLIED: Mapping[str, Collection[str]] = {
     "optimizer": ("params", "in_order"),
     "scheduler": ("optimizer", "last_epoch", "total_steps", "epochs", "steps_per_epoch"),
     "average": ("model", "steps_per_epoch"),
-    "metric": ("probabilities", "labels"),
+    "metric": ("probabilities", "labels", "thresholds"),
 }
 # Arguments that torch requires and the trainer fills in if the YAML leaves them out.
 FILLED_IN = ("T_max", "max_lr")
@@ -171,6 +171,8 @@ def schema_of(annotation: Any) -> Schema | None:
         items = [schema_of(kind) or {} for kind in inner]
         size = len(items)
         return {"type": "array", "prefixItems": items, "minItems": size, "maxItems": size}
+    if origin is dict and inner[0] is str and (values := schema_of(inner[1])) is not None:
+        return {"type": "object", "additionalProperties": values}
     kind = origin or annotation
     if isinstance(kind, type) and issubclass(kind, Iterable) and not issubclass(kind, Mapping):
         if kind.__module__ in ("builtins", "collections.abc"):

@@ -53,7 +53,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     label_of = dict(zip(dataset.ids, dataset.labels, strict=True))
     train_labels = [label_of[name] for name in saved["train"] if name in label_of]
     loss_fn = build_loss(config, torch.tensor(train_labels), dataset.classes).to(device)
-    return evaluate(config, logits, labels, loss_fn)
+    return evaluate(config, logits, labels, loss_fn, trained.thresholds)
 
 
 def tell_notes(run: Path, dataset: Dataset) -> None:

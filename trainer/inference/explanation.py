@@ -44,7 +44,8 @@ def explain(
 ) -> Explanation:
     """Write the pictures for one image, (C, H, W) uint8 from ``trained.read``, to ``folder``.
 
-    Grad-CAM is drawn for the predicted class, and for class ``label`` if given. Raises ValueError
+    Grad-CAM is drawn for what is predicted, one class or several labels (the likeliest if there is
+    none), and for class ``label`` if given. Raises ValueError
     if the run's transforms refuse the image, NoAnswer if a logit is NaN or infinite.
     """
     written: list[tuple[Path, str]] = []
@@ -65,13 +66,13 @@ def explain(
         )
         inputs = inputs[:, 4]  # the middle one of FiveCrop and TenCrop
     model_view = to_picture(as_pictures(trained.pipeline, inputs.cpu())[0])
-    predicted = int(probabilities.argmax())
+    predicted = [*trained.predicted(probabilities)[:TOP]] or [int(probabilities.argmax())]
     panels = [to_picture(image), model_view]
     captions = [
         [path.name, f"{image.shape[2]} x {image.shape[1]}"],
         ["as the model sees it", f"{model_view.width} x {model_view.height}"],
     ]
-    for chosen in dict.fromkeys([predicted, predicted if label is None else label]):
+    for chosen in dict.fromkeys([*predicted, *([] if label is None else [label])]):
         try:
             with trained.precision.autocast():
                 heat, layer = grad_cam(trained.model, inputs, chosen)
@@ -79,7 +80,7 @@ def explain(
             notes.append(f"no Grad-CAM: {error}")
             break
         drawn = overlay(model_view, heat)
-        suffix = "" if chosen == predicted else f"_{file_name(trained, chosen)}"
+        suffix = "" if chosen == predicted[0] else f"_{file_name(trained, chosen)}"
         what = f"what speaks for class {trained.classes[chosen]}, seen at {layer}"
         write(f"grad_cam{suffix}.png", drawn, what)
         panels.append(drawn)

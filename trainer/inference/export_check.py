@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -123,14 +124,15 @@ def at_most_max_images(items: Items) -> Items:
 
 def deviation(trained: TrainedModel, other: Network, sample: Sample) -> Difference:
     """Compare another model's outputs with the run's; raises ValueError if their shapes differ."""
+    several, loss = trained.thresholds is not None, trained.config.loss.name
+    chances_of = partial(probabilities, loss, several_labels=several)
     logits, chances, largest = [], [], []
     for batch in sample.batches():
         expected, found = trained.logits(batch), other(batch)
         if found.shape != expected.shape:
             raise ValueError(f"it gives {tuple(found.shape)} for {tuple(batch.shape)}")
-        loss = trained.config.loss.name
         logits.append((found - expected).abs().max())
-        chances.append((probabilities(loss, found) - probabilities(loss, expected)).abs().max())
+        chances.append((chances_of(found) - chances_of(expected)).abs().max())
         largest.append(expected.abs().max())
     return Difference(*(float(torch.stack(v).max()) for v in (logits, chances, largest)))
 

@@ -12,7 +12,7 @@ import yaml
 
 from models import MODELS
 from trainer.build.trained import TrainedModel
-from trainer.components.losses import SIGMOIDS
+from trainer.components import OF_SEVERAL_LABELS
 from trainer.drawing.page import render
 from trainer.inference.script_writer import program
 from trainer.loop.evaluate import scalars
@@ -25,7 +25,7 @@ MODEL_CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str, Any]:
     """What a program needs to use the weights, as plain values; nothing about this machine."""
     config = trained.config.model_dump(mode="json")
-    best = result.get("best") or {}
+    best, thresholds = result.get("best") or {}, trained.thresholds
     return {
         "name": trained.config.name,
         "classes": list(trained.classes),
@@ -37,9 +37,8 @@ def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str
             "meaning": "images after the transforms below",
         },
         "output": {"name": "logits", "type": "float32", "shape": ["batch", len(trained.classes)]},
-        "probabilities": "sigmoids divided by their sum"
-        if trained.config.loss.name in SIGMOIDS
-        else "softmax of the logits",
+        "probabilities": kind_of_probabilities(trained),
+        **({} if thresholds is None else {"thresholds": thresholds.tolist()}),
         "image_channels": trained.image_channels,
         "transforms": config["transforms"]["eval"],
         "dataset": trained.config.dataset.name,
@@ -47,6 +46,15 @@ def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str
         "test": scalars(result.get("test_plain") or result.get("test") or {}),  # it answers plainly
         "made_with": f"torch {torch.__version__}",
     }
+
+
+def kind_of_probabilities(trained: TrainedModel) -> str:
+    """How probabilities come from logits, in words that the generated programs read."""
+    if trained.thresholds is not None:
+        return "sigmoids, one a label; a label is predicted from its threshold on"
+    if trained.config.loss.name in OF_SEVERAL_LABELS:
+        return "sigmoids divided by their sum"
+    return "softmax of the logits"
 
 
 def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
@@ -66,6 +74,11 @@ def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
         "probabilities": card["probabilities"],
         "torch_dtype": "float32",
     }
+    if "thresholds" in card:
+        config |= {
+            "thresholds": card["thresholds"],
+            "problem_type": "multi_label_classification",
+        }
     if family == "timm":  # so that timm.create_model("local-dir:FOLDER", pretrained=True) reads it
         config |= {
             "architecture": name.partition(".")[0],

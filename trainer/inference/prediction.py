@@ -42,12 +42,17 @@ Output = TypeVar("Output")
 
 @dataclass(frozen=True)
 class Prediction:
-    """A file's prediction: (K,) probabilities, or the reason why there are none."""
+    """A file's prediction: (K,) probabilities, or the reason why there are none.
+
+    predicted: the predicted class; or, if ``has_several``, the labels, the likeliest first.
+    """
 
     path: str
     probabilities: Tensor | None = None
     reason: str = ""
     thumbnail: Image.Image | None = None
+    predicted: tuple[int, ...] = ()
+    has_several: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,13 @@ def _predicted(
             continue
         chances = next(rows)
         if chances.isfinite().all():
-            yield Prediction(item.path, chances, thumbnail=item.thumbnail)
+            yield Prediction(
+                item.path,
+                chances,
+                thumbnail=item.thumbnail,
+                predicted=trained.predicted(chances),
+                has_several=trained.thresholds is not None,
+            )
         else:
             yield Prediction(item.path, reason=f"{NO_ANSWER} for it")
 

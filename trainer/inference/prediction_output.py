@@ -16,17 +16,19 @@ from trainer.inference.prediction import SHEET_THUMBNAIL, Prediction
 from trainer.process.words import visible
 from trainer.run.disk import Digest, write_with
 
+NO_LABEL = "no label"  # of several, none is likely enough
+
 
 def table_lines(
     predictions: Iterable[Prediction],
     classes: Sequence[str],
     paths: Sequence[str],
-    top: int = 1,
+    top: int | None = None,
     columns: int = 240,
 ) -> Iterator[str]:
-    """Yield a table's lines: ``top`` classes per file. A path that is too long has its own line.
+    """Yield a table's lines: ``top`` classes per file, or the predicted ones, one or several.
 
-    So has a class.
+    A path that is too long has its own line. So has a class.
     """
     names = [visible(name) for name in classes]
     most = columns - len("path    probability")
@@ -43,14 +45,16 @@ def table_lines(
         if width_of(path) > room:
             yield path
             path = ""
-        values, labels = one.probabilities.topk(min(top, len(names)))
-        for value, label in zip(values.tolist(), labels.tolist(), strict=True):
-            name = names[label]
+        labels = list(one.predicted)
+        if top is not None:
+            labels = one.probabilities.topk(min(top, len(names))).indices.tolist()
+        shown = [(names[label], f"{one.probabilities[label]:11.4f}") for label in labels]
+        for name, value in shown or [("-", "")]:  # of several labels none
             if width_of(name) > width:
                 yield from [path] if path else []
                 yield from (f"  {part}" for part in wrap(name, columns - 2))
                 path = name = ""
-            yield f"{pad(path, room)}  {pad(name, width)}  {value:11.4f}"
+            yield f"{pad(path, room)}  {pad(name, width)}  {value}".rstrip()
             path = ""
 
 
@@ -66,13 +70,14 @@ def json_lines(
     for one in predictions:
         if one.probabilities is None:
             continue
-        values, label = one.probabilities.tolist(), int(one.probabilities.argmax())
-        entry = {
-            "path": one.path,
-            "class": classes[label],
-            "probability": values[label],
-            "probabilities": dict(zip(classes, values, strict=True)),
-        }
+        values = one.probabilities.tolist()
+        entry: dict[str, object] = {"path": one.path}
+        if one.has_several:
+            entry["labels"] = [classes[label] for label in one.predicted]
+        else:
+            label = one.predicted[0]
+            entry |= {"class": classes[label], "probability": values[label]}
+        entry["probabilities"] = dict(zip(classes, values, strict=True))
         text = json.dumps(entry, ensure_ascii=ascii_only)
         if line == "[":
             line = f"[{text}"
@@ -83,18 +88,30 @@ def json_lines(
 
 
 def csv_lines(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[str]:
-    """Yield CSV rows: path, class, probability, then a column for each class."""
+    """Yield CSV rows: path, class, probability, then a column for each class.
+
+    Of several labels: path, labels with ";" between them, then a column for each label.
+    """
 
     def line(cells: Sequence[object]) -> str:
         text = io.StringIO()
         csv.writer(text).writerow(cells)  # it quotes \r and \n, its own line end
         return text.getvalue().removesuffix("\r\n")
 
-    yield line(["path", "class", "probability", *classes])
+    head = ["path", "class", "probability", *classes]
     for one in predictions:
-        if one.probabilities is not None:
-            values, label = one.probabilities.tolist(), int(one.probabilities.argmax())
-            yield line([one.path, classes[label], values[label], *values])
+        if one.probabilities is None:
+            continue
+        values = one.probabilities.tolist()
+        named = ";".join(classes[label] for label in one.predicted)
+        if one.has_several:
+            head = ["path", "labels", *classes] if head else head
+        else:
+            values = [values[one.predicted[0]], *values]
+        yield from [line(head)] if head else []
+        head = []
+        yield line([one.path, named, *values])
+    yield from [line(head)] if head else []
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -113,10 +130,8 @@ def prediction_sheet(predictions: Iterable[Prediction], classes: Sequence[str]) 
     pictures, captions = [], []
     for one in predictions:
         if one.probabilities is not None and one.thumbnail is not None:
-            label = int(one.probabilities.argmax())
             pictures.append(one.thumbnail)
-            captions.append(
-                [f"{names[label]} ({one.probabilities[label]:.4f})", os.path.basename(one.path)]
-            )
+            told = [f"{names[label]} ({one.probabilities[label]:.4f})" for label in one.predicted]
+            captions.append([", ".join(told) or NO_LABEL, os.path.basename(one.path)])
     columns = 4 if len(pictures) <= 16 else 10
     return sheet(pictures, captions, columns=columns, size=SHEET_THUMBNAIL)

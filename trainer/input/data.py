@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,15 @@ from typing import Any
 
 import torch
 
-from datasets import DATASETS, BrokenImage, DataError, Dataset, duplicates
+from datasets import (
+    DATASETS,
+    BrokenImage,
+    DataError,
+    Dataset,
+    Labels,
+    duplicates,
+    has_several_labels,
+)
 from datasets.fixes import Fixes
 from datasets.grouping import (
     Groups,
@@ -32,6 +40,7 @@ from datasets.words import counted
 from trainer.config import Config
 from trainer.config.config import components
 from trainer.config.construct import build
+from trainer.config.rules import several_labels_findings
 from trainer.config.signatures import resolve
 from trainer.distributed.processes import rank, world_size
 from trainer.distributed.shares import Shares
@@ -91,6 +100,11 @@ class Data:
     def classes(self) -> tuple[str, ...]:
         """Class names; label k is ``classes[k]``."""
         return self.dataset.classes
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether an image may have several labels."""
+        return has_several_labels(self.dataset.labels)
 
     @cached_property
     def image_channels(self) -> int:
@@ -412,6 +426,10 @@ def open_dataset(config: Config) -> Dataset:
             f"({len(dataset):,} images); expected at least two. Is dataset.root, or the column of "
             "the labels, the right one?"
         )
+    if has_several_labels(dataset.labels):
+        found = several_labels_findings(config.model_dump(mode="json"))
+        if faults := [config.fault(".".join(map(str, f.place)), f.message) for f in found]:
+            raise ConfigError(faults)
     return dataset
 
 
@@ -493,8 +511,8 @@ def classes_without_images(
     """
     has_folds = config.split.folds is not None
     keeps_test = "test" in dataset.parts and not config.split.pool
-    notes, every = [], Counter(dataset.labels)
-    counts = {split: Counter(dataset.labels[i] for i in rows) for split, rows in splits.items()}
+    notes, every = [], count_classes(dataset.labels, range(len(dataset)))
+    counts = {split: count_classes(dataset.labels, rows) for split, rows in splits.items()}
     for split in counts:
         absent = [k for k in range(len(dataset.classes)) if not counts[split][k]]
         unused = [k for k in absent if not any(count[k] for count in counts.values())]
@@ -520,6 +538,17 @@ def classes_without_images(
                 f"images or remove the class{anew}."
             )
     return notes
+
+
+def count_classes(labels: Labels, rows: Iterable[int]) -> Counter[int]:
+    """The number of the samples ``rows`` of each class; with each label, if several."""
+    count: Counter[Any] = Counter(labels[row] for row in rows)
+    if not has_several_labels(labels):
+        return count
+    every: Counter[int] = Counter()
+    for shares, number in count.items():
+        every.update({k: number for k, share in enumerate(shares) if share > 0.5})
+    return every
 
 
 def build_pipelines(config: Config, num_classes: int) -> dict[str, Pipeline]:

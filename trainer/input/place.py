@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datasets import DataError, Dataset
+from datasets import DataError, Dataset, has_several_labels
 from trainer.config import Config
 from trainer.input.subset import CPU, Subset
 from trainer.process.console import bar
@@ -83,12 +83,18 @@ def available_memory() -> int:
         return 4 * 2**30
 
 
+def labels_of(dataset: Dataset, rows: Tensor) -> Tensor:
+    """The labels of the samples ``rows``: (N,) int64, or (N, K) float32 of several labels."""
+    kind = torch.float32 if has_several_labels(dataset.labels) else torch.int64
+    return torch.tensor([dataset.labels[row] for row in rows.tolist()], dtype=kind)
+
+
 def subset_in_memory(
     dataset: Dataset, pipeline: Pipeline, rows: Tensor, config: Config, device: torch.device
 ) -> Subset:
     """The samples ``rows`` of a dataset with ``images``, which all have one size."""
     assert dataset.images is not None
-    labels = torch.tensor(dataset.labels, dtype=torch.int64)[rows]
+    labels = labels_of(dataset, rows)
     first = pipeline.prepare(dataset.images[rows[:1]])
     size = first.nbytes * len(rows)
     place = place_kept(config, pipeline, size, True, device)

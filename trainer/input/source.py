@@ -17,7 +17,13 @@ from datasets import BrokenImage, DataError, Dataset
 from trainer.config import Config
 from trainer.input.file_index import FileIndex, clock, states_of
 from trainer.input.kept import has_one_size, kept_in, on_device
-from trainer.input.place import available_memory, choose_keeping, place_kept, subset_in_memory
+from trainer.input.place import (
+    available_memory,
+    choose_keeping,
+    labels_of,
+    place_kept,
+    subset_in_memory,
+)
 from trainer.input.pool import Digests, Pool, as_digests, image_bytes
 from trainer.input.reading import Pick, Reader, Side, naming_side, read_files
 from trainer.input.store import Store, has_own_decoding, recipe_of
@@ -293,7 +299,7 @@ class Source:
         if dataset.images is not None:
             with naming_side(self.number(split), dataset.images):
                 return subset_in_memory(dataset, pipeline, rows, self.config, self.device)
-        labels = torch.tensor(dataset.labels, dtype=torch.int64)[rows]
+        labels = labels_of(dataset, rows)
         places = side.pool.find(self.digests[rows.numpy()], kept=side.keeping is not None)
         if side.keeping is None and (places < 0).any():  # not all was read
             extremes = self._extremes_of_some(split, indices)

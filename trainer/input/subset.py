@@ -30,7 +30,8 @@ CPU = torch.device("cpu")
 class Subset:
     """One split of a dataset after the once-per-sample stage of its pipeline.
 
-    indices (N,) int64 number the samples in the whole dataset; labels (N,) int64. images is one
+    indices (N,) int64 number the samples in the whole dataset; labels (N,) int64, or (N, K) float32
+    where an image may have several. images is one
     uint8 tensor (N, ..., C, H, W), ``Kept`` in memory maps, or None if nothing is kept and each
     image is read anew. extremes are rows of the smallest and largest images: what works for them
     works for all. used (N,): the row that is shown for each row, if some images are broken and
@@ -226,8 +227,16 @@ def order_of(labels: Tensor, seed: int | None, epoch: int, sampling: str = "shuf
     if seed is None:
         return torch.arange(len(labels))
     if sampling == "balanced":
-        return balanced(labels, seed, epoch)
+        return balanced(labels if labels.ndim == 1 else rarest(labels), seed, epoch)
     return permutation(len(labels), seed, epoch)
+
+
+def rarest(labels: Tensor) -> Tensor:
+    """Of several labels (N, K) each image's rarest one, (N,) int64; K for images without any."""
+    has = labels > 0.5
+    counts = torch.cat([has.sum(dim=0), torch.tensor([len(labels) + 1])])
+    has = torch.cat([has, torch.ones(len(labels), 1, dtype=torch.bool)], dim=1)
+    return torch.where(has, counts, len(labels) + 2).argmin(dim=1)
 
 
 @contextmanager

@@ -6,15 +6,16 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.utils.tensorboard.summary as summary
 from PIL import Image
 from torch import Tensor
 
+from datasets.words import label_words
 from trainer.build.job import Job
-from trainer.components.losses import probabilities
-from trainer.components.metrics import confusion_counts
+from trainer.components.decisions import Answers, confusion_counts, decided
 from trainer.distributed.fsdp import is_sharded
 from trainer.drawing.charts import RIGHT, WRONG, draw_confusion
 from trainer.drawing.fonts import drawables
@@ -89,47 +90,43 @@ def show_start(board: Board, run: Path, step: int) -> None:
         board.draw("kernels", lambda: _show_kernels(board, 0))
 
 
-def show_epoch(board: Board, epoch: int, step: int, logits: Tensor, labels: Tensor) -> None:
+def show_epoch(board: Board, epoch: int, step: int, answers: Answers) -> None:
     """Show the state of the model after an epoch, counted from 1.
 
-    logits (N, K) and labels (N,) are those of the validation split, on the CPU. The confusion
+    ``answers`` are those for the validation split. The confusion
     matrix comes in each epoch; histograms and PR curves in epochs 1 to 8, then less and less often;
     pictures in epochs 1, 4, 16, ... Most changes happen early.
     """
     job = board.job
-    chances = probabilities(job.config.loss.name, logits)
-    board.draw("confusion_matrix", lambda: _show_confusion(board, "val", chances, labels, step))
+    board.draw("confusion_matrix", lambda: _show_confusion(board, "val", answers, step))
     bits = epoch.bit_length()
     if epoch % (1 << max(0, bits - 3)) == 0:  # from 8 on every 2nd, from 16 on every 4th, ...
         board.draw("histograms", lambda: _show_histograms(board, step))
-        board.draw("pr_curves", lambda: _show_pr_curves(board, "val", chances, labels, step))
+        board.draw("pr_curves", lambda: _show_pr_curves(board, "val", answers, step))
     if epoch == 1 << (bits - 1) and bits % 2:
         if job.config.log.images:
             images = job.val_loader.subset
             board.draw(
                 "predictions",
-                lambda: _show_predictions(board, "val", images, chances, labels, step),
+                lambda: _show_predictions(board, "val", images, answers, step),
             )
         board.draw("kernels", lambda: _show_kernels(board, step))
         board.draw("feature_maps", lambda: _show_feature_maps(board, step))
 
 
-def show_end(
-    board: Board, run: Path, images: Subset, logits: Tensor, labels: Tensor, step: int
-) -> None:
-    """Show the results of the best weights on the test split: ``logits`` (N, K) of ``images``."""
+def show_end(board: Board, run: Path, images: Subset, answers: Answers, step: int) -> None:
+    """Show the results of the best weights on the test split: ``answers`` for ``images``."""
     job = board.job
-    chances = probabilities(job.config.loss.name, logits)
     if job.config.log.images:
         board.draw(
             "predictions",
-            lambda: _show_predictions(board, "test", images, chances, labels, step),
+            lambda: _show_predictions(board, "test", images, answers, step),
         )
-    board.draw("confusion_matrix", lambda: _show_confusion(board, "test", chances, labels, step))
-    board.draw("pr_curves", lambda: _show_pr_curves(board, "test", chances, labels, step))
+    board.draw("confusion_matrix", lambda: _show_confusion(board, "test", answers, step))
+    board.draw("pr_curves", lambda: _show_pr_curves(board, "test", answers, step))
     board.draw("kernels", lambda: _show_kernels(board, step, "kernels_best/first_layer"))
     board.draw("feature_maps", lambda: _show_feature_maps(board, step, "feature_maps_best"))
-    board.draw("embedding", lambda: write_projector(run, job, images, chances, labels))
+    board.draw("embedding", lambda: write_projector(run, job, images, answers))
 
 
 def _show_text(board: Board, run: Path) -> None:
@@ -150,11 +147,11 @@ def _show_inputs(board: Board) -> None:
     """Show some training images twice: as the dataset gives them, and as the model gets them."""
     subset, classes = board.job.train_loader.subset, drawables(board.job.data.classes)
     rows = spread(len(subset), board.job.config.log.images)
-    names = [classes[label] for label in subset.labels[rows].tolist()]
+    names = [label_words(label, classes) for label in subset.labels[rows].tolist()]
     raw = original_images(subset, rows.tolist(), CELL)
     inputs, labels = subset.sample(rows)
     augmented = list(as_pictures(subset.pipeline, one_crop(inputs)))
-    is_mixed = labels.ndim == 2  # by MixUp or CutMix
+    is_mixed = not torch.equal(labels, subset.labels[rows])  # by MixUp or CutMix
     mixed_names = [_class_weights(row, classes) for row in labels] if is_mixed else names
     board.picture("images/raw", _captioned_sheet(raw, names), 0)
     board.picture("images/augmented", _captioned_sheet(augmented, mixed_names), 0)
@@ -183,32 +180,39 @@ def _show_histograms(board: Board, step: int) -> None:
                 board.events.add(step, summary=histogram)
 
 
-def _show_pr_curves(board: Board, split: str, chances: Tensor, labels: Tensor, step: int) -> None:
+def _show_pr_curves(board: Board, split: str, answers: Answers, step: int) -> None:
+    chances, labels = answers.probabilities, answers.labels
     for curve in panels.pr_curves(f"pr_curve/{split}", chances, labels, board.job.data.classes):
         board.events.add(step, summary=curve)
 
 
-def _show_confusion(board: Board, split: str, chances: Tensor, labels: Tensor, step: int) -> None:
-    counts = confusion_counts(chances, labels)
+def _show_confusion(board: Board, split: str, answers: Answers, step: int) -> None:
+    counts = confusion_counts(*answers)
     drawn = draw_confusion(counts, board.job.data.classes, card=True)
     board.picture(f"confusion_matrix/{split}", panels.in_blue(drawn), step)
 
 
 def _show_predictions(
-    board: Board, split: str, subset: Subset, chances: Tensor, labels: Tensor, step: int
+    board: Board, split: str, subset: Subset, answers: Answers, step: int
 ) -> None:
     """Show some images of a split with true and predicted class, green where the two agree."""
     rows = spread(len(subset), board.job.config.log.images)
     classes = drawables(board.job.data.classes)
-    likeliest, predicted = chances[rows].max(dim=1)
+    chances, labels = answers.probabilities[rows], answers.labels[rows]
+    likeliest, predicted = chances.max(dim=1)
+    wanted: list[Any] = labels.tolist()
+    found: list[Any] = predicted.tolist()
+    if labels.ndim == 2:
+        wanted = (labels > 0.5).tolist()
+        found = decided(chances, answers.thresholds).tolist()
     captions, colours = [], []
-    for true, found, chance in zip(
-        labels[rows].tolist(), predicted.tolist(), likeliest.tolist(), strict=True
-    ):
+    for true, guess, chance in zip(wanted, found, likeliest.tolist(), strict=True):
         is_answer = not math.isnan(chance)
-        answer = f"{classes[found]} ({chance:.0%})" if is_answer else "no answer (NaN)"
-        captions.append([answer, f"true: {classes[true]}"])
-        colours.append(RIGHT if is_answer and true == found else WRONG)
+        answer = label_words(guess, classes) + f" ({chance:.0%})" * (labels.ndim == 1)
+        captions.append(
+            [answer if is_answer else "no answer (NaN)", f"true: {label_words(true, classes)}"]
+        )
+        colours.append(RIGHT if is_answer and true == guess else WRONG)
     # The dataset's files are read only once, at the end.
     images = (
         original_images(subset, rows.tolist(), CELL)

@@ -21,11 +21,13 @@ from datasets.files import ImageFiles
 from datasets.grouping import Groups
 from datasets.images import FORMATS, notes_on
 from datasets.split import PARTS, manifest
+from datasets.words import label_words
 from trainer.config import Config
 from trainer.input.data import (
     BrokenImages,
     build_pipelines,
     classes_without_images,
+    count_classes,
     cut,
     digest_of_split,
     find_groups,
@@ -126,7 +128,11 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
 
     def samples(indices: Sequence[int]) -> dict[str, Any]:
         entries = [
-            {"id": dataset.ids[i], "class": dataset.classes[dataset.labels[i]], "part": split_of[i]}
+            {
+                "id": dataset.ids[i],
+                "class": label_words(dataset.labels[i], dataset.classes),
+                "part": split_of[i],
+            }
             for i in indices
         ]
         return {
@@ -331,7 +337,7 @@ def _rank(dataset: Dataset, split_of: Mapping[int, str], group: Sequence[int]) -
 
 def counts_of(dataset: Dataset, splits: Mapping[str, Sequence[int]]) -> dict[str, dict[str, int]]:
     """Return the number of images of each class in each split."""
-    counted = {split: Counter(dataset.labels[i] for i in splits[split]) for split in PARTS}
+    counted = {split: count_classes(dataset.labels, splits[split]) for split in PARTS}
     return {
         split: {name: count[label] for label, name in enumerate(dataset.classes)}
         for split, count in counted.items()

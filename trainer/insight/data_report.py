@@ -9,12 +9,14 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import DataError
+from datasets.words import label_words
 from trainer.config import Config
 from trainer.drawing.charts import draw_bars
 from trainer.drawing.fonts import drawables
 from trainer.drawing.pictures import png, sheet
 from trainer.drawing.text import markdown, markdown_table, shown
 from trainer.input.data import transform_fault
+from trainer.input.place import labels_of
 from trainer.input.subset import Subset, order_of
 from trainer.insight.data_facts import Inspection, differs, split_of_each
 from trainer.insight.samples import as_pictures, one_crop
@@ -64,7 +66,7 @@ def is_ours(folder: Path) -> bool:
 def draw_augmentation(found: Inspection) -> Image.Image:
     """Draw training images as they are, and as the first EPOCHS epochs will augment them."""
     indices = torch.tensor(found.splits["train"])
-    labels = torch.tensor(found.dataset.labels)[indices]
+    labels = labels_of(found.dataset, indices)
     two = torch.arange(min(2, len(indices)))
     subset = Subset(found.dataset, found.pipelines["train"], indices, labels, None, two)
     names = drawables(found.dataset.classes)
@@ -73,14 +75,15 @@ def draw_augmentation(found: Inspection) -> Image.Image:
     for row in evenly(range(len(subset)), SAMPLES):
         index = int(indices[row])
         pictures.append(found.dataset.image(index))
-        captions.append([names[int(labels[row])], tail(found.dataset.ids[index])])
+        captions.append([label_words(labels[row].tolist(), names), tail(found.dataset.ids[index])])
         for epoch in range(EPOCHS):
             try:
                 images, shares = augmented(found.config, subset, row, epoch)
             except (DataError, ComponentError) as error:
                 raise ConfigError([transform_fault(found.config, "train", error)]) from None
             pictures.append(as_pictures(subset.pipeline, one_crop(images))[0])
-            captions.append([f"epoch {epoch + 1}", *mixture(shares[0], names)])
+            mixed = mixture(shares[0], names) if shares.ndim > labels.ndim else []
+            captions.append([f"epoch {epoch + 1}", *mixed])
     return sheet(pictures, captions, columns=EPOCHS + 1, size=120)
 
 
@@ -110,7 +113,10 @@ def draw_classes(found: Inspection) -> Image.Image:
     usable = sorted(index for indices in found.splits.values() for index in indices)
     by_class: dict[int, list[int]] = {label: [] for label in range(len(found.dataset.classes))}
     for index in usable:
-        by_class[found.dataset.labels[index]].append(index)
+        label = found.dataset.labels[index]
+        has = [label] if isinstance(label, int) else [k for k, s in enumerate(label) if s > 0.5]
+        for number in has:
+            by_class[number].append(index)
     names = drawables(found.dataset.classes)
     pictures: list[Image.Image | Tensor] = []
     captions: list[list[str]] = []
@@ -138,7 +144,7 @@ def draw_duplicates(found: Inspection) -> Image.Image | None:
         kinds = {index: (split_of[index], labels[index]) for index in group}
         shown = one_of_each_first(kinds)[:OF_A_GROUP]
         for index in shown:
-            name = names[labels[index]]
+            name = label_words(labels[index], names)
             pictures.append(found.dataset.image(index))
             captions.append([f"{split_of[index]}: {name}", tail(found.dataset.ids[index]), what])
             colours.append(RED if len(set(kinds.values())) > 1 else None)
@@ -151,7 +157,7 @@ def draw_duplicates(found: Inspection) -> Image.Image | None:
     return sheet(pictures, captions, colours, columns=OF_A_GROUP, size=150) if groups else None
 
 
-def one_of_each_first(kinds: Mapping[int, tuple[str, int]]) -> list[int]:
+def one_of_each_first(kinds: Mapping[int, tuple[str, object]]) -> list[int]:
     """Return a group's images, the first one of each (split, class) before the others."""
     firsts = {kind: index for index, kind in reversed(list(kinds.items()))}.values()
     return sorted(kinds, key=lambda index: index not in firsts)

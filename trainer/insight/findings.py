@@ -13,9 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor, float64, zeros
+from torch import Tensor, float64, nan, where, zeros
 
-from trainer.components.metrics import confusion_counts, per_class
+from trainer.components.decisions import (
+    Answers,
+    certainties,
+    confusion_counts,
+    decided,
+)
+from trainer.components.metrics import per_class
 from trainer.drawing.charts import numbers
 from trainer.drawing.pictures import to_picture
 from trainer.drawing.text import Bins
@@ -47,16 +53,15 @@ class ReportData:
     """What a report is made from.
 
     history: one dict per epoch, with "epoch" (from 1) and tags such as "val/accuracy" and
-    "train/loss_epoch" (or "train/loss"); values that are not numbers are ignored. probabilities
-    (N, K), labels (N,) and ids (N) are those of the test split, on the CPU. result: the content of
+    "train/loss_epoch" (or "train/loss"); values that are not numbers are ignored. answers and ids
+    (N) are those of the test split. result: the content of
     result.json, at least "best" (with its "epoch") and "test". picture_of(i): test image i, uint8
     (C, H, W); it may raise. class_balance: images of each class by split. notes: what the run told.
     """
 
     history: Sequence[dict[str, Any]]
     classes: Sequence[str]
-    probabilities: Tensor
-    labels: Tensor
+    answers: Answers
     ids: Sequence[str]
     config_text: str
     result: dict[str, Any]
@@ -67,7 +72,10 @@ class ReportData:
 
 @dataclass(frozen=True)
 class ReportImage:
-    """An image of the test split: its class, its predicted class, and both probabilities."""
+    """An image of the test split: its class, its predicted class, and both probabilities.
+
+    Of several labels, true and predicted name all; a probability is the lowest among them.
+    """
 
     name: str
     true: str
@@ -101,6 +109,28 @@ class Findings:
     config_text: str
     seconds: dict[str, float]
     commands: list[tuple[str, str]]
+    several_labels: bool = False  # an image may have several
+
+    @property
+    def kind(self) -> str:
+        """What a class is called: "class", or "label" where an image may have several."""
+        return "label" if self.several_labels else "class"
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of ``by_class``, as a table names them."""
+        more = ["average precision", "threshold"] if self.several_labels else []
+        return [self.kind, "images", "precision", "recall", "F1", *more]
+
+    @property
+    def about_matrix(self) -> str:
+        """What the rows and columns of ``counts`` mean."""
+        if not self.several_labels:
+            return "Rows: true class. Columns: predicted class."
+        return (
+            "Diagonal: images whose label is found. Else: the row's label is missed and the "
+            "column's is predicted wrongly, in one image."
+        )
 
     @cached_property
     def tags(self) -> list[str]:
@@ -120,6 +150,12 @@ class Findings:
         """Each class with its number of images in each split."""
         counts = list(zip(*self.balance.values(), strict=True)) or [()] * len(self.classes)
         return [(name, *row) for name, row in zip(self.classes, counts, strict=True)]
+
+    @property
+    def balance_columns(self) -> list[str]:
+        """The columns of ``balance_sums``."""
+        total = "labels" if self.several_labels else "images"
+        return ["split", total, f"smallest {self.kind}", f"largest {self.kind}"]
 
     @property
     def balance_sums(self) -> list[tuple[Any, ...]]:
@@ -180,9 +216,9 @@ class Findings:
 def find(given: ReportData, run: Path) -> Findings:
     """Return the content of the report on the folder ``run``."""
     result, classes, balance = given.result, given.classes, given.class_balance
-    probabilities, labels = given.probabilities, given.labels
-    bins = calibration_bins(probabilities, labels)
-    rows, num_wrong = _rows_to_show(probabilities, labels)
+    labels = given.answers.labels
+    bins = calibration_bins(given.answers)
+    rows, num_wrong = _rows_to_show(given.answers)
     dataset = result.get("dataset", {})
     left_out = [f"{entry['path']}: {entry['reason']}" for entry in dataset.get("left_out", ())]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and resizing release the GIL
@@ -198,26 +234,31 @@ def find(given: ReportData, run: Path) -> Findings:
         classes=classes,
         num_images=len(labels),
         metrics=numbers(result["test"]),
-        counts=confusion_counts(probabilities, labels),
-        by_class=per_class(probabilities, labels, classes),
+        counts=confusion_counts(*given.answers),
+        by_class=per_class(*given.answers[:2], classes, given.answers.thresholds),
         bins=bins,
-        calibration_error=sum(n * abs(right - sure) for n, sure, right in bins) / len(labels),
+        calibration_error=sum(n * abs(right - sure) for n, sure, right in bins)
+        / sum(n for n, *_ in bins),
         num_wrong=num_wrong,
         shown=shown,
         balance=balance,
         config_text=given.config_text,
         seconds={k: v for k, v in numbers(result.get("seconds") or {}).items() if v >= 0},
         commands=_commands(run, result),
+        several_labels=labels.ndim == 2,
     )
 
 
-def calibration_bins(probabilities: Tensor, labels: Tensor, bins: int = NUM_BINS) -> Bins:
-    """(images, mean confidence, accuracy) of ``bins`` equal intervals (a, b] from 0 to 1."""
-    confidence, predicted = probabilities.double().nan_to_num(0).max(dim=1)
+def calibration_bins(answers: Answers, bins: int = NUM_BINS) -> Bins:
+    """(images, mean confidence, accuracy) of ``bins`` equal intervals (a, b] from 0 to 1.
+
+    Of several labels, each label of each image counts, as in ``certainties``.
+    """
+    confidence, is_right = certainties(answers.probabilities.nan_to_num(0), answers.labels)
     interval = (confidence * bins).ceil().long().clamp(1, bins) - 1
     counts = interval.bincount(minlength=bins)
     sure = zeros(bins, dtype=float64).index_add_(0, interval, confidence)
-    right = zeros(bins, dtype=float64).index_add_(0, interval, (predicted == labels).double())
+    right = zeros(bins, dtype=float64).index_add_(0, interval, is_right.double())
     divisor = counts.clamp_min(1)
     columns = (counts.tolist(), (sure / divisor).tolist(), (right / divisor).tolist())
     return list(zip(*columns, strict=True))
@@ -232,10 +273,16 @@ def wilson(right: int, images: int) -> tuple[float, float]:
     return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
 
 
-def _rows_to_show(probabilities: Tensor, labels: Tensor) -> tuple[list[int], int]:
+def _rows_to_show(answers: Answers) -> tuple[list[int], int]:
     """Rows of the most certain mistakes (else of the least certain images); number of mistakes."""
-    confidence, predicted = probabilities.max(dim=1)
-    wrong = (predicted != labels).nonzero().flatten()
+    confidence, predicted = answers.probabilities.max(dim=1)
+    is_wrong = predicted != answers.labels if answers.labels.ndim == 1 else None
+    if is_wrong is None:  # how far the furthest label is from what it should be
+        has = answers.labels > 0.5
+        is_wrong = (decided(answers.probabilities, answers.thresholds) != has).any(dim=1)
+        error = (answers.probabilities - has.float()).abs().amax(dim=1)
+        confidence = where(is_wrong, error, 1 - error)
+    wrong = is_wrong.nonzero().flatten()
     if len(wrong):
         order = confidence[wrong].argsort(descending=True, stable=True)[:NUM_SHOWN]
         rows: list[int] = wrong[order].tolist()
@@ -245,8 +292,8 @@ def _rows_to_show(probabilities: Tensor, labels: Tensor) -> tuple[list[int], int
 
 
 def _show(given: ReportData, i: int) -> ReportImage:
-    classes, probabilities = given.classes, given.probabilities[i]
-    true, predicted = int(given.labels[i]), int(probabilities.argmax())
+    classes, (all_chances, labels, thresholds) = given.classes, given.answers
+    probabilities = all_chances[i]
     picture, fault = None, "no picture was given"
     if given.picture_of:
         try:
@@ -255,8 +302,15 @@ def _show(given: ReportData, i: int) -> ReportImage:
                 picture.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=1.5)
         except Exception as error:  # the report is useful without this picture
             fault = f"cannot be shown: {error or type(error).__name__}"
-    shares = float(probabilities[predicted]), float(probabilities[true])
-    return ReportImage(given.ids[i], classes[true], classes[predicted], *shares, picture, fault)
+    chosen, wanted = probabilities.argmax()[None], labels[i][None]
+    if labels.ndim == 2:
+        flags = decided(probabilities[None], thresholds)[0]
+        chosen, wanted = flags.nonzero().flatten(), (labels[i] > 0.5).nonzero().flatten()
+    named = [
+        ", ".join(classes[k] for k in some.tolist()) or "no label" for some in (wanted, chosen)
+    ]
+    shares = [float(probabilities[some].min()) if len(some) else nan for some in (chosen, wanted)]
+    return ReportImage(given.ids[i], named[0], named[1], shares[0], shares[1], picture, fault)
 
 
 def _facts(result: dict[str, Any], run: Path) -> dict[str, str]:

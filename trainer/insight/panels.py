@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard._pytorch_graph import parse
 
 from trainer.components import SCALAR
+from trainer.components.decisions import are_of_class
 from trainer.config import Config
 from trainer.drawing.pictures import png
 from trainer.insight.features import evaluating
@@ -86,12 +87,13 @@ def histogram(tag: str, tensor: Tensor) -> Any | None:
 def pr_curves(tag: str, chances: Tensor, labels: Tensor, classes: Sequence[str]) -> Iterator[Any]:
     """Yield precision and recall over the threshold, one class against the rest.
 
-    chances (N, K) are probabilities, labels (N,) int64. Only the first MAX_PR_CURVES classes.
+    chances (N, K) are probabilities; labels (N,) int64, or (N, K) of several. Only the first
+    MAX_PR_CURVES classes.
     """
     numbers = torch.arange(min(len(classes), MAX_PR_CURVES))
     places = (chances[:, : len(numbers)].nan_to_num(0) * (THRESHOLDS - 1)).long()
     places = places.clamp(0, THRESHOLDS - 1) + numbers * THRESHOLDS
-    is_of_class = labels[:, None] == numbers
+    is_of_class = are_of_class(chances, labels)[:, : len(numbers)]
 
     def above(chosen: Tensor) -> Tensor:  # (K, THRESHOLDS): counts at or above each threshold
         counts = chosen.bincount(minlength=len(numbers) * THRESHOLDS)

@@ -8,7 +8,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from datasets.words import label_words
 from trainer.build.job import Job
+from trainer.components.decisions import Answers, decided
 from trainer.drawing.pictures import png
 from trainer.input.subset import Subset
 from trainer.insight.features import penultimate
@@ -33,7 +35,7 @@ PROJECTOR = """embeddings {{
 """
 
 
-def write_projector(run: Path, job: Job, subset: Subset, chances: Tensor, labels: Tensor) -> None:
+def write_projector(run: Path, job: Job, subset: Subset, answers: Answers) -> None:
     """Write features, classes and pictures of at most POINTS images; RunError if into a link."""
     rows, classes = spread(len(subset), POINTS), job.data.classes
     vectors, thumbnails, largest = [], [], 64 if len(rows) <= 256 else 32
@@ -44,15 +46,18 @@ def write_projector(run: Path, job: Job, subset: Subset, chances: Tensor, labels
         thumbnails.append(_thumbnails(subset.pipeline, one_crop(images), largest))
     table, pictures = torch.cat(vectors), torch.cat(thumbnails)
     lines = ["class\tpredicted\tprobability\tfile"]
-    likeliest, predicted = chances[rows].max(dim=1)
+    likeliest, predicted = answers.probabilities[rows].max(dim=1)
+    if answers.thresholds is not None:
+        predicted = decided(answers.probabilities[rows], answers.thresholds)
     for row, true, found, chance in zip(
         subset.indices[rows].tolist(),
-        labels[rows].tolist(),
+        answers.labels[rows].tolist(),
         predicted.tolist(),
         likeliest.tolist(),
         strict=True,
     ):
-        cells = (classes[true], classes[found], f"{chance:.3f}", subset.dataset.ids[row])
+        names = label_words(true, classes), label_words(found, classes)
+        cells = (*names, f"{chance:.3f}", subset.dataset.ids[row])
         lines.append("\t".join(map(visible, cells)))
     folder = run / "projector"
     make_output_folder(folder)

@@ -67,12 +67,13 @@ def _markdown(found: Findings) -> str:
         more = len(found.left_out) - 100
         lines = found.left_out[:100] + ([f"and {more} more"] if more > 0 else [])
         parts += ["\n".join(f"- {markdown(line)}" for line in lines)]
-    parts += ["## Classes"]
+    parts += ["## Labels" if found.several_labels else "## Classes"]
     if found.many:
         parts += [f"The {len(found.worst)} of the smallest F1, of {len(found.classes)}."]
     rows: list[Sequence[Any]] = [list(row.values()) for row in found.worst]
-    parts += [markdown_table(["class", "images", "precision", "recall", "F1"], rows)]
-    parts += ["## Confusion matrix", "![confusion matrix](confusion_matrix.png)"]
+    parts += [markdown_table(found.columns, rows)]
+    parts += ["## Confusion matrix", *([found.about_matrix] if found.several_labels else [])]
+    parts += ["![confusion matrix](confusion_matrix.png)"]
     if found.many:
         header = ["true", "predicted", "images", "share of the true class"]
         parts += ["The pairs most often confused:", markdown_table(header, found.confused)]
@@ -97,9 +98,9 @@ def _markdown(found: Findings) -> str:
     parts += ["## Curves", "![curves](curves.png)"]
     parts += [markdown_table(found.tags, found.epochs)]
     if found.balance:
-        sums = ["split", "images", "smallest class", "largest class"], found.balance_sums
-        table = sums if found.many else (["class", *found.balance], found.balance_rows)
-        parts += ["## Class balance", markdown_table(*table)]
+        sums = found.balance_columns, found.balance_sums
+        table = sums if found.many else ([found.kind, *found.balance], found.balance_rows)
+        parts += [f"## {found.kind.capitalize()} balance", markdown_table(*table)]
     if found.seconds:
         header = ["activity", "what", "seconds", "share"]
         parts += ["## What the time went to", markdown_table(header, found.times)]

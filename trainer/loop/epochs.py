@@ -14,13 +14,20 @@ from torch import Tensor
 from datasets import DataError
 from trainer.build.job import Job
 from trainer.components import is_higher_better
+from trainer.components.decisions import as_thresholds, choose_thresholds
 from trainer.components.duration import Duration
 from trainer.config import Config
 from trainer.distributed.micro_batches import reseed
 from trainer.distributed.network import buffers_from_main
 from trainer.distributed.processes import is_main, mark_common, on_main, world_size
 from trainer.insight.board import Board, show_epoch
-from trainer.loop.evaluate import evaluate, predict, scalars, without_answer
+from trainer.loop.evaluate import (
+    answers_of,
+    evaluate,
+    predict,
+    scalars,
+    without_answer,
+)
 from trainer.loop.guard import StepResult
 from trainer.loop.record import save
 from trainer.loop.state import State
@@ -233,28 +240,33 @@ def end_epoch(session: Session, speed: float | None) -> dict[str, Any] | None:
     """Evaluate and log the epoch; returns its metrics if it is the best so far, else None."""
     job, state = session.job, session.state
     logits, labels, epoch_metrics = evaluate_epoch(session)
+    thresholds = epoch_metrics.pop("thresholds", None)
     monitored = epoch_metrics[job.config.train.monitor]
     if not math.isfinite(epoch_metrics["val/loss"]):
         monitored = math.nan  # no improvement, whatever it is
         tell_no_answer(session, logits)
     count_stale_epochs(job.config, state, monitored)
     if is_best := is_better(job.config, epoch_metrics, state.best):
-        state.best = epoch_metrics
+        state.best = dict(epoch_metrics)
+        if thresholds is not None:
+            state.best["thresholds"] = thresholds
     job.schedule.after_epoch(monitored)
     state.epoch += 1
     state.batch = 0
     with state.spending("log"):
         if is_main():
             board = Board(session.log.events, job, session.say)
-            show_epoch(board, state.epoch, state.step, logits, labels)
+            answers = answers_of(job.config, logits, labels, as_thresholds(thresholds))
+            show_epoch(board, state.epoch, state.step, answers)
         session.log.epoch(epoch_metrics, speed, is_best)
-    return epoch_metrics if is_best else None
+    return state.best if is_best else None
 
 
 def evaluate_epoch(session: Session) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Evaluate the validation split: logits and labels (on rank 0), and the epoch's metrics.
 
-    The means of the training steps are among the metrics; they begin anew.
+    The means of the training steps are among the metrics; they begin anew. Of several labels,
+    "thresholds" has the best threshold of each on this split.
     """
     job, state = session.job, session.state
     if job.val_loader.will_fork:  # a fork must not find another thread in the middle of a write
@@ -264,15 +276,25 @@ def evaluate_epoch(session: Session) -> tuple[Tensor, Tensor, dict[str, Any]]:
         buffers_from_main(job.model)
         batches = session.stop.watch(job.val_loader.epoch(), job.val_loader.rounds)
         logits, labels = predict(job.model, batches, job.precision)
-        values = on_main(lambda: scalars(evaluate(job.config, logits, labels, job.loss_fn)))
+        values, thresholds = on_main(lambda: rate(job, logits, labels))
     epoch_metrics = {
         "step": state.step,
         "epoch": state.epoch + 1,
         **state.means.take_epoch(),
         **{f"val/{name}": value for name, value in values.items()},
         **tagged(state.rates),
+        **({} if thresholds is None else {"thresholds": thresholds}),
     }
     return logits, labels, epoch_metrics
+
+
+def rate(job: Job, logits: Tensor, labels: Tensor) -> tuple[dict[str, float], list[float] | None]:
+    """Loss and metrics on the validation split, and of several labels the best thresholds."""
+    thresholds = None
+    if job.data.several_labels:
+        thresholds = choose_thresholds(*answers_of(job.config, logits, labels)[:2])
+    values = scalars(evaluate(job.config, logits, labels, job.loss_fn, thresholds))
+    return values, None if thresholds is None else thresholds.tolist()
 
 
 def tell_no_answer(session: Session, logits: Tensor) -> None:

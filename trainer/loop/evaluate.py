@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trainer.build.model import averaged_logits
 from trainer.build.precision import FP32, HALF, Precision
 from trainer.components import METRICS
+from trainer.components.decisions import Answers
 from trainer.components.losses import are_finite, probabilities
 from trainer.config import Config
 from trainer.config.construct import build
@@ -47,23 +48,36 @@ def predict(
     return torch.cat(all_logits).cpu(), torch.cat(all_labels).cpu()
 
 
-def evaluate(config: Config, logits: Tensor, labels: Tensor, loss_fn: nn.Module) -> dict[str, Any]:
+def evaluate(
+    config: Config,
+    logits: Tensor,
+    labels: Tensor,
+    loss_fn: nn.Module,
+    thresholds: Tensor | None = None,
+) -> dict[str, Any]:
     """``{"loss": ..., "accuracy": ...}`` of a whole split, never a mean of batch means.
 
-    logits (N, num_classes) and labels (N,) on the CPU. Keys are the metrics' names in the YAML's
-    order; a value is a float, or a nested list for the confusion matrix. If a logit is NaN or
-    infinite, the loss is NaN, and its image counts as wrong.
+    logits (N, num_classes) and labels (N,) on the CPU, or (N, num_classes) of several labels, which
+    are predicted from ``thresholds`` on. Keys are the metrics' names in the YAML's order; a value
+    is a float, or a list for those with a number for each class. If a logit is NaN or infinite, the
+    loss is NaN, and its image counts as wrong.
     """
     device = next((buffer.device for buffer in loss_fn.buffers()), logits.device)
-    chances = probabilities(config.loss.name, logits)
+    answers = answers_of(config, logits, labels, thresholds)
     loss = math.nan
-    if not chances[:, 0].isnan().any():
+    if not answers.probabilities[:, 0].isnan().any():
         loss = loss_fn(logits.to(device), labels.to(device)).item()
     values: dict[str, Any] = {"loss": loss}
     for i, metric in enumerate(config.metrics):
-        measure = build(METRICS, f"metrics.{i}", metric, probabilities=chances, labels=labels)
-        values[metric.name] = measure
+        values[metric.name] = build(METRICS, f"metrics.{i}", metric, **answers._asdict())
     return values
+
+
+def answers_of(
+    config: Config, logits: Tensor, labels: Tensor, thresholds: Tensor | None = None
+) -> Answers:
+    """The answers that logits (N, num_classes) are; the labels tell whether there are several."""
+    return Answers(probabilities(config.loss.name, logits, labels.ndim == 2), labels, thresholds)
 
 
 def without_answer(logits: Tensor, subset: Subset, part: str) -> str:

@@ -8,11 +8,10 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from trainer.build.job import Job
-from trainer.components.losses import probabilities
+from trainer.components.decisions import Answers, as_thresholds, number_of_each
 from trainer.distributed import processes
 from trainer.distributed.fsdp import is_sharded, model_shard
 from trainer.distributed.network import from_main
@@ -23,7 +22,14 @@ from trainer.insight.board import Board, show_end, show_start
 from trainer.insight.findings import THUMBNAIL, ReportData
 from trainer.insight.report import write_report
 from trainer.loop.epochs import Session, train_epochs
-from trainer.loop.evaluate import evaluate, predict, scalars, what_may_help, without_answer
+from trainer.loop.evaluate import (
+    answers_of,
+    evaluate,
+    predict,
+    scalars,
+    what_may_help,
+    without_answer,
+)
 from trainer.loop.guard import Guard
 from trainer.loop.record import about_data, set_aside, update_result, write_description
 from trainer.loop.resume import Found, adopt, check, restore, send_content
@@ -115,7 +121,13 @@ def open_session(job: Job, start: Start, say: Say, stop: StopRequest) -> Iterato
     if shows_tensorboard(config):
         say(f"look    {tensorboard_command(run.parent.parent, pictures_of_a_tag(config))}")
     goes_on = config.train.skip_non_finite > 0 or job.precision.scaler.is_enabled()
-    guard = Guard(job.model, job.optimizer, config.train.clip_grad_norm, restore=goes_on)
+    guard = Guard(
+        job.model,
+        job.optimizer,
+        config.train.clip_grad_norm,
+        restore=goes_on,
+        several_labels=job.data.several_labels,
+    )
     with (
         RunLog(run, config, start.lengths, job.device) if is_main() else NoLog() as log,
         Saver(run, config.checkpoint.keep, log.sync, start.best_entry) as saver,
@@ -178,36 +190,29 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         what = f"no epoch is the best: {monitor} was never a finite number"
         helps = f"Where val/loss is NaN too: {what_may_help(job.config, job.model)}"
         raise processes.mark_common(NoAnswer(f"{what}. {helps}"))
-    if is_sharded(job.model):
-        job.model.load_state_dict(model_shard(job.model, on_main(lambda: read_best(run)[0])))
-    else:
-        on_main(lambda: load_best(job.model, run))
-        from_main(job.model)
-    subset = job.data.subsets["test"]
-    layout, tta = job.train_loader.delivery.channels_last, job.config.evaluation.tta
-    with state.spending("eval"):
-        with closing(eval_loader(job.config, subset, job.device, layout)) as loader:
-            answers = {}
-            for kind in dict.fromkeys([None, tta]):  # with augmentation, plain first
-                batches = session.stop.watch(loader.epoch(), loader.rounds)
-                answers[kind] = predict(job.model, batches, job.precision, kind)
+    subset, tta = job.data.subsets["test"], job.config.evaluation.tta
+    answers = predict_test(session)
     logits, labels = answers[tta]
+    thresholds = as_thresholds(state.best.get("thresholds"))
     if what := on_main(lambda: without_answer(logits, subset, "test")):
         raise processes.mark_common(NoAnswer(f"{what}. {what_may_help(job.config, job.model)}"))
     if not is_main():
         return {}
     with state.spending("eval"):
-        test = evaluate(job.config, logits, labels, job.loss_fn)
-        plain = scalars(evaluate(job.config, *answers[None], job.loss_fn)) if tta else {}
+        test = evaluate(job.config, logits, labels, job.loss_fn, thresholds)
+        plain = {}
+        if tta:
+            plain = scalars(evaluate(job.config, *answers[None], job.loss_fn, thresholds))
     with state.spending("log"):
         log.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
         tested = set_aside(run, test, job.data.classes)
         # Now the run only draws, embeds and writes: a sweep that sees "test" begins the next one.
         update_result(run, dataset=about_data(job), test=tested)
-        show_end(Board(log.events, job, session.say), run, subset, logits, labels, state.step)
+        tests = answers_of(job.config, logits, labels, thresholds)
+        show_end(Board(log.events, job, session.say), run, subset, tests, state.step)
     # The first epoch warms up the caches, so it counts only if it is the only one.
     speeds = state.speeds[1:] or state.speeds
-    best = {name: value for name, value in state.best.items() if not name.startswith("lr/")}
+    best = {name: v for name, v in state.best.items() if not name.startswith(("lr/", "thresh"))}
     result = {
         "best": best,
         "test": tested,
@@ -223,15 +228,33 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         log.flush()
         shutil.rmtree(run / "report", ignore_errors=True)  # of an earlier end
         if "report" in job.config.log.show:
-            report(session, subset, logits, labels, result)
+            report(session, subset, tests, result)
     result["seconds"] = spent(state)
     log.sync()
     return update_result(run, status="done", **result)  # last: a run that is done has all its files
 
 
-def report(
-    session: Session, subset: Subset, logits: Tensor, labels: Tensor, result: dict[str, Any]
-) -> None:
+def predict_test(session: Session) -> dict[str | None, tuple[Tensor, Tensor]]:
+    """Logits and labels of test by the best weights: plainly (None), and with ``tta`` if set."""
+    job, run = session.job, session.run
+    if is_sharded(job.model):
+        job.model.load_state_dict(model_shard(job.model, on_main(lambda: read_best(run)[0])))
+    else:
+        on_main(lambda: load_best(job.model, run))
+        from_main(job.model)
+    layout = job.train_loader.delivery.channels_last
+    answers: dict[str | None, tuple[Tensor, Tensor]] = {}
+    with session.state.spending("eval"):
+        with closing(
+            eval_loader(job.config, job.data.subsets["test"], job.device, layout)
+        ) as loader:
+            for kind in dict.fromkeys([None, job.config.evaluation.tta]):  # plain first
+                batches = session.stop.watch(loader.epoch(), loader.rounds)
+                answers[kind] = predict(job.model, batches, job.precision, kind)
+    return answers
+
+
+def report(session: Session, subset: Subset, answers: Answers, result: dict[str, Any]) -> None:
     """Write the report on the test split ``subset``; an error in it does not end the run."""
     job, run = session.job, session.run
     lines = [line for line in read_metrics(run / "metrics.jsonl") if "train/loss_epoch" in line]
@@ -240,14 +263,13 @@ def report(
         results = ReportData(
             history=lines,
             classes=job.data.classes,
-            probabilities=probabilities(job.config.loss.name, logits),
-            labels=labels,
+            answers=answers,
             ids=[job.data.dataset.ids[number] for number in numbers],
             config_text=job.config.dump(),
             result=read_json(run / "result.json") | result,
             picture_of=lambda row: decoded(job.data.dataset, numbers[row], THUMBNAIL),
             class_balance={
-                name: torch.bincount(subset.labels, minlength=num_classes).tolist()
+                name: number_of_each(subset.labels, num_classes)
                 for name, subset in job.data.subsets.items()
             },
             notes=job.notes,

@@ -51,17 +51,19 @@ class Guard:
         clip_grad_norm: float | None = None,
         restore: bool = False,
         lag: int | None = None,
+        several_labels: bool = False,
     ) -> None:
         """``clip_grad_norm``: clip the gradient to this length.
 
         ``restore``: after a step that is left out, bring back the buffers (batch norm's statistics)
         that its forward pass changed; for runs that go on then. ``lag``: the most steps between two
-        readings.
+        readings. ``several_labels``: whether an image may have several.
         """
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         device, self._is_sharded = self.parameters[0].device, is_sharded(model)
         at_once = device.type == "cpu" or not optimizer.defaults.get("fused") or self._is_sharded
         self.optimizer, self.clip_grad_norm = optimizer, clip_grad_norm
+        self.several_labels = several_labels
         self.lag = lag or (1 if at_once else WINDOW)
         self._on_cpu = device.type == "cpu"
         self._waiting = torch.zeros(self.lag, 4, device=device)
@@ -84,7 +86,7 @@ class Guard:
 
     def add(self, micro: MicroBatch, loss: Tensor, logits: Tensor) -> None:
         """Add a micro-batch's mean loss, and how many of its images were classified correctly."""
-        loss, correct = loss.detach(), number_correct(logits, micro.labels)
+        loss, correct = loss.detach(), number_correct(logits, micro.labels, self.several_labels)
         if micro.weight != 1.0:
             loss = loss * micro.weight
             correct = correct if micro.weight else correct * 0.0
@@ -168,8 +170,13 @@ class Guard:
         self._steps = []
 
 
-def number_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many images have their class as likeliest; of mixed labels the largest share counts."""
+def number_correct(logits: Tensor, labels: Tensor, several_labels: bool = False) -> Tensor:
+    """How many images have their class as likeliest; of mixed labels the largest share counts.
+
+    With ``several_labels``, how many have all labels right: a positive logit predicts a label.
+    """
+    if several_labels:
+        return ((logits > 0) == (labels > 0.5)).all(dim=1).count_nonzero()
     if labels.ndim == 2:
         labels = labels.argmax(dim=1)
     return (logits.argmax(dim=1) == labels).count_nonzero()

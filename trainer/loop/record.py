@@ -124,7 +124,8 @@ def card(job: Job, epoch_metrics: dict[str, Any]) -> dict[str, Any]:
         "image_channels": job.data.image_channels,
         "transforms": config["transforms"]["eval"],
         "evaluation": config["evaluation"],
-        "metrics": epoch_metrics,
+        "metrics": {name: v for name, v in epoch_metrics.items() if name != "thresholds"},
+        **{name: v for name, v in epoch_metrics.items() if name == "thresholds"},
     }
 
 
