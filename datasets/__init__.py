@@ -14,10 +14,21 @@ DATASETS = {
     "ImageFolder": "datasets.image_folder:ImageFolder",
     "CSVImages": "datasets.csv_images:CSVImages",
     "Shards": "datasets.shards:Shards",
+    "Arrays": "datasets.arrays:Arrays",
+    "Parquet": "datasets.parquet:Parquet",
 }
 # The class number of each sample. Or, where an image may have several labels, K numbers in 0..1:
 # its share of each class, as a rule 0.0 or 1.0; equal ones are one object.
 Labels = tuple[int, ...] | tuple[tuple[float, ...], ...]
+# The sets of torchvision.datasets with one class an image; datasets/torchvision_table.py has more.
+TORCHVISION = (
+    *("MNIST", "KMNIST", "FashionMNIST", "EMNIST", "QMNIST", "CIFAR10", "CIFAR100", "SVHN"),
+    *("STL10", "USPS", "SEMEION", "FER2013", "PCAM", "Flowers102", "OxfordIIITPet", "Food101"),
+    *("EuroSAT", "GTSRB", "DTD", "Imagenette", "Caltech101", "Caltech256", "Country211"),
+    *("FGVCAircraft", "StanfordCars", "RenderedSST2", "SUN397", "Omniglot", "LFWPeople"),
+    *("INaturalist", "Places365", "ImageNet", "CLEVRClassification"),
+)
+DATASETS |= {f"torchvision/{name}": f"datasets.torchvision_sets:{name}" for name in TORCHVISION}
 RMB_ROOT = "data/rmb"  # where RMB looks, unless its ``root`` is another folder
 
 
@@ -52,6 +63,11 @@ class Dataset(Protocol):
     - ``decode(index, content, at_least=0) -> Tensor``: image(index) from these bytes. at_least is
       the number of pixels of the shorter side that are needed, 0 if all are; fewer may be decoded.
     - ``recipe -> str``, a property: all that decides the pixels of a content besides at_least.
+
+    One whose samples are not each a file ``root`` / id may tell what identifies their contents:
+
+    - ``states() -> NDArray``: (N, 4) int64; while its row stays, a sample's content does. The
+      bytes, about; the times (ns) of content and any change of its file; a number of all else.
     """
 
     @property

@@ -40,11 +40,6 @@ def without_columns(table: Table, root: Path, wanted: Mapping[str, str], has_suf
     if not any(header):
         what = "the first line is empty" if rows else "the file is empty"
         return f"{table.path}: {what}; expected a header, such as {wants}, and one line an image."
-    if header[0][:1] in ("{", "["):
-        return (
-            f"{table.path}: it is JSON, not CSV; expected a header, such as {wants}, and one line "
-            "an image. Where it is a list of records, pandas' read_json and to_csv write it so."
-        )
     twice = [name for name in wanted.values() if header.count(name) > 1]
     lacking = {key: name for key, name in wanted.items() if name not in header}
     faults = [f"no column '{name}'" for name in lacking.values()]

@@ -133,6 +133,12 @@ def _folder(files: list[tuple[str, str]]) -> Path:
     return folders.pop()
 
 
+def _first(texts: list[str], what: str) -> list[str]:
+    """The first texts, and how many more there are of what."""
+    more = len(texts) - _SHOWN
+    return texts[:_SHOWN] + [f"... and {more:,} more {what}"] * (more > 0)
+
+
 class _Reader:
     """Samples, faults by kind and counts of conversions, while tables are read.
 
@@ -308,7 +314,8 @@ class _Reader:
         samples, classes = self.labels.finish(samples, place)
         self.notes += [f"{place}: {text}" for text in self.labels.notes(samples)]
         counts = self.converted + self.paths.converted + self.labels.converted
-        converted = [f"{count:,} {agreeing(count, what)}" for what, count in counts.items()]
+        converted = [f"{n:,} {agreeing(n, what)}" for what, n in counts.items()]
+        converted = _first(converted, "kinds of rows")
         self.notes += [f"{place}: {', '.join(converted)}"] if converted else []
         return samples, classes
 
@@ -323,7 +330,8 @@ class _Reader:
             own = self.labels.names(sample)
             names += own
             paths += [sample.path] * len(own)
-        self.notes += [f"{place}: {text}" for text in misspelt(names)]
+        similar = _first(list(misspelt(names)), "labels that are similar")
+        self.notes += [f"{place}: {text}" for text in similar]
         check_names(self.tables[0].path, names, lambda i: f"in {self._place_of(paths[i])}")
 
     def _told(self, place: str) -> list[str]:

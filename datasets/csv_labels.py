@@ -115,7 +115,7 @@ class Labels:
             return cell, None
         names = [name for name in map(str.strip, cell.split(self.separator)) if name]
         if not names:
-            self.converted["rows have no label; all their shares are 0"] += 1
+            self.converted["rows have no label at all"] += 1
         different = sorted(set(names))
         for name in different:
             self._check(path, name)
@@ -150,9 +150,9 @@ class Labels:
             if len(self._known) * len(cells) < _REMEMBERED:
                 self._known[cells] = found
         if found[1] is not None and not any(found[1]):
-            self.converted["rows have no label; all their shares are 0"] += 1
+            self.converted["rows have no label at all"] += 1
         if self.empty is not None and "" in cells:
-            self.converted["rows have empty cells, which are read as 0"] += 1
+            self.converted["rows have empty cells, read as 0"] += 1
         return found
 
     def _parse(self, path: str, cells: tuple[str, ...]) -> tuple[str, tuple[float, ...] | None]:

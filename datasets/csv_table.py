@@ -68,7 +68,7 @@ class Table:
 
     def rows(self) -> Iterator[list[str]]:
         """Each row, the header first: its values without blanks around them; [] if it is empty."""
-        self.line = self._unread = 0
+        self.line, self._unread = self.above, 0
         try:
             with self._open() as file:
                 for _ in range(self.above):
@@ -130,7 +130,7 @@ class Table:
             self._unread += len(line)
             if self._unread >= LONGEST:
                 raise DataError(
-                    f"{self.path}: not a CSV file: the row after line {self.line:,} has over "
+                    f"{self.path}: not a CSV file: the row from line {self.line + 1:,} on has over "
                     f"{LONGEST:,} characters; is a quotation mark there without its second one?"
                 )
             yield line
@@ -147,9 +147,10 @@ class Table:
         while line.startswith("#") and self.above < _MOST_COMMENTS:
             self.above += 1
             line = file.readline(LONGEST)
-        form = _form(line, wanted)
-        if self.above and _columns(line, form) & wanted != wanted:
-            self.above, form = 0, _form(first, wanted)  # then the first line is the header
+        form, of_first = _form(line, wanted), _form(first, wanted)
+        shown, by_first = (_columns(text, how) for text, how in ((line, form), (first, of_first)))
+        if len(by_first) > 1 and len(shown & wanted) < max(1, len(by_first & wanted)):
+            self.above, form = 0, of_first  # the line with # is the header itself
         if self.above:
             self.notes.append(
                 f"{self.path}: lines 1 to {self.above} begin with # and are no header"
@@ -197,6 +198,8 @@ def _refuse_other_formats(path: Path, head: bytes) -> None:
     if head[:4].count(b"\0") == 2 and not what:  # every second byte of a Latin text
         code = "UTF-16BE" if head[0] == 0 else "UTF-16LE"
         what = f"it is UTF-16: iconv -f {code} -t UTF-8 {{file}} > {{new}}"
+    if head.lstrip().startswith((b'{"', b"{\n", b"{\r", b"[{", b"[\n", b"[\r")):
+        what = "it is JSON: a list of records is written as CSV by pandas' read_json and to_csv"
     if what:
         what = what.format(file=shlex.quote(str(path)), new="NEW.csv")
         raise DataError(f"{path}: not a CSV file in UTF-8: {what}.")

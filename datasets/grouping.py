@@ -198,8 +198,9 @@ def _folders(dataset: Dataset, count: int) -> list[str]:
         folders = name.split("/")[:-1]
         if folders and part and PARTS.get(folders[0].lower()) == part:
             del folders[0]
-        if isinstance(label, int) and (own := dataset.classes[label]) in folders:
-            del folders[: folders.index(own) + 1]
+        class_name = dataset.classes[label] if isinstance(label, int) else None
+        if class_name in folders:
+            del folders[: folders.index(class_name) + 1]
         names.append("/".join(folders[:count]) if len(folders) >= count else "")
     return names
 

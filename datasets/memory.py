@@ -28,7 +28,8 @@ class ImagesInMemory:
         self.labels = tuple(labels)
         self.classes = tuple(classes)
         self.ids = tuple(f"{split}/{i:05d}" for split, n in counts.items() for i in range(n))
-        self.parts = tuple(split for split, n in counts.items() for _ in range(n))
+        parts = (split for split, n in counts.items() for _ in range(n))
+        self.parts: tuple[str | None, ...] = tuple(parts)
 
     def __len__(self) -> int:
         return len(self.labels)

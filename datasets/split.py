@@ -117,7 +117,7 @@ def shares_of_parts(
 
 def conflicts(
     ids: Sequence[str],
-    labels: Sequence[object],
+    labels: Sequence[Label],
     digests: Sequence[str],
     split: Mapping[str, list[int]],
 ) -> list[str]:

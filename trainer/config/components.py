@@ -180,7 +180,7 @@ _HERE_NOT = {"not": {}, "description": "write the arguments beside 'name', witho
 
 def component_key(kind: str, name: str) -> str:
     """The key of a component in the schema's ``$defs``."""
-    return f"{kind}.{name.rstrip('/')}"
+    return f"{kind}.{name.rstrip('/')}".replace("/", ".")  # a $ref has no "/" in a key
 
 
 def definitions(described: Mapping[str, Schema]) -> dict[str, dict[str, Any]]:

@@ -73,6 +73,14 @@ def _split_rules(data: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(("split", "ratios"), message, at_key=True)
 
 
+def _table_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    dataset = data.get("dataset")
+    given = dataset if isinstance(dataset, dict) else {}
+    if component_name(dataset) == "CSVImages" and not given.get("csv"):
+        message = "'csv' is missing; expected the table that lists the images, such as labels.csv"
+        yield Finding(("dataset", "csv"), message)
+
+
 def _grouping_rules(data: dict[str, Any], split: dict[str, Any]) -> Iterator[Finding]:
     group, place = split.get("group"), ("split", "group")
     by_name = "reads all images first, and by: name none; write by: content"
@@ -98,14 +106,6 @@ def _fault_of_pattern(pattern: str) -> str:
     except (re.error, RecursionError, OverflowError) as error:
         return f"is no regular expression: {error}"
     return r"has no parentheses; the first pair finds the name of the group, as in '^([^_]+)_'"
-
-
-def _table_rules(data: dict[str, Any]) -> Iterator[Finding]:
-    dataset = data.get("dataset")
-    given = dataset if isinstance(dataset, dict) else {}
-    if component_name(dataset) == "CSVImages" and not given.get("csv"):
-        message = "'csv' is missing; expected the table that lists the images, such as labels.csv"
-        yield Finding(("dataset", "csv"), message)
 
 
 def _group_rules(data: dict[str, Any]) -> Iterator[Finding]:

@@ -150,6 +150,8 @@ def schema_of(annotation: Any) -> Schema | None:
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is inspect.Parameter.empty or annotation is Any:
         return {}
+    if annotation is typing.Never:  # refused; the docstring tells why
+        return {"not": {}}
     if isinstance(annotation, typing.Hashable) and annotation in simple:
         return {"type": simple[annotation]}
     if annotation is Duration:

@@ -80,7 +80,8 @@ class Source:
             self.digests, self.known[:] = as_digests(known), True
             self._sizes = getattr(dataset, "sizes", None)  # packed images are split as files are
         elif hasattr(dataset, "content") and hasattr(dataset, "root"):
-            self._states = states_of(dataset.root, dataset.ids)
+            own_states = getattr(dataset, "states", None)
+            self._states = own_states() if own_states else states_of(dataset.root, dataset.ids)
             self._sizes = self._states[:, 0]
             # A class of one's own may give other bytes for the same file.
             own = not decodes_content(type(dataset)) or has_own_decoding(type(dataset))

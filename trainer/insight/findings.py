@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor, float64, nan, where, zeros
+from torch import Tensor, float64, where, zeros
 
 from trainer.components.decisions import (
     Answers,
@@ -23,6 +23,7 @@ from trainer.components.decisions import (
 )
 from trainer.components.metrics import per_class
 from trainer.drawing.charts import numbers
+from trainer.drawing.fonts import drawable
 from trainer.drawing.pictures import to_picture
 from trainer.drawing.text import Bins
 from trainer.process.console import duration
@@ -74,15 +75,17 @@ class ReportData:
 class ReportImage:
     """An image of the test split: its class, its predicted class, and both probabilities.
 
-    Of several labels, true and predicted name all; a probability is the lowest among them.
+    Of several labels, true and predicted name all; a probability is the lowest among them, None
+    where there is none.
     """
 
     name: str
     true: str
     predicted: str
-    of_predicted: float
-    of_true: float
+    of_predicted: float | None
+    of_true: float | None
     picture: Image.Image | None
+    caption: str = ""  # true and predicted, in letters that a picture can show
     fault: str = ""  # the reason if there is no picture
 
 
@@ -306,11 +309,20 @@ def _show(given: ReportData, i: int) -> ReportImage:
     if labels.ndim == 2:
         flags = decided(probabilities[None], thresholds)[0]
         chosen, wanted = flags.nonzero().flatten(), (labels[i] > 0.5).nonzero().flatten()
-    named = [
-        ", ".join(classes[k] for k in some.tolist()) or "no label" for some in (wanted, chosen)
-    ]
-    shares = [float(probabilities[some].min()) if len(some) else nan for some in (chosen, wanted)]
-    return ReportImage(given.ids[i], named[0], named[1], shares[0], shares[1], picture, fault)
+    named = [[classes[label] for label in some.tolist()] for some in (wanted, chosen)]
+    drawn = [[drawable(classes[k], k) for k in some.tolist()] for some in (wanted, chosen)]
+    shares = [float(probabilities[some].min()) if len(some) else None for some in (wanted, chosen)]
+    true, predicted = (", ".join(names) or "no label" for names in named)
+    return ReportImage(
+        name=given.ids[i],
+        true=true,
+        predicted=predicted,
+        of_predicted=shares[1],
+        of_true=shares[0],
+        picture=picture,
+        caption=" -> ".join(", ".join(names) or "no label" for names in drawn),
+        fault=fault,
+    )
 
 
 def _facts(result: dict[str, Any], run: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.drawing.charts import RIGHT, WRONG, draw_calibration, draw_confusion, draw_curves
-from trainer.drawing.fonts import drawables, fit_to_pixels
+from trainer.drawing.fonts import fit_to_pixels
 from trainer.drawing.pictures import png, sheet
 from trainer.drawing.text import markdown, markdown_table, plain, shown_number
 from trainer.insight.data_report import tail
@@ -31,11 +31,10 @@ def _write_files(folder: Path, results: ReportData, run: Path | None) -> None:
     write_file(folder / "curves.png", png(draw_curves(found.history, found.best_epoch)))
     write_file(folder / "calibration.png", png(draw_calibration(found.bins)))
     if pictures := [shown.picture for shown in found.shown if shown.picture]:
-        names = dict(zip(found.classes, drawables(found.classes), strict=True))
         captions = [
             [
-                f"{names[shown.true]} -> {names[shown.predicted]}",
-                f"{shown.of_predicted:.2%}",
+                shown.caption,
+                "" if shown.of_predicted is None else f"{shown.of_predicted:.2%}",
                 shown.name
                 if fit_to_pixels(shown.name, 13, 166) == shown.name
                 else tail(shown.name),

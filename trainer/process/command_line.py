@@ -65,7 +65,8 @@ class Parser(argparse.ArgumentParser):
         if not found and word in NO_SETTINGS:
             return f"unknown option {option}; {NO_SETTINGS[word][0]}"
         path, value = with_value(found[0], value) if found else ("train.epochs", "5")
-        path = "dataset.root" if path == "dataset" and "/" in value else path
+        is_folder = "/" in value and not value.startswith("torchvision/")
+        path = "dataset.root" if path == "dataset" and is_folder else path
         value = f"[{value}]" if path == "metrics" and value[:1] != "[" else value
         typed = shlex.quote(f"{path}={value}")
         how = "" if found else ", such as"

@@ -1,0 +1,436 @@
+"""What reading .npz and .npy files promises: MedMNIST's layout, told conversions, refusals."""
+
+import hashlib
+import io
+import os
+import pickle
+import struct
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import datasets.npy
+from datasets import DataError
+from datasets.arrays import Arrays
+from tests.conftest import exit_code_of, fork
+from tests.test_datasets import check_contract
+
+RANDOM = np.random.default_rng(0)
+
+
+def pixels(*shape: int) -> np.ndarray:
+    return RANDOM.integers(0, 256, shape, np.uint8)
+
+
+def save(path, compressed=True, **arrays):
+    """The path of an .npz file, as NumPy itself writes it."""
+    (np.savez_compressed if compressed else np.savez)(path, **arrays)
+    return str(path)
+
+
+@pytest.fixture
+def npz(tmp_path):
+    return tmp_path / "data.npz"
+
+
+def medmnist(*shape, labels=1):
+    """Arrays with the keys, shapes and types of MedMNIST's files."""
+    arrays = {}
+    for part, count in (("train", 12), ("val", 4), ("test", 6)):
+        arrays[f"{part}_images"] = pixels(count, *shape)
+        rows = np.arange(count * labels, dtype=np.uint8).reshape(count, labels)
+        arrays[f"{part}_labels"] = rows % 3 if labels == 1 else rows * 7 % 5 % 2
+    return arrays
+
+
+# --- what is read ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 3)])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_medmnist_files_are_read_as_they_are_with_their_official_parts(npz, shape, compressed):
+    arrays = medmnist(*shape)
+    data = Arrays(save(npz, compressed, **arrays))
+    check_contract(data)
+    assert data.parts == ("train",) * 12 + ("val",) * 4 + ("test",) * 6
+    assert data.ids[:2] == ("train/00000", "train/00001") and data.ids[-1] == "test/00005"
+    assert data.classes == ("0", "1", "2")
+    images = np.concatenate([arrays[f"{part}_images"] for part in ("train", "val", "test")])
+    labels = np.concatenate([arrays[f"{part}_labels"] for part in ("train", "val", "test")])
+    assert data.labels == tuple(labels[:, 0].tolist())
+    assert data.images.shape == (22, 3 if len(shape) == 3 else 1, 28, 28)
+    for index, image in enumerate(images.reshape(22, 28, 28, -1)):
+        assert np.array_equal(data.image(index).numpy(), image.transpose(2, 0, 1))
+        expected = hashlib.sha256(image.transpose(2, 0, 1).tobytes()).hexdigest()
+        assert data.digest(index) == expected
+    assert "images are those of train_images, val_images, test_images" in data.note
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"), [("x", "y"), ("X", "y"), ("images", "labels"), ("data", "target")]
+)
+@pytest.mark.parametrize("form", ["{}_train", "train_{}", "{}"])
+def test_usual_names_are_found_and_told(npz, images, labels, form):
+    keys = form.format(images), form.format(labels)
+    data = Arrays(save(npz, **dict(zip(keys, (pixels(6, 4, 5), np.arange(6) % 2), strict=True))))
+    assert set(data.parts) == {"train" if "train" in form else None}
+    assert f"images are those of {keys[0]}, labels those of {keys[1]}" in data.note
+    named = Arrays(str(npz), images_key=keys[0], labels_key=keys[1])
+    assert torch.equal(named.images, data.images) and named.note == ""
+
+
+def test_other_names_are_asked_for_with_the_keys_that_there_are(npz):
+    arrays = {"pics": pixels(6, 4, 5), "kinds": np.arange(6) % 2, "noise": pixels(6)}
+    path = save(npz, **arrays)
+    with pytest.raises(DataError, match=r"images_key=KEY(.|\n)*pics: uint8 \(6, 4, 5\)"):
+        Arrays(path)
+    with pytest.raises(DataError, match="no array 'pix'"):
+        Arrays(path, images_key="pix", labels_key="kinds")
+    assert Arrays(path, images_key="pics", labels_key="kinds").labels == (0, 1) * 3
+    save(npz, images=pixels(4, 2, 2), x=pixels(4, 2, 2), labels=np.arange(4))
+    with pytest.raises(DataError, match="several may be: images, x"):
+        Arrays(path)
+
+
+def test_a_folder_of_npy_files_and_two_npy_files_are_read_too(tmp_path):
+    images, labels = pixels(6, 4, 5, 3), np.arange(6) % 2
+    np.save(tmp_path / "x_train.npy", images)
+    np.save(tmp_path / "y_train.npy", labels)
+    folder = Arrays(str(tmp_path))
+    files = Arrays(str(tmp_path / "x_train.npy"), str(tmp_path / "y_train.npy"))
+    assert torch.equal(folder.images, files.images) and folder.labels == files.labels
+    assert np.array_equal(folder.images.numpy(), images.transpose(0, 3, 1, 2))
+    assert set(folder.parts) == {"train"} and set(files.parts) == {None}
+    with pytest.raises(DataError, match=r"dataset.labels=FILE.npy"):
+        Arrays(str(tmp_path / "x_train.npy"))
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((6, 3, 5, 3), "first"), ((6, 1, 4, 3), "last")])
+def test_a_shape_with_two_meanings_is_asked_about(npz, shape, channels):
+    images = pixels(*shape)
+    path = save(npz, images=images, labels=np.arange(6) % 2)
+    with pytest.raises(DataError, match="dataset.channels=first or dataset.channels=last"):
+        Arrays(path)
+    expected = images if channels == "first" else images.transpose(0, 3, 1, 2)
+    assert np.array_equal(Arrays(path, channels=channels).images.numpy(), expected)
+
+
+def test_channels_are_told_apart_by_the_shape(npz):
+    for shape, moved in (((4, 3, 5, 6), False), ((4, 5, 6, 3), True), ((4, 5, 6, 1), True)):
+        images = pixels(*shape)
+        data = Arrays(save(npz, images=images, labels=np.arange(4)))
+        expected = images.transpose(0, 3, 1, 2) if moved else images
+        assert np.array_equal(data.images.numpy(), expected)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("form", ["npz", "npy"])
+def test_an_uncompressed_array_is_mapped_and_never_written_to(tmp_path, form, order):
+    images = np.asarray(pixels(3, 500, 400), order=order)
+    paths = [tmp_path / "images.npy", tmp_path / "labels.npy"]
+    if form == "npz":
+        paths = [Path(save(tmp_path / "data.npz", False, images=images, labels=np.arange(3)))]
+    else:
+        np.save(paths[0], images)
+        np.save(paths[1], np.arange(3))
+    before = paths[0].read_bytes()
+    data = Arrays(str(paths[0]), str(paths[1]) if form == "npy" else None)
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(paths[0]) in maps.read_text()
+    assert np.array_equal(data.images[:, 0].numpy(), images)
+    data.images += 1
+    assert paths[0].read_bytes() == before
+
+
+# --- types of numbers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint32", ">i4", "int64", "float32", "float64"])
+def test_whole_numbers_of_other_types_are_converted_and_told(npz, dtype):
+    images = pixels(4, 5, 6) // 2
+    images[0, 0, :2] = 0, 127
+    data = Arrays(save(npz, images=images.astype(dtype), labels=np.arange(4)))
+    assert np.array_equal(data.images[:, 0].numpy(), images)
+    assert f"images of {np.dtype(dtype)}, from 0 to 127, are converted to uint8" in data.note
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_floats_from_0_to_1_become_the_uint8_that_they_were_made_of(npz, dtype):
+    images = np.arange(256, dtype=np.uint8).reshape(2, 8, 16)
+    data = Arrays(save(npz, images=(images / 255).astype(dtype), labels=np.arange(2)))
+    assert np.array_equal(data.images[:, 0].numpy(), images)
+    assert "times 255" in data.note and "rounded" not in data.note
+    Arrays(save(npz, images=RANDOM.random((2, 8, 8)), labels=np.arange(2)))
+    assert "% of the values between two grey levels" in Arrays(str(npz)).note
+
+
+def test_false_and_true_become_black_and_white(npz):
+    images = pixels(2, 4, 4) > 127
+    data = Arrays(save(npz, images=images, labels=np.arange(2)))
+    assert np.array_equal(data.images[:, 0].numpy(), images * 255) and "bool" in data.note
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (pixels(4, 5, 6).astype("uint16"), "16 bits a channel"),
+        (pixels(4, 5, 6).astype("int64") + 1, "from .* to 256; expected uint8"),
+        (pixels(4, 5, 6) - 128.0, "before any normalisation"),
+        (np.full((4, 5, 6), np.nan), "from nan to nan"),
+        (np.full((4, 5, 6), np.inf), "from inf to inf"),
+        (np.full((4, 5, 6), "a"), "expected the numbers of images"),
+        (np.full((4, 5, 6), 1j), "complex numbers"),
+        (pixels(4, 30), "reshape"),
+        (pixels(4, 5, 6, 2), r"\(4, 5, 6, 2\) are no images"),
+        (pixels(4, 5, 6, 4), r"\(4, 5, 6, 4\) are no images"),
+        (pixels(4, 1, 5, 6, 3), "are no images"),
+        (pixels(4, 0, 6), "no pixels"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_was_expected(npz, images, message):
+    path = save(npz, images=images, labels=np.arange(4))
+    with pytest.raises(DataError, match=message) as caught:
+        Arrays(path)
+    assert f"{path}: images" in str(caught.value)
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def test_texts_are_class_names_in_natural_order(npz):
+    for labels in (np.array(["c10", "c9", "été", "c9"]), np.array(["c10", "c9", "x", "c9"], "S")):
+        data = Arrays(save(npz, images=pixels(4, 2, 2), labels=labels))
+        names = [str(text) if labels.dtype.kind == "U" else text.decode() for text in labels]
+        assert [data.classes[label] for label in data.labels] == names
+        assert data.classes[:2] == ("c9", "c10")
+    ordered = Arrays(str(npz), classes=["x", "c10", "c9"])
+    assert ordered.classes == ("x", "c10", "c9") and ordered.labels == (1, 2, 0, 2)
+
+
+def test_one_hot_rows_are_class_numbers_unless_several_says_otherwise(npz):
+    rows = np.eye(3)[[0, 2, 1, 1]]
+    data = Arrays(save(npz, images=pixels(4, 2, 2), labels=rows))
+    assert data.labels == (0, 2, 1, 1) and "single 1 in each row" in data.note
+    data = Arrays(str(npz), several=True, classes=["a", "b", "c"])
+    assert torch.equal(torch.tensor(data.labels), torch.tensor(rows, dtype=torch.float32))
+    assert data.classes == ("a", "b", "c")
+
+
+def test_rows_of_0_and_1_are_several_labels_and_equal_ones_share_memory(npz):
+    arrays = medmnist(28, 28, labels=14)  # as ChestMNIST has them
+    data = Arrays(save(npz, **arrays))
+    rows = np.concatenate([arrays[f"{part}_labels"] for part in ("train", "val", "test")])
+    labels = torch.tensor(data.labels)
+    assert labels.dtype == torch.float32 and np.array_equal(labels.numpy(), rows)
+    assert len(data.classes) == 14
+    assert len({id(row) for row in data.labels}) == len({*data.labels})
+
+
+def test_names_of_classes_are_given_by_number_and_those_without_image_are_told(npz):
+    path = save(npz, images=pixels(4, 2, 2), labels=np.array([3, 1, 3, 1]))
+    data = Arrays(path, classes=["a", "b", "c", "d"])
+    assert data.classes == ("b", "d") and data.labels == (1, 0, 1, 0)
+    assert "2 class names of 4 without any image: left out ('a', 'c')" in data.note
+    with pytest.raises(DataError, match=r"labels\[0\]: the label is 3 .and 1 more.*from 0 to 2"):
+        Arrays(path, classes=["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 1, np.nan, 1]), r"labels\[2\]: the label is nan"),
+        (np.array([0, 1, 0.5, np.inf]), r"labels\[2\]: the label is 0.5 \(2 such"),
+        (np.array([0, -1, 1, -1]), r"labels\[1\]: the label is -1 \(and 1 more"),
+        (np.array([0, 1, 2, 2**63], np.uint64), r"labels\[3\]: the label is 9223372036854775808"),
+        (np.array([[0, 1], [1, 2], [0, 0], [1, 1]]), r"labels\[1\]: \[1, 2\] .1 such.*0 and 1"),
+        (np.array([[0, 1], [1, np.nan], [0, 0], [1, 1]]), r"labels\[1\]"),
+        (np.array(["a", "b", "", "a"]), r"labels\[2\]: the label is ''"),
+        (np.array(["a", "b", "x" * 300, "a"]), r"labels\[2\].*at most 255"),
+        (np.array(["cat", "Cat", "dog", "dog"]), "differ only in case"),
+        (np.array([b"a", b"b", b"\xff", b"a"]), "not UTF-8"),
+        (np.array([0, 1, 0]), r"labels: int64 \(3,\); expected as many labels as images"),
+        (np.zeros((4, 2, 2)), r"expected \(N,\), \(N, 1\) or \(N, K\)"),
+        (np.array(0), "expected as many labels"),
+    ],
+)
+def test_a_wrong_label_is_located(npz, labels, message):
+    path = save(npz, images=pixels(4, 2, 2), labels=labels)
+    with pytest.raises(DataError, match=message) as caught:
+        Arrays(path)
+    assert path in str(caught.value) and len(str(caught.value)) < 700
+
+
+def test_splits_of_other_sizes_or_types_are_refused(npz):
+    arrays = medmnist(8, 8)
+    for images in (pixels(6, 8, 9), pixels(6, 8, 8).astype(int)):
+        path = save(npz, **arrays | {"test_images": images})
+        with pytest.raises(DataError, match="test_images: images .*expected the same in all"):
+            Arrays(path)
+
+
+def test_images_without_labels_are_left_out_and_told(npz):
+    arrays = medmnist(8, 8)
+    del arrays["test_labels"]
+    data = Arrays(save(npz, **arrays))
+    assert set(data.parts) == {"train", "val"} and "left out" in data.note
+    assert "test_images" in data.note.splitlines()[-1]
+
+
+def test_a_column_is_a_further_array_in_the_order_of_the_ids(npz):
+    arrays = medmnist(8, 8)
+    patients = {f"{p}_patient": np.char.add(p, np.arange(n).astype(str)) for p, n in
+                (("train", 12), ("val", 4), ("test", 6))}  # fmt: skip
+    data = Arrays(save(npz, **arrays, **patients, about=np.arange(3)))
+    assert data.column("patient") == [*np.concatenate([*patients.values()])]
+    assert data.column("labels") == [str(label) for label in data.labels]
+    with pytest.raises(DataError, match="no array 'about'.*there: labels, patient"):
+        data.column("about")
+
+
+# --- what cannot be trusted -----------------------------------------------------------------------
+
+
+class _Marker:
+    def __reduce__(self):
+        return os.mkdir, ("marker",)
+
+
+def test_python_objects_are_refused_and_never_executed(npz, monkeypatch):
+    monkeypatch.chdir(npz.parent)
+    objects = np.array([_Marker(), _Marker()], object)
+    path = save(npz, images=pixels(2, 2, 2), labels=objects)
+    with pytest.raises(DataError, match="labels: it holds Python objects"):
+        Arrays(path)
+    with open(npz, "wb") as file:
+        pickle.dump(objects, file)
+    with pytest.raises(DataError, match="not a file of NumPy"):
+        Arrays(path)
+    assert not Path("marker").exists()
+
+
+def npy(header: str, body: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
+    size = struct.pack("<H" if version[0] == 1 else "<I", len(header))
+    return b"\x93NUMPY" + version + size + header.encode() + body
+
+
+HEADER = "{{'descr': '{}', 'fortran_order': False, 'shape': {}}}\n"
+
+
+@pytest.mark.parametrize("packed", [None, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy(HEADER.format("|u1", (10**9, 1000, 1000)), b"\0" * 100),
+        npy(HEADER.format("<U500000000", (2,)), b"\0" * 100),
+        npy(HEADER.format("|u1", (-1, 5, 5)), b"\0" * 25),
+        npy(HEADER.format("|u1", (-5, 10**30, -5)), b"\0" * 25),
+        npy(HEADER.format("|u1", (2, 4, 4)), b"\0" * 31),
+        npy(HEADER.format("|O", (2,)), b"\x80\x04."),
+        npy("(" * 9000),
+        npy("[" * 9000 + "]" * 9000, version=b"\x02\x00"),
+        npy("{'descr': __import__('os').mkdir('marker'), 'fortran_order': False, 'shape': (1,)}"),
+        b"\x93NUMPY\x02\x00\xff\xff\xff\xff{",
+        npy(HEADER.format("|u1", (2, 4, 4)), version=b"\x03\x00"),
+        npy(HEADER.format("|u1", (2, 4, 4)), version=b"\x09\x00"),
+        npy(HEADER.format("|u1", "'a'")),
+        npy(HEADER.format("nonsense", (2,))),
+        b"\x93NUMPY",
+        b"",
+    ],
+)
+def test_a_hostile_header_is_refused_at_once(tmp_path, monkeypatch, content, packed):
+    monkeypatch.chdir(tmp_path)
+    np.save("labels.npy", np.arange(2))
+    path = tmp_path / "images.npy"
+    if packed is None:
+        path.write_bytes(content)
+    else:
+        path = tmp_path / "data.npz"
+        with zipfile.ZipFile(path, "w", packed) as archive:
+            archive.writestr("images.npy", content)
+            archive.write("labels.npy")
+    began = time.monotonic()
+    with pytest.raises(DataError) as caught:
+        Arrays(str(path), None if packed is not None else "labels.npy")
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 900
+    assert time.monotonic() - began < 2 and not Path("marker").exists()
+
+
+def test_a_bomb_of_zeros_is_refused_without_unpacking_it(npz, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.npy, "FREE_BYTES", 1 << 24)  # so that the test takes no long time
+    size = 1 << 26  # 64 kB of a file, at deflate's ratio
+    header = npy(HEADER.format("|u1", (size // 1024, 32, 32)))
+    with zipfile.ZipFile(npz, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as file:
+            file.write(header)
+            for _ in range(size >> 20):
+                file.write(bytes(1 << 20))
+        labels = io.BytesIO()
+        np.save(labels, np.arange(size // 1024) % 2)
+        archive.writestr("labels.npy", labels.getvalue())
+    assert npz.stat().st_size < 1e5
+
+    def read():
+        import resource
+
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(DataError, match="its header says uint8 .*67,108,864 bytes, but"):
+            Arrays(str(npz))
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000  # KiB
+        return 0
+
+    said = tmp_path / "said.txt"
+    assert exit_code_of(fork(said, read)) == 0, said.read_text()
+
+
+def test_damage_in_compressed_pixels_is_noticed(npz):
+    path = save(npz, images=pixels(20, 16, 16), labels=np.arange(20) % 2)
+    content = bytearray(npz.read_bytes())
+    content[2000] ^= 1
+    npz.write_bytes(content)
+    with pytest.raises(DataError, match="is damaged"):
+        Arrays(path)
+    npz.write_bytes(content[:3000])
+    with pytest.raises(DataError, match="damaged or cut off"):
+        Arrays(path)
+
+
+def test_a_missing_file_and_a_pipe_are_named(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        Arrays(str(tmp_path / "absent.npz"))
+    os.mkfifo(tmp_path / "pipe.npz")  # to open it would be to wait for ever
+    with pytest.raises(DataError, match="not a regular file"):
+        Arrays(str(tmp_path / "pipe.npz"))
+    with pytest.raises(DataError, match="no arrays"):
+        Arrays(str(tmp_path))
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def test_training_on_arrays_gives_the_bits_of_the_same_images_in_idx_files(
+    fashion_root, npz, train
+):
+    """Fashion-MNIST's reader is the reference: same images, same splits, same weights."""
+    from datasets.fashion_mnist import FashionMNIST
+
+    same = FashionMNIST(str(fashion_root))
+    images, labels = same.images[:, 0].numpy(), np.array(same.labels, np.uint8)
+    arrays = {"train_images": images[:120], "test_images": images[120:]}
+    arrays |= {"train_labels": labels[:120], "test_labels": labels[120:]}
+    path = save(npz, **arrays)
+    transforms = "[{name: Resize, size: 32}, {name: Normalize, mean: [0.5], std: [0.25]}]"
+    runs = [
+        train(f"dataset={dataset}", f"transforms={{train: {transforms}, eval: {transforms}}}",
+              "train.epochs=1")
+        for dataset in (f"{{name: FashionMNIST, root: {fashion_root}}}",
+                        f"{{name: Arrays, root: {path}}}")
+    ]  # fmt: skip
+    assert (runs[0] / "split.json").read_bytes() == (runs[1] / "split.json").read_bytes()
+    weights = [torch.load(run / "model.pt", weights_only=True) for run in runs]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

@@ -1,0 +1,271 @@
+"""An image may have several labels: from the table to thresholds, result, predictions and files."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+from PIL import Image
+
+from tests.test_resume import stopped_at
+from tests.test_training import assert_same_run
+from trainer.build.model import build_loss
+from trainer.build.trained import load_trained
+from trainer.config import load_config
+from trainer.evaluate import main as evaluate
+from trainer.explain import main as explain
+from trainer.export import main as export
+from trainer.input.data import load_data
+from trainer.input.subset import order_of
+from trainer.predict import main as predict
+from trainer.process.errors import ConfigError, RunError
+from trainer.run.disk import read_json
+from trainer.train import main
+from transforms.keyed import balanced
+
+LABELS = ["red", "green", "blue"]
+YAML = """
+name: small
+dataset:
+  {{name: CSVImages, root: {root}, csv: {root}/labels.csv, label_columns: [red, green, blue]}}
+transforms:
+  train:
+    - {{name: Normalize, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
+  eval:
+    - {{name: Normalize, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
+loader: {{batch_size: 16, workers: 0}}
+model: {{name: MLP, hidden: [16]}}
+loss: {{name: BCEWithLogitsLoss}}
+optimizer: {{name: AdamW, lr: 0.005}}
+metrics: [mean_average_precision, accuracy, macro_f1, average_precision]
+train: {{epochs: 3, device: cpu}}
+log: {{every: 2st, images: 4}}
+"""
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory):
+    """96 pictures; a label a channel that is bright. One in eight is blue; some have no label."""
+    root, drawn = tmp_path_factory.mktemp("coloured"), np.random.default_rng(0)
+    rows = ["path," + ",".join(LABELS)]
+    for number in range(96):
+        has = [number % 2, number // 2 % 2, int(number % 8 == 5)]
+        pixels = drawn.integers(0, 120, (8, 8, 3)) + 100 * np.array(has)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / f"{number:03d}.png")
+        rows.append(f"{number:03d}.png," + ",".join(map(str, has)))
+    (root / "labels.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture
+def config_file(tmp_path, coloured):
+    path = tmp_path / "small.yaml"
+    path.write_text(YAML.format(root=coloured))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, coloured):
+    """A run of the file, trained once."""
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "small.yaml").write_text(YAML.format(root=coloured))
+    argv = ["--config", str(folder / "small.yaml"), "--runs", str(folder / "runs")]
+    assert main([*argv, "train.epochs=12"]) == 0
+    (run,) = (folder / "runs" / "small").iterdir()
+    return run
+
+
+def truth(coloured, names):
+    with open(coloured / "labels.csv") as file:
+        rows = {row["path"]: [int(row[name]) for name in LABELS] for row in csv.DictReader(file)}
+    return np.array([rows[name] for name in names])
+
+
+def predicted(run, paths, capsys, *more):
+    capsys.readouterr()
+    assert predict([str(run), *map(str, paths), "--json", *more]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_test_result_is_scikit_learns_of_what_predict_says(trained, coloured, capsys):
+    names = list(read_json(trained / "split.json")["test"])
+    answers = predicted(trained, [coloured / name for name in names], capsys)
+    chances = np.array([[one["probabilities"][name] for name in LABELS] for one in answers])
+    found = np.array([[name in one["labels"] for name in LABELS] for one in answers])
+    y, result = truth(coloured, names), read_json(trained / "result.json")["test"]
+    occur = np.flatnonzero((y | found).any(0)).tolist()
+    expected = {
+        "accuracy": sklearn.metrics.accuracy_score(y, found),
+        "macro_f1": sklearn.metrics.f1_score(y, found, labels=occur, average="macro"),
+        "mean_average_precision": sklearn.metrics.average_precision_score(
+            y[:, y.any(0)], chances[:, y.any(0)]
+        ),
+    }
+    assert {name: result[name] for name in expected} == pytest.approx(expected)
+    assert expected["mean_average_precision"] > 0.95  # it has learnt
+    thresholds = np.array(read_json(trained / "model.json")["thresholds"], np.float32)
+    assert (found == (chances.astype(np.float32) >= thresholds)).all()
+
+
+def test_the_thresholds_are_the_best_on_val(trained, coloured, capsys):
+    names = list(read_json(trained / "split.json")["val"])
+    answers = predicted(trained, [coloured / name for name in names], capsys)
+    y = truth(coloured, names)
+    for k, name in enumerate(LABELS):
+        p = np.array([one["probabilities"][name] for one in answers])
+        found = np.array([name in one["labels"] for one in answers])
+        if 0 < y[:, k].sum() < len(y):
+            best = max(sklearn.metrics.f1_score(y[:, k], p >= t) for t in p)
+            assert sklearn.metrics.f1_score(y[:, k], found) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluate_gives_the_digits_of_the_run(trained, split, capsys):
+    capsys.readouterr()
+    assert evaluate([str(trained), "--split", split, "--json"]) == 0
+    again, result = json.loads(capsys.readouterr().out), read_json(trained / "result.json")
+    known = result["test"]
+    if split == "val":
+        known = {k.removeprefix("val/"): v for k, v in result["best"].items() if "val/" in k}
+    assert {name: again[name] for name in known} == known
+
+
+def test_exported_programs_predict_the_same_labels(trained, coloured, tmp_path, capsys):
+    paths = sorted(coloured.glob("0[0-2]?.png"))
+    expected = {one["path"]: one["labels"] for one in predicted(trained, paths, capsys)}
+    for kind in ("onnx", "safetensors", "pt2"):
+        assert export([str(trained), "--format", kind, "--output", str(tmp_path)]) == 0
+    programs = {
+        "onnx": tmp_path / "small_onnx.py",
+        "pt2": tmp_path / "small_pt2.py",
+        "safetensors": tmp_path / "small-safetensors" / "use.py",
+    }
+    for program in programs.values():
+        done = subprocess.run(
+            [sys.executable, program.name, *map(str, paths)],
+            cwd=program.parent,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        found = {str(path): set[str]() for path in paths}
+        for path, label, *_ in (line.split("\t") for line in done.stdout.splitlines()):
+            found[path] |= {label} - {"-"}
+        assert found == {path: set(labels) for path, labels in expected.items()}
+    assert any(len(labels) > 1 for labels in expected.values())
+    assert any(not labels for labels in expected.values())
+
+
+def test_the_table_and_the_csv_of_predictions_name_all_labels(trained, coloured, capsys):
+    paths = sorted(coloured.glob("00?.png"))
+    expected = predicted(trained, paths, capsys)
+    assert predict([str(trained), *map(str, paths), "--csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["labels"].split(";") for row in rows] == [one["labels"] or [""] for one in expected]
+    assert predict([str(trained), *map(str, paths)]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == sum(max(1, len(one["labels"])) for one in expected)
+
+
+def test_explain_draws_a_grad_cam_for_each_predicted_label(coloured, train, tmp_path, capsys):
+    run = train("model={name: LeNet}", "transforms.train.0={name: Resize, size: [32, 32]}",
+                "transforms.eval.0={name: Resize, size: [32, 32]}", "train.epochs=1")  # fmt: skip
+    card = read_json(run / "model.json")
+    (run / "model.json").write_text(json.dumps(card | {"thresholds": [0.0, 1.0, 0.0]}))
+    out = tmp_path / "explained"
+    assert explain([str(run), str(coloured / "003.png"), "--output", str(out)]) == 0
+    assert len(list(out.glob("grad_cam*.png"))) == 2
+
+
+def test_a_stopped_and_resumed_run_has_the_bits_of_one_that_was_not(train, monkeypatch, tmp_path):
+    mixes = (
+        "transforms.train=[{name: MixUp, alpha: 0.5}]",
+        "transforms.eval=[{name: ToDtype, dtype: float32, scale: true}]",
+        "loader.sampling=balanced",
+        "loss={name: BCEWithLogitsLoss, pos_weight: balanced}",
+    )
+    whole = train(*mixes)
+    stopped_at(train, monkeypatch, 7, *mixes)
+    (stopped,) = (run for run in (tmp_path / "runs" / "small").iterdir() if run != whole)
+    train(*mixes, resume=stopped)
+    assert_same_run(whole, stopped)
+    assert (
+        read_json(stopped / "model.json")["thresholds"]
+        == read_json(whole / "model.json")["thresholds"]
+    )
+
+
+def test_two_processes_train_and_choose_as_one(together, train, tmp_path):
+    one = train()
+    assert together(2) == [0, 0]
+    (two,) = (tmp_path / "together" / "small").iterdir()
+    kept = [read_json(run / "model.json")["thresholds"] for run in (one, two)]
+    assert kept[0] == pytest.approx(kept[1], abs=1e-4)
+    results = [read_json(run / "result.json")["test"] for run in (one, two)]
+    assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-4)
+
+
+def test_report_and_board_speak_of_labels(trained):
+    text = (trained / "report" / "report.md").read_text()
+    assert "## Labels" in text and "average precision" in text and "## Label balance" in text
+    page = (trained / "report" / "report.html").read_text()
+    assert "the row's label is missed" in page.replace("&#39;", "'")
+    assert "Class balance" not in text + page
+
+
+def located(config_file, *overrides):
+    with pytest.raises(ConfigError) as raised:
+        load_config(config_file, overrides)
+    return str(raised.value)
+
+
+def test_losses_and_metrics_of_one_class_are_located_faults_before_anything_runs(config_file):
+    text = located(config_file, "loss=CrossEntropyLoss", "metrics=[accuracy, top_k]")
+    assert "loss" in text and "BCEWithLogitsLoss" in text and "metrics.1" in text
+    text = located(config_file, "loss={name: BCEWithLogitsLoss, weight: balanced}")
+    assert "loss.weight" in text and "pos_weight" in text
+
+
+def test_the_default_loss_is_located_too(config_file):
+    config_file.write_text(config_file.read_text().replace("loss: {name: BCEWithLogitsLoss}\n", ""))
+    assert "BCEWithLogitsLoss" in located(config_file)
+
+
+def test_pos_weight_balanced_is_the_ratio_of_images_without_and_with_a_label(config_file):
+    config = load_config(config_file, ["loss={name: BCEWithLogitsLoss, pos_weight: balanced}"])
+    data = load_data(config, torch.device("cpu"))
+    labels = data.subsets["train"].labels
+    weight = build_loss(config, labels, data.classes).pos_weight
+    assert weight is not None
+    expected = (labels == 0).sum(dim=0) / (labels == 1).sum(dim=0)
+    torch.testing.assert_close(weight, expected)
+
+
+@pytest.mark.parametrize("loss", ["SigmoidFocalLoss", "AsymmetricLoss", "BCELoss"])
+def test_each_loss_of_several_labels_trains(train, loss):
+    run = train(f"loss={{name: {loss}}}", "train.epochs=6", "optimizer.lr=0.02")
+    assert read_json(run / "result.json")["test"]["mean_average_precision"] > 0.9
+
+
+def test_balanced_sampling_visits_the_images_of_a_rare_label_as_often_as_the_others():
+    labels = torch.zeros(1000, 2)
+    labels[:, 0] = torch.arange(1000) % 2
+    labels[::100, 1] = 1  # 1:100
+    visited = labels[order_of(labels, 0, 0, "balanced") % 1000]
+    shares = [int((visited[:, 1] == 1).sum()), int((visited.sum(dim=1) == 0).sum())]
+    assert shares == pytest.approx([333, 333], abs=2)
+    one_class = torch.arange(10) % 3
+    assert torch.equal(order_of(one_class, 0, 5, "balanced"), balanced(one_class, 0, 5))
+
+
+def test_loaded_thresholds_that_are_not_one_a_label_are_refused(trained, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    card = read_json(copy / "model.json")
+    (copy / "model.json").write_text(json.dumps(card | {"thresholds": [0.5]}))
+    with pytest.raises(RunError, match="damaged"):
+        load_trained(copy)
