@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from datasets import DataError, Dataset
+from datasets import DataError, Dataset, has_several_labels
 from datasets.files import shorten, user_path
 from datasets.images import check_file, reason
 from datasets.words import counted
@@ -35,7 +35,7 @@ class Fixes:
     def __init__(self, file: str, dataset: Dataset) -> None:
         self.path = user_path(file, "dataset.fixes")
         self.classes = dataset.classes
-        self.several = any(isinstance(label, tuple) for label in dataset.labels)
+        self.several = has_several_labels(dataset.labels)
         try:
             check_file(self.path)
             with open(self.path, "rb") as opened:

@@ -282,10 +282,10 @@ def _cut_of_several(
 
 
 def _classes_of(label: Label) -> tuple[int, ...]:
-    """The classes that a label names; (-1,) for a label that names none."""
+    """The classes of a label, of shares those above a half; (-1,) for shares that name none."""
     if not isinstance(label, tuple):
         return (label,)
-    return tuple(number for number, share in enumerate(label) if share > 0) or (-1,)
+    return tuple(number for number, share in enumerate(label) if share > 0.5) or (-1,)
 
 
 def _enough(count: int, weights: Mapping[str, float]) -> dict[str, int]:

@@ -151,6 +151,26 @@ def test_a_run_is_evaluated_with_its_fixes_and_refuses_others(train, notes, tmp_
         train(f"dataset.fixes={path}", "loss.weight=balanced", "train.epochs=4", resume=run)
 
 
+def test_several_labels_are_fixed_as_well(config_file, notes, tmp_path):
+    lines = [f"{n}/{i:03d}.jpg,{n}{';old' * (i % 2)}" for n in ("1", "100") for i in range(25)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label", *lines]))
+    path = table_for(notes, tmp_path, CHANGED[:1], OUT)
+    path.write_text(path.read_text().replace(",100,", ",100; old,"))
+    data = f"{{name: CSVImages, root: {notes}, csv: {tmp_path / 'table.csv'}, label_separator: ;}}"
+    config = load_config(config_file, [f"dataset={data}", "loss=BCEWithLogitsLoss"])
+    before = load_data(config, torch.device("cpu"))
+    how = [f"dataset={data}", f"dataset.fixes={path}", "loss=BCEWithLogitsLoss"]
+    after = load_data(load_config(config_file, how), torch.device("cpu"))
+    assert len(set(map(id, after.dataset.labels))) == len(set(after.dataset.labels))
+    for part in ("train", "val", "test"):
+        names = list(after.split[part])
+        assert names == [name for name in before.split[part] if name not in OUT]
+        old = dict(zip(before.split[part], before.subsets[part].labels.tolist(), strict=True))
+        new = dict(zip(names, after.subsets[part].labels.tolist(), strict=True))
+        fixed = {"1/003.jpg": [0.0, 1.0, 1.0]}
+        assert new == {name: fixed.get(name, old[name]) for name in names}
+
+
 def test_trainer_data_counts_with_the_fixes(config_file, notes, tmp_path):
     path = table_for(notes, tmp_path, CHANGED, OUT)
     command = ["--config", str(config_file), "--output", str(tmp_path / "out")]

@@ -18,7 +18,6 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import KNeighborsClassifier
 
 from datasets import DataError, duplicates, grouping
-from datasets.csv_images import CSVImages
 from datasets.grouping import groups_by_name, groups_of_similar
 from datasets.image_folder import ImageFolder
 from datasets.split import PARTS, split
@@ -206,27 +205,41 @@ def test_folders_and_patterns_keep_patients_together(config_file, photos, group,
     assert sum(map(len, plain.values())) > 60  # without groups they are torn apart
 
 
-def test_a_column_keeps_patients_together_and_empty_cells_are_no_group(
-    config_file, photos, tmp_path, monkeypatch
-):
-    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
-    table = tmp_path / "table.csv"
-    table.write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+@pytest.fixture
+def table(photos, tmp_path):
+    """A table of the photos: path, label (of p0 to p5 also "rare"), patient (empty for p1)."""
+    lines = ["path,label,patient"]
+    for path in sorted(photos.rglob("*.png")):
+        patient = path.stem.split("-")[0]
+        label = path.relative_to(photos).parts[0] + ";rare" * (int(patient[1:]) < 6)
+        lines.append(f"{path.relative_to(photos)},{label},{patient if patient != 'p1' else ''}")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    return tmp_path / "table.csv"
 
-    def column(self, name):
-        assert name == "patient"
-        return ["" if "p1-" in one else Path(one).name.split("-")[0] for one in self.ids]
 
-    monkeypatch.setattr(CSVImages, "column", column, raising=False)
+def test_a_column_keeps_patients_together_and_empty_cells_are_no_group(config_file, photos, table):
+    table.write_text(table.read_text().replace(";rare", ""))
     dataset = f"dataset={{name: CSVImages, root: {photos}, csv: {table}}}"
-    config = load_config(config_file, [dataset, "split.group.column=patient"])
-    data = load_data(config, CPU)
+    data = load_data(load_config(config_file, [dataset, "split.group.column=patient"]), CPU)
     parts = patients(data)
     assert sum(len(found - {"p1"}) for found in parts.values()) == 59
     assert (
         "split.group (column patient): 59 groups of 2 to 2 images; 2 images in no group"
         in data.notes
     )
+
+
+def test_with_several_labels_groups_stay_whole_and_each_part_has_the_rarest_label(
+    config_file, photos, table
+):
+    dataset = f"dataset={{name: CSVImages, root: {photos}, csv: {table}, label_separator: ;}}"
+    how = [dataset, "split.group.column=patient", "loss=BCEWithLogitsLoss"]
+    for seed in range(4):
+        data = load_data(load_config(config_file, [*how, f"split.seed={seed}"]), CPU)
+        parts = patients(data)
+        assert sum(len(found - {"p1"}) for found in parts.values()) == 59
+        rare = data.classes.index("rare")
+        assert all(subset.labels[:, rare].sum() >= 1 for subset in data.subsets.values())
 
 
 def test_folders_of_part_and_class_are_no_groups_and_an_image_above_them_is_alone(photos):
@@ -319,8 +332,7 @@ def test_what_cannot_be_is_told_where_it_stands(config_file, section, path, told
     assert fault.path == path and fault.line and told in fault.message
 
 
-def test_a_dataset_without_a_table_is_told_which_have_one(config_file, photos, monkeypatch):
-    monkeypatch.setattr(CSVImages, "column", lambda self, name: [], raising=False)
+def test_a_dataset_without_a_table_is_told_which_have_one(config_file, photos):
     with pytest.raises(ConfigError, match="ImageFolder has no table .*: .*CSVImages") as caught:
         load(config_file, photos, "split.group={column: patient}")
     assert caught.value.faults[0].path == "split.group.column"
