@@ -211,7 +211,9 @@ class _Reader:
                 text = f"{text} that has {table.separator!r} in quotes."
                 self._fault("rows of more values", text)
                 continue
-            yield values + [""] * (size - len(values))
+            if len(values) < size:
+                values += [""] * (size - len(values))
+            yield values
 
     def _folds(self, part: str) -> str:
         return (
@@ -313,6 +315,7 @@ class _Reader:
         self._check_labels(samples, place)
         samples, classes = self.labels.finish(samples, place)
         self.notes += [f"{place}: {text}" for text in self.labels.notes(samples)]
+        self.notes += [f"{place}: {text}"] if (text := self.paths.note()) else []
         counts = self.converted + self.paths.converted + self.labels.converted
         converted = [f"{n:,} {agreeing(n, what)}" for what, n in counts.items()]
         converted = _first(converted, "kinds of rows")
@@ -325,11 +328,13 @@ class _Reader:
             names = self.labels.classes
             check_names(self.tables[0].path, names, lambda i: f"in column '{names[i]}'")
             return
-        names, paths = list[str](), list[str]()
-        for sample in samples:
-            own = self.labels.names(sample)
-            names += own
-            paths += [sample.path] * len(own)
+        names, paths = (
+            [sample.class_name for sample in samples],
+            [sample.path for sample in samples],
+        )
+        if self.labels.separator is not None:
+            pairs = [(name, s.path) for s in samples for name in self.labels.names(s)]
+            names, paths = [name for name, _ in pairs], [path for _, path in pairs]
         similar = _first(list(misspelt(names)), "labels that are similar")
         self.notes += [f"{place}: {text}" for text in similar]
         check_names(self.tables[0].path, names, lambda i: f"in {self._place_of(paths[i])}")

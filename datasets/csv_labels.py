@@ -65,6 +65,7 @@ class Labels:
         self.converted: Counter[str] = Counter()
         self.classes: list[str] = []  # of columns
         self._cells: itemgetter[Any] = itemgetter(0)
+        self._usual: dict[str, str] = {}  # labels without fault or remark, each one object
         self._same: dict[tuple[float, ...], tuple[float, ...]] = {}  # equal ones are one object
         self._known: dict[tuple[str, ...], tuple[str, tuple[float, ...] | None]] = {}
 
@@ -111,7 +112,11 @@ class Labels:
             return self._of_columns(path, self._cells(values))
         cell: str = self._cells(values)
         if self.separator is None:
+            if known := self._usual.get(cell):
+                return known, None
             self._check(path, cell)
+            if cell.lower() not in _DOUBTFUL and len(self._usual) < _REMEMBERED:
+                self._usual[cell] = cell
             return cell, None
         names = [name for name in map(str.strip, cell.split(self.separator)) if name]
         if not names:

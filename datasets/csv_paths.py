@@ -28,6 +28,7 @@ class Paths:
     def __init__(self, root: Path, suffixes: Sequence[str], strip: str) -> None:
         self.root, self.suffixes, self.strip = root, suffixes, strip.replace("\\", "/")
         self.converted: Counter[str] = Counter()
+        self._stripped = f"paths are read without '{self.strip}' at their beginning"
         self._top = os.path.join(os.path.abspath(root), "")
 
     def relative(self, path: str) -> str:
@@ -45,7 +46,7 @@ class Paths:
             self.converted["paths with file:// are read without it"] += 1
         if self.strip and path.startswith(self.strip):
             path = path[len(self.strip) :].lstrip("/")
-            self.converted[f"paths are read without '{self.strip}' at their beginning"] += 1
+            self.converted[self._stripped] += 1
         endings = self.suffixes
         if endings and path and not path.endswith(tuple(filter(None, endings))):
             if len(endings) > 1:
@@ -67,6 +68,12 @@ class Paths:
                     self.converted["paths are read in the Unicode form of the files"] += 1
                     return other
         return path
+
+    def note(self) -> str:
+        """A note if ``strip`` had no effect, else ""."""
+        if not self.strip or self.converted[self._stripped]:
+            return ""
+        return f"no path begins with dataset.strip, '{self.strip}'"
 
     def fault(self, path: str) -> tuple[str, str] | None:
         """The kind of fault and the text, if a path cannot be used whatever files there are."""

@@ -280,6 +280,8 @@ def test_paths_of_another_machine_are_refused_with_what_to_strip_which_then_work
     data = table(folder, text, strip=strip, on_broken="skip")
     assert data.ids == ("a.png", "sub/d.png", "gone.png")
     assert f"3 paths are read without '{strip}' at their beginning" in data.note
+    note = table(folder, "path,label\na.png,x\n", strip=strip).note
+    assert note.endswith(f"list.csv: no path begins with dataset.strip, '{strip}'")
 
 
 def test_file_addresses_are_paths_and_web_addresses_are_refused(folder):
