@@ -5,7 +5,9 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import sys
+import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -249,6 +251,37 @@ def test_an_archive_that_was_cut_short_is_told(tmp_path, monkeypatch):
         sets.MNIST(root=str(tmp_path))
     assert f"there are {path.name}" in str(told.value)
     assert "but not all are whole and official" in str(told.value)
+
+
+PACKED = [
+    ("Food101", "", "food-101.tar.gz", "_MD5"),
+    ("DTD", "dtd", "dtd-r1.0.1.tar.gz", "_MD5"),
+    ("CIFAR100", "", "cifar-100-python.tar.gz", "tgz_md5"),
+    ("RenderedSST2", "", "rendered-sst2.tgz", "_MD5"),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "archive", "md5"), PACKED)
+def test_an_official_archive_is_unpacked_where_the_message_says_and_no_other_one(
+    name, place, archive, md5, tmp_path, monkeypatch
+):
+    case, here = case_of(name), tmp_path / "here"
+    case.make(tmp_path / "there", monkeypatch)
+    with pytest.raises(DataError, match=re.escape(f"put that into {here / place} as it is")):
+        opened(case, here)
+    (here / place).mkdir(parents=True)
+    with tarfile.open(here / place / archive, "w:gz") as file:
+        for path in (tmp_path / "there" / place).iterdir():
+            file.add(path, path.name)
+    with pytest.raises(DataError, match=f"there are {archive}, but not all are whole"):
+        opened(case, here)
+    assert [path.name for path in (here / place).iterdir()] == [archive]
+    content = (here / place / archive).read_bytes()
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(getattr(torchvision.datasets, name), md5, found)
+    data = opened(case, here)
+    assert data.labels == opened(case, tmp_path / "there").labels
+    assert torch.equal(data.image(3), opened(case, tmp_path / "there").image(3))
 
 
 DAMAGED = [
