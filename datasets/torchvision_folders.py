@@ -184,7 +184,7 @@ OF_FILES: Mapping[str, Official] = {
             )
         },
         words={True: {"folder": "images_background"}, False: {"folder": "images_evaluation"}},
-        place="omniglot-py",
+        place=None,  # a whole archive that lies there is not unpacked
     ),
     "LFWPeople": Official(
         "Labeled Faces in the Wild: 13,233 faces of 5,749 persons, one of most, no parts.",

@@ -1,5 +1,6 @@
 """What torchvision has opened, as datasets of this project: images, labels, classes and parts."""
 
+import csv
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor
 
 from datasets import DataError
@@ -31,6 +33,31 @@ class GreyFiles(ImageFiles):
     def recipe(self) -> str:
         """All that decides the pixels of a content, besides ``at_least``."""
         return f"the first channel of {super().recipe}"
+
+
+class Faces:
+    """A part of FER2013, as torchvision has it, read some four times as fast."""
+
+    def __init__(self, root: str, split: str) -> None:
+        official, folder = torchvision.datasets.FER2013._RESOURCES, Path(root) / "fer2013"
+        both = [key for key in ("fer", "icml") if (folder / official[key][0]).exists()]
+        name, md5 = official[[*both, split][0]]
+        if not torchvision.datasets.utils.check_integrity(folder / name, md5):
+            raise ValueError(f"{name} is not in {folder}, or is not the official file")
+        wanted = ("Training",) if split == "train" else ("PublicTest", "PrivateTest")
+        images, self.targets = [], list[int]()
+        with open(folder / name, newline="") as file:
+            rows = csv.DictReader(file, skipinitialspace=True)  # one of the headers has spaces
+            if "emotion" not in (rows.fieldnames or ()):
+                raise ValueError(f"{name} has no labels; fer2013.csv and icml_face_data.csv do")
+            for row in rows:
+                if row.get("Usage", wanted[0]) in wanted:
+                    images.append(np.fromstring(row["pixels"], np.uint8, sep=" "))
+                    self.targets.append(int(row["emotion"]))
+        self.data = np.stack(images).reshape(-1, 48, 48)
+
+    def __len__(self) -> int:
+        return len(self.targets)
 
 
 def images_in_memory(name: str, opened: Opened) -> ImagesInMemory:
@@ -102,11 +129,6 @@ def _pixels_and_labels(name: str, held: Any) -> tuple[Tensor, list[int]]:
     """Images (N, C, H, W) uint8 and labels (N,) of a part."""
     if name == "PCAM":
         return _of_hdf5(held)
-    if name == "FER2013":
-        rows = [(image, label) for image, label in held._samples if label is not None]
-        if not rows:
-            raise ValueError("test.csv has no labels; fer2013.csv and icml_face_data.csv have them")
-        return torch.stack([image for image, _ in rows])[:, None], [label for _, label in rows]
     pixels = torch.as_tensor(np.asarray(held.data))
     labels = np.asarray(held.targets if hasattr(held, "targets") else held.labels)
     if name == "QMNIST":  # the class, then the writer and other numbers

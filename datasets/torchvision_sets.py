@@ -14,7 +14,7 @@ from datasets import DataError, Dataset
 from datasets.files import user_path
 from datasets.memory import fetch_into
 from datasets.torchvision_folders import OFFICIAL
-from datasets.torchvision_read import image_files, images_in_memory
+from datasets.torchvision_read import Faces, image_files, images_in_memory
 from datasets.words import counted
 
 # Arguments of torchvision that a YAML cannot give, and what it is told.
@@ -144,6 +144,8 @@ class _Files:
     def opened(self, given: Mapping[str, Any], download: bool) -> Any:
         """One part, as torchvision opens it. Raises DataError."""
         kind = getattr(torchvision.datasets, self.name)
+        if self.name == "FER2013":
+            kind = Faces
         if hasattr(kind, "_check_legacy_exist"):  # processed/*.pt of old versions: pickles
             kind = type(kind.__name__, (kind,), {"_check_legacy_exist": lambda self: False})
         takes = _taken_by(kind)
