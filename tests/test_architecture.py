@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "scripts": set(FOLDERS),
 }
 COMMANDS = (
-    "compare data evaluate explain export find_lr predict runs schema speed sweep train".split()
+    "compare data evaluate explain export find_lr new predict runs schema speed sweep train".split()
 )
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 MODULES = read_modules(ROOT)
@@ -426,7 +426,7 @@ def test_the_layout_can_be_printed(tmp_path, capsys):
     for line in (
         "    4  run               6      5  A folder.",
         "    8  loop              3     92  ",
-        "trainer/: 14 packages, 34 files, 13 of them at its top",
+        "trainer/: 14 packages, 35 files, 14 of them at its top",
         "floors: 2, by the longest chain of imports: trainer.loop.a > trainer.run.a > ",
         "circles: 1 of 2 files",
         "  trainer.run.a trainer.run.b",

@@ -93,8 +93,7 @@ def told(tmp_path, monkeypatch):
          "weights; give a file: model.weights=runs/NAME/DATE/model.pt"),
         ("metrics=accuracy", "expected a list (each a metric as {name: ..., ...}), got the text "
          "'accuracy'; write [accuracy]"),
-        ("transforms=[Resize]", "expected a mapping, got a list of 1; write train: [...] and "
-         "eval: [...] below it"),
+        ("transforms=[Resize]", "expected a mapping, got a list of 1; write {both: [...]}"),
         ("early_stop=5", "expected a mapping or null, got 5; write {patience: 5}"),
         ("split=[8, 1, 1]", "expected a mapping, got a list of 3; write {ratios: [...]}"),
         ("optimizer=[SGD]", "expected an optimizer as {name: ..., ...}, got a list of 1; write it "

@@ -66,7 +66,7 @@ class Config(Frozen):
     dataset: settings.DatasetSettings
     """Where images and labels come from."""
     split: settings.SplitSettings = settings.SplitSettings()
-    transforms: settings.TransformsSettings = settings.TransformsSettings(train=(), eval=())
+    transforms: settings.TransformsSettings = settings.TransformsSettings()
     """The transforms of images before the model; scaling to 0-1 is automatic."""
     loader: settings.LoaderSettings = settings.LoaderSettings()
     store: settings.StoreSettings = settings.StoreSettings()
@@ -133,7 +133,7 @@ class Config(Frozen):
 
     def fault(self, path: str, message: str) -> Fault:
         """A fault at the line of ``path`` ("optimizer.lr"), or of its nearest parent there."""
-        return self._document.fault(as_place(path), message)
+        return self._document.fault(self._document.as_written(as_place(path)), message)
 
 
 def as_place(path: str) -> Place:
@@ -183,7 +183,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     _fill_in(document, Path(path).stem)
     if faults := _faults(document):
         raise ConfigError(faults, document.file)
-    config = Config.model_validate(document.data)
+    config = Config.model_validate(_with_shared(document))
     config._document = document
     return config
 
@@ -228,7 +228,8 @@ def _faults(document: Document) -> list[Fault]:
     for section, _, key in [str(place[0]).partition(".") for place in found if place]:
         if key:  # the file has train.epochs: its section is not missing as well
             found.pop((section,), None)
-    rules = list(rule_findings(data)) if isinstance(data, dict) else []
+    rules = list(rule_findings(_with_shared(document))) if isinstance(data, dict) else []
+    rules = [finding._replace(place=document.as_written(finding.place)) for finding in rules]
     if found or rules or document.faults:
         found |= {finding.place: finding for finding in _component_findings(document, by_file())}
     known = [f for f in (*found.values(), *rules) if not document.is_unknown(f.place)]
@@ -272,6 +273,29 @@ def _let_folds_replace_ratios(document: Document) -> None:
         if ("split", "ratios") in document.values:
             document.messages.append(f"split.folds={split['folds']} drops split.ratios")
         del split["ratios"]
+
+
+def _with_shared(document: Document) -> Any:
+    """The document's data with ``transforms.both`` in train and eval; it learns their places."""
+    data = document.data
+    section = data.get("transforms") if isinstance(data, dict) else None
+    both = section.get("both") if isinstance(section, dict) else None
+    if not isinstance(data, dict) or not isinstance(section, dict) or not isinstance(both, list):
+        return data
+    document.shared.clear()
+    lists = {}
+    for side in ("train", "eval"):
+        own = section.get(side, [])
+        if not isinstance(own, list):
+            return data  # a fault
+        items = [(item, ("transforms", side, index)) for index, item in enumerate(own)]
+        first = both.index(settings.OWN) if settings.OWN in both else len(both)
+        shared = [(item, ("transforms", "both", index)) for index, item in enumerate(both)]
+        every = [*shared[:first], *items, *shared[first + 1 :]]
+        lists[side] = [item for item, _ in every]
+        places = enumerate(place for _, place in every)
+        document.shared |= {("transforms", side, number): place for number, place in places}
+    return data | {"transforms": {**section, "both": [], **lists}}
 
 
 def _fill_in(document: Document, stem: str) -> None:

@@ -28,6 +28,7 @@ class Document:
     """The values of a file and its overrides, their origins, and the faults of their text.
 
     ``data`` is None for a file without any value; ``messages`` report side effects of overrides.
+    ``shared`` maps the place of an item in a list that it was put into to where it is written.
     """
 
     def __init__(self, text: str, file: str) -> None:
@@ -36,6 +37,7 @@ class Document:
         self.data, self.values, self.keys = parsed.data, parsed.values, parsed.keys
         self.unknown, self.faults = parsed.unknown, parsed.faults
         self.messages: list[str] = []
+        self.shared: dict[Place, Place] = {}
 
     def value(self, place: Place) -> Any:
         """The value at ``place``, which must be there."""
@@ -43,6 +45,13 @@ class Document:
         for key in place:
             value = value[key]
         return value
+
+    def as_written(self, place: Place) -> Place:
+        """The place in ``data`` of the value that is at ``place`` once shared items are there."""
+        return next(
+            (at + place[len(to) :] for to, at in self.shared.items() if place[: len(to)] == to),
+            place,
+        )
 
     def origin(self, place: Place) -> Origin:
         """Where the value of ``place``, or of its nearest parent, was written."""
@@ -57,7 +66,7 @@ class Document:
 
     def origin_text(self, place: Place) -> str:
         """The origin of the value of ``place`` as text for the user: "FILE:LINE" or "default"."""
-        value, written = self.data, False
+        value, written, place = self.data, False, self.as_written(place)
         for depth, key in enumerate(place, 1):
             if isinstance(value, str) and key == "name":
                 break  # a component's bare name

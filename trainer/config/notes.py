@@ -41,8 +41,8 @@ class Note(NamedTuple):
 
 
 def as_lines(config: Config, notes: Iterable[Note]) -> list[str]:
-    """The notes as lines for the user: FILE:LINE: path: message."""
-    faults = [config.fault(*note) for note in notes]
+    """The notes as lines for the user: FILE:LINE: path: message; each once."""
+    faults = dict.fromkeys(config.fault(*note) for note in notes)  # of both lists' shared items
     return [str(dataclasses.replace(fault, column=None, source=None)) for fault in faults]
 
 

@@ -9,6 +9,7 @@ from trainer.components import METRICS, OF_ONE_CLASS, OF_SEVERAL_LABELS, SCALAR
 from trainer.config.components import NESTING, PRETRAINED, no_pretrained
 from trainer.config.document import component_name
 from trainer.config.json_schema import Finding
+from trainer.config.settings import OWN
 from trainer.config.yaml_text import Place
 from trainer.process.words import bare, listed, nearest, shortened, suggestion
 from transforms import MIXING, RANDOM
@@ -120,6 +121,11 @@ def _group_rules(data: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _transform_rules(data: dict[str, Any]) -> Iterator[Finding]:
+    section = data.get("transforms")
+    for side in ("train", "eval"):
+        if isinstance(section, dict) and "both" not in section and side not in section:
+            wanted = "a list (each a transform as {name: ..., ...}), or 'both' for shared ones"
+            yield Finding(("transforms", side), f"'{side}' is missing; expected {wanted}")
     for side in ("train", "eval"):
         in_grey_levels = True
         for index, component in enumerate(_items(data, "transforms", side)):
@@ -145,6 +151,8 @@ def _fill_rule(component: Any, place: Place) -> Iterator[Finding]:
 def _transform_rule(component: Any, place: Place, side: str, outer: str = "") -> Iterator[Finding]:
     name = component_name(component)
     reason = ""
+    if component == OWN:
+        yield Finding(place, f"'{OWN}' stands once, in transforms.both; remove it here")
     if side == "eval" and name in {**RANDOM, **MIXING}:
         reason = "is random, but evaluation must always give the same; move it to transforms.train"
     elif side == "train" and name in _SEVERAL_CROPS:

@@ -92,6 +92,8 @@ SchedulerSettings = Annotated[
 AverageSettings = Annotated[Component, WithJsonSchema({"component": "average"})]
 MetricSettings = Annotated[Component, WithJsonSchema({"component": "metric"})]
 
+OWN = "own"  # in transforms.both: here come the steps of train, or of eval
+
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
@@ -132,12 +134,18 @@ class SplitSettings(Frozen):
 
 
 class TransformsSettings(Frozen):
-    """The transforms of images before the model, in order."""
+    """The transforms of images before the model, in order.
 
-    train: tuple[TransformSettings, ...]
-    """For the training split; may be random."""
-    eval: tuple[TransformSettings, ...]
-    """For val, test and prediction; never random."""
+    ``load_config`` puts ``both`` into ``train`` and ``eval``, so it is empty afterwards.
+    """
+
+    both: Annotated[tuple[Literal["own"] | TransformSettings, ...], Field(exclude=True)] = ()
+    """Steps of train and of eval, never random, written once. The item own is where the steps of
+    train, or of eval, come; without it they come at the end."""
+    train: tuple[TransformSettings, ...] = ()
+    """For the training split; may be random. Beside both, only what both lacks."""
+    eval: tuple[TransformSettings, ...] = ()
+    """For val, test and prediction; never random. Beside both, only what both lacks."""
 
 
 class LoaderSettings(Frozen):

@@ -1,0 +1,424 @@
+"""python -m trainer.new: a YAML that trains at the first try, or a reason that names the place."""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts import pack_shards
+from tests.test_datasets import touch
+from tests.test_messy_data import of
+from trainer.build.trial import check_components
+from trainer.config import load_config
+from trainer.input.data import load_data
+from trainer.loop import model_summary
+from trainer.new import main
+from trainer.train import main as train
+from trainer.tuning import first_file, look
+from trainer.tuning.look import advice_in, look_at_data
+
+CPU = first_file.Machine(has_gpu=False, has_bf16=True)
+RMB = Path(__file__).resolve().parents[2] / "shared" / "data" / "rmb"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(model_summary, "TIMED_SECONDS", 0.01)
+
+
+def paint(root: Path, names: list[str], size=(32, 32), grey=False) -> Path:
+    """Write pictures of noise, of the colour of their class's first letter; (width, height)."""
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        random = np.random.default_rng(number)
+        pixels = random.integers(0, 120, (size[1], size[0], 1 if grey else 3), np.uint8)
+        pixels[..., 0] += np.uint8(ord(path.parent.name[0]) % 2 * 120)
+        Image.fromarray(pixels[..., 0] if grey else pixels).save(path)
+    return root
+
+
+def many(folder: str, count: int) -> list[str]:
+    return [f"{folder}/{number:04}.png" for number in range(count)]
+
+
+@pytest.fixture
+def new(tmp_path, capsys):
+    """Call the command; its exit code, the file (there or not), and all that it said."""
+
+    def new(data, *more):
+        out = tmp_path / "first.yaml"
+        code = main(["--data", str(data), "--out", str(out), *more])
+        said = capsys.readouterr()
+        return code, out, said.out + said.err
+
+    return new
+
+
+def test_a_folder_of_classes_gets_a_file_that_loads_and_passes_a_dry_run(new, tmp_path):
+    data = paint(tmp_path / "data", [*many("cat", 40), *many("dog", 40)], (60, 50))
+    code, out, said = new(data)
+    assert code == 0, said
+    config = load_config(out)
+    assert config.dataset.name == "ImageFolder" and config.name == "data"
+    assert "ImageFolder, 80 images, 2 classes: cat 40, dog 40" in said
+    assert f"python -m trainer.train --config {out}" in said
+    assert train(["--config", str(out), "--dry-run"]) == 0
+
+
+def test_the_written_file_trains_to_the_end(new, tmp_path):
+    data = paint(tmp_path / "data", [*many("cat", 30), *many("dog", 30)])
+    _, out, _ = new(data)
+    runs = ["--runs", str(tmp_path / "runs"), "log.show=[]", "train.epochs=2"]
+    assert train(["--config", str(out), *runs]) == 0
+
+
+def test_mean_and_std_are_those_of_the_training_images_as_they_are_resized(new, tmp_path):
+    data = paint(tmp_path / "data", [*many("cat", 40), *many("dog", 40)])
+    _, out, _ = new(data)
+    config = load_config(out)
+    found = load_data(config, torch.device("cpu"))
+    files = [data / found.dataset.ids[i] for i in found.subsets["train"].indices.tolist()]
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files]) / 255
+    normalize = config.transforms.eval[-1].arguments
+    assert normalize["mean"] == pytest.approx(pixels.mean((0, 1, 2)), abs=2e-3)
+    assert normalize["std"] == pytest.approx(pixels.std((0, 1, 2)), abs=2e-3)
+
+
+def test_official_parts_are_told_and_kept(new, tmp_path):
+    names = [
+        n
+        for part, count in (("train", 40), ("test", 9))
+        for k in "ab"
+        for n in many(f"{part}/{k}", count)
+    ]
+    code, out, said = new(paint(tmp_path / "data", names))
+    assert code == 0, said
+    assert "parts   train 80, test 18" in said
+    assert "# the data's own parts stay: train 80, test 18; val cut from train" in out.read_text()
+    assert re.search(r"^split   train \d+, val \d+, test 18$", said, re.MULTILINE)
+
+
+def test_an_unbalanced_folder_is_sampled_evenly_and_judged_by_a_mean_over_classes(new, tmp_path):
+    data = paint(tmp_path / "data", [*many("cat", 90), *many("dog", 18)])
+    _, out, _ = new(data)
+    config = load_config(out)
+    assert config.loader.sampling == "balanced" and config.train.monitor == "val/macro_f1"
+    assert "classes of 18 to 90 images" in out.read_text()
+    shutil.rmtree(data / "cat")
+    paint(data, many("cat", 36))
+    _, out, _ = new(data, "--name", "again", "--out", str(tmp_path / "again.yaml"))
+    assert load_config(tmp_path / "again.yaml").loader.sampling == "shuffle"
+
+
+def test_grey_pictures_get_one_channel_and_keep_their_28_pixels(new, tmp_path, monkeypatch):
+    monkeypatch.setattr(first_file, "FEW_TO_TRAIN", 20)
+    data = paint(tmp_path / "data", [*many("coat", 30), *many("bag", 30)], (28, 28), grey=True)
+    code, out, said = new(data)
+    assert code == 0 and ", grey" in said
+    names = [step.name for step in load_config(out).transforms.train]
+    assert names == [
+        "Grayscale",
+        "Resize",
+        "Pad",
+        "RandomCrop",
+        "RandomHorizontalFlip",
+        "Normalize",
+    ]
+    assert len(load_config(out).transforms.eval[-1].arguments["mean"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "flips"),
+    [(["cat", "dog"], True), (["3", "8"], False), (["b", "d"], False), (["left", "right"], False)],
+)
+def test_classes_that_may_be_characters_or_directions_are_not_mirrored(
+    tmp_path, monkeypatch, classes, flips
+):
+    monkeypatch.setattr(first_file, "FEW_TO_TRAIN", 10)
+    names = [name for one in classes for name in many(one, 20)]
+    data = paint(tmp_path / "data", names, (12, 12))
+    text = "\n".join(first_file.choose_recipe(look_at_data(str(data), []), CPU).train)
+    assert ("RandomHorizontalFlip" in text) == flips
+
+
+def rows_of(root: Path, header: list[str], part: bool = True) -> list[list[str]]:
+    """A table of pictures that are written: name without suffix, class, part."""
+    names = [f"{number:04}" for number in range(60)]
+    paint(root, [f"{name}.png" for name in names])
+    rows = [
+        [n, "cat" if i % 2 else "dog", "test" if i > 49 else "train"] for i, n in enumerate(names)
+    ]
+    return [header, *(row if part else row[:2] for row in rows)]
+
+
+@pytest.mark.parametrize("place", ["in it", "beside it", "the table itself"])
+def test_a_table_of_other_columns_is_read_wherever_it_lies(new, tmp_path, place):
+    root = tmp_path / "data" / "images"
+    rows = rows_of(root, ["image_id", "species", "split"])
+    table = (root if place == "in it" else root.parent) / "labels.csv"
+    with table.open("w") as file:
+        csv.writer(file).writerows(rows)
+    code, out, said = new(table if place == "the table itself" else root)
+    assert code == 0, said
+    given = load_config(out).dataset
+    assert given.name == "CSVImages" and given.arguments["label_column"] == "species"
+    assert given.arguments["part_column"] == "split" and given.arguments["suffix"] == ".png"
+    assert "parts   train 50, test 10" in said
+    assert train(["--config", str(out), "--dry-run"]) == 0
+
+
+def test_shards_and_rmb_are_known_by_what_they_hold(new, tmp_path):
+    source = paint(tmp_path / "data", [*many("1", 30), *many("100", 30)])
+    code, out, _ = new(source)
+    assert code == 0 and load_config(out).dataset.name == "RMB"
+    target = tmp_path / "shards"
+    assert pack_shards.main(["--source", str(source), "--target", str(target)]) == 0
+    code, _, said = new(target, "--out", str(tmp_path / "s.yaml"))
+    assert code == 0, said
+    assert load_config(tmp_path / "s.yaml").dataset.name == "Shards"
+
+
+def test_a_file_that_is_there_is_never_overwritten(new, tmp_path):
+    (tmp_path / "first.yaml").write_text("mine")
+    code, out, said = new(touch(tmp_path / "data", *of(".")))
+    assert code == 2 and out.read_text() == "mine"
+    assert f"{out} is there already" in said and f"--out {tmp_path}/first_2.yaml" in said
+
+
+def test_an_override_decides_what_can_be_read_two_ways(new, tmp_path):
+    data = paint(
+        tmp_path / "data",
+        [n for p in ("train", "test", "more") for k in "ab" for n in many(f"{p}/{k}", 12)],
+    )
+    code, out, said = new(data)
+    assert code == 3 and not out.exists() and "dataset.layout=classes" in said
+    code, out, said = new(data, "dataset.layout=parts")
+    assert code == 0 and load_config(out).dataset.arguments["layout"] == "parts", said
+
+
+def test_a_larger_folder_is_sampled_and_its_broken_files_are_skipped_by_the_run(
+    new, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("trainer.tuning.look.MANY", 50)
+    data = paint(tmp_path / "data", [*many("cat", 40), *many("dog", 40)])
+    code, out, said = new(data)
+    assert code == 0 and "split   " not in said
+    assert load_config(out).dataset.arguments["on_broken"] == "skip"
+    monkeypatch.setattr(look, "LOOKED_AT", 20)
+    assert len(look_at_data(str(data), []).sizes) == 20
+
+
+def test_two_calls_write_the_same_but_for_the_time(new, tmp_path):
+    data = paint(tmp_path / "data", [*many("cat", 40), *many("dog", 40)])
+    texts = []
+    for number in range(2):
+        out = tmp_path / f"{number}.yaml"
+        assert new(data, "--out", str(out))[0] == 0
+        text = re.sub(r"about \S+, measured", "", out.read_text())
+        texts.append(text.replace(str(out), ""))
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "typed"),
+    [
+        ("no column 'path'. Type dataset.path_column=id dataset.suffix=.png", 2),
+        ("To find 'a', type 'dataset.root=my photos'", 1),
+        ("no column. Type dataset.label_column=NAME", 0),
+        ("For parts: type dataset.layout=parts\nFor classes: type dataset.layout=classes", 0),
+        ("If 'x' is one of the classes, type dataset.root=/y", 0),
+        ("nothing to type", 0),
+        ("Type dataset.root=x, it's there", 0),
+    ],
+)
+def test_only_advice_without_a_choice_is_followed(refusal, typed):
+    assert len(advice_in(refusal)) == typed
+
+
+MESSY: dict[str, tuple[list[str], int]] = {
+    "parts of other names": (of("Training", "Testing"), 0),
+    "nested parts": (
+        [
+            n
+            for p in ("seg_train/seg_train", "seg_test/seg_test")
+            for k in "ab"
+            for n in many(f"{p}/{k}", 12)
+        ],
+        0,
+    ),
+    "one level too high": ([n for k in "ab" for n in many(f"photos/{k}", 12)], 0),
+    "parts, one level too high": (
+        [n for p in ("train", "val") for k in "ab" for n in many(f"d/{p}/{k}", 12)],
+        0,
+    ),
+    "parts beside a class": ([*of("train"), "bus/1.png"], 3),
+    "same folders in each class": (
+        [f"{k}/{i}/1.png" for k in ("cat", "dog") for i in ("in", "out")],
+        3,
+    ),
+    "pictures without a class": (["1.png", "2.png"], 3),
+    "one class": (many("cat", 9), 3),
+    "a class without pictures": ([*many("cat", 9), "dog/notes.txt"], 3),
+    "a text among the pictures": ([*many("cat", 30), *many("dog", 30), "cat/README.txt"], 0),
+    "broken pictures": ([*many("cat", 30), *many("dog", 30), "cat/broken.jpg"], 0),
+    "all are broken": ([f"{k}/broken{i}.jpg" for k in "ab" for i in range(9)], 3),
+    "a class of broken ones": ([*many("a", 9), *many("b", 9), "c/broken.jpg"], 3),
+    "hidden files": (
+        [*many("cat", 30), *many("dog", 30), "cat/.DS_Store", "__MACOSX/cat/._1.png"],
+        0,
+    ),
+    "names that look alike": ([*many("hot dog", 9), *many("hot  dog", 9)], 3),
+    "odd names of classes": ([*many("it's: {new}", 30), *many("#b, \u732b", 30)], 0),
+    "two pictures in all": (["a/1.png", "b/1.png"], 3),
+    "pictures of another suffix": ([f"{k}/{i}.heic" for k in "ab" for i in range(4)], 3),
+    "an empty folder": ([], 3),
+    "a table without header": ([*many(".", 9), "labels.csv"], 3),
+}
+
+
+@pytest.mark.parametrize("case", MESSY)
+def test_a_messy_folder_gets_a_file_that_trains_or_a_reason_with_its_place(new, tmp_path, case):
+    names, expected = MESSY[case]
+    root = tmp_path / "my data"
+    root.mkdir()
+    odd = [n for n in names if not n.endswith(".png") or "__MACOSX" in n]
+    paint(root, [name for name in names if name not in odd])
+    for name in odd:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("0001,cat\n0002,dog\n")
+    code, out, said = new(root)
+    assert "Traceback" not in said and code == expected, said
+    assert out.exists() == (code == 0)
+    if code == 0:
+        assert load_data(load_config(out), torch.device("cpu")).classes
+    else:
+        assert str(root) in said, "the reason names the place"
+
+
+def test_a_path_that_is_not_there_or_no_data_is_told(new, tmp_path):
+    touch(tmp_path / "photos", *of("."))
+    code, _, said = new(tmp_path / "photo")
+    assert code == 3 and "Did you mean" in said and "photos" in said
+    (tmp_path / "a.txt").write_text("text")
+    code, _, said = new(tmp_path / "a.txt")
+    assert code == 2 and "expected a folder, or a file of .csv" in said
+
+
+@pytest.mark.skipif(not RMB.is_dir(), reason="needs the photographs of notes")
+def test_the_photographs_of_notes_get_a_file_that_learns_them(new, tmp_path, monkeypatch):
+    monkeypatch.setattr(look, "LOOKED_AT", 32)  # fewer take less time
+    code, out, said = new(RMB)
+    assert code == 0, said
+    runs = tmp_path / "runs"
+    assert train(["--config", str(out), "--runs", str(runs), "log.show=[]"]) == 0
+    (result,) = runs.rglob("result.json")
+    assert '"accuracy": 1.0' in result.read_text()
+
+
+class Seen(SimpleNamespace):
+    """A dataset of which only the labels, parts, classes and ids are known."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def sight_of(parts: dict[str, int], size: tuple[int, int], grey: bool, classes: int) -> look.Sight:
+    """What would be seen of so many images of each part; nothing is on the disk."""
+    labels = tuple(i % classes for n in parts.values() for i in range(n))
+    of_parts = tuple(part for part, n in parts.items() for _ in range(n))
+    names = tuple(f"class {k}" for k in range(classes))
+    ids = tuple(map(str, range(len(labels))))
+    data = Seen(labels=labels, parts=of_parts, classes=names, ids=ids)
+    pixels = [torch.zeros(3, *size, dtype=torch.uint8)]
+    data.images = None
+    config = SimpleNamespace(dataset=SimpleNamespace(name="ImageFolder"))
+    return look.Sight(config, data, [size], pixels, grey, [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shipped", "parts", "size", "grey"),
+    [
+        ("cifar10_cpu", {"train": 50_000, "test": 10_000}, (32, 32), False),
+        ("lenet_fashion_mnist", {"train": 8226, "test": 4443}, (28, 28), True),
+    ],
+)
+def test_where_a_measured_recipe_is_shipped_its_training_is_written(
+    tmp_path, shipped, parts, size, grey
+):
+    sight = sight_of(parts, size, grey, classes=10)
+    told = {"file": "x.yaml", "folder": "configs", "data": "x", "time": ""}
+    recipe = first_file.choose_recipe(sight, CPU)
+    out = tmp_path / "x.yaml"
+    out.write_text(first_file.first_file(sight, "x", recipe, told, {"root": "x"}))
+    written, wanted = load_config(out), load_config(f"configs/{shipped}.yaml")
+    assert not list(check_components(written))
+    for section in ("model", "loss", "optimizer", "scheduler", "loader", "evaluation"):
+        assert getattr(written, section) == getattr(wanted, section), section
+    assert written.train.epochs == wanted.train.epochs
+    assert written.train.sizes == wanted.train.sizes
+    random = [
+        [step for step in one.transforms.train if step.name.startswith("Random")]
+        for one in (written, wanted)
+    ]
+    assert random[0] == random[1]
+
+
+@pytest.mark.parametrize(("has_gpu", "side"), [(True, 224), (False, 128)])
+def test_photographs_get_the_size_that_the_device_can_compute(has_gpu, side):
+    sight = sight_of({"train": 2000}, (400, 300), False, classes=2)
+    recipe = first_file.choose_recipe(sight, first_file.Machine(has_gpu, True))
+    assert recipe.side == side and "{name: ResNet, depth: 18}" in recipe.lines[0]
+    small = sight_of({"train": 2000}, (100, 120), False, classes=2)
+    assert first_file.choose_recipe(small, first_file.Machine(True, True)).side == 96
+
+
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        ([f"a/scene{s}_{i:02}.jpg" for s in range(20) for i in range(5)], 20),
+        ([f"a/IMG_{i:04}.jpg" for i in range(100)], 0),
+        ([f"a/{i}.jpg" for i in range(100)], 0),
+    ],
+)
+def test_names_that_tell_groups_of_several_pictures_are_noticed(names, groups):
+    sight = sight_of({"train": 100}, (32, 32), False, classes=2)
+    vars(sight.dataset)["ids"] = tuple(names)
+    assert sight.bursts() == groups
+    text = "\n".join(first_file._split(sight))
+    assert ("File names tell 20 groups" in text) == bool(groups)
+
+
+def test_a_folder_named_like_a_number_gives_a_name_that_is_text(new, tmp_path):
+    data = paint(tmp_path / "2024", [*many("cat", 20), *many("dog", 20)])
+    code, out, said = new(data)
+    assert code == 0 and load_config(out).name == "2024", said
+    code, _, said = new(data, "--name", "a b", "--out", str(tmp_path / "b.yaml"))
+    assert code == 2 and "--name a b: expected text" in said
+    code, _, said = new(data, "--out", str(tmp_path / "none" / "b.yaml"))
+    assert code == 2 and f"{tmp_path}/none: this folder does not exist" in said
+
+
+def test_images_with_several_labels_get_sigmoids_and_are_counted_by_class():
+    sight = sight_of({"train": 100}, (32, 32), False, classes=2)
+    vars(sight.dataset)["labels"] = ((1.0, 1.0),) * 40 + ((0.0, 1.0),) * 60
+    assert sight.class_sizes == [40, 100]
+    told = {"file": "x.yaml", "folder": "configs", "data": "x", "time": ""}
+    text = first_file.first_file(sight, "x", first_file.choose_recipe(sight, CPU), told, {})
+    assert "loss: {name: BCEWithLogitsLoss}" in text
+
+
+def test_photographs_get_a_file_whose_training_can_be_prepared(new, tmp_path, monkeypatch):
+    monkeypatch.setattr(first_file, "FEW_TO_TRAIN", 10)
+    data = paint(tmp_path / "data", [*many("cat", 24), *many("dog", 24)], (70, 80))
+    code, out, said = new(data)
+    assert code == 0, said
+    config = load_config(out)
+    assert config.model.name == "ResNet" and config.loader.drop_last
+    assert [step.name for step in config.transforms.eval] == ["Resize", "CenterCrop", "Normalize"]

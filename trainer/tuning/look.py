@@ -1,0 +1,249 @@
+"""Looks at data before there is a YAML: which dataset reads it, and what its pictures are like."""
+
+import re
+import shlex
+import statistics
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from datasets import BrokenImage, DataError, Dataset
+from datasets.files import missing_folder, user_path
+from datasets.shards import INDEX
+from datasets.split import PARTS, expected_part
+from trainer.build.prepare import require_good_components
+from trainer.config import Config, load_config
+from trainer.config.document import flow
+from trainer.input.data import BrokenImages, open_dataset
+from trainer.process.errors import UsageError
+
+LOOKED_AT = 256  # pictures that are decoded, spread evenly over all
+KEPT_SIDE = 224  # of a picture that is looked at, so that hundreds fit into memory
+MANY = 5000  # up to so many pictures the whole training is prepared before the file is written
+MOST_ADVICES = 5  # that a dataset gives, one after the other, before it can read a table
+MOST_TABLES = 20
+NOTES = "1 2 5 10 20 50 100".split()  # face values in yuan
+PARTS_COLUMN = "split part subset partition set usage".split()  # if a table has one of these
+
+Arguments = dict[str, Any]
+
+
+def _table(root: Path, file: Path) -> Arguments:
+    return {"name": "CSVImages", "root": str(root), "csv": str(file)}
+
+
+def _folder(path: Path) -> Iterator[Arguments]:
+    """What may read a folder, the most special one first."""
+    if (path / INDEX).is_file():
+        yield {"name": "Shards", "root": str(path)}
+        return
+    for pattern, name in (
+        ("*.parquet", "Parquet"),
+        ("*/*.parquet", "Parquet"),
+        ("*.npy", "Arrays"),
+    ):
+        if any(path.glob(pattern)):
+            yield {"name": name, "root": str(path)}
+            return
+    names = [entry.name for entry in path.iterdir() if entry.is_dir()]
+    yield {"name": "RMB" if names and {*names} <= {*NOTES} else "ImageFolder", "root": str(path)}
+    for place in (path, path.parent):  # a table in the folder of the pictures, or beside it
+        tables = sorted(file for file in place.glob("*.[ct]sv") if file.is_file())
+        yield from (_table(path, file) for file in tables[:MOST_TABLES])
+
+
+# What may read a path, by its suffix; "" is a folder. The first that opens is taken.
+WAYS: Mapping[str, Callable[[Path], Iterator[Arguments]]] = {
+    "": _folder,
+    ".csv": lambda path: iter([_table(path.parent, path)]),
+    ".tsv": lambda path: iter([_table(path.parent, path)]),
+    ".npz": lambda path: iter([{"name": "Arrays", "root": str(path)}]),
+    ".npy": lambda path: iter([{"name": "Arrays", "root": str(path)}]),
+    ".parquet": lambda path: iter([{"name": "Parquet", "root": str(path)}]),
+}
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is known of data before a YAML is written.
+
+    config names the dataset only. sizes: (height, width) of each picture that was looked at.
+    pixels: those of train among them, (C, H, W) uint8, at most KEPT_SIDE a side. is_grey: they
+    have one channel, or equal ones. broken: those that cannot be read.
+    """
+
+    config: Config
+    dataset: Dataset
+    sizes: list[tuple[int, int]]
+    pixels: list[Tensor]
+    is_grey: bool
+    broken: list[BrokenImage]
+
+    @property
+    def side(self) -> int:
+        """The median of the shorter sides, in pixels."""
+        return int(statistics.median(min(size) for size in self.sizes))
+
+    @property
+    def parts(self) -> Counter[str]:
+        """How many images each official split has, in order; empty if there is none."""
+        counts = Counter(self.dataset.parts)
+        return Counter({part: counts[part] for part in PARTS if counts[part]})
+
+    @property
+    def num_train(self) -> int:
+        """About how many images train will have, with ratios of 8 to 1 to 1."""
+        free = sum(part is None for part in self.dataset.parts)
+        shares = 8 + ("val" not in self.parts) + ("test" not in self.parts)
+        return (self.parts["train"] + free) * 8 // shares
+
+    @property
+    def class_sizes(self) -> list[int]:
+        """Images of each class, in the order of the classes, without those of test."""
+        is_seen = torch.tensor([part != "test" for part in self.dataset.parts])
+        labels = torch.tensor(self.dataset.labels)[is_seen]
+        if self.has_several_labels:
+            return labels.sum(0).round().int().tolist()
+        return labels.bincount(minlength=len(self.dataset.classes)).tolist()
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether an image may have several labels: a share of each class."""
+        return isinstance(self.dataset.labels[0], tuple)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image before any transform."""
+        return self.pixels[0].shape[0]
+
+    def statistics(self, side: int) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel, 0 to 1, of pictures of this size."""
+        joins = self.is_grey and self.channels > 1
+        grey = [functional.rgb_to_grayscale(one) if joins else one for one in self.pixels]
+        every = [functional.resize(one, [side, side], antialias=True) for one in grey]
+        values = torch.stack(every).double() / 255
+        std = values.std((0, 2, 3)).clamp(min=0.01)  # of pictures of one colour
+        return values.mean((0, 2, 3)).tolist(), std.tolist()
+
+    def bursts(self) -> int:
+        """How many groups the file names tell, such as 17 in ``17_03.jpg``; 0 if they tell none."""
+        firsts = (
+            re.match(r"(.*/)?(.*\d.*?)[_\-. ]\D{0,12}\d+\)?(\.\w+)?$", one)
+            for one in self.dataset.ids
+        )
+        groups = Counter(found and found[2] for found in firsts)
+        is_one = groups[None] == 0 and len(groups) > len(self.dataset.classes)
+        return len(groups) if is_one and 2 * len(groups) <= len(self.dataset) else 0
+
+
+def look_at_data(path: str, typed: Sequence[str]) -> Sight:
+    """Open ``path`` by the dataset that can, and decode some of its pictures.
+
+    typed: overrides of the dataset's arguments. Raises DataError with each reason if none can.
+    """
+    config, dataset = _found(user_path(path, "--data"), typed)
+    is_free = [part in (None, "train") for part in dataset.parts]
+    rows = [index for index, free in enumerate(is_free) if free or not any(is_free)]
+    how = config.split
+    expected = expected_part(dataset.parts, how.ratios, how.seed)
+    sizes, broken, spread = list[tuple[int, int]](), list[BrokenImage](), 0.0
+    pixels, others = list[Tensor](), list[Tensor]()
+    for index in rows[:: -(-len(rows) // LOOKED_AT)]:
+        try:
+            image = dataset.image(index)
+            part = expected(dataset.digest(index), dataset.parts[index])
+        except BrokenImage as error:
+            broken.append(error)
+            continue
+        sizes.append((image.shape[1], image.shape[2]))
+        factor = min(1.0, KEPT_SIDE / max(image.shape[1:]))
+        small = [max(1, round(length * factor)) for length in image.shape[1:]]
+        image = functional.resize(image.contiguous(), small, antialias=True)
+        spread = max(spread, (image.amax(0).float() - image.amin(0).float()).mean().item())
+        (pixels if part == "train" else others).append(image)
+    if not sizes:
+        raise BrokenImages(broken, len(dataset))
+    return Sight(config, dataset, sizes, pixels or others, spread < 1, broken)
+
+
+def _found(path: Path, typed: Sequence[str]) -> tuple[Config, Dataset]:
+    """The configuration and dataset of the first way that opens ``path``."""
+    if not path.exists():
+        raise missing_folder(path)
+    if not path.is_dir() and path.suffix.lower() not in WAYS:
+        raise UsageError(
+            f"--data {path}: expected a folder, or a file of {', '.join(filter(None, WAYS))}"
+        )
+    reasons = []
+    for arguments in WAYS["" if path.is_dir() else path.suffix.lower()](path):
+        try:
+            return _with_parts(arguments, typed, *_opened(arguments, typed))
+        except DataError as error:
+            reasons.append(f"as {arguments['name']}: {error}")
+    if len(reasons) == 1:
+        reasons = [reasons[0].partition(": ")[2]]
+    raise DataError("\n".join(reasons))
+
+
+def _opened(arguments: Arguments, typed: Sequence[str]) -> tuple[Config, Dataset]:
+    """Open a dataset; what its refusal says to type is typed, where it says one thing only."""
+    advices: list[str] = []
+    while True:
+        config = _config_of(arguments, [*advices, *typed])
+        require_good_components(config)
+        try:
+            return config, open_dataset(config)
+        except DataError as error:
+            more = [word for word in advice_in(str(error)) if word not in advices]
+            if not more or len(advices) >= MOST_ADVICES:
+                raise
+            advices += more
+
+
+def advice_in(refusal: str) -> list[str]:
+    """The ``dataset.KEY=VALUE`` that a refusal says to type; [] if it has a choice or a doubt."""
+    lines = [line for line in refusal.splitlines() if re.search(r"ype '?dataset\.", line)]
+    if len(lines) != 1 or re.search(r"\bNAME\b|\b(If|For|To leave|or) .*ype '?dataset", lines[0]):
+        return []
+    typed = re.sub(r".*?ype (?='?dataset\.)", "", lines[0], count=1)
+    try:
+        return [word for word in shlex.split(typed) if word.startswith("dataset.")]
+    except ValueError:  # an apostrophe in a text behind it
+        return []
+
+
+def _with_parts(
+    arguments: Arguments, typed: Sequence[str], config: Config, dataset: Dataset
+) -> tuple[Config, Dataset]:
+    """The same, with ``part_column`` if the table has a column of parts."""
+    known = config.dataset.arguments
+    if config.dataset.name != "CSVImages" or known.get("part_column"):
+        return config, dataset
+    with user_path(known["csv"], "dataset.csv").open(encoding="utf-8-sig") as file:
+        header = [name.strip(" \"'\r\n") for name in re.split("[,;\t|]", file.readline())]
+    for name in header:
+        if name.lower() in PARTS_COLUMN and name != known.get("label_column"):
+            settings = {"name": config.dataset.name, **known, "part_column": name}
+            try:
+                return _opened(settings, typed)
+            except DataError:
+                continue  # it holds other words than train, val and test
+    return config, dataset
+
+
+def _config_of(arguments: Arguments, typed: Sequence[str]) -> Config:
+    """A configuration that names the dataset; all else in it is of no account."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "data.yaml"
+        file.write_text(
+            "transforms: {both: []}\nmodel: MLP\noptimizer: {name: SGD, lr: 1}\n"
+            "train: {epochs: 1}\n"
+        )
+        return load_config(file, [f"dataset={flow(arguments)}", *typed])
