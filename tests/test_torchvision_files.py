@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 import datasets.torchvision_sets as sets
 from datasets import TORCHVISION, DataError
@@ -220,6 +221,16 @@ def test_images_that_are_listed_and_missing_are_broken_images(tmp_path, monkeypa
     (tmp_path / data.ids[2]).unlink()
     with pytest.raises(DataError, match=f"{data.ids[2]}: .*No such file"):
         data.image(2)
+
+
+def test_sets_of_image_files_take_on_broken_and_decode(tmp_path, monkeypatch):
+    case_of("EuroSAT").make(tmp_path, monkeypatch)
+    Image.fromarray(noise(800, 800, 3)).save(tmp_path / "eurosat/2750/River/large.jpg")
+    data = opened(case_of("EuroSAT"), tmp_path, on_broken="skip", decode="fast")
+    assert data.on_broken == "skip"
+    large = data.ids.index("eurosat/2750/River/large.jpg")
+    assert data.decode(large, data.content(large), 150).shape == (3, 200, 200)
+    assert data.recipe != opened(case_of("EuroSAT"), tmp_path).recipe
 
 
 def test_a_folder_with_fewer_images_than_the_official_one_is_told(tmp_path, monkeypatch):
