@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from datasets import BrokenImage, DataError, parquet_file
+from datasets.image_folder import ImageFolder
 from datasets.parquet import Parquet
 from tests.conftest import exit_code_of, fork
 from tests.test_datasets import check_contract
@@ -233,6 +234,26 @@ def test_a_column_is_text_in_the_order_of_the_ids(tmp_path, contents):
         data.column("gap")
 
 
+def test_decoding_and_its_recipe_are_those_of_a_folder(tmp_path, contents):
+    """So the store's images of the one serve the other."""
+    path = write(tmp_path / "a.parquet", contents[:8], [0, 1] * 4)
+    for index in range(8):
+        name = tmp_path / "files" / NAMES[index % 2] / f"{index}.jpg"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_bytes(contents[index])
+    for decode in ("exact", "fast"):
+        folder = ImageFolder(str(tmp_path / "files"), decode=decode)
+        data = Parquet(path, decode=decode)
+        assert (data.recipe, data.decoding) == (folder.recipe, folder.decoding)
+        for index, name in enumerate(folder.ids):
+            row = int(Path(name).stem)
+            content = folder.content(index)
+            assert data.content(row) == content
+            for at_least in (0, 3, 12):
+                expected = folder.decode(index, content, at_least)
+                assert torch.equal(data.decode(row, content, at_least), expected)
+
+
 # --- a start, and training ------------------------------------------------------------------------
 
 
@@ -358,6 +379,20 @@ def test_files_with_other_class_names_are_refused(tmp_path, contents):
 
 
 # --- what cannot be trusted -----------------------------------------------------------------------
+
+
+def test_a_missing_file_a_pipe_and_a_folder_without_files_are_named(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        Parquet(str(tmp_path / "absent"))
+    with pytest.raises(DataError, match="no .parquet files in this folder or below"):
+        Parquet(str(tmp_path))
+    os.mkfifo(tmp_path / "train-0.parquet")  # to open it would be to wait for ever
+    with pytest.raises(DataError, match="not a regular file"):
+        Parquet(str(tmp_path))
+    (tmp_path / "train-0.parquet").unlink()
+    (tmp_path / "train-0.parquet").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="No such file"):
+        Parquet(str(tmp_path))
 
 
 @pytest.mark.parametrize(
