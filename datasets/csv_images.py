@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, TextIO
 
 from datasets import DataError
+from datasets.bands import Bits, Channels, Form, check_form
 from datasets.files import (
     PARTS,
     ImageFiles,
@@ -64,6 +65,8 @@ class CSVImages(ImageFiles):
     suffix: What is added to paths that do not end in it, such as .png where the column has ids. Of
         a list, such as [.jpg, .png], the first is added with which the file exists.
     decode: fast decodes a JPEG that is much larger than needed at 1/2, 1/4 or 1/8 of its size.
+    channels: keep leaves each file its own channels, from 1 to 64; rgb makes each image RGB.
+    bits: 16 keeps the values of 16-bit files; 8 keeps their high byte.
     """
 
     def __init__(
@@ -76,6 +79,8 @@ class CSVImages(ImageFiles):
         on_broken: Literal["error", "skip"] = "error",
         suffix: str | list[str] = "",
         decode: Literal["exact", "fast"] = "exact",
+        channels: Channels = "rgb",
+        bits: Bits = 8,
     ) -> None:
         folder, table = user_path(root, "dataset.root"), user_path(csv, "dataset.csv")
         if not folder.is_dir():
@@ -99,6 +104,8 @@ class CSVImages(ImageFiles):
             ) from error
         samples, note = reader.finish()
         super().__init__(folder, samples, _classes(samples, table), on_broken, note, decode)
+        self.form = Form(channels, bits)
+        check_form(self.form, self.ids)
 
 
 class _Reader:

@@ -33,11 +33,12 @@ class Found(NamedTuple):
     unreadable: list[OSError]
 
 
-def walk(folder: str) -> Found:
+def walk(folder: str, more: frozenset[str] = frozenset()) -> Found:
     """Find the image files in and below ``folder``; their paths begin with ``folder``.
 
     Links to folders are followed, each real folder once; a link to a folder that holds the link or
     ``folder`` is left out. Hidden files and folders and those of ``SYSTEM`` are left out.
+    more: suffixes of images beside SUFFIXES.
     """
     images: list[str] = []
     left_out: dict[str, list[str]] = defaultdict(list)
@@ -67,7 +68,7 @@ def walk(folder: str) -> Found:
                     deeper.append((entry.path, os.path.join(here, entry.name)))
             inner += reversed(deeper)
             for entry in files:
-                if kind := kind_left_out(entry):
+                if kind := kind_left_out(entry, more):
                     left_out[kind].append(entry.path)
                 else:
                     images.append(entry.path)
@@ -104,7 +105,7 @@ def is_visible(folder: str) -> bool:
     return not folder.startswith(".") and folder not in SYSTEM
 
 
-def kind_left_out(file: os.DirEntry[str] | Path) -> str:
+def kind_left_out(file: os.DirEntry[str] | Path, more: frozenset[str] = frozenset()) -> str:
     """What a file is that is not read, such as ".heic"; "" for an image.
 
     The suffix decides; for a name without suffix, or with digits as its suffix, the content does.
@@ -116,7 +117,7 @@ def kind_left_out(file: os.DirEntry[str] | Path) -> str:
         return "broken links"
     _, dot, ending = name.rpartition(".")
     suffix = f".{ending.lower()}" if dot else ""
-    if suffix in SUFFIXES:
+    if suffix in SUFFIXES or suffix in more:
         return ""
     if suffix.strip(".0123456789"):
         return suffix
