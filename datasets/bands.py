@@ -4,7 +4,7 @@ import functools
 import hashlib
 import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -114,6 +114,12 @@ def check_form(form: Form, ids: Sequence[str]) -> None:
     if count := sum(name.lower().endswith((".tif", ".tiff")) for name in ids):
         wanted = f"channels: {form.channels}, bits: {form.bits}"
         raise DataError(f"dataset: {count:,} TIFF files; to read them with {wanted}: {tiff.EXTRA}")
+
+
+def form_in(arguments: Mapping[str, Any]) -> Form:
+    """The form that a dataset's arguments give."""
+    channels: Channels = "keep" if arguments.get("channels") == "keep" else "rgb"
+    return Form(channels, 16 if arguments.get("bits") == 16 else 8)
 
 
 def notes_on_bits(remarks: Iterable[int]) -> list[str]:

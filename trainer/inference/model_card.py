@@ -41,6 +41,7 @@ def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str
         if trained.config.loss.name in SIGMOIDS
         else "softmax of the logits",
         "image_channels": trained.image_channels,
+        "image_bits": trained.form.bits,
         "transforms": config["transforms"]["eval"],
         "dataset": trained.config.dataset.name,
         "epoch": best.get("epoch"),
@@ -72,7 +73,9 @@ def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
             "model_args": {"in_chans": channels, **trained.config.model.arguments},
             "pretrained_cfg": {"num_classes": len(classes), "input_size": trained.input_shape},
         }
-    preprocessor = {key: card[key] for key in ("input", "image_channels", "transforms")}
+    preprocessor = {
+        key: card[key] for key in ("input", "image_channels", "image_bits", "transforms")
+    }
     use = program("safetensors", trained)
     return {
         "config.json": _json(config),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from datasets import DATASETS, BrokenImage, DataError, Dataset
+from datasets.bands import notes_on_bits
 from datasets.images import notes_on
 from datasets.split import PARTS, conflicts, expected_part, manifest
 from datasets.split import split as split_dataset
@@ -50,6 +51,8 @@ from transforms.pipeline import Pipeline
 TO_START = 1.0  # in all, with what is copied on write afterwards
 TO_WAKE = 0.0004  # a batch, in both processes, beside the copy to shared memory
 WORTH = 4  # how many times as long reading must take as sending
+OF_COLOURS = {"ColorJitter", "Grayscale", "RandomGrayscale", "RandAugment", "AutoAugment"}
+OF_COLOURS |= {"TrivialAugmentWide"}
 NUMBERED = re.compile(r"\(transform (\d+)\)")  # in the message of a transform's error
 
 
@@ -125,9 +128,11 @@ def load_data(config: Config, device: torch.device) -> Data:
         keys = source.split_keys()
         indices = split_and_prepare(source, keys)
         subsets = {name: source.subset(name, rows) for name, rows in indices.items()}
+    check_channels(source.channels)
     notes = dataset.note.splitlines() + notes_on_cut(dataset, indices, config)
     notes += source.notes + notes_on_decoding(dataset, pipelines)
-    notes += notes_on(getattr(dataset, "remarks", b""))  # a user's dataset may have none
+    remarks = getattr(dataset, "remarks", b"")  # a user's dataset may have none
+    notes += notes_on(remarks) + notes_on_bits(remarks)
     left_out = [error for _, error in sorted(source.broken.items())]
     try:
         notes += classes_without_images(dataset, indices, config)
@@ -162,6 +167,23 @@ def notes_on_decoding(dataset: Dataset, pipelines: Mapping[str, Pipeline]) -> li
             what = "decoded whole, because a transform counts in pixels before one sets the size"
         notes.append(f"dataset.decode=fast: JPEGs for transforms.{side} are {what}")
     return notes
+
+
+def check_channels(found: Mapping[int, tuple[int, str]]) -> None:
+    """Raise DataError if images have different numbers of channels.
+
+    ``found``: of each number, how many images have it, and the first of them.
+    """
+    if len(found) < 2:
+        return
+    told = (
+        f"{counted(channels, 'channel')}: {counted(number, 'image')}, first {name}"
+        for channels, (number, name) in sorted(found.items())
+    )
+    raise DataError(
+        f"images have different numbers of channels, and a model takes one ({'; '.join(told)}). "
+        "Leave some out, or make each RGB: dataset.channels=rgb."
+    )
 
 
 def read_unknown(source: Source) -> None:
@@ -463,7 +485,8 @@ def cores() -> int:
 def check_fills(config: Config, side: str, channels: int) -> None:
     """Raise ConfigError for a ``fill`` or ``value`` that is no number a channel, nor one for all.
 
-    Some random transforms would fail only when they first use it.
+    Also for a transform of colours, of images that are neither grey nor RGB. Some random transforms
+    would fail only when they first use it.
     """
     faults = []
     for kind, path, component in components(config):
@@ -473,6 +496,9 @@ def check_fills(config: Config, side: str, channels: int) -> None:
                 if isinstance(given, list) and len(given) not in (1, channels):
                     message = f"has {len(given)} numbers, and the images {channels} channels"
                     faults.append(config.fault(f"{path}.{name}", f"{message}; give one for all"))
+            if component.name in OF_COLOURS and channels not in (1, 3):
+                message = f"is for grey and RGB, and the images have {channels} channels"
+                faults.append(config.fault(path, f"{component.name} {message}; remove it"))
             if component.name == "Grayscale":
                 channels = component.arguments.get("num_output_channels", 1)
     if faults:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import BrokenImage, DataError, Dataset
+from datasets.bands import notes_on_bits
 from datasets.files import ImageFiles
 from datasets.images import FORMATS, notes_on
 from datasets.split import PARTS, manifest
@@ -127,6 +128,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     names = source.identities() if by_name else digests
     flat = is_flat(thumbnails).nonzero().flatten().tolist()
     forms = Counter(form for form in found_forms if form)
+    remarks = getattr(dataset, "remarks", b"")
     facts = {
         "dataset": {
             "name": config.dataset.name,
@@ -140,7 +142,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
         "counts": counts_of(dataset, splits),
         "sizes": sizes_of(sizes),
         "formats": dict(forms.most_common()),
-        "converted": notes_on(getattr(dataset, "remarks", b"")),
+        "converted": [*notes_on(remarks), *notes_on_bits(remarks)],
         "pixels": pixels_of(config, pipelines["eval"], raw[rows], prepared[rows]),
         "one_colour": [dataset.ids[usable[row]] for row in flat],
         "exact_duplicates": [samples(group) for group in exact],
@@ -249,17 +251,21 @@ def image_facts(images: Tensor, pipeline: Pipeline, form: str) -> ImageFacts:
 
 
 def moments(images: Tensor) -> Tensor:
-    """Return (N, 2, C): mean and mean square by channel of images (N, [crops,] C, H, W) uint8."""
+    """Return (N, 2, C): mean and mean square by channel of images (N, [crops,] C, H, W).
+
+    They are uint8 or uint16.
+    """
     if images.ndim == 5:  # FiveCrop or TenCrop: the crops of an image side by side
         images = images.transpose(1, 2).flatten(2, 3)
     sums = torch.zeros(2, *images.shape[:2], dtype=torch.int64)
     lines = max(1, SLICE // max(1, images[..., :1, :].numel()))
     for piece in torch.split(images, lines, dim=-2):
-        values = piece.int()
+        values = piece.int() if images.dtype == torch.uint8 else piece.long()
         sums[0] += values.sum(dim=(-2, -1))
         sums[1] += values.square_().sum(dim=(-2, -1))
     pixels = images.shape[-2] * images.shape[-1]
-    scale = torch.tensor([255.0, 255.0**2], dtype=torch.float64).view(2, 1, 1) * pixels
+    full = 255.0 if images.dtype == torch.uint8 else 65535.0
+    scale = torch.tensor([full, full**2], dtype=torch.float64).view(2, 1, 1) * pixels
     return (sums / scale).transpose(0, 1)
 
 
