@@ -788,7 +788,7 @@ def test_pictures_are_opened_in_one_place():
     files += [*Path("transforms").rglob("*.py"), *Path("scripts").glob("[!b]*.py")]
     found = {str(file) for file in files if opens.search(file.read_text())}
     # The second reads the name of the format only, the third colours photographs anew.
-    # bands.py reads what images.py does not: own channels and 16 bits, if the dataset asks for them.
+    # bands.py reads what images.py does not: own channels and 16 bits, if a dataset wants them.
     images = {"datasets/images.py", "datasets/bands.py"}
     assert found == images | {"trainer/insight/data_facts.py", "scripts/results.py"}
 

@@ -1,0 +1,542 @@
+"""Images with their own channels and 16 bits a channel: read, kept, transformed, trained, used."""
+
+import io
+import itertools
+import json
+import runpy
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2 as v2
+from PIL import Image
+
+from datasets import BrokenImage, DataError
+from datasets.bands import MAX_CHANNELS, Form, decode_as, notes_on_bits
+from datasets.image_folder import ImageFolder
+from datasets.images import Remark, decode, decode_and_tell, decoders, notes_on
+from tests.picture_files import chunk, png, tiff
+from trainer.build.prepare import prepare
+from trainer.build.trained import load_trained
+from trainer.config import load_config
+from trainer.drawing.pictures import to_picture
+from trainer.input.data import load_data
+from trainer.loop.fit import fit
+from trainer.predict import main as predict
+from trainer.process.errors import ConfigError
+from trainer.process.stop import StopRequest
+from transforms.own import Letterbox, Normalize
+from transforms.pipeline import Pipeline
+
+tifffile = pytest.importorskip("tifffile", reason='needs pip install -e ".[tiff]"')
+pytest.importorskip("imagecodecs", reason='needs pip install -e ".[tiff]"')
+
+KEEP, KEEP_16, RGB_16 = Form("keep", 8), Form("keep", 16), Form("rgb", 16)
+CPU = torch.device("cpu")
+
+
+def levels(*shape, bits=16, seed=0):
+    dtype = np.uint8 if bits <= 8 else np.uint16
+    return np.random.default_rng(seed).integers(0, 1 << bits, shape).astype(dtype)
+
+
+def tif(array, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, **options)
+    return file.getvalue()
+
+
+def patched(content, tag, value):
+    """A little-endian TIFF with another number in a tag of its first page."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        place = file.pages.first.tags[tag].valueoffset
+    return content[:place] + struct.pack("<I", value) + content[place + 4 :]
+
+
+def npy(array, **options):
+    file = io.BytesIO()
+    np.save(file, array, **options)
+    return file.getvalue()
+
+
+def saved(array, format, **options):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, format, **options)
+    return file.getvalue()
+
+
+def read(content, form=KEEP_16):
+    """The pixels as (H, W, C)."""
+    return decode_as(form, content, "x")[0].permute(1, 2, 0).numpy()
+
+
+def why_not(content, form=KEEP_16):
+    with pytest.raises(BrokenImage) as refused:
+        decode_as(form, content, "x")
+    return refused.value.reason
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("compression", [None, "lzw", "adobe_deflate", "packbits", "zstd"])
+def test_a_tiff_of_five_channels_keeps_each_value(order, planes, compression):
+    array = levels(20, 30, 5)
+    written = np.moveaxis(array, -1, 0) if planes == "separate" else array
+    for tile, predictor in itertools.product([None, (16, 16)], [False, bool(compression)]):
+        content = tif(
+            np.ascontiguousarray(written),
+            photometric="minisblack",
+            planarconfig=planes,
+            byteorder=order,
+            compression=compression,
+            tile=tile,
+            predictor=predictor,
+        )
+        found = read(content)
+        assert found.dtype == np.uint16
+        assert np.array_equal(found, array), (tile, predictor)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 10, 12, 16])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_of_any_bits_is_scaled_to_16_bits_so_that_the_highest_value_is_white(bits, order):
+    array = levels(7, 11, 3, bits=bits)
+    expected = np.rint(array * (65535 / ((1 << bits) - 1)))
+    for planar, reverse in itertools.product([False, True], [1, 2] if bits < 8 else [1]):
+        content = tiff(array, bits, 2, order, planar=planar, fill_order=reverse)
+        image, remark = decode_as(KEEP_16, content, "x")
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), expected), (planar, reverse)
+        assert bool(notes_on_bits([remark])) == (bits < 16)
+    grey = tiff(array[..., :1], bits, 0, order, rows=3)  # 0 is white
+    assert np.array_equal(read(grey), 65535 - expected[..., :1])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (tif(levels(4, 5).astype(np.float32)), "floats, of unknown range"),
+        (tif(levels(4, 5).astype(np.int16)), "signed integers"),
+        (tif(levels(4, 5).astype(np.uint32)), "32 bits, of unknown range"),
+        (tif(levels(3, 4, 5), photometric="minisblack"), "several pages"),
+        (tiff(levels(4, 5, 3, bits=8), 8, 2, t258=[5, 6, 5]), "differ in bits"),
+        (tiff(levels(4, 5, 3), 16, 2, t256=[60000], t257=[60000]), "are allowed"),
+        (patched(tif(levels(4, 5)), 273, 0), "sparse"),
+        (tif(levels(40, 50))[:-9], "cut off"),
+        (tif(levels(40, 50), compression="lzw")[:-9], "cut off"),
+        (tiff(levels(2, 3, 70, bits=8), 8, 1), f"70 channels; {MAX_CHANNELS}"),
+        (b"II*\0", ""),
+    ],
+)
+def test_an_odd_tiff_is_refused_with_the_reason(content, reason):
+    assert reason in why_not(content)
+
+
+def test_a_smaller_copy_in_a_tiff_is_no_second_page():
+    array, file = levels(16, 16), io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(array, photometric="minisblack")
+        writer.write(array[::2, ::2], photometric="minisblack", subfiletype=1)
+    assert np.array_equal(read(file.getvalue())[..., 0], array)
+
+
+def test_a_small_tiff_cannot_unpack_to_more_than_its_pixels():
+    large = zlib.compress(bytes(1 << 24), 9)
+    content = tif(levels(4, 5), compression="adobe_deflate")
+    content = patched(patched(content + large, 273, len(content)), 279, len(large))
+    tracemalloc.start()
+    assert "SPACE" in why_not(content)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (4, 2), (2, 3), (6, 4)])
+def test_a_png_of_16_bits_keeps_each_value_and_channel(colour, channels, interlaced):
+    array = levels(9, 14, channels)
+    content = png(array, 16, colour, interlaced=interlaced)
+    assert np.array_equal(read(content), array)
+    assert np.array_equal(read(content, KEEP), array >> 8)
+
+
+def test_a_damaged_png_of_16_bits_is_refused():
+    content = png(levels(40, 40, 3), 16, 2)
+    for cut in range(20, len(content) - 12, 97):
+        why_not(content[:cut])
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 12_000, 12_000, 16, 2, 0, 0, 0))
+    assert "pixels" in why_not(content[:8] + header + content[33:])
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WebP"])
+def test_an_8_bit_picture_keeps_its_channels_and_becomes_257_times_as_much_in_16(mode, format):
+    if format == "WebP" and mode in ("L", "LA"):
+        pytest.skip("WebP has colours only")
+    array = levels(9, 14, len(mode), bits=8).squeeze()
+    content = saved(
+        array, format, **({"lossless": True, "exact": True} if format == "WebP" else {})
+    )
+    expected = array.reshape(9, 14, -1)
+    assert np.array_equal(read(content, KEEP), expected)
+    assert np.array_equal(read(content), expected.astype(int) * 257)
+
+
+def test_a_grey_jpeg_has_one_channel_and_a_colour_one_three():
+    for array in (levels(16, 16, bits=8), levels(16, 16, 3, bits=8)):
+        content = saved(array, "JPEG")
+        with Image.open(io.BytesIO(content)) as image:
+            assert np.array_equal(read(content, KEEP).squeeze(), np.asarray(image))
+
+
+def test_a_turned_picture_of_two_channels_is_upright():
+    array, exif = levels(9, 14, 2, bits=8), Image.Exif()
+    exif[0x0112] = 6
+    image, remark = decode_as(KEEP, saved(array, "PNG", exif=exif), "x")
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.rot90(array, -1))
+    assert remark & Remark.TURNED
+    deep = tiff(levels(9, 14, 5), 16, 1, t274=[8])
+    assert np.array_equal(read(deep), np.rot90(levels(9, 14, 5)))
+
+
+def test_16_bits_as_rgb_have_three_channels_and_alpha_on_white():
+    grey, colours, alpha = levels(6, 7, 1), levels(6, 7, 3), levels(6, 7, 4)
+    assert np.array_equal(read(png(grey, 16, 0), RGB_16), grey.repeat(3, 2))
+    assert np.array_equal(read(png(colours, 16, 2), RGB_16), colours)
+    share = alpha[..., 3:] / 65535
+    expected = np.rint(alpha[..., :3] * share + 65535 * (1 - share))
+    image, remark = decode_as(RGB_16, png(alpha, 16, 6), "x")
+    assert np.abs(image.permute(1, 2, 0).numpy() - expected).max() <= 1
+    assert remark & Remark.ON_WHITE
+    straight = tif(alpha, photometric="rgb", extrasamples=["unassalpha"])
+    assert torch.equal(decode_as(RGB_16, straight, "x")[0], image)
+    key = chunk(b"tRNS", colours[2, 3].astype(">u2").tobytes())
+    found = read(png(colours, 16, 2, key), RGB_16)
+    assert (found[2, 3] == 65535).all()
+    assert np.array_equal(
+        np.delete(found.reshape(-1, 3), 17, 0), np.delete(colours.reshape(-1, 3), 17, 0)
+    )
+    assert "5 channels that are not RGB" in why_not(tiff(levels(4, 5, 5), 16, 1), RGB_16)
+
+
+@pytest.mark.parametrize(
+    "array", [levels(5, 6), levels(5, 6, 1), levels(5, 6, 7), levels(5, 6, bits=8)]
+)
+def test_an_array_file_keeps_each_value(array):
+    expected = array.reshape(5, 6, -1).astype(int) * (257 if array.dtype == np.uint8 else 1)
+    for same in (array, np.asfortranarray(array), array.astype(array.dtype.newbyteorder(">"))):
+        assert np.array_equal(read(npy(same)), expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (npy(levels(4, 5).astype(float)), "float64; uint8 and uint16"),
+        (npy(np.array([{}], object), allow_pickle=True), "object; uint8"),
+        (npy(levels(3, 4, 224)), "expected (H, W) or (H, W, C)"),
+        (npy(levels(4, 5))[:-1], "bytes of pixels"),
+        (npy(levels(4, 5)).replace(b"(4, 5)", b"(9, 5)"), "bytes of pixels"),
+        (npy(levels(40, 50)).replace(b"(40, 50)", b"(9**9, )"), ""),
+        (npy(levels(1000, 100)).replace(b"(1000, 100)", b"(9999,99999)"), "are allowed"),
+        (b"\x93NUMPY", ""),
+    ],
+)
+def test_an_odd_array_file_is_refused_with_the_reason(content, reason):
+    assert reason in why_not(content)
+
+
+def test_over_8_bits_in_other_formats_are_refused_as_16_bits():
+    jpeg2000 = io.BytesIO()
+    Image.fromarray(levels(32, 32)).save(jpeg2000, "JPEG2000")
+    assert "save it as PNG or TIFF" in why_not(jpeg2000.getvalue())
+
+
+def test_without_the_extra_a_tiff_is_refused_by_its_name(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.tif").write_bytes(tif(levels(4, 5)))
+    monkeypatch.setattr("datasets.bands.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r'2 TIFF files; .*pip install -e "\.\[tiff\]"'):
+        ImageFolder(str(tmp_path), channels="keep")
+    ImageFolder(str(tmp_path))
+
+
+def test_the_default_reads_stores_and_names_images_as_without_the_two_arguments(tmp_path):
+    for name, mode in (("a", "RGBA"), ("b", "L")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(
+            saved(levels(8, 8, len(mode), bits=8).squeeze(), "PNG")
+        )
+        (tmp_path / name / "x.npy").write_bytes(npy(levels(8, 8)))
+    plain = ImageFolder(str(tmp_path))
+    assert plain.ids == ("a/x.png", "b/x.png")
+    assert "2 .npy" in plain.note
+    assert plain.recipe == f"exact decoding by {decoders()}"
+    for index in range(2):
+        content = plain.content(index)
+        assert torch.equal(plain.image(index), decode(content, "x"))
+        assert plain.remarks[index] == decode_and_tell(content, "x")[1]
+    others = [ImageFolder(str(tmp_path), channels=c, bits=b) for c, b in [KEEP, KEEP_16, RGB_16]]
+    assert len({plain.recipe, *(other.recipe for other in others)}) == 4
+    assert all(len(other) == 4 for other in others)
+    assert [plain.digest(i) for i in range(2)] == [others[0].digest(i) for i in (1, 3)]
+
+
+def test_notes_count_what_was_scaled_and_what_was_cut():
+    remarks = [
+        decode_as(KEEP_16, c, "x")[1]
+        for c in (saved(levels(4, 4, bits=8), "PNG"), tif(levels(4, 5)))
+    ]
+    assert notes_on_bits([0, *remarks])[0].startswith("1 of 2 images holds fewer than 16 bits")
+    assert not notes_on(remarks)
+    assert "the high ones" in notes_on([decode_as(KEEP, tif(levels(4, 5)), "x")[1]])[0]
+
+
+# --- transforms -----------------------------------------------------------------------------------
+
+
+def images_of(count=3, channels=5, height=40, width=50):
+    return torch.from_numpy(levels(count, channels, height, width))
+
+
+def prepared(images, *transforms):
+    return Pipeline(transforms, 0).prepare(images).numpy()
+
+
+def test_crops_pads_and_flips_of_16_bits_change_no_value():
+    images = images_of()
+    array = images.numpy()
+    assert np.array_equal(prepared(images, v2.CenterCrop(20)), array[..., 10:30, 15:35])
+    padded = np.pad(array, [(0, 0), (0, 0), (2, 2), (2, 2)])
+    assert np.array_equal(prepared(images, v2.Pad(2)), padded)
+    rows, labels = torch.arange(3), torch.zeros(3, dtype=torch.int64)
+    flipped = Pipeline([v2.RandomHorizontalFlip(1), v2.RandomVerticalFlip(1)], 0)
+    found, _ = flipped(images, labels, rows, 0)
+    assert np.array_equal(
+        found.numpy(), array[..., ::-1, ::-1].astype(np.float32) / np.float32(65535)
+    )
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_a_resize_of_16_bits_is_torchvisions_of_float64_within_one_level(interpolation):
+    images = images_of()
+    resize = v2.Resize([17, 23], interpolation=v2.InterpolationMode(interpolation))
+    expected = resize(images.to(torch.float64)).numpy().clip(0, 65535)
+    found = prepared(images, resize)
+    assert found.dtype == np.uint16
+    assert np.abs(found - expected).max() <= 0.6
+
+
+def test_a_letterbox_of_16_bits_fills_with_the_same_grey_as_of_8():
+    found = prepared(images_of(), Letterbox([60, 60], fill=[100]))
+    assert (found[..., 0, :] == 100 * 257).all()
+
+
+def test_the_numbers_of_16_bits_are_divided_by_65535_and_normalised_by_channel():
+    images, mean, std = images_of(), [0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]
+    found, _ = Pipeline([Normalize(mean, std)], 0)(
+        images, torch.zeros(3, dtype=torch.int64), torch.arange(3), 0
+    )
+    scaled = images.numpy().astype(np.float32) / np.float32(65535)
+    m, s = (np.array(x, np.float32).reshape(5, 1, 1) for x in (mean, std))
+    assert np.array_equal(found.numpy(), (scaled - m) / s)
+    eight = torch.randint(0, 256, (3, 5, 9, 9), dtype=torch.uint8)
+    both = [
+        Pipeline([v2.RandomRotation(30), Normalize(mean, std)], 0)(
+            x, torch.zeros(3), torch.arange(3), 0
+        )
+        for x in (eight, (eight.int() * 257).to(torch.uint16))
+    ]
+    assert torch.allclose(both[0][0], both[1][0], atol=0.03)  # rotated in float, not in grey levels
+
+
+def test_pictures_show_the_first_three_channels_and_the_high_byte():
+    array = levels(5, 8, 9)
+    for channels in (1, 2, 3, 4, 5):
+        shown = array[: 3 if channels > 2 else 1] >> 8
+        expected = np.broadcast_to(shown, (3, 8, 9)).transpose(1, 2, 0)
+        assert np.array_equal(np.asarray(to_picture(torch.from_numpy(array[:channels]))), expected)
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+CONFIG = """
+name: bits
+dataset: {{name: ImageFolder, root: {root}, channels: keep, bits: {bits}}}
+split: {{ratios: [2, 1, 1]}}
+transforms:
+  train: [{transforms}]
+  eval: [{transforms}]
+loader: {{batch_size: 16, workers: 0}}
+model: {{name: MLP, hidden: [16]}}
+optimizer: {{name: Adam, lr: 0.01}}
+train: {{epochs: 8, device: cpu}}
+log: {{images: 2}}
+"""
+LOW_BYTE = "{name: Normalize, mean: [0.501961], std: [0.0009766]}"  # 0x8080, 64 levels
+
+
+def config(tmp_path, root, bits=16, transforms=LOW_BYTE, *overrides):
+    path = tmp_path / "bits.yaml"
+    path.write_text(CONFIG.format(root=root, bits=bits, transforms=transforms))
+    return load_config(path, overrides)
+
+
+def run_of(config, folder):
+    job = prepare(config, lambda line: None)
+    with StopRequest() as stop:
+        return fit(job, folder, None, lambda line: None, stop)
+
+
+@pytest.fixture(scope="module")
+def low_byte(tmp_path_factory):
+    """Images of 8 x 8 whose high byte is always 0x80: only the low byte tells the class."""
+    root = tmp_path_factory.mktemp("low")
+    random = np.random.default_rng(1)
+    for name, middle in (("dark", 0x8040), ("light", 0x80C0)):
+        (root / name).mkdir()
+        for number in range(40):
+            array = (middle + random.integers(-60, 60, (8, 8))).astype(np.uint16)
+            kinds = {"tif": tif(array), "png": png(array[..., None], 16, 0), "npy": npy(array)}
+            suffix = list(kinds)[number % 3]
+            (root / name / f"{number}.{suffix}").write_bytes(kinds[suffix])
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished_run(low_byte, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    return run_of(config(folder, low_byte), folder / "runs")
+
+
+def result(run):
+    return json.loads((run / "result.json").read_text())["test"]["accuracy"]
+
+
+def test_what_the_low_byte_tells_is_learnt_with_16_bits_only(low_byte, finished_run, tmp_path):
+    assert result(finished_run) == 1
+    eight = run_of(config(tmp_path, low_byte, 8), tmp_path / "runs")
+    assert 0.3 <= result(eight) <= 0.7  # all images are equal: one class for all
+
+
+def test_predict_reads_16_bits_as_the_run_did(low_byte, finished_run, capsys):
+    predict([str(finished_run), str(low_byte), "--sheet", str(finished_run / "sheet.png")])
+    lines = capsys.readouterr().out.splitlines()[1:]
+    found = [line.split()[:2] for line in lines if line.startswith("/")]
+    assert len(found) == 80
+    assert all(f"/{name}/" in path for path, name in found)
+    with Image.open(finished_run / "sheet.png") as sheet:
+        assert sheet.mode == "RGB"
+
+
+def test_an_image_of_other_channels_is_refused_by_predict(finished_run, tmp_path):
+    (tmp_path / "x.png").write_bytes(saved(levels(8, 8, 3, bits=8), "PNG"))
+    with pytest.raises(BrokenImage, match="has 3 channels, and the run's images 1"):
+        load_trained(finished_run).read(tmp_path / "x.png")
+
+
+def test_the_onnx_file_and_its_program_answer_from_the_low_byte(low_byte, finished_run, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
+    from trainer.export import main
+
+    main([str(finished_run), "--format", "onnx", "--output", str(tmp_path)])
+    session = onnxruntime.InferenceSession(tmp_path / "bits.onnx")
+    program = runpy.run_path(str(tmp_path / "bits_onnx.py"))
+    card = json.loads((tmp_path / "bits.json").read_text())
+    assert (card["image_channels"], card["image_bits"]) == (1, 16)
+    for label, name in enumerate(("dark", "light")):
+        for path in sorted((low_byte / name).glob("*.npy")):
+            scaled = np.load(path).astype(np.float32)[None, None] / np.float32(65535)
+            images = (scaled - np.float32(0.501961)) / np.float32(0.0009766)
+            assert session.run(None, {"images": images})[0].argmax() == label
+            assert np.array_equal(program["preprocess"](path, card), images)
+
+
+@pytest.mark.parametrize("size", [8, 200])  # small images are kept as a table, large ones alone
+def test_each_place_of_prepared_images_gives_the_same_16_bits(tmp_path, size):
+    root = tmp_path / "data"
+    for name in "ab":
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            array = levels(size, size, 5, seed=number + 10 * (name == "a"))
+            (root / name / f"{number}.npy").write_bytes(npy(array))
+    normalize = f"{{name: Normalize, mean: {[0.5] * 5}, std: {[0.25] * 5}}}"
+    transforms = f"{{name: CenterCrop, size: {size - 2}}}, {normalize}"
+    found = {}
+    for cache in ("off", "ram", "store", "store"):  # the last reads what the third has written
+        data = load_data(config(tmp_path, root, 16, transforms, f"loader.cache={cache}"), CPU)
+        subset = data.subsets["train"]
+        assert subset.cache == cache
+        images = subset.batch(torch.arange(len(subset)))[0]
+        for index, image in zip(subset.indices.tolist(), images, strict=True):
+            array = np.load(root / data.dataset.ids[index])[1:-1, 1:-1].transpose(2, 0, 1)
+            expected = (
+                array.astype(np.float32) / np.float32(65535) - np.float32(0.5)
+            ) / np.float32(0.25)
+            assert np.array_equal(image.numpy(), expected), cache
+        found[cache] = images
+    assert torch.equal(found["off"], found["store"])
+
+
+def test_images_of_different_channels_are_told_in_one_error_with_counts(tmp_path):
+    root = tmp_path / "data"
+    for name in "ab":
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            channels = {0: 4, 1: 1}.get(number, 3)
+            array = levels(8, 8, channels, bits=8, seed=number + 10 * (name == "a"))
+            (root / name / f"{number}.png").write_bytes(saved(array.squeeze(), "PNG"))
+    for cache in ("off", "ram", "store"):
+        with pytest.raises(DataError) as refused:
+            load_data(config(tmp_path, root, 8, "", f"loader.cache={cache}"), CPU)
+        told = str(refused.value)
+        assert "1 channel: 2 images, first " in told
+        assert "3 channels: 12 images, first " in told
+        assert "4 channels: 2 images, first " in told
+        assert "dataset.channels=rgb" in told
+    load_data(config(tmp_path, root, 8, "", "dataset.channels=rgb"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("transform", "told"),
+    [
+        ("{name: RandAugment}", "works on images of 8 bits only"),
+        ("{name: RandomRotation, degrees: 9, fill: 128}", "only 0, black, is possible"),
+    ],
+)
+def test_a_transform_that_needs_8_bits_is_a_fault_at_its_place(low_byte, tmp_path, transform, told):
+    path = tmp_path / "bits.yaml"
+    path.write_text(CONFIG.format(root=low_byte, bits=16, transforms=LOW_BYTE))
+    text = path.read_text().replace("train: [", f"train: [{transform}, ")
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"(?s)transforms.train.0.*{told}"):
+        load_config(path)
+    path.write_text(text.replace("bits: 16", "bits: 8"))
+    load_config(path)
+
+
+def test_a_transform_of_colours_is_a_fault_for_five_channels(tmp_path):
+    root = tmp_path / "data"
+    for name in "ab":
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            array = levels(8, 8, 5, seed=number + 10 * (name == "a"))
+            (root / name / f"{number}.tif").write_bytes(tiff(array, 16, 1))
+    settings = config(tmp_path, root, 16, "")
+    text = (tmp_path / "bits.yaml").read_text()
+    (tmp_path / "bits.yaml").write_text(
+        text.replace("train: []", "train: [{name: RandomGrayscale, p: 0.001}]")
+    )
+    settings = load_config(tmp_path / "bits.yaml")
+    with pytest.raises(ConfigError, match="RandomGrayscale is for grey and RGB, .* 5 channels"):
+        prepare(settings, lambda line: None)
+
+
+def test_a_normalize_of_another_number_of_channels_is_a_fault_at_its_place(low_byte, tmp_path):
+    three = "{name: Normalize, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}"
+    with pytest.raises(ConfigError, match=r"transforms\.(train|eval)\.0.*give one value a channel"):
+        prepare(config(tmp_path, low_byte, 16, three), lambda line: None)
