@@ -4,7 +4,7 @@ import functools
 import hashlib
 import io
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -128,6 +128,14 @@ def notes_on_bits(remarks: Iterable[int]) -> list[str]:
     count = sum(bool(remark & FEWER_BITS) for remark in kept)
     what = agreeing(count, "hold fewer than 16 bits a channel, scaled to 16 (8 bits: times 257)")
     return [f"{count:,} of {len(kept):,} images {what}"] if count else []
+
+
+def notes_on_pictures(form: Form, channels: Collection[int]) -> list[str]:
+    """A line on what pictures of images with these numbers of channels leave out."""
+    parts = [f"the first three of {count} channels" for count in channels if count > 3]
+    parts += ["the first of 2 channels"] * (2 in channels)
+    parts += ["the high byte of 16 bits"] * (form.bits == 16)
+    return [f"pictures of these images show {' and '.join(parts)}"] if parts else []
 
 
 def _read(form: Form, content: bytes, path: str, at_least: int) -> tuple[Pixels, int, int]:

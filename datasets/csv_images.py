@@ -52,7 +52,8 @@ _USUAL = {  # names of columns that a header may have instead
 class CSVImages(ImageFiles):
     """Images below ``root`` that a CSV file lists: a header, then one line per image.
 
-    Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError with the CSV's line numbers.
+    Images: (3, H, W) uint8, RGB, or as ``channels`` and ``bits`` say; sizes may differ. Raises
+    DataError with the CSV's line numbers.
 
     root: The folder that the paths in the CSV start from; none may leave it.
     csv: The CSV file: UTF-8, a header, and commas, semicolons, tabs or ``|`` between the values.

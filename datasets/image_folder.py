@@ -18,7 +18,8 @@ class ImageFolder(ImageFiles):
     like splits (seg_train, val2017) that hold class folders, and leaves out others; ``classes``
     reads each folder as a class.
 
-    Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError as ``scan`` does.
+    Images: (3, H, W) uint8, RGB, or as ``channels`` and ``bits`` say; sizes may differ. Raises
+    DataError as ``scan`` does.
 
     root: The folder with a folder for each class, or with train, val and test folders of them.
     on_broken: What a file that cannot be decoded does: error ends the run, skip leaves it out.

@@ -21,8 +21,8 @@ class RMB(ImageFiles):
     ``root`` may also hold train, valid and test folders of that form, as with ImageFolder.
     Drawn pictures are kept in ``data/rmb_drawn``; ``note`` then says so. A root other than the
     default must exist, because a missing one is most likely misspelt.
-    Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError as ``scan`` does, and for a
-    folder whose name is not a face value.
+    Images: (3, H, W) uint8, RGB, or as ``channels`` and ``bits`` say; sizes may differ. Raises
+    DataError as ``scan`` does, and for a folder whose name is not a face value.
 
     root: The folder with a folder of photographs for each face value, from where you start.
     draw_if_absent: Draw pictures like notes once, and read them, if the default root is absent.

@@ -46,8 +46,9 @@ class Shards:
     Ids, labels, splits, digests, pixels and results are the same as with the folder. The tar files
     are in WebDataset's format; they are read at the offsets in the index, in any order, without
     that library. The SHA-256 of each image is checked when it is read.
-    Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError for a missing or malformed
-    index, and for shards that are missing or of another size than in the index.
+    Images: (3, H, W) uint8, RGB, or as ``channels`` and ``bits`` say; sizes may differ. Raises
+    DataError for a missing or malformed index, and for shards that are missing or of another size
+    than in the index.
 
     root: The folder with shards.json and the tar files, as scripts.pack_shards writes it.
     on_broken: What a file that cannot be decoded does: error ends the run, skip leaves it out.

@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = find_run(arguments.run)
     with start():
         from datasets import DataError
-        from datasets.bands import form_in, notes_on_bits
+        from datasets.bands import form_in, notes_on_bits, notes_on_pictures
         from datasets.images import notes_on
         from trainer.build.trained import load_trained
         from trainer.config import load_config
@@ -143,7 +143,10 @@ def run(arguments: argparse.Namespace) -> None:
     )
     with closing(predictions):
         broken = print_predictions(arguments, trained.classes, paths, predictions, files)
-    for note in [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]:
+    told = [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]
+    if arguments.sheet:
+        told += notes_on_pictures(trained.form, [trained.image_channels])
+    for note in told:
         print(f"note    {note}", file=sys.stderr)
     if not (broken or unreadable or faults):
         return

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from datasets import DATASETS, BrokenImage, DataError, Dataset
-from datasets.bands import notes_on_bits
+from datasets.bands import form_in, notes_on_bits, notes_on_pictures
 from datasets.images import notes_on
 from datasets.split import PARTS, conflicts, expected_part, manifest
 from datasets.split import split as split_dataset
@@ -133,6 +133,7 @@ def load_data(config: Config, device: torch.device) -> Data:
     notes += source.notes + notes_on_decoding(dataset, pipelines)
     remarks = getattr(dataset, "remarks", b"")  # a user's dataset may have none
     notes += notes_on(remarks) + notes_on_bits(remarks)
+    notes += notes_on_pictures(form_in(config.dataset.arguments), source.channels)
     left_out = [error for _, error in sorted(source.broken.items())]
     try:
         notes += classes_without_images(dataset, indices, config)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import BrokenImage, DataError, Dataset
-from datasets.bands import notes_on_bits
+from datasets.bands import form_in, notes_on_bits, notes_on_pictures
 from datasets.files import ImageFiles
 from datasets.images import FORMATS, notes_on
 from datasets.split import PARTS, manifest
@@ -129,6 +129,8 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     flat = is_flat(thumbnails).nonzero().flatten().tolist()
     forms = Counter(form for form in found_forms if form)
     remarks = getattr(dataset, "remarks", b"")
+    converted = notes_on(remarks) + notes_on_bits(remarks)
+    converted += notes_on_pictures(form_in(config.dataset.arguments), [raw.shape[-1]])
     facts = {
         "dataset": {
             "name": config.dataset.name,
@@ -142,7 +144,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
         "counts": counts_of(dataset, splits),
         "sizes": sizes_of(sizes),
         "formats": dict(forms.most_common()),
-        "converted": [*notes_on(remarks), *notes_on_bits(remarks)],
+        "converted": converted,
         "pixels": pixels_of(config, pipelines["eval"], raw[rows], prepared[rows]),
         "one_colour": [dataset.ids[usable[row]] for row in flat],
         "exact_duplicates": [samples(group) for group in exact],
