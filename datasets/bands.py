@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from datasets import BrokenImage, DataError, tiff
+from datasets.heif import is_heif, read_heif, recipe_of_heif
 from datasets.images import (
     FORMATS,
     MAX_PIXELS,
@@ -79,7 +80,7 @@ def decode_as(form: Form, content: bytes, path: str, at_least: int = 0) -> tuple
     times 65535, rounded. ``bits: 8`` keeps the high byte.
     Raises BrokenImage with the reason for what cannot be read.
     """
-    if form.is_plain:
+    if form.is_plain and not is_heif(content, path):
         return decode_and_tell(content, path, at_least)
     try:
         pixels, bits, remark = _read(form, content, path, at_least)
@@ -93,9 +94,12 @@ def decode_as(form: Form, content: bytes, path: str, at_least: int = 0) -> tuple
         raise BrokenImage(path, " ".join(reason(error).split())[:300]) from error
 
 
-def recipe_of_form(form: Form, how: str) -> str:
-    """All that decides the pixels of a content, besides ``at_least``; ``how``: exact or fast."""
-    text = f"{how} decoding by {decoders()}"
+def recipe_of_form(form: Form, how: str, ids: Iterable[str]) -> str:
+    """All that decides the pixels of a content, besides ``at_least``.
+
+    how: exact or fast. ids: the names of all files.
+    """
+    text = f"{how} decoding by {decoders()}{recipe_of_heif(ids)}"
     if form.is_plain:
         return text
     return f"{text}, channels {form.channels}, {form.bits} bits by {_own_code()}"
@@ -151,6 +155,8 @@ def _read(form: Form, content: bytes, path: str, at_least: int) -> tuple[Pixels,
             return pixels, found.bits, Remark.READ | turned
     elif content.startswith(_PNG) and content[24:25] == b"\x10":
         return _png_of_16_bits(content, form)
+    elif is_heif(content, path):
+        return _from_heif(content, form)
     return _of_8_bits(form, content, path, at_least)
 
 
@@ -168,9 +174,22 @@ def _of_8_bits(form: Form, content: bytes, path: str, at_least: int) -> tuple[Pi
                 return pixels, 8, Remark.READ | frames | turned
             bands = _BANDS_OF.get(image.mode, 3)
     rgb, remark = decode_and_tell(content, path, at_least)
+    _check_bits(remark, form)
+    return rgb.permute(1, 2, 0).numpy()[..., :bands], 8, remark
+
+
+def _check_bits(remark: int, form: Form) -> None:
     if remark & Remark.HIGH_BYTE and form.bits == 16:
         raise ValueError("over 8 bits in this format are not read whole; save it as PNG or TIFF")
-    return rgb.permute(1, 2, 0).numpy()[..., :bands], 8, remark
+
+
+def _from_heif(content: bytes, form: Form) -> tuple[Pixels, int, int]:
+    pixels, remark = read_heif(content)
+    _check_bits(remark, form)
+    alpha = "straight" if pixels.shape[2] == 4 else ""
+    if alpha and form.channels == "rgb" and (pixels[..., -1] < 255).any():
+        remark |= Remark.ON_WHITE
+    return _as_rgb(pixels, alpha, True, form), 8, remark
 
 
 def _png_of_16_bits(content: bytes, form: Form) -> tuple[Pixels, int, int]:

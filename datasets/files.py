@@ -87,7 +87,7 @@ class ImageFiles:
     @property
     def recipe(self) -> str:
         """All that decides the pixels of a content, besides ``at_least``."""
-        return recipe_of_form(self.form, self.decoding)
+        return recipe_of_form(self.form, self.decoding, self.ids)
 
     def digest(self, index: int) -> str:
         """SHA-256 (hex) of the file's bytes. Raises BrokenImage if it cannot be read."""

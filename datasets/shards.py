@@ -124,7 +124,7 @@ class Shards:
     @property
     def recipe(self) -> str:
         """All that decides the pixels of a content, besides ``at_least``."""
-        return recipe_of_form(self.form, self.decoding)
+        return recipe_of_form(self.form, self.decoding, self.ids)
 
     def _name(self, index: int) -> str:
         return f"{self.root / shard_name(self._places[index][0])}: {self.ids[index]}"

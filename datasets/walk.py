@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.files import natural
+from datasets.heif import EXTRA, HEIF_SUFFIXES, has_heif
 from datasets.images import SUFFIXES, check_file
 from datasets.words import agreeing, counted
 
@@ -117,7 +118,7 @@ def kind_left_out(file: os.DirEntry[str] | Path, more: frozenset[str] = frozense
         return "broken links"
     _, dot, ending = name.rpartition(".")
     suffix = f".{ending.lower()}" if dot else ""
-    if suffix in SUFFIXES or suffix in more:
+    if suffix in SUFFIXES or suffix in more or (suffix in HEIF_SUFFIXES and has_heif()):
         return ""
     if suffix.strip(".0123456789"):
         return suffix
@@ -163,6 +164,8 @@ def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> str:
         texts.append(f"{counted(rest, 'file')} of {counted(more, 'more kind')}")
     total = sum(map(len, left_out.values()))
     advice = "; to use pictures among them, convert them to .png or .jpg"
+    if not has_heif() and left_out.keys() & HEIF_SUFFIXES:
+        advice += f", or for HEIF: {EXTRA}"
     is_file = any(kind.startswith((".", "without")) and kind not in _JUNK for kind in kinds)
     return f"left out {total:,}: {', '.join(texts)}{advice * is_file}"
 

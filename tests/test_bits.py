@@ -7,6 +7,7 @@ import runpy
 import struct
 import tracemalloc
 import zlib
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image
 from datasets import BrokenImage, DataError
 from datasets.bands import MAX_CHANNELS, Form, decode_as, notes_on_bits
 from datasets.image_folder import ImageFolder
-from datasets.images import Remark, decode, decode_and_tell, decoders, notes_on
+from datasets.images import HAS_AVIF, Remark, decode, decode_and_tell, decoders, notes_on
 from tests.picture_files import chunk, png, tiff
 from trainer.build.prepare import prepare
 from trainer.build.trained import load_trained
@@ -294,6 +295,72 @@ def test_notes_count_what_was_scaled_and_what_was_cut():
     assert notes_on_bits([0, *remarks])[0].startswith("1 of 2 images holds fewer than 16 bits")
     assert not notes_on(remarks)
     assert "the high ones" in notes_on([decode_as(KEEP, tif(levels(4, 5)), "x")[1]])[0]
+
+
+# --- HEIC and AVIF ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def heif(monkeypatch):
+    module = pytest.importorskip("pillow_heif", reason='needs pip install -e ".[heif]"')
+    monkeypatch.setattr("datasets.heif.find_spec", find_spec)
+    return module
+
+
+def heic(array):
+    import pillow_heif
+
+    if "x265" not in str(pillow_heif.libheif_info()["encoders"]):
+        pytest.skip("this pillow-heif cannot write")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(array)).save(file, quality=-1, chroma=444)
+    return file.getvalue()
+
+
+def test_a_heic_photograph_is_read_as_pillow_heif_reads_it(heif, tmp_path):
+    for name, channels in (("a", 3), ("b", 4)):
+        (tmp_path / name).mkdir()
+        content = heic(levels(40, 56, channels, bits=8))
+        (tmp_path / name / "x.HEIC").write_bytes(content)
+    content = (tmp_path / "a" / "x.HEIC").read_bytes()
+    expected = np.asarray(heif.open_heif(io.BytesIO(content)).to_pillow())
+    dataset = ImageFolder(str(tmp_path))
+    assert dataset.ids == ("a/x.HEIC", "b/x.HEIC")
+    assert np.array_equal(dataset.image(0).permute(1, 2, 0).numpy(), expected)
+    assert dataset.image(1).shape == (3, 40, 56)
+    assert dataset.remarks[1] & Remark.ON_WHITE
+    assert "libheif" in dataset.recipe
+    kept = ImageFolder(str(tmp_path), channels="keep", bits=16)
+    assert np.array_equal(kept.image(0).permute(1, 2, 0).numpy(), expected.astype(int) * 257)
+    assert kept.image(1).shape == (4, 40, 56)
+    with pytest.raises(BrokenImage):
+        decode_as(Form(), content[:-900], "x.heic")
+    assert torch.equal(
+        decode_as(Form(), saved(expected, "PNG"), "a PNG.heic")[0], dataset.image(0)
+    )  # the content decides
+
+
+def test_without_the_extra_heic_files_are_left_out_and_the_extra_is_named(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(saved(levels(4, 4, bits=8), "PNG"))
+        (tmp_path / name / "y.heic").write_bytes(b"....ftypheic....")
+    dataset = ImageFolder(str(tmp_path))
+    assert len(dataset) == 2
+    assert "left out 2: 2 .heic" in dataset.note
+    assert 'pip install -e ".[heif]"' in dataset.note
+    assert "heif" not in dataset.recipe
+    with pytest.raises(BrokenImage, match=r'pip install -e "\.\[heif\]"'):
+        decode_as(Form(), b"....ftypheic....", "y.heic")
+
+
+@pytest.mark.skipif(not HAS_AVIF, reason="this Pillow reads no AVIF")
+def test_an_avif_photograph_keeps_its_channels():
+    for channels in (3, 4):
+        content = saved(levels(32, 32, channels, bits=8), "AVIF", quality=100)
+        with Image.open(io.BytesIO(content)) as image:
+            assert np.array_equal(read(content, KEEP), np.asarray(image))
+            assert np.array_equal(read(content), np.asarray(image).astype(int) * 257)
 
 
 # --- transforms -----------------------------------------------------------------------------------
