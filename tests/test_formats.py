@@ -796,7 +796,7 @@ def test_pictures_are_opened_in_one_place():
 def test_the_program_beside_an_exported_model_gives_the_same_pixels_or_refuses():
     names: dict = {"__name__": "use", "__file__": "use.py"}
     imports = ["import numpy as np", "from PIL import Image, ImageOps"]
-    values = {"imports": imports, "packages": [], "building": []}
+    values = {"imports": imports, "packages": [], "building": [], "arrays": False}
     exec(render(SCRIPT_TEMPLATE, kind="onnx", file="x", **values), names)
     card = {"image_channels": 3, "transforms": []}
     for format in ("PNG", "GIF", "BMP", "JPEG", "WebP", "TIFF"):
