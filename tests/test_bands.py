@@ -16,6 +16,7 @@ from datasets import BrokenImage, DataError
 from datasets.bands import MAX_CHANNELS, Form, decode_as, notes_on_bits
 from datasets.image_folder import ImageFolder
 from datasets.images import HAS_AVIF, Remark, decode, decode_and_tell, decoders, notes_on
+from datasets.shards import Shards
 from tests.deep_pictures import levels, npy, patched, saved, tif, tifffile
 from tests.picture_files import chunk, png, tiff
 
@@ -292,6 +293,24 @@ def test_a_heic_photograph_is_read_as_pillow_heif_reads_it(heif, tmp_path):
     assert torch.equal(
         decode_as(Form(), saved(expected, "PNG"), "a PNG.heic")[0], dataset.image(0)
     )  # the content decides
+
+
+def test_packed_files_of_other_channels_are_read_as_in_their_folder(tmp_path):
+    pytest.importorskip("webdataset", reason='needs pip install -e ".[shards]"')
+    from scripts.pack_shards import main
+
+    for name in "ab":
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "x.npy").write_bytes(npy(levels(4, 5, 7)))
+        (tmp_path / "in" / name / "y.tif").write_bytes(tiff(levels(4, 5, 7, seed=1), 16, 1))
+    target = tmp_path / "out"
+    form = ["--channels", "keep", "--bits", "16"]
+    assert main(["--source", str(tmp_path / "in"), "--target", str(target), *form]) == 0
+    packed = Shards(str(target), channels="keep", bits=16)
+    assert packed.ids == ("a/x.npy", "a/y.tif", "b/x.npy", "b/y.tif")
+    for index in range(4):
+        expected = levels(4, 5, 7, seed=index % 2)
+        assert np.array_equal(packed.image(index).permute(1, 2, 0).numpy(), expected)
 
 
 def test_without_the_extra_heic_files_are_left_out_and_the_extra_is_named(tmp_path):
