@@ -60,7 +60,7 @@ class Form(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether images become RGB of 8 bits."""
-        return self == Form()
+        return self.channels == "rgb" and self.bits == 8
 
     @property
     def suffixes(self) -> frozenset[str]:
@@ -193,16 +193,12 @@ def _from_heif(content: bytes, form: Form) -> tuple[Pixels, int, int]:
 
 
 def _png_of_16_bits(content: bytes, form: Form) -> tuple[Pixels, int, int]:
-    """Pillow reads 16-bit colours as 8 bits; torchvision reads them whole."""
-    from torchvision.io import ImageReadMode, decode_image
-
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"more than {MAX_PIXELS:,} pixels")
         key, orientation = image.info.get("transparency"), _orientation(image)
         frames = Remark.FIRST if getattr(image, "is_animated", False) else Remark(0)
-    data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    pixels: Pixels = decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    pixels = _samples_of_png(content)
     remark = Remark.READ | frames
     if key is not None:  # one colour is transparent, compared in all its bits
         is_key = (pixels == np.array(key)).all(axis=2)
@@ -214,6 +210,25 @@ def _png_of_16_bits(content: bytes, form: Form) -> tuple[Pixels, int, int]:
     if alpha and form.channels == "rgb" and (pixels[..., -1] < 65535).any():
         remark |= Remark.ON_WHITE
     return _as_rgb(pixels, alpha, channels > 2, form), 16, remark | turned
+
+
+def _samples_of_png(content: bytes) -> Pixels:
+    """All bits of a 16-bit PNG, of which Pillow keeps the high byte of colours: read it twice.
+
+    Not by torchvision: its decode_image ends the process at some damaged files.
+    """
+    by_byte = []
+    for order in "BL":  # "L" takes the other byte of each two
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            raw = str(image.tile[0].args)
+            if raw == "LA;16B":  # four bytes a pixel
+                image.tile = [tile._replace(args="RGBA") for tile in image.tile]
+                return np.array(image).view(">u2").astype(np.uint16)
+            if raw == "I;16B":
+                return np.array(image, np.uint16)[..., None]
+            image.tile = [tile._replace(args=f"{raw[:-1]}{order}") for tile in image.tile]
+            by_byte.append(np.array(image, np.uint16))
+    return by_byte[0] << 8 | by_byte[1]
 
 
 def _from_npy(content: bytes) -> Pixels:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import BrokenImage, DataError, Dataset
-from datasets.bands import form_in, notes_on_bits, notes_on_pictures
+from datasets.bands import NPY, form_in, notes_on_bits, notes_on_pictures
 from datasets.files import ImageFiles
 from datasets.images import FORMATS, notes_on
 from datasets.split import PARTS, manifest
@@ -273,6 +273,8 @@ def moments(images: Tensor) -> Tensor:
 
 def form_of(content: bytes) -> str:
     """Return format and mode of an image file's bytes, such as "JPEG RGB"."""
+    if content.startswith(NPY):
+        return "NPY array"
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return f"{image.format} {image.mode}"
