@@ -128,6 +128,21 @@ def test_a_damaged_png_of_16_bits_is_refused():
     assert "pixels" in why_not(content[:8] + header + content[33:])
 
 
+@pytest.mark.parametrize("kind", ["png", "lzw", "deflate", "npy"])
+def test_a_file_with_wrong_bytes_is_read_or_refused_and_ends_nothing(kind):
+    array, random = levels(9, 11, 3), np.random.default_rng(3)
+    content = {"png": png(array, 16, 2), "npy": npy(array)}.get(kind)
+    content = content or tif(array, photometric="rgb", compression=kind)
+    for _ in range(150):
+        damaged = bytearray(content)
+        for place in random.integers(0, len(content), random.integers(1, 5)):
+            damaged[min(place, random.integers(1, len(content)))] = random.integers(256)
+        try:
+            assert decode_as(KEEP_16, bytes(damaged), "x")[0].dtype == torch.uint16
+        except BrokenImage as error:
+            assert error.reason
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WebP"])
 def test_an_8_bit_picture_keeps_its_channels_and_becomes_257_times_as_much_in_16(mode, format):
