@@ -14,8 +14,10 @@ from PIL import Image
 
 from datasets import BrokenImage, DataError
 from datasets.bands import MAX_CHANNELS, Form, decode_as, notes_on_bits
+from datasets.csv_images import CSVImages
 from datasets.image_folder import ImageFolder
 from datasets.images import HAS_AVIF, Remark, decode, decode_and_tell, decoders, notes_on
+from datasets.rmb import RMB
 from datasets.shards import Shards
 from tests.deep_pictures import levels, npy, patched, saved, tif, tifffile
 from tests.picture_files import chunk, png, tiff
@@ -308,6 +310,20 @@ def test_a_heic_photograph_is_read_as_pillow_heif_reads_it(heif, tmp_path):
     assert torch.equal(
         decode_as(Form(), saved(expected, "PNG"), "a PNG.heic")[0], dataset.image(0)
     )  # the content decides
+
+
+def test_tables_and_notes_are_read_with_their_own_channels_and_bits(tmp_path):
+    for name in ("1", "100"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.npy").write_bytes(npy(levels(4, 5, 7)))
+    table = tmp_path / "table.csv"
+    table.write_text("path,label\n1/x.npy,a\n100/x.npy,b\n")
+    for dataset in (
+        CSVImages(str(tmp_path), str(table), channels="keep", bits=16),
+        RMB(str(tmp_path), channels="keep", bits=16),
+    ):
+        assert len(dataset) == 2
+        assert np.array_equal(dataset.image(1).permute(1, 2, 0).numpy(), levels(4, 5, 7))
 
 
 def test_packed_files_of_other_channels_are_read_as_in_their_folder(tmp_path):

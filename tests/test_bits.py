@@ -18,6 +18,8 @@ from trainer.build.trained import load_trained
 from trainer.config import load_config
 from trainer.drawing.pictures import to_picture
 from trainer.input.data import load_data, train_loader
+from trainer.input.place import place_kept
+from trainer.input.pool import LAST, RECORD, image_bytes
 from trainer.loop.fit import fit
 from trainer.predict import main as predict
 from trainer.process.errors import ConfigError
@@ -211,7 +213,26 @@ def test_each_place_of_prepared_images_gives_the_same_16_bits(tmp_path, size):
             ) / np.float32(0.25)
             assert np.array_equal(image.numpy(), expected), cache
         found[cache] = images
+        assert any("first three of 5 channels and the high byte" in note for note in data.notes)
     assert torch.equal(found["off"], found["store"])
+
+
+def test_records_of_a_store_from_before_16_bits_mean_the_same():
+    fields = [("digest", "u1", 32), ("shape", "<i4", 4), ("offset", "<i8"), ("remark", "<u2")]
+    old = np.zeros(2, np.dtype([*fields, ("last", "?")]))
+    old["last"], old["shape"] = [False, True], [[0, 3, 4, 5], [2, 3, 4, 5]]
+    records = np.frombuffer(old.tobytes(), RECORD)
+    assert records["layout"].tolist() == [0, LAST]
+    assert image_bytes(records).tolist() == [60, 120]
+
+
+def test_no_gpu_keeps_16_bits(low_byte, tmp_path):
+    gpu = torch.device("cuda")
+    auto = config(tmp_path, low_byte)
+    assert place_kept(auto, Pipeline([], 0), 1, True, gpu, True) == CPU
+    wanted = config(tmp_path, low_byte, 16, LOW_BYTE, "loader.cache=device")
+    with pytest.raises(DataError, match="device takes no images of 16 bits"):
+        place_kept(wanted, Pipeline([], 0), 1, True, gpu, True)
 
 
 def test_workers_give_the_same_16_bits(tmp_path):
