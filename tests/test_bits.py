@@ -280,6 +280,20 @@ def test_images_of_different_channels_are_told_in_one_error_with_counts(tmp_path
     load_data(config(tmp_path, root, 8, "", "dataset.channels=rgb"), CPU)
 
 
+def test_grey_on_one_side_only_is_still_a_fault_of_the_transforms(tmp_path):
+    root = tmp_path / "data"
+    for name in "ab":
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            array = levels(8, 8, 3, bits=8, seed=number + 10 * (name == "a"))
+            (root / name / f"{number}.png").write_bytes(saved(array, "PNG"))
+    config(tmp_path, root, 8, "")
+    path = tmp_path / "bits.yaml"
+    path.write_text(path.read_text().replace("train: []", "train: [{name: Grayscale}]"))
+    with pytest.raises(ConfigError, match="gives 3 channels where transforms.train gives 1"):
+        prepare(load_config(path), lambda line: None)
+
+
 @pytest.mark.parametrize(
     ("transform", "told"),
     [

@@ -128,12 +128,15 @@ def load_data(config: Config, device: torch.device) -> Data:
         keys = source.split_keys()
         indices = split_and_prepare(source, keys)
         subsets = {name: source.subset(name, rows) for name, rows in indices.items()}
-    check_channels(source.channels)
+    for found in source.channels.values():
+        check_channels(found)
     notes = dataset.note.splitlines() + notes_on_cut(dataset, indices, config)
     notes += source.notes + notes_on_decoding(dataset, pipelines)
     remarks = getattr(dataset, "remarks", b"")  # a user's dataset may have none
     notes += notes_on(remarks) + notes_on_bits(remarks)
-    notes += notes_on_pictures(form_in(config.dataset.arguments), source.channels)
+    notes += notes_on_pictures(
+        form_in(config.dataset.arguments), set().union(*source.channels.values())
+    )
     left_out = [error for _, error in sorted(source.broken.items())]
     try:
         notes += classes_without_images(dataset, indices, config)

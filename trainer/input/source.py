@@ -36,8 +36,8 @@ class Source:
     """The files of a dataset: their digests, and their prepared images.
 
     digests (N, 32), known (N,): the SHA-256 of each sample's content, where it is known. broken:
-    the images that cannot be read. notes: lines for the user. channels: of each number of channels
-    of prepared images, how many have it, and the id of the first.
+    the images that cannot be read. notes: lines for the user. channels: by number of the
+    side, of each number of channels of its images, how many have it, and the id of the first.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Source:
         self.dataset, self.config, self.device = dataset, config, device
         self.notes: list[str] = []
         self.broken: dict[int, BrokenImage] = {}
-        self.channels: dict[int, tuple[int, str]] = {}
+        self.channels: dict[int, dict[int, tuple[int, str]]] = {}
         self.digests: Digests = np.zeros((len(dataset), 32), np.uint8)
         self.known = np.zeros(len(dataset), bool)
         self.store = Store(config.store)
@@ -301,7 +301,8 @@ class Source:
         if isinstance(remarks := getattr(dataset, "remarks", None), bytearray | array):
             own = np.flatnonzero(places_of >= 0)
             np.asarray(remarks)[rows.numpy()[own]] = records["remark"][own]
-        self._count_channels(records, rows.numpy() if used is None else rows.numpy()[used])
+        shown_rows = rows.numpy() if used is None else rows.numpy()[used]
+        self._count_channels(self.number(split), records, shown_rows)
         extremes = torch.from_numpy(extreme_rows(records["shape"][:, -2:]))
         shown = None if used is None else torch.from_numpy(used)
         if side.keeping is None:
@@ -313,12 +314,12 @@ class Source:
         images = kept if place == CPU else on_device(kept, place)
         return Subset(dataset, pipeline, rows, labels, images, extremes, shown)
 
-    def _count_channels(self, records: Records, indices: NDArray[np.int64]) -> None:
-        column = records["shape"][:, 1]
+    def _count_channels(self, side: int, records: Records, indices: NDArray[np.int64]) -> None:
+        column, found = records["shape"][:, 1], self.channels.setdefault(side, {})
         for channels in np.flatnonzero(np.bincount(column)).tolist():
             has = column == channels
-            count, first = self.channels.get(channels, (0, self.dataset.ids[indices[has.argmax()]]))
-            self.channels[channels] = count + int(has.sum()), first
+            count, first = found.get(channels, (0, self.dataset.ids[indices[has.argmax()]]))
+            found[channels] = count + int(has.sum()), first
 
     def _extremes_of_some(self, split: str, indices: Sequence[int]) -> Tensor:
         """The rows of the smallest and largest of a few images. Raises BrokenImage."""
