@@ -96,14 +96,15 @@ class Dataset(Protocol):
 
     @property
     def images(self) -> "Tensor | None":
-        """All images, (N, C, H, W) uint8, if the dataset holds them in memory; else None."""
+        """All images, (N, C, H, W) uint8 or uint16, if it holds them in memory; else None."""
 
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> "Tensor":
-        """Decode one image: (C, H, W) uint8, the same C for all images. Raises BrokenImage.
+        """Decode one image: (C, H, W), the same C for all images. Raises BrokenImage.
 
-        The tensor may be a view of (H, W, C) in memory.
+        All images are uint8 (0 to 255), or all are uint16 (0 to 65535). The tensor may be a view of
+        (H, W, C) in memory.
         """
 
     def digest(self, index: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from datasets import DataError
+from datasets.bands import Bits, Channels, Form, check_form
 from datasets.csv_columns import USUAL, without_columns
 from datasets.csv_labels import NUMBER, WITHOUT, Labels, UnusableRow, misspelt
 from datasets.csv_paths import OUTSIDE, Paths
@@ -34,10 +35,10 @@ _TABLE = 40  # bits of a line's number, below that of its table
 class CSVImages(ImageFiles):
     """Images below ``root`` that a CSV file lists: a header, then one line per image.
 
-    Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError with the CSV's line numbers,
-    and ValueError for arguments that do not go together. With ``label_columns`` (without
-    ``one_hot``) or ``label_separator`` an image may have several labels: a label is then a tuple
-    with the share of each class, 0 to 1.
+    Images: (3, H, W) uint8, RGB, or as ``channels`` and ``bits`` say; sizes may differ. Raises
+    DataError with the CSV's line numbers, and ValueError for arguments that do not go together.
+    With ``label_columns`` (without ``one_hot``) or ``label_separator`` an image may have several
+    labels: a label is then a tuple with the share of each class, 0 to 1.
 
     root: The folder that the paths in the CSV start from, and may not leave; null is the folder of
         the CSV.
@@ -60,6 +61,8 @@ class CSVImages(ImageFiles):
     empty_is_zero: An empty cell of label_columns is 0, instead of a fault.
     strip: What is removed from the beginning of paths that have it, such as /home/me/data/ of
         another machine.
+    channels: keep leaves each file its own channels, from 1 to 64; rgb makes each image RGB.
+    bits: 16 keeps the values of 16-bit files; 8 keeps their high byte.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class CSVImages(ImageFiles):
         one_hot: bool = False,
         empty_is_zero: bool = False,
         strip: str = "",
+        channels: Channels = "rgb",
+        bits: Bits = 8,
     ) -> None:
         labels = Labels(label_column, label_columns, label_separator, one_hot, empty_is_zero)
         files = _files(csv, part_column)
@@ -94,6 +99,8 @@ class CSVImages(ImageFiles):
         samples, classes = reader.finish()
         self._tables, self._lines = reader.tables, reader.lines_of_tables()
         super().__init__(folder, samples, classes, on_broken, "\n".join(reader.notes), decode)
+        self.form = Form(channels, bits)
+        check_form(self.form, self.ids)
 
     def column(self, name: str) -> list[str]:
         """The text of a column for each sample, in the order of ``ids``.

@@ -130,7 +130,12 @@ def groups_of_pairs(pairs: Sequence[tuple[int, int, float]]) -> list[tuple[list[
 
 
 def thumbnail(images: Tensor, size: int = SIZE) -> Tensor:
-    """Return images (..., C, H, W) uint8 in grey, stretched to (..., size, size) uint8."""
+    """Return images (..., C, H, W) in grey, stretched to (..., size, size) uint8.
+
+    Of uint16 the high byte counts, of other channels than 1 or 3 the first.
+    """
+    if images.dtype == torch.uint16:
+        images = (images.int() >> 8).byte()
     small = functional.resize(images, [size, size], antialias=True)
     if small.shape[-3] == 3:
         small = functional.rgb_to_grayscale(small)

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from datasets import DataError
-from datasets.images import decode_and_tell, decoders, read_file
+from datasets.bands import Form, decode_as, recipe_of_form
+from datasets.images import read_file
 
 # Folder names and CSV values that name an official split -> the split.
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -33,13 +35,15 @@ class Sample(NamedTuple):
 
 
 class ImageFiles:
-    """Labelled image files of any colour mode, decoded one at a time to (3, H, W) uint8 RGB.
+    """Labelled image files of any colour mode, decoded one at a time to ``form``.
 
     decoding: exact, or fast: JPEGs may be decoded at a part of their size, see ``decode``.
     remarks: the last Remark on each file that this process decoded, else 0.
+    form: channels and bits of the images; a subclass sets it after this class's constructor.
     """
 
     images: Tensor | None = None
+    form = Form()
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class ImageFiles:
         self.ids = tuple(sample.path for sample in samples)
         self.parts = tuple(sample.part for sample in samples)
         self.on_broken = on_broken
-        self.remarks = bytearray(len(samples))
+        self.remarks = array("H", bytes(2 * len(samples)))
         self.note = note
         self.decoding = decoding
 
@@ -68,7 +72,7 @@ class ImageFiles:
         return len(self.ids)
 
     def image(self, index: int) -> Tensor:
-        """Decode one file: (3, H, W) uint8. Raises BrokenImage."""
+        """Decode one file: (3, H, W) uint8, or as ``form`` says. Raises BrokenImage."""
         return self.decode(index, self.content(index))
 
     def content(self, index: int) -> bytes:
@@ -76,19 +80,21 @@ class ImageFiles:
         return read_file(self.root / self.ids[index])
 
     def decode(self, index: int, content: bytes, at_least: int = 0) -> Tensor:
-        """Decode what ``content`` returned: (3, H, W) uint8. Raises BrokenImage.
+        """Decode what ``content`` returned: (3, H, W) uint8, or as ``form`` says.
+
+        Raises BrokenImage.
 
         at_least: how many pixels of the shorter side are needed; 0 is all. A JPEG is decoded at
         1/8, 1/4 or 1/2 of its size, the smallest of these that has them.
         """
         path = self.root / self.ids[index]
-        image, self.remarks[index] = decode_and_tell(content, str(path), at_least)
+        image, self.remarks[index] = decode_as(self.form, content, str(path), at_least)
         return image
 
     @property
     def recipe(self) -> str:
         """All that decides the pixels of a content, besides ``at_least``."""
-        return f"{self.decoding} decoding by {decoders()}"
+        return recipe_of_form(self.form, self.decoding, self.ids)
 
     def digest(self, index: int) -> str:
         """SHA-256 (hex) of the file's bytes. Raises BrokenImage if it cannot be read."""

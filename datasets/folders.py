@@ -24,7 +24,10 @@ _WORDS |= {"testset": "test", "valset": "val", "dev": "val", "eval": "val", "eva
 
 
 def scan(
-    root: Path, layout: Layout = "auto", same_inside: bool = False
+    root: Path,
+    layout: Layout = "auto",
+    same_inside: bool = False,
+    more: frozenset[str] = frozenset(),
 ) -> tuple[list[Sample], str]:
     """List ``root/CLASS/**/IMAGE``, or ``root/PART/CLASS/**/IMAGE``. The second value is a note.
 
@@ -33,7 +36,7 @@ def scan(
     and those without class folders;
     "auto" decides, and refuses folders that can be read both ways, such as classes that hold
     folders of the same names (which ``same_inside`` allows). A single ``train`` folder that holds
-    images, beside others, is a class.
+    images, beside others, is a class. ``more``: suffixes of images beside the usual ones.
     Raises DataError: no such folder, no class folder, classes without images, class names that only
     look different, a root one level too high or too low (with ``layout`` "auto" also one that holds
     more images than its class folders), folders that cannot be read.
@@ -53,7 +56,7 @@ def scan(
             left_out |= {"folders that are no part": told} if told else {}
         for folder, part in parts.items() or [("", None)]:
             level = "classes" if same_inside else layout  # RMB has no argument layout
-            samples += _scan_classes(root, folder, part, left_out, level)
+            samples += _scan_classes(root, folder, part, left_out, level, more)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
     check_names(root, [sample.class_name for sample in samples], lambda i: samples[i].path)
@@ -190,7 +193,12 @@ def _same_inside(
 
 
 def _scan_classes(
-    root: Path, folder: str, part: str | None, left_out: dict[str, list[str]], layout: Layout
+    root: Path,
+    folder: str,
+    part: str | None,
+    left_out: dict[str, list[str]],
+    layout: Layout,
+    more: frozenset[str],
 ) -> list[Sample]:
     """The samples of a folder of classes. Adds to ``left_out``; paths are relative to ``root``."""
     place, start = os.path.join(root, folder), len(os.path.join(root, ""))
@@ -198,7 +206,7 @@ def _scan_classes(
     names = sorted(_folders(place), key=natural)
     if not names:
         raise DataError(_without_classes(root, Path(place), stray))
-    found = {name: walk(os.path.join(place, name)) for name in names}
+    found = {name: walk(os.path.join(place, name), more) for name in names}
     if errors := [error for one in found.values() for error in one.unreadable]:
         lines = [f"{error.filename}: cannot be read: {error.strerror}." for error in errors]
         raise DataError(_lines(lines))
@@ -226,7 +234,7 @@ def _scan_classes(
             for name, one in found.items()
             if not one.images
         ]
-        suffixes = ", ".join(sorted(SUFFIXES))
+        suffixes = ", ".join(sorted(SUFFIXES | more))
         advice = f"Expected files that end in {suffixes}. Add some or remove the folder."
         raise DataError(f"{_lines(lines)}\n{advice}" + f"\n{low}" * bool(low))
     for one in found.values():

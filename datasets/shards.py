@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -12,8 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from datasets import BrokenImage, DataError
+from datasets.bands import Bits, Channels, Form, check_form, decode_as, recipe_of_form
 from datasets.files import PARTS, check_names, missing_folder, shorten, user_path
-from datasets.images import check_file, decode_and_tell, decoders, read_file, reason
+from datasets.images import check_file, read_file, reason
 
 INDEX = "shards.json"
 FORMAT = "images in tar shards, 1"  # the number increases when the format of the index changes
@@ -44,12 +46,15 @@ class Shards:
     Ids, labels, splits, digests, pixels and results are the same as with the folder. The tar files
     are in WebDataset's format; they are read at the offsets in the index, in any order, without
     that library. The SHA-256 of each image is checked when it is read.
-    Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError for a missing or malformed
-    index, and for shards that are missing or of another size than in the index.
+    Images: (3, H, W) uint8, RGB, or as ``channels`` and ``bits`` say; sizes may differ. Raises
+    DataError for a missing or malformed index, and for shards that are missing or of another size
+    than in the index.
 
     root: The folder with shards.json and the tar files, as scripts.pack_shards writes it.
     on_broken: What a file that cannot be decoded does: error ends the run, skip leaves it out.
     decode: fast decodes a JPEG that is much larger than needed at 1/2, 1/4 or 1/8 of its size.
+    channels: keep leaves each file its own channels, from 1 to 64; rgb makes each image RGB.
+    bits: 16 keeps the values of 16-bit files; 8 keeps their high byte.
     """
 
     images: Tensor | None = None
@@ -60,6 +65,8 @@ class Shards:
         root: str,
         on_broken: Literal["error", "skip"] = "error",
         decode: Literal["exact", "fast"] = "exact",
+        channels: Channels = "rgb",
+        bits: Bits = 8,
     ) -> None:
         folder = user_path(root, "dataset.root")
         if not folder.is_dir():
@@ -69,13 +76,15 @@ class Shards:
         self.root = folder
         self.on_broken = on_broken
         self.decoding = decode
+        self.form = Form(channels, bits)
         self.classes = tuple(index["classes"])
         self.labels: tuple[int, ...] = tuple(sample["label"] for sample in samples)
         self.ids: tuple[str, ...] = tuple(sample["id"] for sample in samples)
         self.parts: tuple[str | None, ...] = tuple(sample["part"] for sample in samples)
-        self.remarks = bytearray(len(samples))  # as those of ImageFiles
+        self.remarks = array("H", bytes(2 * len(samples)))  # as those of ImageFiles
         names = [self.classes[label] for label in self.labels]
         check_names(folder / INDEX, names, lambda number: self.ids[number])
+        check_form(self.form, self.ids)
         self._digests: tuple[str, ...] = tuple(sample["sha256"] for sample in samples)
         # Of each sample: number of the shard, first byte, number of bytes.
         self.sizes = np.array(
@@ -109,13 +118,13 @@ class Shards:
 
     def decode(self, index: int, content: bytes, at_least: int = 0) -> Tensor:
         """Decode what ``content`` returned: (3, H, W) uint8; as ``decode`` of ImageFiles."""
-        image, self.remarks[index] = decode_and_tell(content, self._name(index), at_least)
+        image, self.remarks[index] = decode_as(self.form, content, self._name(index), at_least)
         return image
 
     @property
     def recipe(self) -> str:
         """All that decides the pixels of a content, besides ``at_least``."""
-        return f"{self.decoding} decoding by {decoders()}"
+        return recipe_of_form(self.form, self.decoding, self.ids)
 
     def _name(self, index: int) -> str:
         return f"{self.root / shard_name(self._places[index][0])}: {self.ids[index]}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.files import natural
+from datasets.heif import EXTRA, HEIF_SUFFIXES, has_heif
 from datasets.images import SUFFIXES, check_file
 from datasets.words import agreeing, counted
 
@@ -33,11 +34,12 @@ class Found(NamedTuple):
     unreadable: list[OSError]
 
 
-def walk(folder: str) -> Found:
+def walk(folder: str, more: frozenset[str] = frozenset()) -> Found:
     """Find the image files in and below ``folder``; their paths begin with ``folder``.
 
     Links to folders are followed, each real folder once; a link to a folder that holds the link or
     ``folder`` is left out. Hidden files and folders and those of ``SYSTEM`` are left out.
+    more: suffixes of images beside SUFFIXES.
     """
     images: list[str] = []
     left_out: dict[str, list[str]] = defaultdict(list)
@@ -67,7 +69,7 @@ def walk(folder: str) -> Found:
                     deeper.append((entry.path, os.path.join(here, entry.name)))
             inner += reversed(deeper)
             for entry in files:
-                if kind := kind_left_out(entry):
+                if kind := kind_left_out(entry, more):
                     left_out[kind].append(entry.path)
                 else:
                     images.append(entry.path)
@@ -104,7 +106,7 @@ def is_visible(folder: str) -> bool:
     return not folder.startswith(".") and folder not in SYSTEM
 
 
-def kind_left_out(file: os.DirEntry[str] | Path) -> str:
+def kind_left_out(file: os.DirEntry[str] | Path, more: frozenset[str] = frozenset()) -> str:
     """What a file is that is not read, such as ".heic"; "" for an image.
 
     The suffix decides; for a name without suffix, or with digits as its suffix, the content does.
@@ -116,7 +118,7 @@ def kind_left_out(file: os.DirEntry[str] | Path) -> str:
         return "broken links"
     _, dot, ending = name.rpartition(".")
     suffix = f".{ending.lower()}" if dot else ""
-    if suffix in SUFFIXES:
+    if suffix in SUFFIXES or suffix in more or (suffix in HEIF_SUFFIXES and has_heif()):
         return ""
     if suffix.strip(".0123456789"):
         return suffix
@@ -162,6 +164,8 @@ def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> str:
         texts.append(f"{counted(rest, 'file')} of {counted(more, 'more kind')}")
     total = sum(map(len, left_out.values()))
     advice = "; to use pictures among them, convert them to .png or .jpg"
+    if not has_heif() and left_out.keys() & HEIF_SUFFIXES:
+        advice += f", or for HEIF: {EXTRA}"
     is_file = any(kind.startswith((".", "without")) and kind not in _JUNK for kind in kinds)
     return f"left out {total:,}: {', '.join(texts)}{advice * is_file}"
 

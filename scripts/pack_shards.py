@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--target", type=Path, required=True, help="a folder that is new or empty")
     add("--size", type=_bytes, default="256M", help="bytes a shard, about (default: 256M)")
     add("--layout", choices=["auto", "parts", "classes"], default="auto", help="as dataset.layout")
+    add("--channels", choices=["rgb", "keep"], default="rgb", help="as dataset.channels")
+    add("--bits", type=int, choices=[8, 16], default=8, help="as dataset.bits")
     add("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
     arguments = parser.parse_args(argv)
     source, target = arguments.source, arguments.target.resolve()
@@ -57,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from trainer.process.words import visible
 
     def work() -> None:
-        dataset = ImageFolder(str(source), layout=arguments.layout)
+        form = {"channels": arguments.channels, "bits": arguments.bits}
+        dataset = ImageFolder(str(source), layout=arguments.layout, **form)
         if dataset.note:
             print("\n".join(map(visible, dataset.note.splitlines())), file=sys.stderr)
         digests = _check(dataset, arguments.skip_broken)
@@ -76,14 +79,15 @@ def _bytes(text: str) -> int:
 def _check(dataset: "ImageFolder", skip_broken: bool) -> dict[int, str]:
     """Decode every image; return index -> SHA-256 of the good ones. DataError for broken ones."""
     from datasets import BrokenImage, DataError
-    from datasets.images import decode_and_tell, notes_on, read_file
+    from datasets.bands import decode_as, notes_on_bits
+    from datasets.images import notes_on, read_file
     from trainer.process.console import bar
 
     def check(index: int) -> "str | BrokenImage":
         path = dataset.root / dataset.ids[index]
         try:
             content = read_file(path)
-            _, dataset.remarks[index] = decode_and_tell(content, str(path))
+            _, dataset.remarks[index] = decode_as(dataset.form, content, str(path))
         except BrokenImage as error:
             return error
         return hashlib.sha256(content).hexdigest()
@@ -100,7 +104,7 @@ def _check(dataset: "ImageFolder", skip_broken: bool) -> dict[int, str]:
         raise DataError(f"{len(broken)} broken images (--skip-broken leaves them out):{report}")
     if broken:
         print(f"left out {len(broken)} broken images:{report}", file=sys.stderr)
-    for note in notes_on(dataset.remarks):
+    for note in [*notes_on(dataset.remarks), *notes_on_bits(dataset.remarks)]:
         print(f"note    {note} when they are used", file=sys.stderr)
     return {index: result for index, result in enumerate(results) if isinstance(result, str)}
 
@@ -157,9 +161,11 @@ def _write_shard(
     from webdataset import TarWriter
 
     from datasets import DataError
+    from datasets.heif import HEIF_SUFFIXES
     from datasets.images import SUFFIXES, read_file
     from datasets.walk import suffix_by_content
 
+    known = SUFFIXES | dataset.form.suffixes | {*HEIF_SUFFIXES}
     packed: list[int] = []
     # Fixed owner and time: equal images give equal bytes. encoder=False: files as they are.
     with (
@@ -175,7 +181,7 @@ def _write_shard(
             label = str(dataset.labels[index]).encode()
             # WebDataset's readers find the picture by its suffix, which must be in lower case.
             suffix = source.suffix.lower()
-            suffix = suffix if suffix in SUFFIXES else suffix_by_content(str(source))
+            suffix = suffix if suffix in known else suffix_by_content(str(source))
             tar.write({"__key__": key, suffix[1:]: content, "cls": label})
             packed.append(index)
             if file.tell() >= size:

@@ -133,6 +133,12 @@ def _own_store(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
+def _without_heif(monkeypatch):
+    """Tests do not depend on whether pillow-heif is installed."""
+    monkeypatch.setattr("datasets.heif.find_spec", lambda name: None)
+
+
+@pytest.fixture(autouse=True)
 def _one_thread():
     """Each worker of the test run has a core, not all of them."""
     torch.set_num_threads(1)

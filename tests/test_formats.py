@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from PIL import __version__ as PILLOW
 
 from datasets import BrokenImage
+from datasets.bands import Form
 from datasets.image_folder import ImageFolder
 from datasets.images import HAS_AVIF, Remark, decode, decode_and_tell, notes_on
 from tests.picture_files import (
@@ -776,7 +777,7 @@ def test_folders_predictions_shards_and_unpacked_archives_give_the_same_pixels(
         for index, name in enumerate(dataset.ids):
             assert torch.equal(dataset.image(index), expected[name]), name
     # predict and explain read by it
-    run = SimpleNamespace(image_channels=3, at_least=0, remarks=bytearray())
+    run = SimpleNamespace(image_channels=3, at_least=0, remarks=bytearray(), form=Form())
     for name, pixels in expected.items():
         assert torch.equal(TrainedModel.read(run, folder / name), pixels)  # type: ignore[arg-type]
 
@@ -787,13 +788,15 @@ def test_pictures_are_opened_in_one_place():
     files += [*Path("transforms").rglob("*.py"), *Path("scripts").glob("[!b]*.py")]
     found = {str(file) for file in files if opens.search(file.read_text())}
     # The second reads the name of the format only, the third colours photographs anew.
-    assert found == {"datasets/images.py", "trainer/insight/data_facts.py", "scripts/results.py"}
+    # bands.py reads what images.py does not: own channels and 16 bits, if a dataset wants them.
+    images = {"datasets/images.py", "datasets/bands.py"}
+    assert found == images | {"trainer/insight/data_facts.py", "scripts/results.py"}
 
 
 def test_the_program_beside_an_exported_model_gives_the_same_pixels_or_refuses():
     names: dict = {"__name__": "use", "__file__": "use.py"}
     imports = ["import numpy as np", "from PIL import Image, ImageOps"]
-    values = {"imports": imports, "packages": [], "building": []}
+    values = {"imports": imports, "packages": [], "building": [], "arrays": False}
     exec(render(SCRIPT_TEMPLATE, kind="onnx", file="x", **values), names)
     card = {"image_channels": 3, "transforms": []}
     for format in ("PNG", "GIF", "BMP", "JPEG", "WebP", "TIFF"):

@@ -11,7 +11,7 @@ import torchvision.transforms.v2 as v2
 from torch import Tensor
 
 from trainer.input.kept import Kept, on_device
-from trainer.input.pool import RECORD
+from trainer.input.pool import LAST, RECORD
 from trainer.input.subset import Subset
 from transforms.batched import KERNELS
 from transforms.floats import normalized
@@ -159,7 +159,7 @@ def in_a_pool(images: Sequence[Tensor]) -> Kept:
     records = np.zeros(len(images), RECORD)
     records["shape"][:, 1:] = [image.shape for image in images]
     records["offset"] = np.cumsum([0, *(image.numel() for image in images)])[:-1]
-    records["last"] = True
+    records["layout"] = LAST
     pixels = torch.cat([image.movedim(0, -1).flatten() for image in images])
     return Kept(records, torch.zeros(len(images), dtype=torch.int64), [pixels], "store", True)
 

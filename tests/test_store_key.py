@@ -124,7 +124,7 @@ def test_another_decoder_is_another_pool(root, tmp_path, monkeypatch):
     file = recipe(tmp_path / "a.yaml", root)
     load(file)
     assert "simplejpeg" in images.decoders()
-    monkeypatch.setattr("datasets.files.decoders", lambda: images.decoders() + " newer")
+    monkeypatch.setattr("datasets.bands.decoders", lambda: images.decoders() + " newer")
     assert is_right(load(file), root) and len(pools(tmp_path)) == 2
 
 

@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = find_run(arguments.run)
     with start():
         from datasets import BrokenImage
+        from datasets.bands import notes_on_bits
         from datasets.images import notes_on
         from trainer.build.trained import load_trained
         from trainer.inference.explanation import choose_folder, explain
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"written to {visible(str(output))}")
     for file, what in made.written:
         print(f"  {file.relative_to(output)}: {visible(what)}")
-    for note in [*notes_on(trained.remarks), *made.notes]:
+    for note in [*notes_on(trained.remarks), *notes_on_bits(trained.remarks), *made.notes]:
         print(f"note    {note}", file=sys.stderr)
 
 

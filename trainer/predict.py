@@ -116,14 +116,18 @@ def run(arguments: argparse.Namespace) -> None:
     folder = find_run(arguments.run)
     with start():
         from datasets import DataError
+        from datasets.bands import form_in, notes_on_bits, notes_on_pictures
         from datasets.images import notes_on
         from trainer.build.trained import load_trained
+        from trainer.config import load_config
         from trainer.inference.image_files import find_images
         from trainer.inference.prediction import MAX_SHEET, predict_files
         from trainer.process.errors import NO_ANSWER, NoAnswer, UsageError
 
     files = output_files(arguments)
-    paths, faults, unreadable, note = find_images(arguments.paths)
+    paths, faults, unreadable, note = find_images(
+        arguments.paths, form_in(load_config(folder / "config.yaml").dataset.arguments).suffixes
+    )
     if note:
         print(f"note    {note}", file=sys.stderr)
     if not paths:
@@ -139,7 +143,10 @@ def run(arguments: argparse.Namespace) -> None:
     )
     with closing(predictions):
         broken = print_predictions(arguments, trained.classes, paths, predictions, files)
-    for note in notes_on(trained.remarks):
+    told = [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]
+    if arguments.sheet:
+        told += notes_on_pictures(trained.form, [trained.image_channels])
+    for note in told:
         print(f"note    {note}", file=sys.stderr)
     if not (broken or unreadable or faults):
         return

@@ -11,10 +11,14 @@ def normalized(
 ) -> Tensor:
     """``images`` (..., C, H, W) as float32: uint8 is divided by 255; then minus mean, over std.
 
+    uint16 is divided by 65535.
+
     by: mean and std, (C or 1, 1, 1).  Bitwise equal to ToTensor and torchvision's Normalize:
     multiplying by 1/255 gives other bits.  ``channels_last`` is the memory layout of uint8 images
     (B, C, H, W) on the CPU; other results keep the layout of their images.
     """
+    if images.dtype == torch.uint16:
+        images = _from_16_bits(images)
     if images.is_floating_point():
         return images if by is None else images.sub(by[0]).div_(by[1])
     is_chunk = images.numel() <= CHUNK and not channels_last and images.is_contiguous()
@@ -37,6 +41,16 @@ def normalized(
         if by is not None:
             numbers.sub_(by[0]).div_(by[1])
     return result
+
+
+def in_16_bits(images: Tensor) -> Tensor:
+    """float32 images in 0-1 as uint16, rounded: the inverse of ``normalized``, to the bit."""
+    return images.mul(65535).round_().clamp_(0, 65535).to(torch.int32).to(torch.uint16)
+
+
+def _from_16_bits(images: Tensor) -> Tensor:
+    """uint16 as float32 in 0-1, by int32: torch has few functions of uint16, fewer on a GPU."""
+    return images.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF).float().div_(65535)
 
 
 def _row(numbers: Tensor, width: int, channels: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transforms import FIXED, MIXING, batched
 from transforms.batched import KERNELS, NESTING, is_batched, predecessors
 from transforms.by_image import Step, goes_by_image, run_by_image
-from transforms.floats import normalized
+from transforms.floats import in_16_bits, normalized
 from transforms.keyed import Draws, seeded
 from transforms.memory import Images, stacked
 from transforms.own import Normalize
@@ -114,22 +114,26 @@ class Pipeline:
     def prepare(self, images: Tensor) -> Tensor:
         """Stage 1: the fixed transforms; one image and a stack of images give equal results.
 
-        images: (..., C, H, W) uint8.  Returns uint8 with new C, H, W; FiveCrop and TenCrop add a
-        dimension before C.  Raises ValueError with the transform's name if it fails.
+        images: (..., C, H, W) uint8, or uint16 (0-65535), which transforms see as float32 in 0-1.
+        Returns the same type with new C, H, W; FiveCrop and TenCrop add a dimension before C.
+        Raises ValueError with the transform's name if it fails.
         """
-        _check_uint8(images)
+        _check_levels(images)
+        has_16_bits = images.dtype == torch.uint16
+        if has_16_bits and self.fixed:
+            images = normalized(images)
         for position, transform in enumerate(self.fixed):
             with _naming(transform, position, images):
                 images = _apply(transform, images)
-        return images
+        return in_16_bits(images) if has_16_bits and self.fixed else images
 
     def __call__(
         self, images: Images, labels: Tensor, indices: Tensor, epoch: int
     ) -> tuple[Tensor, Tensor]:
         """Stage 2: the other transforms, for a batch of images that ``prepare`` returned.
 
-        images: (B, [crops,] C, H, W) uint8, or a list of B images whose sizes differ.  labels: (B,)
-        int64.  indices: (B,) int64, the samples' indices in the dataset, on the CPU.
+        images: (B, [crops,] C, H, W) uint8 or uint16, or a list of B whose sizes differ.
+        labels: (B,) int64.  indices: (B,) int64, the samples' indices in the dataset, on the CPU.
         The first ``predecessors`` samples are those before the batch in the epoch's order: they are
         mixed into their successors and not returned.  Returns images (B, [crops,] C, H, W) float32,
         and the labels, or class probabilities (B, num_classes) float32 after MixUp or CutMix.
@@ -150,7 +154,7 @@ class Pipeline:
                 "a batch needs one label and one index an image, and at least one image; it has "
                 f"{len(images)} images, {len(labels)} labels, {len(indices)} indices"
             )
-        _check_uint8(*images if isinstance(images, list) else [images])
+        _check_levels(*images if isinstance(images, list) else [images])
         images, labels = self._run(self._items[:count], images, labels, indices, epoch)
         return stacked(images), labels
 
@@ -208,6 +212,9 @@ class Pipeline:
         channels_last: bool = False,
     ) -> tuple[Images, Tensor]:
         done = 0
+        some = images[0] if isinstance(images, list) else images
+        if items and some.dtype == torch.uint16:  # few kernels take it, all take float32
+            images = _each(normalized, images)
         while done < len(items):
             if chain := _by_image(items[done:], images):
                 images = self._run_chain(chain, images, indices, epoch)
@@ -367,16 +374,21 @@ def _each(transform: Transform, images: Images) -> Images:
 def _one_size(images: Images) -> Tensor:
     if isinstance(images, Tensor):
         return images
+    if len({image.shape[-3] for image in images}) > 1:
+        raise ValueError(
+            f"images of different numbers of channels, {_shapes(images)}, cannot form a batch; "
+            "dataset.channels=rgb makes each RGB"
+        )
     raise ValueError(
         f"images of different sizes, {_shapes(images)}, cannot form a batch; "
         "add Resize with a height and a width, or a crop, to the transforms"
     )
 
 
-def _check_uint8(*images: Tensor) -> None:
+def _check_levels(*images: Tensor) -> None:
     for image in images:
-        if image.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8 (0-255), but are {image.dtype}")
+        if image.dtype not in (torch.uint8, torch.uint16):
+            raise ValueError(f"images must be uint8 (0-255) or uint16, but are {image.dtype}")
 
 
 def _shapes(images: Images) -> str:

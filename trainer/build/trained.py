@@ -1,6 +1,7 @@
 """A run's best model, loaded for use from the run's folder alone, without its dataset."""
 
 import sys
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.images import decode_and_tell, read_file
+from datasets import BrokenImage
+from datasets.bands import Form, decode_as, form_in
+from datasets.images import read_file
 from trainer.build.device import choose_device
 from trainer.build.model import averaged_logits, build_model, check_size
 from trainer.build.precision import FP32, Precision, build_precision
@@ -33,11 +36,12 @@ from transforms.pipeline import Pipeline
 class TrainedModel:
     """A run's best model, with all that prediction needs. Label k is ``classes[k]``.
 
-    input_shape: the model's (C, H, W). image_channels: 1 or 3, before any transform. epoch: the one
+    input_shape: the model's (C, H, W). image_channels: before any transform. epoch: the one
     whose weights these are (None: model.json has none), digest: the SHA-256 of their file.
     at_least: the pixels of an image's shorter side that are decoded, 0 if all, as in training.
-    remarks: those on the files that were read. thresholds: where an image may have several labels,
-    the probability from which on each is predicted, (K,) float32; else None.
+    form: the images' channels and bits. remarks: those on the files that were read. thresholds:
+    where an image may have several labels, the probability from which on each is predicted, (K,)
+    float32; else None.
     """
 
     run: Path
@@ -51,16 +55,24 @@ class TrainedModel:
     precision: Precision = FP32
     channels_last: bool = False
     at_least: int = 0
-    remarks: bytearray = field(default_factory=bytearray)
+    remarks: "bytearray | array[int]" = field(default_factory=lambda: array("H"))
     epoch: int | None = None
     digest: str = ""
     thresholds: Tensor | None = None
+    form: Form = Form()
 
     def read(self, path: Path) -> Tensor:
-        """An image file as the run's dataset gives it: (C, H, W) uint8. Raises BrokenImage."""
-        image, remark = decode_and_tell(read_file(path), str(path), self.at_least)
+        """An image file as the run's dataset gives it: (C, H, W), uint8 or uint16.
+
+        Raises BrokenImage.
+        """
+        image, remark = decode_as(self.form, read_file(path), str(path), self.at_least)
         self.remarks.append(remark)
-        if self.image_channels == 1:  # Pillow's "L", exact for grey pictures kept as RGB
+        if self.form.channels == "keep" and len(image) != self.image_channels:
+            its = f"it has {len(image)} channels, and the run's images {self.image_channels}"
+            raise BrokenImage(str(path), its)
+        if self.form.is_plain and self.image_channels == 1:
+            # Pillow's "L", exact for grey pictures kept as RGB
             red, green, blue = image.int()
             image = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).byte()[None]
         return image
@@ -159,6 +171,7 @@ def load_with(config: Config, run: Path) -> TrainedModel:
         epoch=epoch,
         digest=str(best["weights"]["sha256"]),
         thresholds=as_thresholds(card.get("thresholds")),
+        form=form_in(config.dataset.arguments),
     )
 
 

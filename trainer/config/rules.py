@@ -16,6 +16,7 @@ from transforms import MIXING, RANDOM
 
 _STEPS_WITHOUT_RATE = ("ASGD", "Rprop")  # their steps' sizes are states of their own
 _SEVERAL_CROPS = ("FiveCrop", "TenCrop")
+_OF_8_BITS = ("RandAugment", "AutoAugment", "TrivialAugmentWide")
 _NO_GREY_LEVELS = ("Normalize", "LinearTransformation", "ToDtype")  # after these, images are floats
 
 
@@ -121,7 +122,8 @@ def _group_rules(data: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _transform_rules(data: dict[str, Any]) -> Iterator[Finding]:
-    section = data.get("transforms")
+    section, dataset = data.get("transforms"), data.get("dataset")
+    has_16_bits = isinstance(dataset, dict) and dataset.get("bits") == 16
     for side in ("train", "eval"):
         if isinstance(section, dict) and "both" not in section and side not in section:
             wanted = "a list (each a transform as {name: ..., ...}), or 'both' for shared ones"
@@ -134,6 +136,22 @@ def _transform_rules(data: dict[str, Any]) -> Iterator[Finding]:
             in_grey_levels &= component_name(component) not in _NO_GREY_LEVELS
             if in_grey_levels:
                 yield from _fill_rule(component, place)
+            if has_16_bits:
+                yield from _rule_of_16_bits(component, place, in_grey_levels)
+
+
+def _rule_of_16_bits(component: Any, place: Place, in_grey_levels: bool) -> Iterator[Finding]:
+    """What works on 8 bits only, or fills with one of 255 grey levels."""
+    name = component_name(component)
+    if name in _OF_8_BITS:
+        message = f"{name} works on images of 8 bits only; remove it, or dataset.bits"
+        yield Finding((*place, "name"), message)
+    given: Any = component.get("fill") if isinstance(component, dict) else None
+    if given not in (None, 0, [0]) and in_grey_levels and name != "Letterbox":
+        message = f"with dataset.bits: 16 only 0, black, is possible before Normalize, got {given}"
+        yield Finding((*place, "fill"), message)
+    for index, inner in enumerate(_items(component, "transforms")):
+        yield from _rule_of_16_bits(inner, (*place, "transforms", index), in_grey_levels)
 
 
 def _fill_rule(component: Any, place: Place) -> Iterator[Finding]:

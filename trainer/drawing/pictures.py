@@ -15,12 +15,22 @@ from trainer.drawing.fonts import fit_to_pixels, font, legible
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """Return a uint8 image (C, H, W), where C is 1 or 3, as an RGB picture."""
-    planes = image.cpu().expand(3, -1, -1)
+    """Return an image (C, H, W), uint8 or uint16, as an RGB picture.
+
+    Of other channels than 1 or 3 the first three are shown, of 2 the first; of 16 bits the high
+    ones.
+    """
+    image = high_byte(image.cpu()) if image.dtype == torch.uint16 else image.cpu()
+    planes = image[: 3 if len(image) > 2 else 1].expand(3, -1, -1)
     if (pixels := planes.permute(1, 2, 0)).is_contiguous():  # a decoded file
         return Image.fromarray(pixels.numpy())
     # Plane by plane takes a tenth of the time of permuting to (H, W, 3).
     return Image.merge("RGB", [Image.fromarray(plane) for plane in planes.numpy()])
+
+
+def high_byte(images: Tensor) -> Tensor:
+    """uint16 images as uint8."""
+    return (images.int() >> 8).byte()
 
 
 def sheet(
@@ -30,7 +40,7 @@ def sheet(
     columns: int = 4,
     size: int = 160,
 ) -> Image.Image:
-    """Return pictures or uint8 images (C, H, W) in rows, each fitted into size x size pixels.
+    """Return pictures or images (C, H, W) in rows, each fitted into size x size pixels.
 
     captions: one or more lines below each picture. colours: those of its frame and caption.
     """

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from datasets import DataError, Dataset
+from datasets.bands import notes_on_bits
 from datasets.images import notes_on
 from datasets.words import counted
 from trainer.build.model import build_loss, check_size
@@ -58,7 +59,8 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
 
 def tell_notes(run: Path, dataset: Dataset) -> None:
     """Print on stderr what was left out or converted, as training does."""
-    notes = dataset.note.splitlines() + notes_on(getattr(dataset, "remarks", b""))
+    remarks = getattr(dataset, "remarks", b"")
+    notes = dataset.note.splitlines() + notes_on(remarks) + notes_on_bits(remarks)
     with suppress(RunError, KeyError, TypeError):
         if unread := len(read_json(run / "result.json")["dataset"]["left_out"]):
             notes.append(f"{counted(unread, 'image')} that the run could not read: in no split")

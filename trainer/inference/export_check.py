@@ -62,7 +62,8 @@ class Difference:
 def take_sample(trained: TrainedModel, config: Config, images: Sequence[Path] | None) -> Sample:
     """Return inputs from ``images``, else from the run's test images, else noise with a note."""
     if images is not None:
-        files = at_most_max_images([file for path in images for file in image_files(path)])
+        more = trained.form.suffixes
+        files = at_most_max_images([file for path in images for file in image_files(path, more)])
         if not files:
             raise DataError(f"--images: no images in {listed(images)}.")
         try:
@@ -92,11 +93,14 @@ def take_sample(trained: TrainedModel, config: Config, images: Sequence[Path] | 
     return Sample(inputs.contiguous(), source)
 
 
-def image_files(path: Path) -> list[Path]:
-    """Return the path itself, or, for a folder, the image files in and below it."""
+def image_files(path: Path, more: frozenset[str] = frozenset()) -> list[Path]:
+    """Return the path itself, or, for a folder, the image files in and below it.
+
+    more: suffixes beside the usual ones.
+    """
     if not path.is_dir():
         return [path]
-    return sorted(map(Path, walk(str(path)).images))
+    return sorted(map(Path, walk(str(path), more).images))
 
 
 def inputs_of_test_images(run: Path, config: Config) -> Tensor:

@@ -23,8 +23,8 @@ class FoundImages(NamedTuple):
     note: str
 
 
-def find_images(texts: Sequence[str]) -> FoundImages:
-    """Find the image files that ``texts`` name.
+def find_images(texts: Sequence[str], more: frozenset[str] = frozenset()) -> FoundImages:
+    """Find the image files that ``texts`` name. more: suffixes beside the usual ones.
 
     A file may have any suffix. A folder or pattern gives the files that ``walk`` takes for images,
     sorted naturally. If a file has the name of a text, the text is no pattern. Each file is
@@ -36,7 +36,7 @@ def find_images(texts: Sequence[str]) -> FoundImages:
     left_out: dict[str, list[str]] = defaultdict(list)
 
     def in_folder(folder: str) -> list[str]:
-        images, others, errors = walk(folder)
+        images, others, errors = walk(folder, more)
         for kind, paths in others.items():
             left_out[kind] += paths
         unreadable.extend(
@@ -52,7 +52,7 @@ def find_images(texts: Sequence[str]) -> FoundImages:
                 continue
             if path.is_dir():
                 images += in_folder(str(path))
-            elif kind := kind_left_out(path):
+            elif kind := kind_left_out(path, more):
                 left_out[kind].append(str(path))
             else:
                 images.append(str(path))

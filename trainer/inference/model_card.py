@@ -40,6 +40,7 @@ def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str
         "probabilities": kind_of_probabilities(trained),
         **({} if thresholds is None else {"thresholds": thresholds.tolist()}),
         "image_channels": trained.image_channels,
+        "image_bits": trained.form.bits,
         "transforms": config["transforms"]["eval"],
         "dataset": trained.config.dataset.name,
         "epoch": best.get("epoch"),
@@ -85,7 +86,9 @@ def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
             "model_args": {"in_chans": channels, **trained.config.model.arguments},
             "pretrained_cfg": {"num_classes": len(classes), "input_size": trained.input_shape},
         }
-    preprocessor = {key: card[key] for key in ("input", "image_channels", "transforms")}
+    preprocessor = {
+        key: card[key] for key in ("input", "image_channels", "image_bits", "transforms")
+    }
     use = program("safetensors", trained)
     return {
         "config.json": _json(config),

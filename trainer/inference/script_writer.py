@@ -5,6 +5,7 @@ for the file's name and, for a folder of weights, the lines that build the model
 """
 
 from pathlib import Path
+from typing import Any
 
 from models import MODELS
 from models.arguments import without_depth
@@ -31,8 +32,10 @@ def program(kind: str, trained: TrainedModel) -> str:
     imports = sorted([*imports, reader], key=lambda line: (line.startswith("from"), line.lower()))
     name = "model" if kind == "safetensors" else trained.config.name
     packages = {line.split()[1].partition(".")[0] for line in imports} - {"PIL"} | {"pillow"}
-    values = {"imports": [*imports, *([own] if own else [])], "building": built}
+    values: dict[str, Any] = {"imports": [*imports, *([own] if own else [])], "building": built}
     values["packages"] = sorted(packages)
+    # Pictures with their own channels or 16 bits need the run's readers; arrays need none.
+    values["arrays"], values["bits"] = not trained.form.is_plain, trained.form.bits
     return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", **values)
 
 

@@ -24,6 +24,7 @@ from datasets import (
     duplicates,
     has_several_labels,
 )
+from datasets.bands import form_in, notes_on_bits, notes_on_pictures
 from datasets.fixes import Fixes
 from datasets.grouping import (
     Groups,
@@ -72,6 +73,8 @@ from transforms.pipeline import Pipeline
 TO_START = 1.0  # in all, with what is copied on write afterwards
 TO_WAKE = 0.0004  # a batch, in both processes, beside the copy to shared memory
 WORTH = 4  # how many times as long reading must take as sending
+OF_COLOURS = {"ColorJitter", "Grayscale", "RandomGrayscale", "RandAugment", "AutoAugment"}
+OF_COLOURS |= {"TrivialAugmentWide"}
 NUMBERED = re.compile(r"\(transform (\d+)\)")  # in the message of a transform's error
 
 
@@ -156,10 +159,16 @@ def load_data(config: Config, device: torch.device) -> Data:
         groups = find_groups(source, keys, names_of_groups)
         indices = split_and_prepare(source, keys, groups)
         subsets = {name: source.subset(name, rows) for name, rows in indices.items()}
+    for found in source.channels.values():
+        check_channels(found)
     notes = dataset.note.splitlines() + fixed + notes_on_cut(dataset, indices, config)
     notes += notes_on_groups(dataset, groups, indices, config)
     notes += source.notes + notes_on_decoding(dataset, pipelines)
-    notes += notes_on(getattr(dataset, "remarks", b""))  # a user's dataset may have none
+    remarks = getattr(dataset, "remarks", b"")  # a user's dataset may have none
+    notes += notes_on(remarks) + notes_on_bits(remarks)
+    notes += notes_on_pictures(
+        form_in(config.dataset.arguments), set().union(*source.channels.values())
+    )
     left_out = [error for _, error in sorted(source.broken.items())]
     try:
         notes += classes_without_images(dataset, indices, config)
@@ -194,6 +203,23 @@ def notes_on_decoding(dataset: Dataset, pipelines: Mapping[str, Pipeline]) -> li
             what = "decoded whole, because a transform counts in pixels before one sets the size"
         notes.append(f"dataset.decode=fast: JPEGs for transforms.{side} are {what}")
     return notes
+
+
+def check_channels(found: Mapping[int, tuple[int, str]]) -> None:
+    """Raise DataError if images have different numbers of channels.
+
+    ``found``: of each number, how many images have it, and the first of them.
+    """
+    if len(found) < 2:
+        return
+    told = (
+        f"{counted(channels, 'channel')}: {counted(number, 'image')}, first {name}"
+        for channels, (number, name) in sorted(found.items())
+    )
+    raise DataError(
+        f"images have different numbers of channels, and a model takes one ({'; '.join(told)}). "
+        "Leave some out, or make each RGB: dataset.channels=rgb."
+    )
 
 
 def open_fixes(config: Config, dataset: Dataset) -> Fixes | None:
@@ -622,7 +648,8 @@ def cores() -> int:
 def check_fills(config: Config, side: str, channels: int) -> None:
     """Raise ConfigError for a ``fill`` or ``value`` that is no number a channel, nor one for all.
 
-    Some random transforms would fail only when they first use it.
+    Also for a transform of colours, of images that are neither grey nor RGB. Some random transforms
+    would fail only when they first use it.
     """
     faults = []
     for kind, path, component in components(config):
@@ -632,6 +659,9 @@ def check_fills(config: Config, side: str, channels: int) -> None:
                 if isinstance(given, list) and len(given) not in (1, channels):
                     message = f"has {len(given)} numbers, and the images {channels} channels"
                     faults.append(config.fault(f"{path}.{name}", f"{message}; give one for all"))
+            if component.name in OF_COLOURS and channels not in (1, 3):
+                message = f"is for grey and RGB, and the images have {channels} channels"
+                faults.append(config.fault(path, f"{component.name} {message}; remove it"))
             if component.name == "Grayscale":
                 channels = component.arguments.get("num_output_channels", 1)
     if faults:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.input.pool import Pool, Records, image_bytes
+from trainer.input.pool import LAST, WIDE, Pool, Records, image_bytes
 from transforms.memory import Images
 
 POPULATE_READ = 22  # of Linux's madvise
@@ -44,12 +44,12 @@ class Kept:
 
         None if sizes differ, or if a segment has images of another size too.
         """
-        shape, last = self.records[["shape", "last"]][0]
+        shape, layout = self.records[["shape", "layout"]][0]
         sizes = image_bytes(self.records)
         if not has_one_size(self.records) or (self.records["offset"] % sizes[0]).any():
             return None
         size = int(sizes[0])
-        return [_image(flat[: len(flat) // size * size], shape, last) for flat in self.pixels]
+        return [_image(flat[: len(flat) // size * size], shape, layout) for flat in self.pixels]
 
     @cached_property
     def _places(self) -> Tensor:
@@ -59,7 +59,7 @@ class Kept:
     @cached_property
     def gives_views(self) -> bool:
         """Whether ``gather`` returns views: if sizes differ, or if images are large."""
-        return self.tables is None or bool(self.records["last"][0])
+        return self.tables is None or bool(self.records["layout"][0] & LAST)
 
     def map_pages(self) -> None:
         """Map all pages for this process, if they fit, instead of each when it is first read.
@@ -72,7 +72,7 @@ class Kept:
                 ctypes.CDLL(None).madvise(address, ctypes.c_size_t(len(flat)), POPULATE_READ)
 
     def gather(self, rows: Tensor) -> Images:
-        """The images of these rows: (B, ..., C, H, W) uint8, or a list of views."""
+        """The images of these rows: (B, ..., C, H, W) uint8 or uint16, or a list of views."""
         if self.tables is None or self.gives_views:
             return self.views(rows)
         if len(self.tables) == 1:
@@ -84,13 +84,13 @@ class Kept:
         return _select(torch.cat(images), torch.cat(found).argsort())
 
     def views(self, rows: Tensor) -> list[Tensor]:
-        """The images of these rows, each (..., C, H, W) uint8, without a copy."""
+        """The images of these rows, each (..., C, H, W) uint8 or uint16, without a copy."""
         records = self.records[rows.numpy()]
-        columns = (records[name].tolist() for name in ("offset", "shape", "last"))
+        columns = (records[name].tolist() for name in ("offset", "shape", "layout"))
         segments = self.segments[rows].tolist()
         return [
-            _view(self.pixels[segment], first, shape, last)
-            for segment, first, shape, last in zip(segments, *columns, strict=True)
+            _view(self.pixels[segment], first, shape, layout)
+            for segment, first, shape, layout in zip(segments, *columns, strict=True)
         ]
 
     def __getitem__(self, row: int) -> Tensor:
@@ -114,25 +114,28 @@ def kept_in(pool: Pool, places: NDArray[np.int64], place: str, free: int) -> Kep
 
 def on_device(kept: Kept, device: torch.device) -> Tensor:
     """All images, of one size, as one tensor (N, ..., C, H, W) on ``device``."""
-    images = torch.empty((len(kept), *kept[0].shape), dtype=torch.uint8, device=device)
+    images = torch.empty((len(kept), *kept[0].shape), dtype=kept[0].dtype, device=device)
     for rows in torch.split(torch.arange(len(kept)), 1024):
         images[rows[0] : rows[-1] + 1] = torch.stack(kept.views(rows))
     return images
 
 
-def _image(flat: Tensor, shape: NDArray[np.int32], last: bool) -> Tensor:
+def _image(flat: Tensor, shape: NDArray[np.int32], layout: int) -> Tensor:
     """``flat`` as images of ``shape``, a RECORD's, one after the other."""
     crops, channels, height, width = map(int, shape)
     lead = [crops] * (crops > 0)
-    if last:
+    flat = flat.view(torch.uint16) if layout & WIDE else flat
+    if layout & LAST:
         return flat.view(-1, *lead, height, width, channels).movedim(-1, -3)
     return flat.view(-1, *lead, channels, height, width)
 
 
-def _view(flat: Tensor, first: int, shape: list[int], last: bool) -> Tensor:
+def _view(flat: Tensor, first: int, shape: list[int], layout: int) -> Tensor:
     crops, channels, height, width = shape
     plane = height * width
-    inner = (1, width * channels, channels) if last else (plane, width, 1)
+    if layout & WIDE:  # all images of a segment are, so their places are even
+        flat, first = flat[: len(flat) // 2 * 2].view(torch.uint16), first // 2
+    inner = (1, width * channels, channels) if layout & LAST else (plane, width, 1)
     if crops:
         return flat.as_strided((crops, channels, height, width), (channels * plane, *inner), first)
     return flat.as_strided((channels, height, width), inner, first)

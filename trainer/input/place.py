@@ -32,9 +32,16 @@ def choose_keeping(config: Config, size: int, no_store: str, device: torch.devic
 
 
 def place_kept(
-    config: Config, pipeline: Pipeline, size: int, one_size: bool, device: torch.device
+    config: Config,
+    pipeline: Pipeline,
+    size: int,
+    one_size: bool,
+    device: torch.device,
+    has_16_bits: bool = False,
 ) -> torch.device:
     """Where the kept images are put in the end: on ``device``, or in main memory.
+
+    Images of 16 bits stay in main memory: torch selects no rows of them on every device.
 
     ``auto`` takes the device if four times ``size`` is free there. Raises DataError if ``device``
     is not possible.
@@ -44,6 +51,10 @@ def place_kept(
         return CPU
     # Transforms that run per sample run in other processes, which cannot share a device's memory.
     per_sample = pipeline.early(cached=True) > 0
+    if has_16_bits:
+        if wanted == "device":
+            raise DataError("loader.cache: device takes no images of 16 bits; use auto or ram.")
+        return CPU
     if wanted == "auto":
         fits = one_size and not per_sample and size < free_memory(device) // 4
         return device if fits else CPU
@@ -97,7 +108,7 @@ def subset_in_memory(
     labels = labels_of(dataset, rows)
     first = pipeline.prepare(dataset.images[rows[:1]])
     size = first.nbytes * len(rows)
-    place = place_kept(config, pipeline, size, True, device)
+    place = place_kept(config, pipeline, size, True, device, first.dtype == torch.uint16)
     kept = None
     if place != CPU or choose_keeping(config, size, "it is in memory", device):
         kept = prepare_all(dataset.images, pipeline, rows, first.shape[1:], place)
@@ -108,7 +119,7 @@ def prepare_all(
     images: Tensor, pipeline: Pipeline, rows: Tensor, shape: torch.Size, place: torch.device
 ) -> Tensor:
     """``rows`` of ``images`` (N, C, H, W), each prepared to ``shape``, at ``place``."""
-    kept = torch.empty((len(rows), *shape), dtype=torch.uint8, device=place)
+    kept = torch.empty((len(rows), *shape), dtype=images.dtype, device=place)
     chunks = torch.split(torch.arange(len(rows)), 4096)
     for chunk in bar(chunks, "preparing images", len(chunks), unit="chunk"):
         kept[chunk[0] : chunk[-1] + 1] = pipeline.prepare(images.index_select(0, rows[chunk]))

@@ -32,10 +32,17 @@ from trainer.run.disk import MINUTE, append, flush_file, remove_temporary, write
 FORMAT = 1
 ABOUT = "about.json"  # what a pool's images are; its time is that of the last use
 # shape: (crops, C, H, W), or (0, C, H, W). offset: the first byte; -1 if only checked, not kept.
-# last: whether the memory has the channels of a pixel together, (H, W, C).
+# layout: LAST if the memory has the channels of a pixel together, (H, W, C); WIDE for uint16.
 RECORD = np.dtype(
-    [("digest", "u1", 32), ("shape", "<i4", 4), ("offset", "<i8"), ("remark", "<u2"), ("last", "?")]
+    [
+        ("digest", "u1", 32),
+        ("shape", "<i4", 4),
+        ("offset", "<i8"),
+        ("remark", "<u2"),
+        ("layout", "u1"),
+    ]
 )
+LAST, WIDE = 1, 2
 # What reading a damaged segment raises; a file of it may also be absent, or a folder or a link.
 DAMAGE = (ValueError, KeyError, TypeError, RecursionError, FileNotFoundError, IsADirectoryError)
 Records = NDArray[np.void]
@@ -55,7 +62,7 @@ def as_digests(texts: Sequence[str]) -> Digests:
 def image_bytes(records: Records) -> NDArray[np.int64]:
     """Bytes of each image."""
     sizes: NDArray[np.int64] = records["shape"].astype(np.int64).clip(min=1).prod(axis=1)
-    return sizes
+    return sizes << (records["layout"] & WIDE > 0)
 
 
 class Segment:

@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets import BrokenImage, Dataset
-from trainer.input.pool import RECORD, Chunk, Digests, Pool, Records, Segment, as_digests
+from trainer.input.pool import (
+    LAST,
+    RECORD,
+    WIDE,
+    Chunk,
+    Digests,
+    Pool,
+    Records,
+    Segment,
+    as_digests,
+)
 from trainer.input.store import Store
 from trainer.input.subset import CPU, decodes_content
 from trainer.input.workers import Workers
@@ -198,6 +208,7 @@ class Reader:
         records["digest"], records["offset"] = found.digests[rows], -1
         shape = images.shape[1:]
         records["shape"] = [*[0] * (4 - len(shape)), *shape]
+        records["layout"] = WIDE * (images.dtype == torch.uint16)
         if (remarks := getattr(self.dataset, "remarks", None)) is not None:
             records["remark"] = [remarks[index] for index in found.indices[rows].tolist()]
         if one.keeping is not None and one.segment is not None:
@@ -206,7 +217,7 @@ class Reader:
             data = pixels.numpy().data.cast("B")
             first = one.segment.append(data)
             records["offset"] = first + np.arange(len(group)) * (len(data) // len(group))
-            records["last"] = last
+            records["layout"] |= LAST * last
             found.chunks[side].append((first, len(data), hashlib.sha256(data).hexdigest()))
         found.records[side] = np.concatenate([found.records[side], records])
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ from trainer.input.place import (
     place_kept,
     subset_in_memory,
 )
-from trainer.input.pool import Digests, Pool, as_digests, image_bytes
+from trainer.input.pool import WIDE, Digests, Pool, Records, as_digests, image_bytes
 from trainer.input.reading import Pick, Reader, Side, naming_side, read_files
 from trainer.input.store import Store, has_own_decoding, recipe_of
 from trainer.input.subset import CPU, MetImages, Subset, at_least_of, decoded, decodes_content
@@ -41,7 +42,8 @@ class Source:
     """The files of a dataset: their digests, and their prepared images.
 
     digests (N, 32), known (N,): the SHA-256 of each sample's content, where it is known. broken:
-    the images that cannot be read. notes: lines for the user.
+    the images that cannot be read. notes: lines for the user. channels: by number of the
+    side, of each number of channels of its images, how many have it, and the id of the first.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Source:
         self.notes: list[str] = []
         self.broken: dict[int, BrokenImage] = {}
         self.left_out: set[int] = set()  # by fixes
+        self.channels: dict[int, dict[int, tuple[int, str]]] = {}
         self.digests: Digests = np.zeros((len(dataset), 32), np.uint8)
         self.known = np.zeros(len(dataset), bool)
         self.store = Store(config.store)
@@ -314,18 +317,28 @@ class Source:
             used = next_readable(places >= 0)
             places = places[used]
         records = side.pool.records[places]
-        if isinstance(remarks := getattr(dataset, "remarks", None), bytearray):
+        if isinstance(remarks := getattr(dataset, "remarks", None), bytearray | array):
             own = np.flatnonzero(places_of >= 0)
-            np.frombuffer(remarks, np.uint8)[rows.numpy()[own]] = records["remark"][own]
+            np.asarray(remarks)[rows.numpy()[own]] = records["remark"][own]
+        shown_rows = rows.numpy() if used is None else rows.numpy()[used]
+        self._count_channels(self.number(split), records, shown_rows)
         extremes = torch.from_numpy(extreme_rows(records["shape"][:, -2:]))
         shown = None if used is None else torch.from_numpy(used)
         if side.keeping is None:
             return Subset(dataset, pipeline, rows, labels, None, extremes)
         kept = kept_in(side.pool, places, side.keeping, available_memory())
         one_size = has_one_size(records)
-        place = place_kept(self.config, pipeline, kept.nbytes, one_size, self.device)
+        is_wide = bool(records["layout"][0] & WIDE)
+        place = place_kept(self.config, pipeline, kept.nbytes, one_size, self.device, is_wide)
         images = kept if place == CPU else on_device(kept, place)
         return Subset(dataset, pipeline, rows, labels, images, extremes, shown)
+
+    def _count_channels(self, side: int, records: Records, indices: NDArray[np.int64]) -> None:
+        column, found = records["shape"][:, 1], self.channels.setdefault(side, {})
+        for channels in np.flatnonzero(np.bincount(column)).tolist():
+            has = column == channels
+            count, first = found.get(channels, (0, self.dataset.ids[indices[has.argmax()]]))
+            found[channels] = count + int(has.sum()), first
 
     def _extremes_of_some(self, split: str, indices: Sequence[int]) -> Tensor:
         """The rows of the smallest and largest of a few images. Raises BrokenImage."""

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import BrokenImage, DataError, Dataset
+from datasets.bands import NPY, form_in, notes_on_bits, notes_on_pictures
 from datasets.duplicates import DETAIL, groups_of_pairs, is_flat, near_duplicates, thumbnail
 from datasets.files import ImageFiles
 from datasets.grouping import Groups
@@ -147,6 +148,9 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     names = source.identities() if by_name else digests
     flat = is_flat(thumbnails).nonzero().flatten().tolist()
     forms = Counter(form for form in found_forms if form)
+    remarks = getattr(dataset, "remarks", b"")
+    converted = notes_on(remarks) + notes_on_bits(remarks)
+    converted += notes_on_pictures(form_in(config.dataset.arguments), [raw.shape[-1]])
     facts = {
         "dataset": {
             "name": config.dataset.name,
@@ -160,7 +164,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
         "counts": counts_of(dataset, splits),
         "sizes": sizes_of(sizes),
         "formats": dict(forms.most_common()),
-        "converted": notes_on(getattr(dataset, "remarks", b"")),
+        "converted": converted,
         "pixels": pixels_of(config, pipelines["eval"], raw[rows], prepared[rows]),
         "one_colour": [dataset.ids[usable[row]] for row in flat if digests[usable[row]]],
         "exact_duplicates": [samples(group) for group in exact],
@@ -272,22 +276,28 @@ def image_facts(images: Tensor, pipeline: Pipeline, form: str) -> ImageFacts:
 
 
 def moments(images: Tensor) -> Tensor:
-    """Return (N, 2, C): mean and mean square by channel of images (N, [crops,] C, H, W) uint8."""
+    """Return (N, 2, C): mean and mean square by channel of images (N, [crops,] C, H, W).
+
+    They are uint8 or uint16.
+    """
     if images.ndim == 5:  # FiveCrop or TenCrop: the crops of an image side by side
         images = images.transpose(1, 2).flatten(2, 3)
     sums = torch.zeros(2, *images.shape[:2], dtype=torch.int64)
     lines = max(1, SLICE // max(1, images[..., :1, :].numel()))
     for piece in torch.split(images, lines, dim=-2):
-        values = piece.int()
+        values = piece.int() if images.dtype == torch.uint8 else piece.long()
         sums[0] += values.sum(dim=(-2, -1))
         sums[1] += values.square_().sum(dim=(-2, -1))
     pixels = images.shape[-2] * images.shape[-1]
-    scale = torch.tensor([255.0, 255.0**2], dtype=torch.float64).view(2, 1, 1) * pixels
+    full = 255.0 if images.dtype == torch.uint8 else 65535.0
+    scale = torch.tensor([full, full**2], dtype=torch.float64).view(2, 1, 1) * pixels
     return (sums / scale).transpose(0, 1)
 
 
 def form_of(content: bytes) -> str:
     """Return format and mode of an image file's bytes, such as "JPEG RGB"."""
+    if content.startswith(NPY):
+        return "NPY array"
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return f"{image.format} {image.mode}"

@@ -58,8 +58,8 @@ def stored_image(subset: Subset, row: int) -> Tensor:
 def as_pictures(pipeline: Pipeline, inputs: Tensor) -> Tensor:
     """Return a model's inputs (B, C, H, W) float as uint8 pictures, with Normalize undone.
 
-    If values are then outside 0-1, the range is stretched to 0-1. Of images with neither 1 nor 3
-    channels, only the first channel is returned.
+    If values are then outside 0-1, the range is stretched to 0-1. Of images with more than 3
+    channels, the first three are returned, of 2 the first.
     """
     images = inputs
     for transform in reversed((*pipeline.fixed, *pipeline.rest)):
@@ -71,6 +71,5 @@ def as_pictures(pipeline: Pipeline, inputs: Tensor) -> Tensor:
     low, high = images.aminmax()
     if low < -0.01 or high > 1.01:
         images = (images - low) / (high - low)
-    if images.shape[1] not in (1, 3):
-        images = images[:, :1]
+    images = images[:, : 3 if images.shape[1] > 2 else 1]
     return (images * 255).round_().clamp_(0, 255).byte()

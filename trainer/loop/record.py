@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.bands import form_in
 from trainer.build.job import Job, data_path
 from trainer.distributed.fsdp import hand_over, is_sharded
 from trainer.distributed.processes import is_main
@@ -122,6 +123,7 @@ def card(job: Job, epoch_metrics: dict[str, Any]) -> dict[str, Any]:
         "in_channels": job.input_shape[0],
         "input_size": list(job.input_shape[1:]),
         "image_channels": job.data.image_channels,
+        "image_bits": form_in(job.config.dataset.arguments).bits,
         "transforms": config["transforms"]["eval"],
         "evaluation": config["evaluation"],
         "metrics": {name: v for name, v in epoch_metrics.items() if name != "thresholds"},
