@@ -17,8 +17,9 @@ from trainer.build.prepare import prepare
 from trainer.build.trained import load_trained
 from trainer.config import load_config
 from trainer.drawing.pictures import to_picture
-from trainer.input.data import load_data, train_loader
-from trainer.input.place import place_kept
+from trainer.input.data import load_data
+from trainer.input.kept import place_kept
+from trainer.input.loader import train_loader
 from trainer.input.pool import LAST, RECORD, image_bytes
 from trainer.loop.fit import fit
 from trainer.predict import main as predict

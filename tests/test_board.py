@@ -31,7 +31,7 @@ from torch.utils.tensorboard.summary import compute_curve
 
 from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.input.data import eval_loader
+from trainer.input.loader import eval_loader
 from trainer.insight import board, panels, projector
 from trainer.insight.board import Board, show_end, show_epoch, show_start
 from trainer.insight.features import penultimate

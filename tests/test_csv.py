@@ -16,7 +16,7 @@ from datasets.csv_images import CSVImages
 from datasets.csv_table import LONGEST
 from tests.test_datasets import check_contract, touch
 from trainer.config import load_config
-from trainer.input.data import open_dataset
+from trainer.input.cut import open_dataset
 from trainer.process.errors import ConfigError
 
 

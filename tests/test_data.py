@@ -19,8 +19,9 @@ from datasets.fashion_mnist import FashionMNIST
 from datasets.images import read_image
 from trainer.config import load_config
 from trainer.data import main
-from trainer.input.data import load_data, train_loader
+from trainer.input.data import load_data
 from trainer.input.kept import Kept
+from trainer.input.loader import train_loader
 from trainer.insight import data_facts
 from trainer.insight.data_facts import inspect_dataset, moments
 from trainer.insight.data_report import augmented

@@ -25,11 +25,11 @@ from datasets import DataError, temporary
 from models.lenet import LeNet
 from trainer.build.prepare import prepare
 from trainer.config import load_config
-from trainer.input import place
+from trainer.input import kept as kept_module
 from trainer.input import workers as workers_module
-from trainer.input.data import load_data, train_loader
+from trainer.input.data import load_data
 from trainer.input.kept import Kept
-from trainer.input.loader import Loader, Order
+from trainer.input.loader import Loader, Order, train_loader
 from trainer.input.source import SIDES, Source
 from trainer.input.subset import Subset
 from trainer.input.workers import copied_ahead
@@ -286,7 +286,7 @@ def test_auto_keeps_what_fits_into_half_of_the_memory_and_reads_the_rest_anew(
     assert isinstance(kept, Kept) and kept.place == "store"
     every = 50 * kept.nbytes // len(kept)  # train, val and test are prepared alike
     for free, expected in ((2 * every + 2, "store"), (2 * every, "off")):
-        monkeypatch.setattr(place, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(kept_module, "available_memory", lambda free=free: free)
         assert load_data(config, CPU).subsets["train"].cache == expected
 
 
@@ -300,7 +300,7 @@ def test_a_split_in_memory_that_its_transforms_make_too_large_is_made_anew_each_
         "model: MLP\noptimizer: {name: SGD, lr: 0.1}\ntrain: {epochs: 1, device: cpu}\n"
     )
     kept = loader_of(file)
-    monkeypatch.setattr(place, "free_memory", lambda device: 200_000)
+    monkeypatch.setattr(kept_module, "free_memory", lambda device: 200_000)
     made = loader_of(file, "loader.workers=0")
     assert (kept.subset.cache, made.subset.cache) == ("ram", "off")
     assert hashes(kept, 0) == hashes(made, 0)
@@ -341,7 +341,7 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_kept(
     config_file, monkeypatch, cache
 ):
     config = load_config(config_file, [f"loader.cache={cache}"])
-    monkeypatch.setattr(place, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(kept_module, "free_memory", lambda device: 1000)
     with pytest.raises(DataError, match=rf"loader\.cache: {cache} needs .* are free; use auto"):
         load_data(config, CPU)
 
@@ -351,11 +351,11 @@ def test_auto_keeps_a_split_on_a_gpu_where_a_quarter_of_its_memory_holds_it(
 ):
     gpu = torch.device("cuda", 0)
     memory = {"cuda": 4004, "cpu": 10**9}
-    monkeypatch.setattr(place, "free_memory", lambda device: memory[device.type])
+    monkeypatch.setattr(kept_module, "free_memory", lambda device: memory[device.type])
 
     def chosen(file, size: int, *overrides: str) -> torch.device:
         config = load_config(file, overrides)
-        return place.place_kept(config, reading_pipeline(config), size, True, gpu)
+        return kept_module.place_kept(config, reading_pipeline(config), size, True, gpu)
 
     assert chosen(config_file, 1000) == gpu
     assert chosen(config_file, 1001) == CPU

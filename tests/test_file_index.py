@@ -162,7 +162,7 @@ def test_what_a_start_has_just_read_it_does_not_forget_where_it_prepares_more(
     wait(monkeypatch, seconds=0)
     counted = Counted(monkeypatch)
     monkeypatch.setattr(
-        "trainer.input.data.expected_part", lambda *_: lambda digest, part: "val"
+        "trainer.input.cut.expected_part", lambda *_: lambda digest, part: "val"
     )  # all of train is prepared in a second pass
     data = load(recipe(tmp_path / "a.yaml", root, RESIZED, DIFFERENT))
     twice = {name for name in data.dataset.ids if counted.read.count(name) > 1}

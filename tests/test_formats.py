@@ -41,7 +41,8 @@ from trainer.config import load_config
 from trainer.data import main as data_command
 from trainer.drawing.page import render
 from trainer.inference.script_writer import SCRIPT_TEMPLATE
-from trainer.input.data import load_data, train_loader
+from trainer.input.data import load_data
+from trainer.input.loader import train_loader
 
 H, W = 9, 11
 CPU = torch.device("cpu")

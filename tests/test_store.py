@@ -15,7 +15,8 @@ import torch
 from tests.conftest import FORK, exit_code_of, fork
 from tests.stored_pictures import RESIZED, Counted, is_right, load, recipe, write_pictures
 from trainer.config.settings import StoreSettings
-from trainer.input import place, pool, reading, source
+from trainer.input import kept as kept_module
+from trainer.input import pool, reading, source
 from trainer.input import store as store_module
 from trainer.input.kept import Kept
 from trainer.input.pool import ABOUT, Pool, Segment
@@ -462,7 +463,7 @@ def denied(place, mkdir):
 
 def test_without_memory_and_without_a_store_images_are_read_anew(file, root, tmp_path, monkeypatch):
     monkeypatch.setenv("TRAINER_STORE", "~nobody123/store")
-    monkeypatch.setattr(place, "available_memory", lambda: 1000)
+    monkeypatch.setattr(kept_module, "available_memory", lambda: 1000)
     data = load(file)
     assert is_right(data, root) and {one.cache for one in data.subsets.values()} == {"off"}
 

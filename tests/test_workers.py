@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from datasets import DataError
 from tests.conftest import fork
-from trainer.input import data
+from trainer.input import loader as loader_module
 from trainer.input import workers as workers_module
 from trainer.input.loader import Delivery, Loader, Order
 from trainer.input.subset import Subset
@@ -290,9 +290,9 @@ def test_auto_takes_workers_where_reading_costs_more_than_sending(
     loader = types.SimpleNamespace(workers="auto", batch_size=4)
     config: Any = types.SimpleNamespace(loader=loader, train=types.SimpleNamespace(epochs=epochs))
     costs = iter([reading, sending])
-    monkeypatch.setattr(data, "cpu_seconds", lambda work: next(costs))
-    monkeypatch.setattr(data, "cores", lambda: 16)
-    assert data.choose_workers(config, part) == count
-    monkeypatch.setattr(data, "cores", lambda: 1)
+    monkeypatch.setattr(loader_module, "cpu_seconds", lambda work: next(costs))
+    monkeypatch.setattr(loader_module, "cores", lambda: 16)
+    assert loader_module.choose_workers(config, part) == count
+    monkeypatch.setattr(loader_module, "cores", lambda: 1)
     costs = iter([reading, sending])
-    assert data.choose_workers(config, part) == 0
+    assert loader_module.choose_workers(config, part) == 0

@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
         from trainer.build.trial import check_components
         from trainer.drawing.columns import hang, terminal_width
         from trainer.drawing.fonts import note_on_names
-        from trainer.input.data import BrokenImages
+        from trainer.input.cut import BrokenImages
         from trainer.insight.data_facts import inspect_dataset
         from trainer.insight.data_report import is_ours, summary, write_data_report
         from trainer.process.errors import ConfigError, UsageError

@@ -130,7 +130,7 @@ def seen(sight: "Sight") -> list[str]:
 def written(sight: "Sight", data: str, name: str, out: Path, say: "Say") -> str:
     """The text of the file, once its training was prepared, or its model was timed."""
     from trainer.config.components import component_key, published
-    from trainer.input.data import BrokenImages
+    from trainer.input.cut import BrokenImages
     from trainer.process.console import duration
     from trainer.process.words import visible
     from trainer.tuning.first_check import load_text, rehearse_all, this_machine, time_model

@@ -801,8 +801,8 @@ SABOTAGES = [
         "clearing removes the whole folder of indexes",
         "files of a user in a folder of this name are gone",
         "trainer/input/store.py",
-        '(self.root / "files").glob("*.files")',
-        '(self.root / "files").glob("*")',
+        'self.root.glob("files/*.files")',
+        'self.root.glob("files/*")',
         (f"{STORED}test_clearing_touches_only_what_the_store_has_made",),
     ),
 ]

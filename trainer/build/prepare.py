@@ -39,17 +39,9 @@ from trainer.distributed.processes import (
 )
 from trainer.distributed.sync_batch_norm import with_synced_batch_norm
 from trainer.drawing.fonts import note_on_names
-from trainer.input.data import (
-    Data,
-    build_pipelines,
-    check_fills,
-    check_shape,
-    eval_loader,
-    load_data,
-    open_dataset,
-    train_loader,
-)
-from trainer.input.loader import Loader
+from trainer.input.cut import open_dataset
+from trainer.input.data import Data, build_pipelines, check_fills, check_shape, load_data
+from trainer.input.loader import Loader, eval_loader, train_loader
 from trainer.input.subset import Subset
 from trainer.process.console import Say, noting
 from trainer.process.errors import ConfigError, RunError

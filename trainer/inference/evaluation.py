@@ -15,7 +15,8 @@ from trainer.build.model import build_loss, check_size
 from trainer.build.teacher import first_names
 from trainer.build.trained import load_with, tell_which
 from trainer.config import Config, load_config
-from trainer.input.data import check_shape, digest_of_split, eval_loader, load_subset
+from trainer.input.data import check_shape, digest_of_split, load_subset
+from trainer.input.loader import eval_loader
 from trainer.loop.evaluate import evaluate, predict, what_may_help, without_answer
 from trainer.process.errors import NoAnswer, RunError
 from trainer.process.launch import is_first

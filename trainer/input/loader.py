@@ -1,19 +1,25 @@
 """Batches of one split, as a pure function of (seed, epoch, batch number)."""
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.config import Config
+from trainer.distributed.processes import rank, world_size
 from trainer.distributed.shares import Bounds, Shares
-from trainer.input.kept import Kept
-from trainer.input.subset import CPU, Subset, order_of
-from trainer.input.worker import Request
+from trainer.input.kept import CPU, Kept
+from trainer.input.subset import Subset, order_of
+from trainer.input.worker import Request, packed
 from trainer.input.workers import Workers
 from trainer.process.console import say
+from trainer.process.launch import local_world_size
 from trainer.process.words import visible
 from transforms.memory import Images
 from transforms.pipeline import Sides
@@ -239,3 +245,65 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+TO_START = 1.0  # in all, with what is copied on write afterwards
+
+
+TO_WAKE = 0.0004  # a batch, in both processes, beside the copy to shared memory
+
+
+WORTH = 4  # how many times as long reading must take as sending
+
+
+def train_loader(
+    config: Config, subset: Subset, device: torch.device, channels_last: bool = False
+) -> Loader:
+    """The shuffled batches of the training split."""
+    settings = config.loader
+    order = Order(config.seed, settings.sampling, settings.drop_last)
+    delivery = Delivery(choose_workers(config, subset), device, channels_last)
+    return Loader(subset, settings.batch_size, order, delivery, Shares(rank(), world_size()))
+
+
+def eval_loader(
+    config: Config, subset: Subset, device: torch.device, channels_last: bool = False
+) -> Loader:
+    """The batches of a split in its own order."""
+    images, _ = subset.sample(torch.arange(1))
+    # Small images want large batches; at 224 x 224 a batch of 256 would fill a laptop's memory.
+    fitting = 256 if images.numel() <= 3 * 64 * 64 else config.loader.batch_size
+    batch_size = config.loader.eval_batch_size or max(fitting, config.loader.batch_size)
+    even = config.train.parallel == "fsdp"  # all ranks do each forward pass together
+    delivery = Delivery(choose_workers(config, subset), device, channels_last)
+    return Loader(subset, batch_size, Order(), delivery, Shares(rank(), world_size(), even))
+
+
+def choose_workers(config: Config, subset: Subset) -> int:
+    """The number of worker processes; auto: 0 where they would save little or nothing."""
+    if subset.cache not in ("ram", "store", "off"):
+        return 0  # other processes cannot share a device's memory
+    if config.loader.workers != "auto":
+        return config.loader.workers
+    rows = torch.arange(min(config.loader.batch_size, len(subset)))
+    reading = cpu_seconds(lambda: subset.read(rows, 0))
+    in_all = reading / len(rows) * len(subset) * config.train.epochs
+    if cores() == 1 or in_all < TO_START:
+        return 0
+    batch = subset.read(rows, 0)
+    piece = torch.empty(sum(image.nbytes + LABEL for image in batch[0]), dtype=torch.uint8)
+    sending = cpu_seconds(lambda: packed(batch, piece)) + TO_WAKE
+    return min(cores(), 8) if reading > WORTH * sending else 0
+
+
+def cpu_seconds(work: Callable[[], Any]) -> float:
+    """The processor time of ``work``, the second time, whatever other processes do."""
+    work()  # warms up
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def cores() -> int:
+    """The processor cores for this rank: those of the machine, shared among its ranks."""
+    return max((os.cpu_count() or 1) // local_world_size(), 1)

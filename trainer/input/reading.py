@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets import BrokenImage, Dataset
+from trainer.input.kept import CPU
 from trainer.input.pool import (
     LAST,
     RECORD,
@@ -31,7 +32,7 @@ from trainer.input.pool import (
     as_digests,
 )
 from trainer.input.store import Store
-from trainer.input.subset import CPU, decodes_content
+from trainer.input.subset import decodes_content
 from trainer.input.workers import Workers
 from trainer.process.console import bar
 from trainer.process.errors import RunError

@@ -17,18 +17,27 @@ from torch import Tensor
 from datasets import BrokenImage, DataError, Dataset
 from trainer.config import Config
 from trainer.input.file_index import FileIndex, clock, states_of
-from trainer.input.kept import has_one_size, kept_in, on_device
-from trainer.input.place import (
+from trainer.input.kept import (
+    CPU,
     available_memory,
     choose_keeping,
-    labels_of,
+    has_one_size,
+    kept_in,
+    on_device,
     place_kept,
-    subset_in_memory,
 )
 from trainer.input.pool import WIDE, Digests, Pool, Records, as_digests, image_bytes
 from trainer.input.reading import Pick, Reader, Side, naming_side, read_files
 from trainer.input.store import Store, has_own_decoding, recipe_of
-from trainer.input.subset import CPU, MetImages, Subset, at_least_of, decoded, decodes_content
+from trainer.input.subset import (
+    MetImages,
+    Subset,
+    at_least_of,
+    decoded,
+    decodes_content,
+    labels_of,
+    subset_in_memory,
+)
 from trainer.process.launch import local_world_size
 from transforms.pipeline import Pipeline
 

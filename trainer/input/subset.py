@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets import BrokenImage, DataError, Dataset
-from trainer.input.kept import Kept
+from datasets import BrokenImage, DataError, Dataset, has_several_labels
+from trainer.config import Config
+from trainer.input.kept import CPU, Kept, choose_keeping, place_kept
+from trainer.process.console import bar
 from trainer.process.errors import ComponentError, component_place, with_cause
 from transforms.kernel import is_large
 from transforms.keyed import balanced, permutation
 from transforms.memory import Images
 from transforms.needed import needed_side
 from transforms.pipeline import Pipeline, Sides
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -258,3 +258,35 @@ def to_device(tensors: Any, device: torch.device) -> Any:
     if isinstance(tensors, list):
         return [tensor.to(device, non_blocking=non_blocking) for tensor in tensors]
     return tensors.to(device, non_blocking=non_blocking)
+
+
+def labels_of(dataset: Dataset, rows: Tensor) -> Tensor:
+    """The labels of the samples ``rows``: (N,) int64, or (N, K) float32 of several labels."""
+    kind = torch.float32 if has_several_labels(dataset.labels) else torch.int64
+    return torch.tensor([dataset.labels[row] for row in rows.tolist()], dtype=kind)
+
+
+def subset_in_memory(
+    dataset: Dataset, pipeline: Pipeline, rows: Tensor, config: Config, device: torch.device
+) -> Subset:
+    """The samples ``rows`` of a dataset with ``images``, which all have one size."""
+    assert dataset.images is not None
+    labels = labels_of(dataset, rows)
+    first = pipeline.prepare(dataset.images[rows[:1]])
+    size = first.nbytes * len(rows)
+    place = place_kept(config, pipeline, size, True, device, first.dtype == torch.uint16)
+    kept = None
+    if place != CPU or choose_keeping(config, size, "it is in memory", device):
+        kept = prepare_all(dataset.images, pipeline, rows, first.shape[1:], place)
+    return Subset(dataset, pipeline, rows, labels, kept, torch.arange(len(rows))[:2])
+
+
+def prepare_all(
+    images: Tensor, pipeline: Pipeline, rows: Tensor, shape: torch.Size, place: torch.device
+) -> Tensor:
+    """``rows`` of ``images`` (N, C, H, W), each prepared to ``shape``, at ``place``."""
+    kept = torch.empty((len(rows), *shape), dtype=images.dtype, device=place)
+    chunks = torch.split(torch.arange(len(rows)), 4096)
+    for chunk in bar(chunks, "preparing images", len(chunks), unit="chunk"):
+        kept[chunk[0] : chunk[-1] + 1] = pipeline.prepare(images.index_select(0, rows[chunk]))
+    return kept

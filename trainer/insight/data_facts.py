@@ -24,13 +24,11 @@ from datasets.images import FORMATS, notes_on
 from datasets.split import PARTS, manifest
 from datasets.words import label_words
 from trainer.config import Config
-from trainer.input.data import (
+from trainer.input.cut import (
     BrokenImages,
-    build_pipelines,
     classes_without_images,
     count_classes,
     cut,
-    digest_of_split,
     find_groups,
     fix,
     how_split,
@@ -39,10 +37,11 @@ from trainer.input.data import (
     notes_on_groups,
     open_dataset,
     open_fixes,
-    transform_fault,
 )
+from trainer.input.data import build_pipelines, digest_of_split, transform_fault
+from trainer.input.kept import CPU
 from trainer.input.source import Source
-from trainer.input.subset import CPU, decodes_content
+from trainer.input.subset import decodes_content
 from trainer.process.console import bar
 from trainer.process.errors import ConfigError
 from transforms.pipeline import Pipeline

@@ -16,8 +16,7 @@ from trainer.drawing.fonts import drawables
 from trainer.drawing.pictures import png, sheet
 from trainer.drawing.text import markdown, markdown_table, shown
 from trainer.input.data import transform_fault
-from trainer.input.place import labels_of
-from trainer.input.subset import Subset, order_of
+from trainer.input.subset import Subset, labels_of, order_of
 from trainer.insight.data_facts import Inspection, differs, split_of_each
 from trainer.insight.samples import as_pictures, one_crop
 from trainer.process.errors import ComponentError, ConfigError

@@ -16,7 +16,7 @@ from trainer.distributed import processes
 from trainer.distributed.fsdp import is_sharded, model_shard
 from trainer.distributed.network import from_main
 from trainer.distributed.processes import is_main, on_main
-from trainer.input.data import eval_loader
+from trainer.input.loader import eval_loader
 from trainer.input.subset import Subset, decoded
 from trainer.insight.board import Board, show_end, show_start
 from trainer.insight.findings import THUMBNAIL, ReportData

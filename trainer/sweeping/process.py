@@ -269,7 +269,7 @@ def only_writes(run: Path) -> bool:
 
 def has_room_beside(process: Process) -> bool:
     """Whether the free memory is what the process held at most; False if nobody tells."""
-    from trainer.input.place import available_memory
+    from trainer.input.kept import available_memory
 
     with suppress(OSError):
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")

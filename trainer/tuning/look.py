@@ -21,7 +21,7 @@ from datasets.split import PARTS, expected_part
 from trainer.build.prepare import require_good_components
 from trainer.config import Config, load_config
 from trainer.config.document import flow
-from trainer.input.data import BrokenImages, open_dataset
+from trainer.input.cut import BrokenImages, open_dataset
 from trainer.process.errors import UsageError
 
 LOOKED_AT = 256  # pictures that are decoded, spread evenly over all
