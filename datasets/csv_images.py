@@ -182,11 +182,11 @@ class _Reader:
         self.notes += table.notes
         if os.path.isfile(self.start + (name := self.paths.relative(wanted["path_column"]))):
             text = f"the header names an image, '{name}', which is left out: to read it, write a"
-            self.notes.append(f"{path}:1: {text} header above it, such as path,label")
+            self.notes.append(
+                f"{path}:{table.above + 1}: {text} header above it, such as path,label"
+            )
         unused = [name for name in header if name.lower() in USUAL["part_column"]]
-        unused = (
-            [] if "part_column" in wanted or part or name in self.labels.classes else unused[:1]
-        )
+        unused = [] if "part_column" in wanted or part else unused[:1]
         parts: set[str | None] = set()
         path_at, unused_at = header.index(wanted["path_column"]), list(map(header.index, unused))
         part_at = header.index(wanted["part_column"]) if "part_column" in wanted else None
@@ -335,10 +335,8 @@ class _Reader:
             names = self.labels.classes
             check_names(self.tables[0].path, names, lambda i: f"in column '{names[i]}'")
             return
-        names, paths = (
-            [sample.class_name for sample in samples],
-            [sample.path for sample in samples],
-        )
+        names = [sample.class_name for sample in samples]
+        paths = [sample.path for sample in samples]
         if self.labels.separator is not None:
             pairs = [(name, s.path) for s in samples for name in self.labels.names(s)]
             names, paths = [name for name, _ in pairs], [path for _, path in pairs]

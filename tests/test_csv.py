@@ -43,14 +43,11 @@ def refusal(folder: Path, text: str | bytes, **arguments) -> str:
 # --- several labels in one cell ------------------------------------------------------------------
 
 CELLS = {"a.png": "dog; cat", "b.png": "cat;dog;cat", "c.png": "", "sub/d.png": "img10;img2;"}
-
-
-def of_cells() -> str:
-    return "path,label\n" + "".join(f"{path},{cell}\n" for path, cell in CELLS.items())
+OF_CELLS = "path,label\n" + "".join(f"{path},{cell}\n" for path, cell in CELLS.items())
 
 
 def test_labels_in_one_cell_are_those_of_scikit_learn_in_natural_order(folder):
-    data = table(folder, of_cells(), label_separator=";")
+    data = table(folder, OF_CELLS, label_separator=";")
     assert data.classes == ("cat", "dog", "img2", "img10")
     names = [[n for n in map(str.strip, cell.split(";")) if n] for cell in CELLS.values()]
     expected = MultiLabelBinarizer(classes=data.classes).fit_transform(names)
@@ -61,7 +58,7 @@ def test_labels_in_one_cell_are_those_of_scikit_learn_in_natural_order(folder):
 
 
 def test_a_cell_without_labels_and_one_with_a_label_twice_are_counted(folder):
-    data = table(folder, of_cells(), label_separator=";")
+    data = table(folder, OF_CELLS, label_separator=";")
     assert "1 row has no label at all" in data.note
     assert "1 row has a label twice, which counts once" in data.note
 
@@ -88,12 +85,12 @@ def test_labels_of_which_no_image_has_several_are_told_to_be_classes(folder):
     assert told in data.note and data.labels == ((1.0, 0.0), (0.0, 1.0))
     data = table(folder, "path,x,y\na.png,1,0\nb.png,0,1\n", label_columns="all")
     assert "with dataset.one_hot=true these are read as classes" in data.note
-    assert "exactly one" not in table(folder, of_cells(), label_separator=";").note
+    assert "exactly one" not in table(folder, OF_CELLS, label_separator=";").note
 
 
 def test_so_many_labels_that_their_shares_fill_the_memory_are_refused(folder, monkeypatch):
     monkeypatch.setattr("datasets.csv_labels._MOST", 7)  # 4 labels in 3 different sets are 12
-    told = refusal(folder, of_cells(), label_separator=";")
+    told = refusal(folder, OF_CELLS, label_separator=";")
     assert "4 labels in 3 different sets take too much memory; is dataset.label_separator" in told
 
 
