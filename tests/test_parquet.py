@@ -324,8 +324,14 @@ def test_a_file_that_changes_under_a_run_is_a_broken_image(tmp_path, contents):
         data.content(17)
 
 
-def test_without_pyarrow_the_error_names_the_extra(hub, monkeypatch, start, capsys):
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+@pytest.mark.parametrize("version", [None, "25.0.0"])
+def test_without_pyarrow_or_with_an_older_one_the_error_names_the_extra(
+    hub, monkeypatch, start, capsys, version
+):
+    if version is None:
+        monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    else:
+        monkeypatch.setattr(pa, "__version__", version)
     assert start(f"dataset={{name: Parquet, root: {hub}}}") == 2
     assert 'pip install -e ".[parquet]"' in capsys.readouterr().err
 
