@@ -25,6 +25,7 @@ from datasets.parquet_file import Contents, open_part
 from datasets.walk import is_visible
 from datasets.words import counted
 
+OLDEST = 26  # pyarrow; older ones crash on a schema that is deeply nested
 _LOOKED_AT = 16  # rows
 _EMBED = (
     "The library datasets writes only the paths of local files unless it is told to embed them: "
@@ -64,9 +65,15 @@ class Parquet:
         decode: Literal["exact", "fast"] = "exact",
     ) -> None:
         try:
-            import pyarrow.parquet  # noqa: F401
+            import pyarrow.parquet
+
+            version = int(pyarrow.__version__.partition(".")[0])
         except ImportError:
-            raise ImportError('Parquet needs pyarrow: pip install -e ".[parquet]"') from None
+            version = 0
+        if version < OLDEST:
+            raise ImportError(
+                f'Parquet needs pyarrow {OLDEST} or newer: pip install -e ".[parquet]"'
+            )
         self.root = user_path(root, "dataset.root")
         self.on_broken, self.decoding = on_broken, decode
         names, notes = _find_files(self.root)
