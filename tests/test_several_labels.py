@@ -22,6 +22,7 @@ from trainer.explain import main as explain
 from trainer.export import main as export
 from trainer.input.data import load_data
 from trainer.input.subset import order_of
+from trainer.new import main as new
 from trainer.predict import main as predict
 from trainer.process.errors import ConfigError, RunError
 from trainer.run.disk import read_json
@@ -269,3 +270,12 @@ def test_loaded_thresholds_that_are_not_one_a_label_are_refused(trained, tmp_pat
     (copy / "model.json").write_text(json.dumps(card | {"thresholds": [0.5]}))
     with pytest.raises(RunError, match="damaged"):
         load_trained(copy)
+
+
+def test_the_first_yaml_for_such_a_table_trains_with_what_fits_it(coloured, tmp_path, capsys):
+    out = tmp_path / "first.yaml"
+    assert new(["--data", str(coloured), "--out", str(out)]) == 0  # it has prepared the training
+    config = load_config(out)
+    assert config.loss.name == "BCEWithLogitsLoss"
+    assert config.train.monitor == "val/mean_average_precision"
+    assert config.dataset.arguments["label_columns"] == LABELS

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from datasets.words import counted
 from trainer.config.document import flow
-from trainer.tuning.look import Sight
+from trainer.tuning.look import BURST, Sight
 
 SMALL_SIDE = 48  # pixels of a shorter side: up to here, networks for 32 x 32
 FEW_TO_TRAIN, SOME_IMAGES, MANY_IMAGES = 500, 5000, 20_000  # training images
@@ -205,7 +205,7 @@ def first_file(
             "transforms:",
             *(line for key, steps in transforms.items() if steps for line in _steps(key, steps)),
             *_loader(sight, recipe),
-            *(_loss(line) if sight.has_several_labels else line for line in recipe.lines),
+            *(_loss(line, sight) if sight.has_several_labels else line for line in recipe.lines),
             *_metrics(sight),
             f"train: {{epochs: {recipe.epochs}, device: auto{recipe.settings}}}"
             f"  # {recipe.why_epochs}{told['time']}",
@@ -224,9 +224,13 @@ def _steps(key: str, steps: list[str]) -> list[str]:
     return [f"  {key}:", *(f"    - {step}" for step in steps)]
 
 
-def _loss(line: str) -> str:
+def _loss(line: str, sight: Sight) -> str:
     """The loss of images with several labels in place of ``line``, if that is the loss."""
-    return "loss: {name: BCEWithLogitsLoss}" if line.startswith("loss:") else line
+    if not line.startswith("loss:"):
+        return line
+    rarest, most = min(sight.class_sizes), max(sight.class_sizes)
+    more = f", pos_weight: balanced}}  # labels of {rarest:,} to {most:,} images"
+    return "loss: {name: BCEWithLogitsLoss" + (more if is_unequal(sight.class_sizes) else "}")
 
 
 def _split(sight: Sight) -> list[str]:
@@ -238,10 +242,11 @@ def _split(sight: Sight) -> list[str]:
         comment += f"; {' and '.join(cut)} cut from train" if cut else ""
     lines = [f"split: {{ratios: [8, 1, 1], seed: 0}}  # {comment}"]
     if groups := sight.bursts():
-        lines.append(
+        lines += [
             f"# File names tell {groups:,} groups. If one is a burst, a patient or a scene, its "
-            "images must share a split: else the test is too easy."
-        )
+            "images must share a split: else the test is too easy. Then write:",
+            f"# split: {{ratios: [8, 1, 1], seed: 0, group: {{regex: '{BURST}'}}}}",
+        ]
     return lines
 
 
@@ -249,13 +254,17 @@ def _loader(sight: Sight, recipe: Recipe) -> list[str]:
     counts = sight.class_sizes
     drop = ", drop_last: true" * recipe.drop_last
     balance, comment = "", f"for about {counted(sight.num_train, 'training image')}"
-    if is_unequal(counts):
+    if is_unequal(counts) and not sight.has_several_labels:  # there the loss balances
         balance = ", sampling: balanced"
         comment += f"; balanced: classes of {min(counts):,} to {max(counts):,} images"
     return [f"loader: {{batch_size: {recipe.batch}{drop}{balance}}}  # {comment}"]
 
 
 def _metrics(sight: Sight) -> list[str]:
+    if sight.has_several_labels:
+        return [
+            "metrics: [mean_average_precision, accuracy, macro_f1]  # accuracy: all labels right"
+        ]
     if not is_unequal(sight.class_sizes):
         return ["metrics: [accuracy, macro_f1]"]
     return ["metrics: [macro_f1, accuracy]  # the first chooses the epoch; each class counts alike"]

@@ -32,6 +32,9 @@ MOST_TABLES = 20
 NOTES = "1 2 5 10 20 50 100".split()  # face values in yuan
 PARTS_COLUMN = "split part subset partition set usage".split()  # if a table has one of these
 
+# The scene, and the number of the shot, in file names such as 17_03.jpg and "IMG 5 (2).jpg".
+BURST = r"^(.*\d.*?)[_\-. ]\D{0,12}\d+\)?(\.\w+)?$"
+
 Arguments = dict[str, Any]
 
 
@@ -134,11 +137,8 @@ class Sight:
 
     def bursts(self) -> int:
         """How many groups the file names tell, such as 17 in ``17_03.jpg``; 0 if they tell none."""
-        firsts = (
-            re.match(r"(.*/)?(.*\d.*?)[_\-. ]\D{0,12}\d+\)?(\.\w+)?$", one)
-            for one in self.dataset.ids
-        )
-        groups = Counter(found and found[2] for found in firsts)
+        firsts = (re.search(BURST, one.rpartition("/")[2]) for one in self.dataset.ids)
+        groups = Counter(found and found[1] for found in firsts)
         is_one = groups[None] == 0 and len(groups) > len(self.dataset.classes)
         return len(groups) if is_one and 2 * len(groups) <= len(self.dataset) else 0
 
@@ -244,6 +244,7 @@ def _config_of(arguments: Arguments, typed: Sequence[str]) -> Config:
         file = Path(folder) / "data.yaml"
         file.write_text(
             "transforms: {both: []}\nmodel: MLP\noptimizer: {name: SGD, lr: 1}\n"
+            "loss: BCEWithLogitsLoss\n"  # which fits several labels too
             "train: {epochs: 1}\n"
         )
         return load_config(file, [f"dataset={flow(arguments)}", *typed])
