@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from datasets import DataError
 from datasets.files import PARTS, shorten, user_path
 from datasets.labels import Labelled, Where, from_numbers, from_sets, from_texts
+from datasets.memory import ImagesInMemory
 from datasets.npy import StoredArray, find_arrays
 from datasets.pixels import as_images
 
@@ -29,7 +29,7 @@ class _Pair(NamedTuple):
     labels: str
 
 
-class Arrays:
+class Arrays(ImagesInMemory):
     """Images and labels in an .npz file, in a folder of .npy files, or in two .npy files.
 
     Keys such as train_images and train_labels, x_test and y_test give the official splits, so
@@ -51,8 +51,6 @@ class Arrays:
     several: True if rows of 0 and 1 are several labels an image, though each has a single 1.
     classes: The names of the classes 0, 1 and so on; of texts, their order.
     """
-
-    on_broken = "error"
 
     def __init__(
         self,
@@ -83,17 +81,6 @@ class Arrays:
             f"{part}/{i:05d}" if part else f"{i:05d}" for part, n in counts for i in range(n)
         )
         self.note = "\n".join(filter(None, [*notes, found.note]))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Tensor:
-        """One image: (C, H, W) uint8."""
-        return self.images[index]
-
-    def digest(self, index: int) -> str:
-        """SHA-256 (hex) of the pixels, in the order C, H, W."""
-        return self.digests([index])[0]
 
     def digests(self, indices: Sequence[int]) -> list[str]:
         """``digest`` of each index."""
