@@ -24,7 +24,7 @@ def label_words(label: int | Sequence[float], classes: Sequence[str]) -> str:
 
     label: the class number, or for each class a number, above 0.5 if the image has it.
     """
-    if isinstance(label, int):
+    if not isinstance(label, Sequence):
         return classes[label]
     names = [name for name, share in zip(classes, label, strict=True) if share > 0.5]
     return ", ".join(names) or "no label"

@@ -139,6 +139,12 @@ def test_a_sweep_varies_a_step_of_both_in_both_lists(load, tmp_path):
     config = load_config(tmp_path / "exp.yaml", [*plan.overrides, f"{key}=[48,48]"])
     lists = config.transforms.train, config.transforms.eval
     assert [found[0].arguments["size"] for found in lists] == [[48, 48], [48, 48]]
+    (tmp_path / "base.yaml").write_text(plan.config.dump_as_written())  # which its runs load
+    for change in (f"{key}=[48,48]", "transforms.train=[{name: RandomCrop, size: 24}]"):
+        runs, checked = (
+            load_config(tmp_path / file, [change]) for file in ("base.yaml", "exp.yaml")
+        )
+        assert runs.dump() == checked.dump()
     sweep["params"] = {"transforms.both.0.sise": [1, 2]}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"base": "exp.yaml", "sweep": sweep}))
     with pytest.raises(ConfigError, match="sise"):

@@ -139,7 +139,7 @@ class BCEWithLogitsLoss(_Weighted):
 
 
 class SigmoidFocalLoss(_Weighted):
-    """Focal loss of each class against the rest: ``torchvision.ops.sigmoid_focal_loss``.
+    """Focal loss of each class against the rest, as ``torchvision.ops.sigmoid_focal_loss``.
 
     Lin et al., 2017, "Focal loss for dense object detection", eq. 5, with the paper's sigmoid.
 
@@ -159,10 +159,13 @@ class SigmoidFocalLoss(_Weighted):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over images and classes, a scalar."""
-        from torchvision.ops import sigmoid_focal_loss
-
-        targets = shares(logits, labels)
-        terms = sigmoid_focal_loss(logits, targets, alpha=self.alpha, gamma=self.gamma)
+        targets, chances = shares(logits, labels), logits.sigmoid()
+        # As for FocalLoss: the floor keeps the slope of the power finite.
+        wrong = (chances + targets - 2 * chances * targets).clamp_min(torch.finfo(logits.dtype).eps)
+        crossed = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        terms = crossed * wrong**self.gamma
+        if self.alpha >= 0:
+            terms = terms * (self.alpha * targets + (1 - self.alpha) * (1 - targets))
         return _mean(terms.mean(dim=1), labels, self.weight)
 
 

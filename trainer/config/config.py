@@ -107,6 +107,14 @@ class Config(Frozen):
         """The effective configuration as YAML with all defaults; ``load_config`` reads it equal."""
         return write(self.model_dump(mode="json"))
 
+    def dump_as_written(self) -> str:
+        """``dump`` with the transforms as written, so that overrides find them at their places."""
+        values = self.model_dump(mode="json")
+        written = self._document.data.get("transforms")
+        if isinstance(written, dict) and "both" in written:
+            values["transforms"] = written
+        return write(values)
+
     def print(self) -> str:
         """``dump`` with the origin of each value: file and line, default, or command line.
 

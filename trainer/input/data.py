@@ -54,7 +54,6 @@ from trainer.process.start import give_back_freed_memory
 from transforms import TRANSFORMS
 from transforms.pipeline import Pipeline
 
-# What worker processes cost, in seconds of processor time.
 OF_COLOURS = {"ColorJitter", "Grayscale", "RandomGrayscale", "RandAugment", "AutoAugment"}
 OF_COLOURS |= {"TrivialAugmentWide"}
 NUMBERED = re.compile(r"\(transform (\d+)\)")  # in the message of a transform's error

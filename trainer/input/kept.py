@@ -184,10 +184,9 @@ def place_kept(
 ) -> torch.device:
     """Where the kept images are put in the end: on ``device``, or in main memory.
 
-    Images of 16 bits stay in main memory: torch selects no rows of them on every device.
-
-    ``auto`` takes the device if four times ``size`` is free there. Raises DataError if ``device``
-    is not possible.
+    ``auto`` takes the device if four times ``size`` is free there. Images of 16 bits stay in main
+    memory: torch selects no rows of them on every device. Raises DataError if ``device`` is not
+    possible.
     """
     wanted = config.loader.cache
     if device.type == "cpu" or wanted not in ("auto", "device"):

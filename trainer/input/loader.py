@@ -26,6 +26,10 @@ from transforms.pipeline import Sides
 
 BLOCK = 2**23  # bytes of float32 images that are made in one go
 LABEL = 64  # bytes, at most as a rule, of the label of an image in shared memory
+# What worker processes cost, in seconds of processor time.
+TO_START = 1.0  # in all, with what is copied on write afterwards
+TO_WAKE = 0.0004  # a batch, in both processes, beside the copy to shared memory
+WORTH = 4  # how many times as long reading must take as sending
 
 
 @dataclass(frozen=True)
@@ -245,15 +249,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-TO_START = 1.0  # in all, with what is copied on write afterwards
-
-
-TO_WAKE = 0.0004  # a batch, in both processes, beside the copy to shared memory
-
-
-WORTH = 4  # how many times as long reading must take as sending
 
 
 def train_loader(

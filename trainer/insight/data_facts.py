@@ -38,7 +38,7 @@ from trainer.input.cut import (
     open_dataset,
     open_fixes,
 )
-from trainer.input.data import build_pipelines, digest_of_split, transform_fault
+from trainer.input.data import build_pipelines, check_channels, digest_of_split, transform_fault
 from trainer.input.kept import CPU
 from trainer.input.source import Source
 from trainer.input.subset import decodes_content
@@ -107,9 +107,9 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     usable = [index for index in range(len(dataset)) if digests[index]]
     source = Source(dataset, pipelines, config, CPU)
     fixed = fix(source, fixes, digests)
-    digests = ["" if i in source.left_out else digest for i, digest in enumerate(digests)]
     keys = source.split_keys() if source.is_by_name else digests
     groups = find_groups(source, keys, names_of_groups)
+    digests = ["" if i in source.left_out else digest for i, digest in enumerate(digests)]
     try:
         cut_by_training = split_as_training(source, digests, groups)
     except DataError as error:
@@ -217,7 +217,7 @@ def read_all(
         watched = bar(chunks, "looking at images", len(chunks), unit="chunk")
         return known, join_facts([image_facts(chunk, pipeline, "") for chunk in watched]), []
 
-    def read_some(first: int) -> tuple[list[str], ImageFacts | None, list[BrokenImage]]:
+    def read_some(first: int) -> tuple[list[str], list[ImageFacts], list[BrokenImage]]:
         digests: list[str] = []
         facts: list[ImageFacts] = []
         broken: list[BrokenImage] = []
@@ -230,15 +230,29 @@ def read_all(
             else:
                 digests.append(digest)
                 facts.append(image_facts(image[None], pipeline, form))
-        return digests, join_facts(facts) if facts else None, broken
+        alike = len({one.raw.shape[-1] for one in facts}) == 1
+        return digests, [join_facts(facts)] if alike else facts, broken
 
     firsts = range(0, len(dataset), TOGETHER)
     found = in_threads(read_some, firsts, f"looking at images, by {TOGETHER}")
     broken = [error for _, _, errors in found for error in errors]
-    facts = [chunk for _, chunk, _ in found if chunk is not None]
+    facts = [one for _, some, _ in found for one in some]
     if not facts:
         raise BrokenImages(broken, len(dataset))
-    return [digest for digests, _, _ in found for digest in digests], join_facts(facts), broken
+    digests = [digest for digests, _, _ in found for digest in digests]
+    readable = [name for name, digest in zip(dataset.ids, digests, strict=True) if digest]
+    check_channels(count_channels(facts, readable))
+    return digests, join_facts(facts), broken
+
+
+def count_channels(facts: Sequence[ImageFacts], names: Sequence[str]) -> dict[int, tuple[int, str]]:
+    """How many images have each number of channels, and the first of them; ``names``: of all."""
+    found, done = dict[int, tuple[int, str]](), 0
+    for some in facts:
+        number, first = found.get(some.raw.shape[-1], (0, names[done]))
+        found[some.raw.shape[-1]] = number + len(some.sizes), first
+        done += len(some.sizes)
+    return found
 
 
 def read_sample(dataset: Any, index: int) -> tuple[str, Tensor, str]:

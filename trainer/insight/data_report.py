@@ -81,7 +81,7 @@ def draw_augmentation(found: Inspection) -> Image.Image:
             except (DataError, ComponentError) as error:
                 raise ConfigError([transform_fault(found.config, "train", error)]) from None
             pictures.append(as_pictures(subset.pipeline, one_crop(images))[0])
-            mixed = mixture(shares[0], names) if shares.ndim > labels.ndim else []
+            mixed = [] if torch.equal(shares[0], labels[row]) else mixture(shares[0], names)
             captions.append([f"epoch {epoch + 1}", *mixed])
     return sheet(pictures, captions, columns=EPOCHS + 1, size=120)
 
@@ -113,7 +113,7 @@ def draw_classes(found: Inspection) -> Image.Image:
     by_class: dict[int, list[int]] = {label: [] for label in range(len(found.dataset.classes))}
     for index in usable:
         label = found.dataset.labels[index]
-        has = [label] if isinstance(label, int) else [k for k, s in enumerate(label) if s > 0.5]
+        has = [k for k, s in enumerate(label) if s > 0.5] if isinstance(label, tuple) else [label]
         for number in has:
             by_class[number].append(index)
     names = drawables(found.dataset.classes)

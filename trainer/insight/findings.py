@@ -212,7 +212,7 @@ class Findings:
         return [
             (self.classes[row], self.classes[column], int(count), int(count) / int(whole))
             for row, column in places[order[:MAX_CLASSES]].tolist()
-            for count, whole in [(self.counts[row, column], self.counts[row].sum())]
+            for count, whole in [(self.counts[row, column], self.by_class[row]["images"])]
         ]
 
 
@@ -279,8 +279,9 @@ def wilson(right: int, images: int) -> tuple[float, float]:
 def _rows_to_show(answers: Answers) -> tuple[list[int], int]:
     """Rows of the most certain mistakes (else of the least certain images); number of mistakes."""
     confidence, predicted = answers.probabilities.max(dim=1)
-    is_wrong = predicted != answers.labels if answers.labels.ndim == 1 else None
-    if is_wrong is None:  # how far the furthest label is from what it should be
+    if answers.labels.ndim == 1:
+        is_wrong = predicted != answers.labels
+    else:  # how far the furthest label is from what it should be
         has = answers.labels > 0.5
         is_wrong = (decided(answers.probabilities, answers.thresholds) != has).any(dim=1)
         error = (answers.probabilities - has.float()).abs().amax(dim=1)

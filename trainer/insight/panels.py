@@ -91,7 +91,8 @@ def pr_curves(tag: str, chances: Tensor, labels: Tensor, classes: Sequence[str])
     MAX_PR_CURVES classes.
     """
     numbers = torch.arange(min(len(classes), MAX_PR_CURVES))
-    places = (chances[:, : len(numbers)].nan_to_num(0) * (THRESHOLDS - 1)).long()
+    chances = chances[:, : len(numbers)]
+    places = (chances.nan_to_num(0) * (THRESHOLDS - 1)).long()
     places = places.clamp(0, THRESHOLDS - 1) + numbers * THRESHOLDS
     is_of_class = are_of_class(chances, labels)[:, : len(numbers)]
 

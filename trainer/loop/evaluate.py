@@ -28,7 +28,9 @@ def predict(
     precision: Precision = FP32,
     tta: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, num_classes) and labels (N,) of a whole split, on the CPU.
+    """Logits (N, num_classes) and labels of a whole split, on the CPU.
+
+    labels: (N,), or (N, num_classes) where an image may have several.
 
     ``tta``: see ``averaged_logits``.
 

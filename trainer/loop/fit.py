@@ -212,7 +212,8 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         show_end(Board(log.events, job, session.say), run, subset, tests, state.step)
     # The first epoch warms up the caches, so it counts only if it is the only one.
     speeds = state.speeds[1:] or state.speeds
-    best = {name: v for name, v in state.best.items() if not name.startswith(("lr/", "thresh"))}
+    best = {name: v for name, v in state.best.items() if not name.startswith("lr/")}
+    best.pop("thresholds", None)  # model.json has them
     result = {
         "best": best,
         "test": tested,

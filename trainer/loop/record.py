@@ -115,7 +115,8 @@ def set_aside(run: Path, test: dict[str, Any], classes: Sequence[str]) -> dict[s
 
 def card(job: Job, epoch_metrics: dict[str, Any]) -> dict[str, Any]:
     """The content of model.json: how to use the weights of the epoch with these metrics."""
-    config = job.config.model_dump(mode="json")
+    config, metrics = job.config.model_dump(mode="json"), dict(epoch_metrics)
+    thresholds = metrics.pop("thresholds", None)
     return {
         "classes": list(job.data.classes),
         "model": config["model"],
@@ -126,8 +127,8 @@ def card(job: Job, epoch_metrics: dict[str, Any]) -> dict[str, Any]:
         "image_bits": form_in(job.config.dataset.arguments).bits,
         "transforms": config["transforms"]["eval"],
         "evaluation": config["evaluation"],
-        "metrics": {name: v for name, v in epoch_metrics.items() if name != "thresholds"},
-        **{name: v for name, v in epoch_metrics.items() if name == "thresholds"},
+        "metrics": metrics,
+        **({} if thresholds is None else {"thresholds": thresholds}),
     }
 
 

@@ -82,7 +82,7 @@ def open_folder(plan: Plan, runs: Path) -> tuple[Path, str]:
             raise RunError(
                 f"{folder} holds runs that belong to no sweep; give the sweep another name:"
             )
-        disk.write_file(folder / "base.yaml", plan.config.dump())
+        disk.write_file(folder / "base.yaml", plan.config.dump_as_written())
         disk.write_json(folder / "plan.json", {"id": identity, **asked})
     return folder, identity
 

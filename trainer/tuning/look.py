@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from datasets import BrokenImage, DataError, Dataset
+from datasets import BrokenImage, DataError, Dataset, has_several_labels
 from datasets.files import missing_folder, user_path
 from datasets.shards import INDEX
 from datasets.split import PARTS, expected_part
 from trainer.build.prepare import require_good_components
+from trainer.components.decisions import number_of_each
 from trainer.config import Config, load_config
 from trainer.config.document import flow
 from trainer.input.cut import BrokenImages, open_dataset
-from trainer.process.errors import UsageError
+from trainer.input.data import check_channels
+from trainer.process.errors import ConfigError, UsageError
+from transforms.floats import normalized
 
 LOOKED_AT = 256  # pictures that are decoded, spread evenly over all
 KEPT_SIDE = 224  # of a picture that is looked at, so that hundreds fit into memory
@@ -78,7 +81,7 @@ class Sight:
     """What is known of data before a YAML is written.
 
     config names the dataset only. sizes: (height, width) of each picture that was looked at.
-    pixels: those of train among them, (C, H, W) uint8, at most KEPT_SIDE a side. is_grey: they
+    pixels: those of train among them, (C, H, W), 0 to 255, at most KEPT_SIDE a side. is_grey: they
     have one channel, or equal ones. broken: those that cannot be read.
     """
 
@@ -112,14 +115,12 @@ class Sight:
         """Images of each class, in the order of the classes, without those of test."""
         is_seen = torch.tensor([part != "test" for part in self.dataset.parts])
         labels = torch.tensor(self.dataset.labels)[is_seen]
-        if self.has_several_labels:
-            return labels.sum(0).round().int().tolist()
-        return labels.bincount(minlength=len(self.dataset.classes)).tolist()
+        return number_of_each(labels, len(self.dataset.classes))
 
     @property
     def has_several_labels(self) -> bool:
         """Whether an image may have several labels: a share of each class."""
-        return isinstance(self.dataset.labels[0], tuple)
+        return has_several_labels(self.dataset.labels)
 
     @property
     def channels(self) -> int:
@@ -155,6 +156,7 @@ def look_at_data(path: str, typed: Sequence[str]) -> Sight:
     expected = expected_part(dataset.parts, how.ratios, how.seed)
     sizes, broken, spread = list[tuple[int, int]](), list[BrokenImage](), 0.0
     pixels, others = list[Tensor](), list[Tensor]()
+    channels = dict[int, tuple[int, str]]()  # of each number, how many images and the first
     for index in rows[:: -(-len(rows) // LOOKED_AT)]:
         try:
             image = dataset.image(index)
@@ -163,6 +165,10 @@ def look_at_data(path: str, typed: Sequence[str]) -> Sight:
             broken.append(error)
             continue
         sizes.append((image.shape[1], image.shape[2]))
+        number, first = channels.get(len(image), (0, dataset.ids[index]))
+        channels[len(image)] = number + 1, first
+        if image.dtype == torch.uint16:
+            image = normalized(image[None])[0] * 255
         factor = min(1.0, KEPT_SIDE / max(image.shape[1:]))
         small = [max(1, round(length * factor)) for length in image.shape[1:]]
         image = functional.resize(image.contiguous(), small, antialias=True)
@@ -170,6 +176,7 @@ def look_at_data(path: str, typed: Sequence[str]) -> Sight:
         (pixels if part == "train" else others).append(image)
     if not sizes:
         raise BrokenImages(broken, len(dataset))
+    check_channels(channels)
     return Sight(config, dataset, sizes, pixels or others, spread < 1, broken)
 
 
@@ -185,7 +192,9 @@ def _found(path: Path, typed: Sequence[str]) -> tuple[Config, Dataset]:
     for arguments in WAYS["" if path.is_dir() else path.suffix.lower()](path):
         try:
             return _with_parts(arguments, typed, *_opened(arguments, typed))
-        except DataError as error:
+        except (DataError, ConfigError) as error:
+            if isinstance(error, ConfigError) and not typed:
+                raise
             reasons.append(f"as {arguments['name']}: {error}")
     if len(reasons) == 1:
         reasons = [reasons[0].partition(": ")[2]]
@@ -224,7 +233,8 @@ def _with_parts(
 ) -> tuple[Config, Dataset]:
     """The same, with ``part_column`` if the table has a column of parts."""
     known = config.dataset.arguments
-    if config.dataset.name != "CSVImages" or known.get("part_column"):
+    given = known.get("part_column") or not isinstance(known.get("csv"), str)
+    if config.dataset.name != "CSVImages" or given:
         return config, dataset
     with user_path(known["csv"], "dataset.csv").open(encoding="utf-8-sig") as file:
         header = [name.strip(" \"'\r\n") for name in re.split("[,;\t|]", file.readline())]
