@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
+from torchvision.ops import sigmoid_focal_loss
 
 from trainer.build.precision import HALF, Precision
 from trainer.build.teacher import Distillation
@@ -43,12 +44,24 @@ def test_the_tables_import_no_torch():
         ("NLLLoss", nn.NLLLoss()(LOGITS.log_softmax(1), LABELS)),
         ("BCELoss", nn.BCELoss()(LOGITS.sigmoid(), ONE_HOT)),
         ("BCEWithLogitsLoss", nn.BCEWithLogitsLoss()(LOGITS, ONE_HOT)),
+        ("SigmoidFocalLoss", sigmoid_focal_loss(LOGITS, ONE_HOT, reduction="mean")),
         ("MSELoss", nn.MSELoss()(LOGITS, ONE_HOT)),
         ("L1Loss", nn.L1Loss()(LOGITS, ONE_HOT)),
     ],
 )
 def test_a_loss_without_arguments_equals_torchs_of_its_name(name, expected):
     torch.testing.assert_close(make(name)(LOGITS, LABELS), expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("alpha", [-1, 0.25])
+def test_the_sigmoid_focal_loss_equals_torchvisions_and_has_finite_gradients(gamma, alpha):
+    expected = sigmoid_focal_loss(LOGITS, MIXED, alpha, gamma, reduction="mean")
+    found = make("SigmoidFocalLoss", gamma=gamma, alpha=alpha)
+    torch.testing.assert_close(found(LOGITS, MIXED), expected)
+    sure = torch.tensor([[40.0, -40.0]], requires_grad=True)
+    found(sure, torch.tensor([[1.0, 0.0]])).backward()
+    assert sure.grad is not None and sure.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", LOSSES)
