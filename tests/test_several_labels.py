@@ -16,6 +16,7 @@ from tests.test_resume import stopped_at
 from tests.test_training import assert_same_run
 from trainer.build.model import build_loss
 from trainer.build.trained import load_trained
+from trainer.components.decisions import FEW
 from trainer.config import load_config
 from trainer.evaluate import main as evaluate
 from trainer.explain import main as explain
@@ -51,10 +52,10 @@ log: {{every: 2st, images: 4}}
 
 @pytest.fixture(scope="session")
 def coloured(tmp_path_factory):
-    """96 pictures; a label a channel that is bright. One in eight is blue; some have no label."""
+    """240 pictures; a label a channel that is bright. One in eight is blue; some have no label."""
     root, drawn = tmp_path_factory.mktemp("coloured"), np.random.default_rng(0)
     rows = ["path," + ",".join(LABELS)]
-    for number in range(96):
+    for number in range(240):
         has = [number % 2, number // 2 % 2, int(number % 8 == 5)]
         pixels = drawn.integers(0, 120, (8, 8, 3)) + 100 * np.array(has)
         Image.fromarray(pixels.astype(np.uint8)).save(root / f"{number:03d}.png")
@@ -120,7 +121,7 @@ def test_the_thresholds_are_the_best_on_val(trained, coloured, capsys):
     for k, name in enumerate(LABELS):
         p = np.array([one["probabilities"][name] for one in answers])
         found = np.array([name in one["labels"] for one in answers])
-        if 0 < y[:, k].sum() < len(y):
+        if min(y[:, k].sum(), (1 - y[:, k]).sum()) >= FEW:
             best = max(sklearn.metrics.f1_score(y[:, k], p >= t) for t in p)
             assert sklearn.metrics.f1_score(y[:, k], found) == pytest.approx(best)
 
@@ -134,6 +135,31 @@ def test_evaluate_gives_the_digits_of_the_run(trained, split, capsys):
     if split == "val":
         known = {k.removeprefix("val/"): v for k, v in result["best"].items() if "val/" in k}
     assert {name: again[name] for name in known} == known
+
+
+def test_evaluate_prints_a_line_for_each_label(trained, capsys):
+    capsys.readouterr()
+    assert evaluate([str(trained)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    values = read_json(trained / "result.json")["test"]["average_precision"]
+    for name, value in zip(LABELS, values, strict=True):
+        assert [name, f"{value:.6f}"] in [line.split() for line in lines]
+
+
+def test_a_label_that_few_val_images_have_keeps_its_threshold_and_a_note_tells_it(
+    trained, coloured, tmp_path, capsys
+):
+    rows = (coloured / "labels.csv").read_text().splitlines()
+    kept = [row for row in rows if not row.endswith(",1") or row[:3] < "100"]
+    (tmp_path / "few.csv").write_text("\n".join(kept) + "\n")
+    file = tmp_path / "few.yaml"
+    file.write_text(
+        YAML.format(root=coloured).replace(f"{coloured}/labels.csv", str(tmp_path / "few.csv"))
+    )
+    assert main(["--config", str(file), "--runs", str(tmp_path), "train.epochs=1"]) == 0
+    assert "'blue'" in capsys.readouterr().out.partition("too few images with, or without,")[2]
+    (run,) = (tmp_path / "small").iterdir()
+    assert read_json(run / "model.json")["thresholds"][2] == 0.5
 
 
 def test_exported_programs_predict_the_same_labels(trained, coloured, tmp_path, capsys):

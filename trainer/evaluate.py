@@ -69,13 +69,18 @@ def run(arguments: argparse.Namespace) -> None:
     with_tta = f", tta {config.evaluation.tta}" if config.evaluation.tta else ""
     images = len(read_json(folder / "split.json", MAX_SPLIT)[arguments.split])
     print(f"{folder}, {arguments.split} split, {counted(images, 'image')}{with_tta}")
+    classes = [visible(one) for one in read_json(folder / "model.json")["classes"]]
     for name, value in values.items():
         if isinstance(value, float):
             print(f"  {name:<20} {value:.6f}")
         elif len(value) > MOST_CLASSES:
-            print(f"  {name:<20} {len(value)} x {len(value)} numbers; --json prints them")
+            print(f"  {name:<20} of {len(value)} classes; --json prints all numbers")
+        elif not isinstance(value[0], list):  # a number for each class
+            numbers = [["class", name]]
+            for one, number in zip(classes, value, strict=True):
+                numbers.append([one, "" if number is None else f"{number:.6f}"])
+            print(*lay_out(numbers, terminal_width()), sep="\n")
         else:
-            classes = [visible(one) for one in read_json(folder / "model.json")["classes"]]
             rows = zip(classes, value, strict=True)
             table = [["true, predicted", *classes], *([one, *map(str, row)] for one, row in rows)]
             print(f"  {name}", *lay_out(table, terminal_width()), sep="\n")

@@ -9,7 +9,7 @@ from torch import nn
 from trainer.build.job import Job
 from trainer.build.trial import MAX_TRIED_EPOCHS
 from trainer.components.averages import SWA, steps_of, unfrozen_batch_norms
-from trainer.components.decisions import number_of_each
+from trainer.components.decisions import FEW, number_of_each
 from trainer.components.duration import Duration
 from trainer.components.schedulers import build_schedule
 from trainer.config import Config
@@ -121,6 +121,11 @@ def _on_data(job: Job) -> Iterator[Note]:
     for index, metric in enumerate(config.metrics):
         if metric.name == "top_k" and metric.arguments.get("k", 5) >= classes:
             yield Note(f"metrics.{index}", f"top_k is always 1 with {classes} classes; write k: 1")
+    if rare := _without_threshold(job):
+        message = (
+            f"val has too few images with, or without, {rare} to choose a threshold: 0.5 stays"
+        )
+        yield Note("split", message)
     means = [m.name for m in config.metrics if m.name in ("macro_f1", "precision", "recall")]
     few = [f"{told} in {name}" for name in ("val", "test") if (told := _small_classes(job, name))]
     if means and few:
@@ -128,6 +133,16 @@ def _on_data(job: Job) -> Iterator[Note]:
         yield Note("metrics", f"{message} {listed(few)}: one image can move it far")
     if config.split.pool and "test" not in job.data.dataset.parts:
         yield Note("split.pool", "has no effect: the dataset has no official test set")
+
+
+def _without_threshold(job: Job) -> str:
+    """The labels, of several an image, that fewer than FEW val images have, or lack, as words."""
+    if not job.data.several_labels:
+        return ""
+    labels = job.data.subsets["val"].labels
+    counts = zip(job.data.classes, number_of_each(labels, len(job.data.classes)), strict=True)
+    few = [f"'{name}' ({n})" for name, n in counts if min(n, len(labels) - n) < FEW]
+    return listed(few[:5] + [f"{len(few) - 5:,} more labels"] * (len(few) > 5)) if few else ""
 
 
 def _small_classes(job: Job, split: str) -> str:

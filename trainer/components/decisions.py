@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+FEW = 5  # images with a label, or without: with fewer, a threshold would be chance
+
 
 class Answers(NamedTuple):
     """What a model answers for N images, and their labels, on the CPU.
@@ -34,14 +36,14 @@ def choose_thresholds(probabilities: Tensor, labels: Tensor) -> Tensor:
     """For each label the threshold with the highest F1 on these images: (K,) float32.
 
     probabilities (N, K) and labels (N, K). A threshold lies in the middle between two
-    neighbouring probabilities; of equally good ones it is the nearest to 0.5. A label that no
-    image has, or all have, keeps 0.5.
+    neighbouring probabilities; of equally good ones it is the nearest to 0.5. A label that fewer
+    than FEW images have, or lack, keeps 0.5.
     """
     chosen, is_of_class = torch.full((probabilities.shape[1],), 0.5), labels > 0.5
     for k in range(len(chosen)):
         scores, order = probabilities[:, k].double().nan_to_num(-1.0).sort(descending=True)
         has = is_of_class[order, k]
-        if not has.any() or has.all():
+        if min(int(has.sum()), int((~has).sum())) < FEW:
             continue
         predicted = torch.arange(1, len(scores) + 1, dtype=torch.float64)
         f1 = 2 * has.cumsum(dim=0) / (predicted + has.sum())

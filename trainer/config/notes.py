@@ -140,8 +140,10 @@ def _in_wrong_order(side: str, listed: Sequence[Component]) -> Iterator[Note]:
             yield Note(path, f"{message}; put it before Normalize")
     if normal < len(names):
         arguments = listed[normal].arguments
-        if max(arguments["mean"]) > 1 or max(arguments["std"]) > 5:
-            example = ", ".join(f"{value / 255:.3g}" for value in arguments["mean"])
+        lists = [v if isinstance(v, list) else [v] for v in map(arguments.get, ("mean", "std"))]
+        mean, std = ([n for n in some if type(n) in (int, float)] for some in lists)
+        if max(mean, default=0) > 1 or max(std, default=0) > 5:
+            example = ", ".join(f"{value / 255:.3g}" for value in mean)
             message = "is for pixels of 0 to 255, and here they are 0 to 1; divide mean and std by"
             yield Note(f"transforms.{side}.{normal}", f"{message} 255, as in mean: [{example}]")
 

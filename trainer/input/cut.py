@@ -91,9 +91,12 @@ def names_for_groups(config: Config, dataset: Dataset) -> list[str] | None:
         message = f"{config.dataset.name} has no table with columns{others}"
         raise ConfigError([config.fault("split.group.column", message)])
     try:
-        return group_names(kind, value, dataset)
+        names = group_names(kind, value, dataset)
+        if not any(names):
+            raise ValueError(f"finds no group: no image is in one; the first is {dataset.ids[0]!r}")
     except ValueError as error:
         raise ConfigError([config.fault(f"split.group.{kind}", str(error))]) from None
+    return names
 
 
 def find_groups(

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets import BrokenImage, DataError, Dataset
+from datasets import BrokenImage, DataError, Dataset, has_several_labels
 from datasets.bands import NPY, form_in, notes_on_bits, notes_on_pictures
 from datasets.duplicates import DETAIL, groups_of_pairs, is_flat, near_duplicates, thumbnail
 from datasets.files import ImageFiles
@@ -161,6 +161,8 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
             how_split(config, by_name, fixes) | manifest(cut_by_training, dataset.ids, names)
         ),
         "counts": counts_of(dataset, splits),
+        "images_of_splits": {split: len(splits[split]) for split in PARTS},
+        "several_labels": has_several_labels(dataset.labels),
         "sizes": sizes_of(sizes),
         "formats": dict(forms.most_common()),
         "converted": converted,
@@ -431,12 +433,13 @@ def warnings_about(facts: Mapping[str, Any]) -> list[str]:
     train = {name: count for name, count in facts["counts"]["train"].items() if count}
     most, least = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
     if train[most] > IMBALANCE * train[least]:
+        weight = "pos_weight" if facts["several_labels"] else "weight"
         messages.append(
             f"train has {train[most] / train[least]:.0f} times as many images of '{most}' as of "
-            f"'{least}': macro_f1 and loss.weight: balanced look at classes alike."
+            f"'{least}': macro_f1 and loss.{weight}: balanced look at classes alike."
         )
     for split in ("val", "test"):
-        if (total := sum(facts["counts"][split].values())) < SMALL_SPLIT:
+        if (total := facts["images_of_splits"][split]) < SMALL_SPLIT:
             messages.append(
                 f"{split} has {total} images: one of them is {100 / total:.1f} % of accuracy."
             )

@@ -187,8 +187,11 @@ def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
         for name in dataset["classes"]
         for numbers in [[counts[split][name] for split in counts]]
     ]
-    totals = [sum(row[k] for row in rows) for k in range(1, len(counts) + 2)]
-    blocks += [data_table(["class", *counts, "all"], [*rows, ["all", *totals]])]
+    images = list(facts["images_of_splits"].values())
+    kind, all_of_them = "class", "all"
+    if facts["several_labels"]:
+        kind, all_of_them = "label", "images, with any label or none"
+    blocks += [data_table([kind, *counts, "all"], [*rows, [all_of_them, *images, sum(images)]])]
     blocks += ["![images by class and split](counts.png)"]
     blocks += ["## Sizes"]
     names = {"height": "height", "width": "width", "aspect_ratio": "width / height"}
@@ -305,7 +308,7 @@ def by_channel(values: Any) -> str:
 def summary(facts: Mapping[str, Any]) -> list[str]:
     """Return the lines that the command prints."""
     dataset, sizes, pixels = facts["dataset"], facts["sizes"], facts["pixels"]
-    totals = {split: sum(counts.values()) for split, counts in facts["counts"].items()}
+    totals = dict(facts["images_of_splits"])
     totals |= {"unreadable": len(facts["broken"])} if facts["broken"] else {}
     by_split = ", ".join(f"{split} {total:,}" for split, total in totals.items())
     lines = [

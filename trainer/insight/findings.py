@@ -135,6 +135,22 @@ class Findings:
             "column's is predicted wrongly, in one image."
         )
 
+    @property
+    def about_shares(self) -> str:
+        """What the probabilities of a mistake are, where that is not plain."""
+        if not self.several_labels:
+            return ""
+        return "A probability is the lowest among the labels that are predicted, or true."
+
+    @property
+    def about_bins(self) -> str:
+        """What the intervals of the calibration count, where that is not plain."""
+        if not self.several_labels:
+            return ""
+        return (
+            "Each label of each image counts as one: its probability, and whether the image has it."
+        )
+
     @cached_property
     def tags(self) -> list[str]:
         """The columns of the history's table."""

@@ -87,6 +87,7 @@ def _markdown(found: Findings) -> str:
     if any(shown.picture for shown in found.shown):
         parts += ["![worst mistakes](mistakes.png)"]
     rows = [[s.name, s.true, s.predicted, s.of_predicted, s.of_true] for s in found.shown]
+    parts += [found.about_shares] if found.about_shares else []
     header = ["image", "true", "predicted", "probability of predicted", "of true"]
     parts += [markdown_table(header, rows)]
     parts += ["## Calibration", "![calibration](calibration.png)"]
@@ -94,6 +95,7 @@ def _markdown(found: Findings) -> str:
         f"Expected calibration error: {shown_number(found.calibration_error)} "
         f"({len(found.bins)} intervals of confidence; Guo et al., 2017)."
     ]
+    parts += [found.about_bins] if found.about_bins else []
     parts += ["## Curves", "![curves](curves.png)"]
     parts += [markdown_table(found.tags, found.epochs)]
     if found.balance:
