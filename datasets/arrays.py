@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets import DataError
-from datasets.files import PARTS, shorten, user_path
-from datasets.labels import Labelled, Where, from_numbers, from_sets, from_texts
+from datasets.files import PARTS, user_path
+from datasets.labels import Labelled, Where, from_matrix, from_numbers, from_texts, text_of
 from datasets.memory import ImagesInMemory
-from datasets.npy import StoredArray, find_arrays
+from datasets.npy import StoredArray, find_arrays, load_together
 from datasets.pixels import as_images
 
 _IMAGES = ("images", "image", "imgs", "img", "x", "data", "arr_0")  # usual keys, in small letters
@@ -71,7 +71,7 @@ class Arrays(ImagesInMemory):
         self._pairs, notes = _find_pairs(path, self._arrays, images_key, labels_key)
         _check_counts(self._arrays, self._pairs)
         stored = [self._arrays[pair.images] for pair in self._pairs]
-        self.images, note = as_images({one.place: one.load() for one in stored}, channels)
+        self.images, note = as_images(load_together(stored), channels)
         notes.append(note)
         found = self._read_labels(several, classes)
         self.classes, self.labels = found.classes, found.labels
@@ -90,15 +90,19 @@ class Arrays(ImagesInMemory):
     def column(self, name: str) -> list[str]:
         """The text of the array ``name`` for each sample, such as a patient.
 
-        ``name`` stands for train_name and so on where the images are in parts. Raises DataError if
-        there is no such array of one dimension for each part.
+        ``name`` stands for train_name and so on where the images are in parts. NaN is "". Raises
+        DataError if there is no such array of one dimension for each part.
         """
-        kinds = _by_kind(self._arrays)
+        kinds = _by_kind(self._path, self._arrays)
         fitting = {
             kind: keys
             for kind, keys in kinds.items()
             if all(self._is_column(keys.get(pair.part), pair) for pair in self._pairs)
         }
+        if len(self._pairs) == 1:  # whole keys too: blood_test may be no part
+            (pair,) = self._pairs
+            whole = [key for key in self._arrays if self._is_column(key, pair)]
+            fitting = {key: {pair.part: key} for key in whole} | fitting
         if name not in fitting:
             there = ", ".join(fitting) or "none"
             raise DataError(
@@ -115,6 +119,7 @@ class Arrays(ImagesInMemory):
         """Classes and labels of all parts."""
         places = [self._arrays[pair.labels].place for pair in self._pairs]
         arrays = [self._arrays[pair.labels].load() for pair in self._pairs]
+        _check_kinds(places, arrays)
         starts = np.cumsum([0, *map(len, arrays)])
 
         def where(index: int) -> str:
@@ -123,10 +128,15 @@ class Arrays(ImagesInMemory):
 
         arrays = [a[:, 0] if a.ndim == 2 and a.shape[1] == 1 and not several else a for a in arrays]
         if {array.ndim for array in arrays} == {2} and len({a.shape[1] for a in arrays}) == 1:
-            return _from_matrix(np.concatenate(arrays), several, classes, where)
+            return from_matrix(self._path, np.concatenate(arrays), several, classes, where)
         if {array.ndim for array in arrays} != {1}:
             shapes = ", ".join(str(array.shape) for array in arrays)
             raise DataError(f"{places[0]}: labels {shapes}; expected (N,), (N, 1) or (N, K).")
+        if several:
+            raise DataError(
+                f"{places[0]}: labels {arrays[0].shape}; dataset.several=true needs rows of 0 and "
+                "1, (N, K): remove it, or give such labels."
+            )
         labels = np.concatenate(arrays)
         if labels.dtype.kind in "US":
             texts, codes = np.unique(labels, return_inverse=True)
@@ -134,8 +144,11 @@ class Arrays(ImagesInMemory):
         return from_numbers(_whole(labels, where), classes, where)
 
 
-def _by_kind(keys: Mapping[str, object]) -> dict[str, dict[str | None, str]]:
-    """The keys without the name of a split in them -> split, or None -> key."""
+def _by_kind(path: Path, keys: Mapping[str, object]) -> dict[str, dict[str | None, str]]:
+    """The keys without the name of a split in them -> split, or None -> key.
+
+    Raises DataError for two keys of the same, such as train_x and x_train.
+    """
     kinds: dict[str, dict[str | None, str]] = {}
     for key in keys:
         words = re.split(r"[_.\- ]", key)
@@ -144,7 +157,10 @@ def _by_kind(keys: Mapping[str, object]) -> dict[str, dict[str | None, str]]:
         if len(parts) == 1 and len(words) > 1:
             part = parts[0]
             kind = "_".join(word for word in words if word.lower() not in PARTS)
-        kinds.setdefault(kind, {}).setdefault(part, key)
+        if (other := kinds.setdefault(kind, {}).setdefault(part, key)) != key:
+            raise DataError(
+                f"{path}: {other!r} and {key!r} both mean {kind} of {part}; remove or rename one."
+            )
     return kinds
 
 
@@ -152,7 +168,7 @@ def _find_pairs(
     path: Path, arrays: Mapping[str, StoredArray], images_key: str | None, labels_key: str | None
 ) -> tuple[list[_Pair], list[str]]:
     """The keys of each split, and notes on what was found by itself or left out."""
-    kinds = _by_kind(arrays)
+    kinds = _by_kind(path, arrays)
     there = "\n".join(f"  {key}: {array.about}" for key, array in [*arrays.items()][:_SHOWN])
     there = f"It holds {len(arrays):,}:\n{there}"
 
@@ -210,30 +226,15 @@ def _check_counts(arrays: Mapping[str, StoredArray], pairs: Sequence[_Pair]) -> 
             )
 
 
-def _from_matrix(
-    rows: NDArray[Any], several: bool, classes: Sequence[str] | None, where: Where
-) -> Labelled:
-    """Labels from rows of 0 and 1, (N, K)."""
-    if rows.dtype.kind not in "biuf":
-        raise DataError(f"{where(0)}: labels {rows.dtype} {rows.shape}; expected rows of 0 and 1.")
-    wrong = np.flatnonzero(((rows != 0) & (rows != 1)).any(axis=1))
-    if len(wrong):
-        raise DataError(
-            f"{where(int(wrong[0]))}: {shorten(str(rows[wrong[0]].tolist()))} ({len(wrong):,} such "
-            "rows of labels); expected 0 and 1 only."
-        )
-    if classes is not None and len(classes) != rows.shape[1]:
-        raise DataError(
-            f"dataset.classes has {len(classes):,} names, and each row of labels {rows.shape[1]:,} "
-            "numbers; expected as many."
-        )
-    is_set = rows != 0
-    if not several and (is_set.sum(axis=1) == 1).all():
-        found = from_numbers(is_set.argmax(axis=1), classes, where)
-        note = f"labels {rows.shape} have a single 1 in each row: they are one class an image"
-        return found._replace(note="\n".join(filter(None, [note, found.note])))
-    names = classes or [str(number) for number in range(rows.shape[1])]
-    return from_sets((tuple(np.flatnonzero(row).tolist()) for row in is_set), names)
+def _check_kinds(places: Sequence[str], arrays: Sequence[NDArray[Any]]) -> None:
+    """Raise DataError if some labels are texts or bytes, and others are not."""
+    kinds = [array.dtype.kind if array.dtype.kind in "US" else "" for array in arrays]
+    for place, array, kind in zip(places, arrays, kinds, strict=True):
+        if kind != kinds[0]:
+            raise DataError(
+                f"{place}: labels {array.dtype}, but those of {places[0]} are {arrays[0].dtype}; "
+                "expected the same kind in all splits."
+            )
 
 
 def _whole(labels: NDArray[Any], where: Where) -> NDArray[Any]:
@@ -255,6 +256,6 @@ def _texts(place: str, values: NDArray[Any]) -> list[str]:
     try:
         if values.dtype.kind == "S":
             return [value.decode() for value in values.tolist()]
-        return [str(value) for value in values.tolist()]
+        return [text_of(value) for value in values.tolist()]
     except ValueError as error:  # also of 32 bits that are no character
         raise DataError(f"{place}: its texts are not UTF-8 or UCS-4 ({error}).") from error

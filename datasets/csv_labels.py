@@ -11,15 +11,14 @@ from typing import Any, Literal
 from datasets import DataError
 from datasets.csv_table import Table, names_of
 from datasets.files import Sample, natural, shorten
+from datasets.labels import MAX_SHARES, NO_LABEL
 
 WITHOUT = "rows without label"
 _LONGEST = 255  # characters of a label, the limit for the name of a class folder
-_MOST = 100_000_000  # shares of all different sets of labels, 8 bytes each
 _REMEMBERED = 1_000_000  # cells of different rows, so that most rows are not parsed again
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 _SHARE = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _RARE = 0.05  # a label with at most this share of the images of a similar one may be misspelt
-_NO_LABEL = {"nan", "-nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "null"}  # pandas' names
 _DOUBTFUL = {"none", "unknown", "unlabeled", "unlabelled", "undefined", "missing", "unspecified"}
 _DOUBTFUL |= {"?", "??", "???", "-", "--", "---", ".", "_", "n.a.", "tbd", "todo", "not available"}
 _DOUBTFUL |= {"''", '""', "[]", "no label", "no_label", "not labeled", "not labelled"}
@@ -136,7 +135,7 @@ class Labels:
             text = f"the label '{shorten(label)}' is too long; at most {_LONGEST} are allowed."
             raise UnusableRow("long labels", text)
         lower = label.lower()
-        if lower in _NO_LABEL:
+        if lower in NO_LABEL:
             text = (
                 f"'{path}': the label '{label}' usually means that there is none; remove the row, "
             )
@@ -202,7 +201,9 @@ class Labels:
     def _finish_names(self, samples: list[Sample], place: object) -> tuple[list[Sample], list[str]]:
         sets = {sample.class_name: self.names(sample) for sample in samples}
         classes = classes_of({name for names in sets.values() for name in names}, place)
-        if len(sets) * len(classes) > _MOST:
+        if not classes:
+            raise DataError(f"{place}: no image has a label.")
+        if len(sets) * len(classes) > MAX_SHARES:
             raise DataError(
                 f"{place}: {len(classes):,} labels in {len(sets):,} different sets take too much "
                 "memory; is dataset.label_separator right, and the column that of labels?"

@@ -5,6 +5,7 @@ import math
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -57,11 +58,12 @@ class StoredArray(NamedTuple):
         """Type and shape, for messages."""
         return f"{self.dtype} {shorten(str(self.shape))}"
 
-    def load(self) -> NDArray[Any]:
+    def load(self, room: int | None = None) -> NDArray[Any]:
         """The array, mapped into memory unless it is compressed; writing to it changes no file.
 
         Raises DataError for Python objects and other types that hold no numbers or texts, for a
-        file that is cut off or damaged, and for an array that takes too much memory.
+        file that is cut off or damaged, and for an array that takes more memory than ``room``
+        bytes, by default the machine's.
         """
         if kind := _KINDS.get("O" if self.dtype.hasobject else self.dtype.kind):
             raise DataError(f"{self.place}: it holds {kind}; expected plain numbers or texts.")
@@ -80,10 +82,10 @@ class StoredArray(NamedTuple):
             memory = np.memmap(self.path, np.uint8, "c", self.first, (wanted,))
             order: Literal["F", "C"] = "F" if self.is_fortran else "C"
             return np.ndarray(self.shape, self.dtype, memory, order=order)
-        if wanted > (room := _memory()):
+        if wanted > (room := _memory() if room is None else room):
             raise DataError(
                 f"{self.place}: {wanted / 2**30:.1f} GiB do not fit into the {room / 2**30:.1f} "
-                "GiB of memory; save it uncompressed (numpy.savez): then it is mapped."
+                "GiB of memory left; save it uncompressed (numpy.savez): then it is mapped."
             )
         return self._unpacked()
 
@@ -111,7 +113,10 @@ def find_arrays(path: Path, labels: Path | None) -> dict[str, StoredArray]:
     headers only. Raises DataError for a file that cannot be read or is of another format.
     """
     if path.is_dir():
-        files = sorted(path.glob("*.npy"), key=lambda file: natural(file.name))[:MAX_ARRAYS]
+        files = [file for file in path.glob("*.npy") if _is_array(file.name)]
+        if len(files) > MAX_ARRAYS:
+            raise DataError(f"{path}: it holds {len(files):,} arrays, more than {MAX_ARRAYS:,}.")
+        files.sort(key=lambda file: natural(file.name))
         found = {file.stem: _in_file(file) for file in files}
     elif _head(path).startswith(_ZIP):
         found = _in_zip(path)
@@ -122,6 +127,29 @@ def find_arrays(path: Path, labels: Path | None) -> dict[str, StoredArray]:
     if not found:
         raise DataError(f"{path}: no arrays; expected an .npz file, or a folder of .npy files.")
     return found
+
+
+def load_together(arrays: Sequence[StoredArray]) -> dict[str, NDArray[Any]]:
+    """Load images by their places; unless they are one array of uint8, they are then copied.
+
+    Raises DataError as ``load``, also if all of them and the copy take too much memory.
+    """
+    room, loaded = _memory(), dict[str, NDArray[Any]]()
+    for one in arrays:
+        array = loaded[one.place] = one.load(room)
+        room -= array.nbytes * (one.first < 0)
+    copied = sum(array.size for array in loaded.values())
+    if copied > room and (len(loaded) > 1 or array.dtype != np.uint8):
+        raise DataError(
+            f"{arrays[0].path}: as uint8 the images take {copied / 2**30:.1f} GiB, which do not "
+            f"fit into the {room / 2**30:.1f} GiB of memory left; take fewer or smaller images."
+        )
+    return loaded
+
+
+def _is_array(name: str) -> bool:
+    """Whether a file is an array; ._x.npy is what macOS writes beside x.npy."""
+    return name.endswith(".npy") and not name.rpartition("/")[2].startswith(".")
 
 
 def _head(path: Path) -> bytes:
@@ -146,7 +174,7 @@ def _in_zip(path: Path) -> dict[str, StoredArray]:
     found = {}
     try:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-            members = [info for info in archive.filelist if info.filename.endswith(".npy")]
+            members = [info for info in archive.filelist if _is_array(info.filename)]
             if len(members) > MAX_ARRAYS:
                 raise ValueError(f"it holds {len(members):,} arrays, more than {MAX_ARRAYS:,}")
             for info in members:

@@ -1,7 +1,6 @@
 """Images in Parquet files, as Hugging Face's datasets are."""
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from datasets.parquet_columns import (
     read_values,
 )
 from datasets.parquet_file import Contents, open_part
-from datasets.walk import is_visible
+from datasets.walk import walk
 from datasets.words import counted
 
 OLDEST = 26  # pyarrow; older ones crash on a schema that is deeply nested
@@ -41,8 +40,9 @@ class Parquet:
     A file's name tells its split: train-00000-of-00002.parquet, validation-..., test-..., or the
     folder that it lies in. The images are the bytes of image files: a column of binary, or of
     structs with bytes. Labels are numbers, named by ClassLabel if they are one, texts, or lists of
-    them: several labels an image. Null, and -1 of a ClassLabel, is no label. Without image_column
-    and label_column the marked or usual ones are found, and a note tells them. Needs pyarrow.
+    them: several labels an image. Lists of one length that hold only 0 and 1 are the shares of the
+    classes. Null, -1 of a ClassLabel and a text such as nan is no label. Without image_column and
+    label_column the marked or usual ones are found, and a note tells them. Needs pyarrow.
     Images: (3, H, W) uint8, RGB, sizes may differ. Raises DataError for files that are damaged,
     that claim what they cannot hold, or that hold paths instead of images.
 
@@ -81,7 +81,7 @@ class Parquet:
         columns = find_columns(self._files, image_column, label_column)
         notes.append(columns.note)
         counts = [file.metadata.num_rows for file in self._files]
-        self._contents = Contents(self._files, columns.leaf)
+        self._contents = Contents(self._files, columns.image, columns.leaf)
         self._check_embedded(columns.image, min(sum(counts), _LOOKED_AT))
         parts = [_part_of(name) for name in names]
         values = read_values(self._files, columns)
@@ -140,7 +140,7 @@ class Parquet:
     def column(self, name: str) -> list[str]:
         """The text of another column for each sample, such as a patient.
 
-        Raises DataError if there is no such column with a text or whole number in each row.
+        Null and NaN are "". Raises DataError if there is no such column of texts or numbers.
         """
         texts = [text for file in self._files for text in read_texts(file, name)]
         return [texts[row] for row in self._rows.tolist()]
@@ -176,7 +176,8 @@ class Parquet:
                 row = first - int(np.argmax(file_of == file))
                 raise DataError(
                     f"{self._files[file].path}: row {row} has no label ({without:,} such rows in "
-                    "all); leave them out with dataset.on_broken=skip."
+                    "all; null, -1 of a ClassLabel and texts such as 'nan' are none); leave them "
+                    "out with dataset.on_broken=skip."
                 )
             if without:
                 notes.append(
@@ -193,19 +194,25 @@ def _find_files(root: Path) -> tuple[list[str], list[str]]:
         return [""], []
     if not root.is_dir():
         raise missing_folder(root)
-    names = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if is_visible(name)]
-        found = [name for name in files if name.endswith(".parquet") and not name.startswith(".")]
-        names += [(Path(folder) / name).relative_to(root).as_posix() for name in found]
+    found = walk(str(root), frozenset({".parquet"}))
+    if found.unreadable:
+        error = found.unreadable[0]
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}.")
+    circles, broken = (
+        found.left_out.get(kind, []) for kind in ("links in a circle", "broken links")
+    )
+    files = [Path(path) for path in (*found.images, *broken) if path.lower().endswith(".parquet")]
+    names = [file.relative_to(root).as_posix() for file in files]
+    notes = [f"left out {counted(len(circles), 'link')} in a circle: {', '.join(circles[:5])}"]
+    notes *= bool(circles)
     if not names:
         raise DataError(f"{root}: no .parquet files in this folder or below.")
     names.sort(key=natural)
     if not any(map(_part_of, names)):
-        return names, []
+        return names, notes
     used, left = [n for n in names if _part_of(n)], [n for n in names if not _part_of(n)]
     note = f"left out {counted(len(left), 'file')} that no split names: {', '.join(left[:5])}"
-    return used, [note] * bool(left)
+    return used, [*notes, *[note] * bool(left)]
 
 
 def _part_of(name: str) -> str | None:

@@ -10,8 +10,19 @@ from numpy.typing import NDArray
 
 from datasets import DataError
 from datasets.files import shorten
-from datasets.labels import MAX_NAME, Labelled, Where, from_numbers, from_sets, from_texts
+from datasets.labels import (
+    MAX_NAME,
+    NO_LABEL,
+    Labelled,
+    Where,
+    from_matrix,
+    from_numbers,
+    from_sets,
+    from_texts,
+    text_of,
+)
 from datasets.parquet_file import ParquetPart, read_column
+from datasets.words import counted
 
 _IMAGES = ("image", "img", "images", "picture", "photo")  # usual names, in small letters
 _LABELS = ("label", "labels", "class", "class_name", "target", "category", "fine_label")
@@ -110,7 +121,8 @@ def _leaf(name: str, kind: Any) -> str:
     if str(kind) in ("binary", "large_binary"):
         return name
     for number in range(kind.num_fields if str(kind).startswith("struct<") else 0):
-        if kind.field(number).name == "bytes" and "binary" in str(kind.field(number).type):
+        field = kind.field(number)
+        if field.name == "bytes" and str(field.type) in ("binary", "large_binary"):
             return f"{name}.bytes"
     return ""
 
@@ -165,7 +177,10 @@ def read_values(parts: Sequence[ParquetPart], columns: Columns) -> Values:
             if columns.names is not None and not columns.is_list:
                 absent |= found == -1
             if columns.is_list and absent.any():
-                raise DataError(f"{part.path}: column {columns.label!r}: a list with a null in it.")
+                raise DataError(
+                    f"{part.path}: column {columns.label!r}: a list with a null or 'nan'; "
+                    "expected classes only, or an empty list."
+                )
             if not columns.is_list:
                 counts[absent] = -1
             codes.append(found[~absent])
@@ -176,6 +191,11 @@ def read_values(parts: Sequence[ParquetPart], columns: Columns) -> Values:
 def labels_of(values: Values, columns: Columns, place: Path, where: Where) -> Labelled:
     """Classes and labels of the rows that have one. ``where``: the place of such a row."""
     lengths = values.lengths[values.lengths >= 0]
+    if values.texts is None and columns.names is None and _are_shares(values.codes, lengths):
+        matrix = values.codes.reshape(len(lengths), -1)
+        told = f"lists of {lengths[0]:,} numbers, 0 or 1: each is the share of a class"
+        found = from_matrix(place, matrix, False, None, where)
+        return found._replace(note="\n".join(filter(None, [told, found.note])))
     ends = np.cumsum(lengths)
 
     def where_of(value: int) -> str:
@@ -187,15 +207,32 @@ def labels_of(values: Values, columns: Columns, place: Path, where: Where) -> La
         found = from_texts(place, values.texts, values.codes, columns.names, where_of)
     if not columns.is_list:
         return found
-    rows = np.split(np.array(found.labels, np.int64), ends[:-1])
-    sets = from_sets((tuple(sorted({*row.tolist()})) for row in rows), found.classes)
-    return sets._replace(note=found.note)
+    rows = [row.tolist() for row in np.split(np.array(found.labels, np.int64), ends[:-1])]
+    twice = [number for number, row in enumerate(rows) if len({*row}) < len(row)]
+    if twice and values.texts is None:
+        raise DataError(
+            f"{where(twice[0])}: its list of labels holds a number twice ({len(twice):,} such "
+            "rows); expected the numbers of its classes, or in each row a 0 or 1 for each class."
+        )
+    sets = from_sets(place, (tuple(sorted({*row})) for row in rows), found.classes)
+    told = f"{counted(len(twice), 'row')} with a label twice, which counts once" if twice else ""
+    return sets._replace(note="\n".join(filter(None, [found.note, told])))
+
+
+def _are_shares(codes: NDArray[Any], lengths: NDArray[np.int64]) -> bool:
+    """Whether all lists have the same length above 1, and hold only 0 and 1."""
+    length = lengths[0]
+    return bool(
+        length > 1 and (lengths == length).all() and (codes <= 1).all() and (codes >= 0).all()
+    )
 
 
 def _codes(values: Any, texts: dict[str, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Numbers of an array's values, and which are null. Texts are numbered, and added."""
     absent = values.is_null().to_numpy(zero_copy_only=False).astype(bool)
     kind = str(values.type)
+    if values.type.num_fields:
+        raise ValueError(f"it holds {kind}; expected whole numbers, texts, or lists of them")
     if "string" in kind or "binary" in kind:
         values = values if kind.startswith("dictionary") else values.dictionary_encode()
         places = values.indices.fill_null(0).to_numpy(zero_copy_only=False)
@@ -205,8 +242,9 @@ def _codes(values: Any, texts: dict[str, int]) -> tuple[NDArray[Any], NDArray[np
             if content.size > 4 * MAX_NAME:
                 raise ValueError(f"a text of {content.size:,} bytes is no class name")
             text = content.to_pybytes().decode()
-            numbers[place] = texts.setdefault(text, len(texts))
-        return numbers[places], absent
+            is_label = text.lower() not in NO_LABEL
+            numbers[place] = texts.setdefault(text, len(texts)) if is_label else -1
+        return numbers[places], absent | (numbers[places] < 0)
     if kind == "null":
         return np.zeros(len(values), np.int64), absent
     if kind == "bool":
@@ -217,18 +255,20 @@ def _codes(values: Any, texts: dict[str, int]) -> tuple[NDArray[Any], NDArray[np
 
 
 def read_texts(part: ParquetPart, column: str) -> list[str]:
-    """The text of a column of texts or whole numbers, for each row. Raises DataError."""
+    """The text of a column of texts or numbers, for each row: "" for none. Raises DataError."""
+    from pyarrow import types  # Parquet has tried it
+
     try:
-        kinds = {field.name: str(field.type) for field in part.metadata.schema.to_arrow_schema()}
-        if column not in kinds:
-            raise ValueError(f"no such column; there: {', '.join(kinds)}")
+        there = part.metadata.schema.to_arrow_schema().names
+        if column not in there:
+            raise ValueError(f"no such column; there: {', '.join(there)}")
         found: list[str] = []
         for array in read_column(part, column):
-            if array.null_count:
-                raise ValueError("a row has no value")
-            if not any(kind in kinds[column] for kind in ("string", "int", "bool")):
-                raise ValueError(f"it holds {kinds[column]}; expected texts or whole numbers")
-            found += map(str, array.to_pylist())
+            kind = array.type.value_type if types.is_dictionary(array.type) else array.type
+            tests = (types.is_string, types.is_large_string, types.is_integer, types.is_floating)
+            if not any(test(kind) for test in (*tests, types.is_boolean, types.is_null)):
+                raise ValueError(f"it holds {kind}; expected texts or numbers")
+            found += map(text_of, array.to_pylist())
     except (ValueError, OSError) as error:
         raise DataError(f"{part.path}: column {column!r}: {shorten(str(error))}.") from error
     return found

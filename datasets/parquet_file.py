@@ -113,7 +113,7 @@ def read_column(part: ParquetPart, column: str) -> Iterator[Any]:
     try:
         file = open_file(part, texts)
         for batch in file.iter_batches(batch_size=LABELS, columns=leaves, use_threads=False):
-            yield batch.column(0)
+            yield _column(batch, column)
     except FAULTS as error:
         raise DataError(f"{part.path}: column {column!r}: {_told(error)}.") from error
 
@@ -125,8 +125,8 @@ class Contents:
     rows in order are each read once. Memory: about KEPT_BYTES and OPEN pages.
     """
 
-    def __init__(self, parts: Sequence[ParquetPart], leaf: str) -> None:
-        self._parts, self._leaf = parts, leaf
+    def __init__(self, parts: Sequence[ParquetPart], column: str, leaf: str) -> None:
+        self._parts, self._column, self._leaf = parts, column, leaf
         self._groups: list[tuple[int, int, int]] = []  # file, row group in it, rows in a batch
         rows, means = [], []
         for number, part in enumerate(parts):
@@ -147,7 +147,7 @@ class Contents:
         files = []
         for part in self._parts:
             size, content, change, inode = part.state
-            text = f"{size} {inode} {self._leaf}"
+            text = f"{size} {inode} {self._column!r} {self._leaf}"
             files.append((content, change, int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)))
         table = [
             (mean, *files[group[0]])
@@ -157,10 +157,11 @@ class Contents:
 
     def read(self, row: int) -> bytes | None:
         """The value of a row of all files, None if there is none. Raises DataError."""
-        if self._mine.process != os.getpid():  # in a fork: another thread may have held the lock
-            self._mine = _Mine()
-        with self._mine.lock:
-            return self._read(self._mine, row)
+        mine = self._mine  # once: another thread may replace it
+        if mine.process != os.getpid():  # in a fork: another thread may have held the lock
+            mine = self._mine = _Mine()
+        with mine.lock:
+            return self._read(mine, row)
 
     def _read(self, mine: "_Mine", row: int) -> bytes | None:
         number = int(np.searchsorted(self._starts, row, "right")) - 1
@@ -176,7 +177,7 @@ class Contents:
                 if _state(self._parts[file].path) != self._parts[file].state:
                     raise ValueError(_CHANGED)
                 while following <= batch:
-                    mine.keep((number, following), _values(next(batches)))
+                    mine.keep((number, following), _values(next(batches), self._column))
                     following += 1
             except FAULTS as error:
                 raise DataError(_told(error)) from error
@@ -212,9 +213,16 @@ class _Mine:
             self.bytes -= old.nbytes
 
 
-def _values(batch: Any) -> Any:
-    """The binary values of a batch, also where they are in a struct."""
-    column = batch.column(0)
+def _column(batch: Any, name: str) -> Any:
+    """A column of a batch: beside ``label`` pyarrow also reads a column called ``label.name``."""
+    if (at := batch.schema.get_field_index(name)) < 0:
+        raise ValueError(f"several columns are called {name!r}")
+    return batch.column(at)
+
+
+def _values(batch: Any, name: str) -> Any:
+    """The binary values of a batch's column, also where they are in a struct."""
+    column = _column(batch, name)
     while column.type.num_fields:
         (column,) = column.flatten()
     return column

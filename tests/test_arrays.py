@@ -1,6 +1,7 @@
 """What reading .npz and .npy files promises: MedMNIST's layout, told conversions, refusals."""
 
 import hashlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +246,7 @@ def test_names_of_classes_are_given_by_number_and_those_without_image_are_told(n
         (np.array([[0, 1], [1, 2], [0, 0], [1, 1]]), r"labels\[1\]: \[1, 2\] .1 such.*0 and 1"),
         (np.array([[0, 1], [1, np.nan], [0, 0], [1, 1]]), r"labels\[1\]"),
         (np.array(["a", "b", "", "a"]), r"labels\[2\]: the label is ''"),
+        (np.array(["a", "b", "NaN", "a"]), r"labels\[2\]: the label is 'NaN'; it usually means"),
         (np.array(["a", "b", "x" * 300, "a"]), r"labels\[2\].*at most 255"),
         (np.array(["cat", "Cat", "dog", "dog"]), "differ only in case"),
         (np.array([b"a", b"b", b"\xff", b"a"]), "not UTF-8"),
@@ -285,6 +287,73 @@ def test_a_column_is_a_further_array_in_the_order_of_the_ids(npz):
     assert data.column("labels") == [str(label) for label in data.labels]
     with pytest.raises(DataError, match="no array 'about'.*there: labels, patient"):
         data.column("about")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nan_in_a_column_is_no_text_and_whole_floats_are_whole_numbers(npz, dtype):
+    patient = np.array([3, np.nan, 2.5, 3], dtype)
+    data = Arrays(save(npz, images=pixels(4, 2, 2), labels=np.arange(4), patient=patient))
+    assert data.column("patient") == ["3", "", "2.5", "3"]
+
+
+@pytest.mark.parametrize("form", ["{}", "{}_train"])
+def test_a_column_with_the_word_of_a_part_in_its_name_is_found_by_its_whole_name(npz, form):
+    arrays = {form.format("x"): pixels(4, 2, 2), form.format("y"): np.arange(4)}
+    data = Arrays(save(npz, **arrays, blood_test=np.array(["a", "b", "b", "a"])))
+    assert data.column("blood_test") == ["a", "b", "b", "a"]
+
+
+def test_two_arrays_that_mean_the_same_are_refused(npz):
+    arrays = medmnist(8, 8) | {"images_train": pixels(12, 8, 8)}
+    with pytest.raises(DataError, match="'train_images' and 'images_train' both mean images of tr"):
+        Arrays(save(npz, **arrays))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (np.array(["a", "é", "a"]), np.array([b"a", b"\xc3\xa9", b"a"])),
+        (np.array([0, 1, 0]), np.array(["0", "1", "0"])),
+        (np.array([b"a", b"b", b"a"]), np.array([0, 1, 0])),
+    ],
+)
+def test_parts_with_other_kinds_of_labels_are_refused(npz, first, second):
+    arrays = {"x_train": pixels(3, 2, 2), "x_test": pixels(3, 2, 2)}
+    path = save(npz, **arrays, y_train=first, y_test=second)
+    with pytest.raises(DataError, match="y_test: labels .*y_train are .*same kind") as caught:
+        Arrays(path)
+    assert path in str(caught.value)
+
+
+def test_several_needs_rows_and_classes_need_a_label(npz):
+    path = save(npz, images=pixels(4, 2, 2), labels=np.arange(4))
+    with pytest.raises(DataError, match=r"labels: labels \(4,\); dataset.several=true needs rows"):
+        Arrays(path, several=True)
+    for rows in (np.empty((4, 0)), np.zeros((4, 3))):
+        with pytest.raises(DataError, match="data.npz: no image has a label"):
+            Arrays(save(npz, images=pixels(4, 2, 2), labels=rows))
+
+
+def test_many_different_sets_of_labels_are_refused_before_they_take_the_memory(npz, monkeypatch):
+    rows = np.array([[0, 1, 1], [1, 1, 0], [1, 1, 1], [0, 1, 1]])
+    path = save(npz, images=pixels(4, 2, 2), labels=rows)
+    monkeypatch.setattr("datasets.labels.MAX_SHARES", 9)
+    assert len({*Arrays(path).labels}) == 3
+    monkeypatch.setattr("datasets.labels.MAX_SHARES", 8)
+    with pytest.raises(DataError, match="3 labels in over 2 different sets take too much memory"):
+        Arrays(path)
+
+
+def test_ten_thousands_of_names_are_matched_at_once(npz):
+    count = 20_000
+    path = save(npz, images=pixels(count, 1, 1), labels=np.arange(count))
+    began = time.process_time()
+    data = Arrays(path, classes=[*map(str, range(count + 1))])
+    assert len(data.classes) == count and time.process_time() - began < 2
+    path = save(npz, images=pixels(count, 1, 1), labels=np.arange(count).astype(str))
+    began = time.process_time()
+    assert len(Arrays(path, classes=[*map(str, range(count + 1))]).classes) == count
+    assert time.process_time() - began < 2
 
 
 # --- training -------------------------------------------------------------------------------------

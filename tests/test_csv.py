@@ -89,9 +89,14 @@ def test_labels_of_which_no_image_has_several_are_told_to_be_classes(folder):
 
 
 def test_so_many_labels_that_their_shares_fill_the_memory_are_refused(folder, monkeypatch):
-    monkeypatch.setattr("datasets.csv_labels._MOST", 7)  # 4 labels in 3 different sets are 12
+    monkeypatch.setattr("datasets.csv_labels.MAX_SHARES", 7)  # 4 labels in 3 different sets are 12
     told = refusal(folder, OF_CELLS, label_separator=";")
     assert "4 labels in 3 different sets take too much memory; is dataset.label_separator" in told
+
+
+def test_a_table_with_empty_cells_only_is_refused(folder):
+    told = refusal(folder, "path,label\na.png,\nb.png,\n", label_separator=";")
+    assert "no image has a label" in told
 
 
 # --- a column for each label ---------------------------------------------------------------------

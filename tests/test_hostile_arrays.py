@@ -116,6 +116,48 @@ def test_a_bomb_of_zeros_is_refused_without_unpacking_it(npz, tmp_path, monkeypa
     assert exit_code_of(fork(said, read)) == 0, said.read_text()
 
 
+@pytest.mark.parametrize(("parts", "dtype"), [(1, "uint8"), (2, "uint8"), (1, "float32")])
+def test_compressed_splits_and_their_copy_must_fit_into_memory_together(
+    npz, monkeypatch, parts, dtype
+):
+    """Each split has 400 bytes as uint8, 1,600 as float32, which are mapped, and is copied."""
+    is_packed = dtype == "uint8"
+    arrays = {}
+    for part in ("train", "test")[:parts]:
+        arrays[f"{part}_x"], arrays[f"{part}_y"] = pixels(4, 10, 10).astype(dtype), np.arange(4)
+    path = save(npz, is_packed, **arrays)
+    taken = parts * 400 * (1 + (parts > 1)) if is_packed else 400
+    monkeypatch.setattr(datasets.npy, "_memory", lambda: taken)
+    assert len(Arrays(path)) == 4 * parts
+    monkeypatch.setattr(datasets.npy, "_memory", lambda: taken - 1)
+    with pytest.raises(DataError, match="GiB of memory left") as caught:
+        Arrays(path)
+    assert path in str(caught.value)
+
+
+def test_what_macos_writes_beside_arrays_is_no_array(tmp_path):
+    arrays = {"images": pixels(4, 2, 2), "labels": np.arange(4)}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        (tmp_path / f"._{name}.npy").write_bytes(b"\0\5\x16\7")
+    assert Arrays(str(tmp_path)).labels == (0, 1, 2, 3)
+    with zipfile.ZipFile(tmp_path / "data.npz", "w") as archive:
+        for name in arrays:
+            archive.write(tmp_path / f"{name}.npy", f"{name}.npy")
+            archive.write(tmp_path / f"._{name}.npy", f"__MACOSX/._{name}.npy")
+    assert Arrays(str(tmp_path / "data.npz")).labels == (0, 1, 2, 3)
+
+
+def test_a_folder_of_too_many_arrays_is_refused_as_a_file_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.npy, "MAX_ARRAYS", 2)
+    arrays = {"images": pixels(4, 2, 2), "labels": np.arange(4), "more": np.arange(4)}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    for path in (str(tmp_path), save(tmp_path / "data.npz", **arrays)):
+        with pytest.raises(DataError, match="it holds 3 arrays, more than 2"):
+            Arrays(path)
+
+
 def test_damage_in_compressed_pixels_is_noticed(npz):
     path = save(npz, images=pixels(20, 16, 16), labels=np.arange(20) % 2)
     content = bytearray(npz.read_bytes())

@@ -169,7 +169,7 @@ def test_labels_are_numbers_texts_or_named_numbers(
 
 @pytest.mark.parametrize("kind", ["List", "Sequence", "old", "text", "numbers"])
 def test_lists_are_several_labels_an_image(tmp_path, contents, kind):
-    lists = [[0, 2], [1], [], [2, 0], [3, 3]]
+    lists = [[0, 2], [1], [], [2, 0], [3]]
     features = {"old": [CLASS_LABEL], "text": None, "numbers": None}
     feature = features.get(kind, {"feature": CLASS_LABEL, "_type": kind})
     labels = [[NAMES[k] for k in one] for one in lists] if kind == "text" else lists
@@ -221,15 +221,132 @@ def test_columns_are_asked_for_if_several_may_be_meant(tmp_path, contents):
 def test_a_column_is_text_in_the_order_of_the_ids(tmp_path, contents):
     patients = [f"p{k // 3}" for k in range(12)]
     labels = [0, 1, None, 1] * 3
-    path = write(tmp_path / "a.parquet", contents[:12], labels, patient=patients, gap=labels)
+    tags = [[1, 2]] * 12
+    path = write(tmp_path / "a.parquet", contents[:12], labels, patient=patients, tags=tags)
     data = Parquet(path, on_broken="skip")
     assert data.column("patient") == [
         p for p, x in zip(patients, labels, strict=True) if x in (0, 1)
     ]
-    with pytest.raises(DataError, match="no such column; there: image, label, patient, gap"):
+    with pytest.raises(DataError, match="no such column; there: image, label, patient, tags"):
         data.column("age")
-    with pytest.raises(DataError, match="a row has no value"):
-        data.column("gap")
+    with pytest.raises(DataError, match=r"'tags': it holds list<.*expected texts or numbers"):
+        data.column("tags")
+
+
+@pytest.mark.parametrize("kind", ["texts", "categories", "numbers", "floats"])
+def test_null_and_nan_in_a_column_are_no_text(tmp_path, contents, kind):
+    values = [7, None, 10, 7] if kind != "floats" else [7.0, float("nan"), 10.0, None]
+    expected = ["7", "", "10", "7" if kind != "floats" else ""]
+    if kind in ("texts", "categories"):
+        values = pa.array([None if value is None else str(value) for value in values])
+        values = values.dictionary_encode() if kind == "categories" else values
+    data = Parquet(write(tmp_path / "a.parquet", contents[:4], [0, 1] * 2, patient=values))
+    assert data.column("patient") == expected
+
+
+def test_rows_of_0_and_1_are_shares_of_the_classes_and_told(tmp_path, contents):
+    rows = [[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1]]
+    fixed = pa.array(rows, pa.list_(pa.int8(), 4))
+    for labels in (rows, [[bool(x) for x in row] for row in rows], fixed):
+        data = Parquet(write(tmp_path / "a.parquet", contents[:4], labels, None))
+        assert torch.equal(torch.tensor(data.labels), torch.tensor(rows, dtype=torch.float32))
+        assert data.classes == ("0", "1", "2", "3") and data.labels[0] is data.labels[3]
+        assert "lists of 4 numbers, 0 or 1: each is the share of a class" in data.note
+    path = write(tmp_path / "a.parquet", contents[:4], np.eye(4, dtype=int)[[3, 1, 0, 1]].tolist(),
+                 None)  # fmt: skip
+    data = Parquet(path)
+    assert data.labels == (2, 1, 0, 1) and data.classes == ("0", "1", "3")
+    assert "single 1 in each row" in data.note
+
+
+def test_a_number_twice_in_a_list_is_refused_and_a_text_twice_is_told(tmp_path, contents):
+    path = tmp_path / "a.parquet"
+    lists = {"feature": CLASS_LABEL, "_type": "List"}
+    for labels, feature in (([[0, 1], [3, 2, 3], [1, 1]], lists), ([[5], [6, 7], [7, 7]], None)):
+        row = 1 if feature else 2
+        with pytest.raises(DataError, match=rf"a.parquet/{row}: its list of .* a number twice"):
+            Parquet(write(path, contents[:3], labels, feature))
+    data = Parquet(write(path, contents[:3], [["a", "b"], ["b", "b"], ["a"]], None))
+    assert data.labels == ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0))
+    assert "1 row with a label twice, which counts once" in data.note
+
+
+def test_a_column_whose_name_begins_with_that_of_another_is_not_taken_for_it(tmp_path, contents):
+    kinds = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    structs = pa.array([{"bytes": content, "path": "x"} for content in contents[:4]], kinds)
+    columns = {"label.name": ["x", "y", "z", "x"], "label": [0, 1, 0, 1],
+               "image.bytes": pa.array(contents[4:8], pa.binary()), "image": structs}  # fmt: skip
+    states = []
+    for order in (list(columns), list(columns)[::-1]):
+        path = tmp_path / f"{order[0]}.parquet"
+        pq.write_table(pa.table({name: columns[name] for name in order}), path)
+        for image, expected in (("image", contents[:4]), ("image.bytes", contents[4:8])):
+            data = Parquet(str(path), image, "label")
+            assert data.classes == ("0", "1") and data.labels == (0, 1, 0, 1)
+            assert [data.content(k) for k in range(4)] == expected
+            assert data.column("label") == ["0", "1", "0", "1"]
+            assert data.column("label.name") == ["x", "y", "z", "x"]
+            states.append(data.states()[0, 3])
+        assert Parquet(str(path), "image", "label.name").classes == ("x", "y", "z")
+    assert len({*states}) == 4
+
+
+def test_linked_folders_are_followed_and_circles_are_told(tmp_path, contents):
+    write(tmp_path / "far" / "train-0.parquet", contents[:4], [0, 1, 2, 3])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "near").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "round").symlink_to(tmp_path / "far")
+    data = Parquet(str(tmp_path / "data"))
+    assert data.ids[0] == "near/train-0.parquet/0" and len(data) == 4
+    assert "left out 1 link in a circle: " in data.note and "near/round" in data.note
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, contents, monkeypatch):
+    write(tmp_path / "train-0.parquet", contents[:4], [0, 1, 2, 3])
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def closed(place):  # as root, who may run this test, every folder can be read
+        if str(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied", place)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DataError, match="closed: cannot be read: Permission denied"):
+        Parquet(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "N/A", "null"])
+def test_a_text_that_means_no_label_is_none(tmp_path, contents, text):
+    path = write(tmp_path / "a.parquet", contents[:4], ["b", text, "a", "b"], None)
+    with pytest.raises(DataError, match=r"row 1 has no label \(1 such.*texts such as 'nan'"):
+        Parquet(path)
+    data = Parquet(path, on_broken="skip")
+    assert data.classes == ("a", "b") and data.labels == (1, 0, 1)
+    assert "1 row of the data without label: left out" in data.note
+    path = write(tmp_path / "a.parquet", contents[:2], [["b"], [text]], None)
+    with pytest.raises(DataError, match="a list with a null or 'nan'"):
+        Parquet(path)
+
+
+def test_a_read_keeps_what_it_began_with_while_another_thread_replaces_it(
+    tmp_path, contents, monkeypatch
+):
+    contents_of = Parquet(write(tmp_path / "a.parquet", contents[:4], [0, 1, 2, 3]))._contents
+    mine, other = contents_of._mine, parquet_file._Mine()
+
+    class Lock:
+        def __enter__(self):
+            contents_of._mine = other
+
+        def __exit__(self, *_):
+            pass
+
+    mine.kept.clear()
+    mine.open.clear()
+    monkeypatch.setattr(mine, "lock", Lock())
+    assert contents_of.read(2) == contents[2]
+    assert mine.kept and not other.kept  # the other one's lock is not held
 
 
 def test_decoding_and_its_recipe_are_those_of_a_folder(tmp_path, contents):
@@ -360,6 +477,9 @@ def test_a_row_without_bytes_and_a_broken_image_are_named(tmp_path, contents):
         (pa.array([0, 1, 2, 2**63], pa.uint64()), None, r"/3: the label is 9223372036854775808"),
         ([0.5, 1, 2, 3], None, "it holds double; expected whole numbers, texts"),
         ([[0], [1], [None], [1]], None, "a list with a null"),
+        ([[], [], [], []], None, "no image has a label"),
+        (pa.array([[]] * 4, pa.list_(pa.int64())), None, "no image has a label"),
+        ([[["a"]], [["b"]], [["a"]], [["b"]]], None, "it holds list<"),
         ([[0], [1], [7], [1]], {"feature": CLASS_LABEL, "_type": "List"}, "/2: the label is 7"),
         (["a", "b", "x" * 5000, "a"], None, "a text of 5,000 bytes is no class name"),
         (["a", "b", "", "a"], None, "/2: the label is ''"),
