@@ -3,6 +3,7 @@
 import csv
 import sqlite3
 import subprocess
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from datasets import DataError
 from datasets.csv_images import CSVImages
+from datasets.csv_labels import misspelt
 from datasets.csv_table import LONGEST
 from tests.test_datasets import check_contract, touch
 from trainer.config import load_config
@@ -397,3 +399,12 @@ def test_of_the_faults_of_many_rows_ten_are_shown_and_all_counted(folder):
     told = refusal(folder, "path,label\n" + rows)
     assert "20,000 of 20,000 rows cannot be used" in told
     assert "... and 19,990 more missing files" in told and told.count("\n") == 12
+
+
+def test_many_numbered_labels_are_compared_in_little_time():
+    labels = [f"person_{number:05d}" for number in range(20_000)]
+    began = time.process_time()
+    assert not list(misspelt(labels))
+    assert time.process_time() - began < 5  # all pairs of one letter less take over 10
+    (text,) = misspelt(["room_12"] * 40 + ["rom_12", "room_13"])
+    assert "'rom_12' (1 images) is similar to 'room_12' (40)" in text
