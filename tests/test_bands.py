@@ -360,7 +360,7 @@ def test_a_heic_photograph_is_read_as_pillow_heif_reads_it(heif, tmp_path):
     assert dataset.image(1).shape == (3, 40, 56)
     assert dataset.remarks[1] & Remark.ON_WHITE
     assert "libheif" in dataset.recipe
-    code = b"".join(Path(module.__file__).read_bytes() for module in (datasets.heif, bands))
+    code = b"".join(Path(str(one.__file__)).read_bytes() for one in (datasets.heif, bands))
     assert hashlib.sha256(code).hexdigest() in dataset.recipe  # the pixels pass through both
     kept = ImageFolder(str(tmp_path), channels="keep", bits=16)
     assert np.array_equal(kept.image(0).permute(1, 2, 0).numpy(), expected.astype(int) * 257)

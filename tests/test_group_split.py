@@ -126,7 +126,7 @@ def test_similar_images_are_read_in_the_order_of_the_data(monkeypatch):
         read.append(index)
         return images[index // 2] if index % 2 else images[index // 2] // 8 * 8
 
-    monkeypatch.setattr(duplicates.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
     digests = [digest(index) for index in range(24)]
     found = duplicates.similar_contents(SimpleNamespace(image=image), digests)
     assert read[:24] == list(range(24))
