@@ -68,6 +68,16 @@ class Dataset(Protocol):
 
     - ``states() -> NDArray``: (N, 4) int64; while its row stays, a sample's content does. The
       bytes, about; the times (ns) of content and any change of its file; a number of all else.
+
+    All may have these too:
+
+    - ``column(name) -> list[str]``: the text of a table's column for each sample, in the order of
+      ``ids``. Raises DataError that lists the columns.
+    - ``sizes``, (N,) int64: the bytes of each file, if ``digests`` returns a list. A set of very
+      many bytes is split by name.
+    - ``remarks``, a bytearray or an array of N numbers: what ``decode`` converted or guessed in
+      each image (``Remark`` in images.py), 0 before.
+    - ``decoding``: "fast" if ``decode`` may use at_least.
     """
 
     @property

@@ -37,6 +37,9 @@ MAX_VALUES = 3 * MAX_PIXELS  # of an image, in all channels
 NPY = b"\x93NUMPY"
 FEWER_BITS = 256  # beside those of Remark: fewer than 16 bits, scaled to 16
 _PNG = b"\x89PNG\r\n\x1a\n"
+_CODESTREAM = b"\xff\x4f\xff\x51"  # how one of JPEG 2000 begins
+_JPEG_2000 = (_CODESTREAM, b"\0\0\0\x0cjP  \r\n\x87\n")
+_TOO_DEEP = "over 8 bits in this format are not read whole; save it as PNG or TIFF"
 _BANDS_OF = {"1": 1, "L": 1, "I": 1, "F": 1, "I;16": 1, "I;16B": 1, "I;16L": 1, "I;16N": 1}
 _WITH_ALPHA = {"LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
 # EXIF's orientation: whether rows become columns, then the steps down and across.
@@ -99,7 +102,7 @@ def recipe_of_form(form: Form, how: str, ids: Iterable[str]) -> str:
 
     how: exact or fast. ids: the names of all files.
     """
-    text = f"{how} decoding by {decoders()}{recipe_of_heif(ids)}"
+    text = f"{how} decoding by {decoders()}{recipe_of_heif(ids, __file__)}"
     if form.is_plain:
         return text
     return f"{text}, channels {form.channels}, {form.bits} bits by {_own_code()}"
@@ -162,6 +165,8 @@ def _read(form: Form, content: bytes, path: str, at_least: int) -> tuple[Pixels,
 
 def _of_8_bits(form: Form, content: bytes, path: str, at_least: int) -> tuple[Pixels, int, int]:
     """A file that is RGB of 8 bits but for its own channels: grey, or with alpha."""
+    if form.bits == 16 and _hides_bits(content):
+        raise ValueError(_TOO_DEEP)
     bands = 3
     if form.channels == "keep":
         warnings.filterwarnings("ignore", module="PIL")
@@ -180,7 +185,22 @@ def _of_8_bits(form: Form, content: bytes, path: str, at_least: int) -> tuple[Pi
 
 def _check_bits(remark: int, form: Form) -> None:
     if remark & Remark.HIGH_BYTE and form.bits == 16:
-        raise ValueError("over 8 bits in this format are not read whole; save it as PNG or TIFF")
+        raise ValueError(_TOO_DEEP)
+
+
+def _hides_bits(content: bytes) -> bool:
+    """Whether a file holds over 8 bits a channel, of which Pillow gives 8 and tells nothing."""
+    if content[:2] in (b"P3", b"P6"):
+        with Image.open(io.BytesIO(content), formats=("PPM",)) as image:
+            args = image.tile[0].args  # of 8 bits a text, else with the highest level
+            return isinstance(args, tuple) and args[-1] > 255
+    if content.startswith(_JPEG_2000) and (start := content.find(_CODESTREAM)) >= 0:
+        channels = int.from_bytes(content[start + 40 : start + 42])
+        sizes = content[start + 42 : start + 42 + 3 * channels : 3]  # a sign, and the bits less 1
+        return any(size & 127 > 7 for size in sizes)
+    if content[8:12] in (b"avif", b"avis") and (start := content.find(b"av1C")) >= 0:
+        return bool(content[start + 6] & 64)  # 10 or 12 bits
+    return False
 
 
 def _from_heif(content: bytes, form: Form) -> tuple[Pixels, int, int]:

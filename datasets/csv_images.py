@@ -11,7 +11,7 @@ from typing import Literal
 from datasets import DataError
 from datasets.bands import Bits, Channels, Form, check_form
 from datasets.csv_columns import USUAL, without_columns
-from datasets.csv_labels import NUMBER, WITHOUT, Labels, UnusableRow, misspelt
+from datasets.csv_labels import NUMBER, WITHOUT, LabelReader, UnusableRow, misspelt
 from datasets.csv_paths import OUTSIDE, Paths
 from datasets.csv_table import Table, names_of
 from datasets.files import (
@@ -83,7 +83,7 @@ class CSVImages(ImageFiles):
         channels: Channels = "rgb",
         bits: Bits = 8,
     ) -> None:
-        labels = Labels(label_column, label_columns, label_separator, one_hot, empty_is_zero)
+        labels = LabelReader(label_column, label_columns, label_separator, one_hot, empty_is_zero)
         files = _files(csv, part_column)
         folder = user_path(root, "dataset.root") if root is not None else _folder(files)
         tables = [user_path(name, "dataset.csv") for name, _ in files]
@@ -153,7 +153,7 @@ class _Reader:
     """
 
     def __init__(
-        self, paths: Paths, labels: Labels, wanted: Mapping[str, str], may_miss: bool
+        self, paths: Paths, labels: LabelReader, wanted: Mapping[str, str], may_miss: bool
     ) -> None:
         self.paths, self.labels, self.wanted, self.may_miss = paths, labels, wanted, may_miss
         self.start = os.path.join(paths.root, "")

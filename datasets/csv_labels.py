@@ -28,7 +28,7 @@ class UnusableRow(Exception):
     """A row that cannot be used: the kind of fault, and the text about this row."""
 
 
-class Labels:
+class LabelReader:
     """Reads the labels of each row, of all tables of a dataset.
 
     column: the column with a class, or with several names that ``separator`` divides.
@@ -271,14 +271,14 @@ def classes_of(names: Collection[str], place: object) -> list[str]:
 def misspelt(labels: Iterable[str]) -> Iterator[str]:
     """A note for each rare label that is one letter, or two swapped ones, from a frequent one."""
     counts = Counter(labels)
-    near: dict[str, list[str]] = defaultdict(list)  # label, or label without a letter -> labels
+    digits = {label: re.sub("[^0-9]", "", label) for label in counts}
+    # Digits, and the label or the label without a letter -> labels.
+    near: dict[tuple[str, str], list[str]] = defaultdict(list)
     for label in counts:
         for key in _shortened(label):
-            near[key].append(label)
+            near[digits[label], key].append(label)
     for label, count in counts.items():
-        others = {other for key in _shortened(label) for other in near[key]}
-        digits = re.sub("[^0-9]", "", label)
-        others = {other for other in others if re.sub("[^0-9]", "", other) == digits}
+        others = {other for key in _shortened(label) for other in near[digits[label], key]}
         other = max(sorted(others), key=counts.__getitem__, default=label)
         if count <= _RARE * counts[other]:
             yield (

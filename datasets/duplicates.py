@@ -49,7 +49,7 @@ def similar_contents(
     names nor the order of the samples matters. Images that cannot be read are like no other.
     """
     index_of = {digest: index for index, digest in reversed([*enumerate(digests)]) if digest}
-    contents = sorted(index_of)
+    contents = sorted(index_of, key=index_of.__getitem__)  # read in the order of the data
 
     def look(digest: str) -> tuple[str, Tensor, int] | None:
         try:
@@ -63,7 +63,7 @@ def similar_contents(
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         looked = watch(threads.map(look, contents), "looking for similar images", len(contents))
-        seen = [one for one in looked if one is not None]
+        seen = sorted((one for one in looked if one is not None), key=lambda one: one[0])
         if len(seen) < 2:
             return []
         pairs = near_duplicates(

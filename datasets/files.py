@@ -1,4 +1,4 @@
-"""Image files below one folder: the common code of RMB, ImageFolder and CSVImages."""
+"""Image files below one folder: the common code of RMB, ImageFolder, CSVImages, torchvision's."""
 
 import difflib
 import hashlib

@@ -1,15 +1,14 @@
 """Corrections of labels from a CSV file, by the SHA-256 of each image's content."""
 
-import csv
 import difflib
 import hashlib
-import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from datasets import DataError, Dataset, has_several_labels
+from datasets.csv_table import Table
 from datasets.files import shorten, user_path
 from datasets.images import check_file, reason
 from datasets.words import counted
@@ -35,6 +34,8 @@ class Fixes:
     def __init__(self, file: str, dataset: Dataset) -> None:
         self.path = user_path(file, "dataset.fixes")
         self.classes = dataset.classes
+        self._number = {name: number for number, name in enumerate(self.classes)}
+        self._shares: dict[tuple[int, ...], tuple[float, ...]] = {}  # equal ones are one object
         self.several = has_several_labels(dataset.labels)
         try:
             check_file(self.path)
@@ -49,10 +50,9 @@ class Fixes:
         self.line_of: dict[str, int] = {}
         self.faults: list[str] = []
         self.repeated = 0
-        try:
-            self._read(csv.reader(io.StringIO(content.decode("utf-8-sig"), ""), strict=True))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{self.path}: not a CSV file in UTF-8: {error}.") from error
+        table = Table(self.path, _COLUMNS)
+        self.notes = table.notes
+        self._read(table)
         if self.faults:
             more = len(self.faults) - _SHOWN
             rest = [f"... and {more:,} more"] if more > 0 else []
@@ -90,25 +90,28 @@ class Fixes:
             raise DataError(
                 f"dataset.fixes: {kind} gives its labels as a property; expected an attribute."
             ) from error
-        return left_out, f"dataset.fixes={self.path}: {', '.join(told)}"
+        note = f"dataset.fixes={self.path}: {', '.join(told)}"
+        return left_out, "\n".join([*self.notes, note])
 
-    def _read(self, rows: Any) -> None:
-        header = [name.strip() for name in next(rows, [])]
+    def _read(self, table: Table) -> None:
+        header = table.header
         if any(header.count(name) != 1 for name in _COLUMNS):
             raise DataError(
-                f"{self.path}:1: expected a header with the columns sha256,label; got "
-                f"{shorten(','.join(header))!r}."
+                f"{self.path}:{table.above + 1}: expected a header with the columns "
+                f"sha256,label; got {shorten(','.join(header))!r}."
             )
         if LEAVE_OUT in self.classes:
             raise DataError(f"{self.path}: a class has the name {LEAVE_OUT!r}, which fixes need.")
         columns = [header.index(name) for name in _COLUMNS]
+        rows = table.rows()
+        next(rows, None)
         for row in rows:
-            if not any(value.strip() for value in row):
+            if not any(row):
                 continue
             row += [""] * (len(header) - len(row))
-            digest, text = (row[column].strip() for column in columns)
-            for fault in self._add(digest.lower(), text, rows.line_num):
-                self.faults.append(f"{self.path}:{rows.line_num}: {fault}")
+            digest, text = (row[column] for column in columns)
+            for fault in self._add(digest.lower(), text, table.line):
+                self.faults.append(f"{self.path}:{table.line}: {fault}")
 
     def _add(self, digest: str, text: str, line: int) -> Iterator[str]:
         """Learn from a row; yield its fault."""
@@ -123,18 +126,25 @@ class Fixes:
         if text != LEAVE_OUT:
             names = [name.strip() for name in text.split(";")] if self.several else [text]
             names = [*filter(None, names)]
-            if unknown := [name for name in names if name not in self.classes]:
+            if unknown := [name for name in names if name not in self._number]:
                 yield self._no_class(unknown[0])
                 return
-            numbers = [self.classes.index(name) for name in names]
-            shares = tuple(float(number in numbers) for number in range(len(self.classes)))
-            label = shares if self.several else numbers[0]
+            numbers = tuple(sorted({self._number[name] for name in names}))
+            label = self._shares_of(numbers) if self.several else numbers[0]
         if self.label_of.setdefault(digest, label) != label:
             first = self.line_of[digest]
             yield f"contradicts line {first}, which says something else of the same content."
         elif digest in self.line_of:
             self.repeated += 1
         self.line_of.setdefault(digest, line)
+
+    def _shares_of(self, numbers: tuple[int, ...]) -> tuple[float, ...]:
+        if numbers not in self._shares:
+            shares = [0.0] * len(self.classes)
+            for number in numbers:
+                shares[number] = 1.0
+            self._shares[numbers] = tuple(shares)
+        return self._shares[numbers]
 
     def _no_class(self, name: str) -> str:
         folded = {one.casefold(): one for one in (*self.classes, LEAVE_OUT)}

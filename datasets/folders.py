@@ -46,13 +46,13 @@ def scan(
     samples: list[Sample] = []
     left_out: dict[str, list[str]] = defaultdict(list)
     try:
-        parts = {} if layout == "classes" else _parts(root, layout, same_inside)
+        parts = {} if layout == "classes" else _parts(root, layout, same_inside, more)
         if parts:
             for outer in sorted({"", *(str(p) for f in parts for p in Path(f).parents[:-1])}):
-                _left_beside(root, outer, left_out)
+                _left_beside(root, outer, left_out, more)
             unread = set(_folders(root)) - {folder.split("/")[0] for folder in parts}
-            held = {name: len(walk(os.path.join(root, name)).images) for name in sorted(unread)}
-            told = [f"{name}: {counted(number, 'image')}" for name, number in held.items()]
+            held = {name: walk(os.path.join(root, name), more) for name in sorted(unread)}
+            told = [f"{name}: {counted(len(one.images), 'image')}" for name, one in held.items()]
             left_out |= {"folders that are no part": told} if told else {}
         for folder, part in parts.items() or [("", None)]:
             level = "classes" if same_inside else layout  # RMB has no argument layout
@@ -75,7 +75,7 @@ def part_of(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _parts(root: Path, layout: Layout, same_inside: bool) -> dict[str, str]:
+def _parts(root: Path, layout: Layout, same_inside: bool, more: frozenset[str]) -> dict[str, str]:
     """The folders that are parts, below ``root``, in the order train, val, test; {} for classes."""
     names = sorted(_folders(root))
     exact = {name: PARTS[name.lower()] for name in names if name.lower() in PARTS}
@@ -91,7 +91,7 @@ def _parts(root: Path, layout: Layout, same_inside: bool) -> dict[str, str]:
                 f"most one of val, valid, validation, and at most one test."
             )
         return _in_order(root, named)
-    inside = {name: _inside(os.path.join(root, name)) for name in names}
+    inside = {name: _inside(os.path.join(root, name), 0, more) for name in names}
     nested = all(inside[name] for name in named)  # the named ones hold no images, only folders
     is_split = nested and len(set(named.values())) == len(named) > 1 and "train" in named.values()
     if is_split and len(named) == len(names):
@@ -120,7 +120,7 @@ def _inner(root: Path, name: str, part: str) -> str:
     return name
 
 
-def _inside(folder: str, most: int = 0) -> tuple[str, list[str]] | None:
+def _inside(folder: str, most: int, more: frozenset[str]) -> tuple[str, list[str]] | None:
     """The folders in a folder, or in the only folder that it holds.
 
     None if it holds more than ``most`` images beside them.
@@ -132,7 +132,7 @@ def _inside(folder: str, most: int = 0) -> tuple[str, list[str]] | None:
             for entry in entries:
                 if is_folder(entry):
                     inner += [entry.name] if is_visible(entry.name) else []
-                elif not kind_left_out(entry):
+                elif not kind_left_out(entry, more):
                     most -= 1
                     if most < 0:
                         return None
@@ -202,7 +202,7 @@ def _scan_classes(
 ) -> list[Sample]:
     """The samples of a folder of classes. Adds to ``left_out``; paths are relative to ``root``."""
     place, start = os.path.join(root, folder), len(os.path.join(root, ""))
-    stray = _left_beside(root, folder, left_out)
+    stray = _left_beside(root, folder, left_out, more)
     names = sorted(_folders(place), key=natural)
     if not names:
         raise DataError(_without_classes(root, Path(place), stray))
@@ -222,7 +222,7 @@ def _scan_classes(
         if inside:
             raise DataError(f"{low}\nTo leave them out, type dataset.layout=classes")
     if len(full) == 1 and part is None:
-        inner = _inside(os.path.join(place, full[0]), len(found[full[0]].images) // 2)
+        inner = _inside(os.path.join(place, full[0]), len(found[full[0]].images) // 2, more)
         if inner and len(inner[1]) > 1:
             raise DataError(
                 f"{root}: only the folder '{full[0]}' holds images, in {_list(inner[1])}: this "
@@ -248,7 +248,9 @@ def _scan_classes(
     return [Sample(path, name, part) for name, some in images.items() for path in some]
 
 
-def _left_beside(root: Path, folder: str, left_out: dict[str, list[str]]) -> list[str]:
+def _left_beside(
+    root: Path, folder: str, left_out: dict[str, list[str]], more: frozenset[str]
+) -> list[str]:
     """Add all files beside folders, and hidden folders; return the images' names."""
     place, start = os.path.join(root, folder), len(os.path.join(root, ""))
     images = []
@@ -260,7 +262,7 @@ def _left_beside(root: Path, folder: str, left_out: dict[str, list[str]]) -> lis
             continue
         if entry.name == MARK:  # the project's own file
             continue
-        if not (kind := kind_left_out(entry)):
+        if not (kind := kind_left_out(entry, more)):
             images.append(entry.name)
         left_out[kind or "images beside folders"].append(path)
     return images

@@ -47,12 +47,16 @@ def read_heif(content: bytes) -> tuple[npt.NDArray[np.uint8], Remark]:
     return np.array(picture.convert("RGBA" if file.has_alpha else "RGB")), remark
 
 
-def recipe_of_heif(ids: Iterable[str]) -> str:
-    """What decides the pixels of HEIF files, if there are any that can be read; else ""."""
+def recipe_of_heif(ids: Iterable[str], user: str) -> str:
+    """What decides the pixels of HEIF files, if there are any that can be read; else "".
+
+    user: the file whose code works on what ``read_heif`` returns.
+    """
     if not has_heif() or not any(name.lower().endswith(HEIF_SUFFIXES) for name in ids):
         return ""
     import pillow_heif
 
-    code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    both = b"".join(Path(name).read_bytes() for name in (__file__, user))
+    code = hashlib.sha256(both).hexdigest()
     decoder = pillow_heif.libheif_info()["libheif"]
     return f", pillow-heif {version('pillow-heif')} (libheif {decoder}), code {code}"

@@ -1,9 +1,10 @@
-"""Datasets that fit into memory: the common code of CIFAR10 and FashionMNIST."""
+"""Datasets that fit into memory: CIFAR10, FashionMNIST, Arrays, and such of torchvision."""
 
 import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,21 +16,33 @@ Result = TypeVar("Result")
 
 
 class ImagesInMemory:
-    """A dataset with an official test split; the training samples come before the test samples."""
+    """Images and labels in memory, in official parts; ids are the parts and numbers in them.
+
+    images: (N, C, H, W) uint8. parts: the part of each sample; or the number of training samples,
+    which come first, before the test samples.
+    """
 
     on_broken = "error"
     note = ""
 
     def __init__(
-        self, images: Tensor, labels: Sequence[int], num_train: int, classes: Sequence[str]
+        self,
+        images: Tensor,
+        labels: Sequence[int],
+        parts: int | Sequence[str | None],
+        classes: Sequence[str],
     ) -> None:
-        counts = {"train": num_train, "test": len(labels) - num_train}
-        self.images = images.contiguous()  # (N, C, H, W) uint8
+        if isinstance(parts, int):
+            parts = ["train"] * parts + ["test"] * (len(labels) - parts)
+        self.images = images.contiguous()
         self.labels = tuple(labels)
         self.classes = tuple(classes)
-        self.ids = tuple(f"{split}/{i:05d}" for split, n in counts.items() for i in range(n))
-        parts = (split for split, n in counts.items() for _ in range(n))
-        self.parts: tuple[str | None, ...] = tuple(parts)
+        self.parts = tuple(parts)
+        numbers = {part: count() for part in self.parts}
+        self.ids = tuple(
+            f"{part}/{next(numbers[part]):05d}" if part else f"{next(numbers[part]):05d}"
+            for part in self.parts
+        )
 
     def __len__(self) -> int:
         return len(self.labels)

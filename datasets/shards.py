@@ -86,10 +86,10 @@ class Shards:
         check_names(folder / INDEX, names, lambda number: self.ids[number])
         check_form(self.form, self.ids)
         self._digests: tuple[str, ...] = tuple(sample["sha256"] for sample in samples)
-        # Of each sample: number of the shard, first byte, number of bytes.
-        self.sizes = np.array(
+        self.sizes = np.array(  # bytes of each file
             [sample["size"] for sample in samples], np.int64
-        )  # bytes of each file
+        )
+        # Of each sample: number of the shard, first byte, number of bytes.
         self._places = tuple(
             (sample["shard"], sample["offset"], sample["size"]) for sample in samples
         )

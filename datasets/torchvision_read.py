@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datasets import DataError
 from datasets.files import ImageFiles, Sample
+from datasets.labels import Labelled, from_numbers
 from datasets.memory import ImagesInMemory
 
 Opened = Sequence[tuple[str | None, Any]]  # each part, "train", "val", "test" or None, and its set
@@ -78,15 +79,10 @@ def images_in_memory(name: str, opened: Opened) -> ImagesInMemory:
         images[len(labels) : len(labels) + len(pixels)] = pixels
         labels += numbers
         parts += [part] * len(pixels)
-    classes, labels, note = _without_empty(_classes(name, opened), labels)
+    found = _without_empty(_classes(name, opened), labels)
     assert images is not None
-    result = ImagesInMemory(images[: len(labels)], labels, 0, classes)
-    counts = Counter[str | None]()
-    ids = []
-    for one in parts:
-        ids.append(f"{one}/{counts[one]:05d}" if one else f"{counts[one]:05d}")
-        counts[one] += 1
-    result.ids, result.parts, result.note = tuple(ids), tuple(parts), note
+    result = ImagesInMemory(images[: len(labels)], found.labels, parts, found.classes)
+    result.note = found.note
     return result
 
 
@@ -211,9 +207,7 @@ def _classes_of(name: str, held: Any) -> list[str] | None:
     return names and [one[0] if isinstance(one, tuple) else str(one) for one in names]
 
 
-def _without_empty(
-    names: Sequence[str] | None, labels: list[int]
-) -> tuple[list[str], list[int], str]:
+def _without_empty(names: Sequence[str] | None, labels: list[int]) -> Labelled:
     """The classes that have images, the labels as their numbers, and a note on the others."""
     if not labels:
         raise ValueError("it holds no image with a label")
@@ -221,15 +215,7 @@ def _without_empty(
     if lowest < 0 or (names is not None and highest >= len(names)):
         most = "" if names is None else f"..{len(names) - 1}"
         raise ValueError(f"it has the labels {lowest} to {highest}, expected 0{most}")
-    used = sorted(set(labels))
-    new = {label: place for place, label in enumerate(used)}
-    classes = [str(label) if names is None else names[label] for label in used]
-    if len(set(classes)) < len(classes):
+    found = from_numbers(np.array(labels), names, lambda row: f"label number {row}")
+    if len(set(found.classes)) < len(found.classes):
         raise DataError("two of its classes have the same name")
-    note = ""
-    if names is not None and len(used) < len(names):
-        empty = [one for label, one in enumerate(names) if label not in new]
-        more = f" and {len(empty) - 5:,} more" if len(empty) > 5 else ""
-        listed = ", ".join(repr(one) for one in empty[:5])
-        note = f"{len(empty):,} of {len(names):,} classes have no image, left out: {listed}{more}"
-    return classes, [new[label] for label in labels], note
+    return found

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from datasets.image_folder import ImageFolder  # torch: a mistyped argument need not wait
         from trainer.process.words import visible
 
-        dataset = ImageFolder(str(source), arguments.on_broken, arguments.layout)
+        form = {"channels": arguments.channels, "bits": arguments.bits}
+        dataset = ImageFolder(str(source), arguments.on_broken, arguments.layout, **form)
         if dataset.note:
             print("\n".join(map(visible, dataset.note.splitlines())), file=sys.stderr)
         _write(dataset, target, arguments.ratios, arguments.seed, arguments.mode)
@@ -68,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "copy: always copies (default: link)",
     )
     add("--layout", choices=["auto", "parts", "classes"], default="auto", help="as dataset.layout")
+    add("--channels", choices=["rgb", "keep"], default="rgb", help="as dataset.channels")
+    add("--bits", type=int, choices=[8, 16], default=8, help="as dataset.bits")
     add(
         *("--on-broken",),
         choices=["error", "skip"],

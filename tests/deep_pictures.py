@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 tifffile = pytest.importorskip("tifffile", reason='needs pip install -e ".[tiff]"')
-pytest.importorskip("imagecodecs", reason='needs pip install -e ".[tiff]"')
+imagecodecs = pytest.importorskip("imagecodecs", reason='needs pip install -e ".[tiff]"')
 
 
 def levels(*shape, bits=16, seed=0):

@@ -1,25 +1,28 @@
 """Image files with their own channels and 16 bits a channel are read whole, or refused."""
 
+import hashlib
 import io
 import itertools
 import struct
 import tracemalloc
 import zlib
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from datasets import BrokenImage, DataError
+import datasets.heif
+from datasets import BrokenImage, DataError, bands
 from datasets.bands import MAX_CHANNELS, Form, decode_as, notes_on_bits
 from datasets.csv_images import CSVImages
 from datasets.image_folder import ImageFolder
 from datasets.images import HAS_AVIF, Remark, decode, decode_and_tell, decoders, notes_on
 from datasets.rmb import RMB
 from datasets.shards import Shards
-from tests.deep_pictures import levels, npy, patched, saved, tif, tifffile
+from tests.deep_pictures import imagecodecs, levels, npy, patched, saved, tif, tifffile
 from tests.picture_files import chunk, png, tiff
 
 KEEP, KEEP_16, RGB_16 = Form("keep", 8), Form("keep", 16), Form("rgb", 16)
@@ -228,6 +231,38 @@ def test_over_8_bits_in_other_formats_are_refused_as_16_bits():
     assert "save it as PNG or TIFF" in why_not(jpeg2000.getvalue())
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("container", ["j2k", "jp2"])
+def test_a_jpeg_2000_of_12_or_16_bits_in_colour_is_refused_as_16_bits(channels, container):
+    def encoded(bits):
+        pixels, options = levels(32, 32, channels, bits=bits), {"bitspersample": bits}
+        return imagecodecs.jpeg2k_encode(pixels, level=0, codecformat=container, **options)
+
+    for bits in (12, 16):
+        assert "save it as PNG or TIFF" in why_not(encoded(bits))
+    assert read(encoded(8)).shape == (32, 32, channels)
+
+
+def test_a_colour_netpbm_of_over_8_bits_is_refused_as_16_bits():
+    for highest in (1023, 65535):
+        pixels = levels(4, 5, 3).clip(0, highest)
+        for content in (
+            b"P6 5 4 %d\n" % highest + pixels.astype(">u2").tobytes(),
+            b"P3 5 4 %d\n" % highest + b" ".join(b"%d" % one for one in pixels.ravel()),
+        ):
+            assert "save it as PNG or TIFF" in why_not(content)
+            assert read(content, KEEP).shape == (4, 5, 3)
+    pixels = levels(4, 5, 3, bits=8)
+    assert np.array_equal(read(b"P6 5 4 255\n" + pixels.tobytes()), pixels.astype(int) * 257)
+
+
+@pytest.mark.skipif(not HAS_AVIF, reason="this Pillow reads no AVIF")
+def test_an_avif_of_10_bits_is_refused_as_16_bits():
+    content = imagecodecs.avif_encode(levels(32, 32, 3, bits=10), bitspersample=10)
+    assert "save it as PNG or TIFF" in why_not(content)
+    assert read(imagecodecs.avif_encode(levels(32, 32, 3, bits=8))).shape == (32, 32, 3)
+
+
 def test_without_the_extra_a_tiff_is_refused_by_its_name(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -269,6 +304,29 @@ def test_notes_count_what_was_scaled_and_what_was_cut():
     assert "the high ones" in notes_on([decode_as(KEEP, tif(levels(4, 5)), "x")[1]])[0]
 
 
+def arrays(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(npy(levels(4, 5)))
+
+
+def test_array_files_beside_folders_are_counted_as_images_of_their_class(tmp_path):
+    arrays(tmp_path, *(f"{k}/{i}.npy" for k in "ab" for i in range(2)))
+    arrays(tmp_path, *(f"{k}/{side}/0.npy" for k in "ab" for side in ("left", "right")))
+    assert len(ImageFolder(str(tmp_path), channels="keep")) == 8
+
+
+def test_more_array_files_than_the_folders_hold_are_a_root_one_level_too_low(tmp_path):
+    arrays(tmp_path, *(f"{i}.npy" for i in range(5)), "left/0.npy", "right/0.npy")
+    with pytest.raises(DataError, match="5 images lie directly in this folder"):
+        ImageFolder(str(tmp_path), channels="keep")
+
+
+def test_array_files_of_a_folder_that_is_no_part_are_counted(tmp_path):
+    arrays(tmp_path, "train/a/0.npy", "train/b/0.npy", "other/0.npy", "other/1.npy")
+    assert "other: 2 images" in ImageFolder(str(tmp_path), "error", "parts", bits=16).note
+
+
 # --- HEIC and AVIF ------------------------------------------------------------------------------
 
 
@@ -302,6 +360,8 @@ def test_a_heic_photograph_is_read_as_pillow_heif_reads_it(heif, tmp_path):
     assert dataset.image(1).shape == (3, 40, 56)
     assert dataset.remarks[1] & Remark.ON_WHITE
     assert "libheif" in dataset.recipe
+    code = b"".join(Path(str(one.__file__)).read_bytes() for one in (datasets.heif, bands))
+    assert hashlib.sha256(code).hexdigest() in dataset.recipe  # the pixels pass through both
     kept = ImageFolder(str(tmp_path), channels="keep", bits=16)
     assert np.array_equal(kept.image(0).permute(1, 2, 0).numpy(), expected.astype(int) * 257)
     assert kept.image(1).shape == (4, 40, 56)

@@ -1,6 +1,7 @@
 """Tables as people have them: several labels, several files, paths of other machines, limits."""
 
 import csv
+import re
 import sqlite3
 import subprocess
 import tracemalloc
@@ -13,6 +14,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from datasets import DataError
 from datasets.csv_images import CSVImages
+from datasets.csv_labels import misspelt
 from datasets.csv_table import LONGEST
 from tests.test_datasets import check_contract, touch
 from trainer.config import load_config
@@ -402,3 +404,17 @@ def test_of_the_faults_of_many_rows_ten_are_shown_and_all_counted(folder):
     told = refusal(folder, "path,label\n" + rows)
     assert "20,000 of 20,000 rows cannot be used" in told
     assert "... and 19,990 more missing files" in told and told.count("\n") == 12
+
+
+def test_the_digits_of_each_label_are_looked_for_once(monkeypatch):
+    calls, sub = [], re.sub
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return sub(*arguments)
+
+    monkeypatch.setattr("re.sub", counted)
+    assert not list(misspelt(f"person_{number:05d}" for number in range(500)))
+    assert len(calls) <= 500
+    (text,) = misspelt(["room_12"] * 40 + ["rom_12", "room_13"])
+    assert "'rom_12' (1 images) is similar to 'room_12' (40)" in text

@@ -185,3 +185,20 @@ def test_fixes_go_by_content_and_so_not_with_a_split_by_name(config_file):
     with pytest.raises(ConfigError, match="dataset.fixes reads all images first") as caught:
         load_config(config_file, ["dataset.fixes=a.csv", "split.by=name"])
     assert caught.value.faults[0].path == "split.by"
+
+
+def test_a_table_of_fixes_that_excel_wrote_with_semicolons_is_read(tmp_path):
+    data = pictures((0, 0, 1, 2))
+    rows = [f"{sha(0)};dog;seen twice", f"{sha(1)};leave out;"]
+    table = fixes(tmp_path, rows, data, header="\ufeffsha256;label;remark")
+    left_out, note = table.apply(data, all_of(data))
+    assert data.labels == (1, 0, 1, 2) and left_out == {1}
+    assert "read with ';' between values" in note
+
+
+def test_each_set_of_several_labels_is_made_once(tmp_path):
+    none = (0.0, 0.0, 0.0)
+    rows = [f"{sha(0)},cat;dog", f"{sha(1)},dog; cat;dog", f"{sha(2)},cow"]
+    table = fixes(tmp_path, rows, pictures((none,) * 3))
+    first, second, third = table.label_of.values()
+    assert first is second == (1.0, 1.0, 0.0) and third == (0.0, 0.0, 1.0)

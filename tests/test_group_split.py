@@ -6,6 +6,7 @@ import random
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,25 @@ def test_a_joined_group_keeps_its_key_where_the_new_name_sorts_behind():
 def test_similar_contents_have_the_smallest_digest_of_their_group_as_key():
     found = groups_of_similar("abcde", ["5", "2", "9", "1", "5"], [("5", "2"), ("9", "5")])
     assert found.keys == ["2", "2", "2", "1", "2"] and found.names == {"2": "a"}
+
+
+def test_similar_images_are_read_in_the_order_of_the_data(monkeypatch):
+    drawn = np.random.default_rng(0).integers(0, 256, (12, 3, 8, 8), np.uint8)
+    images = torch.from_numpy(drawn).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    read: list[int] = []
+
+    def image(index):
+        read.append(index)
+        return images[index // 2] if index % 2 else images[index // 2] // 8 * 8
+
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    digests = [digest(index) for index in range(24)]
+    found = duplicates.similar_contents(SimpleNamespace(image=image), digests)
+    assert read[:24] == list(range(24))
+    assert {frozenset(pair) for pair in found} == {
+        frozenset(digests[index : index + 2]) for index in range(0, 24, 2)
+    }
+    assert all(one < other for one, other in found)  # as if read in the order of the digests
 
 
 # --- Stratification of several classes

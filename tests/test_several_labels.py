@@ -199,6 +199,14 @@ def test_the_table_and_the_csv_of_predictions_name_all_labels(trained, coloured,
     assert len(lines) == sum(max(1, len(one["labels"])) for one in expected)
 
 
+def test_the_csv_of_files_that_cannot_be_read_has_the_header_of_several_labels(
+    trained, tmp_path, capsys
+):
+    (tmp_path / "broken.png").write_bytes(b"none")
+    assert predict([str(trained), str(tmp_path / "broken.png"), "--csv"]) == 3
+    assert capsys.readouterr().out.splitlines() == [",".join(["path", "labels", *LABELS])]
+
+
 def test_explain_draws_a_grad_cam_for_each_predicted_label(coloured, train, tmp_path, capsys):
     run = train("model={name: LeNet}", "transforms.train.0={name: Resize, size: [32, 32]}",
                 "transforms.eval.0={name: Resize, size: [32, 32]}", "train.epochs=1")  # fmt: skip

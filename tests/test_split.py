@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -321,6 +322,15 @@ def test_broken_images_are_left_out_and_listed_on_request(source, tmp_path, caps
     assert "left out 1 broken images" in (told := capsys.readouterr().err)
     assert str(source / "1" / "2.png") in told
     assert len(files(target)) == 41
+
+
+def test_files_that_need_channels_or_bits_are_split_with_these_options(source, tmp_path):
+    for name in ("1", "100"):
+        np.save(source / name / "scan.npy", np.full((2, 2, 3), 300, np.uint16))
+    command = ["--source", str(source), "--target", str(tmp_path / "deep")]
+    assert main([*command, "--channels", "keep", "--bits", "16"]) == 0
+    assert sum(name.endswith(".npy") for name in files(tmp_path / "deep")) == 2
+    assert len(ImageFolder(str(tmp_path / "deep"), bits=16)) == 43
 
 
 def test_help_and_bad_arguments_are_answered_without_torch():

@@ -99,7 +99,7 @@ def test_a_class_without_images_is_left_out_and_told(tmp_path, monkeypatch):
     case_of("EMNIST").make(tmp_path, monkeypatch)
     data = opened(case_of("EMNIST"), tmp_path)
     assert data.classes == tuple("abcdefghijklmnopqrstuvwxyz")
-    assert data.note == "1 of 27 classes have no image, left out: 'N/A'"
+    assert data.note == "1 class name of 27 without any image: left out ('N/A')"
 
 
 def test_the_extra_digits_of_svhn_are_for_training_and_only_if_asked(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from trainer.process.command_line import Parser
 from trainer.process.launch import run_as_command
 
 if TYPE_CHECKING:
+    from trainer.build.trained import TrainedModel
     from trainer.inference.prediction import Prediction
 
 
@@ -116,24 +117,21 @@ def run(arguments: argparse.Namespace) -> None:
     folder = find_run(arguments.run)
     with start():
         from datasets import DataError
-        from datasets.bands import form_in, notes_on_bits, notes_on_pictures
+        from datasets.bands import notes_on_bits, notes_on_pictures
         from datasets.images import notes_on
         from trainer.build.trained import load_trained
-        from trainer.config import load_config
         from trainer.inference.image_files import find_images
         from trainer.inference.prediction import MAX_SHEET, predict_files
         from trainer.process.errors import NO_ANSWER, NoAnswer, UsageError
 
     files = output_files(arguments)
-    paths, faults, unreadable, note = find_images(
-        arguments.paths, form_in(load_config(folder / "config.yaml").dataset.arguments).suffixes
-    )
+    settings = {"train.device": arguments.device, "train.threads": arguments.threads}
+    trained = load_trained(folder, [f"{k}={v}" for k, v in settings.items() if v is not None])
+    paths, faults, unreadable, note = find_images(arguments.paths, trained.form.suffixes)
     if note:
         print(f"note    {note}", file=sys.stderr)
     if not paths:
         raise DataError("\n".join([*unreadable, *faults, "There is nothing to predict."]))
-    settings = {"train.device": arguments.device, "train.threads": arguments.threads}
-    trained = load_trained(folder, [f"{k}={v}" for k, v in settings.items() if v is not None])
     predictions = predict_files(
         trained,
         paths,
@@ -142,7 +140,7 @@ def run(arguments: argparse.Namespace) -> None:
         thumbnails=MAX_SHEET if arguments.sheet else 0,
     )
     with closing(predictions):
-        broken = print_predictions(arguments, trained.classes, paths, predictions, files)
+        broken = print_predictions(arguments, trained, paths, predictions, files)
     told = [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]
     if arguments.sheet:
         told += notes_on_pictures(trained.form, [trained.image_channels])
@@ -187,7 +185,7 @@ def output_files(arguments: argparse.Namespace) -> dict[str, Path]:
 
 def print_predictions(
     arguments: argparse.Namespace,
-    classes: Sequence[str],
+    trained: "TrainedModel",
     paths: Sequence[str],
     predictions: Iterable["Prediction"],
     files: Mapping[str, Path],
@@ -202,6 +200,7 @@ def print_predictions(
     from trainer.process.words import visible
     from trainer.run.disk import write_file
 
+    classes, has_several = trained.classes, trained.thresholds is not None
     done: list[Prediction] = []
     broken: list[str] = []
 
@@ -218,7 +217,7 @@ def print_predictions(
         unlike_utf8 = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
         lines = prediction_output.json_lines(watched(), classes, ascii_only=unlike_utf8)
     elif arguments.csv == "-":
-        lines = prediction_output.csv_lines(watched(), classes)
+        lines = prediction_output.csv_lines(watched(), classes, has_several)
     else:
         columns = terminal_width(without=240)
         lines = prediction_output.table_lines(watched(), classes, paths, arguments.top, columns)
@@ -234,7 +233,8 @@ def print_predictions(
         if kind == "json":
             prediction_output.write_lines(file, prediction_output.json_lines(done, classes))
         elif kind == "csv":
-            prediction_output.write_lines(file, prediction_output.csv_lines(done, classes))
+            lines = prediction_output.csv_lines(done, classes, has_several)
+            prediction_output.write_lines(file, lines)
         else:
             write_file(file, png(prediction_output.prediction_sheet(done, classes)))
             if note := note_on_names(classes):

@@ -87,10 +87,12 @@ def json_lines(
     yield f"{line}]"
 
 
-def csv_lines(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[str]:
+def csv_lines(
+    predictions: Iterable[Prediction], classes: Sequence[str], has_several: bool
+) -> Iterator[str]:
     """Yield CSV rows: path, class, probability, then a column for each class.
 
-    Of several labels: path, labels with ";" between them, then a column for each label.
+    ``has_several``: path, labels with ";" between them, then a column for each label.
     """
 
     def line(cells: Sequence[object]) -> str:
@@ -98,20 +100,15 @@ def csv_lines(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iter
         csv.writer(text).writerow(cells)  # it quotes \r and \n, its own line end
         return text.getvalue().removesuffix("\r\n")
 
-    head = ["path", "class", "probability", *classes]
+    yield line(["path", *(["labels"] if has_several else ["class", "probability"]), *classes])
     for one in predictions:
         if one.probabilities is None:
             continue
         values = one.probabilities.tolist()
         named = ";".join(classes[label] for label in one.predicted)
-        if one.has_several:
-            head = ["path", "labels", *classes] if head else head
-        else:
+        if not has_several:
             values = [values[one.predicted[0]], *values]
-        yield from [line(head)] if head else []
-        head = []
         yield line([one.path, named, *values])
-    yield from [line(head)] if head else []
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
