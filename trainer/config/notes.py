@@ -140,12 +140,16 @@ def _in_wrong_order(side: str, listed: Sequence[Component]) -> Iterator[Note]:
             yield Note(path, f"{message}; put it before Normalize")
     if normal < len(names):
         arguments = listed[normal].arguments
-        lists = [v if isinstance(v, list) else [v] for v in map(arguments.get, ("mean", "std"))]
-        mean, std = ([n for n in some if type(n) in (int, float)] for some in lists)
+        mean, std = (_numbers(arguments.get(key)) for key in ("mean", "std"))
         if max(mean, default=0) > 1 or max(std, default=0) > 5:
             example = ", ".join(f"{value / 255:.3g}" for value in mean)
             message = "is for pixels of 0 to 255, and here they are 0 to 1; divide mean and std by"
             yield Note(f"transforms.{side}.{normal}", f"{message} 255, as in mean: [{example}]")
+
+
+def _numbers(given: Any) -> list[float]:
+    """The numbers in a list, or the one number itself; what is neither is told elsewhere."""
+    return [n for n in (given if isinstance(given, list) else [given]) if type(n) in (int, float)]
 
 
 def _without_effect(path: str, component: Component) -> Iterator[Note]:
