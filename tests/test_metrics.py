@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.components import HIGHER_IS_BETTER, METRICS, SCALAR, metrics
-from trainer.components.decisions import FEW, choose_thresholds
+from trainer.components.decisions import LEAST, choose_thresholds
 
 PERFECT = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 2, 0])
 
@@ -236,7 +236,7 @@ def test_no_other_threshold_has_a_higher_f1_than_the_chosen_one(split):
     chosen = choose_thresholds(probabilities, labels).numpy()
     for k, threshold in enumerate(chosen):
         y, p = labels[:, k].numpy() > 0.5, probabilities[:, k].numpy()
-        if min(y.sum(), (~y).sum()) < FEW:
+        if min(y.sum(), (~y).sum()) < LEAST:
             assert threshold == 0.5
             continue
         best = max(sklearn.metrics.f1_score(y, p >= t, zero_division=0) for t in [*p, 2.0])

@@ -16,7 +16,7 @@ from tests.test_resume import stopped_at
 from tests.test_training import assert_same_run
 from trainer.build.model import build_loss
 from trainer.build.trained import load_trained
-from trainer.components.decisions import FEW
+from trainer.components.decisions import LEAST
 from trainer.config import load_config
 from trainer.evaluate import main as evaluate
 from trainer.explain import main as explain
@@ -121,7 +121,7 @@ def test_the_thresholds_are_the_best_on_val(trained, coloured, capsys):
     for k, name in enumerate(LABELS):
         p = np.array([one["probabilities"][name] for one in answers])
         found = np.array([name in one["labels"] for one in answers])
-        if min(y[:, k].sum(), (1 - y[:, k]).sum()) >= FEW:
+        if min(y[:, k].sum(), (1 - y[:, k]).sum()) >= LEAST:
             best = max(sklearn.metrics.f1_score(y[:, k], p >= t) for t in p)
             assert sklearn.metrics.f1_score(y[:, k], found) == pytest.approx(best)
 

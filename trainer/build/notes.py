@@ -9,7 +9,7 @@ from torch import nn
 from trainer.build.job import Job
 from trainer.build.trial import MAX_TRIED_EPOCHS
 from trainer.components.averages import SWA, steps_of, unfrozen_batch_norms
-from trainer.components.decisions import FEW, number_of_each
+from trainer.components.decisions import LEAST, number_of_each
 from trainer.components.duration import Duration
 from trainer.components.schedulers import build_schedule
 from trainer.config import Config
@@ -136,12 +136,12 @@ def _on_data(job: Job) -> Iterator[Note]:
 
 
 def _without_threshold(job: Job) -> str:
-    """The labels, of several an image, that fewer than FEW val images have, or lack, as words."""
+    """The labels, of several an image, that fewer than LEAST val images have, or lack, as words."""
     if not job.data.several_labels:
         return ""
     labels = job.data.subsets["val"].labels
     counts = zip(job.data.classes, number_of_each(labels, len(job.data.classes)), strict=True)
-    few = [f"'{name}' ({n})" for name, n in counts if min(n, len(labels) - n) < FEW]
+    few = [f"'{name}' ({n})" for name, n in counts if min(n, len(labels) - n) < LEAST]
     return listed(few[:5] + [f"{len(few) - 5:,} more labels"] * (len(few) > 5)) if few else ""
 
 

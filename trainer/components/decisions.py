@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-FEW = 5  # images with a label, or without: with fewer, a threshold would be chance
+LEAST = 5  # images with a label, or without: with fewer, a threshold would be chance
 
 
 class Answers(NamedTuple):
@@ -37,13 +37,13 @@ def choose_thresholds(probabilities: Tensor, labels: Tensor) -> Tensor:
 
     probabilities (N, K) and labels (N, K). A threshold lies in the middle between two
     neighbouring probabilities; of equally good ones it is the nearest to 0.5. A label that fewer
-    than FEW images have, or lack, keeps 0.5.
+    than LEAST images have, or lack, keeps 0.5.
     """
     chosen, is_of_class = torch.full((probabilities.shape[1],), 0.5), labels > 0.5
     for k in range(len(chosen)):
         scores, order = probabilities[:, k].double().nan_to_num(-1.0).sort(descending=True)
         has = is_of_class[order, k]
-        if min(int(has.sum()), int((~has).sum())) < FEW:
+        if min(int(has.sum()), int((~has).sum())) < LEAST:
             continue
         predicted = torch.arange(1, len(scores) + 1, dtype=torch.float64)
         f1 = 2 * has.cumsum(dim=0) / (predicted + has.sum())
