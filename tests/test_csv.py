@@ -173,7 +173,9 @@ def test_a_table_of_ones_and_zeros_is_offered_its_columns_which_can_be_typed(fol
     typed = told.rpartition(" Type ")[2].split()
     assert typed == ["dataset.path_column=file", "dataset.label_columns=all"]
     base = f"dataset={{name: CSVImages, root: {folder}/images, csv: {folder}/list.csv}}"
-    data = open_dataset(load_config("configs/lenet_rmb.yaml", [base, *typed, "loss=BCEWithLogitsLoss"]))
+    data = open_dataset(
+        load_config("configs/lenet_rmb.yaml", [base, *typed, "loss=BCEWithLogitsLoss"])
+    )
     assert data.classes == tuple(names)
     assert torch.tensor(data.labels).sum(dim=1).tolist() == [11.0, 0.0]
 
