@@ -81,6 +81,7 @@ REFUSED = {
     "split.seed": 1,
     "split.pool": True,
     "split.by": "name",
+    "split.group": {"regex": "^(.)"},
     "split.folds": 5,
     "split.fold": 1,
     "transforms.train.0.size": [36, 36],

@@ -178,10 +178,6 @@ def build_loss(config: Config, labels: Tensor, classes: Sequence[str]) -> nn.Mod
             raise ConfigError([config.fault("loss.weight", message)])
         supplied["weight"] = torch.tensor(weight)
     loss: nn.Module = build(LOSSES, "loss", component, **supplied)
-    pos_weight = getattr(loss, "pos_weight", None)
-    if pos_weight is not None and len(pos_weight) != len(classes):
-        message = f"has {len(pos_weight)} numbers for {len(classes)} classes"
-        raise ConfigError([config.fault("loss.pos_weight", message)])
     return loss
 
 

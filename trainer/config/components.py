@@ -226,7 +226,10 @@ def _component_schema(kind: str, name: str, described: Schema | None) -> dict[st
         own["groups"] = _with_arguments(RESERVED[kind]["groups"], described)
     if name in NESTING:
         own = {**own, "transforms": _TRANSFORMS}
-    schema["properties"] = {"name": named, **RESERVED.get(kind, {}), **own}
+    ours = RESERVED.get(kind, {})
+    # A dataset's own arguments come first: its fixes are a rare one.
+    keys = {**own, **ours} if kind == "dataset" else {**ours, **own}
+    schema["properties"] = {"name": named, **keys}
     schema["required"] = list(dict.fromkeys(["name", *schema.get("required", ())]))
     return schema
 

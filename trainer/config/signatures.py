@@ -173,8 +173,8 @@ def schema_of(annotation: Any) -> Schema | None:
         items = [schema_of(kind) or {} for kind in inner]
         size = len(items)
         return {"type": "array", "prefixItems": items, "minItems": size, "maxItems": size}
-    if origin is dict and inner[0] is str and (values := schema_of(inner[1])) is not None:
-        return {"type": "object", "additionalProperties": values}
+    if origin is dict and inner == (str, str):
+        return {"type": "object", "additionalProperties": {"type": "string"}}
     kind = origin or annotation
     if isinstance(kind, type) and issubclass(kind, Iterable) and not issubclass(kind, Mapping):
         if kind.__module__ in ("builtins", "collections.abc"):
