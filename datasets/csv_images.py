@@ -11,7 +11,14 @@ from typing import Literal
 from datasets import DataError
 from datasets.bands import Bits, Channels, Form, check_form
 from datasets.csv_columns import USUAL, without_columns
-from datasets.csv_labels import NUMBER, WITHOUT, LabelReader, UnusableRow, misspelt
+from datasets.csv_labels import (
+    NUMBER,
+    WITHOUT,
+    LabelReader,
+    UnusableRow,
+    misspelt,
+    several_in_one,
+)
 from datasets.csv_paths import OUTSIDE, Paths
 from datasets.csv_table import Table, names_of
 from datasets.files import (
@@ -340,6 +347,8 @@ class _Reader:
         if self.labels.separator is not None:
             pairs = [(name, s.path) for s in samples for name in self.labels.names(s)]
             names, paths = [name for name, _ in pairs], [path for _, path in pairs]
+        else:
+            self.notes += [f"{place}: {text}" for text in several_in_one(names)]
         similar = _first(list(misspelt(names)), "labels that are similar")
         self.notes += [f"{place}: {text}" for text in similar]
         check_names(self.tables[0].path, names, lambda i: f"in {self._place_of(paths[i])}")

@@ -287,6 +287,28 @@ def misspelt(labels: Iterable[str]) -> Iterator[str]:
             )
 
 
+def several_in_one(labels: Iterable[str]) -> Iterator[str]:
+    """A note if classes seem to be several names in one cell, such as "cat;dog".
+
+    Each name must occur in another class too, so "Smith, John" alone tells nothing.
+    """
+    classes = {*labels}
+    for separator in ";|,":
+        parts = {
+            one: [*map(str.strip, one.split(separator))] for one in classes if separator in one
+        }
+        count = Counter(name for names in parts.values() for name in names)
+        count.update(classes - parts.keys())
+        joined = sorted(
+            one for one, names in parts.items() if all(n and count[n] > 1 for n in names)
+        )
+        if len(joined) > 1 and 2 * len(joined) >= len(parts):
+            yield (
+                f"{len(joined):,} classes such as '{joined[0]}' are names joined by '{separator}'; "
+                f"if they are several labels, type dataset.label_separator='{separator}'"
+            )
+
+
 def _shortened(label: str) -> set[str]:
     """The label, and the label without any one of its letters; nothing for short labels."""
     if len(label) < 4:

@@ -21,6 +21,7 @@ from trainer.input.data import load_data
 from trainer.input.kept import place_kept
 from trainer.input.loader import train_loader
 from trainer.input.pool import LAST, RECORD, image_bytes
+from trainer.insight.data_facts import inspect_dataset
 from trainer.loop.fit import fit
 from trainer.predict import main as predict
 from trainer.process.errors import ConfigError
@@ -278,6 +279,8 @@ def test_images_of_different_channels_are_told_in_one_error_with_counts(tmp_path
         assert "3 channels: 12 images, first " in told
         assert "4 channels: 2 images, first " in told
         assert "dataset.channels=rgb" in told
+    with pytest.raises(DataError, match="3 channels: 12 images, first "):
+        inspect_dataset(config(tmp_path, root, 8, ""), search_near=False)  # of trainer.data
     load_data(config(tmp_path, root, 8, "", "dataset.channels=rgb"), CPU)
 
 

@@ -42,6 +42,16 @@ def refusal(folder: Path, text: str | bytes, **arguments) -> str:
     return str(caught.value)
 
 
+def test_classes_that_seem_to_be_several_names_in_a_cell_are_told_with_what_to_type(folder):
+    text = "path,label\na.png,cat|dog\nb.png,dog|bird\nc.png,cat|bird\nsub/d.png,cat\n"
+    data = table(folder, text)
+    assert len(data.classes) == 4
+    assert "3 classes such as 'cat|bird'" in data.note
+    assert "dataset.label_separator='|'" in data.note
+    named = "path,label\na.png,'Smith, J.'\nb.png,'Miller, K.'\nc.png,cat\nsub/d.png,dog\n"
+    assert "label_separator" not in table(folder, named.replace("'", '"')).note
+
+
 # --- several labels in one cell ------------------------------------------------------------------
 
 CELLS = {"a.png": "dog; cat", "b.png": "cat;dog;cat", "c.png": "", "sub/d.png": "img10;img2;"}

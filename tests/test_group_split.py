@@ -500,3 +500,10 @@ def test_bursts_in_train_and_test_answer_what_cannot_be_known_and_groups_tell_th
     print(accuracy)
     assert accuracy["null"] > 0.9
     assert accuracy['{regex: "^(.*)_"}'] < 0.65 and accuracy["duplicates"] < 0.65
+
+
+@pytest.mark.parametrize("how", ["{folder: 3}", '{regex: "^(nothing)_"}'])
+def test_a_rule_that_finds_no_group_at_all_is_a_fault_at_its_place(config_file, how):
+    with pytest.raises(ConfigError, match=r"split\.group\.\w+: finds no group") as raised:
+        load_data(load_config(config_file, [f"split.group={how}"]), CPU)
+    assert "/000.jpg" in str(raised.value)  # what a name looks like

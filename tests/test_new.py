@@ -422,3 +422,26 @@ def test_photographs_get_a_file_whose_training_can_be_prepared(new, tmp_path, mo
     config = load_config(out)
     assert config.model.name == "ResNet" and config.loader.drop_last
     assert [step.name for step in config.transforms.eval] == ["Resize", "CenterCrop", "Normalize"]
+
+
+def test_mean_and_std_of_16_bits_are_shares_of_their_range(new, tmp_path):
+    drawn = np.random.default_rng(0)
+    for name, level in (("a", 10_000), ("b", 40_000)):
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = (level + drawn.integers(0, 1000, (32, 32))).astype(np.uint16)
+            Image.fromarray(pixels).save(tmp_path / "deep" / name / f"{number}.png")
+    code, file, said = new(tmp_path / "deep", "dataset.bits=16")
+    assert code == 0, said
+    (mean,) = load_config(file).transforms.train[-1].arguments["mean"]
+    assert 10_000 / 65_535 < mean < 41_000 / 65_535
+
+
+def test_several_tables_that_are_typed_are_read(new, tmp_path):
+    paint(tmp_path / "data", [f"{number}.png" for number in range(40)])
+    for part, rows in (("train", range(30)), ("val", range(30, 40))):
+        lines = [f"{number}.png,{number % 2}" for number in rows]
+        (tmp_path / f"{part}.csv").write_text("\n".join(["path,label", *lines]) + "\n")
+    typed = f"dataset.csv={{train: {tmp_path}/train.csv, val: {tmp_path}/val.csv}}"
+    code, file, said = new(tmp_path / "train.csv", typed, f"dataset.root={tmp_path}/data")
+    assert code == 0 and "val" in str(load_config(file).dataset.arguments["csv"])

@@ -85,7 +85,7 @@ class ReportImage:
     of_predicted: float | None
     of_true: float | None
     picture: Image.Image | None
-    caption: str = ""  # true and predicted, in letters that a picture can show
+    caption: tuple[str, ...] = ()  # lines: true and predicted, in letters that a picture can show
     fault: str = ""  # the reason if there is no picture
 
 
@@ -330,6 +330,7 @@ def _show(given: ReportData, i: int) -> ReportImage:
     drawn = [[drawable(classes[k], k) for k in some.tolist()] for some in (wanted, chosen)]
     shares = [float(probabilities[some].min()) if len(some) else None for some in (wanted, chosen)]
     true, predicted = (", ".join(names) or "no label" for names in named)
+    lines = [", ".join(names) or "no label" for names in drawn]
     return ReportImage(
         name=given.ids[i],
         true=true,
@@ -337,7 +338,7 @@ def _show(given: ReportData, i: int) -> ReportImage:
         of_predicted=shares[1],
         of_true=shares[0],
         picture=picture,
-        caption=" -> ".join(", ".join(names) or "no label" for names in drawn),
+        caption=(lines[0], f"-> {lines[1]}") if labels.ndim == 2 else (" -> ".join(lines),),
         fault=fault,
     )
 

@@ -33,7 +33,7 @@ def _write_files(folder: Path, results: ReportData, run: Path | None) -> None:
     if pictures := [shown.picture for shown in found.shown if shown.picture]:
         captions = [
             [
-                shown.caption,
+                *shown.caption,
                 "" if shown.of_predicted is None else f"{shown.of_predicted:.2%}",
                 shown.name
                 if fit_to_pixels(shown.name, 13, 166) == shown.name
