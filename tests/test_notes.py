@@ -364,3 +364,7 @@ def test_more_threads_or_workers_than_a_machine_can_hold_are_refused(
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     with pytest.raises(ConfigError, match=message):
         prepare(load_config(config_file, [f"{key}={count}"]), lambda line: None)
+
+
+def test_a_mean_that_is_one_number_is_left_to_the_check_of_arguments(noted):
+    noted("transforms.train.0={name: Normalize, mean: 0.5, std: 0.2}")

@@ -23,10 +23,13 @@ from trainer.explain import main as explain
 from trainer.export import main as export
 from trainer.input.data import load_data
 from trainer.input.subset import order_of
+from trainer.insight.data_facts import inspect_dataset
+from trainer.loop.guard import number_correct
 from trainer.new import main as new
 from trainer.predict import main as predict
 from trainer.process.errors import ConfigError, RunError
 from trainer.run.disk import read_json
+from trainer.run.folder import read_metrics
 from trainer.train import main
 from transforms.keyed import balanced
 
@@ -313,3 +316,33 @@ def test_the_first_yaml_for_such_a_table_trains_with_what_fits_it(coloured, tmp_
     assert config.loss.name == "BCEWithLogitsLoss"
     assert config.train.monitor == "val/mean_average_precision"
     assert config.dataset.arguments["label_columns"] == LABELS
+
+
+def test_evaluate_predicts_from_the_thresholds_of_the_run_on(trained, coloured, tmp_path, capsys):
+    copy = shutil.copytree(trained, tmp_path / "small" / trained.name)
+    card = read_json(copy / "model.json")
+    (copy / "model.json").write_text(json.dumps(card | {"thresholds": [0.0, 0.0, 0.0]}))
+    capsys.readouterr()
+    assert evaluate([str(copy), "--json"]) == 0
+    y = truth(coloured, list(read_json(copy / "split.json")["test"]))
+    assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(y.all(axis=1).mean())
+
+
+def test_in_training_an_image_is_right_if_all_its_labels_are(trained):
+    epochs = [line for line in read_metrics(trained / "metrics.jsonl") if "val/loss" in line]
+    assert epochs[-1]["train/accuracy_epoch"] > 0.95
+    logits = torch.tensor([[2.0, 1.0], [2.0, -1.0], [-1.0, -2.0]])
+    labels = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    assert number_correct(logits, labels, several_labels=True).item() == 2
+
+
+def test_the_data_report_counts_images_and_names_pos_weight(coloured, tmp_path):
+    rows = (coloured / "labels.csv").read_text().splitlines()
+    kept = [row for row in rows if not row.endswith(",1") or row[:3] < "040"]
+    (tmp_path / "rare.csv").write_text("\n".join(kept) + "\n")
+    file = tmp_path / "rare.yaml"
+    table = str(tmp_path / "rare.csv")
+    file.write_text(YAML.format(root=coloured).replace(f"{coloured}/labels.csv", table))
+    facts = inspect_dataset(load_config(file), search_near=False).facts
+    assert sum(facts["images_of_splits"].values()) == len(kept) - 1
+    assert any("loss.pos_weight: balanced" in line for line in facts["warnings"])

@@ -12,6 +12,7 @@ from trainer.config import load_config
 from trainer.config.components import published
 from trainer.config.notes import as_lines, notes_on_transforms
 from trainer.process.errors import ConfigError
+from trainer.sweeping.folder import open_folder
 from trainer.sweeping.plan import load_sweep
 from trainer.train import main
 
@@ -139,11 +140,10 @@ def test_a_sweep_varies_a_step_of_both_in_both_lists(load, tmp_path):
     config = load_config(tmp_path / "exp.yaml", [*plan.overrides, f"{key}=[48,48]"])
     lists = config.transforms.train, config.transforms.eval
     assert [found[0].arguments["size"] for found in lists] == [[48, 48], [48, 48]]
-    (tmp_path / "base.yaml").write_text(plan.config.dump_as_written())  # which its runs load
+    folder, _ = open_folder(plan, tmp_path / "runs")  # its runs load base.yaml there
     for change in (f"{key}=[48,48]", "transforms.train=[{name: RandomCrop, size: 24}]"):
-        runs, checked = (
-            load_config(tmp_path / file, [change]) for file in ("base.yaml", "exp.yaml")
-        )
+        files = folder / "base.yaml", tmp_path / "exp.yaml"
+        runs, checked = (load_config(file, [change]) for file in files)
         assert runs.dump() == checked.dump()
     sweep["params"] = {"transforms.both.0.sise": [1, 2]}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"base": "exp.yaml", "sweep": sweep}))
