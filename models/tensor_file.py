@@ -6,6 +6,7 @@ its pickle are first parsed here, strictly and only as data. Accepted are number
 tuples, dicts, and dense tensors whose values are all in the file.
 """
 
+import itertools
 import math
 import os
 import pickletools
@@ -235,7 +236,7 @@ def _short(text: str) -> str:
 # --- the pickle -----------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Value:
     """Description of a list, tuple, dict or tensor, or of something a tensor is made from.
 
@@ -265,11 +266,13 @@ class _Machine:
 
     def run(self, content: bytes) -> None:
         """Raise _Refused, or another error for damage, unless all values are accepted ones."""
+        # Counted first: to parse the steps is three times faster than to run them.
+        counted = itertools.islice(pickletools.genops(content), MAX_STEPS + 1)
+        if sum(1 for _ in counted) > MAX_STEPS:
+            raise _Refused(f"its pickle takes more than {MAX_STEPS:,} steps")
         steps: Any = pickletools.genops(content)
-        for number, (opcode, argument, place) in enumerate(steps):
+        for opcode, argument, place in steps:
             name = opcode.name
-            if number > MAX_STEPS:
-                raise _Refused(f"its pickle takes more than {MAX_STEPS:,} steps")
             if name in _VALUES:
                 self.stack.append(_VALUES[name](argument))
             elif name in ("BINPUT", "LONG_BINPUT"):

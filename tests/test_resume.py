@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import errno
+import gc
 import itertools
 import multiprocessing
 import os
@@ -676,9 +677,12 @@ sys.exit(main(["--config", {str(config_file)!r}, "--runs", {str(tmp_path / "runs
 
 
 def refuse_files(monkeypatch, more):
-    """Allow as many open files as there are, and ``more``."""
-    used = len(os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, used + more))
+    """Allow ``more`` open files than there are now: the system limits the largest number."""
+    gc.collect()  # else files of the tests before may be closed later, and more would be allowed
+    used = {int(name) for name in os.listdir("/proc/self/fd") if os.path.exists(f"/dev/fd/{name}")}
+    free = (number for number in itertools.count() if number not in used)
+    limit = next(itertools.islice(free, more, None))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
 def refuse_forks(monkeypatch, allowed):
@@ -696,8 +700,8 @@ def refuse_forks(monkeypatch, allowed):
 @pytest.mark.parametrize(
     ("refuse", "count", "told"),
     [
-        (refuse_files, 1, "ulimit -n"),
-        (refuse_files, 5, "ulimit -n"),  # enough for one of them
+        (refuse_files, 2, "ulimit -n"),
+        (refuse_files, 6, "ulimit -n"),  # enough for one of them
         (refuse_forks, 0, "ulimit -u"),
         (refuse_forks, 1, "ulimit -u"),
     ],
