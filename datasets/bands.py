@@ -21,6 +21,7 @@ from datasets.images import (
     FORMATS,
     MAX_PIXELS,
     Remark,
+    UPRIGHT,
     decode_and_tell,
     decoders,
     reason,
@@ -42,16 +43,6 @@ _JPEG_2000 = (_CODESTREAM, b"\0\0\0\x0cjP  \r\n\x87\n")
 _TOO_DEEP = "over 8 bits in this format are not read whole; save it as PNG or TIFF"
 _BANDS_OF = {"1": 1, "L": 1, "I": 1, "F": 1, "I;16": 1, "I;16B": 1, "I;16L": 1, "I;16N": 1}
 _WITH_ALPHA = {"LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
-# EXIF's orientation: whether rows become columns, then the steps down and across.
-_TURNS = {
-    2: (False, 1, -1),
-    3: (False, -1, -1),
-    4: (False, -1, 1),
-    5: (True, 1, 1),
-    6: (True, 1, -1),
-    7: (True, -1, -1),
-    8: (True, -1, 1),
-}
 
 
 class Form(NamedTuple):
@@ -321,8 +312,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turned(pixels: Pixels, orientation: int) -> tuple[Pixels, Remark]:
-    if orientation not in _TURNS:
+    if orientation not in UPRIGHT:
         return pixels, Remark(0)
-    rows_to_columns, down, across = _TURNS[orientation]
+    rows_to_columns, down, across = UPRIGHT[orientation]
     turned = pixels.swapaxes(0, 1) if rows_to_columns else pixels
     return np.ascontiguousarray(turned[::down, ::across]), Remark.TURNED
