@@ -14,6 +14,7 @@ from datasets.images import check_file, reason
 from datasets.words import counted
 
 LEAVE_OUT = "leave out"  # in place of a label
+FIXES_NOTE = "dataset.fixes="  # how the note begins, before the file and ": "
 _MOST = 2**26  # bytes of a file
 _SHOWN = 10  # faults that are printed
 _COLUMNS = ("sha256", "label")
@@ -90,7 +91,7 @@ class Fixes:
             raise DataError(
                 f"dataset.fixes: {kind} gives its labels as a property; expected an attribute."
             ) from error
-        note = f"dataset.fixes={self.path}: {', '.join(told)}"
+        note = f"{FIXES_NOTE}{self.path}: {', '.join(told)}"
         return left_out, "\n".join([*self.notes, note])
 
     def _read(self, table: Table) -> None:

@@ -156,6 +156,8 @@ def test_a_run_is_evaluated_with_its_fixes_and_refuses_others(train, notes, tmp_
     moved = path.rename(tmp_path / "moved.csv")
     assert evaluate([str(run)]) == 3 and "No such file" in capsys.readouterr().err
     assert evaluate([str(run), f"dataset.fixes={moved}"]) == 0
+    told = f"note    dataset.fixes={moved}: 8 labels changed, 1 image out\n"
+    assert capsys.readouterr().err.count(told) == 1
     train(f"dataset.fixes={moved}", "loss.weight=balanced", "train.epochs=3", resume=run)
     path.write_text(moved.read_text().replace("leave out", "1"))
     assert evaluate([str(run), f"dataset.fixes={path}"]) == 3
