@@ -218,8 +218,8 @@ def open_dataset(config: Config) -> Dataset:
     if len(dataset.classes) < 2:
         raise DataError(
             f"{config.dataset.name} gives one class only, {dataset.classes[0]!r} "
-            f"({len(dataset):,} images); expected at least two. Is dataset.root, or the column of "
-            "the labels, the right one?"
+            f"({counted(len(dataset), 'image')}); expected at least two. Is dataset.root, or the "
+            "column of the labels, the right one?"
         )
     if has_several_labels(dataset.labels):
         found = several_labels_findings(config.model_dump(mode="json"))

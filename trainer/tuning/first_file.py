@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets.words import counted
+from trainer.build.notes import SCARCE
 from trainer.config.document import flow
 from trainer.tuning.look import BURST, Sight
 
@@ -76,6 +77,8 @@ def _to_32(sight: Sight) -> list[str]:
 def _lenet(sight: Sight, flips: bool) -> Recipe:
     n, few = sight.num_train, sight.num_train < FEW_TO_TRAIN
     batch, rate, edge = (16, 0.01, 4) if few else (64, 0.05, 2)
+    while batch > max(n // 2, 1):  # the training images are counted about
+        batch //= 2
     # With few images an epoch has few steps; 300 steps train LeNet.
     epochs = min(max(30, math.ceil(300 * batch / max(n, 1))), 100)
     kind, shipped = ("few", "lenet_rmb") if few else ("small", "lenet_fashion_mnist")
@@ -261,12 +264,14 @@ def _loader(sight: Sight, recipe: Recipe) -> list[str]:
 
 
 def _metrics(sight: Sight) -> list[str]:
+    is_scarce = sight.least_held_out < SCARCE
+    mean = ", macro_f1" * (not is_scarce)
+    why = f"no macro_f1: val or test may have fewer than {SCARCE} images of a class"
     if sight.has_several_labels:
-        return [
-            "metrics: [mean_average_precision, accuracy, macro_f1]  # accuracy: all labels right"
-        ]
+        names, what = f"mean_average_precision, accuracy{mean}", "accuracy: all labels right"
+        return [f"metrics: [{names}]  # {what}{f'; {why}' * is_scarce}"]
     if not is_unequal(sight.class_sizes):
-        return ["metrics: [accuracy, macro_f1]"]
+        return [f"metrics: [accuracy{mean}]{f'  # {why}' * is_scarce}"]
     return ["metrics: [macro_f1, accuracy]  # the first chooses the epoch; each class counts alike"]
 
 
