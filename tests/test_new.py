@@ -85,8 +85,9 @@ def test_the_written_file_trains_to_the_end(new, tmp_path):
     assert train(["--config", str(out), *runs]) == 0
 
 
-def test_mean_and_std_are_those_of_the_training_images_as_they_are_resized(new, tmp_path):
-    data = paint(tmp_path / "data", [*many("cat", 40), *many("dog", 40)])
+@pytest.mark.parametrize("side", [32, 28])  # 28 get an edge, and are not enlarged
+def test_mean_and_std_are_those_of_the_training_images_as_they_are_resized(new, tmp_path, side):
+    data = paint(tmp_path / "data", [*many("cat", 40), *many("dog", 40)], (side, side))
     _, out, _ = new(data)
     config = load_config(out)
     found = load_data(config, torch.device("cpu"))

@@ -24,19 +24,21 @@ class Recipe(NamedTuple):
     """The values of a YAML's sections that depend on each other; ``why`` is a comment.
 
     first, train, evaluation: transforms before Normalize: of both, of train, of evaluation.
+    side: the size of the model's input, in pixels. edge: how much of it, at each side, is Pad's.
     """
 
     why: str
     first: list[str]
     train: list[str]
     evaluation: list[str]
-    side: int  # the size of the model's input, in pixels
+    side: int
     batch: int
     lines: list[str]  # model, loss, optimizer, scheduler, evaluation
     epochs: int
     why_epochs: str
     settings: str  # more of ``train``
     drop_last: bool
+    edge: int = 0
 
 
 class Machine(NamedTuple):
@@ -66,12 +68,18 @@ def _flip(flips: bool, alternate: bool = False) -> list[str]:
 
 def _to_32(sight: Sight) -> list[str]:
     """The transforms that make pictures 32 x 32: 28 x 28 gets an edge, others are resized."""
-    side = sight.side
-    edge = (32 - side) // 2
-    if {*sight.sizes} == {(side, side)} and side + 2 * edge == 32 and side >= 24:
-        size = f"{{name: Resize, size: [{side}, {side}]}}  # all that were looked at have it"
-        return [size] + [f"{{name: Pad, padding: {edge}}}  # to 32 x 32"] * bool(edge)
-    return [f"{{name: Resize, size: [32, 32]}}  # the median of the shorter sides is {side}"]
+    side, edge = sight.side, _edge(sight)
+    if edge is None:
+        return [f"{{name: Resize, size: [32, 32]}}  # the median of the shorter sides is {side}"]
+    size = f"{{name: Resize, size: [{side}, {side}]}}  # all that were looked at have it"
+    return [size] + [f"{{name: Pad, padding: {edge}}}  # to 32 x 32"] * bool(edge)
+
+
+def _edge(sight: Sight) -> int | None:
+    """The edge that makes pictures 32 x 32; None if they are resized."""
+    side, edge = sight.side, (32 - sight.side) // 2
+    is_near = {*sight.sizes} == {(side, side)} and side + 2 * edge == 32 and side >= 24
+    return edge if is_near else None
 
 
 def _lenet(sight: Sight, flips: bool) -> Recipe:
@@ -99,6 +107,7 @@ def _lenet(sight: Sight, flips: bool) -> Recipe:
         why_epochs="30, or more for 300 steps",
         settings="",
         drop_last=False,
+        edge=_edge(sight) or 0,
     )
 
 
@@ -145,6 +154,7 @@ def _compact(sight: Sight, flips: bool, has_bf16: bool) -> Recipe:
         why_epochs=f"as in configs/{shipped}.yaml",
         settings=(", sizes: {0ep: 24, 4ep: 32}" if large else "") + ", precision: auto",
         drop_last=True,
+        edge=_edge(sight) or 0,
     )
 
 
@@ -182,7 +192,9 @@ def first_file(
     sight: Sight, name: str, recipe: Recipe, told: Mapping[str, str], arguments: dict[str, Any]
 ) -> str:
     """The text of the YAML. arguments: of the dataset. told: file, folder, data, time."""
-    mean, std = ([round(x, 4) for x in row] for row in sight.statistics(recipe.side))
+    mean, std = (
+        [round(x, 4) for x in row] for row in sight.statistics(recipe.side - 2 * recipe.edge)
+    )
     looked = len(sight.pixels)
     joins = sight.is_grey and sight.channels > 1
     grey = ["{name: Grayscale}  # the pictures are grey: one channel holds all"] * joins
