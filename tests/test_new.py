@@ -352,8 +352,10 @@ def test_the_name_of_a_set_in_place_of_a_folder_is_told_and_a_typed_one_keeps_th
     code, _, said = new(tmp_path, "dataset.name=torchvision/CelebA")
     assert code == 2 and said.count("unknown dataset 'torchvision/CelebA': an image has 40") == 1
     assert "1 fault" not in said
-    sight = look_at_data(str(fashion_root), ["dataset.name=FashionMNIST"])
-    assert sight.config.dataset.arguments["root"] == str(fashion_root)
+    data = paint(tmp_path / "data", [*many("1", 9), *many("100", 9)])  # as RMB's folders
+    for root, name in ((fashion_root, "FashionMNIST"), (data, "ImageFolder")):
+        found = look_at_data(str(root), [f"dataset.name={name}"]).config.dataset
+        assert found.name == name and found.arguments["root"] == str(root)
 
 
 def test_a_folder_of_npz_files_is_read_if_there_is_one(new, tmp_path):
