@@ -116,7 +116,9 @@ class Document:
         key, equals, text = typed.partition("=")
         keys = list(at) or key.strip().split(".")
         if not all((*keys, text.strip())) or len(keys) > MAX_DEPTH:
-            mended = as_one_word(typed) or ", as in optimizer.lr=0.1"
+            mended = as_one_word(typed)
+            if not mended or mended.endswith(shlex.quote(typed)):  # it is one word already
+                mended = ", as in optimizer.lr=0.1"
             self.faults.append(Fault("", f"expected key=value{mended}", *origin))
             return
         parsed = parse(text, COMMAND_LINE, origin)
