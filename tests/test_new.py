@@ -242,6 +242,7 @@ def test_two_calls_write_the_same_but_for_the_time(new, tmp_path):
         ("For parts: type dataset.layout=parts\nFor classes: type dataset.layout=classes", 0),
         ("If 'x' is one of the classes, type dataset.root=/y", 0),
         ("nothing to type", 0),
+        ("missing x (download is off; type dataset.download=true). Fetch by hand", 0),
         ("Type dataset.root=x, it's there", 0),
     ],
 )
@@ -338,6 +339,8 @@ def test_idx_files_are_read_where_a_dataset_looks_for_them_or_told_where_that_is
     elif name != "other":
         way = {"name": look.IDX_SETS[name], "root": str(tmp_path), "download": False}
         assert look._ways(data, []) == [way]
+    way = {"name": "CIFAR10", "root": str(data)}
+    assert look._ways(data, ["dataset.name=CIFAR10"]) == [way]  # what is typed decides
     if name == "FashionMNIST":
         assert set(look_at_data(str(data), []).parts) == {"train", "test"}
 

@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
             say_once(line)
         text = written(sight, arguments.data, name, out, say_once)
     except DataError as error:
-        if arguments.data in str(error):
+        if arguments.data in str(error) or str(error).startswith("--data"):
             raise
         raise DataError(f"{arguments.data}: {error}") from None
     with out.open("x", encoding="utf-8") as file:

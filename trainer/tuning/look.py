@@ -247,7 +247,13 @@ def _ways(path: Path, typed: Sequence[str]) -> list[Arguments]:
         raise missing_folder(path)
     kind = "" if path.is_dir() else path.suffix.lower() or "."
     named = [word.partition("=")[2] for word in typed if word.startswith("dataset.name=")]
-    if not (ways := _idx_ways(path)) and (kind in WAYS or not named):
+    try:
+        ways = _idx_ways(path)
+    except UsageError:
+        if not named:
+            raise
+        ways = []
+    if not ways and (kind in WAYS or not named):
         if kind not in WAYS:
             suffixes = ", ".join(filter(None, WAYS))
             raise UsageError(f"--data {path}: expected a folder, or a file of {suffixes}")
@@ -318,7 +324,8 @@ def _opened(arguments: Arguments, typed: Sequence[str]) -> tuple[Config, Dataset
 def advice_in(refusal: str) -> list[str]:
     """The ``dataset.KEY=VALUE`` that a refusal says to type; [] if it has a choice or a doubt."""
     lines = [line for line in refusal.splitlines() if re.search(r"ype '?dataset\.", line)]
-    if len(lines) != 1 or re.search(r"\bNAME\b|\b(If|For|To leave|or) .*ype '?dataset", lines[0]):
+    doubt = r"\bNAME\b|dataset\.download=|\b(If|For|To leave|or) .*ype '?dataset"
+    if len(lines) != 1 or re.search(doubt, lines[0]):
         return []
     typed = re.sub(r".*?ype (?='?dataset\.)", "", lines[0], count=1)
     try:
