@@ -29,6 +29,25 @@ TORCHVISION = (
     *("INaturalist", "Places365", "ImageNet", "CLEVRClassification"),
 )
 DATASETS |= {f"torchvision/{name}": f"datasets.torchvision_sets:{name}" for name in TORCHVISION}
+_NO_CLASS = {  # why images have no class there -> sets of torchvision.datasets
+    "an image has 40 attributes there, and no class; from a CSV file with 0 in place of -1, "
+    "CSVImages reads several labels by label_columns": "CelebA",
+    "an image has boxes or masks there, and no class": "VOCSegmentation VOCDetection "
+    "CocoDetection Cityscapes SBDataset Kitti WIDERFace",
+    "an image has captions there, and no class": "CocoCaptions Flickr8k Flickr30k SBU",
+    "images are pairs or series there, and no image has a class": "LFWPairs PhotoTour MovingMNIST "
+    "KittiFlow Sintel FlyingChairs FlyingThings3D HD1K Kitti2012Stereo Kitti2015Stereo CarlaStereo "
+    "Middlebury2014Stereo CREStereo FallingThingsStereo SceneFlowStereo SintelStereo InStereo2k "
+    "ETH3DStereo",
+    "videos are no images": "Kinetics HMDB51 UCF101",
+    "ImageFolder, without torchvision/, reads such folders": "ImageFolder DatasetFolder",
+    "the images are noise": "FakeData",
+    "a cache would be unpickled from the working directory": "LSUN LSUNClass",
+}
+# Datasets that cannot be used, and the reason for the error message.
+UNSUPPORTED = {
+    f"torchvision/{name}": why for why, names in _NO_CLASS.items() for name in names.split()
+}
 RMB_ROOT = "data/rmb"  # where RMB looks, unless its ``root`` is another folder
 
 

@@ -15,10 +15,12 @@ from datasets.labels import Labelled, Where, from_matrix, from_numbers, from_tex
 from datasets.memory import ImagesInMemory
 from datasets.npy import StoredArray, find_arrays, load_together
 from datasets.pixels import as_images
+from datasets.words import counted
 
 _IMAGES = ("images", "image", "imgs", "img", "x", "data", "arr_0")  # usual keys, in small letters
 _LABELS = ("labels", "label", "y", "targets", "target", "arr_1")
 _SHOWN = 20  # keys in a message
+_NAMED = 5  # keys in a note
 
 
 class _Pair(NamedTuple):
@@ -34,7 +36,7 @@ class Arrays(ImagesInMemory):
 
     Keys such as train_images and train_labels, x_test and y_test give the official splits, so
     MedMNIST's files are read as they are. Without images_key and labels_key the usual names are
-    found, and a note tells them.
+    found, and a note tells them. Arrays that are neither are left out, and a note names them.
     Grey images have the shape (N, H, W), (N, H, W, 1) or (N, 1, H, W), colour images (N, H, W, 3)
     or (N, 3, H, W). They are uint8. A note tells how other types are converted: whole numbers from
     0 to 255 stay, false and true become 0 and 255, floats from 0 to 1 are multiplied by 255.
@@ -213,7 +215,17 @@ def _find_pairs(
     used = {key for pair in pairs for key in pair[1:]}
     if unused := [key for key in (*images.values(), *labels.values()) if key not in used]:
         notes.append(f"{path}: left out, images without labels or the reverse: {', '.join(unused)}")
+    if others := [key for key in arrays if key not in {*used, *unused}]:
+        notes.append(f"{path}: {_in_no_pair(others)}")
     return pairs, notes
+
+
+def _in_no_pair(keys: Sequence[str]) -> str:
+    """A note on arrays that give no images and no labels."""
+    named = ", ".join(keys[:_NAMED])
+    more = f" and {len(keys) - _NAMED:,} more" if len(keys) > _NAMED else ""
+    verb = "is" if len(keys) == 1 else "are"
+    return f"{counted(len(keys), 'array')} {verb} read as neither images nor labels: {named}{more}"
 
 
 def _check_counts(arrays: Mapping[str, StoredArray], pairs: Sequence[_Pair]) -> None:

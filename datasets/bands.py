@@ -1,5 +1,6 @@
 """Image files with their own channels, or with 16 bits a channel, for ``channels`` and ``bits``."""
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -20,6 +21,7 @@ from datasets.heif import is_heif, read_heif, recipe_of_heif
 from datasets.images import (
     FORMATS,
     MAX_PIXELS,
+    UPRIGHT,
     Remark,
     decode_and_tell,
     decoders,
@@ -42,16 +44,6 @@ _JPEG_2000 = (_CODESTREAM, b"\0\0\0\x0cjP  \r\n\x87\n")
 _TOO_DEEP = "over 8 bits in this format are not read whole; save it as PNG or TIFF"
 _BANDS_OF = {"1": 1, "L": 1, "I": 1, "F": 1, "I;16": 1, "I;16B": 1, "I;16L": 1, "I;16N": 1}
 _WITH_ALPHA = {"LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
-# EXIF's orientation: whether rows become columns, then the steps down and across.
-_TURNS = {
-    2: (False, 1, -1),
-    3: (False, -1, -1),
-    4: (False, -1, 1),
-    5: (True, 1, 1),
-    6: (True, 1, -1),
-    7: (True, -1, -1),
-    8: (True, -1, 1),
-}
 
 
 class Form(NamedTuple):
@@ -84,7 +76,10 @@ def decode_as(form: Form, content: bytes, path: str, at_least: int = 0) -> tuple
     Raises BrokenImage with the reason for what cannot be read.
     """
     if form.is_plain and not is_heif(content, path):
-        return decode_and_tell(content, path, at_least)
+        try:
+            return decode_and_tell(content, path, at_least)
+        except BrokenImage as error:
+            raise BrokenImage(path, error.reason + _other_form(content)) from error.__cause__
     try:
         pixels, bits, remark = _read(form, content, path, at_least)
         pixels, more = _with_bits(pixels, bits, form.bits)
@@ -116,7 +111,7 @@ def _own_code() -> str:
 
 def check_form(form: Form, ids: Sequence[str]) -> None:
     """Raise DataError if ``ids`` name TIFF files, and what reads them in ``form`` is missing."""
-    if form.is_plain or (find_spec("tifffile") and find_spec("imagecodecs")):
+    if form.is_plain or _reads_tiff():
         return
     if count := sum(name.lower().endswith((".tif", ".tiff")) for name in ids):
         wanted = f"channels: {form.channels}, bits: {form.bits}"
@@ -143,6 +138,25 @@ def notes_on_pictures(form: Form, channels: Collection[int]) -> list[str]:
     parts += ["the first of 2 channels"] * (2 in channels)
     parts += ["the high byte of 16 bits"] * (form.bits == 16)
     return [f"pictures of these images show {' and '.join(parts)}"] if parts else []
+
+
+def _reads_tiff() -> bool:
+    return bool(find_spec("tifffile") and find_spec("imagecodecs"))
+
+
+def _other_form(content: bytes) -> str:
+    """What to say of a form that reads a TIFF, or a PNG of 16 bits, that Pillow cannot; or ""."""
+    is_tiff = content.startswith(tiff.MARKS)
+    if not is_tiff and not (content.startswith(_PNG) and content[24:25] == b"\x10"):
+        return ""
+    if is_tiff and not _reads_tiff():
+        how = f"dataset.channels=keep or dataset.bits=16 may read it, with {tiff.EXTRA}"
+        return f"; training with {how}"
+    for form, typed in ((Form("rgb", 16), "bits=16"), (Form("keep", 8), "channels=keep")):
+        with contextlib.suppress(Exception):  # of a damaged file too
+            _read(form, content, "", 0)
+            return f"; training with dataset.{typed} reads it"
+    return ""
 
 
 def _read(form: Form, content: bytes, path: str, at_least: int) -> tuple[Pixels, int, int]:
@@ -321,8 +335,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turned(pixels: Pixels, orientation: int) -> tuple[Pixels, Remark]:
-    if orientation not in _TURNS:
+    if orientation not in UPRIGHT:
         return pixels, Remark(0)
-    rows_to_columns, down, across = _TURNS[orientation]
+    rows_to_columns, down, across = UPRIGHT[orientation]
     turned = pixels.swapaxes(0, 1) if rows_to_columns else pixels
     return np.ascontiguousarray(turned[::down, ::across]), Remark.TURNED

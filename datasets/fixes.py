@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from datasets import DataError, Dataset, has_several_labels
@@ -14,6 +14,7 @@ from datasets.images import check_file, reason
 from datasets.words import counted
 
 LEAVE_OUT = "leave out"  # in place of a label
+FIXES_NOTE = "dataset.fixes="  # how the note begins, before the file and ": "
 _MOST = 2**26  # bytes of a file
 _SHOWN = 10  # faults that are printed
 _COLUMNS = ("sha256", "label")
@@ -24,9 +25,9 @@ _Fixed = int | tuple[float, ...] | None  # None: the image is left out
 class Fixes:
     """What a file says about images: another label, or that they are left out.
 
-    The file has a header with ``sha256`` and ``label``; other columns are for people. A label is a
-    class, several with ";" between them where an image may have several, or "leave out". Raises
-    DataError with all faults and their lines.
+    The file has a header with ``sha256`` and ``label``, in any case; other columns are for people.
+    A label is a class, several with ";" between them where an image may have several, or "leave
+    out". Raises DataError with all faults and their lines.
 
     digest: the SHA-256 of the file.
     """
@@ -90,19 +91,19 @@ class Fixes:
             raise DataError(
                 f"dataset.fixes: {kind} gives its labels as a property; expected an attribute."
             ) from error
-        note = f"dataset.fixes={self.path}: {', '.join(told)}"
+        note = f"{FIXES_NOTE}{self.path}: {', '.join(told)}"
         return left_out, "\n".join([*self.notes, note])
 
     def _read(self, table: Table) -> None:
         header = table.header
-        if any(header.count(name) != 1 for name in _COLUMNS):
+        columns = [at for name in _COLUMNS if (at := _column(header, name)) is not None]
+        if len(columns) < len(_COLUMNS):
             raise DataError(
                 f"{self.path}:{table.above + 1}: expected a header with the columns "
-                f"sha256,label; got {shorten(','.join(header))!r}."
+                f"sha256,label, each once; got {shorten(','.join(header))!r}."
             )
         if LEAVE_OUT in self.classes:
             raise DataError(f"{self.path}: a class has the name {LEAVE_OUT!r}, which fixes need.")
-        columns = [header.index(name) for name in _COLUMNS]
         rows = table.rows()
         next(rows, None)
         for row in rows:
@@ -156,3 +157,11 @@ class Fixes:
             f"{shorten(name)!r} is no class{meant or '.'} There are {shown}{more}, "
             f"and {LEAVE_OUT!r}."
         )
+
+
+def _column(header: Sequence[str], name: str) -> int | None:
+    """Where a column stands in a header, perhaps in another case; None unless it stands once."""
+    for names in (header, [one.casefold() for one in header]):
+        if names.count(name) == 1:
+            return names.index(name)
+    return None

@@ -39,10 +39,8 @@ SUFFIXES = frozenset(
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", *["AVIF"] * HAS_AVIF)
 MAX_BYTES = 1 << 30  # of a file: more than MAX_PIXELS in 16-bit colour
 MAX_PIXELS = 120_000_000  # 12,000 x 10,000; the header of a small file can claim far more
-
-_ORIENTATION = 0x0112  # the EXIF tag; its value says how the camera was held
 # EXIF's orientation: whether rows become columns, then the steps down and across.
-_UPRIGHT = {
+UPRIGHT = {
     2: (False, 1, -1),
     3: (False, -1, -1),
     4: (False, -1, 1),
@@ -51,6 +49,8 @@ _UPRIGHT = {
     7: (True, -1, -1),
     8: (True, -1, 1),
 }
+
+_ORIENTATION = 0x0112  # the EXIF tag; its value says how the camera was held
 
 
 class Remark(IntFlag):
@@ -218,9 +218,9 @@ def _upright(pixels: Pixels, image: Image.Image) -> tuple[Pixels, Remark]:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # the pixels are good, only the metadata is not
         orientation = None
-    if not isinstance(orientation, int) or orientation not in _UPRIGHT:
+    if not isinstance(orientation, int) or orientation not in UPRIGHT:
         return pixels, Remark(0)
-    rows_to_columns, down, across = _UPRIGHT[orientation]
+    rows_to_columns, down, across = UPRIGHT[orientation]
     grid = pixels.view("V3")[..., 0]  # (H, W): a pixel is one item, which is copied at once
     grid = (grid.T if rows_to_columns else grid)[::down, ::across]
     turned = np.ascontiguousarray(grid).view(np.uint8).reshape(*grid.shape, 3)
@@ -279,7 +279,7 @@ def _prepare_tiff(image: TiffImageFile) -> Remark:
             for tile in image.tile
             for band, *rest in [cast(tuple[Any, ...], tile.args)]
         ]
-    return Remark.TURNED if tags.get(_ORIENTATION) in _UPRIGHT else Remark(0)  # Pillow turns it
+    return Remark.TURNED if tags.get(_ORIENTATION) in UPRIGHT else Remark(0)  # Pillow turns it
 
 
 def _to_rgb(image: Image.Image, content: bytes) -> tuple[Image.Image, Remark]:

@@ -278,6 +278,20 @@ def test_images_without_labels_are_left_out_and_told(npz):
     assert "test_images" in data.note.splitlines()[-1]
 
 
+def test_arrays_that_are_neither_images_nor_labels_are_counted_and_named(npz):
+    arrays = medmnist(8, 8)
+    assert len(Arrays(save(npz, **arrays)).note.splitlines()) == 1  # all are used
+    data = Arrays(save(npz, **arrays, about=np.arange(3)))
+    told = "1 array is read as neither images nor labels: about"
+    assert data.note.splitlines()[-1] == f"{npz}: {told}"
+    del arrays["test_labels"]  # test_images has a note of its own
+    save(npz, **arrays, **{f"k{number}": np.arange(3) for number in range(7)})
+    data = Arrays(str(npz), images_key="images", labels_key="labels")
+    told = "7 arrays are read as neither images nor labels: k0, k1, k2, k3, k4 and 2 more"
+    assert "test_images" in data.note.splitlines()[0]
+    assert data.note.splitlines()[1:] == [f"{npz}: {told}"]
+
+
 def test_a_column_is_a_further_array_in_the_order_of_the_ids(npz):
     arrays = medmnist(8, 8)
     patients = {f"{p}_patient": np.char.add(p, np.arange(n).astype(str)) for p, n in

@@ -27,6 +27,7 @@ from tests.picture_files import chunk, png, tiff
 
 KEEP, KEEP_16, RGB_16 = Form("keep", 8), Form("keep", 16), Form("rgb", 16)
 CPU = torch.device("cpu")
+FIVE = {"photometric": "minisblack", "planarconfig": "contig"}  # a TIFF of five channels
 
 
 def read(content, form=KEEP_16):
@@ -96,6 +97,40 @@ def test_a_tiff_of_any_bits_is_scaled_to_16_bits_so_that_the_highest_value_is_wh
 )
 def test_an_odd_tiff_is_refused_with_the_reason(content, reason):
     assert reason in why_not(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "typed"),
+    [
+        (tif(levels(9, 7, 5, bits=8), **FIVE), "channels=keep"),
+        (tif(levels(9, 7, 5), **FIVE), "channels=keep"),
+        (tif(levels(9, 7, 3, bits=12), photometric="rgb", bitspersample=12), "bits=16"),
+    ],
+)
+def test_what_pillow_cannot_open_and_another_form_reads_is_told_with_that_form(content, typed):
+    assert why_not(content, Form()).endswith(f"; training with dataset.{typed} reads it")
+    form = {"channels=keep": KEEP, "bits=16": RGB_16}[typed]
+    assert decode_as(form, content, "x")[0].shape[1:] == (9, 7)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tif(levels(9, 7, 5, bits=8), **FIVE)[:-9],
+        tif(levels(4, 5).astype(np.float32)),
+        png(levels(9, 7, 3), 16, 2)[:-40],
+        b"GIF89a",
+    ],
+)
+def test_no_form_is_named_for_what_none_reads(content):
+    assert "dataset." not in why_not(content, Form())
+
+
+def test_without_the_readers_of_tiff_it_is_told_how_to_get_them(monkeypatch):
+    monkeypatch.setattr("datasets.bands.find_spec", lambda name: None)
+    told = why_not(tif(levels(9, 7, 5), **FIVE), Form())
+    assert told.endswith('dataset.channels=keep or dataset.bits=16 may read it, with pip install '
+                         '-e ".[tiff]"')  # fmt: skip
 
 
 def test_a_smaller_copy_in_a_tiff_is_no_second_page():

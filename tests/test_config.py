@@ -478,6 +478,7 @@ def test_a_default_section_can_be_overridden_in_part(load):
         ("optimizer.lr", "expected key=value"),
         ("=3", "expected key=value"),
         ("a..b=3", "expected key=value"),
+        ("dataset.=1", "expected key=value, as in optimizer.lr=0.1"),
         ("scheduler=", "no value; write scheduler=null"),
         ("transforms.train.7.size=3", "'transforms.train' is a list with items 0 to 1"),
         ("transforms.train.x.size=3", "'transforms.train' is a list with items 0 to 1"),

@@ -64,6 +64,20 @@ def test_other_columns_are_for_people(tmp_path):
     assert data.labels == (0, 1)
 
 
+@pytest.mark.parametrize("header", ["SHA256,Label", " Sha256 ; LABEL", "sha256,label,Label"])
+def test_a_header_in_another_case_is_read(tmp_path, header):
+    data = pictures((0, 0))
+    row = f"{sha(1)},dog".replace(",", ";" if ";" in header else ",")
+    fixes(tmp_path, [row], data, header).apply(data, all_of(data))
+    assert data.labels == (0, 1)
+
+
+@pytest.mark.parametrize("header", ["Hash,Label", "SHA256,Sha256,label", "sha256,Label,LABEL", ""])
+def test_a_header_without_the_columns_is_refused_with_those_that_are_wanted(tmp_path, header):
+    with pytest.raises(DataError, match="fixes.csv:1: expected a header with the columns sha256,l"):
+        fixes(tmp_path, [f"{sha(1)},dog"], header=header)
+
+
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
@@ -142,6 +156,8 @@ def test_a_run_is_evaluated_with_its_fixes_and_refuses_others(train, notes, tmp_
     moved = path.rename(tmp_path / "moved.csv")
     assert evaluate([str(run)]) == 3 and "No such file" in capsys.readouterr().err
     assert evaluate([str(run), f"dataset.fixes={moved}"]) == 0
+    told = f"note    dataset.fixes={moved}: 8 labels changed, 1 image out\n"
+    assert capsys.readouterr().err.count(told) == 1
     train(f"dataset.fixes={moved}", "loss.weight=balanced", "train.epochs=3", resume=run)
     path.write_text(moved.read_text().replace("leave out", "1"))
     assert evaluate([str(run), f"dataset.fixes={path}"]) == 3

@@ -22,6 +22,7 @@ from datasets.walk import describe_left_out
 from scripts import split_dataset
 from tests.test_datasets import touch
 from trainer.build.model import build_loss
+from trainer.build.prepare import prepare_data
 from trainer.config import load_config
 from trainer.data import main as inspect
 from trainer.inference.image_files import find_images
@@ -340,6 +341,28 @@ def test_every_unreadable_file_is_told_at_once_whether_it_opens_or_not(tmp_path,
     told = str(caught.value)
     assert "2 of 18 images cannot be read" in told
     assert "a/0.png: " in told and "b/1.png: cannot be read: Permission denied" in told
+
+
+def test_of_many_unreadable_files_ten_are_named_and_all_are_counted(tmp_path):
+    root = touch(tmp_path / "root", *(f"{name}/{i:02}.png" for name in "ab" for i in range(20)))
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    for number in range(12):
+        (root / "a" / f"{number:02}.png").write_bytes(b"no picture")
+    typed = ["dataset.name=ImageFolder", f"dataset.root={root}"]
+    with pytest.raises(DataError) as caught:
+        load_data(load_config("configs/lenet_rmb.yaml", typed), torch.device("cpu"))
+    head, *lines = str(caught.value).splitlines()
+    assert head == "12 of 40 images cannot be read:"
+    named = [f"  {root}/a/{number:02}.png: " for number in range(10)]
+    assert all(map(str.startswith, lines[:10], named)) and len(lines) == 12
+    assert lines[10].startswith("  ... and 2 more; python -m trainer.data lists all")
+    config = load_config("configs/lenet_rmb.yaml", [*typed, "dataset.on_broken=skip"])
+    told: list[str] = []
+    data = prepare_data(config, torch.device("cpu"), told.append)
+    shown = [line for line in told if line.startswith("left out")]
+    assert len(shown) == 11 and shown[-1].startswith("left out 2 more; ")
+    assert len(data.skipped) == 12
 
 
 def test_all_files_beside_class_folders_and_parts_are_counted(tmp_path):

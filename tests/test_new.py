@@ -1,10 +1,12 @@
 """python -m trainer.new: a YAML that trains at the first try, or a reason that names the place."""
 
 import csv
+import io
 import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,15 @@ from PIL import Image
 from scripts import pack_shards
 from tests.test_datasets import touch
 from tests.test_messy_data import of
+from trainer.build.notes import notes_on_run, warm_up_note
+from trainer.build.prepare import prepare
 from trainer.build.trial import check_components
 from trainer.config import load_config
+from trainer.config.notes import as_lines, notes_on_config
 from trainer.input.data import load_data
 from trainer.loop import model_summary
-from trainer.new import main
+from trainer.new import main, seen
+from trainer.process.errors import UsageError
 from trainer.train import main as train
 from trainer.tuning import first_file, look
 from trainer.tuning.look import advice_in, look_at_data
@@ -79,8 +85,9 @@ def test_the_written_file_trains_to_the_end(new, tmp_path):
     assert train(["--config", str(out), *runs]) == 0
 
 
-def test_mean_and_std_are_those_of_the_training_images_as_they_are_resized(new, tmp_path):
-    data = paint(tmp_path / "data", [*many("cat", 40), *many("dog", 40)])
+@pytest.mark.parametrize("side", [32, 28])  # 28 get an edge, and are not enlarged
+def test_mean_and_std_are_those_of_the_training_images_as_they_are_resized(new, tmp_path, side):
+    data = paint(tmp_path / "data", [*many("cat", 40), *many("dog", 40)], (side, side))
     _, out, _ = new(data)
     config = load_config(out)
     found = load_data(config, torch.device("cpu"))
@@ -235,6 +242,7 @@ def test_two_calls_write_the_same_but_for_the_time(new, tmp_path):
         ("For parts: type dataset.layout=parts\nFor classes: type dataset.layout=classes", 0),
         ("If 'x' is one of the classes, type dataset.root=/y", 0),
         ("nothing to type", 0),
+        ("missing x (download is off; type dataset.download=true). Fetch by hand", 0),
         ("Type dataset.root=x, it's there", 0),
     ],
 )
@@ -300,6 +308,79 @@ def test_a_messy_folder_gets_a_file_that_trains_or_a_reason_with_its_place(new, 
         assert load_data(load_config(out), torch.device("cpu")).classes
     else:
         assert str(root) in said, "the reason names the place"
+
+
+def test_of_many_tables_beside_a_folder_some_are_named_and_all_are_counted(new, tmp_path):
+    data = paint(tmp_path / "data" / "images", ["1.png", "2.png"])
+    for number in range(9):
+        (data.parent / f"other{number}.csv").write_text("a,b\n5,6\n")
+    code, _, said = new(data)
+    assert code == 3 and said.count("as CSVImages") == 0 and "no class folders here" in said
+    assert f"9 tables beside it, in {data.parent}, cannot be read for it (other0.csv, " in said
+    assert f"and 6 more); if one belongs to it: --data TABLE.csv dataset.root={data}" in said
+    for number in range(5):
+        (data / f"inner{number}.csv").write_text(f"path,label\nabsent{number}.png,6\n")
+    code, _, said = new(data)
+    assert code == 3 and said.count("as CSVImages by inner") == 3
+    assert "2 tables more cannot be read for it (inner3.csv, inner4.csv)" in said
+
+
+@pytest.mark.parametrize("name", ["FashionMNIST", "MNIST", "other"])
+@pytest.mark.parametrize("where", ["root", "set", "raw", "file"])
+def test_idx_files_are_read_where_a_dataset_looks_for_them_or_told_where_that_is(
+    fashion_root, tmp_path, name, where
+):
+    raw = shutil.copytree(fashion_root / "FashionMNIST" / "raw", tmp_path / name / "raw")
+    file = raw / "train-images-idx3-ubyte.gz"
+    data = {"root": tmp_path, "set": raw.parent, "raw": raw, "file": file}[where]
+    if name == "other" and where != "root":
+        with pytest.raises(UsageError, match="IDX files.*FashionMNIST, MNIST or KMNIST"):
+            look._ways(data, [])
+    elif name != "other":
+        way = {"name": look.IDX_SETS[name], "root": str(tmp_path), "download": False}
+        assert look._ways(data, []) == [way]
+    way = {"name": "CIFAR10", "root": str(data)}
+    assert look._ways(data, ["dataset.name=CIFAR10"]) == [way]  # what is typed decides
+    if name == "FashionMNIST":
+        assert set(look_at_data(str(data), []).parts) == {"train", "test"}
+
+
+def test_the_name_of_a_set_in_place_of_a_folder_is_told_and_a_typed_one_keeps_the_root(
+    new, tmp_path, fashion_root
+):
+    code, _, said = new("torchvision/CelebA")
+    assert code == 2 and "an image has 40 attributes there, and no class" in said
+    code, _, said = new("torchvision/MNIST")
+    assert code == 2 and "type --data FOLDER dataset.name=torchvision/MNIST" in said
+    code, _, said = new(tmp_path, "dataset.name=torchvision/CelebA")
+    assert code == 2 and said.count("unknown dataset 'torchvision/CelebA': an image has 40") == 1
+    assert "1 fault" not in said
+    data = paint(tmp_path / "data", [*many("1", 9), *many("100", 9)])  # as RMB's folders
+    for root, name in ((fashion_root, "FashionMNIST"), (data, "ImageFolder")):
+        found = look_at_data(str(root), [f"dataset.name={name}"]).config.dataset
+        assert found.name == name and found.arguments["root"] == str(root)
+
+
+def test_a_folder_of_npz_files_is_read_if_there_is_one(new, tmp_path):
+    arrays_of(tmp_path)
+    assert look_at_data(str(tmp_path), []).config.dataset.arguments["root"] == f"{tmp_path}/a.npz"
+    shutil.copy(tmp_path / "a.npz", tmp_path / "b.npz")
+    code, _, said = new(tmp_path)
+    assert code == 2 and "it holds a.npz or b.npz; name one of them" in said
+
+
+def test_control_characters_of_names_reach_no_terminal_and_end_no_comment(new, tmp_path):
+    data = paint(tmp_path / "a\nb", [*many("cat\x1b[2J", 20), *many("dog", 20)])
+    code, out, said = new(data, "--name", "x", "--out", str(tmp_path / "c\nd.yaml"))
+    assert code == 0, said
+    assert "\x1b" not in said and "cat\\x1b[2J 20" in said
+    assert load_config(tmp_path / "c\nd.yaml").name == "x"
+
+
+def test_a_file_without_suffix_is_no_folder(new, tmp_path):
+    (tmp_path / "README").write_text("text")
+    code, _, said = new(tmp_path / "README")
+    assert code == 2 and "expected a folder, or a file of .csv" in said
 
 
 def test_a_path_that_is_not_there_or_no_data_is_told(new, tmp_path):
@@ -435,6 +516,94 @@ def test_mean_and_std_of_16_bits_are_shares_of_their_range(new, tmp_path):
     assert code == 0, said
     (mean,) = load_config(file).transforms.train[-1].arguments["mean"]
     assert 10_000 / 65_535 < mean < 41_000 / 65_535
+
+
+def arrays_of(tmp_path: Path) -> str:
+    counts = {"train": 30, "val": 8, "test": 12}
+    arrays: dict[str, Any] = {f"{part}_labels": np.arange(n) % 3 for part, n in counts.items()}
+    arrays |= {f"{part}_images": np.zeros((n, 9, 9), np.uint8) for part, n in counts.items()}
+    np.savez(tmp_path / "a.npz", **arrays)
+    return str(tmp_path / "a.npz")
+
+
+def parquet_of(tmp_path: Path) -> str:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    content = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(content, "png")
+    (tmp_path / "parquet").mkdir()
+    for part, n in {"train": 30, "validation": 8, "test": 12}.items():
+        column = {"image": [content.getvalue()] * n, "label": [i % 3 for i in range(n)]}
+        name = f"{part}-00000-of-00001.parquet"
+        parquet.write_table(pyarrow.table(column), tmp_path / "parquet" / name)
+    return str(tmp_path / "parquet")
+
+
+def table_of(tmp_path: Path) -> str:
+    lines, number = ["path,label,split"], 0
+    for part, n in {"train": 30, "val": 8, "test": 12}.items():
+        for i in range(n):
+            number += 1
+            lines.append(f"{number}.png,{i % 3},{part}")
+            Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    return str(tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize("write", [arrays_of, parquet_of, table_of])
+def test_classes_are_counted_without_test_and_the_line_says_of_how_many_images(tmp_path, write):
+    first, _, parts, *_ = seen(look_at_data(write(tmp_path), []))
+    assert first.endswith(
+        ", 50 images, 3 classes: 0 13, 1 13, 2 12 (the 38 without test)"  # 10, 10, 10 and 3, 3, 2
+    )
+    assert parts == "parts   train 30, val 8, test 12"
+
+
+KINDS = {  # classes, images of each, (width, height), grey
+    "few": ("ab", 9, (32, 32), False),
+    "hundreds": ("ab", 40, (40, 30), False),
+    "small grey": ("ab", 120, (28, 28), True),
+    "three": ("ab", 3, (32, 32), False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_gives_no_note_of_its_own(new, tmp_path, monkeypatch, kind):
+    classes, count, size, grey = KINDS[kind]
+    if count > 100:
+        monkeypatch.setattr(first_file, "FEW_TO_TRAIN", 20)
+    names = [name for one in classes for name in many(one, count)]
+    code, out, said = new(paint(tmp_path / "data", names, size, grey))
+    assert code == 0, said
+    config = load_config(out)
+    assert [metric.name for metric in config.metrics[1:]] == ["macro_f1"] * (count > 100)
+    job = prepare(config, lambda line: None)
+    job.train_loader.close()
+    job.val_loader.close()
+    assert as_lines(config, notes_on_run(job)) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "size", "grey", "model"),
+    [
+        ({"train": 50_000, "test": 10_000}, (32, 32), False, "CompactResNet"),
+        ({"train": 8000}, (32, 32), False, "CompactResNet"),
+        ({"train": 4000, "val": 900}, (300, 400), False, "ResNet"),
+        ({"train": 90_000}, (300, 400), True, "ResNet"),
+        ({"train": 9000, "test": 10}, (28, 28), True, "LeNet"),
+    ],
+)
+def test_what_is_written_for_many_images_gives_no_note(tmp_path, parts, size, grey, model):
+    sight = sight_of(parts, size, grey, classes=10)
+    told = {"file": "x.yaml", "folder": "configs", "data": "x", "time": ""}
+    recipe = first_file.choose_recipe(sight, CPU)
+    (tmp_path / "x.yaml").write_text(first_file.first_file(sight, "x", recipe, told, {"root": "x"}))
+    config = load_config(tmp_path / "x.yaml")
+    assert config.model.name == model and as_lines(config, notes_on_config(config)) == []
+    schedule = SimpleNamespace(warmup_steps=100)
+    job: Any = SimpleNamespace(config=config, schedule=schedule, train_loader=range(100))
+    assert warm_up_note(job) == ""
+    means = [metric.name for metric in config.metrics[1:]]
+    assert means == ["macro_f1"] * (parts.get("test") != 10)  # one image of each class
 
 
 def test_several_tables_that_are_typed_are_read(new, tmp_path):

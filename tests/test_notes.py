@@ -286,6 +286,14 @@ def test_mirrored_views_beside_mirrored_crops_are_told(noted):
          ["scheduler: ExponentialLR changes no rate in the run's 2 epochs"]),
         (["scheduler={name: StepLR, step_size: 1, warmup: 1ep}"],
          ["scheduler: StepLR changes no rate in the run's 1 epoch after the warm-up"]),
+        (["scheduler={name: CosineAnnealingLR, warmup: 1ep}", "train.epochs=3"], []),
+        (["scheduler={name: PolynomialLR, warmup: 1ep}", "train.epochs=3"], []),
+        (["scheduler={name: CosineAnnealingLR, T_max: 2, warmup: 1ep}", "train.epochs=3"],
+         ["scheduler.warmup: CosineAnnealingLR begins after the warm-up: its epoch 1 is epoch 2 of "
+          "the run"]),
+        (["scheduler={name: LinearLR, warmup: 1ep}", "train.epochs=3"],
+         ["scheduler.warmup: LinearLR begins after the warm-up: its epoch 1 is epoch 2 of the "
+          "run"]),
         (["scheduler={name: CosineAnnealingLR, warmup: 2ep}"],
          ["scheduler.warmup: fills the run: CosineAnnealingLR is not used"]),
         (["loader.batch_size=900", "train.accumulate=900"],

@@ -102,6 +102,44 @@ def test_a_fault_in_both_is_told_once_at_the_place_where_it_is_written(load):
     assert paths["transforms.both.2.name"].endswith("move it to transforms.train")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"train": ["own"], "eval": [RESIZE]},
+        {"both": [RESIZE], "train": ["own"]},
+        {"both": [RESIZE], "train": [{"name": "RandomApply", "transforms": ["own"]}]},
+    ],
+)
+def test_own_in_another_list_is_one_fault(load, given):
+    ((path, message),) = faults_of(load, given)
+    assert path.startswith("transforms.train.0") and "stands once, in transforms.both" in message
+
+
+def test_own_beside_other_faults_hides_none(load):
+    found = faults_of(load, {"train": [{"name": "own"}, "Resiz"], "eval": ["own"]})
+    paths = [path for path, _ in found]
+    assert paths[:2] == ["transforms.train.0.name", "transforms.train.1.name"]
+    assert "transforms.eval.0" in paths and "transforms.eval.0.name" not in paths
+
+
+@pytest.mark.parametrize(
+    ("typed", "place"),
+    [
+        ("transforms.eval.0.size=3", "transforms.both.0.size=3"),
+        ("transforms.eval.1.mean=3", "transforms.both.2.mean=3"),
+        ("transforms.train.1.size=3", "transforms.train.0.size=3"),
+        ("transforms.train.Normalize.std=3", "transforms.both.2.std=3"),
+        ("transforms.eval.2.size=3", None),
+        ("transforms.eval.own.size=3", None),
+    ],
+)
+def test_an_override_of_a_step_that_stands_in_both_is_told_its_place(load, typed, place):
+    given = {"both": [RESIZE, "own", NORMALIZE], "train": [CROP]}
+    ((path, message),) = faults_of(load, given, typed)
+    assert path == typed.partition("=")[0] and "is a list with" in message
+    assert message.endswith(f"; write {place}") if place else "write" not in message
+
+
 @pytest.mark.parametrize("way", ["constructor", "schema"])
 def test_a_fault_found_when_a_transform_is_built_is_told_once_at_its_place(load, way):
     config = load({"both": ["own", {**RESIZE, "interpolation": "x"}], "train": [CROP, CROP]})

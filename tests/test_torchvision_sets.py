@@ -12,7 +12,7 @@ import torchvision
 from PIL import Image
 
 import datasets.torchvision_sets as sets
-from datasets import TORCHVISION
+from datasets import TORCHVISION, UNSUPPORTED
 from datasets.images import read_image
 from datasets.torchvision_folders import OFFICIAL
 from tests.official_arrays import noise
@@ -188,6 +188,16 @@ FAULTS = [
     ("{name: torchvision/Imagenette, size: 320}", "320px"),
     ("{name: torchvision/MNIST, on_broken: skip}", "unknown key 'on_broken'"),
 ]
+
+
+def test_every_set_of_torchvision_is_offered_or_refused_with_the_reason(config_file):
+    names = {name for name in torchvision.datasets.__all__ if name[0].isupper()}
+    refused = {name.removeprefix("torchvision/") for name in UNSUPPORTED}
+    assert names - {"VisionDataset"} == {*TORCHVISION} | refused
+    assert not refused & {*TORCHVISION}
+    (found,) = faults_of(config_file, "dataset.name=torchvision/CelebA")
+    assert "unknown dataset 'torchvision/CelebA': an image has 40 attributes there" in found
+    assert "did you mean" not in found
 
 
 @pytest.mark.parametrize(("dataset", "message"), FAULTS)

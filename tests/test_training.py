@@ -275,7 +275,7 @@ def test_evaluate_prints_how_many_images_it_took_and_what_was_left_out(
     (copy / "1" / "broken.jpg").write_bytes(b"no picture")
     run = train(f"dataset.root={copy}", "dataset.on_broken=skip")
     split = json.loads((run / "split.json").read_text())
-    capsys.readouterr()
+    assert capsys.readouterr().out.count("left out 1: 1 .heic") == 1  # in the whole training
     assert evaluate([str(run)]) == 0
     told = capsys.readouterr()
     assert told.out.startswith(f"{run}, test split, {len(split['test'])} images\n")

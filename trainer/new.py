@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
             say_once(line)
         text = written(sight, arguments.data, name, out, say_once)
     except DataError as error:
-        if arguments.data in str(error):
+        if arguments.data in str(error) or str(error).startswith("--data"):
             raise
         raise DataError(f"{arguments.data}: {error}") from None
     with out.open("x", encoding="utf-8") as file:
@@ -105,9 +105,10 @@ def seen(sight: "Sight") -> list[str]:
     from trainer.process.words import shortened, visible
 
     data, sizes = sight.dataset, Counter(sight.sizes)
-    shown = [f"{data.classes[k]} {n:,}" for k, n in enumerate(sight.class_sizes)]
+    shown = [f"{visible(data.classes[k])} {n:,}" for k, n in enumerate(sight.class_sizes)]
     more = f" and {len(shown) - 20:,} more" if len(shown) > 20 else ""
-    more += " (without test)" * ("test" in sight.parts)
+    if sight.parts["test"]:
+        more += f" (the {len(data) - sight.parts['test']:,} without test)"
     (height, width), number = sizes.most_common(1)[0]
     size = (
         f"all {width} x {height}" if len(sizes) == 1 else f"median of the shorter side {sight.side}"
@@ -143,7 +144,8 @@ def written(sight: "Sight", data: str, name: str, out: Path, say: "Say") -> str:
     may_skip = "on_broken" in keys and "on_broken" not in chosen.arguments
     is_large = len(sight.dataset) > MANY and sight.dataset.images is None
     skip = may_skip and (is_large or bool(sight.broken))
-    shown = {"file": shlex.quote(str(out)), "data": visible(data), "folder": out.parent.name}
+    file = visible(shlex.quote(str(out)))  # a comment is one line
+    shown = {"file": file, "data": visible(data), "folder": out.parent.name}
     told = {**shown, "time": ""}
 
     def text() -> str:

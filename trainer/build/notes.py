@@ -19,6 +19,7 @@ from trainer.config.settings import LogSettings
 from trainer.distributed.processes import world_size
 from trainer.process.words import listed
 
+COUNT_EPOCHS = {"milestones", "step_size", "total_iters", "T_max"}  # arguments of schedulers
 SCARCE = 5  # images of a class in val or test, below which a mean over classes is uncertain
 STRETCHED = 0.05  # the logarithm of a change of height / width, from which on a note tells
 STALE = 0.05  # the share of the initial statistics from which on a note tells
@@ -89,11 +90,16 @@ def _on_schedule(job: Job, steps: int) -> Iterator[Note]:
 
 
 def warm_up_note(job: Job) -> str:
-    """Which epoch of the run is the scheduler's first, if a warm-up comes before it; else ""."""
+    """Which epoch of the run is the scheduler's first, if a warm-up comes before it; else "".
+
+    Only for a scheduler that counts epochs: by its arguments, or LinearLR, which does by default.
+    """
     scheduler, steps = job.config.scheduler, job.schedule.warmup_steps
     first = steps // len(job.train_loader)
-    if scheduler is None or scheduler.name == "OneCycleLR" or not first:
+    if scheduler is None or not first:
         return ""
+    if scheduler.name != "LinearLR" and not COUNT_EPOCHS & scheduler.arguments.keys():
+        return ""  # such as CosineAnnealingLR, which fills what the warm-up leaves
     note = f"{scheduler.name} begins after the warm-up: its epoch 1 is epoch {first + 1} of the run"
     if milestones := scheduler.arguments.get("milestones"):
         moved = listed([milestone + first for milestone in milestones])

@@ -39,7 +39,7 @@ from trainer.distributed.processes import (
 )
 from trainer.distributed.sync_batch_norm import with_synced_batch_norm
 from trainer.drawing.fonts import note_on_names
-from trainer.input.cut import open_dataset
+from trainer.input.cut import SHOWN, open_dataset
 from trainer.input.data import Data, build_pipelines, check_fills, check_shape, load_data
 from trainer.input.loader import Loader, eval_loader, train_loader
 from trainer.input.subset import Subset
@@ -178,14 +178,16 @@ def check_sync_batch_norm(config: Config, device: torch.device) -> None:
 
 
 def prepare_data(config: Config, device: torch.device, say: Say) -> Data:
-    """The data; prints notes, and images that are left out."""
+    """The data; prints notes, and the first images that are left out."""
     data = load_data(config, device)
     for note in "\n".join(data.notes).splitlines():
         say(f"note    {visible(note)}")
     if anew := [name for name, subset in data.subsets.items() if subset.cache == "off"]:
         say(f"note    {', '.join(anew)}: not kept, read anew in every epoch")
-    for path, reason in data.skipped:
+    for path, reason in data.skipped[:SHOWN]:
         say(f"left out {visible(path)}: {reason}")
+    if (more := len(data.skipped) - SHOWN) > 0:
+        say(f"left out {more:,} more; result.json and python -m trainer.data list all")
     return data
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import DATASETS
+from datasets import DATASETS, UNSUPPORTED
 from models import INITIALISATIONS, MODELS
 from trainer import components as tables
 from trainer.components.duration import Duration
@@ -212,6 +212,7 @@ def definitions(described: Mapping[str, Schema]) -> dict[str, dict[str, Any]]:
             "examples": examples,
         }
     result["optimizer"]["unsupported"] = tables.UNSUPPORTED_OPTIMIZERS
+    result["dataset"]["unsupported"] = UNSUPPORTED
     return result
 
 

@@ -28,6 +28,7 @@ from trainer.config.components import (
 )
 from trainer.config.document import (
     COMMAND_LINE,
+    OWN,
     Document,
     as_one_word,
     flow,
@@ -191,7 +192,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     _fill_in(document, Path(path).stem)
     if faults := _faults(document):
         raise ConfigError(faults, document.file)
-    config = Config.model_validate(_with_shared(document))
+    config = Config.model_validate(document.with_shared())
     config._document = document
     return config
 
@@ -236,14 +237,21 @@ def _faults(document: Document) -> list[Fault]:
     for section, _, key in [str(place[0]).partition(".") for place in found if place]:
         if key:  # the file has train.epochs: its section is not missing as well
             found.pop((section,), None)
-    rules = list(rule_findings(_with_shared(document))) if isinstance(data, dict) else []
+    rules = list(rule_findings(document.with_shared())) if isinstance(data, dict) else []
     rules = [finding._replace(place=document.as_written(finding.place)) for finding in rules]
     if found or rules or document.faults:
         found |= {finding.place: finding for finding in _component_findings(document, by_file())}
+    found = {at: finding for at, finding in found.items() if not _is_of_own(at, document)}
     known = [f for f in (*found.values(), *rules) if not document.is_unknown(f.place)]
     if any("not closed" in fault.message for fault in document.faults):
         known = [f for f in known if len(f.place) != 1]  # the open bracket took these keys
     return document.faults + [document.fault(*finding) for finding in known]
+
+
+def _is_of_own(place: Place, document: Document) -> bool:
+    """Whether a fault is that ``own`` is no transform, of which a rule says where it belongs."""
+    *inner, last = place or ("",)
+    return inner[:1] == ["transforms"] and last == "name" and document.value(tuple(inner)) == OWN
 
 
 def _hints(document: Document, schema: Callable[[], Schema]) -> Iterator[Callable[[Place], str]]:
@@ -281,29 +289,6 @@ def _let_folds_replace_ratios(document: Document) -> None:
         if ("split", "ratios") in document.values:
             document.messages.append(f"split.folds={split['folds']} drops split.ratios")
         del split["ratios"]
-
-
-def _with_shared(document: Document) -> Any:
-    """The document's data with ``transforms.both`` in train and eval; it learns their places."""
-    data = document.data
-    section = data.get("transforms") if isinstance(data, dict) else None
-    both = section.get("both") if isinstance(section, dict) else None
-    if not isinstance(data, dict) or not isinstance(section, dict) or not isinstance(both, list):
-        return data
-    document.shared.clear()
-    lists = {}
-    for side in ("train", "eval"):
-        own = section.get(side, [])
-        if not isinstance(own, list):
-            return data  # a fault
-        items = [(item, ("transforms", side, index)) for index, item in enumerate(own)]
-        first = both.index(settings.OWN) if settings.OWN in both else len(both)
-        shared = [(item, ("transforms", "both", index)) for index, item in enumerate(both)]
-        every = [*shared[:first], *items, *shared[first + 1 :]]
-        lists[side] = [item for item, _ in every]
-        places = enumerate(place for _, place in every)
-        document.shared |= {("transforms", side, number): place for number, place in places}
-    return data | {"transforms": {**section, "both": [], **lists}}
 
 
 def _fill_in(document: Document, stem: str) -> None:

@@ -19,6 +19,7 @@ from trainer.process.words import listed
 
 MAX_BYTES = 1 << 20
 COMMAND_LINE = "command line"
+OWN = "own"  # in transforms.both: here come the steps of train, or of eval
 
 _HAS_KEY = re.compile(r"[A-Za-z_][\w.]*=")
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./](:?[A-Za-z0-9_./-])*")
@@ -38,6 +39,28 @@ class Document:
         self.unknown, self.faults = parsed.unknown, parsed.faults
         self.messages: list[str] = []
         self.shared: dict[Place, Place] = {}
+
+    def with_shared(self) -> Any:
+        """``data`` with ``transforms.both`` in train and eval; ``shared`` learns their places."""
+        data = self.data
+        section = data.get("transforms") if isinstance(data, dict) else None
+        both = section.get("both") if isinstance(section, dict) else None
+        if not (isinstance(data, dict) and isinstance(section, dict) and isinstance(both, list)):
+            return data
+        self.shared.clear()
+        lists = {}
+        for side in ("train", "eval"):
+            own = section.get(side, [])
+            if not isinstance(own, list):
+                return data  # a fault
+            items = [(item, ("transforms", side, index)) for index, item in enumerate(own)]
+            first = both.index(OWN) if OWN in both else len(both)
+            shared = [(item, ("transforms", "both", index)) for index, item in enumerate(both)]
+            every = [*shared[:first], *items, *shared[first + 1 :]]
+            lists[side] = [item for item, _ in every]
+            places = enumerate(place for _, place in every)
+            self.shared |= {("transforms", side, number): place for number, place in places}
+        return data | {"transforms": {**section, "both": [], **lists}}
 
     def value(self, place: Place) -> Any:
         """The value at ``place``, which must be there."""
@@ -93,7 +116,9 @@ class Document:
         key, equals, text = typed.partition("=")
         keys = list(at) or key.strip().split(".")
         if not all((*keys, text.strip())) or len(keys) > MAX_DEPTH:
-            mended = as_one_word(typed) or ", as in optimizer.lr=0.1"
+            mended = as_one_word(typed)
+            if not mended or mended.endswith(shlex.quote(typed)):  # it is one word already
+                mended = ", as in optimizer.lr=0.1"
             self.faults.append(Fault("", f"expected key=value{mended}", *origin))
             return
         parsed = parse(text, COMMAND_LINE, origin)
@@ -103,6 +128,10 @@ class Document:
             return
         if len(keys) > 1 and keys[0] not in self.data and keys[0] in defaults:
             self.data[keys[0]] = copy.deepcopy(defaults[keys[0]])
+        section = self.data.get("transforms")
+        if keys[0] == "transforms" and len(keys) > 2 and isinstance(section, dict):
+            if keys[1] == "both" or (keys[1] in ("train", "eval") and "both" in section):
+                section.setdefault(keys[1], [])  # a list without items is the default
         try:
             self._set(keys, parsed.data, origin)
         except LookupError as error:
@@ -116,7 +145,7 @@ class Document:
             if isinstance(container, list):
                 if not re.fullmatch("[0-9]{1,6}", key) or int(key) >= len(container):
                     items = f"items 0 to {len(container) - 1}" if container else "no items"
-                    items += _by_number(keys, depth, container, origin)
+                    items += self._by_place(keys, depth, container, origin)
                     raise LookupError(f"'{'.'.join(keys[:depth])}' is a list with {items}")
                 index = int(key)
             elif not isinstance(container, dict):
@@ -146,13 +175,22 @@ class Document:
         container[index] = value
         self.values[place] = self.keys[place] = origin
 
+    def _by_place(self, keys: list[str], depth: int, items: list[Any], origin: Origin) -> str:
+        """ "; write transforms.train.4.alpha=0.5" for transforms.train.MixUp.alpha=0.5; else "".
 
-def _by_number(keys: list[str], depth: int, items: list[Any], origin: Origin) -> str:
-    """ "; write transforms.train.4.alpha=0.5" for transforms.train.MixUp.alpha=0.5; else ""."""
-    found = [str(i) for i, item in enumerate(items) if component_name(item) == keys[depth]]
-    text = (origin.source or "").partition("=")[2]
-    typed = [".".join([*keys[:depth], i, *keys[depth + 1 :]]) for i in found]
-    return f"; write {listed((shlex.quote(f'{key}={text}') for key in typed), 'or')}" * bool(found)
+        Also transforms.both.0.size for transforms.eval.0.size, if the item stands there.
+        """
+        key, found = keys[depth], list[Place]()
+        found += [(*keys[:depth], i) for i, one in enumerate(items) if component_name(one) == key]
+        if not found and depth == 2 and keys[0] == "transforms":
+            self.with_shared()  # it fills ``shared``
+            steps = [(to, at) for to, at in self.shared.items() if to[1] == keys[1]]
+            names = {at: (str(to[2]), component_name(self.value(at))) for to, at in steps}
+            found = [at for at, called in names.items() if key in called]
+        text = (origin.source or "").partition("=")[2]
+        typed = (".".join(map(str, (*place, *keys[depth + 1 :]))) for place in found)
+        written = listed((shlex.quote(f"{place}={text}") for place in typed), "or")
+        return f"; write {written}" * bool(found)
 
 
 def in_one_word(overrides: Sequence[str]) -> list[str]:

@@ -7,9 +7,8 @@ from typing import Any
 
 from trainer.components import METRICS, OF_ONE_CLASS, OF_SEVERAL_LABELS, SCALAR
 from trainer.config.components import NESTING, PRETRAINED, no_pretrained
-from trainer.config.document import component_name
+from trainer.config.document import OWN, component_name
 from trainer.config.json_schema import Finding
-from trainer.config.settings import OWN
 from trainer.config.yaml_text import Place
 from trainer.process.words import bare, listed, nearest, shortened, suggestion
 from transforms import MIXING, RANDOM

@@ -81,7 +81,13 @@ def _components(kind: Schema, schema: Schema) -> Iterator[str]:
     names = list(kind["discriminator"]["mapping"])
     yield ", ".join(f"[{name}](#{anchor(_heading(name))})" for name in names) + "\n"
     if left_out := kind.get("unsupported"):
-        yield "\n".join(f"- {name} is left out: {why}" for name, why in left_out.items()) + "\n"
+        groups, lines = dict[str, list[str]](), list[str]()
+        for name, why in left_out.items():
+            groups.setdefault(why, []).append(name)
+        for why, alike in groups.items():
+            verb = "is" if len(alike) == 1 else "are"
+            lines.append(f"- {listed(alike)} {verb} left out: {why}")
+        yield "\n".join(lines) + "\n"
     common = RESERVED.get(title, {})
     if common:
         yield ALSO[title] + "\n"

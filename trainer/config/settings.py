@@ -92,7 +92,6 @@ SchedulerSettings = Annotated[
 AverageSettings = Annotated[Component, WithJsonSchema({"component": "average"})]
 MetricSettings = Annotated[Component, WithJsonSchema({"component": "metric"})]
 
-OWN = "own"  # in transforms.both: here come the steps of train, or of eval
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]

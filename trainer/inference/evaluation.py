@@ -9,6 +9,7 @@ import torch
 
 from datasets import DataError, Dataset
 from datasets.bands import notes_on_bits
+from datasets.fixes import FIXES_NOTE
 from datasets.images import notes_on
 from datasets.words import counted
 from trainer.build.model import build_loss, check_size
@@ -40,7 +41,7 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     tell_which(trained)
     device, config = trained.device, trained.config
     dataset, subset = load_subset(config, saved[split], device, saved)
-    tell_notes(run, dataset)
+    tell_notes(run, config, dataset)
     if dataset.classes != trained.classes:
         raise DataError(
             f"{config.dataset.name} no longer has the classes of this run in its order: it had "
@@ -58,12 +59,17 @@ def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
     return evaluate(config, logits, labels, loss_fn, trained.thresholds)
 
 
-def tell_notes(run: Path, dataset: Dataset) -> None:
-    """Print on stderr what was left out or converted, as training does."""
+def tell_notes(run: Path, config: Config, dataset: Dataset) -> None:
+    """Print on stderr what was corrected, left out or converted, as training does."""
     remarks = getattr(dataset, "remarks", b"")
     notes = dataset.note.splitlines() + notes_on(remarks) + notes_on_bits(remarks)
     with suppress(RunError, KeyError, TypeError):
-        if unread := len(read_json(run / "result.json")["dataset"]["left_out"]):
+        of_run = read_json(run / "result.json")["dataset"]
+        if file := config.dataset.trainer_arguments.get("fixes"):
+            told = "\n".join(of_run["notes"]).splitlines()
+            counts = [line.rpartition(": ")[2] for line in told if line.startswith(FIXES_NOTE)]
+            notes += [f"{FIXES_NOTE}{file}: {one}" for one in counts]  # the file may have moved
+        if unread := len(of_run["left_out"]):
             notes.append(f"{counted(unread, 'image')} that the run could not read: in no split")
     for note in notes if is_first() else ():
         print(f"note    {visible(note)}", file=sys.stderr)

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from trainer.process.errors import (
     is_of_machinery,
     refusal_of,
 )
+
+SHOWN = 10  # images that are named in a message
 
 
 def open_fixes(config: Config, dataset: Dataset) -> Fixes | None:
@@ -216,8 +218,8 @@ def open_dataset(config: Config) -> Dataset:
     if len(dataset.classes) < 2:
         raise DataError(
             f"{config.dataset.name} gives one class only, {dataset.classes[0]!r} "
-            f"({len(dataset):,} images); expected at least two. Is dataset.root, or the column of "
-            "the labels, the right one?"
+            f"({counted(len(dataset), 'image')}); expected at least two. Is dataset.root, or the "
+            "column of the labels, the right one?"
         )
     if has_several_labels(dataset.labels):
         found = several_labels_findings(config.model_dump(mode="json"))
@@ -227,12 +229,15 @@ def open_dataset(config: Config) -> Dataset:
 
 
 class BrokenImages(DataError):
-    """Every image that cannot be read, in one message."""
+    """All images that cannot be read, in one message, which names the first of them."""
 
     def __init__(self, errors: Collection[BrokenImage], images: int) -> None:
-        lines = "".join(f"\n  {error.path}: {error.reason}" for error in errors)
+        lines = [f"{error.path}: {error.reason}" for error in islice(errors, SHOWN)]
+        if (more := len(errors) - SHOWN) > 0:
+            lines.append(f"... and {more:,} more; python -m trainer.data lists all in data.json")
+        told = "".join(f"\n  {line}" for line in lines)
         super().__init__(
-            f"{len(errors):,} of {images:,} images cannot be read:{lines}\n"
+            f"{len(errors):,} of {images:,} images cannot be read:{told}\n"
             "Mend or remove them, or leave them out with dataset.on_broken=skip."
         )
 

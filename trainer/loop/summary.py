@@ -15,7 +15,6 @@ from trainer.distributed.processes import world_size
 from trainer.drawing.columns import hang, terminal_width
 from trainer.loop.evaluate import scalars
 from trainer.process.console import Say, duration
-from trainer.process.words import visible
 from trainer.run.environment import device_name
 from trainer.run.folder import tensorboard_command
 
@@ -76,8 +75,6 @@ def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> Non
     say(f"best    epoch {result['best']['epoch']} of {result['epochs']}")
     for line in hang(f"test    {test}", 8, terminal_width(without=10_000)):
         say(line)
-    for note in result["dataset"]["note"].splitlines():
-        say(f"note    {visible(note)}")
     say(f"time    {duration(result['train_seconds'])} of training{per_second}")
     if (page := run / "report" / "report.html").exists():  # unless log.show leaves it out
         say(f"report  {page}")

@@ -18,7 +18,6 @@ from trainer.process.console import Say
 from trainer.run.environment import device_name
 from trainer.tuning.first_file import Machine
 
-SHOWN = 5  # images that are left out
 TIMED = 64  # images in a step that is timed
 
 
@@ -48,20 +47,13 @@ def rehearse_all(config: Config, say: Say) -> Expected:
 
     Raises DataError and ConfigError as a run does; images that are prepared stay in the store.
     """
-    left_out = list[str]()
 
     def say_of_data(line: str) -> None:
-        if line.startswith("left out"):
-            left_out.append(line)
-        elif line.startswith("note") and config.file not in line:
+        if line.startswith("left out") or (line.startswith("note") and config.file not in line):
             say(line)
 
     job = prepare(config, say_of_data)
     try:
-        for line in left_out[:SHOWN]:
-            say(line)
-        if len(left_out) > SHOWN:
-            say(f"left out {len(left_out) - SHOWN:,} more")
         sizes = ", ".join(f"{name} {len(subset):,}" for name, subset in job.data.subsets.items())
         say(f"split   {sizes}")
         return Expected(summarize(job).cost.run_seconds, device_name(job.device))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets.words import counted
+from trainer.build.notes import SCARCE
 from trainer.config.document import flow
 from trainer.tuning.look import BURST, Sight
 
@@ -23,19 +24,21 @@ class Recipe(NamedTuple):
     """The values of a YAML's sections that depend on each other; ``why`` is a comment.
 
     first, train, evaluation: transforms before Normalize: of both, of train, of evaluation.
+    side: the size of the model's input, in pixels. edge: how much of it, at each side, is Pad's.
     """
 
     why: str
     first: list[str]
     train: list[str]
     evaluation: list[str]
-    side: int  # the size of the model's input, in pixels
+    side: int
     batch: int
     lines: list[str]  # model, loss, optimizer, scheduler, evaluation
     epochs: int
     why_epochs: str
     settings: str  # more of ``train``
     drop_last: bool
+    edge: int = 0
 
 
 class Machine(NamedTuple):
@@ -65,17 +68,25 @@ def _flip(flips: bool, alternate: bool = False) -> list[str]:
 
 def _to_32(sight: Sight) -> list[str]:
     """The transforms that make pictures 32 x 32: 28 x 28 gets an edge, others are resized."""
-    side = sight.side
-    edge = (32 - side) // 2
-    if {*sight.sizes} == {(side, side)} and side + 2 * edge == 32 and side >= 24:
-        size = f"{{name: Resize, size: [{side}, {side}]}}  # all that were looked at have it"
-        return [size] + [f"{{name: Pad, padding: {edge}}}  # to 32 x 32"] * bool(edge)
-    return [f"{{name: Resize, size: [32, 32]}}  # the median of the shorter sides is {side}"]
+    side, edge = sight.side, _edge(sight)
+    if edge is None:
+        return [f"{{name: Resize, size: [32, 32]}}  # the median of the shorter sides is {side}"]
+    size = f"{{name: Resize, size: [{side}, {side}]}}  # all that were looked at have it"
+    return [size] + [f"{{name: Pad, padding: {edge}}}  # to 32 x 32"] * bool(edge)
+
+
+def _edge(sight: Sight) -> int | None:
+    """The edge that makes pictures 32 x 32; None if they are resized."""
+    side, edge = sight.side, (32 - sight.side) // 2
+    is_near = {*sight.sizes} == {(side, side)} and side + 2 * edge == 32 and side >= 24
+    return edge if is_near else None
 
 
 def _lenet(sight: Sight, flips: bool) -> Recipe:
     n, few = sight.num_train, sight.num_train < FEW_TO_TRAIN
     batch, rate, edge = (16, 0.01, 4) if few else (64, 0.05, 2)
+    while batch > max(n // 2, 1):  # the training images are counted about
+        batch //= 2
     # With few images an epoch has few steps; 300 steps train LeNet.
     epochs = min(max(30, math.ceil(300 * batch / max(n, 1))), 100)
     kind, shipped = ("few", "lenet_rmb") if few else ("small", "lenet_fashion_mnist")
@@ -96,6 +107,7 @@ def _lenet(sight: Sight, flips: bool) -> Recipe:
         why_epochs="30, or more for 300 steps",
         settings="",
         drop_last=False,
+        edge=_edge(sight) or 0,
     )
 
 
@@ -142,6 +154,7 @@ def _compact(sight: Sight, flips: bool, has_bf16: bool) -> Recipe:
         why_epochs=f"as in configs/{shipped}.yaml",
         settings=(", sizes: {0ep: 24, 4ep: 32}" if large else "") + ", precision: auto",
         drop_last=True,
+        edge=_edge(sight) or 0,
     )
 
 
@@ -179,7 +192,9 @@ def first_file(
     sight: Sight, name: str, recipe: Recipe, told: Mapping[str, str], arguments: dict[str, Any]
 ) -> str:
     """The text of the YAML. arguments: of the dataset. told: file, folder, data, time."""
-    mean, std = ([round(x, 4) for x in row] for row in sight.statistics(recipe.side))
+    mean, std = (
+        [round(x, 4) for x in row] for row in sight.statistics(recipe.side - 2 * recipe.edge)
+    )
     looked = len(sight.pixels)
     joins = sight.is_grey and sight.channels > 1
     grey = ["{name: Grayscale}  # the pictures are grey: one channel holds all"] * joins
@@ -261,12 +276,14 @@ def _loader(sight: Sight, recipe: Recipe) -> list[str]:
 
 
 def _metrics(sight: Sight) -> list[str]:
+    is_scarce = sight.least_held_out < SCARCE
+    mean = ", macro_f1" * (not is_scarce)
+    why = f"no macro_f1: val or test may have fewer than {SCARCE} images of a class"
     if sight.has_several_labels:
-        return [
-            "metrics: [mean_average_precision, accuracy, macro_f1]  # accuracy: all labels right"
-        ]
+        names, what = f"mean_average_precision, accuracy{mean}", "accuracy: all labels right"
+        return [f"metrics: [{names}]  # {what}{f'; {why}' * is_scarce}"]
     if not is_unequal(sight.class_sizes):
-        return ["metrics: [accuracy, macro_f1]"]
+        return [f"metrics: [accuracy{mean}]{f'  # {why}' * is_scarce}"]
     return ["metrics: [macro_f1, accuracy]  # the first chooses the epoch; each class counts alike"]
 
 

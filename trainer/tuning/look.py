@@ -14,10 +14,20 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from datasets import BrokenImage, DataError, Dataset, has_several_labels
+from datasets import (
+    DATASETS,
+    UNSUPPORTED,
+    BrokenImage,
+    DataError,
+    Dataset,
+    has_several_labels,
+)
+from datasets.csv_columns import USUAL
+from datasets.csv_table import Table
 from datasets.files import missing_folder, user_path
 from datasets.shards import INDEX
 from datasets.split import PARTS, expected_part
+from datasets.words import counted
 from trainer.build.prepare import require_good_components
 from trainer.components.decisions import number_of_each
 from trainer.config import Config, load_config
@@ -25,6 +35,7 @@ from trainer.config.document import flow
 from trainer.input.cut import BrokenImages, open_dataset
 from trainer.input.data import check_channels
 from trainer.process.errors import ConfigError, UsageError
+from trainer.process.words import listed
 from transforms.floats import normalized
 
 LOOKED_AT = 256  # pictures that are decoded, spread evenly over all
@@ -32,8 +43,15 @@ KEPT_SIDE = 224  # of a picture that is looked at, so that hundreds fit into mem
 MANY = 5000  # up to so many pictures the whole training is prepared before the file is written
 MOST_ADVICES = 5  # that a dataset gives, one after the other, before it can read a table
 MOST_TABLES = 20
+MOST_TOLD = 3  # tables that are named in a message
+# The folder of a set in IDX files -> the dataset that looks for it below its root.
+IDX_SETS = {
+    "FashionMNIST": "FashionMNIST",
+    "MNIST": "torchvision/MNIST",
+    "KMNIST": "torchvision/KMNIST",
+}
+IDX_FILES = "*-idx?-ubyte*"
 NOTES = "1 2 5 10 20 50 100".split()  # face values in yuan
-PARTS_COLUMN = "split part subset partition set usage".split()  # if a table has one of these
 
 # The scene, and the number of the shot, in file names such as 17_03.jpg and "IMG 5 (2).jpg".
 BURST = r"^(.*\d.*?)[_\-. ]\D{0,12}\d+\)?(\.\w+)?$"
@@ -59,6 +77,13 @@ def _folder(path: Path) -> Iterator[Arguments]:
             yield {"name": name, "root": str(path)}
             return
     names = [entry.name for entry in path.iterdir() if entry.is_dir()]
+    if packed := sorted(path.glob("*.npz")) if not names else []:
+        if len(packed) > 1:
+            shown = listed([one.name for one in packed[:MOST_TOLD]], "or")
+            more = f" or {len(packed) - MOST_TOLD:,} more" * (len(packed) > MOST_TOLD)
+            raise UsageError(f"--data {path}: it holds {shown}{more}; name one of them")
+        yield {"name": "Arrays", "root": str(packed[0])}
+        return
     yield {"name": "RMB" if names and {*names} <= {*NOTES} else "ImageFolder", "root": str(path)}
     for place in (path, path.parent):  # a table in the folder of the pictures, or beside it
         tables = sorted(file for file in place.glob("*.[ct]sv") if file.is_file())
@@ -116,6 +141,22 @@ class Sight:
         is_seen = torch.tensor([part != "test" for part in self.dataset.parts])
         labels = torch.tensor(self.dataset.labels)[is_seen]
         return number_of_each(labels, len(self.dataset.classes))
+
+    @property
+    def least_held_out(self) -> int:
+        """Of each class at least so many images are in val, and in test, with ratios 8 to 1 to 1.
+
+        A part that is cut off has at least half its share of a class.
+        """
+        classes, parts = len(self.dataset.classes), self.dataset.parts
+        labels, free = torch.tensor(self.dataset.labels), {None, "train"}
+        shares, least = 8 + ("val" not in self.parts) + ("test" not in self.parts), list[int]()
+        for name in ("val", "test"):
+            wanted = {name} if name in self.parts else free
+            rows = torch.tensor([part in wanted for part in parts])
+            fewest = min(number_of_each(labels[rows], classes))
+            least.append(fewest if name in self.parts else fewest // (2 * shares))
+        return min(least)
 
     @property
     def has_several_labels(self) -> bool:
@@ -182,23 +223,87 @@ def look_at_data(path: str, typed: Sequence[str]) -> Sight:
 
 def _found(path: Path, typed: Sequence[str]) -> tuple[Config, Dataset]:
     """The configuration and dataset of the first way that opens ``path``."""
-    if not path.exists():
-        raise missing_folder(path)
-    if not path.is_dir() and path.suffix.lower() not in WAYS:
-        raise UsageError(
-            f"--data {path}: expected a folder, or a file of {', '.join(filter(None, WAYS))}"
-        )
-    reasons = []
-    for arguments in WAYS["" if path.is_dir() else path.suffix.lower()](path):
+    refusals = list[tuple[Arguments, str]]()
+    kind: type[Exception] = UsageError  # unless data were looked at
+    for arguments in _ways(path, typed):
         try:
             return _with_parts(arguments, typed, *_opened(arguments, typed))
-        except (DataError, ConfigError) as error:
-            if isinstance(error, ConfigError) and not typed:
+        except ConfigError as error:
+            if not typed:
                 raise
-            reasons.append(f"as {arguments['name']}: {error}")
-    if len(reasons) == 1:
-        reasons = [reasons[0].partition(": ")[2]]
-    raise DataError("\n".join(reasons))
+            refusals.append((arguments, "\n".join(map(str, error.faults))))
+        except DataError as error:
+            refusals.append((arguments, str(error)))
+            kind = DataError
+    raise kind("\n".join(_told(path, refusals)))
+
+
+def _ways(path: Path, typed: Sequence[str]) -> list[Arguments]:
+    """What may read a path, the most special first. Raises DataError and UsageError for none."""
+    if not path.exists():
+        if (name := str(path)) in DATASETS or name in UNSUPPORTED:
+            why = UNSUPPORTED.get(name) or f"type --data FOLDER dataset.name={name}"
+            raise UsageError(f"--data {name}: expected the folder with the files; {why}")
+        raise missing_folder(path)
+    kind = "" if path.is_dir() else path.suffix.lower() or "."
+    named = [word.partition("=")[2] for word in typed if word.startswith("dataset.name=")]
+    try:
+        ways = _idx_ways(path)
+    except UsageError:
+        if not named:
+            raise
+        ways = []
+    if not ways and (kind in WAYS or not named):
+        if kind not in WAYS:
+            suffixes = ", ".join(filter(None, WAYS))
+            raise UsageError(f"--data {path}: expected a folder, or a file of {suffixes}")
+        ways = list(WAYS[kind](path))
+    same = [way for way in ways if way["name"] in named]
+    return same or [{"name": name, "root": str(path)} for name in named[-1:]] or ways
+
+
+def _idx_ways(path: Path) -> list[Arguments]:
+    """What reads IDX files, as those of MNIST are; [] if these are none.
+
+    Raises UsageError if they do not lie where a dataset looks for them.
+    """
+    place = path.absolute()  # "." has no name
+    inner = [place, place / "raw", *(place / name / "raw" for name in IDX_SETS)]
+    if place.is_file():
+        inner = [place.parent] * place.match(IDX_FILES)
+    for raw in (folder for folder in inner if any(folder.glob(IDX_FILES))):
+        name = IDX_SETS.get(raw.parent.name)
+        if name and raw.name == "raw":
+            root = path if place == raw.parent.parent else raw.parent.parent
+            return [{"name": name, "root": str(root), "download": False}]
+        raise UsageError(
+            f"--data {path}: IDX files, as those of MNIST; move all four into FOLDER/NAME/raw, "
+            f"where NAME is {listed(IDX_SETS, 'or')}, and type --data FOLDER"
+        )
+    return []
+
+
+def _told(path: Path, refusals: Sequence[tuple[Arguments, str]]) -> list[str]:
+    """Why nothing reads a path: of many tables the first, and of several beside it their names."""
+    if len({refusal for _, refusal in refusals}) == 1:
+        return [refusals[0][1]]
+    tables = [Path(way["csv"]) for way, _ in refusals if "csv" in way]
+    inner = [table for table in tables if table.parent == path]
+    outer = [table for table in tables if table.parent != path]
+    outer *= len(outer) > 1  # a single one is most likely meant
+    hidden = {"more": inner[MOST_TOLD:], f"beside it, in {path.parent},": outer}
+    lines = list[str]()
+    for way, refusal in refusals:
+        table = Path(way["csv"]) if "csv" in way else None
+        if table not in [one for some in hidden.values() for one in some]:
+            lines.append(f"as {way['name']}{f' by {table.name}' if table else ''}: {refusal}")
+    for where, some in hidden.items():
+        named = ", ".join(table.name for table in some[:MOST_TOLD])
+        named += f" and {len(some) - MOST_TOLD:,} more" * (len(some) > MOST_TOLD)
+        typed = f"--data TABLE.csv dataset.root={shlex.quote(str(path))}"
+        told = f"{counted(len(some), 'table')} {where} cannot be read for it ({named})"
+        lines += [f"{told}; if one belongs to it: {typed}"] * bool(some)
+    return lines
 
 
 def _opened(arguments: Arguments, typed: Sequence[str]) -> tuple[Config, Dataset]:
@@ -219,7 +324,8 @@ def _opened(arguments: Arguments, typed: Sequence[str]) -> tuple[Config, Dataset
 def advice_in(refusal: str) -> list[str]:
     """The ``dataset.KEY=VALUE`` that a refusal says to type; [] if it has a choice or a doubt."""
     lines = [line for line in refusal.splitlines() if re.search(r"ype '?dataset\.", line)]
-    if len(lines) != 1 or re.search(r"\bNAME\b|\b(If|For|To leave|or) .*ype '?dataset", lines[0]):
+    doubt = r"\bNAME\b|dataset\.download=|\b(If|For|To leave|or) .*ype '?dataset"
+    if len(lines) != 1 or re.search(doubt, lines[0]):
         return []
     typed = re.sub(r".*?ype (?='?dataset\.)", "", lines[0], count=1)
     try:
@@ -236,10 +342,9 @@ def _with_parts(
     given = known.get("part_column") or not isinstance(known.get("csv"), str)
     if config.dataset.name != "CSVImages" or given:
         return config, dataset
-    with user_path(known["csv"], "dataset.csv").open(encoding="utf-8-sig") as file:
-        header = [name.strip(" \"'\r\n") for name in re.split("[,;\t|]", file.readline())]
-    for name in header:
-        if name.lower() in PARTS_COLUMN and name != known.get("label_column"):
+    wanted = [known.get("path_column", "path"), known.get("label_column", "label")]
+    for name in Table(user_path(known["csv"], "dataset.csv"), wanted).header:
+        if name.lower() in USUAL["part_column"] and name not in wanted:
             settings = {"name": config.dataset.name, **known, "part_column": name}
             try:
                 return _opened(settings, typed)
