@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.comparing import listing
-from trainer.config.document import read_document
+from trainer.config.document import flow, read_document
 from trainer.process.errors import ConfigError
 
 CurvePoints = list[tuple[float, float]]
@@ -17,7 +17,11 @@ LARGEST = 1e30  # a larger loss cannot be drawn
 
 @dataclass(frozen=True)
 class Compared:
-    """A run to compare. ``config`` is flat; ``curves`` holds (epoch, value) points by tag."""
+    """A run to compare. ``config`` is flat; ``curves`` holds (epoch, value) points by tag.
+
+    loss: it and its arguments; answers: the classes, and whether an image may have several. Texts
+    are "" where a file does not tell.
+    """
 
     label: str
     found: listing.FoundRun
@@ -28,6 +32,8 @@ class Compared:
     device: str
     dataset: str
     split: str
+    loss: str
+    answers: str
     faults: tuple[str, ...]
 
 
@@ -69,8 +75,25 @@ def read_run(label: str, folder: Path) -> Compared:
         str(found.result.get("device") or environment.get("device") or ""),
         f"{named} ({dataset['note']})" if dataset.get("note") else named,
         str(found.result.get("split") or ""),
+        loss_of(config),
+        what_it_answers(folder),
         tuple(faults),
     )
+
+
+def loss_of(config: Mapping[str, Any]) -> str:
+    """A flat config's loss with its arguments, as one text."""
+    inner = {key.removeprefix("loss."): v for key, v in config.items() if key.startswith("loss.")}
+    name = str(inner.pop("name", ""))
+    return ", ".join([name, *(f"{key} {flow(value)}" for key, value in inner.items())])
+
+
+def what_it_answers(folder: Path) -> str:
+    """What a run's model answers, by its model.json: one or several of its classes."""
+    card, _ = listing.read_object(folder / "model.json")
+    if not isinstance(classes := card.get("classes"), list):
+        return ""
+    return f"{'several' if 'thresholds' in card else 'one'} of {', '.join(map(str, classes))}"
 
 
 def code_of(folder: Path, environment: Mapping[str, Any]) -> str:
