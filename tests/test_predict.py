@@ -22,7 +22,8 @@ from trainer.build.prepare import prepare
 from trainer.build.trained import TrainedModel, load_trained
 from trainer.config import load_config
 from trainer.config.arguments import RANGES
-from trainer.inference import prediction
+from trainer.drawing.pictures import caption_lines
+from trainer.inference import prediction, prediction_output
 from trainer.inference.evaluation import evaluate_run
 from trainer.inference.image_files import find_images
 from trainer.inference.prediction import map_in_order, predict_files
@@ -463,6 +464,35 @@ def test_the_sheet_shows_the_first_pictures_and_replaces_none(
     code, _, err = predict(notes, "--sheet", file)
     assert code == 2 and "already" in err
     assert file.read_bytes() == before
+
+
+def test_the_sheet_names_each_label_with_its_probability_or_counts_it(monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        prediction_output, "sheet", lambda _, captions, **__: shown.extend(captions)
+    )
+    classes = ["an animal of a very long name", *(f"animal {i}" for i in range(9))]
+    made = [
+        prediction.Prediction(
+            f"in/{count}.png",
+            torch.full((10,), 0.75),
+            thumbnail=Image.new("RGB", (9, 9)),
+            predicted=tuple(range(count)),
+            has_several=True,
+        )
+        for count in (0, 1, 2, 10)
+    ]
+    prediction_output.prediction_sheet(made, classes)
+    lines = [caption_lines(caption, prediction.SHEET_THUMBNAIL) for caption in shown]
+    assert lines[0] == ["no label", "0.png"]
+    assert lines[1][0].startswith("an animal of") and lines[1][0].endswith("... (0.7500)")
+    assert lines[2][1:] == ["animal 0 (0.7500)", "2.png"]
+    assert lines[3][1:] == [
+        "animal 0 (0.7500)",
+        "animal 1 (0.7500)",
+        "animal 2 (0.7500), +6",
+        "10.png",
+    ]
 
 
 def test_a_full_disk_is_told_of(notes, run, capsys, monkeypatch):

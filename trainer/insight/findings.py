@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ class ReportImage:
     of_predicted: float | None
     of_true: float | None
     picture: Image.Image | None
-    caption: tuple[str, ...] = ()  # lines: true and predicted, in letters that a picture can show
+    # Lines of true and predicted names, in letters that a picture can show.
+    caption: tuple[str | list[str], ...] = ()
     fault: str = ""  # the reason if there is no picture
 
 
@@ -330,7 +332,10 @@ def _show(given: ReportData, i: int) -> ReportImage:
     drawn = [[drawable(classes[k], k) for k in some.tolist()] for some in (wanted, chosen)]
     shares = [float(probabilities[some].min()) if len(some) else None for some in (wanted, chosen)]
     true, predicted = (", ".join(names) or "no label" for names in named)
-    lines = [", ".join(names) or "no label" for names in drawn]
+    caption: tuple[str | list[str], ...] = (" -> ".join(chain(*drawn)),)
+    if labels.ndim == 2:
+        of_true, of_predicted = (names or ["no label"] for names in drawn)
+        caption = (of_true, [f"-> {of_predicted[0]}", *of_predicted[1:]])
     return ReportImage(
         name=given.ids[i],
         true=true,
@@ -338,7 +343,7 @@ def _show(given: ReportData, i: int) -> ReportImage:
         of_predicted=shares[1],
         of_true=shares[0],
         picture=picture,
-        caption=(lines[0], f"-> {lines[1]}") if labels.ndim == 2 else (" -> ".join(lines),),
+        caption=caption,
         fault=fault,
     )
 
