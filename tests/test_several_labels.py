@@ -5,6 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 from tests.test_resume import stopped_at
 from tests.test_training import assert_same_run
 from trainer.build.model import build_loss
+from trainer.build.prepare import prepare
 from trainer.build.trained import load_trained
 from trainer.components.decisions import LEAST
 from trainer.config import load_config
@@ -24,13 +27,17 @@ from trainer.export import main as export
 from trainer.input.data import load_data
 from trainer.input.subset import order_of
 from trainer.insight.data_facts import inspect_dataset
+from trainer.loop import guard
 from trainer.loop.guard import number_correct
+from trainer.loop.model_summary import real_steps
 from trainer.new import main as new
 from trainer.predict import main as predict
 from trainer.process.errors import ConfigError, RunError
 from trainer.run.disk import read_json
 from trainer.run.folder import read_metrics
 from trainer.train import main
+from trainer.tuning.lr_range import sweep_rates
+from trainer.tuning.race import contender_of, do_steps
 from transforms.keyed import balanced
 
 LABELS = ["red", "green", "blue"]
@@ -127,6 +134,21 @@ def test_the_thresholds_are_the_best_on_val(trained, coloured, capsys):
         if min(y[:, k].sum(), (1 - y[:, k]).sum()) >= LEAST:
             best = max(sklearn.metrics.f1_score(y[:, k], p >= t) for t in p)
             assert sklearn.metrics.f1_score(y[:, k], found) == pytest.approx(best)
+
+
+def test_steps_of_find_lr_speed_and_a_dry_run_count_as_those_of_a_run(config_file, monkeypatch):
+    def counted(self, micro, loss, logits):
+        right = ((logits > 0) == (micro.labels > 0.5)).all(dim=1).sum()
+        count.append((guard.number_correct(logits, micro.labels, self.several_labels), right))
+        add(self, micro, loss, logits)
+
+    add, count = guard.Guard.add, list[tuple[Any, Any]]()
+    monkeypatch.setattr(guard.Guard, "add", counted)
+    job = prepare(load_config(config_file), print)
+    list(real_steps(job, islice(job.train_loader.epoch(0), 3)))
+    do_steps(contender_of(job, 1), 3)
+    sweep_rates(job, 1e-4, 1e-3, 3)
+    assert len(count) == 9 and all(found == right for found, right in count)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
