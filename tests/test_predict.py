@@ -485,6 +485,7 @@ def test_the_lines_of_the_docs_predict_the_images_of_an_array(run, tmp_path, mon
     files = [f"{number}.png" for number in range(3)]
     for line, one in zip(lines, predict_files(load_trained(run), files), strict=True):
         ((name, chance),) = ast.literal_eval(line)
+        assert one.probabilities is not None
         assert (name,) == tuple(load_trained(run).classes[label] for label in one.predicted)
         assert chance == pytest.approx(float(one.probabilities.max()), abs=1e-6)
 

@@ -31,7 +31,7 @@ from trainer.run.folder import runs_in
 from transforms.needed import needed_side
 from transforms.pipeline import Pipeline
 
-MANY = {b"PK\3\4": "a zip file, such as .npz", b"PAR1": "a Parquet file"}
+OF_MANY = {b"PK\3\4": "a zip file, such as .npz", b"PAR1": "a Parquet file"}
 FOR_MANY = (
     "metrics of the run's own splits: python -m trainer.evaluate RUN; save other images as .png, "
     'or see "Predictions of arrays" in docs/data.md'
@@ -90,7 +90,7 @@ class TrainedModel:
         """The kind of a file that holds many images or none; "" for any other file."""
         if self.form.is_plain and content.startswith(NPY):
             return "an array (a run with channels: keep or bits: 16 takes it as an image)"
-        return next((kind for mark, kind in MANY.items() if content.startswith(mark)), "")
+        return next((kind for mark, kind in OF_MANY.items() if content.startswith(mark)), "")
 
     def inputs(self, images: Sequence[Tensor]) -> Tensor:
         """Return the model's inputs for images of ``read``: (B, [crops,] C, H, W) float32.
