@@ -225,17 +225,20 @@ def marked(said):
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        ({"label_smoothing": 0.2}, "A: CrossEntropyLoss, label_smoothing 0.0; B: CrossEntropy"),
-        ({"name": "FocalLoss"}, "A: CrossEntropyLoss, label_smoothing 0.0; B: FocalLoss, label"),
+        (
+            {"label_smoothing": 0.2},
+            "A: CrossEntropyLoss; B: CrossEntropyLoss, label_smoothing",
+        ),
+        ({"name": "FocalLoss", "gamma": 2.0}, "A: CrossEntropyLoss; B: FocalLoss:"),
     ],
 )
 def test_different_losses_are_not_compared_and_their_metrics_are(
     make, compared, capsys, other, told
 ):
-    given = {"label_smoothing": 0.0}
-    a, same = make(loss(**given)), make(loss(**given), **OTHERS)
+    given = {"label_smoothing": 0.0}  # the default: to write it is no other loss
+    a, same = make(loss(**given)), make(loss(), **OTHERS)
     assert marked(compared(a, same)) == MARKED and not compared(a, same)["warnings"]
-    b = make(loss(**given | other), **OTHERS)
+    b = make(loss(**other), **OTHERS)
     said = compared(a, b)
     assert marked(said) == {"best val/accuracy", "test/accuracy"}
     (warning,) = said["warnings"]

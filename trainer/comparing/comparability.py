@@ -3,9 +3,15 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from types import MappingProxyType
+from typing import Any
 
 from trainer.comparing.compared import Compared
 from trainer.comparing.listing import MAX_GROWING, read_object
+from trainer.components import LOSSES
+from trainer.config.document import flow
+from trainer.process.errors import UsageError
 from trainer.process.words import listed, shortened
 
 MAX_LABELS = 8  # in a sentence
@@ -15,7 +21,7 @@ CANNOT = "their {} cannot be compared"
 
 def incomparable(runs: Sequence[Compared]) -> set[str]:
     """What of "loss", "val" and "test" has numbers that do not mean the same in all runs."""
-    unlike = {"loss"} if len(grouped(runs, lambda run: run.loss)) > 1 else set()
+    unlike = {"loss"} if len(losses_of(runs)) > 1 else set()
     questions = (datasets_of(runs), grouped(runs, lambda run: run.answers))
     fixes = {str(run.found.result.get("fixes")) for run in runs}
     if len(fixes) > 1 or any(len(groups) > 1 for groups in questions):
@@ -37,6 +43,32 @@ def is_unlike(row: str, unlike: Collection[str]) -> bool:
 def datasets_of(runs: Sequence[Compared]) -> dict[str, list[Compared]]:
     """The runs of each dataset."""
     return grouped(runs, lambda run: run.dataset)
+
+
+def losses_of(runs: Sequence[Compared]) -> dict[str, list[Compared]]:
+    """The runs of each loss, with the arguments that are not its defaults."""
+    groups = grouped(runs, lambda run: loss_text(run.config))
+    if len(groups) < 2:  # else the defaults are looked up, which takes PyTorch's import
+        return groups
+    return grouped(runs, lambda run: loss_text(run.config, defaults_of_loss(run.config)))
+
+
+def loss_text(config: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """A flat config's loss with its arguments, without those of ``defaults``; "" for none."""
+    inner = {key.removeprefix("loss."): v for key, v in config.items() if key.startswith("loss.")}
+    name = str(inner.pop("name", ""))
+    own = {key: v for key, v in inner.items() if key not in defaults or v != defaults[key]}
+    return ", ".join([name, *(f"{key} {flow(own[key])}" for key in sorted(own))])
+
+
+def defaults_of_loss(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of the arguments of a config's loss; {} if it cannot be imported."""
+    from trainer.config.signatures import parameters_of, resolve
+
+    with suppress(KeyError, UsageError):
+        parameters = parameters_of(resolve(LOSSES, str(config.get("loss.name"))))
+        return {name: parameter.default for name, parameter in parameters.items()}
+    return {}
 
 
 def warnings(runs: Sequence[Compared]) -> list[str]:
@@ -121,8 +153,7 @@ def other_questions(runs: Sequence[Compared]) -> list[str]:
     )
     fixes = grouped(runs, lambda run: str(run.found.result.get("fixes") or "none")[:10])
     messages += differ("fixes of labels differ", fixes, cannot)
-    losses = grouped(runs, lambda run: run.loss)
-    texts = {in_a_sentence(loss): group for loss, group in losses.items()}
+    texts = {in_a_sentence(loss): group for loss, group in losses_of(runs).items()}
     return messages + differ("losses differ", texts, CANNOT.format("values of loss"))
 
 

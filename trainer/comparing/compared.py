@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.comparing import listing
-from trainer.config.document import flow, read_document
+from trainer.config.document import read_document
 from trainer.process.errors import ConfigError
 
 CurvePoints = list[tuple[float, float]]
@@ -19,8 +19,7 @@ LARGEST = 1e30  # a larger loss cannot be drawn
 class Compared:
     """A run to compare. ``config`` is flat; ``curves`` holds (epoch, value) points by tag.
 
-    loss: it and its arguments; answers: the classes, and whether an image may have several. Texts
-    are "" where a file does not tell.
+    answers: the classes, and whether an image may have several; "" where a file does not tell.
     """
 
     label: str
@@ -32,7 +31,6 @@ class Compared:
     device: str
     dataset: str
     split: str
-    loss: str
     answers: str
     faults: tuple[str, ...]
 
@@ -75,17 +73,9 @@ def read_run(label: str, folder: Path) -> Compared:
         str(found.result.get("device") or environment.get("device") or ""),
         f"{named} ({dataset['note']})" if dataset.get("note") else named,
         str(found.result.get("split") or ""),
-        loss_of(config),
         what_it_answers(folder),
         tuple(faults),
     )
-
-
-def loss_of(config: Mapping[str, Any]) -> str:
-    """A flat config's loss with its arguments, as one text."""
-    inner = {key.removeprefix("loss."): v for key, v in config.items() if key.startswith("loss.")}
-    name = str(inner.pop("name", ""))
-    return ", ".join([name, *(f"{key} {flow(value)}" for key, value in inner.items())])
 
 
 def what_it_answers(folder: Path) -> str:
