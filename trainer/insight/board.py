@@ -207,11 +207,12 @@ def _show_predictions(
     captions, colours = [], []
     for true, guess, chance in zip(wanted, found, likeliest.tolist(), strict=True):
         is_answer = not math.isnan(chance)
-        answer, wished = label_names(guess, classes), label_names(true, classes)
-        if labels.ndim == 1:
-            answer = [f"{answer[0]} ({chance:.0%})"]
-        wished[0] = f"true: {wished[0]}"
-        captions.append([answer if is_answer else "no answer (NaN)", wished])
+        answer: str | list[str] = "no answer (NaN)"
+        if is_answer and labels.ndim == 1:
+            answer = f"{classes[guess]} ({chance:.0%})"
+        elif is_answer:
+            answer = label_names(guess, classes)
+        captions.append([answer, _true_words(true, classes)])
         colours.append(RIGHT if is_answer and true == guess else WRONG)
     # The dataset's files are read only once, at the end.
     images = (
@@ -220,6 +221,13 @@ def _show_predictions(
         else [stored_image(subset, row) for row in rows.tolist()]
     )
     board.picture(f"predictions/{split}", _captioned_sheet(images, captions, colours), step)
+
+
+def _true_words(true: Any, classes: Sequence[str]) -> str | list[str]:
+    if isinstance(true, int):
+        return f"true: {classes[true]}"
+    first, *others = label_names(true, classes)
+    return [f"true: {first}", *others]
 
 
 def _show_kernels(board: Board, step: int, tag: str = "kernels/first_layer") -> None:
