@@ -240,6 +240,13 @@ def test_explain_draws_a_grad_cam_for_each_predicted_label(coloured, train, tmp_
     out = tmp_path / "explained"
     assert explain([str(run), str(coloured / "003.png"), "--output", str(out)]) == 0
     assert len(list(out.glob("grad_cam*.png"))) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[1] for line in lines if line.endswith("  predicted")} == {"red", "blue"}
+    assert sorted(read_json(out / "explanation.json")["predicted"]) == ["blue", "red"]
+    (run / "model.json").write_text(json.dumps(card | {"thresholds": [1.0, 1.0, 1.0]}))
+    assert explain([str(run), str(coloured / "003.png"), "--output", str(out)]) == 0
+    out, err = capsys.readouterr()
+    assert "predicted" not in out and "no label is predicted; Grad-CAM is of the likeliest" in err
 
 
 def test_a_stopped_and_resumed_run_has_the_bits_of_one_that_was_not(train, monkeypatch, tmp_path):
