@@ -368,4 +368,7 @@ class _Reader:
             lines.append(hint or f"Correct dataset.root or the paths, or {_LEAVE_OUT}")
         elif WITHOUT in self.faults and not self.may_miss:
             lines.append("Correct them, or leave them out: dataset.on_broken=skip.")
+            if self.labels.columns is None and self.labels.separator is None:
+                hints = several_in_one(one.class_name for one in self.samples.values())
+                lines += [f"If an empty cell is an image without any label: {h}." for h in hints]
         return lines

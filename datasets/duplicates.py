@@ -110,6 +110,14 @@ def near_duplicates(
     return [(i, j, min(score, 1.0)) for (i, j), score in rows]
 
 
+def groups_of_equals(usable: Sequence[int], digests: Sequence[str]) -> list[list[int]]:
+    """Return the groups of samples of equal content."""
+    groups: dict[str, list[int]] = {}
+    for index in usable:
+        groups.setdefault(digests[index], []).append(index)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def groups_of_pairs(pairs: Sequence[tuple[int, int, float]]) -> list[tuple[list[int], float]]:
     """Return groups of images that pairs (i, j, likeness) connect, and the least of its pairs.
 

@@ -19,12 +19,17 @@ def agreeing(number: int, words: str) -> str:
     return re.sub(rf"\b({'|'.join(_VERBS)})\b", lambda found: _VERBS[found[1]], words)
 
 
-def label_words(label: int | Sequence[float], classes: Sequence[str]) -> str:
-    """A label as text: the name of its class; of several labels "cat, dog", or "no label".
+def label_names(label: int | Sequence[float], classes: Sequence[str]) -> list[str]:
+    """The names of a label's classes, or "no label".
 
     label: the class number, or for each class a number, above 0.5 if the image has it.
     """
     if not isinstance(label, Sequence):
-        return classes[label]
+        return [classes[label]]
     names = [name for name, share in zip(classes, label, strict=True) if share > 0.5]
-    return ", ".join(names) or "no label"
+    return names or ["no label"]
+
+
+def label_words(label: int | Sequence[float], classes: Sequence[str]) -> str:
+    """``label_names`` as one text, such as "cat, dog"."""
+    return ", ".join(label_names(label, classes))

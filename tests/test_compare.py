@@ -210,6 +210,98 @@ def test_the_same_test_images_are_information_and_equal_files_count_each(make, c
     assert "note: A and B were tested on the same 11 images" in capsys.readouterr().out
 
 
+def loss(name="CrossEntropyLoss", **arguments):
+    return {"loss": {"name": name} | arguments}
+
+
+OTHERS = {"test": {"accuracy": 0.75, "loss": 0.3}, "best": {"val/loss": 0.3, "val/accuracy": 0.8}}
+MARKED = {"best val/accuracy", "best val/loss", "test/accuracy", "test/loss"}
+
+
+def marked(said):
+    return {row for row in MARKED if said["best"][row] == ["B"]}
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (
+            {"label_smoothing": 0.2},
+            "A: CrossEntropyLoss; B: CrossEntropyLoss, label_smoothing",
+        ),
+        ({"name": "FocalLoss", "gamma": 2.0}, "A: CrossEntropyLoss; B: FocalLoss:"),
+    ],
+)
+def test_different_losses_are_not_compared_and_their_metrics_are(
+    make, compared, capsys, other, told
+):
+    given = {"label_smoothing": 0.0}  # the default: to write it is no other loss
+    a, same = make(loss(**given)), make(loss(), **OTHERS)
+    assert marked(compared(a, same)) == MARKED and not compared(a, same)["warnings"]
+    b = make(loss(**other), **OTHERS)
+    said = compared(a, b)
+    assert marked(said) == {"best val/accuracy", "test/accuracy"}
+    (warning,) = said["warnings"]
+    assert warning.startswith(f"losses differ: {told}")
+    assert warning.endswith(": their values of loss cannot be compared")
+    main([str(a), str(b), "--no-picture"])
+    text = capsys.readouterr().out
+    assert "(* is the best of a row; none where the numbers cannot be compared)" in text
+    assert "0.3000*" not in text and "0.8000*" in text
+
+
+@pytest.mark.parametrize(
+    ("cards", "told"),
+    [
+        (({}, {"thresholds": [0.5, 0.5]}), "A: one of a, b; B: several of a, b"),
+        (({}, {"classes": ["a", "b", "c"]}), "A: one of a, b; B: one of a, b, c"),
+        (({"classes": ["x" * 300]}, {"classes": ["x" * 301]}), "A: one of xxx"),
+    ],
+)
+def test_metrics_of_other_questions_are_not_compared(make, compared, cards, told):
+    runs = make(), make(**OTHERS)
+    for run, card in zip(runs, cards, strict=True):
+        (run / "model.json").write_text(json.dumps({"classes": ["a", "b"]} | card))
+    said = compared(*runs)
+    assert marked(said) == set()
+    assert said["best"]["training time"] == [] and said["best"]["images/s"] == []
+    (warning,) = said["warnings"]
+    assert warning.startswith(f"classes differ: {told}") and "; B: " in warning
+    assert len(warning) < 600
+
+
+def test_metrics_of_labels_that_were_corrected_otherwise_are_not_compared(make, compared):
+    said = compared(make(fixes="c" * 64), make(**OTHERS))
+    assert marked(said) == set()
+    assert said["warnings"] == [
+        "fixes of labels differ: A: cccccccccc; B: none: their numbers cannot be compared"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"val": TESTED[:4], "test": TESTED}, MARKED),
+        ({"val": TESTED[:3], "test": TESTED}, {"test/accuracy", "test/loss"}),
+        ({"val": TESTED[:4], "test": TESTED[1:]}, {"best val/accuracy", "best val/loss"}),
+        ({}, set()),
+    ],
+)
+def test_metrics_of_other_images_are_not_compared(make, compared, parts, expected):
+    a, b = make(), make(split="b" * 64, **OTHERS)
+    for run, images in ((a, {"val": TESTED[:4], "test": TESTED}), (b, parts)):
+        content = {part: {d: d for d in digests} for part, digests in images.items()}
+        (run / "split.json").write_text(json.dumps(content))
+    said = compared(a, b)
+    assert marked(said) == expected
+    other = "A and B have different val images: their val numbers cannot be compared"
+    assert (other in said["warnings"]) == (parts.get("val") == TESTED[:3])
+
+
+def test_metrics_of_other_data_sets_are_not_compared(make, compared):
+    assert marked(compared(make(), make(dataset={"name": "CIFAR10"}, **OTHERS))) == set()
+
+
 def test_a_folder_written_with_a_last_slash_is_the_same_one(make, compared):
     roots = ("/My photos", "/My photos/", "/My photos/2")
     runs = [make({"dataset": {"name": "RMB", "root": root}}) for root in roots]

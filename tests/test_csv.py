@@ -75,6 +75,15 @@ def test_a_cell_without_labels_and_one_with_a_label_twice_are_counted(folder):
     assert "1 row has a label twice, which counts once" in data.note
 
 
+def test_an_empty_cell_among_several_names_tells_of_the_separator(folder):
+    text = "path,label\na.png,dog;cat\nb.png,cat;ant\nc.png,\nsub/d.png,dog;ant\n"
+    told = refusal(folder, text)
+    assert ":4: 'c.png' has no label." in told and "dataset.on_broken=skip" in told
+    assert "If an empty cell is an image without any label: 3 classes such as 'cat;ant'" in told
+    assert "type dataset.label_separator=';'" in told
+    assert "label_separator" not in refusal(folder, text.replace(";", " "))
+
+
 def test_several_labels_that_are_numbers_are_sorted_by_value(folder):
     data = table(folder, "path,label\na.png,10 9.5\nb.png,-1\n", label_separator=" ")
     assert data.classes == ("-1", "9.5", "10") and data.labels[0] == (0.0, 1.0, 1.0)

@@ -23,8 +23,9 @@ from trainer.input.data import load_data
 from trainer.input.kept import Kept
 from trainer.input.loader import train_loader
 from trainer.insight import data_facts
-from trainer.insight.data_facts import inspect_dataset, moments
+from trainer.insight.data_facts import inspect_dataset
 from trainer.insight.data_report import augmented
+from trainer.insight.image_facts import moments
 from trainer.insight.samples import as_pictures
 
 SHARED = Path("../shared/data")

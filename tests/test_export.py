@@ -19,6 +19,10 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from datasets.bands import Form
+from tests.deep_pictures import levels as drawn
+from tests.deep_pictures import tif
+from tests.picture_files import png
 from trainer.build.model import build_model
 from trainer.build.prepare import prepare
 from trainer.build.trained import TrainedModel, load_trained
@@ -518,6 +522,80 @@ def test_the_programs_prepare_a_photograph_as_the_run_does(untrained, tmp_path, 
     assert found.dtype == np.float32 and found.shape == expected.shape
     # Two ways to round an 8-bit image differ by one or two levels, divided by the smallest std.
     np.testing.assert_allclose(found, expected, atol=2.1 / 255 / 0.2)
+
+
+OWN = {
+    "resize": "{name: Resize, size: [32, 32]}",
+    "bicubic": "{name: Resize, size: 36, interpolation: bicubic}, {name: CenterCrop, size: 32}",
+    "small crop": "{name: Resize, size: [21, 37]}, {name: CenterCrop, size: 32}",
+    "letterbox": "{name: Letterbox, size: 28, fill: FILL}, {name: Pad, padding: 2, fill: 0}",
+    "grey": "{name: Grayscale, num_output_channels: 3}, {name: Resize, size: [32, 32]}",
+    "as it is": "{name: CenterCrop, size: 32}",
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_programs_prepare_an_array_as_the_run_does(untrained, tmp_path, name, channels, bits):
+    if name == "grey" and channels == 5:
+        pytest.skip("Grayscale takes no five channels")
+    form = Form("rgb" if channels == 3 and bits == 16 else "keep", bits)
+    given = 3 if name == "grey" else channels
+    fill = str([9, 80, 7, 200, 30][:channels])
+    normalize = f"{{name: Normalize, mean: {[0.5] * given}, std: {[0.25] * given}}}"
+    transforms = f"{OWN[name].replace('FILL', fill)}, {normalize}"
+    model = untrained("LeNet", (given, 32, 32), channels, transforms=transforms)
+    trained = dataclasses.replace(model, form=form)
+    places = np.indices((61, 90)).sum(axis=0)[..., None] / 9 + np.arange(channels)
+    levels = np.uint16(32767 + 30000 * np.sin(places)) + np.arange(61 * 90).reshape(61, 90, 1) % 255
+    for kind, array in {
+        "own": levels if bits == 16 else levels >> 8,
+        "grey": levels[..., 0],
+        "8 bits": levels >> 8,
+    }.items():
+        if kind == "grey" and form.channels == "keep" and channels > 1:
+            continue
+        dtype = np.uint16 if bits == 16 and kind != "8 bits" else np.uint8
+        array = array >> 8 if kind == "grey" and bits == 8 else array
+        np.save(tmp_path / "photo.npy", array.astype(dtype))
+        expected = trained.inputs([trained.read(tmp_path / "photo.npy")]).numpy()
+        found = prepared(trained, tmp_path / "photo.npy")
+        assert found.dtype == np.float32 and found.shape == expected.shape
+        # Two ways to round differ by one level, or two; none is rounded before 16 bits are.
+        step = 2.1 / 255 if bits == 8 else 2.1 / 65535
+        np.testing.assert_allclose(found, expected, atol=step / 0.25)
+
+
+@pytest.mark.parametrize("form", [Form("keep", 8), Form("keep", 16), Form("rgb", 16)])
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [(mode, "png") for mode in ("1", "L", "LA", "P", "RGB", "RGBA")]
+    + [("RGB", "bmp"), ("L", "bmp"), ("RGB", "jpg"), ("CMYK", "jpg"), ("RGB", "webp")],
+)
+def test_the_programs_of_own_channels_read_plain_pictures_as_the_run_does(
+    untrained, tmp_path, form, mode, suffix
+):
+    channels = {"L": 1, "1": 1, "LA": 2, "RGBA": 4}.get(mode, 3) if form.channels == "keep" else 3
+    model = untrained("LeNet", (channels, 32, 32), channels, transforms=OWN["resize"])
+    trained, place = dataclasses.replace(model, form=form), tmp_path / f"photo.{suffix}"
+    rows = np.random.default_rng(0).integers(0, 256, (61, 160, 4)).astype(np.uint8)
+    Image.fromarray(rows).convert("RGB" if mode == "CMYK" else mode).convert(mode).save(place)
+    expected = trained.inputs([trained.read(place)]).numpy()
+    np.testing.assert_allclose(prepared(trained, place), expected, atol=1.1 / 255)
+
+
+@pytest.mark.parametrize("suffix", ["deep.png", "bands.tif"])
+def test_the_programs_of_own_channels_refuse_what_pillow_reads_otherwise(
+    untrained, tmp_path, suffix
+):
+    model = untrained(transforms=OWN["resize"])
+    trained = dataclasses.replace(model, form=Form("keep", 16))
+    content = {"deep.png": png(drawn(9, 9, 3), 16, 2), "bands.tif": tif(drawn(9, 9, 3))}
+    (tmp_path / suffix).write_bytes(content[suffix])
+    trained.read(tmp_path / suffix)  # the run reads it
+    with pytest.raises(ValueError, match="save it by numpy.save"):
+        prepared(trained, tmp_path / suffix)
 
 
 @pytest.mark.parametrize(

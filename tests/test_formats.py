@@ -791,7 +791,7 @@ def test_pictures_are_opened_in_one_place():
     # The second reads the name of the format only, the third colours photographs anew.
     # bands.py reads what images.py does not: own channels and 16 bits, if a dataset wants them.
     images = {"datasets/images.py", "datasets/bands.py"}
-    assert found == images | {"trainer/insight/data_facts.py", "scripts/results.py"}
+    assert found == images | {"trainer/insight/image_facts.py", "scripts/results.py"}
 
 
 def test_the_program_beside_an_exported_model_gives_the_same_pixels_or_refuses():

@@ -28,6 +28,7 @@ from trainer.drawing.fonts import (
     drawables,
     font,
     legible,
+    names_in_lines,
     note_on_names,
 )
 from trainer.drawing.pictures import fit_into, grid, png, sheet, to_picture
@@ -325,6 +326,35 @@ def test_a_sheet_has_a_cell_a_picture_framed_in_its_colour():
     assert made.width == 4 * (80 + 14) + 14
     assert sheet([], []).size  # nothing to show is no fault
     assert sheet(images[:2], ["a", "b"], columns=4, size=80).width == 2 * (80 + 14) + 14
+
+
+@pytest.mark.parametrize("width", [60, 90, 166, 400])
+@pytest.mark.parametrize("lines", [1, 2, 4])
+@pytest.mark.parametrize("long", ["b", "a class of many letters, also with commas in its name"])
+def test_names_below_a_picture_are_all_there_or_counted(width, lines, long):
+    for count in range(1, 9):
+        names = ["ant", long, *(f"name{i}" for i in range(count))][:count]
+        made = names_in_lines(names, 13, width, lines)
+        assert len(made) <= lines
+        assert all(font(13, line).getlength(line) <= width for line in made)
+        text, _, more = ", ".join(made).partition(", +")
+        if more:
+            assert len(made) == lines
+            names = names[: -int(more)]
+        # Of a name that is too long the beginning is shown.
+        for name in names:
+            start = next(i for i in range(len(name), -1, -1) if text.startswith(name[:i]))
+            text = text[start:].removeprefix("..." if start < len(name) else "").removeprefix(", ")
+        assert text == ""
+
+
+def test_a_list_of_names_takes_lines_of_its_own_below_a_picture():
+    image = torch.zeros(1, 9, 9, dtype=torch.uint8)
+    names = [f"a long name {i}" for i in range(9)]
+    flat, some, all_of_them = (
+        sheet([image], [[names[:n], "file.png"]], size=80).height for n in (1, 2, 9)
+    )
+    assert (some - flat, all_of_them - flat) == (17, 3 * 17)
 
 
 def test_each_kernel_is_stretched_to_its_own_range():

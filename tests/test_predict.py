@@ -1,3 +1,4 @@
+import ast
 import csv
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2 as v2
@@ -22,7 +24,8 @@ from trainer.build.prepare import prepare
 from trainer.build.trained import TrainedModel, load_trained
 from trainer.config import load_config
 from trainer.config.arguments import RANGES
-from trainer.inference import prediction
+from trainer.drawing.pictures import caption_lines
+from trainer.inference import prediction, prediction_output
 from trainer.inference.evaluation import evaluate_run
 from trainer.inference.image_files import find_images
 from trainer.inference.prediction import map_in_order, predict_files
@@ -450,6 +453,43 @@ def test_a_narrow_table_of_predictions_cuts_no_word_and_no_number(columns):
     assert words == ["folder/a.png", *classes[0].split(), "0.7500", classes[1], "0.2500"]
 
 
+@pytest.mark.parametrize("kind", ["zip file", "Parquet file", "array"])
+@pytest.mark.parametrize("by", ["predict", "explain"])
+def test_a_file_of_many_images_is_told_from_a_broken_one(run, tmp_path, capsys, kind, by):
+    contents = {"Parquet file": b"PAR1" + bytes(9), "array": b"\x93NUMPY" + bytes(9)}
+    place = tmp_path / "many"
+    place.write_bytes(contents.get(kind, b""))
+    if kind == "zip file":
+        with open(place, "wb") as file:
+            np.savez(file, images=np.zeros((2, 9, 9), np.uint8))
+    command = main if by == "predict" else explain.main
+    assert command([str(run), str(place)]) == 3
+    err = capsys.readouterr().err
+    assert re.search(rf"{place}: an? {kind}.*, no image file; metrics of the run's own", err)
+    assert "python -m trainer.evaluate RUN" in err and "docs/data.md" in err
+
+
+def test_the_lines_of_the_docs_predict_the_images_of_an_array(run, tmp_path, monkeypatch, capsys):
+    (block,) = re.findall(
+        r"^### Predictions of arrays\n.*?^```python\n(.*?)^```$",
+        Path("docs/data.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    array = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3)).astype(np.uint8)
+    np.savez(tmp_path / "new.npz", images=array)
+    for number, image in enumerate(array):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    exec(block.replace("runs/NAME/20260131-120000-ab12", str(run)), {})
+    lines = capsys.readouterr().out.splitlines()
+    files = [f"{number}.png" for number in range(3)]
+    for line, one in zip(lines, predict_files(load_trained(run), files), strict=True):
+        ((name, chance),) = ast.literal_eval(line)
+        assert one.probabilities is not None
+        assert (name,) == tuple(load_trained(run).classes[label] for label in one.predicted)
+        assert chance == pytest.approx(float(one.probabilities.max()), abs=1e-6)
+
+
 def test_the_sheet_shows_the_first_pictures_and_replaces_none(
     notes, tmp_path, predict, monkeypatch
 ):
@@ -463,6 +503,35 @@ def test_the_sheet_shows_the_first_pictures_and_replaces_none(
     code, _, err = predict(notes, "--sheet", file)
     assert code == 2 and "already" in err
     assert file.read_bytes() == before
+
+
+def test_the_sheet_names_each_label_with_its_probability_or_counts_it(monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        prediction_output, "sheet", lambda _, captions, **__: shown.extend(captions)
+    )
+    classes = ["an animal of a very long name", *(f"animal {i}" for i in range(9))]
+    made = [
+        prediction.Prediction(
+            f"in/{count}.png",
+            torch.full((10,), 0.75),
+            thumbnail=Image.new("RGB", (9, 9)),
+            predicted=tuple(range(count)),
+            has_several=True,
+        )
+        for count in (0, 1, 2, 10)
+    ]
+    prediction_output.prediction_sheet(made, classes)
+    lines = [caption_lines(caption, prediction.SHEET_THUMBNAIL) for caption in shown]
+    assert lines[0] == ["no label", "0.png"]
+    assert lines[1][0].startswith("an animal of") and lines[1][0].endswith("... (0.7500)")
+    assert lines[2][1:] == ["animal 0 (0.7500)", "2.png"]
+    assert lines[3][1:] == [
+        "animal 0 (0.7500)",
+        "animal 1 (0.7500)",
+        "animal 2 (0.7500), +6",
+        "10.png",
+    ]
 
 
 def test_a_full_disk_is_told_of(notes, run, capsys, monkeypatch):

@@ -5,6 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 from tests.test_resume import stopped_at
 from tests.test_training import assert_same_run
 from trainer.build.model import build_loss
+from trainer.build.prepare import prepare
 from trainer.build.trained import load_trained
 from trainer.components.decisions import LEAST
 from trainer.config import load_config
@@ -24,13 +27,17 @@ from trainer.export import main as export
 from trainer.input.data import load_data
 from trainer.input.subset import order_of
 from trainer.insight.data_facts import inspect_dataset
+from trainer.loop import guard
 from trainer.loop.guard import number_correct
+from trainer.loop.model_summary import real_steps
 from trainer.new import main as new
 from trainer.predict import main as predict
 from trainer.process.errors import ConfigError, RunError
 from trainer.run.disk import read_json
 from trainer.run.folder import read_metrics
 from trainer.train import main
+from trainer.tuning.lr_range import sweep_rates
+from trainer.tuning.race import contender_of, do_steps
 from transforms.keyed import balanced
 
 LABELS = ["red", "green", "blue"]
@@ -129,6 +136,21 @@ def test_the_thresholds_are_the_best_on_val(trained, coloured, capsys):
             assert sklearn.metrics.f1_score(y[:, k], found) == pytest.approx(best)
 
 
+def test_steps_of_find_lr_speed_and_a_dry_run_count_as_those_of_a_run(config_file, monkeypatch):
+    def counted(self, micro, loss, logits):
+        right = ((logits > 0) == (micro.labels > 0.5)).all(dim=1).sum()
+        count.append((guard.number_correct(logits, micro.labels, self.several_labels), right))
+        add(self, micro, loss, logits)
+
+    add, count = guard.Guard.add, list[tuple[Any, Any]]()
+    monkeypatch.setattr(guard.Guard, "add", counted)
+    job = prepare(load_config(config_file), print)
+    list(real_steps(job, islice(job.train_loader.epoch(0), 3)))
+    do_steps(contender_of(job, 1), 3)
+    sweep_rates(job, 1e-4, 1e-3, 3)
+    assert len(count) == 9 and all(found == right for found, right in count)
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_evaluate_gives_the_digits_of_the_run(trained, split, capsys):
     capsys.readouterr()
@@ -218,6 +240,13 @@ def test_explain_draws_a_grad_cam_for_each_predicted_label(coloured, train, tmp_
     out = tmp_path / "explained"
     assert explain([str(run), str(coloured / "003.png"), "--output", str(out)]) == 0
     assert len(list(out.glob("grad_cam*.png"))) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[1] for line in lines if line.endswith("  predicted")} == {"red", "blue"}
+    assert sorted(read_json(out / "explanation.json")["predicted"]) == ["blue", "red"]
+    (run / "model.json").write_text(json.dumps(card | {"thresholds": [1.0, 1.0, 1.0]}))
+    assert explain([str(run), str(coloured / "003.png"), "--output", str(out)]) == 0
+    out, err = capsys.readouterr()
+    assert "predicted" not in out and "no label is predicted; Grad-CAM is of the likeliest" in err
 
 
 def test_a_stopped_and_resumed_run_has_the_bits_of_one_that_was_not(train, monkeypatch, tmp_path):

@@ -255,6 +255,17 @@ def test_what_does_not_go_together_is_refused(write, text, words):
     assert any(words in fault.message for fault in caught.value.faults), str(caught.value)
 
 
+def test_losses_are_not_varied_where_trials_are_compared_by_their_values(write):
+    text = "\n  method: grid\n  params:\n    loss.label_smoothing: [0.0, 0.2]\n"
+    text += "    optimizer.lr: [0.1, 0.2]\n"
+    assert load_sweep(write(text)).monitor == "val/accuracy"
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(write(text), ["train.monitor=val/loss"])
+    (fault,) = caught.value.faults
+    assert (fault.line, fault.path) == (5, "sweep.params.loss.label_smoothing")
+    assert "changes what val/loss measures" in fault.message
+
+
 def test_each_needs_lists_and_no_number_of_trials_which_is_told_at_their_lines(write):
     text = "\n  method: each\n  trials: 3\n  params: {optimizer.lr: {low: 1, high: 2}}\n"
     with pytest.raises(ConfigError) as caught:

@@ -70,11 +70,12 @@ def run(arguments: argparse.Namespace) -> None:
     images = len(read_json(folder / "split.json", MAX_SPLIT)[arguments.split])
     print(f"{folder}, {arguments.split} split, {counted(images, 'image')}{with_tta}")
     classes = [visible(one) for one in read_json(folder / "model.json")["classes"]]
+    broad = max(20, *map(len, values))
     for name, value in values.items():
         if isinstance(value, float):
-            print(f"  {name:<20} {value:.6f}")
+            print(f"  {name:<{broad}} {value:.6f}")
         elif len(value) > MOST_CLASSES:
-            print(f"  {name:<20} of {len(value)} classes; --json prints all numbers")
+            print(f"  {name:<{broad}} of {len(value)} classes; --json prints all numbers")
         elif not isinstance(value[0], list):  # a number for each class
             numbers = [["class", name]]
             for one, number in zip(classes, value, strict=True):

@@ -87,7 +87,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise BrokenImage(visible(str(path)), str(error)) from None
     print(visible(str(path)))
     for name, probability in made.top:
-        print(f"  {probability:.4f}  {visible(name)}")
+        mark = "  predicted" if trained.thresholds is not None and name in made.predicted else ""
+        print(f"  {probability:.4f}  {visible(name)}{mark}")
     print(f"written to {visible(str(output))}")
     for file, what in made.written:
         print(f"  {file.relative_to(output)}: {visible(what)}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets import BrokenImage
-from datasets.bands import Form, decode_as, form_in
+from datasets.bands import NPY, Form, decode_as, form_in
 from datasets.images import read_file
 from trainer.build.device import choose_device
 from trainer.build.model import averaged_logits, build_model, check_size
@@ -30,6 +30,12 @@ from trainer.run.disk import read_json
 from trainer.run.folder import runs_in
 from transforms.needed import needed_side
 from transforms.pipeline import Pipeline
+
+OF_MANY = {b"PK\3\4": "a zip file, such as .npz", b"PAR1": "a Parquet file"}
+FOR_MANY = (
+    "metrics of the run's own splits: python -m trainer.evaluate RUN; save other images as .png, "
+    'or see "Predictions of arrays" in docs/data.md'
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,10 @@ class TrainedModel:
 
         Raises BrokenImage.
         """
-        image, remark = decode_as(self.form, read_file(path), str(path), self.at_least)
+        content = read_file(path)
+        if kind := self._kind_of_many(content):
+            raise BrokenImage(str(path), f"{kind}, no image file; {FOR_MANY}")
+        image, remark = decode_as(self.form, content, str(path), self.at_least)
         self.remarks.append(remark)
         if self.form.channels == "keep" and len(image) != self.image_channels:
             its = f"it has {len(image)} channels, and the run's images {self.image_channels}"
@@ -76,6 +85,12 @@ class TrainedModel:
             red, green, blue = image.int()
             image = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).byte()[None]
         return image
+
+    def _kind_of_many(self, content: bytes) -> str:
+        """The kind of a file that holds many images or none; "" for any other file."""
+        if self.form.is_plain and content.startswith(NPY):
+            return "an array (a run with channels: keep or bits: 16 takes it as an image)"
+        return next((kind for mark, kind in OF_MANY.items() if content.startswith(mark)), "")
 
     def inputs(self, images: Sequence[Tensor]) -> Tensor:
         """Return the model's inputs for images of ``read``: (B, [crops,] C, H, W) float32.

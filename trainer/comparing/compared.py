@@ -17,7 +17,10 @@ LARGEST = 1e30  # a larger loss cannot be drawn
 
 @dataclass(frozen=True)
 class Compared:
-    """A run to compare. ``config`` is flat; ``curves`` holds (epoch, value) points by tag."""
+    """A run to compare. ``config`` is flat; ``curves`` holds (epoch, value) points by tag.
+
+    answers: the classes, and whether an image may have several; "" where a file does not tell.
+    """
 
     label: str
     found: listing.FoundRun
@@ -28,6 +31,7 @@ class Compared:
     device: str
     dataset: str
     split: str
+    answers: str
     faults: tuple[str, ...]
 
 
@@ -69,8 +73,17 @@ def read_run(label: str, folder: Path) -> Compared:
         str(found.result.get("device") or environment.get("device") or ""),
         f"{named} ({dataset['note']})" if dataset.get("note") else named,
         str(found.result.get("split") or ""),
+        what_it_answers(folder),
         tuple(faults),
     )
+
+
+def what_it_answers(folder: Path) -> str:
+    """What a run's model answers, by its model.json: one or several of its classes."""
+    card, _ = listing.read_object(folder / "model.json")
+    if not isinstance(classes := card.get("classes"), list):
+        return ""
+    return f"{'several' if 'thresholds' in card else 'one'} of {', '.join(map(str, classes))}"
 
 
 def code_of(folder: Path, environment: Mapping[str, Any]) -> str:

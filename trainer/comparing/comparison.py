@@ -1,25 +1,16 @@
-"""Compares runs: settings, metrics, and what makes the metrics incomparable."""
+"""Compares runs: settings and metrics, and the best of each."""
 
 import math
 import os
 import statistics
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.comparing.comparability import incomparable, information, is_unlike, warnings
 from trainer.comparing.compared import Compared
-from trainer.comparing.listing import (
-    MAX_GROWING,
-    POWERS_BELOW,
-    number,
-    read_object,
-    short,
-    strict_json,
-    took,
-)
+from trainer.comparing.listing import POWERS_BELOW, number, short, strict_json, took
 from trainer.components import HIGHER_IS_BETTER
-from trainer.process.words import listed
 
 # Keys that change no weight.
 NO_EFFECT = (
@@ -27,7 +18,6 @@ NO_EFFECT = (
     *("loader.workers", "loader.cache", "loader.eval_batch_size", "store.", "train.budget"),
 )
 ABSENT = "-"
-MAX_LABELS = 8  # in a sentence
 
 
 def differing(runs: Sequence[Compared], everything: bool = False) -> list[str]:
@@ -114,93 +104,13 @@ def best_of(row: str, values: Sequence[float | None]) -> set[int]:
     return {i for i, text in shown.items() if text == best}
 
 
-def warnings(runs: Sequence[Compared]) -> list[str]:
-    """Return the reasons why numbers cannot be compared or are missing: a sentence each."""
-    messages = []
-    for run in runs:
-        reason = f": {' '.join(run.found.reason.split())}" if run.found.reason else ""
-        if run.found.status != "done":
-            messages.append(f"{run.label} is {run.found.status}{reason}")
-        elif not run.found.best:
-            messages.append(f"{run.label} has no best epoch")
-        messages += [f"{run.label}: {fault}" for fault in run.faults if fault not in reason]
-    datasets = grouped(runs, lambda run: run.dataset)
-    messages += differ("datasets differ", datasets, "their numbers cannot be compared")
-    for alike in datasets.values():
-        splits = grouped(alike, lambda run: run.split[:10])
-        messages += differ("splits differ", splits)
-        messages += shared_images([group[0] for group in splits.values()])
-    messages += differ("code differs", grouped(runs, lambda run: run.commit or "unknown"))
-    messages += differ("torch differs", grouped(runs, lambda run: run.torch))
-    devices = grouped(runs, lambda run: run.device)
-    messages += differ("devices differ", devices, "their speeds cannot be compared")
-    return messages
-
-
-def differ(what: str, groups: Mapping[str, Sequence[Compared]], effect: str = "") -> list[str]:
-    """Return a sentence that names the runs of each value; [] if all have the same value."""
-    if len(groups) < 2:
-        return []
-    values = "; ".join(f"{labels(group)}: {name}" for name, group in groups.items())
-    return [f"{what}: {values}" + (f": {effect}" if effect else "")]
-
-
-def grouped(
-    runs: Iterable[Compared], value: Callable[[Compared], str]
-) -> dict[str, list[Compared]]:
-    """Group runs by ``value(run)``; runs with an empty value are left out."""
-    groups: dict[str, list[Compared]] = {}
-    for run in runs:
-        if value(run):
-            groups.setdefault(value(run), []).append(run)
-    return groups
-
-
-def labels(runs: Sequence[Compared]) -> str:
-    """Return the runs' labels as "A, B and C"; at most MAX_LABELS of them."""
-    more = [f"{len(runs) - MAX_LABELS} more"] if len(runs) > MAX_LABELS else []
-    return listed([run.label for run in runs[:MAX_LABELS]] + more)
-
-
-def shared_images(runs: Sequence[Compared]) -> list[str]:
-    """Say how many test images, by content, the first run shares with each other run.
-
-    Nothing is said of a run with the same ones: ``information`` tells it.
-    """
-    if len(runs) < 2:
-        return []
-    messages = []
-    mine, *others = map(test_images, runs)
-    for run, theirs in zip(runs[1:], others, strict=True):
-        if not mine or not theirs:
-            messages.append(f"{runs[0].label} and {run.label}: their split.json cannot be compared")
-        elif mine != theirs:
-            sizes = {count.total(): None for count in (mine, theirs)}
-            messages.append(
-                f"{runs[0].label} and {run.label} share {(mine & theirs).total()} of their "
-                f"{' and '.join(map(str, sizes))} test images: "
-                "their test numbers cannot be compared"
-            )
-    return messages
-
-
-def test_images(run: Compared) -> Counter[str]:
-    """Count each content among the test images of a run's split.json."""
-    images = read_object(run.found.folder / "split.json", MAX_GROWING)[0].get("test")
-    values = images.values() if isinstance(images, dict) else ()
-    return Counter(digest for digest in values if isinstance(digest, str))
-
-
-def information(runs: Sequence[Compared]) -> list[str]:
-    """Return what speaks for comparing runs of different splits: a sentence each."""
-    messages = []
-    for alike in grouped(runs, lambda run: run.dataset).values():
-        firsts = [group[0] for group in grouped(alike, lambda run: run.split).values()]
-        if len(firsts) > 1 and (mine := test_images(firsts[0])):
-            same = [run for run in firsts if test_images(run) == mine]
-            if len(same) > 1:
-                messages.append(f"{labels(same)} were tested on the same {mine.total()} images")
-    return messages
+def marked(runs: Sequence[Compared]) -> dict[str, set[int]]:
+    """The indices of the best values of each row; none where the numbers do not mean the same."""
+    unlike = incomparable(runs)
+    return {
+        row: set() if is_unlike(row, unlike) else best_of(row, values)
+        for row, values in metric_rows(runs).items()
+    }
 
 
 def over_seeds(runs: Sequence[Compared]) -> dict[str, tuple[float, float]]:
@@ -244,8 +154,7 @@ def comparison_json(runs: Sequence[Compared], picture: Path | None) -> dict[str,
             for row, values in metric_rows(runs).items()
         },
         "best": {
-            row: [runs[i].label for i in sorted(best_of(row, values))]
-            for row, values in metric_rows(runs).items()
+            row: [runs[i].label for i in sorted(indices)] for row, indices in marked(runs).items()
         },
         "over_seeds": {
             row: {"mean": mean, "std": std} for row, (mean, std) in over_seeds(runs).items()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trainer.comparing import comparison
+from trainer.comparing.comparability import incomparable, information, warnings
 from trainer.comparing.compared import Compared, CurvePoints
 from trainer.comparing.comparison import ABSENT
 from trainer.comparing.listing import short
@@ -34,19 +35,20 @@ def text_of(runs: Sequence[Compared], width: int, everything: bool = False) -> l
         lines += ["", f"{heading} ({ABSENT} is absent)", *settings_of(runs, rows, width)]
     elif all(run.config for run in runs):
         lines += ["", "the configurations are equal"]
-    rows = {}
+    rows, best = {}, comparison.marked(runs)
     for name, values in comparison.metric_rows(runs).items():
-        best = comparison.best_of(name, values)
         texts = comparison.shown_metrics(name, values)
-        rows[name] = [text + ("*" if i in best else "") for i, text in enumerate(texts)]
+        rows[name] = [text + ("*" if i in best[name] else "") for i, text in enumerate(texts)]
     if rows:
-        lines += ["", "results (* is the best of a row)", *side_by_side(runs, rows, width)]
+        unmarked = "; none where the numbers cannot be compared"
+        heading = "results (* is the best of a row" + unmarked * bool(incomparable(runs)) + ")"
+        lines += ["", heading, *side_by_side(runs, rows, width)]
     if spread := comparison.over_seeds(runs):
         lines += ["", f"only the seed differs: mean and standard deviation of {len(runs)} runs"]
         broad = max(map(len, spread))
         lines += [f"{row:<{broad}}  {short(m)} +- {short(std)}" for row, (m, std) in spread.items()]
-    messages = [f"note: {text}" for text in comparison.information(runs)]
-    messages += [f"warning: {visible(text)}" for text in comparison.warnings(runs)]
+    messages = [f"note: {text}" for text in information(runs)]
+    messages += [f"warning: {visible(text)}" for text in warnings(runs)]
     lines += ["", *messages] if messages else []
     return lines
 

@@ -115,6 +115,28 @@ def legible(text: str) -> str:
     return "".join(c if _has(place, c) else "?" for c in text)
 
 
+def names_in_lines(names: Sequence[str], size: int, width: float, lines: int = 4) -> list[str]:
+    """Names with ", " between them on at most ``lines`` lines of ``width`` pixels.
+
+    A name that is too wide is shortened. "+2" at the end counts the names without room.
+    """
+    made: list[str] = []
+    first = 0
+    while first < len(names) and len(made) < lines:
+        is_last, after, fitted = len(made) + 1 == lines, first, ""
+        while after < len(names):
+            after += 1
+            more = f", +{len(names) - after}" * (is_last and after < len(names))
+            text = ", ".join(names[first:after])
+            if fitted and font(size, text).getlength(text + more) > width:
+                after -= 1
+                break
+            fitted = fit_to_pixels(text + more, size, width, end=len(more))
+        made.append(fitted)
+        first = after
+    return made
+
+
 def fit_to_pixels(text: str, size: int, width: float, end: int = 0) -> str:
     """Return text; if wider than ``width`` pixels, "..." stands before its last ``end`` letters."""
     face = font(size, text)

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from trainer.drawing.charts import GRID, INK
-from trainer.drawing.fonts import fit_to_pixels, font, legible
+from trainer.drawing.fonts import fit_to_pixels, font, legible, names_in_lines
+
+LETTERS = 13  # the size of a sheet's captions
 
 
 def to_picture(image: Tensor) -> Image.Image:
@@ -35,16 +37,17 @@ def high_byte(images: Tensor) -> Tensor:
 
 def sheet(
     pictures: Sequence[Image.Image | Tensor],
-    captions: Sequence[str | Sequence[str]],
+    captions: Sequence[str | Sequence[str | Sequence[str]]],
     colours: Sequence[str | None] | None = None,
     columns: int = 4,
     size: int = 160,
 ) -> Image.Image:
     """Return pictures or images (C, H, W) in rows, each fitted into size x size pixels.
 
-    captions: one or more lines below each picture. colours: those of its frame and caption.
+    captions: one or more lines below each picture; one that is a list of names may take several.
+    colours: those of its frame and caption.
     """
-    lines = [[text] if isinstance(text, str) else list(text) for text in captions]
+    lines = [caption_lines([text] if isinstance(text, str) else text, size) for text in captions]
     frames = colours or [None] * len(pictures)
     gap, text_height = 14, 17 * max(map(len, lines), default=0)
     columns = max(1, min(columns, len(pictures)))
@@ -59,9 +62,25 @@ def sheet(
         fitted = fit_into(to_picture(picture) if isinstance(picture, Tensor) else picture, size)
         made.paste(fitted, (x + (size - fitted.width) // 2, y + (size - fitted.height) // 2))
         for n, line in enumerate(texts):
-            text = fit_to_pixels(legible(line), 13, size + 6)
-            draw.text((x - 3, y + size + 7 + 17 * n), text, colour or INK, font(13, text))
+            text = fit_to_pixels(line, LETTERS, caption_width(size))
+            draw.text((x - 3, y + size + 7 + 17 * n), text, colour or INK, font(LETTERS, text))
     return made
+
+
+def caption_width(size: int) -> int:
+    """The pixels of a line below a picture of a sheet."""
+    return size + 6
+
+
+def caption_lines(caption: Sequence[str | Sequence[str]], size: int) -> list[str]:
+    """The lines of a caption below a picture of ``size``, in letters that a font can write."""
+    lines: list[str] = []
+    for line in caption:
+        if isinstance(line, str):
+            lines.append(legible(line))
+        else:
+            lines += names_in_lines([*map(legible, line)], LETTERS, caption_width(size))
+    return lines
 
 
 def fit_into(picture: Image.Image, size: int) -> Image.Image:

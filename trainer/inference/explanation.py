@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from trainer.build.trained import TrainedModel
-from trainer.drawing.fonts import drawable, font, note_on_names
+from trainer.drawing.fonts import drawable, fit_to_pixels, font, note_on_names
 from trainer.drawing.pictures import fit_into, grid, png, sheet, to_picture
 from trainer.insight.features import feature_maps, first_kernels, grad_cam
 from trainer.insight.samples import as_pictures
@@ -32,11 +32,15 @@ _HEAT = torch.tensor(
 
 @dataclass(frozen=True)
 class Explanation:
-    """Files with their descriptions, the likeliest classes, and notes on what is missing."""
+    """Files with their descriptions, the likeliest classes, and notes on what is missing.
+
+    predicted: the names of the predicted class, or of several labels.
+    """
 
     written: list[tuple[Path, str]]
     top: list[tuple[str, float]]
     notes: list[str]
+    predicted: tuple[str, ...]
 
 
 def explain(
@@ -66,7 +70,10 @@ def explain(
         )
         inputs = inputs[:, 4]  # the middle one of FiveCrop and TenCrop
     model_view = to_picture(as_pictures(trained.pipeline, inputs.cpu())[0])
-    predicted = [*trained.predicted(probabilities)[:TOP]] or [int(probabilities.argmax())]
+    answer = trained.predicted(probabilities)[:TOP]
+    predicted = answer or (int(probabilities.argmax()),)
+    if not answer:
+        notes.append("no label is predicted; Grad-CAM is of the likeliest")
     panels = [to_picture(image), model_view]
     captions = [
         [path.name, f"{image.shape[2]} x {image.shape[1]}"],
@@ -88,15 +95,18 @@ def explain(
         name = drawable(trained.classes[chosen], chosen)
         captions.append([f"Grad-CAM: {name}", f"{evidence}, seen at {layer}"])
     notes += _write_layers(trained, inputs, write)
-    values, labels = probabilities.topk(min(TOP, len(probabilities)))
-    likeliest = list(zip(labels.tolist(), values.tolist(), strict=True))
-    bars = [(drawable(trained.classes[i], i), p) for i, p in likeliest]
+    likely = probabilities.topk(min(TOP, len(probabilities))).indices.tolist()
+    # Thresholds differ, so that a predicted label may be less likely than another one.
+    likely = sorted({*likely, *predicted}, key=lambda i: -float(probabilities[i]))
+    bars = [(drawable(trained.classes[i], i), float(probabilities[i]), i in answer) for i in likely]
     notes += filter(None, [note_on_names(trained.classes)])
     write("overview.png", overview(panels, captions, bars), "all at a glance")
     written.insert(0, written.pop())
-    top = [(trained.classes[i], p) for i, p in likeliest]
-    write_json(folder / INDEX, {"image": str(path), "sha256": sha256_of(path), "top": dict(top)})
-    return Explanation(written, top, notes)
+    top = [(trained.classes[i], float(probabilities[i])) for i in likely]
+    index = {"image": str(path), "sha256": sha256_of(path), "top": dict(top)}
+    names = tuple(trained.classes[i] for i in answer)
+    write_json(folder / INDEX, index | {"predicted": list(names)})
+    return Explanation(written, top, notes, names)
 
 
 def _write_layers(
@@ -133,25 +143,27 @@ def overlay(picture: Image.Image, heat: Tensor, size: int = PANEL) -> Image.Imag
 
 
 def overview(
-    panels: list[Image.Image], captions: list[list[str]], top: list[tuple[str, float]]
+    panels: list[Image.Image], captions: list[list[str]], top: list[tuple[str, float, bool]]
 ) -> Image.Image:
-    """Return the panels in a row, above the likeliest classes with their probabilities."""
+    """Return the panels in a row, above the likeliest classes with their probabilities.
+
+    top: a class's name, its probability, and whether it is predicted: then its bar is dark.
+    """
     above = sheet(panels, captions, columns=len(panels), size=PANEL)
     row, margin = 30, 14
     made = Image.new("RGB", (above.width, above.height + row * len(top) + margin), "white")
     made.paste(above, (0, 0))
     draw = ImageDraw.Draw(made)
-    left = margin + 12 + max(font(17, name).getlength(name) for name, _ in top)
+    left = margin + 12 + max(font(17, name).getlength(name) for name, *_ in top)
     left, right = min(left, made.width / 3), made.width - 100
-    for i, (name, probability) in enumerate(top):
+    for i, (name, probability, is_predicted) in enumerate(top):
         y = above.height + row * i
-        while font(17, name).getlength(name) > left - margin - 12:
-            name = name[:-1]
+        name = fit_to_pixels(name, 17, left - margin - 12)
         draw.text((left - 12, y + row / 2), name, "#222222", font(17, name), "rm")
         end = left + probability * (right - left)
         draw.rectangle((left, y + 5, right, y + row - 6), "#f2f2f2")
         draw.rectangle(
-            (left, y + 5, max(end, left + 1), y + row - 6), "#1f77b4" if i == 0 else "#aec7e8"
+            (left, y + 5, max(end, left + 1), y + row - 6), "#1f77b4" if is_predicted else "#aec7e8"
         )
         draw.text((right + 12, y + row / 2), f"{probability:.4f}", "#222222", font(17), "lm")
     return made

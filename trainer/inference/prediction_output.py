@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from trainer.drawing.columns import pad, width_of, wrap
-from trainer.drawing.fonts import drawable
-from trainer.drawing.pictures import sheet
+from trainer.drawing.fonts import drawable, fit_to_pixels, font
+from trainer.drawing.pictures import LETTERS, caption_width, sheet
 from trainer.inference.prediction import SHEET_THUMBNAIL, Prediction
 from trainer.process.words import visible
 from trainer.run.disk import Digest, write_with
@@ -125,10 +125,13 @@ def prediction_sheet(predictions: Iterable[Prediction], classes: Sequence[str]) 
     """Return a sheet of the thumbnails, each with its class, probability and file name."""
     names = [drawable(name, label) for label, name in enumerate(classes)]
     pictures, captions = [], []
+    width = caption_width(SHEET_THUMBNAIL) - font(LETTERS).getlength(", +99")
     for one in predictions:
         if one.probabilities is not None and one.thumbnail is not None:
             pictures.append(one.thumbnail)
             told = [f"{names[label]} ({one.probabilities[label]:.4f})" for label in one.predicted]
-            captions.append([", ".join(told) or NO_LABEL, os.path.basename(one.path)])
+            # A long name is shortened before its probability, and leaves room for ", +99".
+            told = [fit_to_pixels(text, LETTERS, width, end=len(" (0.1234)")) for text in told]
+            captions.append([told or [NO_LABEL], os.path.basename(one.path)])
     columns = 4 if len(pictures) <= 16 else 10
     return sheet(pictures, captions, columns=columns, size=SHEET_THUMBNAIL)

@@ -34,8 +34,8 @@ def program(kind: str, trained: TrainedModel) -> str:
     packages = {line.split()[1].partition(".")[0] for line in imports} - {"PIL"} | {"pillow"}
     values: dict[str, Any] = {"imports": [*imports, *([own] if own else [])], "building": built}
     values["packages"] = sorted(packages)
-    # Pictures with their own channels or 16 bits need the run's readers; arrays need none.
-    values["arrays"], values["bits"] = not trained.form.is_plain, trained.form.bits
+    # Of files with their own channels or 16 bits the program reads arrays and plain pictures.
+    values |= trained.form._asdict() | {"arrays": not trained.form.is_plain}
     return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", **values)
 
 

@@ -13,7 +13,7 @@ import torch.utils.tensorboard.summary as summary
 from PIL import Image
 from torch import Tensor
 
-from datasets.words import label_words
+from datasets.words import label_names
 from trainer.build.job import Job
 from trainer.components.decisions import Answers, confusion_counts, decided
 from trainer.distributed.fsdp import is_sharded
@@ -147,28 +147,27 @@ def _show_inputs(board: Board) -> None:
     """Show some training images twice: as the dataset gives them, and as the model gets them."""
     subset, classes = board.job.train_loader.subset, drawables(board.job.data.classes)
     rows = spread(len(subset), board.job.config.log.images)
-    names = [label_words(label, classes) for label in subset.labels[rows].tolist()]
+    names = [[label_names(label, classes)] for label in subset.labels[rows].tolist()]
     raw = original_images(subset, rows.tolist(), CELL)
     inputs, labels = subset.sample(rows)
     augmented = list(as_pictures(subset.pipeline, one_crop(inputs)))
     is_mixed = not torch.equal(labels, subset.labels[rows])  # by MixUp or CutMix
-    mixed_names = [_class_weights(row, classes) for row in labels] if is_mixed else names
+    mixed_names = [[_class_weights(row, classes)] for row in labels] if is_mixed else names
     board.picture("images/raw", _captioned_sheet(raw, names), 0)
     board.picture("images/augmented", _captioned_sheet(augmented, mixed_names), 0)
 
 
 def _captioned_sheet(
     images: Sequence[Tensor],
-    captions: Sequence[str | Sequence[str]],
+    captions: Sequence[Sequence[str | Sequence[str]]],
     colours: Sequence[str | None] | None = None,
 ) -> Image.Image:
     return sheet(images, captions, colours, columns=8, size=CELL)
 
 
-def _class_weights(label: Tensor, classes: Sequence[str]) -> str:
-    return " + ".join(
-        f"{weight:.2f} {classes[k]}" for k, weight in enumerate(label.tolist()) if weight >= 0.005
-    )
+def _class_weights(label: Tensor, classes: Sequence[str]) -> list[str]:
+    weights = enumerate(label.tolist())
+    return [f"{weight:.2f} {classes[k]}" for k, weight in weights if weight >= 0.005]
 
 
 def _show_histograms(board: Board, step: int) -> None:
@@ -208,10 +207,12 @@ def _show_predictions(
     captions, colours = [], []
     for true, guess, chance in zip(wanted, found, likeliest.tolist(), strict=True):
         is_answer = not math.isnan(chance)
-        answer = label_words(guess, classes) + f" ({chance:.0%})" * (labels.ndim == 1)
-        captions.append(
-            [answer if is_answer else "no answer (NaN)", f"true: {label_words(true, classes)}"]
-        )
+        answer: str | list[str] = "no answer (NaN)"
+        if is_answer and labels.ndim == 1:
+            answer = f"{classes[guess]} ({chance:.0%})"
+        elif is_answer:
+            answer = label_names(guess, classes)
+        captions.append([answer, _true_words(true, classes)])
         colours.append(RIGHT if is_answer and true == guess else WRONG)
     # The dataset's files are read only once, at the end.
     images = (
@@ -220,6 +221,13 @@ def _show_predictions(
         else [stored_image(subset, row) for row in rows.tolist()]
     )
     board.picture(f"predictions/{split}", _captioned_sheet(images, captions, colours), step)
+
+
+def _true_words(true: Any, classes: Sequence[str]) -> str | list[str]:
+    if isinstance(true, int):
+        return f"true: {classes[true]}"
+    first, *others = label_names(true, classes)
+    return [f"true: {first}", *others]
 
 
 def _show_kernels(board: Board, step: int, tag: str = "kernels/first_layer") -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import DataError
-from datasets.words import label_words
+from datasets.words import label_names
 from trainer.config import Config
 from trainer.drawing.charts import draw_bars
 from trainer.drawing.fonts import drawables
@@ -70,11 +70,11 @@ def draw_augmentation(found: Inspection) -> Image.Image:
     subset = Subset(found.dataset, found.pipelines["train"], indices, labels, None, two)
     names = drawables(found.dataset.classes)
     pictures: list[Tensor] = []
-    captions: list[list[str]] = []
+    captions: list[list[str | list[str]]] = []
     for row in evenly(range(len(subset)), SAMPLES):
         index = int(indices[row])
         pictures.append(found.dataset.image(index))
-        captions.append([label_words(labels[row].tolist(), names), tail(found.dataset.ids[index])])
+        captions.append([label_names(labels[row].tolist(), names), tail(found.dataset.ids[index])])
         for epoch in range(EPOCHS):
             try:
                 images, shares = augmented(found.config, subset, row, epoch)
@@ -137,18 +137,19 @@ def draw_duplicates(found: Inspection) -> Image.Image | None:
     groups = groups[: MAX_GROUPS // 2] if found.near else groups
     groups += [(group, f"likeness {likeness:.3f}") for group, likeness in found.near]
     pictures: list[Tensor | Image.Image] = []
-    captions: list[list[str]] = []
+    captions: list[list[str | list[str]]] = []
     colours: list[str | None] = []
     for group, what in groups[:MAX_GROUPS]:
         kinds = {index: (split_of[index], labels[index]) for index in group}
         shown = one_of_each_first(kinds)[:OF_A_GROUP]
         for index in shown:
-            name = label_words(labels[index], names)
+            shown_names = label_names(labels[index], names)
+            shown_names[0] = f"{split_of[index]}: {shown_names[0]}"
             pictures.append(found.dataset.image(index))
-            captions.append([f"{split_of[index]}: {name}", tail(found.dataset.ids[index]), what])
+            is_end = index == shown[-1] and len(shown) < len(group)
+            more = f", {len(group) - len(shown):,} more" if is_end else ""
+            captions.append([shown_names, tail(found.dataset.ids[index]), what + more])
             colours.append(RED if len(set(kinds.values())) > 1 else None)
-        if more := len(group) - len(shown):
-            captions[-1][-1] += f", {more:,} more"
         blank = OF_A_GROUP - len(shown)
         pictures += [Image.new("RGB", (8, 8), "#f2f2f2")] * blank
         captions += [[""] * 3] * blank

@@ -2,41 +2,29 @@
 
 import math
 import os
-import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from torch import Tensor, float64, where, zeros
+from torch import Tensor, float64, zeros
 
 from trainer.components.decisions import (
     Answers,
     certainties,
     confusion_counts,
-    decided,
 )
 from trainer.components.metrics import per_class
 from trainer.drawing.charts import numbers
-from trainer.drawing.fonts import drawable
-from trainer.drawing.pictures import to_picture
 from trainer.drawing.text import Bins
-from trainer.process.console import duration
-from trainer.process.errors import RunError
-from trainer.process.words import listed
-from trainer.run.disk import read_json
-from trainer.run.folder import tensorboard_command
+from trainer.insight.run_facts import commands_for, facts_of_run, notes_for_report
+from trainer.insight.samples import ReportImage, rows_to_show, shown_image
 
-NUM_SHOWN = 16  # mistakes
 MAX_CLASSES = 20  # with more, tables show the worst, and a table of all is at the end
 FEW_IMAGES = 1000  # with fewer, accuracy has a confidence interval
 NUM_BINS = 15  # intervals of confidence, as in Guo et al., 2017
-THUMBNAIL = 320  # largest side of a mistake's picture, in pixels
 SECONDS = {
     "start": "reading the data, building the model",
     "data": "waiting for images",
@@ -45,8 +33,6 @@ SECONDS = {
     "save": "checkpoints",
     "log": "metrics, TensorBoard",
 }
-_EQUAL = re.compile(r"([\d,]+) groups? of equal images .*?(one of the labels|what is tested)")
-_ABSENT = re.compile(r"(train|val|test) has no image of")
 
 
 @dataclass(frozen=True)
@@ -69,24 +55,6 @@ class ReportData:
     picture_of: Callable[[int], Tensor] | None = None
     class_balance: Mapping[str, Sequence[int]] = field(default_factory=dict)
     notes: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class ReportImage:
-    """An image of the test split: its class, its predicted class, and both probabilities.
-
-    Of several labels, true and predicted name all; a probability is the lowest among them, None
-    where there is none.
-    """
-
-    name: str
-    true: str
-    predicted: str
-    of_predicted: float | None
-    of_true: float | None
-    picture: Image.Image | None
-    caption: tuple[str, ...] = ()  # lines: true and predicted, in letters that a picture can show
-    fault: str = ""  # the reason if there is no picture
 
 
 @dataclass(frozen=True)
@@ -237,16 +205,20 @@ def find(given: ReportData, run: Path) -> Findings:
     result, classes, balance = given.result, given.classes, given.class_balance
     labels = given.answers.labels
     bins = calibration_bins(given.answers)
-    rows, num_wrong = _rows_to_show(given.answers)
+    rows, num_wrong = rows_to_show(given.answers)
     dataset = result.get("dataset", {})
     left_out = [f"{entry['path']}: {entry['reason']}" for entry in dataset.get("left_out", ())]
+
+    def show(row: int) -> ReportImage:
+        return shown_image(given.answers, classes, given.ids[row], row, given.picture_of)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and resizing release the GIL
-        shown = list(pool.map(lambda row: _show(given, row), rows))
+        shown = list(pool.map(show, rows))
     return Findings(
         title=str(result.get("name") or "Report"),
         best_epoch=result["best"]["epoch"],
-        facts=_facts(result, run),
-        notes=_notes(given, run),
+        facts=facts_of_run(result, run),
+        notes=notes_for_report(result, given.notes, run),
         left_out=left_out,
         # metrics.jsonl has train/loss of a few steps, and train/loss_epoch as the epoch's mean.
         history=[{k.removesuffix("_epoch"): v for k, v in row.items()} for row in given.history],
@@ -263,7 +235,7 @@ def find(given: ReportData, run: Path) -> Findings:
         balance=balance,
         config_text=given.config_text,
         seconds={k: v for k, v in numbers(result.get("seconds") or {}).items() if v >= 0},
-        commands=_commands(run, result),
+        commands=commands_for(run, result),
         several_labels=labels.ndim == 2,
     )
 
@@ -290,135 +262,3 @@ def wilson(right: int, images: int) -> tuple[float, float]:
     half = z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
     scale = 1 + z**2 / images
     return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
-
-
-def _rows_to_show(answers: Answers) -> tuple[list[int], int]:
-    """Rows of the most certain mistakes (else of the least certain images); number of mistakes."""
-    confidence, predicted = answers.probabilities.max(dim=1)
-    if answers.labels.ndim == 1:
-        is_wrong = predicted != answers.labels
-    else:  # how far the furthest label is from what it should be
-        has = answers.labels > 0.5
-        is_wrong = (decided(answers.probabilities, answers.thresholds) != has).any(dim=1)
-        error = (answers.probabilities - has.float()).abs().amax(dim=1)
-        confidence = where(is_wrong, error, 1 - error)
-    wrong = is_wrong.nonzero().flatten()
-    if len(wrong):
-        order = confidence[wrong].argsort(descending=True, stable=True)[:NUM_SHOWN]
-        rows: list[int] = wrong[order].tolist()
-    else:
-        rows = confidence.argsort(stable=True)[:NUM_SHOWN].tolist()
-    return rows, len(wrong)
-
-
-def _show(given: ReportData, i: int) -> ReportImage:
-    classes, (all_chances, labels, thresholds) = given.classes, given.answers
-    probabilities = all_chances[i]
-    picture, fault = None, "no picture was given"
-    if given.picture_of:
-        try:
-            picture, fault = to_picture(given.picture_of(i)), ""
-            if max(picture.size) > THUMBNAIL:
-                picture.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=1.5)
-        except Exception as error:  # the report is useful without this picture
-            fault = f"cannot be shown: {error or type(error).__name__}"
-    chosen, wanted = probabilities.argmax()[None], labels[i][None]
-    if labels.ndim == 2:
-        flags = decided(probabilities[None], thresholds)[0]
-        chosen, wanted = flags.nonzero().flatten(), (labels[i] > 0.5).nonzero().flatten()
-    named = [[classes[label] for label in some.tolist()] for some in (wanted, chosen)]
-    drawn = [[drawable(classes[k], k) for k in some.tolist()] for some in (wanted, chosen)]
-    shares = [float(probabilities[some].min()) if len(some) else None for some in (wanted, chosen)]
-    true, predicted = (", ".join(names) or "no label" for names in named)
-    lines = [", ".join(names) or "no label" for names in drawn]
-    return ReportImage(
-        name=given.ids[i],
-        true=true,
-        predicted=predicted,
-        of_predicted=shares[1],
-        of_true=shares[0],
-        picture=picture,
-        caption=(lines[0], f"-> {lines[1]}") if labels.ndim == 2 else (" -> ".join(lines),),
-        fault=fault,
-    )
-
-
-def _facts(result: dict[str, Any], run: Path) -> dict[str, str]:
-    """The first facts of a report: when, on which data and device, with which code."""
-    environment: dict[str, Any] = {}
-    with suppress(RunError):
-        environment = read_json(run / "environment.json")
-    epochs, best = result.get("epochs"), result["best"]["epoch"]
-    facts = {"best epoch": f"{best} of {epochs}" if epochs else str(best)}
-    if result.get("early_stopped"):
-        facts["best epoch"] += ", stopped early"
-    if result.get("status") in ("stopped", "failed"):
-        facts["status"] = result["status"]
-    dataset = result.get("dataset", {})
-    if images := dataset.get("images"):
-        sizes = listed((f"{count:,} {split}" for split, count in images.items()))
-        facts["data"] = f"{dataset.get('name', '')}: {sizes} images"
-    if seconds := numbers(result).get("train_seconds"):
-        facts["training"] = duration(seconds) if seconds >= 10 else f"{seconds:.2g}s"
-    if speed := numbers(result).get("images_per_second"):
-        facts["speed"] = f"{speed:,.0f} images/s"
-    if stamp := re.match(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-", run.name):
-        facts["begun"] = "{}-{}-{} {}:{}:{}".format(*stamp.groups())
-    if device := result.get("device") or environment.get("device"):
-        torch_version = (environment.get("packages") or {}).get("torch")
-        facts["device"] = f"{device}, torch {torch_version}" if torch_version else str(device)
-    if commit := environment.get("git_commit"):
-        changed = len(environment.get("git_changed_files") or ())
-        files = f", {changed} file{'s' if changed > 1 else ''} changed since" if changed else ""
-        facts["code"] = f"commit {str(commit)[:12]}{files}"
-    if "seed" in result:
-        facts["seed"] = str(result["seed"])
-    facts["folder"] = str(run)
-    return facts
-
-
-def _notes(given: ReportData, run: Path) -> list[str]:
-    """Warnings about the numbers, the run's and those of ``trainer.data`` on the same split.
-
-    Each fact is told once, in the run's words; lines of examples belong to their note.
-    """
-    result = given.result
-    dataset = result.get("dataset", {})
-    notes = list(dataset.get("notes") or filter(None, [dataset.get("note")]))
-    if skipped := numbers(result).get("skipped_steps"):
-        notes += [f"{skipped:,} steps without finite numbers were skipped in training."]
-    facts: dict[str, Any] = {}
-    with suppress(RunError):
-        facts = read_json(run.parent / "data" / "data.json")
-    # The examples of a note stand on further lines, which begin with two spaces.
-    joined = "\n".join([*notes, *given.notes]).replace("\n  ", "; ").split("\n")
-    if result.get("split") and facts.get("split") == result["split"]:
-        told = facts.get("warnings", ())
-        # The report itself lists the images that this run could not read.
-        told = [warning for warning in told if not warning.endswith(" images cannot be read.")]
-        joined += [f"{warning} (trainer.data)" for warning in told]
-    once: dict[Any, str] = {}
-    for note in filter(None, joined):
-        once.setdefault(_fact(note), note)
-    return list(once.values())
-
-
-def _fact(note: str) -> Any:
-    """What a note tells; the run and ``trainer.data`` tell two facts in different words."""
-    found = _EQUAL.match(note) or _ABSENT.match(note)
-    return found.groups() if found else note.removesuffix(" (trainer.data)").rstrip(".")
-
-
-def _commands(run: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
-    """(purpose, command) of commands that use the run; they are run in the checkout's root."""
-    folder, siblings = shlex.quote(str(run)), shlex.quote(str(run.parent))
-    epochs = int(numbers(result).get("epochs") or result["best"]["epoch"])
-    return [
-        ("watch the curves", tensorboard_command(run.parent.parent, epochs)),
-        ("evaluate the weights again", f"python -m trainer.evaluate {folder}"),
-        ("classify pictures", f"python -m trainer.predict {folder} path/to/pictures"),
-        ("see what the model looks at", f"python -m trainer.explain {folder} path/to/picture.jpg"),
-        ("take it elsewhere", f"python -m trainer.export {folder} --format onnx"),
-        ("compare the runs of this name", f"python -m trainer.compare {siblings}"),
-        ("train on", f"python -m trainer.train --resume {folder} train.epochs={2 * epochs}"),
-    ]

@@ -19,8 +19,9 @@ from trainer.distributed.processes import is_main, on_main
 from trainer.input.loader import eval_loader
 from trainer.input.subset import Subset, decoded
 from trainer.insight.board import Board, show_end, show_start
-from trainer.insight.findings import THUMBNAIL, ReportData
+from trainer.insight.findings import ReportData
 from trainer.insight.report import write_report
+from trainer.insight.samples import THUMBNAIL
 from trainer.loop.epochs import Session, train_epochs
 from trainer.loop.evaluate import (
     answers_of,

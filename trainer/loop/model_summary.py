@@ -241,7 +241,12 @@ def kept_for_backward(job: Job, images: Tensor, labels: Tensor) -> tuple[float, 
 
 def real_steps(job: Job, batches: Batches) -> Iterator[Any]:
     """Do real steps of training, whatever their loss."""
-    guard = Guard(job.model, job.optimizer, job.config.train.clip_grad_norm)
+    guard = Guard(
+        job.model,
+        job.optimizer,
+        job.config.train.clip_grad_norm,
+        several_labels=job.data.several_labels,
+    )
     return train_steps(new_task(job, guard), batches, 0)
 
 

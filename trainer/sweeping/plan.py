@@ -102,10 +102,23 @@ def load_sweep(path: str | Path, typed: Sequence[str] = ()) -> Plan:
     if config is not None and (sweep := _without_faults(document.data, faults)) is not None:
         typed = [*others, f"train.monitor={config.train.monitor}"]
         faults += _faults_of_choices(document, base, typed, sweep)
+        faults += _unlike_losses(document, config, sweep)
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)), document.file)
     assert config is not None
     return Plan(SweepFile.model_validate(document.data), base, config, others, document)
+
+
+def _unlike_losses(document: Document, config: Config, sweep: Sweep) -> list[Fault]:
+    """A fault for each key that changes what val/loss measures, where trials are compared by it."""
+    if config.train.monitor != "val/loss":
+        return []
+    message = (
+        "changes what val/loss measures, and trials are compared by it (train.monitor); monitor a "
+        "metric, such as train.monitor=val/accuracy"
+    )
+    keys = [key for key in sweep.params if key.partition(".")[0] == "loss"]
+    return [document.fault(("sweep", "params", key), message) for key in keys]
 
 
 def _is_experiment(data: dict[Any, Any]) -> bool:

@@ -67,7 +67,13 @@ def sweep_rates(job: Job, low: float, high: float, steps: int) -> RangeTest:
     shares = [float(group["lr"]) / own if own else 1.0 for group in groups]
     rates = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
     # This guard reads every step's results: a NaN ends the test, and is no error here.
-    guard = Guard(job.model, optimizer, job.config.train.clip_grad_norm, lag=1)
+    guard = Guard(
+        job.model,
+        optimizer,
+        job.config.train.clip_grad_norm,
+        lag=1,
+        several_labels=job.data.several_labels,
+    )
     task = replace(new_task(job, guard), optimizer=optimizer, schedule=Schedule(optimizer))
     epochs = (job.train_loader.epoch(epoch) for epoch in count())
     done = train_steps(task, islice(chain.from_iterable(epochs), steps), 0)

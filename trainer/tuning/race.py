@@ -136,7 +136,13 @@ def contender_of(job: Job, threads: int) -> Contender:
     """A contender of a job that is ready to train."""
     job.train_loader.close()  # its workers run in its own blocks only
     goes_on = job.config.train.skip_non_finite > 0 or job.precision.scaler.is_enabled()
-    guard = Guard(job.model, job.optimizer, job.config.train.clip_grad_norm, restore=goes_on)
+    guard = Guard(
+        job.model,
+        job.optimizer,
+        job.config.train.clip_grad_norm,
+        restore=goes_on,
+        several_labels=job.data.several_labels,
+    )
     own = job.config.train.threads
     return Contender(job, new_task(job, guard), threads if own == "auto" else own)
 
