@@ -73,7 +73,7 @@ class TrainedModel:
         Raises BrokenImage.
         """
         content = read_file(path)
-        if kind := self._kind_of_many(content):
+        if kind := _kind_of_many(self.form, content):
             raise BrokenImage(str(path), f"{kind}, no image file; {FOR_MANY}")
         image, remark = decode_as(self.form, content, str(path), self.at_least)
         self.remarks.append(remark)
@@ -85,12 +85,6 @@ class TrainedModel:
             red, green, blue = image.int()
             image = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).byte()[None]
         return image
-
-    def _kind_of_many(self, content: bytes) -> str:
-        """The kind of a file that holds many images or none; "" for any other file."""
-        if self.form.is_plain and content.startswith(NPY):
-            return "an array (a run with channels: keep or bits: 16 takes it as an image)"
-        return next((kind for mark, kind in OF_MANY.items() if content.startswith(mark)), "")
 
     def inputs(self, images: Sequence[Tensor]) -> Tensor:
         """Return the model's inputs for images of ``read``: (B, [crops,] C, H, W) float32.
@@ -132,6 +126,13 @@ class TrainedModel:
         order = probabilities.argsort(descending=True, stable=True).tolist()
         found = decided(probabilities[None], self.thresholds)[0].tolist()
         return tuple(label for label in order if found[label])
+
+
+def _kind_of_many(form: Form, content: bytes) -> str:
+    """The kind of a file that holds many images or none; "" for any other file."""
+    if form.is_plain and content.startswith(NPY):
+        return "an array (a run with channels: keep or bits: 16 takes it as an image)"
+    return next((kind for mark, kind in OF_MANY.items() if content.startswith(mark)), "")
 
 
 def load_trained(run: Path, overrides: Sequence[str] = ()) -> TrainedModel:
