@@ -136,6 +136,22 @@ def _interruptible():
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def require_open(descriptor: int) -> None:
+    """Raise what ``os.fsync`` raises for a file that is not open."""
+    os.fstat(descriptor)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk():
+    """A run of a second calls fsync forty times, and nobody pulls the plug in a test.
+
+    Whether and when it is called, tests still see: they put their own in its place.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", require_open)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_store(tmp_path_factory):
     """The tests' own store of prepared images; processes that they start use it too."""

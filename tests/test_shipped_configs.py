@@ -23,9 +23,13 @@ SHIPPED = {
 
 NARROW = "model.widths=[64, 64, 64]"  # Muon's bfloat16 matrices are slow where a CPU lacks it
 SMALLER = {"cifar10_cpu": NARROW, "cifar10_speedrun": NARROW, "vgg16_rmb": "model.depth=11"}
-WHOLE = [
-    *((path, SMALLER.get(path.stem)) for path in CONFIGS),
-    *(pytest.param(path, None, marks=pytest.mark.slow) for path in CONFIGS if path.stem in SMALLER),
+SMALL_AND_WHOLE = [
+    *(pytest.param(path, SMALLER.get(path.stem), id=path.stem) for path in CONFIGS),
+    *(
+        pytest.param(path, None, marks=pytest.mark.slow, id=f"{path.stem}, whole")
+        for path in CONFIGS
+        if path.stem in SMALLER
+    ),
 ]
 
 
@@ -53,9 +57,7 @@ def test_the_list_of_shipped_yamls_is_whole():
     assert {path.stem for path in CONFIGS} == SHIPPED
 
 
-@pytest.mark.parametrize(
-    ("path", "smaller"), WHOLE, ids=lambda value: value.stem if isinstance(value, Path) else value
-)
+@pytest.mark.parametrize(("path", "smaller"), SMALL_AND_WHOLE)
 def test_every_shipped_yaml_passes_a_dry_run(path, smaller, request, tmp_path, monkeypatch, capsys):
     """Its steps are real ones, but few: how long an epoch takes is no matter here."""
     monkeypatch.setattr("trainer.loop.model_summary.TIMED_SECONDS", 0.0)

@@ -244,7 +244,10 @@ SENT = {
 }
 LITTLE_AND_MUCH_AHEAD = [
     pytest.param(
-        transforms, ahead, marks=pytest.mark.slow if much != ("mixed" in name) else [], id=name
+        transforms,
+        ahead,
+        marks=pytest.mark.slow if much != ("mixed" in name) else [],
+        id=f"{name}-{ahead}",
     )
     for ahead, much in ((1, False), (2**25, True))
     for name, transforms in SENT.items()
