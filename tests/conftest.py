@@ -43,7 +43,8 @@ log: {{every: 2st, images: 4}}
 """
 
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # the machine may be busy
+# The machine may be busy. Where a test names no number of examples, each run tries fifty others.
+hypothesis.settings.register_profile("untimed", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("untimed")
 FORK = multiprocessing.get_context("fork")
 COPIES = itertools.count()
