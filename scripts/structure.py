@@ -68,9 +68,12 @@ def read_modules(checkout: Path) -> dict[str, Module]:
 
 
 def _imports(node: ast.AST, package: Sequence[str], at_start: bool) -> Iterator[Import]:
+    is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):
+            continue  # an import is a statement, and no expression holds statements
         starts = at_start and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if is_for_types and isinstance(node, ast.If):
             starts = starts and child in node.orelse
         if isinstance(child, ast.Import):
             yield from (Import(alias.name, child.lineno, starts) for alias in child.names)

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from scripts.structure import (
     read_modules,
     resolve,
 )
+from tests.conftest import exit_code_of, fork
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("datasets", "models", "scripts", "trainer", "transforms")
@@ -527,20 +529,32 @@ def test_what_is_needed_before_torch_imports_none(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+BESIDE_PAGES = "trainer.train, trainer.loop.fit, trainer.sweeping.page, trainer.inference.exporting"
+
+
 @pytest.mark.parametrize(
     "modules, absent",
     [
         ("trainer.sweeping.page, trainer.drawing.svg", "torch"),  # a sweep's page needs none
-        (
-            "trainer.train, trainer.loop.fit, trainer.sweeping.page, trainer.inference.exporting",
-            "jinja2",
-        ),
+        pytest.param(BESIDE_PAGES, "jinja2", marks=pytest.mark.slow),  # imports torch anew
     ],
 )
 def test_what_a_page_is_made_with_is_imported_when_there_is_one(modules, absent):
     code = f"import sys, {modules}\nassert {absent!r} not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_module_but_that_of_pages_imports_what_pages_are_made_with(tmp_path):
+    def import_anew():
+        for name in list(sys.modules):
+            if name.partition(".")[0] in ("jinja2", *FOLDERS):
+                del sys.modules[name]
+        for module in BESIDE_PAGES.split(", "):
+            importlib.import_module(module)
+        return int("jinja2" in sys.modules)
+
+    assert exit_code_of(fork(tmp_path / "said", import_anew)) == 0, (tmp_path / "said").read_text()
 
 
 def test_no_weights_are_unpickled_and_no_yaml_is_executed():

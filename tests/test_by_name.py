@@ -206,14 +206,20 @@ def metrics(run):
     return [{k: v for k, v in line.items() if "/loss" in k or "accuracy" in k} for line in lines]
 
 
-def test_the_curves_are_the_same_with_every_cache_and_worker_count(file, root, start, tmp_path):
+FEW = (("off", 0), ("store", 2), ("store", 0), ("off", 2), ("ram", 2))
+ALL = tuple((cache, workers) for cache in ("off", "store", "off", "ram") for workers in (0, 2))
+
+
+@pytest.mark.parametrize("ways", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=len)
+def test_the_curves_are_the_same_with_every_cache_and_worker_count(
+    file, root, start, tmp_path, ways
+):
     spoilt_part(file, root, "train", 2)
     found = []
-    for cache in ("off", "store", "off", "ram"):
-        for workers in (0, 2):
-            more = (f"loader.cache={cache}", f"loader.workers={workers}")
-            assert start(NAME, SKIP, "train.epochs=2", *more) == 0
-            found.append(metrics(newest(tmp_path)))
+    for cache, workers in ways:
+        more = (f"loader.cache={cache}", f"loader.workers={workers}")
+        assert start(NAME, SKIP, "train.epochs=2", *more) == 0
+        found.append(metrics(newest(tmp_path)))
     assert found[0] and all(one == found[0] for one in found)
 
 

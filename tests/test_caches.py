@@ -77,14 +77,20 @@ def digests(data, workers, batch_size, epoch):
     return found
 
 
+# auto reads the store, or makes it where there is none.
+EACH = ("off", "ram", "auto", "store")
+AGAIN = ("off", "ram", "auto", "store", "auto", "off", "store")
+
+
+@pytest.mark.parametrize("caches", [EACH, pytest.param(AGAIN, marks=pytest.mark.slow)], ids=len)
 @pytest.mark.parametrize("decode", ["exact", "fast"])
 @pytest.mark.parametrize("kind", LISTS)
 def test_every_cache_worker_count_and_start_gives_a_sample_the_same_bits(
-    root, tmp_path, kind, decode
+    root, tmp_path, kind, decode, caches
 ):
     file = recipe(tmp_path / "a.yaml", root, *LISTS[kind])
     wanted: dict[str, tuple[str, str, int]] = {}
-    for number, cache in enumerate(("off", "ram", "auto", "store", "auto", "off", "store")):
+    for number, cache in enumerate(caches):
         data = load(file, f"dataset.decode={decode}", f"loader.cache={cache}")
         where = {"off": "off", "ram": "ram"}.get(cache, "store")
         assert {subset.cache for subset in data.subsets.values()} == {where}

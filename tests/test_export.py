@@ -421,7 +421,12 @@ def noise(*shape):
 FAMILIES = [
     ("MLP", (1, 8, 8)),
     ("{name: VGG, depth: 11, batch_norm: true, variant: cifar}", (3, 32, 32)),
-    ("{name: torchvision/mobilenet_v3_small, freeze: [features.0.*]}", (1, 32, 32)),
+    ("{name: torchvision/squeezenet1_1, freeze: [features.0.*]}", (1, 32, 32)),
+    pytest.param(
+        "{name: torchvision/mobilenet_v3_small, freeze: [features.0.*]}",
+        (1, 32, 32),
+        marks=pytest.mark.slow,
+    ),
     ("timm/resnet10t", (3, 32, 32)),
 ]
 

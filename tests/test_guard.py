@@ -155,8 +155,15 @@ class SpoiledAt(nn.Module):
         return F.cross_entropy(logits, labels) * (math.nan if bad and self.what == "loss" else 1)
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-@pytest.mark.parametrize("every", ["3st", "2ep"])
+@pytest.mark.parametrize(
+    ("every", "what"),
+    [
+        ("3st", "gradient"),
+        ("2ep", "loss"),
+        pytest.param("3st", "loss", marks=pytest.mark.slow),
+        pytest.param("2ep", "gradient", marks=pytest.mark.slow),
+    ],
+)
 def test_when_the_guard_looks_and_the_run_stops_changes_no_number(
     config_file, tmp_path, monkeypatch, what, every
 ):

@@ -16,6 +16,7 @@ import sys
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,8 @@ END = bytes(1024)
 LINK, HARD, GNU = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.GNU_FORMAT
 
 
-def corpus() -> dict[str, bytes]:
-    """Name -> archive; all of them must be refused."""
+def corpus() -> dict[str, bytes | Callable[[], bytes]]:
+    """Name -> archive, or what makes a large one; all of them must be refused."""
     names = {
         "absolute": "/tmp/evil",
         "two slashes": "//evil",
@@ -100,7 +101,8 @@ def corpus() -> dict[str, bytes]:
         "too long": "a/" * 600 + "b",
         "a part too long": "a" * 256,
     }  # fmt: skip
-    found = {f"tar: {what}": tar_of(OK, (name, b"x")) for what, name in names.items()}
+    found: dict[str, bytes | Callable[[], bytes]] = {}
+    found |= {f"tar: {what}": tar_of(OK, (name, b"x")) for what, name in names.items()}
     found |= {f"zip: {what}": zip_of(OK, (name, b"x")) for what, name in names.items()}
     twins = {
         "case": ("a/OK.txt", b"x"),
@@ -151,11 +153,11 @@ def corpus() -> dict[str, bytes]:
         "tar: damaged check sum": b"X" + tar_of(OK)[1:],
         "tar: more after its end": tar_of(OK) + b"x" * 512,
         "tar: two of them": tar_of(OK) + tar_of(("b", b"x")),
-        "tar: many empty files": gzip.compress(
+        "tar: many empty files": lambda: gzip.compress(
             b"".join(header(entry(f"{n:x}")) for n in range(60_000)) + END, 1
         ),
-        "gz: bomb": gzip.compress(header(entry("b", size=1 << 27)) + bytes(1 << 27), 1),
-        "gz: bomb after the end": gzip.compress(tar_of(OK) + bytes(1 << 26), 1),
+        "gz: bomb": lambda: gzip.compress(header(entry("b", size=1 << 27)) + bytes(1 << 27), 1),
+        "gz: bomb after the end": lambda: gzip.compress(tar_of(OK) + bytes(1 << 26), 1),
         "gz: cut": gzip.compress(tar_of(OK, ("r", random.Random(0).randbytes(5000))))[:-2000],
         "gz: wrong CRC": gzip.compress(tar_of(OK))[:-8] + bytes(8),
         "gz: garbage behind": gzip.compress(tar_of(OK)) + b"evil",
@@ -163,12 +165,14 @@ def corpus() -> dict[str, bytes]:
         "gz: empty": gzip.compress(b""),
         "bz2: damaged": b"BZh9" + bytes(100),
         "xz: damaged": b"\xfd7zXZ\0" + bytes(100),
-        "xz: bomb": lzma.compress(header(entry("b", size=1 << 26)) + bytes(1 << 26), preset=0),
+        "xz: bomb": lambda: lzma.compress(
+            header(entry("b", size=1 << 26)) + bytes(1 << 26), preset=0
+        ),
         "zip: symbolic link": zip_of(OK, ("l", b"/etc/passwd"), mode=stat.S_IFLNK | 0o777),
         "zip: device": zip_of(("d", b""), mode=stat.S_IFCHR | 0o666),
         "zip: pipe": zip_of(("p", b""), mode=stat.S_IFIFO | 0o666),
         "zip: NUL": zip_of(OK, ("a.txt\0.jpg", b"x")),
-        "zip: bomb": zip_of(("b", bytes(1 << 26))),
+        "zip: bomb": lambda: zip_of(("b", bytes(1 << 26))),
         "zip: LZMA": zip_of(OK, method=zipfile.ZIP_LZMA),
         "zip: folder with content": zip_of(("d/", b"evil")),
         "zip: empty": zip_of(),
@@ -239,7 +243,8 @@ def verdicts(tmp_path_factory):
     files.mkdir()
     work.mkdir(parents=True)
     for index, name in enumerate(NAMES):
-        (files / f"{index:03d}").write_bytes(CORPUS[name])
+        content = CORPUS[name]
+        (files / f"{index:03d}").write_bytes(content if isinstance(content, bytes) else content())
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, str(files)],
         cwd=work,
@@ -397,7 +402,9 @@ def test_the_command_unpacks_and_its_errors_are_sentences(tmp_path, capsys):
     assert files_in(target) == FILES
     assert main(arguments) == 3
     assert capsys.readouterr().err.startswith(f"error: {target}: exists already")
-    path.write_bytes(CORPUS["tar: symbolic link, then through it"])
+    content = CORPUS["tar: symbolic link, then through it"]
+    assert isinstance(content, bytes)
+    path.write_bytes(content)
     assert main([*arguments[:3], str(tmp_path / "new")]) == 3
     assert f"error: {path}: 'l': it is a symbolic link" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):

@@ -249,3 +249,18 @@ def test_sizes_are_told_in_fitting_units():
     assert [scaled(n) for n in (999, 833_040, 30_940_000_000)] == ["999 ", "833 k", "30.94 G"]
     tensor = torch.zeros(10)
     assert bytes_of([tensor, tensor, torch.zeros(5, dtype=torch.int64)]) == 80
+
+
+def test_of_each_size_one_step_is_enough_where_a_step_is_slow(job_of, monkeypatch):
+    monkeypatch.setattr("trainer.loop.model_summary.TIMED_SECONDS", 0.0)
+    steps = []
+
+    def counted(job, batches):
+        for images, labels in batches:
+            steps.append(images.shape[-1])
+            yield from real_steps(job, [(images, labels)])
+
+    monkeypatch.setattr("trainer.loop.model_summary.real_steps", counted)
+    net = "model={name: CompactResNet, widths: [4]}"
+    assert summarize(job_of(net, "train.sizes={0ep: 24, 1ep: 32}")).cost.train_seconds > 0
+    assert steps == [32, 24, 32]  # the first batch, of the largest size, and one of each

@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 import urllib.error
@@ -794,7 +795,27 @@ def test_weights_that_are_not_dense_real_numbers_are_refused(tmp_path, tensor, t
 # --- torchvision -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+# One of each family, and those of other stems, heads or blocks within it. The others are wider or
+# deeper only.
+FAMILIES = {
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s"),
+    *("googlenet", "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small"),
+    *("regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d"),
+    *("shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11"),
+    *("vgg11_bn", "vit_b_16", "wide_resnet50_2", "mobilenet_v3_large"),
+}
+FEW_THEN_ALL = [
+    pytest.param(name, marks=[] if name in FAMILIES else pytest.mark.slow) for name in TORCHVISION
+]
+
+
+def test_every_torchvision_classifier_has_one_of_its_family_here():
+    family = re.compile(r"\b(?:efficientnet_v2|swin_v2|mobilenet_v\d|regnet_.|wide_resnet|[a-z]+)")
+    here, all_of_them = (set(family.findall(" ".join(names))) for names in (FAMILIES, TORCHVISION))
+    assert here == all_of_them and set(TORCHVISION) >= FAMILIES
+
+
+@pytest.mark.parametrize("name", FEW_THEN_ALL)
 def test_every_torchvision_classifier_takes_our_classes_and_channels(name, monkeypatch):
     block_params = torchvision.models.regnet.BlockParams
 

@@ -210,7 +210,7 @@ def test_an_empty_history_gives_an_empty_picture():
     assert colours(draw_curves([], best_epoch=None)) == {WHITE}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.floats(), st.floats()), max_size=8), st.booleans())
 def test_any_points_can_be_drawn_and_those_that_are_no_numbers_are_left_out(points, log_x):
     picture = draw_lines({"a": {"b": points}, "empty": {}}, "x", [(1.0, "here")], log_x)

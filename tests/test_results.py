@@ -11,6 +11,7 @@ import yaml
 from scripts import results
 from scripts.results_page import MEASURED, PAGE, READMES, all_recipes, texts
 from tests.conftest import SMALL, fork
+from trainer.predict import main as predict
 
 HEADS = {
     READMES[0]: "| YAML | data | test accuracy | training | commit |\n|---|---|---|---|---|\n",
@@ -175,6 +176,12 @@ def test_a_killed_call_resumes_a_finished_one_runs_nothing_and_more_seeds_are_ad
 ):
     command = ["--rmb", str(notes), "--only", "one", "two", "--seeds", "0", "1"]
     monkeypatch.setattr(results, "RECOLOURED", ("one",))
+    start = results.code_of_command
+
+    def code_of_command(argv, output):  # a prediction needs no process of its own
+        return predict(argv[1:]) if argv[0] == "trainer.predict" else start(argv, output)
+
+    monkeypatch.setattr(results, "code_of_command", code_of_command)
     first = Path("runs/results") / f"one-{all_recipes()[0].digest}" / "t000-seed0"
     process = fork(checkout / "killed.txt", lambda: results.main(command))
     end = time.monotonic() + 120

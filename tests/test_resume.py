@@ -354,7 +354,7 @@ def stopped_at(train, monkeypatch, step, *overrides, resume=None, file=None):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("optimizer=AdamW", "model=torchvision/mobilenet_v3_small"),
+        ("optimizer=AdamW", "model={name: CompactResNet, widths: [8, 8, 8]}"),
         (
             "model={name: MLP, hidden: [64], dropout: 0.5}",
             "scheduler=OneCycleLR",

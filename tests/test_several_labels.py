@@ -2,8 +2,8 @@
 
 import csv
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 from itertools import islice
 from typing import Any
@@ -187,7 +187,9 @@ def test_a_label_that_few_val_images_have_keeps_its_threshold_and_a_note_tells_i
     assert read_json(run / "model.json")["thresholds"][2] == 0.5
 
 
-def test_exported_programs_predict_the_same_labels(trained, coloured, tmp_path, capsys):
+def test_exported_programs_predict_the_same_labels(
+    trained, coloured, tmp_path, monkeypatch, capsys
+):
     paths = sorted(coloured.glob("0[0-2]?.png"))
     expected = {one["path"]: one["labels"] for one in predicted(trained, paths, capsys)}
     for kind in ("onnx", "safetensors", "pt2"):
@@ -198,15 +200,13 @@ def test_exported_programs_predict_the_same_labels(trained, coloured, tmp_path, 
         "safetensors": tmp_path / "small-safetensors" / "use.py",
     }
     for program in programs.values():
-        done = subprocess.run(
-            [sys.executable, program.name, *map(str, paths)],
-            cwd=program.parent,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        monkeypatch.chdir(program.parent)
+        monkeypatch.setattr(sys, "argv", [program.name, *map(str, paths)])
+        capsys.readouterr()
+        runpy.run_path(program.name, run_name="__main__")
         found = {str(path): set[str]() for path in paths}
-        for path, label, *_ in (line.split("\t") for line in done.stdout.splitlines()):
+        told = capsys.readouterr().out
+        for path, label, *_ in (line.split("\t") for line in told.splitlines()):
             found[path] |= {label} - {"-"}
         assert found == {path: set(labels) for path, labels in expected.items()}
     assert any(len(labels) > 1 for labels in expected.values())

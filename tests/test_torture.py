@@ -1,6 +1,5 @@
 """The harness can fail: cores that are broken on purpose do not survive its trials."""
 
-import functools
 import hashlib
 import json
 import shutil
@@ -75,33 +74,29 @@ def attempt(patch, kind, seed, images):
     return main(["--only", kind, "--seed", seed, "--trials", "1", "--rmb", str(images)])
 
 
-def attempt_all(folder, temporary, images):
-    """Import once, as the harness does; each sabotage happens in a fork. Their exit codes."""
-    import_once()
-    tempfile.tempdir = str(temporary)
-    codes = {}
-    for name, (patch, (kind, seed), _) in SABOTAGES.items():
-        work = functools.partial(attempt, patch, kind, seed, images)
-        codes[name] = exit_code_of(fork(folder / f"{name}.txt", work), 300)
-    (folder / "codes.json").write_text(json.dumps(codes))
-    return 0
+@pytest.fixture
+def reported(tmp_path_factory, notes):
+    """The exit code and the report of the harness for a sabotage, which happens in a fork."""
+    folder = tmp_path_factory.mktemp("report")
 
+    def attempted(name):
+        patch, (kind, seed), _ = SABOTAGES[name]
 
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory, notes):
-    """Exit code and report of the harness for each sabotage."""
-    folder, temporary = tmp_path_factory.mktemp("reports"), tmp_path_factory.mktemp("kept")
-    said = folder / "said"
-    work = functools.partial(attempt_all, folder, temporary, notes)
-    assert exit_code_of(fork(said, work), 1000) == 0, said.read_text()
-    codes = json.loads((folder / "codes.json").read_text())
-    return {name: (codes[name], (folder / f"{name}.txt").read_text()) for name in SABOTAGES}
+        def work():
+            tempfile.tempdir = str(folder)
+            import_once()
+            return attempt(patch, kind, seed, notes)
+
+        code = exit_code_of(fork(folder / "said.txt", work), 300)
+        return code, (folder / "said.txt").read_text()
+
+    return attempted
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the harness is Linux's")
 @pytest.mark.parametrize("name", SABOTAGES)
-def test_a_sabotaged_core_does_not_survive_and_a_sound_one_does(reports, name):
-    code, report = reports[name]
+def test_a_sabotaged_core_does_not_survive_and_a_sound_one_does(reported, name):
+    code, report = reported(name)
     patch, (kind, seed), words = SABOTAGES[name]
     assert words in report, report
     assert code == bool(patch), report

@@ -149,18 +149,28 @@ def test_training_equals_a_hand_written_loop(finished, config_file):
     assert epochs == [mean(losses[:5]), mean(losses[5:])]
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        (),
-        ("model={name: MLP, hidden: [64], dropout: 0.5}",),
-        ("optimizer.name=AdamW", "optimizer.lr=0.001", "scheduler.name=OneCycleLR"),
-        ("scheduler.name=ReduceLROnPlateau", "scheduler.patience=0", "scheduler.warmup=3st"),
-        ("loader.workers=2", "transforms.train.1.name=ColorJitter"),
-    ],
-    ids=["LeNet", "dropout", "OneCycleLR", "plateau and warm-up", "workers"],
-)
-@pytest.mark.parametrize("stop_at", [1, 4, 5, 7])
+STOPPED = {
+    "LeNet": (),
+    "dropout": ("model={name: MLP, hidden: [64], dropout: 0.5}",),
+    "OneCycleLR": ("optimizer.name=AdamW", "optimizer.lr=0.001", "scheduler.name=OneCycleLR"),
+    "plateau and warm-up": (
+        *("scheduler.name=ReduceLROnPlateau", "scheduler.patience=0", "scheduler.warmup=3st"),
+    ),
+    "workers": ("loader.workers=2", "transforms.train.1.name=ColorJitter"),
+}
+STOPS = [  # each amid an epoch and at its end, one of them in more places
+    pytest.param(
+        overrides,
+        stop_at,
+        marks=[] if stop_at in (1, 5) or name == "LeNet" else pytest.mark.slow,
+        id=f"{stop_at}-{name}",
+    )
+    for stop_at in (1, 4, 5, 7)
+    for name, overrides in STOPPED.items()
+]
+
+
+@pytest.mark.parametrize(("overrides", "stop_at"), STOPS)
 def test_a_run_stopped_by_sigterm_and_resumed_equals_one_that_never_stopped(
     train, finished, monkeypatch, overrides, stop_at
 ):

@@ -235,17 +235,26 @@ CROPPED = [v2.RandomResizedCrop([8, 8]), v2.RandomHorizontalFlip(), Normalize([0
 FLOAT_IN_WORKERS = [v2.RandomCrop([8, 8]), Normalize([0.5], [0.2]), v2.RandomEqualize()]
 
 
-@pytest.mark.parametrize("ahead", [1, 2**25])
-@pytest.mark.parametrize(
-    "transforms",
-    [
-        CROPPED,
-        [*CROPPED, v2.RandomChoice([v2.MixUp(num_classes=2), v2.CutMix(num_classes=2)])],
-        [v2.RandomCrop([8, 8]), v2.RandAugment()],
-        [v2.RandAugment(), v2.RandomCrop([8, 8])],  # images of several sizes are sent
-    ],
-    ids=["cropped", "mixed", "per sample", "several sizes"],
-)
+MIXED = [*CROPPED, v2.RandomChoice([v2.MixUp(num_classes=2), v2.CutMix(num_classes=2)])]
+SENT = {
+    "cropped": CROPPED,
+    "mixed": MIXED,
+    "per sample": [v2.RandomCrop([8, 8]), v2.RandAugment()],
+    "several sizes": [v2.RandAugment(), v2.RandomCrop([8, 8])],  # images of several sizes are sent
+}
+LITTLE_AND_MUCH_AHEAD = [
+    pytest.param(
+        transforms,
+        ahead,
+        marks=pytest.mark.slow if much != ("mixed" in name) else [],
+        id=f"{name}-{ahead}",
+    )
+    for ahead, much in ((1, False), (2**25, True))
+    for name, transforms in SENT.items()
+]
+
+
+@pytest.mark.parametrize(("transforms", "ahead"), LITTLE_AND_MUCH_AHEAD)
 def test_no_number_of_workers_no_reading_ahead_and_no_resume_changes_a_bit(
     transforms, ahead, monkeypatch
 ):

@@ -197,7 +197,7 @@ def measure(job: Job, images: Tensor, labels: Tensor) -> Cost:
     if is_slow and len(counts) == 1:
         train_seconds = step_seconds * len(job.train_loader)
     else:
-        each = {first: time_training(job, first) for first in counts}
+        each = {first: time_training(job, first, warm_up=not is_slow) for first in counts}
         train_seconds = sum(each[first] * count for first, count in counts.items()) / epochs
     image_seconds = time_validation(job, warm_up=not is_slow)
     sizes = {split: len(images) for split, images in job.data.subsets.items()}
@@ -262,16 +262,16 @@ def pixels(job: Job, epoch: int) -> int:
     return math.prod(job.train_loader.subset.pipeline.size_at(epoch) or (0,))
 
 
-def time_training(job: Job, first: int) -> float:
+def time_training(job: Job, first: int, warm_up: bool) -> float:
     """Return the seconds of an epoch's steps with loading, from those done in TIMED_SECONDS.
 
     The epoch is one with images of the size that epoch ``first`` has.
     """
     pipeline = job.train_loader.subset.pipeline
     after = first + (pipeline.size_at(first) == pipeline.size_at(first + 1))
-    batches = islice(job.train_loader.epoch(first), 2)  # warm-up: starts the workers, fills caches
-    for _ in real_steps(job, batches):
-        pass
+    if warm_up:  # starts the workers, fills caches
+        for _ in real_steps(job, islice(job.train_loader.epoch(first), 2)):
+            pass
     done, began = 0, now(job.device)
     for _ in real_steps(job, job.train_loader.epoch(after)):
         done += 1

@@ -105,6 +105,8 @@ def set_aside(run: Path, test: dict[str, Any], classes: Sequence[str]) -> dict[s
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(["true", "predicted", "images"])
         for row, counts in enumerate(matrix):
+            if not any(counts):
+                continue
             pairs = [(column, count) for column, count in enumerate(counts) if count]
             writer.writerows((classes[row], classes[column], count) for column, count in pairs)
         file.write(lines.getvalue().encode(errors="backslashreplace"))
