@@ -28,7 +28,10 @@ _KINDS = {
     "c": "complex numbers",
 }
 _KINDS |= {"M": "dates", "m": "time spans"}
-_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error)
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, RuntimeError, NotImplementedError),
+    *(zlib.error, zipfile.BadZipFile),
+)
 
 
 class StoredArray(NamedTuple):
@@ -79,6 +82,8 @@ class StoredArray(NamedTuple):
         if not wanted:
             return np.empty(self.shape, self.dtype)
         if not is_packed:
+            if self.member:
+                self._check_sum()
             memory = np.memmap(self.path, np.uint8, "c", self.first, (wanted,))
             order: Literal["F", "C"] = "F" if self.is_fortran else "C"
             return np.ndarray(self.shape, self.dtype, memory, order=order)
@@ -88,6 +93,18 @@ class StoredArray(NamedTuple):
                 "GiB of memory left; save it uncompressed (numpy.savez): then it is mapped."
             )
         return self._unpacked()
+
+    def _check_sum(self) -> None:
+        """Raise DataError if the bytes in a zip file have another check sum than it says."""
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
+                while stream.read(1 << 20):
+                    pass
+        except _DAMAGE as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> DataError:
+        return DataError(f"{self.place}: it is damaged ({shorten(str(error))}).")
 
     def _unpacked(self) -> NDArray[Any]:
         array = np.empty(self.shape, self.dtype, "F" if self.is_fortran else "C")
@@ -102,7 +119,7 @@ class StoredArray(NamedTuple):
                 if filled < len(target):
                     raise ValueError("it is cut off")
         except _DAMAGE as error:
-            raise DataError(f"{self.place}: it is damaged ({shorten(str(error))}).") from error
+            raise self._damaged(error) from error
         return array
 
 
@@ -178,6 +195,8 @@ def _in_zip(path: Path) -> dict[str, StoredArray]:
             if len(members) > MAX_ARRAYS:
                 raise ValueError(f"it holds {len(members):,} arrays, more than {MAX_ARRAYS:,}")
             for info in members:
+                if info.filename.removesuffix(".npy") in found:
+                    raise ValueError(f"it holds {info.filename} twice")
                 with archive.open(info) as stream:
                     head = _read_header(stream, f"{path}: {info.filename.removesuffix('.npy')}")
                 first = -1
@@ -191,7 +210,7 @@ def _in_zip(path: Path) -> dict[str, StoredArray]:
                     path, info.filename, *head[:3], first, head[3], info.compress_size
                 )
                 found[info.filename.removesuffix(".npy")] = array
-    except (*_DAMAGE, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise DataError(f"{path}: it is damaged or cut off ({shorten(str(error))}).") from error
     return found
 

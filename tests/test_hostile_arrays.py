@@ -170,6 +170,28 @@ def test_damage_in_compressed_pixels_is_noticed(npz):
         Arrays(path)
 
 
+@pytest.mark.parametrize("written", [np.savez, np.savez_compressed])
+def test_damage_behind_the_first_pages_is_noticed_as_unzip_does(npz, written):
+    images = np.random.default_rng(0).integers(0, 256, (200, 16, 16), np.uint8)
+    written(npz, images=images, labels=np.arange(200) % 2)
+    assert len(Arrays(str(npz))) == 200
+    content = bytearray(npz.read_bytes())
+    content[30_000] ^= 1
+    npz.write_bytes(content)
+    with zipfile.ZipFile(npz) as archive:
+        assert archive.testzip() == "images.npy"
+    with pytest.raises(DataError, match=r"data\.npz: images: it is damaged \(.*CRC"):
+        Arrays(str(npz))
+
+
+def test_an_array_that_is_there_twice_is_refused(npz):
+    save(npz, images=pixels(20, 16, 16), labels=np.arange(20) % 2)
+    with zipfile.ZipFile(npz, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("images.npy", archive.read("images.npy"))
+    with pytest.raises(DataError, match=r"it holds images\.npy twice"):
+        Arrays(str(npz))
+
+
 def test_a_missing_file_and_a_pipe_are_named(tmp_path):
     with pytest.raises(DataError, match="No such file"):
         Arrays(str(tmp_path / "absent.npz"))
