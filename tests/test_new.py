@@ -369,6 +369,13 @@ def test_a_folder_of_npz_files_is_read_if_there_is_one(new, tmp_path):
     assert code == 2 and "it holds a.npz or b.npz; name one of them" in said
 
 
+@pytest.mark.parametrize("option", ["--foo=1", "--epochs=5", "--model=MLP"])
+def test_an_unknown_option_is_answered_with_a_setting_that_is_taken(capsys, option):
+    with pytest.raises(SystemExit):
+        main(["--data", "x", option])
+    assert "such as: dataset.root=images\n" in capsys.readouterr().err
+
+
 def test_control_characters_of_names_reach_no_terminal_and_end_no_comment(new, tmp_path):
     data = paint(tmp_path / "a\nb", [*many("cat\x1b[2J", 20), *many("dog", 20)])
     code, out, said = new(data, "--name", "x", "--out", str(tmp_path / "c\nd.yaml"))

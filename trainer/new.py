@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", metavar="FILE.yaml", type=Path, help="default configs/NAME.yaml; must be new"
     )
     parser.add_argument("--name", metavar="NAME", help="of the run; default the name of PATH")
+    parser.section, parser.example = "dataset.", ("dataset.root", "images")
     arguments = parser.parse_intermixed_args(argv)
     if wrong := [word for word in arguments.overrides if not word.startswith("dataset.")]:
         parser.error(f"{wrong[0]}: only dataset.key=value here; change the rest in the file")
