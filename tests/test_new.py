@@ -378,6 +378,7 @@ def test_a_folder_of_several_kinds_of_arrays_is_refused_with_their_names(new, tm
     way = {"name": "Arrays", "root": str(tmp_path)}
     assert look._ways(tmp_path, ["dataset.name=Arrays"]) == [way]  # what is typed decides
     (tmp_path / "b.parquet").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
     code, _, said = new(tmp_path)
     assert code == 2 and "it holds a.npz, b.parquet or images.npy; name one of them" in said
 

@@ -83,7 +83,8 @@ def _folder(path: Path) -> Iterator[Arguments]:
         return
     names = [entry.name for entry in _in(path, "*") if entry.is_dir()]
     parquet = _in(path, "*.parquet") or _in(path, "*/*.parquet")
-    several, packed = _in(path, "*.npy"), _in(path, "*.npz") if not names else []
+    several = _in(path, "*.npy")
+    packed = _in(path, "*.npz") if parquet or several or not names else []  # beside classes: no
     if len(packed) + bool(parquet) + bool(several) > 1:
         raise _choice(path, [*packed, *parquet, *several], path, path)
     if parquet or several or packed:
