@@ -290,19 +290,24 @@ def misspelt(labels: Iterable[str]) -> Iterator[str]:
 def several_in_one(labels: Iterable[str]) -> Iterator[str]:
     """A note if classes seem to be several names in one cell, such as "cat;dog".
 
-    Each name must occur in another class too, so "Smith, John" alone tells nothing.
+    Blanks, empty names and repeated ones count as ``LabelReader`` reads them. Each name must occur
+    in another class too, and a single such class is told if its names are classes themselves: so
+    "Smith, John" alone tells nothing.
     """
     classes = {*labels}
     for separator in ";|,":
         parts = {
-            one: [*map(str.strip, one.split(separator))] for one in classes if separator in one
+            one: {*map(str.strip, one.split(separator))} - {""}
+            for one in classes
+            if separator in one
         }
         count = Counter(name for names in parts.values() for name in names)
         count.update(classes - parts.keys())
         joined = sorted(
-            one for one, names in parts.items() if all(n and count[n] > 1 for n in names)
+            one for one, names in parts.items() if names and all(count[n] > 1 for n in names)
         )
-        if len(joined) > 1 and 2 * len(joined) >= len(parts):
+        is_clear = len(joined) > 1 or any(parts[one] <= classes for one in joined)
+        if is_clear and 2 * len(joined) >= len(parts):
             yield (
                 f"{len(joined):,} classes such as '{joined[0]}' are names joined by '{separator}'; "
                 f"if they are several labels, type dataset.label_separator='{separator}'"

@@ -52,6 +52,26 @@ def test_classes_that_seem_to_be_several_names_in_a_cell_are_told_with_what_to_t
     assert "label_separator" not in table(folder, named.replace("'", '"')).note
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["red;;spot; red", "blue;;spot; blue", "red", "blue"],
+        ["red;", "blue ; ", "red", "blue"],
+        [" ;red; spot", "red", "spot", "spot"],  # a single cell of names that are classes
+    ],
+)
+def test_cells_with_empty_names_and_blanks_tell_of_the_separator_too(folder, cells):
+    names = ("a.png", "b.png", "c.png", "sub/d.png")
+    text = "path,label\n" + "".join(f"{n},{c}\n" for n, c in zip(names, cells, strict=True))
+    assert "type dataset.label_separator=';'" in table(folder, text).note
+    assert {*table(folder, text, label_separator=";").classes} <= {"red", "blue", "spot"}
+
+
+def test_cells_without_any_name_tell_of_no_separator(folder):
+    text = "path,label\na.png,;\nb.png,;;\nc.png,a\n"
+    assert "label_separator" not in table(folder, text).note
+
+
 # --- several labels in one cell ------------------------------------------------------------------
 
 CELLS = {"a.png": "dog; cat", "b.png": "cat;dog;cat", "c.png": "", "sub/d.png": "img10;img2;"}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets import DataError
 from scripts import pack_shards
 from tests.test_datasets import touch
 from tests.test_messy_data import of
@@ -367,6 +368,128 @@ def test_a_folder_of_npz_files_is_read_if_there_is_one(new, tmp_path):
     shutil.copy(tmp_path / "a.npz", tmp_path / "b.npz")
     code, _, said = new(tmp_path)
     assert code == 2 and "it holds a.npz or b.npz; name one of them" in said
+
+
+def test_a_folder_of_several_kinds_of_arrays_is_refused_with_their_names(new, tmp_path):
+    arrays_of(tmp_path)
+    np.save(tmp_path / "images.npy", np.zeros((9, 8, 8), np.uint8))
+    code, _, said = new(tmp_path)
+    assert code == 2 and "it holds a.npz or images.npy; name one of them" in said
+    way = {"name": "Arrays", "root": str(tmp_path)}
+    assert look._ways(tmp_path, ["dataset.name=Arrays"]) == [way]  # what is typed decides
+    (tmp_path / "b.parquet").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    code, _, said = new(tmp_path)
+    assert code == 2 and "it holds a.npz, b.parquet or images.npy; name one of them" in said
+
+
+@pytest.mark.parametrize("pattern", ["npz", "npy", "parquet", "csv", "tsv"])
+def test_hidden_files_and_folders_of_systems_are_no_data(tmp_path, fashion_root, pattern):
+    arrays_of(tmp_path)
+    (tmp_path / f"._a.{pattern}").write_bytes(b"\0\5\x16\7")
+    for folder in (".cache", "__MACOSX"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"a.{pattern}").write_bytes(b"\0\5\x16\7")
+    assert [way["root"] for way in look._ways(tmp_path, [])] == [f"{tmp_path}/a.npz"]
+    (tmp_path / "a.npz").unlink()
+    (tmp_path / "._train-images-idx3-ubyte").write_bytes(b"")
+    assert {way["name"] for way in look._ways(tmp_path, [])} == {"ImageFolder"}
+
+
+def written_table(file: Path, rows: list[list[str]]) -> Path:
+    with file.open("w", newline="") as opened:
+        csv.writer(opened).writerows(rows)
+    return file
+
+
+@pytest.mark.parametrize("odd", ["tset", "holdout", "1"])
+def test_a_column_of_parts_with_an_unknown_word_is_never_left_out_unsaid(new, tmp_path, odd):
+    rows = rows_of(tmp_path / "data", ["path", "label", "Split"])
+    rows[1:] = [[f"{name}.png", *more] for name, *more in rows[1:]]
+    rows[9][2] = odd
+    table = written_table(tmp_path / "data" / "a.csv", rows)
+    for data in (table, table.parent):
+        code, out, said = new(data)
+        assert code == 3 and not out.exists() and f"{table}:10: " in said, said
+        assert f"part '{odd}'" in said or f"part is '{odd}'" in said
+        assert "dataset.part_column=NAME; null is none" in said
+    found = look_at_data(str(table), ["dataset.part_column=null"])
+    assert not found.parts and not found.notes
+    with pytest.raises(DataError, match=f"part(?: is)? '{odd}'"):
+        look_at_data(str(table), [f"dataset.csv=[{table}]"])
+
+
+def test_a_column_that_names_no_part_is_told_and_not_used(tmp_path):
+    rows = rows_of(tmp_path / "data", ["path", "label", "set"])
+    rows[1:] = [[f"{n}.png", label, f"box {i % 3}"] for i, (n, label, _) in enumerate(rows[1:])]
+    found = look_at_data(str(written_table(tmp_path / "data" / "a.csv", rows)), [])
+    assert not found.parts
+    assert [*found.notes] == [
+        "the column 'set' names no part (train, val or test), and is not used"
+    ]
+
+
+@pytest.mark.parametrize("where", ["in it", "beside it"])
+def test_of_several_tables_that_can_be_read_none_is_chosen(new, tmp_path, where, monkeypatch):
+    data = tmp_path / "photos" / "images"
+    rows = rows_of(data, ["path", "label"], part=False)
+    rows[1:] = [[f"{name}.png", label] for name, label in rows[1:]]
+    place = data if where == "in it" else data.parent
+    tables = [written_table(place / f"{name}.csv", rows) for name in "abc"]
+    (place / "d.csv").write_text("other,table\n1,2\n")
+    code, out, said = new(data)
+    holds = "it holds" if where == "in it" else f"beside it, in {place}, is"
+    assert code == 2 and not out.exists()
+    assert f"{holds} a.csv, b.csv or c.csv; name one of them" in said
+    typed = f", as in --data {tables[0]} dataset.root={data}\n"
+    assert (typed in said) == (where == "beside it")
+    monkeypatch.chdir(data)
+    assert new(".")[0] == 2
+    named = look_at_data(str(tables[1]), [f"dataset.root={data}"])
+    assert f"data    CSVImages by {tables[1]}, 60 images" in seen(named)[0]
+    for table in tables[1:]:
+        table.unlink()
+    found = seen(look_at_data(str(data), []))
+    assert f"data    CSVImages by {tables[0]}, 60 images" in found[0]
+    assert any(line.startswith(f"note    {place}/d.csv is not used: ") for line in found)
+
+
+def test_tables_that_are_the_parts_by_their_names_are_read_together(tmp_path):
+    rows = rows_of(tmp_path, ["path", "label"], part=False)
+    rows[1:] = [[f"{name}.png", label] for name, label in rows[1:]]
+    for name, own in (("test", rows[51:]), ("train", rows[1:41]), ("valid", rows[41:51])):
+        written_table(tmp_path / f"{name}.csv", [rows[0], *own])
+    found = look_at_data(str(tmp_path), [])
+    assert found.parts == {"train": 40, "val": 10, "test": 10}
+    names = [f"{tmp_path}/{name}.csv" for name in ("train", "valid", "test")]
+    assert look.tables_of(found.config) == names
+
+
+def test_a_folder_without_a_listed_image_is_told_with_the_one_that_is_read(tmp_path):
+    rows = rows_of(tmp_path / "photos", ["path", "label"], part=False)
+    rows[1:] = [[f"photos/{name}.png", label] for name, label in rows[1:]]
+    table = written_table(tmp_path / "labels.csv", rows)
+    (tmp_path / "empty").mkdir()
+    found = look_at_data(str(tmp_path / "empty"), [])
+    told = f"note    {tmp_path}/empty is not read: none of its files is in {table}, whose images"
+    assert any(line.startswith(told) for line in seen(found))
+
+
+@pytest.mark.parametrize("most", [5000, 10])
+def test_a_broken_file_is_told_once(new, tmp_path, monkeypatch, most):
+    monkeypatch.setattr(look, "MANY", most)
+    data = paint(tmp_path / "data", [*many("cat", 30), *many("dog", 30)])
+    file = data / "cat" / "0003.png"
+    file.write_bytes(file.read_bytes()[:99])
+    code, _, said = new(data)
+    assert code == 0 and said.count("0003.png") == 1, said
+
+
+@pytest.mark.parametrize("option", ["--foo=1", "--epochs=5", "--model=MLP"])
+def test_an_unknown_option_is_answered_with_a_setting_that_is_taken(capsys, option):
+    with pytest.raises(SystemExit):
+        main(["--data", "x", option])
+    assert "such as: dataset.root=images\n" in capsys.readouterr().err
 
 
 def test_control_characters_of_names_reach_no_terminal_and_end_no_comment(new, tmp_path):

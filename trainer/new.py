@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", metavar="FILE.yaml", type=Path, help="default configs/NAME.yaml; must be new"
     )
     parser.add_argument("--name", metavar="NAME", help="of the run; default the name of PATH")
+    parser.section, parser.example = "dataset.", ("dataset.root", "images")
     arguments = parser.parse_intermixed_args(argv)
     if wrong := [word for word in arguments.overrides if not word.startswith("dataset.")]:
         parser.error(f"{wrong[0]}: only dataset.key=value here; change the rest in the file")
@@ -102,7 +103,8 @@ def run(arguments: argparse.Namespace) -> None:
 def seen(sight: "Sight") -> list[str]:
     """What was seen of the data, as lines."""
     from datasets.words import counted
-    from trainer.process.words import shortened, visible
+    from trainer.process.words import listed, visible
+    from trainer.tuning.look import tables_of
 
     data, sizes = sight.dataset, Counter(sight.sizes)
     shown = [f"{visible(data.classes[k])} {n:,}" for k, n in enumerate(sight.class_sizes)]
@@ -115,17 +117,26 @@ def seen(sight: "Sight") -> list[str]:
     )
     if len(sizes) > 1 and 2 * number > len(sight.sizes):
         size += f", most {width} x {height}"
+    tables = [visible(table) for table in tables_of(sight.config)]
+    by = f" by {listed(tables)}" * bool(tables)
     lines = [
-        f"data    {sight.config.dataset.name}, {counted(len(data), 'image')}, "
+        f"data    {sight.config.dataset.name}{by}, {counted(len(data), 'image')}, "
         f"{len(data.classes)} classes: {', '.join(shown[:20])}{more}",
         f"looked  at {counted(len(sight.sizes), 'image')}: {size}" + ", grey" * sight.is_grey,
     ]
     if sight.parts:
         parts = ", ".join(f"{part} {n:,}" for part, n in sight.parts.items())
         lines.append(f"parts   {parts}")
-    lines += [f"note    {visible(line)}" for line in data.note.splitlines()]
-    broken = [f"note    {visible(one.path)}: {shortened(one.reason, 200)}" for one in sight.broken]
-    return lines + broken[:5] + [f"note    and {len(broken) - 5:,} more"] * (len(broken) > 5)
+    notes = [*sight.notes, *data.note.splitlines()]
+    return lines + [f"note    {visible(line)}" for line in notes]
+
+
+def broken(sight: "Sight") -> list[str]:
+    """The first files that cannot be read among those that were looked at, as lines."""
+    from trainer.process.words import shortened, visible
+
+    lines = [f"note    {visible(one.path)}: {shortened(one.reason, 200)}" for one in sight.broken]
+    return lines[:5] + [f"note    and {len(lines) - 5:,} more"] * (len(lines) > 5)
 
 
 def written(sight: "Sight", data: str, name: str, out: Path, say: "Say") -> str:
@@ -156,6 +167,8 @@ def written(sight: "Sight", data: str, name: str, out: Path, say: "Say") -> str:
         config = load_text(text(), out.name)
         if not is_large:
             return rehearse_all(config, say)
+        for line in broken(sight):  # a rehearsal tells them itself
+            say(line)
         shape = 1 if sight.is_grey else sight.channels, recipe.side, recipe.side
         return time_model(config, sight.dataset.classes, shape, sight.num_train)
 

@@ -21,7 +21,11 @@ class Parser(argparse.ArgumentParser):
     """argparse's parser, which says how an unknown option is meant.
 
     A command with ``key=value`` settings names that argument ``overrides``.
+    section: how the settings begin that the command takes. example: such a setting, and a value.
     """
+
+    section = ""
+    example = "train.epochs", "5"
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; keeps the command line for ``error``."""
@@ -64,7 +68,8 @@ class Parser(argparse.ArgumentParser):
         found = [name] if "." in name else SETTINGS.get(AS_OPTION.get(word, word), [])
         if not found and word in NO_SETTINGS:
             return f"unknown option {option}; {NO_SETTINGS[word][0]}"
-        path, value = with_value(found[0], value) if found else ("train.epochs", "5")
+        found = [one for one in found if one.startswith(self.section)]
+        path, value = with_value(found[0], value) if found else self.example
         is_folder = "/" in value and not value.startswith("torchvision/")
         path = "dataset.root" if path == "dataset" and is_folder else path
         value = f"[{value}]" if path == "metrics" and value[:1] != "[" else value

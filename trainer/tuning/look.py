@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from datasets import (
 from datasets.csv_columns import USUAL
 from datasets.csv_table import Table
 from datasets.files import missing_folder, user_path
+from datasets.folders import part_of
 from datasets.shards import INDEX
 from datasets.split import PARTS, expected_part
+from datasets.walk import SYSTEM
 from datasets.words import counted
 from trainer.build.prepare import require_good_components
 from trainer.components.decisions import number_of_each
@@ -63,31 +66,51 @@ def _table(root: Path, file: Path) -> Arguments:
     return {"name": "CSVImages", "root": str(root), "csv": str(file)}
 
 
+def _in(folder: Path, pattern: str) -> list[Path]:
+    """What lies in a folder by this pattern, in order; hidden, as ``._a.npz`` of macOS, is not."""
+    found = ((entry, entry.relative_to(folder).parts) for entry in folder.glob(pattern))
+    return sorted(
+        entry
+        for entry, parts in found
+        if not any(part.startswith(".") or part in SYSTEM for part in parts)
+    )
+
+
 def _folder(path: Path) -> Iterator[Arguments]:
-    """What may read a folder, the most special one first."""
+    """What may read a folder, the most special one first. Raises UsageError for a choice."""
     if (path / INDEX).is_file():
         yield {"name": "Shards", "root": str(path)}
         return
-    for pattern, name in (
-        ("*.parquet", "Parquet"),
-        ("*/*.parquet", "Parquet"),
-        ("*.npy", "Arrays"),
-    ):
-        if any(path.glob(pattern)):
-            yield {"name": name, "root": str(path)}
-            return
-    names = [entry.name for entry in path.iterdir() if entry.is_dir()]
-    if packed := sorted(path.glob("*.npz")) if not names else []:
-        if len(packed) > 1:
-            shown = listed([one.name for one in packed[:MOST_TOLD]], "or")
-            more = f" or {len(packed) - MOST_TOLD:,} more" * (len(packed) > MOST_TOLD)
-            raise UsageError(f"--data {path}: it holds {shown}{more}; name one of them")
-        yield {"name": "Arrays", "root": str(packed[0])}
+    names = [entry.name for entry in _in(path, "*") if entry.is_dir()]
+    parquet = _in(path, "*.parquet") or _in(path, "*/*.parquet")
+    several = _in(path, "*.npy")
+    packed = _in(path, "*.npz") if parquet or several or not names else []  # beside classes: no
+    if len(packed) + bool(parquet) + bool(several) > 1:
+        raise _choice(path, [*packed, *parquet, *several], path, path)
+    if parquet or several or packed:
+        root = packed[0] if packed else path
+        yield {"name": "Parquet" if parquet else "Arrays", "root": str(root)}
         return
     yield {"name": "RMB" if names and {*names} <= {*NOTES} else "ImageFolder", "root": str(path)}
-    for place in (path, path.parent):  # a table in the folder of the pictures, or beside it
-        tables = sorted(file for file in place.glob("*.[ct]sv") if file.is_file())
+    beside = path.parent if path.name not in ("", "..") else path.resolve().parent
+    for place in (path, beside):  # a table in the folder of the pictures, or beside it
+        tables = [file for file in _in(place, "*.[ct]sv") if file.is_file()]
         yield from (_table(path, file) for file in tables[:MOST_TABLES])
+
+
+def _choice(path: Path, files: Sequence[Path], place: Path, root: Path) -> UsageError:
+    """The refusal of several files of ``place`` that may each be the data of ``path``.
+
+    root: where the images of the first are.
+    """
+    shown = listed([str(file.relative_to(place)) for file in files[:MOST_TOLD]], "or")
+    shown += f" or {len(files) - MOST_TOLD:,} more" * (len(files) > MOST_TOLD)
+    if place == path:
+        return UsageError(f"--data {path}: it holds {shown}; name one of them")
+    typed = f"--data {shlex.quote(str(files[0]))} dataset.root={shlex.quote(str(root))}"
+    return UsageError(
+        f"--data {path}: beside it, in {place}, is {shown}; name one of them, as in {typed}"
+    )
 
 
 # What may read a path, by its suffix; "" is a folder. The first that opens is taken.
@@ -107,7 +130,8 @@ class Sight:
 
     config names the dataset only. sizes: (height, width) of each picture that was looked at.
     pixels: those of train among them, (C, H, W), 0 to 255, at most KEPT_SIDE a side. is_grey: they
-    have one channel, or equal ones. broken: those that cannot be read.
+    have one channel, or equal ones. broken: those that cannot be read. notes:
+    on how the data were found.
     """
 
     config: Config
@@ -116,6 +140,7 @@ class Sight:
     pixels: list[Tensor]
     is_grey: bool
     broken: list[BrokenImage]
+    notes: Sequence[str] = ()
 
     @property
     def side(self) -> int:
@@ -190,7 +215,8 @@ def look_at_data(path: str, typed: Sequence[str]) -> Sight:
 
     typed: overrides of the dataset's arguments. Raises DataError with each reason if none can.
     """
-    config, dataset = _found(user_path(path, "--data"), typed)
+    notes = list[str]()
+    config, dataset = _found(user_path(path, "--data"), typed, notes)
     is_free = [part in (None, "train") for part in dataset.parts]
     rows = [index for index, free in enumerate(is_free) if free or not any(is_free)]
     how = config.split
@@ -218,24 +244,83 @@ def look_at_data(path: str, typed: Sequence[str]) -> Sight:
     if not sizes:
         raise BrokenImages(broken, len(dataset))
     check_channels(channels)
-    return Sight(config, dataset, sizes, pixels or others, spread < 1, broken)
+    return Sight(config, dataset, sizes, pixels or others, spread < 1, broken, notes)
 
 
-def _found(path: Path, typed: Sequence[str]) -> tuple[Config, Dataset]:
-    """The configuration and dataset of the first way that opens ``path``."""
+def _found(path: Path, typed: Sequence[str], notes: list[str]) -> tuple[Config, Dataset]:
+    """The configuration and dataset of the first way that opens ``path``; ``notes`` are added.
+
+    Raises UsageError if several tables of a folder open.
+    """
     refusals = list[tuple[Arguments, str]]()
     kind: type[Exception] = UsageError  # unless data were looked at
-    for arguments in _ways(path, typed):
-        try:
-            return _with_parts(arguments, typed, *_opened(arguments, typed))
-        except ConfigError as error:
-            if not typed:
-                raise
-            refusals.append((arguments, "\n".join(map(str, error.faults))))
-        except DataError as error:
-            refusals.append((arguments, str(error)))
-            kind = DataError
+
+    def place_of(way: Arguments) -> Path | None:
+        return Path(way["csv"]).parent if "csv" in way else None
+
+    for place, ways in groupby(_ways(path, typed), place_of):
+        opened = dict[str, tuple[Config, Dataset]]()  # by the table, which may be typed
+        for arguments in ways:
+            try:
+                found = _opened(arguments, typed)
+            except ConfigError as error:
+                if not typed:
+                    raise
+                refusals.append((arguments, "\n".join(map(str, error.faults))))
+            except DataError as error:
+                refusals.append((arguments, str(error)))
+                kind = DataError
+            else:
+                if place is None:
+                    return found
+                opened.setdefault(str(found[0].dataset.arguments["csv"]), found)
+        if place is not None and opened:
+            notes += _notes_on_tables(place, refusals)
+            config, dataset = _of_tables(path, place, opened, typed)
+            if path.is_dir() and not any(word.startswith("dataset.root=") for word in typed):
+                notes += _note_on_root(path, config)
+            return _with_parts(config, dataset, typed, notes)
     raise kind("\n".join(_told(path, refusals)))
+
+
+def _notes_on_tables(place: Path, refusals: Sequence[tuple[Arguments, str]]) -> list[str]:
+    """A note on each of the first tables of ``place`` that cannot be read beside one that can."""
+    others = [(Path(way["csv"]), why) for way, why in refusals if "csv" in way]
+    others = [(table, why) for table, why in others if table.parent == place]
+    told = [f"{t} is not used: {why.splitlines()[0][:200]}" for t, why in others[:MOST_TOLD]]
+    more = len(others) - MOST_TOLD
+    return told + [f"and {counted(more, 'table')} more of {place}"] * (more > 0)
+
+
+def _note_on_root(path: Path, config: Config) -> list[str]:
+    """A note if the images of a table are not in the folder that was asked for."""
+    root = Path(config.dataset.arguments["root"])
+    if root.resolve().is_relative_to(path.resolve()):
+        return []
+    tables = listed(tables_of(config), "and")
+    return [f"{path} is not read: none of its files is in {tables}, whose images are in {root}"]
+
+
+def tables_of(config: Config) -> list[str]:
+    """The tables that list the images, in their order; [] for a dataset without."""
+    csv = config.dataset.arguments.get("csv") or []
+    return [csv] if isinstance(csv, str) else [*csv.values()] if isinstance(csv, dict) else csv
+
+
+def _of_tables(
+    path: Path, place: Path, opened: Mapping[str, tuple[Config, Dataset]], typed: Sequence[str]
+) -> tuple[Config, Dataset]:
+    """The only table, or several that are the parts by their names. Else raises UsageError."""
+    first = next(iter(opened.values()))
+    if len(opened) == 1:
+        return first
+    part_by = {table: part_of(Path(table).stem) for table in opened}
+    parts = {part: table for part in PARTS for table, own in part_by.items() if own == part}
+    if len(parts) < len(opened) or "train" not in parts:
+        root = Path(first[0].dataset.arguments["root"])
+        raise _choice(path, [*map(Path, opened)], place, root)
+    arguments = {"name": "CSVImages", **first[0].dataset.arguments, "csv": parts}
+    return _opened(arguments, typed)
 
 
 def _ways(path: Path, typed: Sequence[str]) -> list[Arguments]:
@@ -257,7 +342,11 @@ def _ways(path: Path, typed: Sequence[str]) -> list[Arguments]:
         if kind not in WAYS:
             suffixes = ", ".join(filter(None, WAYS))
             raise UsageError(f"--data {path}: expected a folder, or a file of {suffixes}")
-        ways = list(WAYS[kind](path))
+        try:
+            ways = list(WAYS[kind](path))
+        except UsageError:
+            if not named:
+                raise
     same = [way for way in ways if way["name"] in named]
     return same or [{"name": name, "root": str(path)} for name in named[-1:]] or ways
 
@@ -271,7 +360,7 @@ def _idx_ways(path: Path) -> list[Arguments]:
     inner = [place, place / "raw", *(place / name / "raw" for name in IDX_SETS)]
     if place.is_file():
         inner = [place.parent] * place.match(IDX_FILES)
-    for raw in (folder for folder in inner if any(folder.glob(IDX_FILES))):
+    for raw in (folder for folder in inner if _in(folder, IDX_FILES)):
         name = IDX_SETS.get(raw.parent.name)
         if name and raw.name == "raw":
             root = path if place == raw.parent.parent else raw.parent.parent
@@ -291,7 +380,8 @@ def _told(path: Path, refusals: Sequence[tuple[Arguments, str]]) -> list[str]:
     inner = [table for table in tables if table.parent == path]
     outer = [table for table in tables if table.parent != path]
     outer *= len(outer) > 1  # a single one is most likely meant
-    hidden = {"more": inner[MOST_TOLD:], f"beside it, in {path.parent},": outer}
+    beside = outer[0].parent if outer else path.parent
+    hidden = {"more": inner[MOST_TOLD:], f"beside it, in {beside},": outer}
     lines = list[str]()
     for way, refusal in refusals:
         table = Path(way["csv"]) if "csv" in way else None
@@ -335,22 +425,41 @@ def advice_in(refusal: str) -> list[str]:
 
 
 def _with_parts(
-    arguments: Arguments, typed: Sequence[str], config: Config, dataset: Dataset
+    config: Config, dataset: Dataset, typed: Sequence[str], notes: list[str]
 ) -> tuple[Config, Dataset]:
-    """The same, with ``part_column`` if the table has a column of parts."""
+    """The same, with ``part_column`` if the tables have a column of parts.
+
+    A column of other words only is no column of parts, and a note says so. Raises DataError if one
+    has words of both kinds.
+    """
     known = config.dataset.arguments
-    given = known.get("part_column") or not isinstance(known.get("csv"), str)
-    if config.dataset.name != "CSVImages" or given:
+    if "part_column" in known or isinstance(known["csv"], dict):
         return config, dataset
     wanted = [known.get("path_column", "path"), known.get("label_column", "label")]
-    for name in Table(user_path(known["csv"], "dataset.csv"), wanted).header:
-        if name.lower() in USUAL["part_column"] and name not in wanted:
-            settings = {"name": config.dataset.name, **known, "part_column": name}
-            try:
-                return _opened(settings, typed)
-            except DataError:
-                continue  # it holds other words than train, val and test
+    tables = [Table(user_path(file, "dataset.csv"), wanted) for file in tables_of(config)]
+    for name in dict.fromkeys(column for table in tables for column in table.header):
+        if name.lower() not in USUAL["part_column"] or name in wanted:
+            continue
+        if not any(part_of(word) for table in tables for word in _words_in(table, name)):
+            notes.append(f"the column '{name}' names no part (train, val or test), and is not used")
+            continue
+        settings = {"name": config.dataset.name, **known, "part_column": name}
+        split = _config_of(settings, typed)
+        try:
+            return split, open_dataset(split)
+        except DataError as error:
+            raise DataError(
+                f"{error}\nThe column '{name}' seems to have the data's own parts: correct it, "
+                "or name another: dataset.part_column=NAME; null is none."
+            ) from None
     return config, dataset
+
+
+def _words_in(table: Table, name: str) -> set[str]:
+    """The different texts in a column of a table; none if it has no such column."""
+    places = [at for at, column in enumerate(table.header) if column == name]
+    rows = islice(table.rows(), 1, None) if places else ()
+    return {row[at] for row in rows for at in places if at < len(row)}
 
 
 def _config_of(arguments: Arguments, typed: Sequence[str]) -> Config:
