@@ -266,10 +266,10 @@ def differs(pixels: Mapping[str, Any]) -> bool:
 
     An edge of ``Pad`` may count or not: ``trainer.new`` writes the numbers without it.
     """
-    return not any(fits(pixels["config"], measured) for measured in (pixels, pixels["before_pad"]))
+    return not any(agrees(pixels["config"], measured) for measured in (pixels, pixels["before_pad"]))
 
 
-def fits(written: Any, measured: Mapping[str, Any] | None) -> bool:
+def agrees(written: Any, measured: Mapping[str, Any] | None) -> bool:
     """Return whether mean and std of the config are near the measured ones, or are no numbers."""
     if measured is None:
         return False
