@@ -266,7 +266,8 @@ def differs(pixels: Mapping[str, Any]) -> bool:
 
     An edge of ``Pad`` may count or not: ``trainer.new`` writes the numbers without it.
     """
-    return not any(agrees(pixels["config"], measured) for measured in (pixels, pixels["before_pad"]))
+    every = (pixels, pixels["before_pad"])
+    return not any(agrees(pixels["config"], measured) for measured in every)
 
 
 def agrees(written: Any, measured: Mapping[str, Any] | None) -> bool:
