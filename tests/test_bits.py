@@ -175,6 +175,23 @@ def test_an_image_of_other_channels_is_refused_by_predict(finished_run, tmp_path
         load_trained(finished_run).read(tmp_path / "x.png")
 
 
+def test_a_refused_image_is_not_counted_among_those_that_were_scaled(
+    finished_run, low_byte, tmp_path, capsys
+):
+    """Neither one of other channels nor one of another size, which the model refuses."""
+    good = sorted(map(str, (low_byte / "dark").iterdir()))[:4]
+    for name, shape in (("colour", (8, 8, 3)), ("large", (9, 9))):
+        (tmp_path / f"{name}.png").write_bytes(saved(np.full(shape, 7, np.uint8), "PNG"))
+    refused = [str(tmp_path / "colour.png"), str(tmp_path / "large.png")]
+    assert predict([str(finished_run), *good, *refused]) == 3
+    told = capsys.readouterr().err
+    assert "2 files cannot be used; 4 files are done" in told and "scaled" not in told
+    grey = tmp_path / "grey.png"
+    grey.write_bytes(saved(np.full((8, 8), 7, np.uint8), "PNG"))
+    predict([str(finished_run), *good, str(grey), *refused])
+    assert "1 of 5 images holds fewer than 16 bits" in capsys.readouterr().err
+
+
 def test_the_onnx_file_and_its_program_answer_from_the_low_byte(low_byte, finished_run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
     from trainer.export import main

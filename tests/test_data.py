@@ -115,6 +115,32 @@ def test_pad_lowers_the_mean_and_the_summary_says_what_was_measured(fashion_root
     assert f"mean: [{pixels['mean'][0]:.4f}]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_numbers_of_the_pictures_without_pads_edge_are_not_called_wrong(
+    command, tmp_path, capsys, shift
+):
+    resize, pad = "{name: Resize, size: [28, 28]}", "{name: Pad, padding: 8}"
+
+    def call(before, mean, std):
+        normal = f"{{name: Normalize, mean: {mean}, std: {std}}}"
+        steps = f"[{', '.join([*before, normal])}]"
+        told = (f"transforms.train={steps}", f"transforms.eval={steps}", "--no-near")
+        assert command(*told) == 0
+        return json.loads((tmp_path / "out" / "data.json").read_text())["pixels"]
+
+    bare = call([resize], [0.5], [0.5])  # the reference: the same pictures, without Pad
+    assert bare["before_pad"] is None and "no edge" not in capsys.readouterr().out
+    mean = [round(value + shift, 4) for value in bare["mean"]]
+    found = call([resize, pad], mean, [round(value, 4) for value in bare["std"]])
+    assert found["before_pad"] == {"after": ["Resize"], **{k: bare[k] for k in ("mean", "std")}}
+    assert found["mean"][0] == pytest.approx(bare["mean"][0] * (28 / 44) ** 2, abs=1e-9)
+    shown = ", ".join(f"{value:.4f}" for value in bare["mean"])
+    out, page = capsys.readouterr().out, (tmp_path / "out" / "data.md").read_text()
+    assert f"no edge     mean {shown}," in out and " after Resize, before Pad" in out
+    assert "| before Pad |" in page
+    assert ("are not those measured here" in page) == bool(shift)
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not on this machine")
 def test_the_known_numbers_of_fashion_mnist_come_out(tmp_path):
     told = [f"dataset.root={SHARED}", "--no-near", "--output", str(tmp_path)]

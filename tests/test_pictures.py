@@ -116,6 +116,16 @@ def test_what_pillows_font_lacks_is_a_number_in_every_picture_and_one_note_tells
     assert note_on_names(["a", "#1", "Cafe’s"]) == ""
 
 
+@pytest.mark.parametrize("name", ["\x1b[31m", "a\nb", "\udcff", "\u202eabc", "\ue000"])
+def test_control_characters_are_no_matter_of_fonts(no_fonts, name):
+    told = note_on_names(["a", name, "c"])
+    assert told.startswith("1 of 3 class names hold control characters")
+    assert f"pictures have their numbers: #1 is {name!r}. Rename" in told and "font" not in told
+    both = note_on_names(["a", name, "\u4e00"])
+    assert both.startswith(f"{told}. no font here can write 1 of 3 class names; ")
+    assert "their numbers: #2 is '\u4e00'. Install" in both
+
+
 def test_accents_are_written_composed_by_a_font_of_the_system_that_has_them():
     if not fonts._can_write(fonts._place("Žü"), "Žü"):
         pytest.skip(f"this system has none of {', '.join(name for name, _ in fonts.WIDE_FONTS)}")

@@ -546,7 +546,7 @@ def test_an_interrupt_ends_it_and_leaves_no_file(notes, tmp_path, predict, monke
     def interrupted(self, path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainedModel, "read", interrupted)
+    monkeypatch.setattr(TrainedModel, "read_with_remark", interrupted)
     code, _, err = predict(notes, "--json", tmp_path / "made.json")
     assert code == 130 and err.endswith("\ninterrupted\n")
     assert not list(tmp_path.glob("*.json"))

@@ -1,6 +1,7 @@
 """The READMEs tell the truth: their commands run, their file trains, and the two say the same."""
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from trainer.components import LOSSES, METRICS, SCHEDULERS
 from trainer.evaluate import main as evaluate
+from trainer.process.exits import Exit
 from trainer.train import main as train
 from transforms import TRANSFORMS
 
@@ -115,3 +117,10 @@ def test_the_chinese_readme_has_the_same_tables_commands_names_and_numbers():
         if len(ours) == 5:  # the results
             numbers = [sorted(re.findall(r"\d[\d.,]*", text)) for text in texts]
             assert numbers[0] == numbers[1]
+
+
+def test_both_list_every_exit_code():
+    wanted = {*Exit} | {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for text, head in ((README, "Exit codes: "), (CHINESE, "退出码：")):
+        listed = text.partition(head)[2].partition("\n\n")[0]
+        assert sorted(map(int, re.findall(r"[0-9]+", listed))) == sorted(wanted)

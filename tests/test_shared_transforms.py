@@ -123,6 +123,35 @@ def test_own_beside_other_faults_hides_none(load):
 
 
 @pytest.mark.parametrize(
+    ("item", "key", "message"),
+    [
+        ("Own", "name", "unknown transform 'Own'; did you mean own?"),
+        ({"name": "onw", "size": 3}, "name", "unknown transform 'onw'; did you mean own?"),
+        ({"name": "own"}, "name", "own stands without name; write own"),
+        (
+            {"name": "own", "size": 3},
+            "name",
+            "own stands without name and takes no arguments; write own",
+        ),
+        ({"own": None}, "own", "write own, with nothing below it"),
+        ("Resiz", "name", "unknown transform 'Resiz'; did you mean 'Resize'?"),
+        (5, "", "expected own or a transform as {name: ..., ...}, got 5"),
+    ],
+)
+def test_a_slip_in_writing_own_is_told_as_such(load, item, key, message):
+    found = faults_of(load, {"both": [RESIZE, item]})
+    assert found[0] == (f"transforms.both.1.{key}".rstrip("."), message)
+    assert len(found) == 1 or item == "Resiz"  # Resize needs a size
+
+
+@pytest.mark.parametrize("key", ["size", "size.0", "interpolation"])
+def test_an_override_of_an_argument_of_own_says_that_it_takes_none(load, key):
+    given, typed = {"both": [RESIZE, "own", NORMALIZE]}, f"transforms.both.1.{key}"
+    told = "transforms.both.1 is own, which takes no arguments"
+    assert faults_of(load, given, f"{typed}=3") == [(typed, told)]
+
+
+@pytest.mark.parametrize(
     ("typed", "place"),
     [
         ("transforms.eval.0.size=3", "transforms.both.0.size=3"),

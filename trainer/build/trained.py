@@ -45,7 +45,7 @@ class TrainedModel:
     input_shape: the model's (C, H, W). image_channels: before any transform. epoch: the one
     whose weights these are (None: model.json has none), digest: the SHA-256 of their file.
     at_least: the pixels of an image's shorter side that are decoded, 0 if all, as in training.
-    form: the images' channels and bits. remarks: those on the files that were read. thresholds:
+    form: the images' channels and bits. remarks: those on the files that were taken. thresholds:
     where an image may have several labels, the probability from which on each is predicted, (K,)
     float32; else None.
     """
@@ -70,13 +70,18 @@ class TrainedModel:
     def read(self, path: Path) -> Tensor:
         """An image file as the run's dataset gives it: (C, H, W), uint8 or uint16.
 
-        Raises BrokenImage.
+        ``remarks`` get its remark. Raises BrokenImage.
         """
+        image, remark = self.read_with_remark(path)
+        self.remarks.append(remark)
+        return image
+
+    def read_with_remark(self, path: Path) -> tuple[Tensor, int]:
+        """``read`` for an image that may still be refused: its remark comes with it."""
         content = read_file(path)
         if kind := _kind_of_many(self.form, content):
             raise BrokenImage(str(path), f"{kind}, no image file; {FOR_MANY}")
         image, remark = decode_as(self.form, content, str(path), self.at_least)
-        self.remarks.append(remark)
         if self.form.channels == "keep" and len(image) != self.image_channels:
             its = f"it has {len(image)} channels, and the run's images {self.image_channels}"
             raise BrokenImage(str(path), its)
@@ -84,7 +89,7 @@ class TrainedModel:
             # Pillow's "L", exact for grey pictures kept as RGB
             red, green, blue = image.int()
             image = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).byte()[None]
-        return image
+        return image, remark
 
     def inputs(self, images: Sequence[Tensor]) -> Tensor:
         """Return the model's inputs for images of ``read``: (B, [crops,] C, H, W) float32.

@@ -159,6 +159,8 @@ class Document:
                 break
             if depth == len(keys) - 1:
                 break
+            if old == OWN and place[:-1] == ("transforms", "both"):
+                raise LookupError(f"{'.'.join(keys[:3])} is {OWN}, which takes no arguments")
             if old is None or isinstance(old, str):  # missing, or a component's bare name
                 container[index] = {} if old is None else {"name": old}
                 if place not in self.keys:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from trainer.config.document import component_name
 from trainer.config.yaml_text import Place, missing_colon, scalar
 from trainer.process.words import listed, nearest, shortened, suggestion
 
@@ -130,7 +131,8 @@ class Validator:
         if not all(attempts):
             return
         if deeper := [found for found in attempts if all(f.place != place for f in found)]:
-            yield from min(deeper, key=len)
+            as_word = self._as_word(value, list(alternatives), place)
+            yield from [as_word] if as_word else min(deeper, key=len)
             return
         message = f"expected {self.expected(schema)}, got {got(value)}"
         options = [self.resolved(inner) for inner in alternatives]
@@ -139,6 +141,27 @@ class Validator:
         if type(value) in (int, float) and kinds & {"integer", "number"}:
             advices = []  # a number out of range, where a list could stand as well
         yield Finding(place, message + (self.instead(place) or next(filter(None, advices), "")))
+
+    def _as_word(self, value: Any, alternatives: list[Schema], place: Place) -> Finding | None:
+        """The fault of a value that means the bare word which may stand in a component's place."""
+        words = [inner["const"] for inner in alternatives if "const" in inner]
+        keys = [*value] if isinstance(value, dict) else []
+        name = component_name(value)
+        if len(keys) == 1 and keys[0] in words:  # own: {size: 3}
+            return Finding((*place, keys[0]), f"write {keys[0]}, with nothing below it", True)
+        if name in words:
+            more = " and takes no arguments" * (len(keys) > 1)
+            return Finding((*place, "name"), f"{name} stands without name{more}; write {name}")
+        resolved = [self.resolved(inner) for inner in alternatives]
+        names = [text for inner in resolved for text in inner.get("examples", ())]
+        if name is None or nearest(name, [*names, *words]) not in words:
+            return None
+        near = difflib.get_close_matches(name[:100].lower(), words, n=1)  # not one within the name
+        kind = next(inner["title"] for inner in resolved if "discriminator" in inner)
+        if not near:
+            return None
+        message = f"unknown {kind} '{shortened(name)}'; did you mean {near[0]}?"
+        return Finding((*place, "name"), message)
 
     def expected(self, schema: Schema) -> str:
         """What a schema allows, in words: "a whole number of at least 1"."""

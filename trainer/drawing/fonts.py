@@ -52,18 +52,31 @@ def drawables(names: Sequence[str]) -> list[str]:
 
 
 def note_on_names(names: Sequence[str]) -> str:
-    """Return a note on classes whose names no font can write, with their numbers, or ""."""
+    """Return a note on classes whose names pictures cannot show, with their numbers, or ""."""
     drawn = enumerate(zip(names, drawables(names), strict=True))
-    lost = [f"{shown} is {name!r}" for i, (name, shown) in drawn if shown == f"#{i}" != name]
-    if not lost:
-        return ""
+    lost = [(name, shown) for i, (name, shown) in drawn if shown == f"#{i}" != name]
+    no_letters = [one for one in lost if not one[0].isprintable()]
+    no_font = [one for one in lost if one[0].isprintable()]
+    notes = []
+    if no_letters:
+        notes.append(
+            f"{len(no_letters):,} of {len(names):,} class names hold control characters, or others "
+            f"that are no letters; pictures have their numbers: {_listed(no_letters)}. Rename the "
+            "classes to see their names"
+        )
+    if no_font:
+        notes.append(
+            f"no font here can write {len(no_font):,} of {len(names):,} class names; pictures have "
+            f"their numbers: {_listed(no_font)}. Install a font with their letters (Debian: "
+            "fonts-noto-cjk for Chinese, Japanese and Korean, fonts-dejavu for accents; letters "
+            "that are written from right to left or join others have none)"
+        )
+    return ". ".join(notes)
+
+
+def _listed(lost: Sequence[tuple[str, str]]) -> str:
     more = f" and {len(lost) - 20:,} more" if len(lost) > 20 else ""
-    return (
-        f"no font here can write {len(lost):,} of {len(names):,} class names; pictures have their "
-        f"numbers: {', '.join(lost[:20])}{more}. Install a font with their letters (Debian: "
-        "fonts-noto-cjk for Chinese, Japanese and Korean, fonts-dejavu for accents; letters that "
-        "are written from right to left or join others have none)"
-    )
+    return ", ".join(f"{shown} is {name!r}" for name, shown in lost[:20]) + more
 
 
 @lru_cache

@@ -90,7 +90,7 @@ def predict_files(
 
     def read(path: str) -> _Views | Prediction:
         try:
-            image = trained.read(Path(path))
+            image, remark = trained.read_with_remark(Path(path))
             inputs, draws = trained.inputs([image]), None
             if augment:
                 with one_at_a_time:
@@ -103,6 +103,7 @@ def predict_files(
             return Prediction(
                 path, reason=error.reason if isinstance(error, BrokenImage) else str(error)
             )
+        trained.remarks.append(remark)
         thumbnail = None
         if path in with_thumbnail:
             thumbnail = to_picture(image)

@@ -34,7 +34,7 @@ from trainer.input.cut import (
 from trainer.input.data import build_pipelines, digest_of_split, transform_fault
 from trainer.input.kept import CPU
 from trainer.input.source import Source
-from trainer.insight.image_facts import near_in, read_all, sizes_of
+from trainer.insight.image_facts import ImageFacts, before_pad, near_in, read_all, sizes_of
 from trainer.process.errors import ConfigError
 from transforms.pipeline import Pipeline
 
@@ -89,7 +89,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
             raise
         raise DataError(f"{error}\n{BrokenImages(broken, len(dataset))}") from None
     splits = {name: [i for i in rows if digests[i]] for name, rows in cut_by_training.items()}
-    sizes, raw, prepared, thumbnails, found_forms = found  # row r of each is sample usable[r]
+    sizes, raw, thumbnails = found.sizes, found.raw, found.thumbnails  # row r: sample usable[r]
     row_of = {index: row for row, index in enumerate(usable)}
     rows = torch.tensor([row_of[index] for index in splits["train"]])
     exact = groups_of_equals([index for index in usable if digests[index]], digests)
@@ -118,7 +118,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
     by_name = source.is_by_name
     names = source.identities() if by_name else digests
     flat = is_flat(thumbnails).nonzero().flatten().tolist()
-    forms = Counter(form for form in found_forms if form)
+    forms = Counter(form for form in found.forms if form)
     remarks = getattr(dataset, "remarks", b"")
     converted = notes_on(remarks) + notes_on_bits(remarks)
     converted += notes_on_pictures(form_in(config.dataset.arguments), [raw.shape[-1]])
@@ -138,7 +138,7 @@ def inspect_dataset(config: Config, search_near: bool = True) -> Inspection:
         "sizes": sizes_of(sizes),
         "formats": dict(forms.most_common()),
         "converted": converted,
-        "pixels": pixels_of(config, pipelines["eval"], raw[rows], prepared[rows]),
+        "pixels": pixels_of(config, pipelines["eval"], found, rows),
         "one_colour": [dataset.ids[usable[row]] for row in flat if digests[usable[row]]],
         "exact_duplicates": [samples(group) for group in exact],
         "groups": None if groups is None else groups.facts(splits),
@@ -196,26 +196,29 @@ def counts_of(dataset: Dataset, splits: Mapping[str, Sequence[int]]) -> dict[str
     }
 
 
-def pixels_of(config: Config, pipeline: Pipeline, raw: Tensor, prepared: Tensor) -> dict[str, Any]:
-    """Return mean and std of the training images, from moments (N, 2, C), and the config's."""
+def pixels_of(
+    config: Config, pipeline: Pipeline, found: ImageFacts, rows: Tensor
+) -> dict[str, Any]:
+    """Return mean and std of the training images, which are these rows, and the config's."""
 
-    def mean_and_std(found: Tensor) -> dict[str, list[float]]:
-        mean, square = found.mean(dim=0)
+    def mean_and_std(moments: Tensor) -> dict[str, list[float]]:
+        mean, square = moments[rows].mean(dim=0)
         std = (square - mean**2).clamp_min(0).sqrt()
         return {"mean": mean.tolist(), "std": std.tolist()}
 
     names = [name for name, way in pipeline.description if way == "once per sample"]
-    measured = mean_and_std(prepared)
+    measured, bare = mean_and_std(found.prepared), before_pad(pipeline)
     mean, std = (", ".join(f"{x:.4f}" for x in measured[key]) for key in ("mean", "std"))
     written = next((t.arguments for t in config.transforms.train if t.name == "Normalize"), None)
     return {
-        "images": len(prepared),
+        "images": len(rows),
         "after": names,
         **measured,
         "yaml": f"- {{name: Normalize, mean: [{mean}], std: [{std}]}}"
         if min(measured["std"]) >= 5e-5
         else "# no Normalize: a channel has the same value everywhere, and its std is 0",
-        "raw": mean_and_std(raw),
+        "raw": mean_and_std(found.raw),
+        "before_pad": bare and {"after": names[: len(bare.fixed)], **mean_and_std(found.unpadded)},
         "config": written and {key: written.get(key) for key in ("mean", "std")},
     }
 
@@ -259,15 +262,26 @@ def warnings_about(facts: Mapping[str, Any]) -> list[str]:
 
 
 def differs(pixels: Mapping[str, Any]) -> bool:
-    """Return whether the config's Normalize is far from the measured mean and std."""
-    written, channels = pixels["config"], len(pixels["mean"])
-    if not written or not all(isinstance(written[key], list) for key in ("mean", "std")):
+    """Return whether the config's Normalize is far from all that was measured after transforms.
+
+    An edge of ``Pad`` may count or not: ``trainer.new`` writes the numbers without it.
+    """
+    every = (pixels, pixels["before_pad"])
+    return not any(agrees(pixels["config"], measured) for measured in every)
+
+
+def agrees(written: Any, measured: Mapping[str, Any] | None) -> bool:
+    """Return whether mean and std of the config are near the measured ones, or are no numbers."""
+    if measured is None:
         return False
+    if not written or not all(isinstance(written[key], list) for key in ("mean", "std")):
+        return True
+    channels = len(measured["mean"])
     pairs = [
-        list(zip(pixels[key], written[key] * (channels // len(written[key]) or 1), strict=False))
+        list(zip(measured[key], written[key] * (channels // len(written[key]) or 1), strict=False))
         for key in ("mean", "std")
     ]
-    return any(not math.isclose(x, y, abs_tol=0.02) for x, y in [*pairs[0], *pairs[1]])
+    return all(math.isclose(x, y, abs_tol=0.02) for x, y in [*pairs[0], *pairs[1]])
 
 
 def _first_classes(names: Sequence[str]) -> str:

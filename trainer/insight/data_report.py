@@ -211,11 +211,15 @@ def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
         "transform of floats). Every image has the same weight; 1.0 is white:"
     ]
     rows = [["measured", *map(by_channel, (pixels["mean"], pixels["std"]))]]
+    if bare := pixels["before_pad"]:
+        rows += [["before Pad", *(by_channel(bare[key]) for key in MEAN_STD)]]
     if pixels["after"]:
         rows += [["before any transform", *(by_channel(pixels["raw"][key]) for key in MEAN_STD)]]
     if pixels["config"]:
         rows += [["Normalize in the YAML", *(by_channel(pixels["config"][k]) for k in MEAN_STD)]]
     blocks += [data_table(["", *MEAN_STD], rows), f"    {pixels['yaml']}"]
+    if pixels["before_pad"]:
+        blocks += [PADDED]
     if differs(pixels):
         blocks += [
             "The YAML's numbers are not those measured here. A model with pretrained weights needs "
@@ -232,6 +236,10 @@ def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
 
 
 MEAN_STD = ("mean", "std")
+PADDED = (
+    "The edge of `Pad` counts in the first row, and not in the second. Both may stand in the YAML; "
+    "`python -m trainer.new` writes the second, which is that of the pictures alone."
+)
 
 
 def groups_section(groups: Mapping[str, Any]) -> list[str]:
@@ -328,6 +336,10 @@ def summary(facts: Mapping[str, Any]) -> list[str]:
     lines.append(
         f"training    mean {by_channel(pixels['mean'])}, std {by_channel(pixels['std'])}{after}"
     )
+    if bare := pixels["before_pad"]:
+        mean, std = (by_channel(bare[key]) for key in MEAN_STD)
+        after = f"after {', '.join(bare['after'])}, " if bare["after"] else ""
+        lines.append(f"no edge     mean {mean}, std {std} {after}before Pad: as trainer.new writes")
     if pixels["after"]:
         mean, std = (by_channel(pixels["raw"][key]) for key in MEAN_STD)
         lines.append(f"as read     mean {mean}, std {std}")

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torchvision.transforms.v2 as v2
 from PIL import Image
 from torch import Tensor
 
@@ -36,7 +37,8 @@ class ImageFacts(NamedTuple):
 
     sizes: height and width. raw, prepared: mean and mean square of each channel, (N, 2, C) float64
     in units of full scale, before and after the fixed transforms. thumbnails: (N, 32, 32) uint8.
-    forms: such as "JPEG RGB", "" if there is no file of its own.
+    forms: such as "JPEG RGB", "" if there is no file of its own. unpadded: as prepared, but after
+    the fixed transforms before ``Pad`` only.
     """
 
     sizes: list[tuple[int, int]]
@@ -44,6 +46,7 @@ class ImageFacts(NamedTuple):
     prepared: Tensor
     thumbnails: Tensor
     forms: list[str]
+    unpadded: Tensor
 
 
 def read_all(
@@ -116,6 +119,7 @@ def join_facts(chunks: Sequence[ImageFacts]) -> ImageFacts:
         torch.cat([chunk.prepared for chunk in chunks]),
         torch.cat([chunk.thumbnails for chunk in chunks]),
         [form for chunk in chunks for form in chunk.forms],
+        torch.cat([chunk.unpadded for chunk in chunks]),
     )
 
 
@@ -124,7 +128,17 @@ def image_facts(images: Tensor, pipeline: Pipeline, form: str) -> ImageFacts:
     count, _, height, width = images.shape
     raw = moments(images)
     prepared = moments(pipeline.prepare(images)) if pipeline.fixed else raw
-    return ImageFacts([(height, width)] * count, raw, prepared, thumbnail(images), [form] * count)
+    bare = before_pad(pipeline)
+    unpadded = prepared if bare is None else moments(bare.prepare(images))
+    sizes = [(height, width)] * count
+    return ImageFacts(sizes, raw, prepared, thumbnail(images), [form] * count, unpadded)
+
+
+def before_pad(pipeline: Pipeline) -> Pipeline | None:
+    """The fixed transforms before the first ``Pad``, whose edge is no picture; None without it."""
+    pads = (i for i, transform in enumerate(pipeline.fixed) if isinstance(transform, v2.Pad))
+    first = next(pads, None)
+    return None if first is None else Pipeline(pipeline.fixed[:first], pipeline.seed)
 
 
 def moments(images: Tensor) -> Tensor:
