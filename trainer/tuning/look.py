@@ -113,7 +113,8 @@ def _choice(path: Path, files: Sequence[Path], place: Path, root: Path) -> Usage
     )
 
 
-# What may read a path, by its suffix; "" is a folder. The first that opens is taken.
+# What may read a path, by its suffix; "" is a folder. The first that opens is taken, but of
+# several tables that open in one place the user names one.
 WAYS: Mapping[str, Callable[[Path], Iterator[Arguments]]] = {
     "": _folder,
     ".csv": lambda path: iter([_table(path.parent, path)]),
@@ -130,8 +131,8 @@ class Sight:
 
     config names the dataset only. sizes: (height, width) of each picture that was looked at.
     pixels: those of train among them, (C, H, W), 0 to 255, at most KEPT_SIDE a side. is_grey: they
-    have one channel, or equal ones. broken: those that cannot be read. notes:
-    on how the data were found.
+    have one channel, or equal ones. broken: those that cannot be read. notes: on how the data
+    were found.
     """
 
     config: Config
