@@ -354,6 +354,7 @@ def test_names_below_a_picture_are_all_there_or_counted(width, lines, long):
         # Of a name that is too long the beginning is shown.
         for name in names:
             start = next(i for i in range(len(name), -1, -1) if text.startswith(name[:i]))
+            assert start == len(name) or text[start:].startswith("...")
             text = text[start:].removeprefix("..." if start < len(name) else "").removeprefix(", ")
         assert text == ""
 
