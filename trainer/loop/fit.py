@@ -3,30 +3,29 @@
 import shlex
 import shutil
 import statistics
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from trainer.build.job import Job
+from trainer.comparing.predictions import PREDICTIONS
 from trainer.components.decisions import Answers, as_thresholds, number_of_each
 from trainer.distributed import processes
-from trainer.distributed.fsdp import is_sharded, model_shard
-from trainer.distributed.network import from_main
 from trainer.distributed.processes import is_main, on_main
-from trainer.input.loader import eval_loader
 from trainer.input.subset import Subset, decoded
 from trainer.insight.board import Board, show_end, show_start
 from trainer.insight.findings import ReportData
 from trainer.insight.report import write_report
 from trainer.insight.samples import THUMBNAIL
+from trainer.loop.answers import part_of, predict_best, write_predictions
 from trainer.loop.epochs import Session, train_epochs
 from trainer.loop.evaluate import (
     answers_of,
+    each_loss,
     evaluate,
-    predict,
     scalars,
     what_may_help,
     without_answer,
@@ -41,7 +40,6 @@ from trainer.process.console import Say
 from trainer.process.errors import NoAnswer, NonFiniteLoss, RunError, Stopped, in_plain_words
 from trainer.process.launch import started_by
 from trainer.process.stop import StopRequest
-from trainer.run.best import load_best, read_best
 from trainer.run.checkpoint import Entry
 from trainer.run.disk import read_json
 from trainer.run.folder import create_run, lock_run, read_metrics, tensorboard_command
@@ -192,8 +190,8 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         helps = f"Where val/loss is NaN too: {what_may_help(job.config, job.model)}"
         raise processes.mark_common(NoAnswer(f"{what}. {helps}"))
     subset, tta = job.data.subsets["test"], job.config.evaluation.tta
-    answers = predict_test(session)
-    logits, labels = answers[tta]
+    parts = predict_best(session)
+    logits, labels = parts["test"][tta]
     thresholds = as_thresholds(state.best.get("thresholds"))
     if what := on_main(lambda: without_answer(logits, subset, "test")):
         raise processes.mark_common(NoAnswer(f"{what}. {what_may_help(job.config, job.model)}"))
@@ -201,15 +199,17 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         return {}
     with state.spending("eval"):
         test = evaluate(job.config, logits, labels, job.loss_fn, thresholds)
+        val = scalars(evaluate(job.config, *parts["val"][tta], job.loss_fn, thresholds))
         plain = {}
         if tta:
-            plain = scalars(evaluate(job.config, *answers[None], job.loss_fn, thresholds))
+            plain = scalars(evaluate(job.config, *parts["test"][None], job.loss_fn, thresholds))
     with state.spending("log"):
         log.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
         tested = set_aside(run, test, job.data.classes)
         # Now the run only draws, embeds and writes: a sweep that sees "test" begins the next one.
         update_result(run, dataset=about_data(job), test=tested)
         tests = answers_of(job.config, logits, labels, thresholds)
+        write_table(session, {name: found[tta] for name, found in parts.items()}, thresholds)
         show_end(Board(log.events, job, session.say), run, subset, tests, state.step)
     # The first epoch warms up the caches, so it counts only if it is the only one.
     speeds = state.speeds[1:] or state.speeds
@@ -217,6 +217,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     best.pop("thresholds", None)  # model.json has them
     result = {
         "best": best,
+        "val": val,
         "test": tested,
         **({"tta": tta, "test_plain": plain} if tta else {}),
         "images_per_second": statistics.median(speeds) if speeds else None,
@@ -236,24 +237,21 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     return update_result(run, status="done", **result)  # last: a run that is done has all its files
 
 
-def predict_test(session: Session) -> dict[str | None, tuple[Tensor, Tensor]]:
-    """Logits and labels of test by the best weights: plainly (None), and with ``tta`` if set."""
-    job, run = session.job, session.run
-    if is_sharded(job.model):
-        job.model.load_state_dict(model_shard(job.model, on_main(lambda: read_best(run)[0])))
-    else:
-        on_main(lambda: load_best(job.model, run))
-        from_main(job.model)
-    layout = job.train_loader.delivery.channels_last
-    answers: dict[str | None, tuple[Tensor, Tensor]] = {}
-    with session.state.spending("eval"):
-        with closing(
-            eval_loader(job.config, job.data.subsets["test"], job.device, layout)
-        ) as loader:
-            for kind in dict.fromkeys([None, job.config.evaluation.tta]):  # plain first
-                batches = session.stop.watch(loader.epoch(), loader.rounds)
-                answers[kind] = predict(job.model, batches, job.precision, kind)
-    return answers
+def write_table(
+    session: Session, parts: Mapping[str, tuple[Tensor, Tensor]], thresholds: Tensor | None
+) -> None:
+    """Write predictions.csv: what is answered for each image of val and test."""
+    job = session.job
+    rows = [
+        part_of(
+            job,
+            name,
+            answers_of(job.config, logits, labels, thresholds),
+            each_loss(job.loss_fn, logits, labels),
+        )
+        for name, (logits, labels) in parts.items()
+    ]
+    write_predictions(session.run / PREDICTIONS, job.data.classes, rows)
 
 
 def report(session: Session, subset: Subset, answers: Answers, result: dict[str, Any]) -> None:
