@@ -200,7 +200,7 @@ def print_predictions(
     from trainer.process.words import visible
     from trainer.run.disk import write_file
 
-    classes, has_several = trained.classes, trained.thresholds is not None
+    classes = trained.classes
     done: list[Prediction] = []
     broken: list[str] = []
 
@@ -217,7 +217,7 @@ def print_predictions(
         unlike_utf8 = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
         lines = prediction_output.json_lines(watched(), classes, ascii_only=unlike_utf8)
     elif arguments.csv == "-":
-        lines = prediction_output.csv_lines(watched(), classes, has_several)
+        lines = prediction_output.csv_lines(watched(), classes)
     else:
         columns = terminal_width(without=240)
         lines = prediction_output.table_lines(watched(), classes, paths, arguments.top, columns)
@@ -233,8 +233,7 @@ def print_predictions(
         if kind == "json":
             prediction_output.write_lines(file, prediction_output.json_lines(done, classes))
         elif kind == "csv":
-            lines = prediction_output.csv_lines(done, classes, has_several)
-            prediction_output.write_lines(file, lines)
+            prediction_output.write_lines(file, prediction_output.csv_lines(done, classes))
         else:
             write_file(file, png(prediction_output.prediction_sheet(done, classes)))
             if note := note_on_names(classes):

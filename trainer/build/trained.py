@@ -72,19 +72,18 @@ class TrainedModel:
 
         ``remarks`` get its remark. Raises BrokenImage.
         """
-        image, remark = self.read_with_remark(path)
+        image, remark = self.decode(read_file(path), str(path))
         self.remarks.append(remark)
         return image
 
-    def read_with_remark(self, path: Path) -> tuple[Tensor, int]:
-        """``read`` for an image that may still be refused: its remark comes with it."""
-        content = read_file(path)
+    def decode(self, content: bytes, path: str) -> tuple[Tensor, int]:
+        """``read`` for a file's bytes; the remark comes with the image, which may be refused."""
         if kind := _kind_of_many(self.form, content):
-            raise BrokenImage(str(path), f"{kind}, no image file; {FOR_MANY}")
-        image, remark = decode_as(self.form, content, str(path), self.at_least)
+            raise BrokenImage(path, f"{kind}, no image file; {FOR_MANY}")
+        image, remark = decode_as(self.form, content, path, self.at_least)
         if self.form.channels == "keep" and len(image) != self.image_channels:
             its = f"it has {len(image)} channels, and the run's images {self.image_channels}"
-            raise BrokenImage(str(path), its)
+            raise BrokenImage(path, its)
         if self.form.is_plain and self.image_channels == 1:
             # Pillow's "L", exact for grey pictures kept as RGB
             red, green, blue = image.int()

@@ -27,7 +27,7 @@ class Answer(NamedTuple):
 
     true and predicted are class names, several of them with SEPARATOR between them. probability is
     that of the predicted class; None where an image may have several. loss: None if not known.
-    probabilities: one for each class.
+    probabilities: one for each class. more: the texts of further columns, after all others.
     """
 
     id: str
@@ -38,6 +38,7 @@ class Answer(NamedTuple):
     probability: float | None
     loss: float | None
     probabilities: Sequence[float]
+    more: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,13 @@ class Predictions:
         return self.rows([row for row, name in enumerate(self.parts) if name == part])
 
 
-def prediction_lines(classes: Sequence[str], answers: Iterable[Answer]) -> Iterator[str]:
+def prediction_lines(
+    classes: Sequence[str], answers: Iterable[Answer], more: Sequence[str] = ()
+) -> Iterator[str]:
     """Yield the table's lines, without line ends; the first one names the columns.
 
-    A probability has nine digits, which give back the same float32.
+    A probability has nine digits, which give back the same float32. more: the names of further
+    columns, whose texts each answer has; none begins with OF_CLASS.
     """
     text = io.StringIO()
     writer = csv.writer(text)  # it quotes \r and \n, its own line end
@@ -88,27 +92,33 @@ def prediction_lines(classes: Sequence[str], answers: Iterable[Answer]) -> Itera
         writer.writerow(cells)
         return text.getvalue().removesuffix("\r\n")
 
-    yield line([*FIXED, *(OF_CLASS + name for name in classes)])
+    yield line([*FIXED, *(OF_CLASS + name for name in classes), *more])
     for one in answers:
         chances = [f"{chance:.9g}" for chance in one.probabilities]
         probability = "" if one.probability is None else f"{one.probability:.9g}"
         loss = "" if one.loss is None else repr(one.loss)
-        yield line([*one[:5], probability, loss, *chances])
+        yield line([*one[:5], probability, loss, *chances, *one.more])
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a table. Raises RunError if it is missing or damaged, and says what to type."""
+    """Read a table. Raises RunError if it is missing or damaged, and says what to type.
+
+    Columns after those of the classes are not read.
+    """
     import numpy
 
     columns: list[list[str]] = [[] for _ in range(5)]
     losses: list[float] = []
     pieces: list[NDArray[Any]] = []
+    end = len(FIXED)
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = csv.reader(file, strict=True)
             header = next(rows, [])
-            classes = tuple(name.removeprefix(OF_CLASS) for name in header[len(FIXED) :])
-            if tuple(header[: len(FIXED)]) != FIXED or len(classes) < 2:
+            named = itertools.takewhile(lambda name: name.startswith(OF_CLASS), header[end:])
+            classes = tuple(name.removeprefix(OF_CLASS) for name in named)
+            stop = end + len(classes)
+            if tuple(header[:end]) != FIXED or len(classes) < 2:
                 raise ValueError(f"its columns are {shortened(','.join(header), 100)}")
             while chunk := list(itertools.islice(rows, CHUNK)):
                 if any(len(row) != len(header) for row in chunk):
@@ -116,7 +126,7 @@ def read_predictions(path: Path) -> Predictions:
                 for column, cells in zip(columns, zip(*chunk, strict=True), strict=False):
                     column += cells
                 losses += [float(row[6]) if row[6] else math.nan for row in chunk]
-                pieces.append(numpy.array([row[len(FIXED) :] for row in chunk], numpy.float32))
+                pieces.append(numpy.array([row[end:stop] for row in chunk], numpy.float32))
     except FileNotFoundError:
         raise RunError(
             f"{visible(str(path))} is missing: the run has not ended yet, or is of an older version"
