@@ -17,6 +17,7 @@ from torch import Tensor
 from datasets import BrokenImage
 from datasets.images import read_file
 from trainer.build.trained import TrainedModel
+from trainer.components.calibration import tempered
 from trainer.drawing.pictures import to_picture
 from trainer.input.data import build_pipelines
 from trainer.process.errors import (
@@ -44,7 +45,9 @@ Output = TypeVar("Output")
 class Prediction:
     """A file's prediction: (K,) probabilities, or the reason why there are none.
 
+    The probabilities are calibrated, if the run has a temperature; raw (K,) are those that decide.
     predicted: the predicted class; or, if ``has_several``, the labels, the likeliest first.
+    label_set: the classes of its label set, the likeliest first; None if there are no label sets.
     digest: the SHA-256 of the file's content. more: the texts of a table's further columns.
     """
 
@@ -56,6 +59,8 @@ class Prediction:
     has_several: bool = False
     digest: str = ""
     more: tuple[str, ...] = ()
+    raw: Tensor | None = None
+    label_set: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,31 +138,47 @@ def _predicted(
 ) -> Iterator[Prediction]:
     """Yield a Prediction for each waiting item; the images are one batch."""
     views = [item for item in waiting if isinstance(item, _Views)]
-    rows: Iterator[Tensor] = iter(())
+    rows: Iterator[tuple[Tensor, Tensor]] = iter(())
     if views:
-        inputs = torch.cat([item.inputs for item in views])
-        total, count = trained.probabilities(inputs, tta), 1
-        draws = [item.draws for item in views if item.draws is not None]
-        if draws:
-            drawn = trained.probabilities(torch.cat(draws)).view(len(views), -1, total.shape[1])
-            total, count = total + drawn.sum(dim=1), 1 + drawn.shape[1]
-        rows = iter(total / count)
+        rows = zip(*_chances(trained, views, tta), strict=True)
     for item in waiting:
         if isinstance(item, Prediction):
             yield item
             continue
-        chances = next(rows)
-        if chances.isfinite().all():
+        raw, chances = next(rows)
+        if raw.isfinite().all():
             yield Prediction(
                 item.path,
                 chances,
                 thumbnail=item.thumbnail,
-                predicted=trained.predicted(chances),
+                predicted=trained.predicted(raw),
+                raw=raw,
                 has_several=trained.thresholds is not None,
                 digest=item.digest,
             )
         else:
             yield Prediction(item.path, reason=f"{NO_ANSWER} for it")
+
+
+def _chances(
+    trained: TrainedModel, views: Sequence[_Views], tta: str | None
+) -> tuple[Tensor, Tensor]:
+    """Raw and calibrated probabilities of images: (B, K) each, means over their draws."""
+    logits = trained.logits(torch.cat([item.inputs for item in views]), tta).cpu()
+    draws = [item.draws for item in views if item.draws is not None]
+    drawn = trained.logits(torch.cat(draws)).cpu() if draws else None
+
+    def mean(temperature: float | None) -> Tensor:
+        total, count = trained.chances(logits, temperature), 1
+        if drawn is not None:
+            more = trained.chances(drawn, temperature).view(len(views), -1, total.shape[1])
+            total, count = total + more.sum(dim=1), 1 + more.shape[1]
+        return total / count
+
+    raw = mean(None)
+    if trained.thresholds is not None:  # of several labels, the logits are divided
+        return raw, mean(trained.temperature) if trained.temperature else raw
+    return raw, tempered(raw, trained.temperature)
 
 
 def augmentation(trained: TrainedModel) -> Pipeline:
