@@ -33,7 +33,7 @@ from transforms.pipeline import Pipeline
 
 OF_MANY = {b"PK\3\4": "a zip file, such as .npz", b"PAR1": "a Parquet file"}
 FOR_MANY = (
-    "metrics of the run's own splits: python -m trainer.evaluate RUN; save other images as .png, "
+    "metrics of labelled ones: python -m trainer.evaluate RUN FILE; save other images as .png, "
     'or see "Predictions of arrays" in docs/data.md'
 )
 

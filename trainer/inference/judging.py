@@ -38,7 +38,7 @@ from trainer.insight.findings import ReportData
 from trainer.insight.report import write_report
 from trainer.insight.samples import THUMBNAIL
 from trainer.loop.answers import Part, write_predictions
-from trainer.process.errors import RunError, UsageError
+from trainer.process.errors import ConfigError, RunError, UsageError
 from trainer.process.words import visible
 from trainer.run.disk import (
     MAX_SPLIT,
@@ -55,7 +55,7 @@ JUDGED = "metrics.json"
 
 @dataclass(frozen=True)
 class NewImages:
-    """A place's images that can be judged. matched: its classes. broken: (path, reason).
+    """A place's images that can be judged. matched: its classes. broken: (id, reason).
 
     subset: the images that can be read and have a class of the run, with the run's labels.
     """
@@ -125,14 +125,14 @@ def prepare_new(
     """Read the images whose class the run has. Raises DataError if there are none."""
     matched = match(trained.classes, dataset.classes, renames)
     labels = labels_in(trained, dataset, matched)
-    if isinstance(dataset, ImageFiles):
+    if isinstance(dataset, ImageFiles) and type(dataset).decode is ImageFiles.decode:
         dataset = OwnFiles(dataset, trained.image_channels)
     source = Source(dataset, build_pipelines(config, len(trained.classes)), config, trained.device)
     chosen = (labels >= 0).nonzero().flatten().tolist() if labels.ndim == 1 else range(len(labels))
     with transforms_named(config):
         source.prepare("test", chosen)
         rows = [row for row in chosen if row not in source.broken]
-        broken = [(error.path, error.reason) for _, error in sorted(source.broken.items())]
+        broken = [(dataset.ids[row], e.reason) for row, e in sorted(source.broken.items())]
         if not rows:
             raise DataError("\n".join(["no image there can be judged:", *notes_on_broken(broken)]))
         subset = source.subset("test", rows)
@@ -159,10 +159,11 @@ def notes_on_new(trained: TrainedModel, subset: Subset, digests: Sequence[str]) 
 
 def require_shape(trained: TrainedModel, config: Config, subset: Subset) -> None:
     """Raise DataError unless the eval transforms give the size that the model was trained with."""
-    became, wanted = (
-        " x ".join(map(str, shape))
-        for shape in (check_shape(config, subset, "eval"), trained.input_shape)
-    )
+    try:
+        became = " x ".join(map(str, check_shape(config, subset, "eval")))
+    except ConfigError:  # they cannot form a batch
+        became = "of several sizes"
+    wanted = " x ".join(map(str, trained.input_shape))
     if became != wanted:
         raise DataError(
             f"the run's transforms make the images {became}, and its model was trained on {wanted} "

@@ -16,11 +16,12 @@ from datasets.files import ImageFiles
 from datasets.shards import INDEX
 from datasets.words import counted
 from trainer.build.trained import TrainedModel, fitted
+from trainer.build.trial import check_components
 from trainer.config import Config, load_config
 from trainer.config.document import flow
 from trainer.config.signatures import parameters_of, resolve
 from trainer.input.cut import open_dataset
-from trainer.process.errors import UsageError
+from trainer.process.errors import ConfigError, UsageError
 from trainer.process.words import listed, nearest, shortened
 
 BY_SUFFIX = {".csv": "CSVImages", ".tsv": "CSVImages", ".npz": "Arrays", ".parquet": "Parquet"}
@@ -77,6 +78,8 @@ def open_place(run: Path, place: Path, overrides: Sequence[str]) -> tuple[Config
     taken = {key: value for key, value in taken.items() if key in known}
     dataset = flow({"name": name, **taken, **skips, **where})
     config = load_config(run / "config.yaml", [f"dataset={dataset}", *overrides])
+    if faults := check_components(config, ranges=False):
+        raise ConfigError(faults)
     config = config.model_copy(update={"split": config.split.model_copy(update={"by": "content"})})
     return config, open_dataset(config, least_classes=1)
 
@@ -209,7 +212,7 @@ def notes_on_copies(
 def _first(names: Sequence[str]) -> str:
     """ "first a, b and 3 more"."""
     more = len(names) - IMAGES_NAMED
-    shown = [shortened(name) for name in names[:IMAGES_NAMED]]
+    shown = [shortened(name, 160) for name in names[:IMAGES_NAMED]]
     return f"first {listed(shown + [f'{more:,} more'] * (more > 0))}"
 
 
@@ -217,7 +220,7 @@ def notes_on_broken(broken: Collection[tuple[str, str]]) -> list[str]:
     """A line with the images that cannot be read."""
     if not broken:
         return []
-    told = _first([f"{path} ({reason})" for path, reason in broken])
+    told = _first([f"{name} ({shortened(reason)})" for name, reason in broken])
     return [f"{counted(len(broken), 'image')} cannot be read, in no metric; {told}"]
 
 
