@@ -17,12 +17,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.process.command_line import Parser
+from trainer.process.command_line import Parser, without_paths_taken_for_files
 from trainer.process.launch import run_as_command
 
 if TYPE_CHECKING:
     from trainer.build.trained import TrainedModel
     from trainer.inference.prediction import Prediction
+
+FILES = {"--json": (".json",), "--csv": (".csv",)}  # what follows is a PATH unless it ends so
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             help=f"write all probabilities as {kind.upper()}; to stdout if no file is named",
         )
     parser.add_argument(
+        "--parquet",
+        type=ending_in(".parquet"),
+        metavar="FILE.parquet",
+        help="write the table of --csv as Parquet",
+    )
+    parser.add_argument(
         "--sheet", type=ending_in(".png"), metavar="FILE.png", help="draw the pictures, captioned"
     )
     parser.add_argument(
@@ -69,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=at_least(1), metavar="N", help="images at once")
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="as train.threads")
-    given = without_paths_taken_for_files(sys.argv[1:] if argv is None else argv)
+    given = without_paths_taken_for_files(sys.argv[1:] if argv is None else argv, FILES)
     # parse_intermixed_args loses the meaning of --.
     parse = parser.parse_args if "--" in given else parser.parse_intermixed_args
     arguments = parse(given)
@@ -79,19 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
-
-
-def without_paths_taken_for_files(argv: Sequence[str]) -> list[str]:
-    """Turn ``--json photo.jpg`` into ``--json=- photo.jpg``: a name without .json is a PATH."""
-    given = list(argv)
-    for i, text in enumerate(given):
-        if text == "--":
-            break
-        if text in ("--json", "--csv"):
-            following = given[i + 1] if i + 1 < len(given) else ""
-            if not following.lower().endswith(f".{text[2:]}"):
-                given[i] = f"{text}=-"
-    return given
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -149,13 +144,20 @@ def run(arguments: argparse.Namespace) -> None:
         from datasets.bands import notes_on_bits, notes_on_pictures
         from datasets.images import notes_on
         from trainer.build.trained import load_trained
+        from trainer.comparing.predictions import require_parquet
         from trainer.inference.image_files import find_images
-        from trainer.inference.prediction import MAX_SHEET, predict_files
-        from trainer.inference.prediction_sets import label_sets_of, with_sets
+        from trainer.inference.prediction import (
+            MAX_SHEET,
+            label_sets_of,
+            predict_files,
+            with_sets,
+        )
         from trainer.process.errors import NO_ANSWER, NoAnswer, UsageError
         from trainer.process.words import visible
 
     files = output_files(arguments)
+    if arguments.parquet:
+        require_parquet("--parquet")
     settings = {"train.device": arguments.device, "train.threads": arguments.threads}
     trained = load_trained(folder, [f"{k}={v}" for k, v in settings.items() if v is not None])
     paths, faults, unreadable, note = find_images(arguments.paths, trained.form.suffixes)
@@ -208,7 +210,7 @@ def output_files(arguments: argparse.Namespace) -> dict[str, Path]:
     from trainer.process.errors import UsageError
 
     files = {}
-    for kind in ("json", "csv", "sheet"):
+    for kind in ("json", "csv", "parquet", "sheet"):
         if (name := getattr(arguments, kind)) in (None, "-"):
             continue
         files[kind] = file = Path(name)
@@ -271,8 +273,8 @@ def print_predictions(
     for kind, file in files.items():
         if kind == "json":
             prediction_output.write_lines(file, prediction_output.json_lines(done, classes))
-        elif kind == "csv":
-            prediction_output.write_lines(file, prediction_output.csv_lines(done, classes, more))
+        elif kind in ("csv", "parquet"):
+            prediction_output.write_predicted(file, done, classes, more)
         else:
             write_file(file, png(prediction_output.prediction_sheet(done, classes)))
             if note := note_on_names(classes):

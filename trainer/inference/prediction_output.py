@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.comparing.predictions import SEPARATOR, Answer, prediction_lines
+from trainer.comparing.predictions import SEPARATOR, Answer, fill_table, prediction_lines
 from trainer.drawing.columns import pad, width_of, wrap
 from trainer.drawing.fonts import drawable, fit_to_pixels, font
 from trainer.drawing.pictures import LETTERS, caption_width, sheet
@@ -105,6 +105,14 @@ def csv_lines(
     more: the names of further columns, whose texts are ``Prediction.more``.
     """
     return prediction_lines(classes, _as_answers(predictions, classes), more)
+
+
+def write_predicted(
+    path: Path, predictions: Iterable[Prediction], classes: Sequence[str], more: Sequence[str] = ()
+) -> None:
+    """Write what ``csv_lines`` gives, or the same as Parquet if ``path`` ends so, atomically."""
+    answers = _as_answers(predictions, classes)
+    write_with(path, lambda file: fill_table(file, path.suffix, classes, answers, more))
 
 
 def _as_answers(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[Answer]:

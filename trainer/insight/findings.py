@@ -54,6 +54,7 @@ class ReportData:
     (C, H, W); it may raise. class_balance: images of each class by split. notes: what the run told.
     calibration: what val says about a temperature; calibrated and val: the answers on test and val
     after it.
+    about: what the images are, as a heading. Without history there are no curves.
     """
 
     history: Sequence[dict[str, Any]]
@@ -68,6 +69,7 @@ class ReportData:
     calibration: Calibration | None = None
     calibrated: Answers | None = None
     val: Answers | None = None
+    about: str = "Test split"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Findings:
     """The content of the report's pages."""
 
     title: str
-    best_epoch: int
+    best_epoch: int  # 0 if it is not known
     facts: dict[str, str]
     notes: list[str]
     left_out: list[str]
@@ -99,6 +101,13 @@ class Findings:
     calibrated_bins: Bins | None = None  # if a temperature is used
     about_sets: str = ""
     sets: Sequence[tuple[Any, ...]] = ()  # by class, in the order of SETS_COLUMNS
+    about: str = "Test split"
+
+    @property
+    def measured(self) -> str:
+        """A sentence on the images and the weights."""
+        weights = f"weights of epoch {self.best_epoch}" if self.best_epoch else "best weights"
+        return f"{counted(self.num_images, 'image')}, measured once with the {weights}."
 
     @property
     def kind(self) -> str:
@@ -261,6 +270,7 @@ def find(given: ReportData, run: Path) -> Findings:
         calibrated_bins=calibration_bins(after) if after else None,
         about_sets=about_sets,
         sets=sets,
+        about=given.about,
     )
 
 

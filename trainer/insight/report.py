@@ -1,4 +1,4 @@
-"""Writes a run's report folder: report.md, report.html and pictures of the test split."""
+"""Writes a report's folder: report.md, report.html and pictures of the images it is about."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +35,8 @@ def _write_files(folder: Path, results: ReportData, run: Path | None) -> None:
     found = find(results, run or folder.parent)
     confusion = draw_confusion(found.counts, found.classes)
     write_file(folder / "confusion_matrix.png", png(confusion))
-    write_file(folder / "curves.png", png(draw_curves(found.history, found.best_epoch)))
+    if found.history:
+        write_file(folder / "curves.png", png(draw_curves(found.history, found.best_epoch)))
     for name, bins in (("", found.bins), ("_after", found.calibrated_bins)):
         file = folder / f"calibration{name}.png"
         if bins:
@@ -65,10 +66,7 @@ def _write_files(folder: Path, results: ReportData, run: Path | None) -> None:
 def _markdown(found: Findings) -> str:
     parts = [f"# Report: {markdown(found.title)}"]
     parts += ["\n".join(f"- {name}: {markdown(value)}" for name, value in found.facts.items())]
-    parts += ["## Test split"]
-    parts += [
-        f"{found.num_images} images, measured once with the weights of epoch {found.best_epoch}."
-    ]
+    parts += [f"## {found.about}", found.measured]
     parts += [markdown_table(["metric", "value"], list(found.metrics.items()))]
     parts += [f"Accuracy of {found.certainty} (Wilson interval)."] if found.certainty else []
     if found.notes or found.left_out:
@@ -109,8 +107,9 @@ def _markdown(found: Findings) -> str:
     ]
     parts += [found.about_bins] if found.about_bins else []
     parts += _calibrated(found)
-    parts += ["## Curves", "![curves](curves.png)"]
-    parts += [markdown_table(found.tags, found.epochs)]
+    if found.history:
+        parts += ["## Curves", "![curves](curves.png)"]
+        parts += [markdown_table(found.tags, found.epochs)]
     if found.balance:
         sums = found.balance_columns, found.balance_sums
         table = sums if found.many else ([found.kind, *found.balance], found.balance_rows)

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.build.job import Job
-from trainer.comparing.predictions import SEPARATOR, Answer, prediction_lines
+from trainer.comparing.predictions import SEPARATOR, Answer, fill_table
 from trainer.components.calibration import Calibration, calibrate, calibrated, how_true
 from trainer.components.decisions import Answers, decided, likeliest
 from trainer.distributed.fsdp import is_sharded, model_shard
@@ -21,7 +20,7 @@ from trainer.loop.epochs import Session
 from trainer.loop.evaluate import answers_of, predict
 from trainer.loop.record import keep_calibration
 from trainer.run.best import load_best, read_best
-from trainer.run.disk import Digest, write_with
+from trainer.run.disk import write_with
 
 ROWS = 1024  # rows of a table that are Python's numbers at once
 
@@ -93,7 +92,7 @@ class Judged(NamedTuple):
         return {**self.calibration._asdict(), "test": test}
 
 
-def judge(
+def calibrate_best(
     session: Session, parts: Mapping[str, tuple[Tensor, Tensor]], thresholds: Tensor | None
 ) -> Judged:
     """Fit a temperature on val, write it into model.json, and tell it; on rank 0.
@@ -115,23 +114,19 @@ def judge(
     return Judged(found, raw, raw | after)
 
 
-def part_of(job: Job, name: str, answers: Answers, losses: Tensor) -> Part:
-    """What is answered for the images of val or test."""
-    subset: Subset = job.data.subsets[name]
+def part_of(
+    subset: Subset, name: str, known: Mapping[str, str], answers: Answers, losses: Tensor
+) -> Part:
+    """What is answered for the images of a split, which split.json has as ``known``."""
     ids = [subset.dataset.ids[index] for index in subset.indices.tolist()]
-    known = (job.data.split[name][image] for image in ids)
-    return Part(name, ids, ["" if k.endswith(" bytes") else k for k in known], answers, losses)
+    digests = ["" if known[image].endswith(" bytes") else known[image] for image in ids]
+    return Part(name, ids, digests, answers, losses)
 
 
 def write_predictions(path: Path, classes: Sequence[str], parts: Sequence[Part]) -> None:
-    """Write the table of the images of all parts, in their order."""
-
-    def fill(file: Digest) -> None:
-        answers = (answer for part in parts for answer in _answers(classes, part))
-        for line in prediction_lines(classes, answers):
-            file.write(f"{line}\n".encode(errors="backslashreplace"))
-
-    write_with(path, fill)
+    """Write the table of the images of all parts, in their order; as Parquet if path ends so."""
+    answers = (answer for part in parts for answer in _answers(classes, part))
+    write_with(path, lambda file: fill_table(file, path.suffix, classes, answers))
 
 
 def _answers(classes: Sequence[str], part: Part) -> Iterator[Answer]:

@@ -20,7 +20,7 @@ from trainer.insight.board import Board, show_end, show_start
 from trainer.insight.findings import ReportData
 from trainer.insight.report import write_report
 from trainer.insight.samples import THUMBNAIL
-from trainer.loop.answers import Judged, judge, part_of, predict_best, write_predictions
+from trainer.loop.answers import Judged, calibrate_best, part_of, predict_best, write_predictions
 from trainer.loop.epochs import Session, train_epochs
 from trainer.loop.evaluate import (
     each_loss,
@@ -200,7 +200,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         test = evaluate(job.config, logits, labels, job.loss_fn, thresholds)
         val = scalars(evaluate(job.config, *parts["val"][tta], job.loss_fn, thresholds))
         chosen = {name: found[tta] for name, found in parts.items()}
-        judged = judge(session, chosen, thresholds)
+        judged = calibrate_best(session, chosen, thresholds)
         plain = {}
         if tta:
             plain = scalars(evaluate(job.config, *parts["test"][None], job.loss_fn, thresholds))
@@ -244,7 +244,13 @@ def write_table(
     """Write predictions.csv: what is answered for each image of val and test, with raw numbers."""
     job = session.job
     rows = [
-        part_of(job, name, judged.raw[name], each_loss(job.loss_fn, logits, labels))
+        part_of(
+            job.data.subsets[name],
+            name,
+            job.data.split[name],
+            judged.raw[name],
+            each_loss(job.loss_fn, logits, labels),
+        )
         for name, (logits, labels) in parts.items()
     ]
     write_predictions(session.run / PREDICTIONS, job.data.classes, rows)
