@@ -19,6 +19,7 @@ from torch import Tensor
 
 from datasets.words import counted
 from trainer.components import OF_SEVERAL_LABELS
+from trainer.components.decisions import Answers
 from trainer.components.losses import are_finite, probabilities
 from trainer.components.metrics import brier, calibration_error, nll
 
@@ -154,6 +155,12 @@ def calibrated(
 def how_true(chances: Tensor, labels: Tensor) -> dict[str, float]:
     """How true probabilities are, by the metrics' names; of each, 0 is the best."""
     return {metric.__name__: metric(chances, labels) for metric in (calibration_error, nll, brier)}
+
+
+def before_and_after(raw: Answers, after: Answers | None) -> dict[str, dict[str, float]]:
+    """``how_true`` of raw probabilities, and of calibrated ones if there are any."""
+    found = {"before": how_true(raw.probabilities, raw.labels)}
+    return found | ({"after": how_true(after.probabilities, after.labels)} if after else {})
 
 
 def calibration_of(card: dict[str, Any]) -> Calibration | None:

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from trainer.comparing.predictions import SEPARATOR, Answer, fill_table
-from trainer.components.calibration import Calibration, calibrate, calibrated, how_true
+from trainer.components.calibration import (
+    Calibration,
+    before_and_after,
+    calibrate,
+    calibrated,
+)
 from trainer.components.decisions import Answers, decided, likeliest
 from trainer.distributed.fsdp import is_sharded, model_shard
 from trainer.distributed.network import from_main
@@ -85,10 +90,8 @@ class Judged(NamedTuple):
     @property
     def result(self) -> dict[str, Any]:
         """What result.json has: how true the probabilities of test are, before and after."""
-        parts = {"before": self.raw["test"]}
-        if self.calibration.used:
-            parts["after"] = self.calibrated["test"]
-        test = {name: how_true(*answers[:2]) for name, answers in parts.items()}
+        after = self.calibrated["test"] if self.calibration.used else None
+        test = before_and_after(self.raw["test"], after)
         return {**self.calibration._asdict(), "test": test}
 
 
