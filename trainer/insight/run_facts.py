@@ -48,6 +48,8 @@ def facts_of_run(result: dict[str, Any], run: Path) -> dict[str, str]:
         facts["code"] = f"commit {str(commit)[:12]}{files}"
     if "seed" in result:
         facts["seed"] = str(result["seed"])
+    if origin := result.get("weights"):
+        facts["began with"] = f"{origin['run']}, epoch {origin['epoch']}"
     facts["folder"] = str(run)
     return facts
 
