@@ -110,8 +110,7 @@ def about_grown(found: Mapping[str, Any], origin: Mapping[str, Any]) -> list[str
             f" ({old['won']:,} right only now, {old['lost']:,} only then)"
         )
         if old["untested"]:
-            more = counted(old["untested"], "image")
-            lines[-1] += f"; {more} of them here were not in the test there"
+            lines[-1] += f"; {counted(old['untested'], 'more image')} of them only here"
         if old["relabelled"]:
             lines[-1] += f"; {counted(old['relabelled'], 'image')} with another label since"
     else:
