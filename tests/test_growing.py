@@ -33,6 +33,10 @@ def grey_lenet(count):
     return LeNet(count, 1)
 
 
+def last(model):
+    return model.get_parameter("classifier.4.weight")
+
+
 def json_of(path):
     return json.loads(path.read_text())
 
@@ -101,9 +105,9 @@ def test_rows_of_unknown_classes_are_told_in_the_result_and_the_report(
     shutil.copy(run / "model.pt", tmp_path / "alone.pt")
     new = train(f"model.name={model}", "train.epochs=1", f"model.weights={tmp_path}/alone.pt")
     told = "the head is taken row by row: which 2 classes it was for is not known"
-    assert any(told in note for note in json_of(new / "result.json")["notes"])
+    assert told in json_of(new / "result.json")["weights"]["taken"]
     assert all(told in (new / "report" / name).read_text() for name in ("report.md", "report.html"))
-    assert "weights" not in json_of(new / "result.json")
+    assert "run" not in json_of(new / "result.json")["weights"]
 
 
 def test_a_model_whose_rows_cannot_be_found_takes_weights_of_the_same_classes_only():
@@ -116,7 +120,7 @@ def test_a_model_whose_rows_cannot_be_found_takes_weights_of_the_same_classes_on
     with pytest.raises(ValueError, match="which of its tensors are for which class cannot be told"):
         load_weights(model, Weights(trained.state_dict(), ("b", "a")), "ab", refuses)
     load_weights(model, Weights(trained.state_dict(), ("a", "b")), "ab", refuses)
-    assert torch.equal(model.classifier[4].weight, trained.classifier[4].weight)
+    assert torch.equal(last(model), last(trained))
     said = load_weights(model, Weights(trained.state_dict()), "ab", refuses)
     assert "which of its tensors are for which class cannot be told" in said
 
@@ -125,10 +129,10 @@ def test_names_that_differ_in_how_they_are_composed_only_are_matched_where_none_
     composed, apart = "\u00e9", "e\u0301"
     trained, model = LeNet(2, 1), LeNet(2, 1)
     load_weights(model, Weights(trained.state_dict(), (apart, "b")), ("b", composed), grey_lenet)
-    assert torch.equal(model.classifier[4].weight, trained.classifier[4].weight.flip(0))
+    assert torch.equal(last(model), last(trained).flip(0))
     both = Weights(trained.state_dict(), (composed, apart))
     load_weights(model, both, (apart, composed), grey_lenet)
-    assert torch.equal(model.classifier[4].weight, trained.classifier[4].weight.flip(0))
+    assert torch.equal(last(model), last(trained).flip(0))
 
 
 # --- sources -----------------------------------------------------------------------------------
@@ -160,6 +164,8 @@ def test_what_comes_from_which_run_is_in_the_result(finished, train, more_notes)
         origin = json_of(new / "result.json")["weights"]
         digest = hashlib.sha256((run / "model.pt").read_bytes()).hexdigest()
         classes = {"known": ["1", "100"], "new": ["5"], "gone": []}
+        taken = origin.pop("taken")
+        assert taken.startswith(f"{named}, epoch 1: 10 of 10 tensors taken; the head has 2 of its")
         assert origin == {"run": str(run), "sha256": digest, "epoch": 1, "classes": classes}
         assert f"- began with: {run}, epoch 1" in (new / "report" / "report.md").read_text()
 
@@ -375,6 +381,25 @@ def test_accuracy_of_old_classes_is_that_of_both_tables_on_the_same_images(grown
         assert "Old and new classes" in text and all(line in text for line in lines)
 
 
+def test_folders_that_change_their_names_change_no_answer(finished, train, notes, tmp_path):
+    old = finished("train.epochs=1")
+    for name, other in (("1", "100"), ("100", "1")):
+        (tmp_path / "swapped").mkdir(exist_ok=True)
+        (tmp_path / "swapped" / name).symlink_to(notes / other)
+    still = ("train.epochs=1", "optimizer.lr=1e-30", f"model.weights={old}")
+    new = train(f"dataset.root={tmp_path}/swapped", *still)
+    before, after = (
+        {row["sha256"]: row for row in rows_of(run / "predictions.csv")} for run in (old, new)
+    )
+    assert before.keys() == after.keys()
+    for key, row in before.items():
+        answers = ("predicted", "p:1", "p:100")
+        assert [row[name] for name in answers] == [after[key][name] for name in answers]
+        assert row["true"] != after[key]["true"]
+    found = json_of(new / "result.json")["grown"]["old"]
+    assert found["relabelled"] == found["images"] > 0
+
+
 def test_each_case_of_an_image_is_counted(tmp_path):
     head = "id,sha256,part,true,predicted,probability,loss,p:a,p:b"
     rows = ["i0,0,test,a,a,,,1,0", "i1,1,test,a,b,,,0,1", "i2,2,test,a;b,a;b,,,1,1",
@@ -446,6 +471,11 @@ def test_a_run_goes_on_to_the_bit_where_the_old_run_is_gone(finished, train, mor
     assert_same_run(straight, run)
     for key in ("weights", "grown", "test"):
         assert json_of(run / "result.json")[key] == json_of(straight / "result.json")[key]
+    told = f"- model.weights: {old}, epoch 2: 10 of 10 tensors taken"
+    assert told in (run / "report" / "report.md").read_text()
+    (run / "before.csv").unlink()
+    assert main(["--resume", str(run), "train.epochs=3"]) == 0
+    assert json_of(run / "result.json")["grown"] == {"reason": f"before.csv was removed from {run}"}
 
 
 def test_a_run_without_old_weights_says_nothing_of_old_classes(finished):

@@ -24,8 +24,8 @@ class Job:
 
     input_shape is the model's (C, H, W). network is what training calls: the model itself, or the
     model wrapped for several ranks, compiled, or replayed from a CUDA graph. notes: the notes that
-    were printed, for the report. origin: the run whose weights the model began with, see
-    ``with_first_weights``.
+    were printed, for the report. origin: what the model's first weights are, for
+    result.json; empty if they were drawn.
     """
 
     config: Config

@@ -109,7 +109,7 @@ def prepare(
         data = prepare_data(with_split(config, began), device, plain)  # it keeps its own notes
     shapes = shapes_of(config, data)
     train = data.subsets["train"]
-    config, model, origin = begin_model(config, data, shapes["train"], is_restored, say, notes)
+    config, model, origin = begin_model(config, data, shapes["train"], is_restored, say)
     model.to(device)
     check_training_sizes(config, model, shapes["train"][0])
     loss_fn = build_loss(config, train.labels, data.classes).to(device)
@@ -144,12 +144,12 @@ def prepare(
 
 
 def begin_model(
-    config: Config, data: Data, shape: Shape, is_restored: bool, say: Say, notes: list[str]
+    config: Config, data: Data, shape: Shape, is_restored: bool, say: Say
 ) -> tuple[Config, nn.Module, dict[str, Any]]:
     """The model, on the CPU; the configuration and the origin by ``with_first_weights``.
 
-    A run that is restored needs no first weights any more, nor the run that they came from.
-    ``notes`` get what was taken of ``model.weights``.
+    "taken" of the origin is the sentence on what was taken of ``model.weights``. A run that is
+    restored needs no first weights any more, nor the run that they came from.
     """
     if is_restored:
         return config, build_model(config, data.classes, shape, say), {}
@@ -158,12 +158,12 @@ def begin_model(
 
     def tell(line: str) -> None:
         if weights is not None and line.startswith("weights "):
-            notes.append(f"model.weights: {line.removeprefix('weights ')}")
+            origin["taken"] = line.removeprefix("weights ")
         say(line)
 
     to_whiten = partial(batches_to_whiten, config, data)
     model = build_model(config, data.classes, shape, tell, to_whiten, weights)
-    if origin and (note := note_on_trained(Path(origin["run"]), data.split["test"])):
+    if "run" in origin and (note := note_on_trained(Path(origin["run"]), data.split["test"])):
         say(f"note    model.weights: {note}")
     return config, model, origin
 

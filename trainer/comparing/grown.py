@@ -68,6 +68,8 @@ def grown(run: Path, classes: Mapping[str, Sequence[str]], several: bool) -> dic
     since ("won") and no longer ("lost"), and how many have another label than then ("relabelled").
     The label of now counts for both. Raises RunError with the reason if a table is missing.
     """
+    if not (run / BEFORE).is_file():
+        raise RunError(f"{BEFORE} was removed from {run}")
     then, now = read_predictions(run / BEFORE), read_predictions(run / PREDICTIONS).of_part("test")
     new, there = {*classes["new"]}, {key: row for row, key in enumerate(then.keys)}
     pairs, of_new = list[tuple[bool, bool]](), list[bool]()
@@ -99,7 +101,7 @@ def about_grown(found: Mapping[str, Any], origin: Mapping[str, Any]) -> list[str
 
     origin: result.json's "weights".
     """
-    if not origin:
+    if "run" not in origin:
         return []
     classes, lines = origin["classes"], list[str]()
     named = {key: shortened(", ".join(classes[key]), 200) for key in ("new", "gone")}

@@ -259,12 +259,12 @@ def write_table(
 def since_before(run: Path, several_labels: bool) -> dict[str, Any]:
     """For result.json: old and new classes apart, if the run began with another run's weights."""
     result = read_json(run / "result.json")
-    if not (origin := result.get("weights")):
+    if "run" not in (origin := result.get("weights", {})):
         return {}
     try:
         return {"grown": grown(run, origin["classes"], several_labels)}
     except RunError as error:
-        return {"grown": result.get("grown") or {"reason": str(error).rstrip(".")}}
+        return {"grown": {"reason": origin.get("not_compared", str(error))}}
 
 
 def report(session: Session, subset: Subset, answers: Answers, result: dict[str, Any]) -> None:

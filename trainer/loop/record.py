@@ -46,14 +46,14 @@ def write_description(job: Job, run: Path) -> None:
 def keep_before(job: Job, run: Path) -> dict[str, Any]:
     """Keep in before.csv what the run that gave the weights answered: its folder may go.
 
-    Returns the reason for result.json if there is nothing to keep, else an empty dict.
+    Returns what result.json has of that run, with the reason if nothing can be kept.
     """
-    if not job.origin:
+    if "run" not in job.origin:
         return {}
     try:
         lines = lines_before(Path(job.origin["run"]), job.data.split["test"])
     except RunError as error:
-        return {"grown": {"reason": str(error)}}
+        return {"weights": job.origin | {"not_compared": str(error)}}
     write_file(run / BEFORE, "".join(f"{line}\n" for line in lines))
     return {}
 
