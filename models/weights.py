@@ -23,6 +23,7 @@ WRAPPERS = re.compile(r"\b(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_w
 PARTS = ("state_dict", "model_state_dict", "model")  # of a training checkpoint; averages come first
 MAX_CARD = 2**26  # bytes of a JSON file with class names
 POSITIONS = re.compile(r"(pos_emb\w*|rel_pos\w*|attention_bias\w*|position_bias_table) is \(")
+UNKNOWN_HEAD = "which of its tensors are for which class cannot be told"
 EMPTY = "it has none of the model's tensors"
 MAX_NAMED = 5  # names in a sentence
 SAFETENSORS = "model.safetensors"  # in Hugging Face's layout of a model
@@ -193,19 +194,19 @@ def load_weights(model: nn.Module, weights: Weights, classes: Sequence[str], bui
     """
     own = model.state_dict()  # with torch's version numbers, which some layers require
     state = with_names_of(weights.state, own)
-    head, odd = head_of(own, build, len(classes))
+    head = head_of(own, build, len(classes))
     first = f"{first_convolution(model)}.weight"
-    known, given_tops, head_tops = (set(map(_top, names)) for names in (own, state, head | odd))
+    known, given_tops, head_tops = (set(map(_top, names)) for names in (own, state, head))
     unknown = [name for name in state if name not in own]
     left_out = [n for n in unknown if _top(n) not in known and not n[:1].isdecimal()]
     faults = [f"unexpected {name}" for name in unknown if name not in left_out]
     rows = next((len(state[n]) for n in own if n in head and n in state and state[n].ndim), None)
     pairs, about_head = match_rows(weights.classes, rows, classes)
-    same = weights.classes == (*classes,) or pairs == [(row, row) for row in range(len(classes))]
-    if not (head or same):
-        about_head = "which of its tensors are for which class cannot be told"
-        faults += [about_head] if weights.classes is not None else []
-    state, notes = resample_positions(model, state, weights.image_size, {*head, *odd, first})
+    if not head:
+        same = weights.classes == (*classes,)
+        about_head = "its classes are the same" if same else UNKNOWN_HEAD
+        faults += [] if same or weights.classes is None else [UNKNOWN_HEAD]
+    state, notes = resample_positions(model, state, weights.image_size, {*head, first})
     notes.insert(0, about_head)
     taken, fresh = 0, list[str]()
     for name, tensor in own.items():
@@ -215,13 +216,12 @@ def load_weights(model: nn.Module, weights: Weights, classes: Sequence[str], bui
                 fresh.append(name)
             elif not name.endswith("num_batches_tracked"):  # files from before 2018 lack it
                 faults.append(f"missing {name}")
-        elif name in head and _without(0, given) == _without(0, tensor) or name in odd and not same:
-            if pairs and name in head:
-                own[name] = _with_rows(tensor, given, pairs)
-                taken += 1
+        elif name in head and given.shape == (rows, *tensor.shape[1:]):
+            if pairs:
+                own[name], taken = _with_rows(tensor, given, pairs), taken + 1
             else:
                 fresh.append(name)
-        elif given.shape == tensor.shape:
+        elif given.shape == tensor.shape and name not in head:
             own[name], taken = given, taken + 1
         elif name == first and _without(1, given) == _without(1, tensor):
             own[name], taken = spread_channels(given, tensor.shape[1]), taken + 1
@@ -279,18 +279,18 @@ def with_names_of(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str
     return named | rest  # a name of the model itself counts before one with a beginning
 
 
-def head_of(own: Mapping[str, Tensor], build: Build, num_classes: int) -> tuple[set[str], set[str]]:
+def head_of(own: Mapping[str, Tensor], build: Build, num_classes: int) -> set[str]:
     """The tensors with a row for each class: those that one more class would enlarge by a row.
 
-    Also those that one more class would change in another way.
+    Empty if one more class would change another tensor, or cannot be built.
     """
     for device in ("meta", "cpu"):  # some models cannot be built on meta
         with suppress(Exception), torch.random.fork_rng(devices=[]), torch.device(device):
             larger = {name: t.shape for name, t in build(num_classes + 1).state_dict().items()}
             changed = {name for name, tensor in own.items() if larger[name] != tensor.shape}
-            head = {n for n in changed if larger[n] == (num_classes + 1, *own[n].shape[1:])}
-            return head, changed - head
-    return set(), set()
+            by_a_row = (larger[n] == (num_classes + 1, *own[n].shape[1:]) for n in changed)
+            return changed if all(by_a_row) else set()
+    return set()
 
 
 def match_rows(
