@@ -108,13 +108,13 @@ def match(own: Sequence[str], dataset: Dataset, renames: Mapping[str, str]) -> M
     DataError if no class is found.
     """
     found = dataset.classes
-    numbers = {_composed(name): number for number, name in enumerate(own)}
+    numbers = {_nfc(name): number for number, name in enumerate(own)}
     for old, new in renames.items():
         if old not in found:
             raise UsageError(f"--rename {old}={new}: {old!r} is no class there: {_few(found)}.")
-        if _composed(new) not in numbers:
+        if _nfc(new) not in numbers:
             raise UsageError(f"--rename {old}={new}: {new!r} is no class of the run: {_few(own)}.")
-    of_run = {name: numbers.get(_composed(renames.get(name, name))) for name in found}
+    of_run = {name: numbers.get(_nfc(renames.get(name, name))) for name in found}
     matched = {name: number for name, number in of_run.items() if number is not None}
     counts = zip(found, number_of_each(torch.tensor(dataset.labels), len(found)), strict=True)
     unknown = {name: count for name, count in counts if name not in matched}
@@ -127,7 +127,7 @@ def match(own: Sequence[str], dataset: Dataset, renames: Mapping[str, str]) -> M
     return Matched(matched, unknown, [name for k, name in enumerate(own) if k not in reached])
 
 
-def _composed(name: str) -> str:
+def _nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 

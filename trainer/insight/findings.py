@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, float64, zeros
 
 from datasets.words import counted
+from trainer.comparing.grown import about_grown
 from trainer.components.decisions import Answers, certainties, confusion_counts
 from trainer.components.metrics import per_class
 from trainer.drawing.charts import numbers
@@ -81,6 +82,7 @@ class Findings:
     commands: list[tuple[str, str]]
     several_labels: bool = False  # an image may have several
     about: str = "Test split"
+    grown: Sequence[str] = ()  # old and new classes apart, in words
 
     @property
     def measured(self) -> str:
@@ -244,6 +246,7 @@ def find(given: ReportData, run: Path) -> Findings:
         commands=commands_for(run, result),
         several_labels=labels.ndim == 2,
         about=given.about,
+        grown=about_grown(result.get("grown", {}), result.get("weights", {})),
     )
 
 
