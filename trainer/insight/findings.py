@@ -13,12 +13,9 @@ from typing import Any
 from torch import Tensor, float64, zeros
 
 from datasets.words import counted
+from trainer.comparing.grown import about_grown
 from trainer.components.calibration import Calibration
-from trainer.components.decisions import (
-    Answers,
-    certainties,
-    confusion_counts,
-)
+from trainer.components.decisions import Answers, certainties, confusion_counts
 from trainer.components.label_sets import Coverage, measure_sets
 from trainer.components.metrics import per_class
 from trainer.drawing.charts import numbers
@@ -102,6 +99,7 @@ class Findings:
     about_sets: str = ""
     sets: Sequence[tuple[Any, ...]] = ()  # by class, in the order of SETS_COLUMNS
     about: str = "Test split"
+    grown: Sequence[str] = ()  # old and new classes apart, in words
 
     @property
     def measured(self) -> str:
@@ -271,6 +269,7 @@ def find(given: ReportData, run: Path) -> Findings:
         about_sets=about_sets,
         sets=sets,
         about=given.about,
+        grown=about_grown(result.get("grown", {}), result.get("weights", {})),
     )
 
 
