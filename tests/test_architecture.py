@@ -42,8 +42,8 @@ MAY_IMPORT = {
     "scripts": set(FOLDERS),
 }
 COMMANDS = (
-    "compare data evaluate explain export find_lr new predict runs schema speed sweep train".split()
-)
+    "clean compare data evaluate explain export find_lr new predict runs schema speed sweep train"
+).split()
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 MODULES = read_modules(ROOT)
 
