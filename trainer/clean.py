@@ -8,6 +8,7 @@ candidates.csv to SWEEP/clean. What a person ticks becomes a file for dataset.fi
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"written {visible(first)}")
         for note in notes:
             print(f"note    {visible(note)}", file=sys.stderr)
+        print(f"next    train with dataset.fixes={shlex.quote(str(out))}")
         return
 
     from trainer.process.start import start
@@ -73,7 +75,8 @@ def run(arguments: argparse.Namespace) -> None:
     for note in notes:
         print(f"note    {visible(note)}", file=sys.stderr)
     print("next    tick in the page and download fixes.csv; or put an x in the column tick:")
-    print(f"        python -m trainer.clean {visible(str(folds.sweep))} --apply {files[1]}")
+    words = shlex.join([str(folds.sweep), "--apply", str(files[1])])
+    print(f"        python -m trainer.clean {visible(words)}")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-STEPS = 50  # of the expectation-maximization; more change no rank that matters
+EM_STEPS = 50  # of the expectation-maximization; more change no rank that matters
 TRUST = 0.9  # how often a class is taken to have its own label, before the first step
-LEAST = 1e-9  # a smaller probability counts as this: no model is that sure
+LEAST_CHANCE = 1e-9  # a smaller probability counts as this: no model is that sure
 
 
 def judge_labels(
@@ -28,7 +28,7 @@ def judge_labels(
     rows_of = [numpy.flatnonzero(given == label) for label in range(count)]
     shares = numpy.full((count, count), (1 - TRUST) / (count - 1))  # (right, given)
     numpy.fill_diagonal(shares, TRUST)
-    for _ in range(STEPS):
+    for _ in range(EM_STEPS):
         found = numpy.full((count, count), 1 / count)  # an image of each class, unseen
         for label, rows in enumerate(rows_of):
             found[:, label] += _chances(probabilities[rows], shares[:, label]).sum(axis=0)
@@ -65,5 +65,5 @@ def judge_several(
 
 def _chances(probabilities: "NDArray[Any]", shares: "NDArray[Any]") -> "NDArray[Any]":
     """How likely each class is right, (n, K), for images of one label; shares: of it by class."""
-    found = probabilities.astype("float64").clip(LEAST) * shares
+    found = probabilities.astype("float64").clip(LEAST_CHANCE) * shares
     return found / found.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy
 import torch
+from markupsafe import Markup
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -24,7 +25,6 @@ from trainer.comparing.label_errors import judge_labels, judge_several
 from trainer.comparing.predictions import PREDICTIONS, SEPARATOR, Predictions, read_predictions
 from trainer.drawing.page import render
 from trainer.drawing.pictures import to_picture
-from trainer.drawing.svg import Markup
 from trainer.inference.label_fixes import (
     CANDIDATES,
     Candidate,
@@ -50,7 +50,10 @@ from trainer.run.resume import config_for_use
 CLEAN_PAGE = "clean.html"
 CLEAN_TEMPLATE = Path(__file__).parent / "templates" / "clean.html.j2"
 NEIGHBOURS_SHOWN, COPIES_SHOWN, CHANCES_SHOWN = 6, 6, 3
-LARGE, SMALL = 192, 64  # the largest side of a candidate's picture and of the others, in pixels
+OWN_SIDE, BESIDE_SIDE = (
+    192,
+    64,
+)  # the largest side of a candidate's picture and of the others, in pixels
 AT_ONCE = 256  # images whose features are computed together
 
 
@@ -134,7 +137,7 @@ def find_candidates(folds: FoldRuns, part_of: Mapping[str, str]) -> Cleaning:
     """
     tables = [read_predictions(run / PREDICTIONS) for run in folds.runs.values()]
     parts = [table.of_part(folds.held_out) for table in tables]
-    found = _judge(folds, _joined(parts), part_of)
+    found = _judge(folds, _as_one(parts), part_of)
     judged = sum(map(len, parts))
     if folds.held_out == "val":
         tests = [table.of_part("test") for table in tables]
@@ -152,7 +155,7 @@ def find_candidates(folds: FoldRuns, part_of: Mapping[str, str]) -> Cleaning:
     return Cleaning(split[False], split[True], judged)
 
 
-def _joined(tables: Sequence[Predictions]) -> Predictions:
+def _as_one(tables: Sequence[Predictions]) -> Predictions:
     """Tables of the same classes as one."""
     names = ("ids", "digests", "parts", "true", "predicted", "losses")
     lists: dict[str, Any] = {
@@ -195,15 +198,22 @@ def _judge(folds: FoldRuns, table: Predictions, part_of: Mapping[str, str]) -> l
         pair = None
         if not folds.several:
             pair = float(chances[row][given[row]][0]), float(chances[row][likely[row]][0])
-        names = [_named(folds, flags) for flags in (given[row], likely[row])]
-        fold = folds.fold_of.get(table.ids[row])
-        where = (table.digests[row], table.ids[row], part_of[table.ids[row]], fold)
-        return Candidate(*where, *names, float(right[row]), pair, _likeliest(folds, chances[row]))
+        return Candidate(
+            digest=table.digests[row],
+            id=table.ids[row],
+            part=part_of[table.ids[row]],
+            fold=folds.fold_of.get(table.ids[row]),
+            given=_label_text(folds, given[row]),
+            likely=_label_text(folds, likely[row]),
+            score=float(right[row]),
+            chances=pair,
+            likeliest=_likeliest(folds, chances[row]),
+        )
 
     return [candidate(row) for row in numpy.flatnonzero(suspect).tolist()]
 
 
-def _named(folds: FoldRuns, flags: NDArray[Any]) -> str:
+def _label_text(folds: FoldRuns, flags: NDArray[Any]) -> str:
     """The label of an image that has these classes, as fixes write it."""
     return SEPARATOR.join(folds.classes[k] for k in numpy.flatnonzero(flags)) or SEPARATOR
 
@@ -291,7 +301,7 @@ class _Cards:
         copies = [("equal", index) for index in equal] + [("similar", index) for index in alike]
         near = [self.indices[row] for row in self.beside.neighbours.get(one.digest, [])]
         return {
-            "own": self._picture(own, LARGE),
+            "own": self._picture(own, OWN_SIDE),
             "one": one,
             "neighbours": [self._small(index, one) for index in near],
             "copies": [self._small(i, one) | {"what": w} for w, i in copies[:COPIES_SHOWN]],
@@ -301,11 +311,11 @@ class _Cards:
     def _small(self, index: int, one: Candidate) -> dict[str, Any]:
         label = self.dataset.labels[index]
         flags = numpy.array(label) > 0.5 if isinstance(label, tuple) else numpy.zeros(0)
-        name = _named(self.folds, flags) if len(flags) else self.folds.classes[int(label)]  # type: ignore[arg-type]
+        name = _label_text(self.folds, flags) if len(flags) else self.folds.classes[int(label)]  # type: ignore[arg-type]
         says = "likely" if name == one.likely else "given" if name == one.given else "other"
         words = label_words(label, self.folds.classes)
         name = self.dataset.ids[index]
-        picture = self._picture(index, SMALL)
+        picture = self._picture(index, BESIDE_SIDE)
         return {"picture": picture, "label": words, "says": says, "id": name, "what": ""}
 
     def _picture(self, index: int, side: int) -> dict[str, Any] | None:
@@ -352,7 +362,7 @@ def clean_page(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = json.dumps(data).replace("<", "\\u003c")  # no tag ends within the data
     facts: dict[str, Any] = {
-        "sweep": f"{folds.sweep}, trial t{folds.trial:03d}",
+        "trial": f"t{folds.trial:03d} of {folds.sweep}",
         "judged": f"{found.judged:,} labels by {len(folds.runs)} models",
         "suspect": f"{len(found.candidates):,} labels, and {len(found.of_test):,} of test",
     }
@@ -360,7 +370,7 @@ def clean_page(
         facts["fixes"] = f"{len(old):,} rows of before, which the new file holds too"
     return render(
         CLEAN_TEMPLATE,
-        title=folds.config.name,
+        title=folds.sweep.name,
         kind="clean labels",
         facts=facts,
         found=found,

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +27,9 @@ SHOWN_FAULTS = 10
 NOT_TICKED = {"", "0", "no", "false", "n", "-"}
 FIX_COLUMNS = ("sha256", "label")  # that each file of fixes has
 OF_PEOPLE = ("id", "note")  # columns that are added, for people
-CANDIDATE_COLUMNS = ("tick", "label", "given", "likely", "score", "p_given", "p_likely")
-CANDIDATE_COLUMNS += ("part", "id", "sha256")
+CANDIDATE_COLUMNS = (
+    *("tick", "label", "given", "likely", "score", "p_given", "p_likely", "part", "id", "sha256"),
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def find_fold_runs(text: str, trial: int | None, overrides: Sequence[str]) -> Fo
 
 def _runs_of_folds(folder: Path, trial: int | None) -> tuple[int, dict[int, Path]]:
     """The number of a trial, and its runs of the first seed by their folds, in order."""
-    number, ends = _trial(folder, trial)
+    number, ends = _ends_of(folder, trial)
     runs: dict[int, Path] = {}
     for end in ends:
         if end["fold"] is None:
@@ -140,7 +140,7 @@ def _runs_of_folds(folder: Path, trial: int | None) -> tuple[int, dict[int, Path
     return number, dict(sorted(runs.items()))
 
 
-def _trial(folder: Path, wanted: int | None) -> tuple[int, list[dict[str, Any]]]:
+def _ends_of(folder: Path, wanted: int | None) -> tuple[int, list[dict[str, Any]]]:
     """The number of a trial, and its runs as sweep.json has them."""
     results = read_json(folder / "sweep.json")
     try:
@@ -235,7 +235,7 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def apply_ticks(folds: FoldRuns, file: Path, out: Path, with_test: bool) -> list[str]:
-    """Write the ticked rows of a candidates.csv as a file of fixes; return lines for the user.
+    """Write the ticked rows of a candidates.csv as a file of fixes; return what is done, and notes.
 
     The file holds the rows of the fixes that the sweep used too. Rows of test are left out without
     ``with_test``. Raises UsageError if ``out`` exists, DataError with all faults of the table.
@@ -271,7 +271,7 @@ def apply_ticks(folds: FoldRuns, file: Path, out: Path, with_test: bool) -> list
     if faults:
         more = [f"... and {len(faults) - SHOWN_FAULTS:,} more"] * (len(faults) > SHOWN_FAULTS)
         raise DataError("\n".join([*faults[:SHOWN_FAULTS], *more]))
-    lines = _told(told)
+    lines = _tick_notes(told)
     if not new:
         nothing = "no row is ticked with a new label: put an x in the column tick"
         raise DataError("\n".join([f"{file}: {nothing}; nothing is written.", *lines]))
@@ -280,11 +280,10 @@ def apply_ticks(folds: FoldRuns, file: Path, out: Path, with_test: bool) -> list
     left_out = sum(row["label"] == LEAVE_OUT for row in new.values())
     done = f"{counted(len(new) - left_out, 'new label')}, {counted(left_out, 'image')} left out"
     done += f", {counted(kept, 'row')} kept of the fixes before" * bool(kept or replaced)
-    use = f"to train with them: dataset.fixes={shlex.quote(str(out))}"
-    return [f"{out}: {done}", *lines, *replaced, use]
+    return [f"{out}: {done}", *lines, *replaced]
 
 
-def _told(told: Mapping[str, int]) -> list[str]:
+def _tick_notes(told: Mapping[str, int]) -> list[str]:
     lines = []
     if number := told["test"]:
         lines.append(f"{counted(number, 'tick')} of test images left out; --test takes them")
