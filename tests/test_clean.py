@@ -22,13 +22,13 @@ from sklearn.multiclass import OneVsRestClassifier
 from datasets import DataError
 from datasets.fixes import Fixes
 from datasets.split import split
+from datasets.ticks import Known, candidate_lines, fixes_before, merged, new_fixes
 from tests.conftest import SMALL
 from trainer.clean import main as clean
-from trainer.comparing.label_errors import EM_STEPS, TRUST, judge_labels, judge_several
-from trainer.comparing.predictions import Answer, prediction_lines
-from trainer.inference.cleaning import find_candidates
-from trainer.inference.label_fixes import FoldRuns, apply_ticks, candidate_lines
-from trainer.process.errors import UsageError
+from trainer.comparing.fold_runs import FoldRuns
+from trainer.comparing.predictions import Answer, prediction_lines, read_predictions
+from trainer.components.label_errors import EM_STEPS, TRUST, judge_labels, judge_several
+from trainer.inference.cleaning import find_candidates, unseen
 from trainer.sweep import main as sweep
 
 # --- The ranking
@@ -135,15 +135,21 @@ def sha(number):
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
+KNOWN = Known(("cat", "dog", "a,b"), False, {sha(number) for number in range(9)})
+
+
 def folds_of(tmp_path, **changed) -> Any:
     """What is known of runs over folds, without any run."""
-    arguments = {"fixes": changed.pop("fixes", None)}
-    split = {"fixes": changed.pop("digest", None)}
-    known = {"sweep": tmp_path, "trial": 0, "runs": {}, "overrides": (), "base_split": None}
-    known |= {"config": SimpleNamespace(dataset=SimpleNamespace(trainer_arguments=arguments))}
-    known |= {"split": split, "held_out": "test", "fold_of": {}, "several": False}
-    known |= {"digest_of": {f"{k}.jpg": sha(k) for k in range(9)}, "classes": ("cat", "dog", "a,b")}
-    return FoldRuns(**(known | changed))
+    known = {"sweep": tmp_path, "trial": 0, "base_split": None, "split": {}, "digest_of": {}}
+    return FoldRuns(**(known | {"several": False, "held_out": "val"} | changed))
+
+
+def made(tmp_path, table, known=KNOWN, with_test=False, before=()):
+    """The labels by digest in the file of fixes that the ticks make, and the notes."""
+    new, notes = new_fixes(table, known, with_test)
+    content, _, replaced = merged(before, new)
+    (tmp_path / "fixes.csv").write_text(content)
+    return labels_in(tmp_path / "fixes.csv"), [*notes, *replaced]
 
 
 def ticked(tmp_path, *rows):
@@ -159,47 +165,49 @@ def labels_in(path):
         return {row["sha256"]: row["label"] for row in csv.DictReader(file)}
 
 
+def applied(tmp_path, labels, classes) -> Any:
+    """What Fixes makes of a dataset's labels by the file."""
+    data: Any = SimpleNamespace(labels=labels, classes=classes)
+    digests = [(number, sha(number)) for number in range(len(labels))]
+    left_out, _ = Fixes(str(tmp_path / "fixes.csv"), data).apply(data, digests)
+    return data.labels, left_out
+
+
 def test_only_ticked_rows_become_fixes_that_a_dataset_takes(tmp_path):
     table = ticked(
         tmp_path,
         *[("x", "dog", "train", 0), ("", "dog", "train", 1), ("1", '"a,b"', "val", 2)],
         *[("yes", "leave out", "train", 3), ("0", "dog", "train", 4), ("x", "cat", "train", 5)],
     )
-    done, *notes = apply_ticks(folds_of(tmp_path), table, tmp_path / "fixes.csv", False)
-    assert labels_in(tmp_path / "fixes.csv") == {sha(0): "dog", sha(2): "a,b", sha(3): "leave out"}
-    assert done.endswith("2 new labels, 1 image left out")
+    labels, notes = made(tmp_path, table)
+    assert labels == {sha(0): "dog", sha(2): "a,b", sha(3): "leave out"}
     assert notes == ["1 tick with the label that was given: no change"]
-    data: Any = SimpleNamespace(labels=(0,) * 9, classes=("cat", "dog", "a,b"))
-    left_out, _ = Fixes(str(tmp_path / "fixes.csv"), data).apply(
-        data, [(k, sha(k)) for k in range(9)]
-    )
-    assert data.labels == (1, 0, 2, 0, 0, 0, 0, 0, 0) and left_out == {3}
+    assert applied(tmp_path, (0,) * 6, KNOWN.classes) == ((1, 0, 2, 0, 0, 0), {3})
 
 
 def test_test_images_are_fixed_with_the_flag_only(tmp_path):
     table = ticked(tmp_path, ("x", "dog", "test", 0), ("x", "dog", "train", 1))
-    _, note = apply_ticks(folds_of(tmp_path), table, tmp_path / "without.csv", False)
-    assert note == "1 tick of test images left out; --test takes them"
-    apply_ticks(folds_of(tmp_path), table, tmp_path / "with.csv", True)
-    assert labels_in(tmp_path / "without.csv") == {sha(1): "dog"}
-    assert labels_in(tmp_path / "with.csv") == {sha(0): "dog", sha(1): "dog"}
+    labels, notes = made(tmp_path, table)
+    assert labels == {sha(1): "dog"}
+    assert notes == ["1 tick of test images left out; --test takes them"]
+    assert made(tmp_path, table, with_test=True) == ({sha(0): "dog", sha(1): "dog"}, [])
 
 
 def test_the_new_file_holds_the_fixes_before_and_tells_what_it_contradicts(tmp_path):
-    before = tmp_path / "before.csv"
-    before.write_text(f"Label;note;SHA256\ndog;by A;{sha(0).upper()}\ncat;by A;{sha(7)}\n")
-    digest = hashlib.sha256(before.read_bytes()).hexdigest()
-    folds = folds_of(tmp_path, fixes=str(before), digest=digest)
+    file = tmp_path / "before.csv"
+    file.write_text(f"Label;note;SHA256\ndog;by A;{sha(0).upper()}\ncat;by A;{sha(7)}\n")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     table = ticked(tmp_path, ("x", "leave out", "train", 0), ("x", "dog", "train", 1))
-    done, note = apply_ticks(folds, table, tmp_path / "both.csv", False)
-    assert done.endswith("1 new label, 1 image left out, 1 row kept of the fixes before")
-    assert note == "0.jpg: the fixes before said 'dog', the tick 'leave out': the tick counts"
-    wanted = {sha(7): "cat", sha(0): "leave out", sha(1): "dog"}
-    assert labels_in(tmp_path / "both.csv") == wanted
-    assert f"{sha(7)},cat,by A," in (tmp_path / "both.csv").read_text()
-    before.write_text("sha256,label\n")
+    labels, notes = made(tmp_path, table, before=fixes_before(str(file), digest))
+    assert labels == {sha(7): "cat", sha(0): "leave out", sha(1): "dog"}
+    assert notes == ["0.jpg: the fixes before said 'dog', the tick 'leave out': the tick counts"]
+    assert f"{sha(7)},cat,by A," in (tmp_path / "fixes.csv").read_text()
+    assert fixes_before(None, None) == []
+    file.write_text("sha256,label\n")
     with pytest.raises(DataError, match="before.csv has changed since the sweep"):
-        apply_ticks(folds, table, tmp_path / "again.csv", False)
+        fixes_before(str(file), digest)
+    with pytest.raises(DataError, match="gone.csv is not there"):
+        fixes_before(str(tmp_path / "gone.csv"), digest)
 
 
 @pytest.mark.parametrize(
@@ -214,29 +222,20 @@ def test_the_new_file_holds_the_fixes_before_and_tells_what_it_contradicts(tmp_p
         ([("x", "dog", "test", 0)], "1 tick of test images left out; --test takes them"),
     ],
 )
-def test_a_table_with_faults_writes_nothing(tmp_path, rows, told):
+def test_each_fault_of_a_ticked_table_is_told(tmp_path, rows, told):
     with pytest.raises(DataError) as caught:
-        apply_ticks(folds_of(tmp_path), ticked(tmp_path, *rows), tmp_path / "fixes.csv", False)
-    assert told in str(caught.value) and not (tmp_path / "fixes.csv").exists()
+        made(tmp_path, ticked(tmp_path, *rows))
+    assert told in str(caught.value)
 
 
 def test_several_labels_are_written_with_semicolons(tmp_path):
-    folds = folds_of(tmp_path, several=True, classes=("cat", "dog"))
+    known = KNOWN._replace(several=True)
     rows = [("x", "cat; dog", "train", 0), ("x", ";", "train", 1)]
-    apply_ticks(folds, ticked(tmp_path, *rows), tmp_path / "fixes.csv", False)
-    data: Any = SimpleNamespace(labels=((1.0, 0.0),) * 3, classes=("cat", "dog"))
-    Fixes(str(tmp_path / "fixes.csv"), data).apply(data, [(k, sha(k)) for k in range(3)])
-    assert data.labels == ((1.0, 1.0), (0.0, 0.0), (1.0, 0.0))
+    made(tmp_path, ticked(tmp_path, *rows), known)
+    labels, _ = applied(tmp_path, ((1.0, 0.0),) * 3, ("cat", "dog"))
+    assert labels == ((1.0, 1.0), (0.0, 0.0), (1.0, 0.0))
     with pytest.raises(DataError, match="'cow' is no class"):
-        apply_ticks(folds, ticked(tmp_path, ("x", "cat;cow", "train", 0)), tmp_path / "b", False)
-
-
-def test_a_file_that_is_there_is_never_overwritten(tmp_path):
-    (tmp_path / "fixes.csv").write_text("mine")
-    with pytest.raises(UsageError, match="exists, and is not overwritten"):
-        table = ticked(tmp_path, ("x", "dog", "train", 0))
-        apply_ticks(folds_of(tmp_path), table, tmp_path / "fixes.csv", False)
-    assert (tmp_path / "fixes.csv").read_text() == "mine"
+        made(tmp_path, ticked(tmp_path, ("x", "cat;cow", "train", 0)), known)
 
 
 def test_an_official_test_set_is_judged_by_the_mean_of_all_models_and_stands_apart(tmp_path):
@@ -268,6 +267,28 @@ def test_an_official_test_set_is_judged_by_the_mean_of_all_models_and_stands_apa
     assert scores == sorted(scores)
     assert all(one.fold == fold_of[one.id] for one in found.candidates)
     assert candidate_lines(found.candidates).count("\n") == 1 + len(own)
+
+
+def test_the_table_that_a_sweep_joined_of_its_folds_is_used_if_it_has_their_images(tmp_path):
+    def write(path, share, names):
+        path.mkdir(exist_ok=True)
+        rows = [
+            Answer(name, sha(name), "test", "cat", "cat", share, 0.0, (share, 1 - share))
+            for name in names
+        ]
+        lines = prediction_lines(("cat", "dog"), rows)
+        (path / "predictions.csv").write_text("\n".join([*lines, ""]))
+
+    for fold, name in enumerate("ab"):
+        write(tmp_path / f"fold{fold}", 0.5, name)
+    runs = {fold: tmp_path / f"fold{fold}" for fold in (0, 1)}
+    known: dict[str, Any] = {"runs": runs, "fold_of": {"a": 0, "b": 1}, "held_out": "test"}
+    folds = folds_of(tmp_path, classes=("cat", "dog"), **known)
+    tables = [read_predictions(run / "predictions.csv") for run in runs.values()]
+    for names, share in (("ab", 0.25), ("ac", 0.5)):
+        write(tmp_path / "t000", 0.25, names)
+        table = unseen(folds, tables)
+        assert table.ids == ["a", "b"] and table.probabilities[:, 0].tolist() == [share] * 2
 
 
 # --- A sweep, its page and its fixes
@@ -344,7 +365,9 @@ def test_swapped_labels_are_found_shown_and_mended_without_touching_the_data(
         writer.writeheader()
         writer.writerows(rows)
     assert clean([str(own_sweep)]) == 2  # the ticks would be lost
-    assert not clean([str(own_sweep), "--apply", str(file), "--out", f"{tmp_path}/fixes.csv"])
+    apply = [str(own_sweep), "--apply", str(file), "--out", f"{tmp_path}/fixes.csv"]
+    assert not clean(apply)
+    assert clean(apply) == 2 and "exists, and is not overwritten" in capsys.readouterr().err
     numbers = {name: k for k, name in enumerate(NAMES)}
     fixed = {digest: numbers[name] for digest, name in labels_in(tmp_path / "fixes.csv").items()}
     assert fixed == {digests[k]: true[k] for k in range(50) if images[k] in wrong - in_test}

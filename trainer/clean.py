@@ -8,13 +8,18 @@ candidates.csv to SWEEP/clean. What a person ticks becomes a file for dataset.fi
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.process.command_line import Parser
 from trainer.process.launch import run_as_command
+
+if TYPE_CHECKING:
+    from trainer.comparing.fold_runs import FoldRuns
 
 EXIT_CODES = """exit codes: 0 done, 2 usage, 3 data or a table that has faults, 5 a run's folder or
 the disk, 7 out of memory"""
@@ -49,25 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    from trainer.inference.label_fixes import apply_ticks, find_fold_runs
-    from trainer.process.words import visible
+    from trainer.comparing.fold_runs import find_fold_runs
 
-    folds = find_fold_runs(arguments.sweep, arguments.trial, arguments.overrides)
+    folds = find_fold_runs(arguments.sweep, arguments.trial)
     if arguments.apply:
-        out = arguments.out or Path("fixes.csv")
-        first, *notes = apply_ticks(folds, arguments.apply, out, arguments.test)
-        print(f"written {visible(first)}")
-        for note in notes:
-            print(f"note    {visible(note)}", file=sys.stderr)
-        print(f"next    train with dataset.fixes={shlex.quote(str(out))}")
+        apply(folds, arguments)
         return
 
     from trainer.process.start import start
+    from trainer.process.words import visible
 
     with start():
-        from trainer.inference.cleaning import clean
+        from trainer.inference.cleaning import Options, clean
     print(f"sweep   {folds.sweep}, trial t{folds.trial:03d}, {len(folds.runs)} folds")
-    found, files, notes = clean(folds, arguments.show, not arguments.no_near, arguments.test)
+    how = Options(arguments.show, not arguments.no_near, arguments.test, arguments.overrides)
+    found, files, notes = clean(folds, how)
     print(f"labels  {found.judged:,} judged by models that did not see them")
     told = f"{len(found.candidates):,} that the models contradict"
     print(f"suspect {told}, and {len(found.of_test):,} of test images")
@@ -77,6 +78,40 @@ def run(arguments: argparse.Namespace) -> None:
     print("next    tick in the page and download fixes.csv; or put an x in the column tick:")
     words = shlex.join([str(folds.sweep), "--apply", str(files[1])])
     print(f"        python -m trainer.clean {visible(words)}")
+
+
+def apply(folds: "FoldRuns", arguments: argparse.Namespace) -> None:
+    """Write the ticked rows of a candidates.csv, and the fixes that the sweep used, as one file.
+
+    Raises UsageError if the new file is there already, DataError as ``new_fixes`` does.
+    """
+    from datasets.fixes import LEAVE_OUT
+    from datasets.ticks import Known, fixes_before, merged, new_fixes
+    from datasets.words import counted
+    from trainer.process.errors import UsageError
+    from trainer.process.words import visible
+    from trainer.run.disk import write_file
+    from trainer.run.resume import config_for_use
+
+    out = arguments.out or Path("fixes.csv")
+    if os.path.lexists(out):
+        raise UsageError(
+            f"--out {out} exists, and is not overwritten; name another file. It will hold the "
+            "fixes that the sweep used too."
+        )
+    known = Known(folds.classes, folds.several, {*folds.digest_of.values()})
+    new, notes = new_fixes(arguments.apply, known, arguments.test)
+    config = config_for_use(folds.runs[min(folds.runs)], arguments.overrides)
+    file = config.dataset.trainer_arguments.get("fixes")
+    content, kept, replaced = merged(fixes_before(file, folds.split.get("fixes")), new)
+    write_file(out, content)
+    left_out = sum(row["label"] == LEAVE_OUT for row in new)
+    done = f"{counted(len(new) - left_out, 'new label')}, {counted(left_out, 'image')} left out"
+    done += f", {counted(kept, 'row')} kept of the fixes before" * bool(file)
+    print(f"written {visible(str(out))}: {done}")
+    for note in [*notes, *replaced]:
+        print(f"note    {visible(note)}", file=sys.stderr)
+    print(f"next    train with dataset.fixes={shlex.quote(str(out))}")
 
 
 if __name__ == "__main__":

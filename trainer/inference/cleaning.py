@@ -15,26 +15,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from datasets import BrokenImage, Dataset
+from datasets import BrokenImage, DataError, Dataset
 from datasets.duplicates import similar_contents
 from datasets.fixes import LEAVE_OUT
 from datasets.split import PARTS
-from datasets.words import label_words
-from trainer.build.trained import TrainedModel, load_with
-from trainer.comparing.label_errors import judge_labels, judge_several
-from trainer.comparing.predictions import PREDICTIONS, SEPARATOR, Predictions, read_predictions
-from trainer.drawing.page import render
-from trainer.drawing.pictures import to_picture
-from trainer.inference.label_fixes import (
+from datasets.ticks import (
     CANDIDATES,
     Candidate,
-    FoldRuns,
     candidate_lines,
+    fixes_before,
     header_of_fixes,
     note_of_fix,
-    old_fixes,
-    require_unticked,
+    ticks_in,
 )
+from datasets.words import counted, label_words
+from trainer.build.trained import TrainedModel, load_with
+from trainer.comparing.fold_runs import FoldRuns
+from trainer.comparing.predictions import PREDICTIONS, SEPARATOR, Predictions, read_predictions
+from trainer.components.label_errors import judge_labels, judge_several
+from trainer.config import Config
+from trainer.drawing.page import render
+from trainer.drawing.pictures import to_picture
 from trainer.input.cut import cut, find_groups, names_for_groups
 from trainer.input.data import build_pipelines, load_subset
 from trainer.input.kept import CPU
@@ -43,7 +44,8 @@ from trainer.input.subset import Subset
 from trainer.insight.features import penultimate
 from trainer.insight.report_page import CRISP_BELOW, data_url
 from trainer.process.console import bar
-from trainer.process.errors import RunError
+from trainer.process.errors import RunError, UsageError
+from trainer.process.words import visible
 from trainer.run.disk import all_or_nothing, make_output_folder, write_file
 from trainer.run.resume import config_for_use
 
@@ -73,31 +75,42 @@ class Beside(NamedTuple):
     notes: list[str]
 
 
-def clean(
-    folds: FoldRuns, show: int, near: bool, with_test: bool
-) -> tuple[Cleaning, list[Path], list[str]]:
+class Options(NamedTuple):
+    """How to look: candidates in each of the page's two sections; whether similar images are looked
+    for; whether test images can be ticked; what the command line changes in the runs' settings.
+    """
+
+    show: int
+    near: bool
+    with_test: bool
+    overrides: Sequence[str] = ()
+
+
+def clean(folds: FoldRuns, how: Options) -> tuple[Cleaning, list[Path], list[str]]:
     """Write SWEEP/clean/clean.html and candidates.csv; return what was found, files and notes.
 
-    show: candidates in each of the page's two sections. near: look for similar images.
-    with_test: those of test can be ticked. Raises UsageError if there is a candidates.csv with
-    ticks, RunError if predictions are missing, DataError if images or the fixes have changed.
+    Raises UsageError if there is a candidates.csv with ticks, RunError if predictions are missing,
+    DataError if images or the fixes have changed.
     """
     folder = folds.sweep / "clean"
-    require_unticked(folder / CANDIDATES)
-    old = old_fixes(folds)
-    dataset, subset = load_subset(folds.config, folds.digest_of, CPU, folds.split)
-    found = find_candidates(folds, parts_of(folds, dataset))
-    shown = [*found.candidates[:show], *found.of_test[:show]]
-    neighbours, notes = find_neighbours(folds, subset, shown)
+    require_no_ticks(folder / CANDIDATES)
+    if LEAVE_OUT in folds.classes:
+        raise DataError(f"a class has the name {LEAVE_OUT!r}, which fixes need; rename it.")
+    config = config_for_use(folds.runs[min(folds.runs)], how.overrides)
+    file = config.dataset.trainer_arguments.get("fixes")
+    before = fixes_before(file, folds.split.get("fixes"))
+    dataset, subset = load_subset(config, folds.digest_of, CPU, folds.split)
+    found = find_candidates(folds, parts_of(folds, config, dataset))
+    shown = [*found.candidates[: how.show], *found.of_test[: how.show]]
+    neighbours, notes = find_neighbours(folds, how.overrides, subset, shown)
     similar: dict[str, list[str]] = {}
-    if near and shown:
+    if how.near and shown:
         digests = [folds.digest_of.get(name, "") for name in dataset.ids]
         for one, other in similar_contents(dataset, digests, bar):
             similar.setdefault(one, []).append(other)
             similar.setdefault(other, []).append(one)
-    beside = Beside(neighbours, similar, notes)
-    cards = _Cards(folds, subset, beside)
-    page = clean_page(folds, found, show, with_test, cards, old)
+    cards = _Cards(folds, subset, Beside(neighbours, similar, notes))
+    page = clean_page(folds, found, how, cards, before)
     with all_or_nothing():
         make_output_folder(folder)
         everything = [*found.candidates, *found.of_test]
@@ -106,17 +119,24 @@ def clean(
     return found, [folder / CLEAN_PAGE, folder / CANDIDATES], cards.notes
 
 
+def require_no_ticks(file: Path) -> None:
+    """Raise UsageError if a candidates.csv has ticks, which a new one would replace."""
+    if file.is_file() and (ticks := ticks_in(file)):
+        told = f"{visible(str(file))} has {counted(len(ticks), 'tick')}"
+        raise UsageError(f"{told}; apply them (--apply), or move the file.")
+
+
 # --- Which labels
 
 
-def parts_of(folds: FoldRuns, dataset: Dataset) -> dict[str, str]:
+def parts_of(folds: FoldRuns, config: Config, dataset: Dataset) -> dict[str, str]:
     """The part of each image, by its id, in the experiment itself: as if it ran without folds.
 
     The test images of a data set, or of the experiment's own cut, are no model's to correct.
     """
     base = folds.base_split
-    how = folds.config.split.model_copy(update={"folds": base.folds, "fold": base.fold})
-    config = folds.config.model_copy(update={"split": how})
+    how = config.split.model_copy(update={"folds": base.folds, "fold": base.fold})
+    config = config.model_copy(update={"split": how})
     digests = [folds.digest_of.get(name, "") for name in dataset.ids]
     groups = None
     if how.group is not None:
@@ -136,9 +156,8 @@ def find_candidates(folds: FoldRuns, part_of: Mapping[str, str]) -> Cleaning:
     it is more likely wrong than right. A content is listed once. Raises RunError.
     """
     tables = [read_predictions(run / PREDICTIONS) for run in folds.runs.values()]
-    parts = [table.of_part(folds.held_out) for table in tables]
-    found = _judge(folds, _as_one(parts), part_of)
-    judged = sum(map(len, parts))
+    own = unseen(folds, tables)
+    found, judged = _judge(folds, own, part_of), len(own)
     if folds.held_out == "val":
         tests = [table.of_part("test") for table in tables]
         if any(test.ids != tests[0].ids for test in tests):
@@ -155,8 +174,17 @@ def find_candidates(folds: FoldRuns, part_of: Mapping[str, str]) -> Cleaning:
     return Cleaning(split[False], split[True], judged)
 
 
-def _as_one(tables: Sequence[Predictions]) -> Predictions:
-    """Tables of the same classes as one."""
+def unseen(folds: FoldRuns, tables: Sequence[Predictions]) -> Predictions:
+    """The rows of each fold that its model did not see, as one table.
+
+    It is the table that the sweep made of the trial, the mean over its seeds, if it made one.
+    """
+    joined = folds.sweep / f"t{folds.trial:03d}" / PREDICTIONS
+    if joined.is_file():
+        table = read_predictions(joined)
+        if {*table.ids} == folds.fold_of.keys():
+            return table
+    tables = [table.of_part(folds.held_out) for table in tables]
     names = ("ids", "digests", "parts", "true", "predicted", "losses")
     lists: dict[str, Any] = {
         name: [item for table in tables for item in getattr(table, name)] for name in names
@@ -227,7 +255,7 @@ def _likeliest(folds: FoldRuns, chances: NDArray[Any]) -> tuple[tuple[str, float
 
 
 def find_neighbours(
-    folds: FoldRuns, subset: Subset, shown: Sequence[Candidate]
+    folds: FoldRuns, overrides: Sequence[str], subset: Subset, shown: Sequence[Candidate]
 ) -> tuple[dict[str, list[int]], list[str]]:
     """The rows of the images that are nearest to each candidate, by its digest; and notes.
 
@@ -244,7 +272,7 @@ def find_neighbours(
     found: dict[str, list[int]] = {}
     for fold, wanted in sorted(by_fold.items()):
         run = folds.runs[fold]
-        trained = load_with(config_for_use(run, folds.overrides), run)
+        trained = load_with(config_for_use(run, overrides), run)
         rows = torch.tensor([row_of[one.id] for one in wanted])
         try:
             nearest = _nearest(trained, subset, rows, contents, f"neighbours, fold {fold}")
@@ -338,16 +366,15 @@ class _Cards:
 def clean_page(
     folds: FoldRuns,
     found: Cleaning,
-    show: int,
-    with_test: bool,
+    how: Options,
     cards: _Cards,
     old: Sequence[Mapping[str, str]],
 ) -> str:
     """The page as HTML. old: the rows of the fixes that the sweep used, which it hands on."""
     sections = [
-        [cards.card(one) for one in some[:show]] for some in (found.candidates, found.of_test)
+        [cards.card(one) for one in some[: how.show]] for some in (found.candidates, found.of_test)
     ]
-    ticked = [one["one"] for one in sections[0] + (sections[1] if with_test else [])]
+    ticked = [one["one"] for one in sections[0] + (sections[1] if how.with_test else [])]
     before = {row["sha256"]: row["label"] for row in old}
     data = {
         "header": header_of_fixes(old),
@@ -376,7 +403,7 @@ def clean_page(
         found=found,
         cards=sections,
         before=before,
-        with_test=with_test,
+        with_test=how.with_test,
         folds=folds,
         separator=SEPARATOR,
         notes=cards.notes,
