@@ -75,6 +75,8 @@ def run(arguments: argparse.Namespace) -> None:
     print("written " + "\n        ".join(visible(str(file)) for file in files))
     for note in notes:
         print(f"note    {visible(note)}", file=sys.stderr)
+    if not found.candidates and not found.of_test:
+        return
     print("next    tick in the page and download fixes.csv; or put an x in the column tick:")
     words = shlex.join([str(folds.sweep), "--apply", str(files[1])])
     print(f"        python -m trainer.clean {visible(words)}")
