@@ -16,6 +16,7 @@ from trainer.build.compile import no_room
 from trainer.build.prepare import prepare
 from trainer.config import load_config
 from trainer.config.components import SCHEMA_FILE
+from trainer.input.file_index import FileIndex
 from trainer.process.errors import RunError
 from trainer.run import disk
 
@@ -61,6 +62,8 @@ def test_a_command_that_cannot_write_says_so_and_leaves_nothing(
         pytest.importorskip("safetensors")
     run, out = finished(), tmp_path / "out"
     out.mkdir()
+    # Images drawn a moment ago are indexed again, which may fail: that write is not the command's.
+    monkeypatch.setattr(FileIndex, "remember", lambda *_: None)
     before = tree(run, out)
     with monkeypatch.context() as patch:
         patch.setattr(disk, "os", FaultyOs("write", write))
