@@ -147,7 +147,7 @@ def _predicted(
     views = [item for item in waiting if isinstance(item, _Views)]
     rows: Iterator[tuple[Tensor, Tensor]] = iter(())
     if views:
-        rows = zip(*_chances(trained, views, tta), strict=True)
+        rows = zip(*_probabilities(trained, views, tta), strict=True)
     for item in waiting:
         if isinstance(item, Prediction):
             yield item
@@ -167,7 +167,7 @@ def _predicted(
             yield Prediction(item.path, reason=f"{NO_ANSWER} for it")
 
 
-def _chances(
+def _probabilities(
     trained: TrainedModel, views: Sequence[_Views], tta: str | None
 ) -> tuple[Tensor, Tensor]:
     """Raw and calibrated probabilities of images: (B, K) each, means over their draws."""
