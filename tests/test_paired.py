@@ -3,17 +3,20 @@
 import itertools
 import json
 import math
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy
 import pytest
 import torch
 from PIL import Image
 from scipy import stats
-from sklearn.metrics import f1_score
+from sklearn.metrics import accuracy_score, f1_score
 
 from trainer.compare import main
 from trainer.comparing.folds import averaged, out_of_fold
-from trainer.comparing.head_to_head import ACCURACY, LOSS, NotPaired, measure_of
+from trainer.comparing.head_to_head import ACCURACY, LOSS, NotPaired, classes_of, measure_of
 from trainer.comparing.near_best import is_near
 from trainer.comparing.paired import (
     Sides,
@@ -40,8 +43,8 @@ def mean(values, _):
 
 
 def sides(first, second, labels=None):
-    arrays = [[numpy.asarray(each) for each in side] for side in (first, second)]
-    return Sides(*arrays, numpy.zeros(len(first[0]), int) if labels is None else labels)
+    one, other = ([numpy.asarray(each) for each in side] for side in (first, second))
+    return Sides(one, other, numpy.zeros(len(first[0]), int) if labels is None else labels)
 
 
 def random(seed=0):
@@ -175,7 +178,7 @@ def seeds_apart(count, models, images, seed):
         ease = draws.normal(1.5, 1.5, images)
         skill = draws.normal(0, 0.3, (2, models, 1))
         right = draws.random((2, models, images)) < 1 / (1 + numpy.exp(-ease - skill))
-        found += difference(sides(*right), mean).p <= 0.05
+        found += bool((difference(sides(*right), mean).p or 0) <= 0.05)
     return found
 
 
@@ -194,7 +197,8 @@ def losses_apart(count, images, seed):
     draws, found = random(seed), 0
     for _ in range(count):
         each = draws.gamma(0.3, 1.0, (2, images))
-        found += difference(sides([each[0]], [each[1]]), mean, resamples=0, swaps=199).p <= 0.05
+        one = difference(sides([each[0]], [each[1]]), mean, resamples=0, swaps=199)
+        found += bool((one.p or 0) <= 0.05)
     return found
 
 
@@ -432,6 +436,30 @@ def test_images_that_one_side_alone_gets_right_are_shown(finished, capsys):
     (a / "split.json").write_text("{}")
     assert main([str(a), str(b)]) == 0
     assert "no picture of those images" in capsys.readouterr().err
+
+
+def test_of_several_labels_what_was_predicted_with_the_runs_thresholds_is_measured():
+    draws = random(6)
+    true, predicted = draws.random((2, 50, 3)) < 0.5
+    cells = [[";".join(numpy.array(CLASSES)[row]) for row in flags] for flags in (true, predicted)]
+    one = replace(table(TRUE[:50], TRUE[:50]), true=cells[0], predicted=cells[1])
+    labels, measure = classes_of(one, True), measure_of(Component(name="macro_f1"), True)
+    assert (labels == true).all() and (measure.take(one) == predicted).all()
+    expected = f1_score(true, predicted, average="macro", zero_division=0)
+    assert measure.metric(measure.take(one), labels) == pytest.approx(expected)
+    assert ACCURACY.take(one).mean() == accuracy_score(true, predicted)
+
+
+def test_runs_without_tables_are_compared_without_torch(make):
+    folders = [str(make()), str(make())]
+    code = (
+        "import sys\nfrom trainer.compare import main\n"
+        "assert main([*sys.argv[1:], '--no-picture']) == 0\nassert 'torch' not in sys.modules"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, *folders], capture_output=True, text=True, check=True
+    ).stdout
+    assert "A and B without predictions.csv" in told
 
 
 # Folds
