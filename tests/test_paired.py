@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from trainer.compare import main
 from trainer.comparing.folds import averaged, out_of_fold
 from trainer.comparing.head_to_head import ACCURACY, LOSS, NotPaired, classes_of, measure_of
-from trainer.comparing.near_best import is_near
+from trainer.comparing.near_best import is_near, over_folds
 from trainer.comparing.paired import (
     Sides,
     beyond,
@@ -217,9 +217,11 @@ def test_the_truly_best_trial_is_marked_in_95_of_100_sweeps_of_equal_trials():
     labels = draws.integers(0, 3, 100)
     for _ in range(200):
         right = draws.random((8, 100)) < chance
-        tables = [table(labels, numpy.where(row, labels, (labels + 1) % 3)) for row in right]
+        tables = [table(labels, numpy.where(row, labels, (labels + 1) % 3), "val") for row in right]
         best, truly = int(right.sum(axis=1).argmax()), 0  # all are: take the first
-        kept += best == truly or is_near([tables[best]], [tables[truly]], ACCURACY, 7, False)
+        kept += best == truly or is_near(
+            {(0, 0): tables[best]}, {(0, 0): tables[truly]}, ACCURACY, 7, False
+        )
     assert kept >= 185  # 190 less 1.6 deviations
 
 
@@ -531,6 +533,29 @@ def test_a_loss_within_noise_is_near_and_one_beyond_is_not():
         table([0] * 200, [0] * 200, "val", losses=losses + more)
         for more in (0, random(9).normal(0.001, 0.1, 200), random(9).normal(0.2, 0.1, 200))
     ]
-    assert is_near([tables[0]], [tables[1]], LOSS, 2, False)
-    assert not is_near([tables[0]], [tables[2]], LOSS, 2, False)
-    assert not is_near([tables[0]] * 2, [tables[2]] * 2, LOSS, 2, False)
+    best, near, far = tables
+    for seeds in (1, 2):  # of two seeds, each alike
+        runs = [{(seed, 0): one for seed in range(seeds)} for one in (best, near, far)]
+        assert is_near(runs[0], runs[1], LOSS, 2, False)
+        assert not is_near(runs[0], runs[2], LOSS, 2, False)
+
+
+def test_folds_that_disagree_are_noise_although_their_images_together_are_not():
+    def trial(*wrong):
+        return {
+            (0, fold): table(
+                [0] * 100,
+                [1] * n + [0] * (100 - n),
+                "val",
+                [f"{fold}/{i}" for i in range(100)],
+                [""] * 100,
+            )
+            for fold, n in enumerate(wrong)
+        }
+
+    best, other, worse = trial(10, 10, 10, 10), trial(10, 10, 10, 70), trial(25, 24, 26, 25)
+    assert is_near(best, other, ACCURACY, 1, False)
+    assert not is_near(best, worse, ACCURACY, 1, False)
+    differences = [0.0, 0.0, 0.0, -0.6]
+    expected = stats.ttest_1samp(differences, 0).pvalue
+    assert over_folds(best, other, ACCURACY, False) == pytest.approx(expected, rel=1e-4)

@@ -221,7 +221,7 @@ def sweep_table(plan: Plan, rows: Sequence[Row], width: int) -> list[str]:
 def judge_noise(plan: Plan, folder: Path, rows: Sequence[Row]) -> list[Row]:
     """The rows, with ``near`` where the tables of the runs' answers to val tell it."""
     from trainer.comparing.head_to_head import LOSS, NotPaired, measure_of
-    from trainer.comparing.near_best import by_seed, is_near
+    from trainer.comparing.near_best import is_near
 
     done = ranked(plan, rows)
     if len(done) < 2 or not (tables := answers_of_runs(folder, done[0])):
@@ -230,11 +230,11 @@ def judge_noise(plan: Plan, folder: Path, rows: Sequence[Row]) -> list[Row]:
     name, several = plan.monitor.removeprefix("val/"), has_several_labels(folder, first)
     metric = next((one for one in plan.config.metrics if one.name == name), None)
     measure = LOSS if metric is None else measure_of(metric, several)
-    best, near = by_seed(tables), {first.number: True}
+    near = {first.number: True}
     for row in others:
         if theirs := answers_of_runs(folder, row):
             with suppress(NotPaired):
-                near[row.number] = is_near(best, by_seed(theirs), measure, len(others), several)
+                near[row.number] = is_near(tables, theirs, measure, len(others), several)
     return [replace(row, near=near.get(row.number)) for row in rows]
 
 
@@ -261,11 +261,12 @@ def about_noise(plan: Plan, rows: Sequence[Row]) -> str:
     unknown = sum(row.near is None for row in done)
     if len(done) < 2 or unknown == len(done):
         return ""
-    near = sum(bool(row.near) for row in done)
     told = (
-        f"{NEAR} within noise of t{done[0].number:03d}, image by image on val: the truly best "
-        f"trial is one of these {near} with {CERTAINTY:.0%} certainty"
+        f"{NEAR} within noise of t{done[0].number:03d}, image by image on val: with "
+        f"{CERTAINTY:.0%} certainty the truly best trial is a marked one"
     )
+    if len(plan.members) == 1:
+        told += "; of these models: sweep.seeds: [0, 1, 2] tells it of settings"
     other = f"; {unknown} not judged, as their predictions.csv is absent or has other val images"
     return told + other * bool(unknown)
 
