@@ -18,6 +18,7 @@ CERTAINTY = 0.95  # of an interval; a claim is wrong in at most 1 - CERTAINTY of
 RESAMPLES = 2000
 FEW_RESAMPLES = 200  # enough for a standard deviation
 SWAPS = 999
+LEAST_P = 1e-300
 MAX_FREEDOM = 1000  # degrees of freedom; with more, Student's t is the normal distribution
 
 # A metric's value from what it takes of each image, (N,) or (N, K), and the images' labels.
@@ -65,9 +66,9 @@ def difference(sides: Sides, metric: Metric, resamples: int = RESAMPLES, swaps: 
     """Compare two sides by a metric.
 
     One model each: the paired percentile bootstrap over images (Efron and Tibshirani, 1993), and p
-    by ``swapped``. Several each: the bootstrap's variance over images plus that over the seeds,
-    with Student's t by Welch and Satterthwaite. (To resample two or three seeds would give too
-    narrow an interval.) resamples and swaps: how many are drawn; 0 for no interval, or no p.
+    by ``swapped``. Several each: ``by_variance``, of the bootstrap's variance over images and of
+    the seeds. (To resample two or three seeds would give too narrow an interval.) resamples and
+    swaps: how many are drawn; 0 for no interval, or no p.
     """
     import numpy
 
@@ -75,9 +76,11 @@ def difference(sides: Sides, metric: Metric, resamples: int = RESAMPLES, swaps: 
     first, second = (on_rows(side, sides, metric, everything) for side in both(sides))
     means = statistics.fmean(first), statistics.fmean(second)
     if not sides.is_single:
-        by_seed = [statistics.variance(values) / len(values) for values in (first, second)]
-        freedom = [len(everything) - 1, len(first) - 1, len(second) - 1]
-        return by_variance(means, [over_images(sides, metric), *by_seed], freedom)
+        seeds = [
+            (statistics.variance(values) / len(values), len(values) - 1)
+            for values in (first, second)
+        ]
+        return by_variance(means, over_images(sides, metric), seeds)
     low = high = math.nan
     if drawn := redrawn(sides, metric, resamples):
         tail = (1 - CERTAINTY) / 2
@@ -128,19 +131,28 @@ def resampled(images: int, count: int) -> Iterator["NDArray[Any]"]:
 
 
 def by_variance(
-    means: tuple[float, float], variances: Sequence[float], freedom: Sequence[int]
+    means: tuple[float, float], images: float, seeds: Sequence[tuple[float, int]]
 ) -> Apart:
-    """The difference of two means whose variance is a sum of parts (Satterthwaite, 1946)."""
-    total = math.fsum(variances)
-    if total == 0:
-        apart = means[1] - means[0]
+    """The difference of two means, by its variance over images and that over each side's seeds.
+
+    seeds: variances of each mean, with their degrees of freedom. They are added as in Welch's
+    t-test (Satterthwaite, 1946). Of images and of seeds the squares of half the intervals are
+    added, not the variances: with one degree of freedom, that claims too often.
+    """
+    apart, over_seeds = means[1] - means[0], math.fsum(part for part, _ in seeds)
+    if images + over_seeds == 0:
         return Apart(*means, apart, apart, float(apart == 0))
-    squares = [part**2 / degrees for part, degrees in zip(variances, freedom, strict=True)]
-    degrees, deviation = total**2 / math.fsum(squares), math.sqrt(total)
-    half = quantile_of_student(1 - CERTAINTY, degrees) * deviation
-    apart = means[1] - means[0]
-    p = beyond(abs(apart) / deviation, degrees)
-    return Apart(*means, apart - half, apart + half, p)
+    squares = math.fsum(part**2 / degrees for part, degrees in seeds)
+    degrees = over_seeds**2 / squares if squares else MAX_FREEDOM
+
+    def half(t: float) -> float:
+        """Half the interval whose certainty is that of -t..t."""
+        normal = -statistics.NormalDist().inv_cdf(max(beyond(t, degrees), LEAST_P) / 2)
+        return math.hypot(normal * math.sqrt(images), t * math.sqrt(over_seeds))
+
+    whole = half(quantile_of_student(1 - CERTAINTY, degrees))
+    p = beyond(where(lambda t: half(t) >= abs(apart)), degrees)
+    return Apart(*means, apart - whole, apart + whole, p)
 
 
 def swapped(sides: Sides, metric: Metric, swaps: int) -> float:
@@ -207,10 +219,13 @@ def nodes() -> tuple["NDArray[Any]", "NDArray[Any]"]:
 
 def quantile_of_student(p: float, freedom: float) -> float:
     """The t for which ``beyond`` is p."""
-    low, high = 0.0, 1.0
-    while beyond(high, freedom) > p:
-        high *= 2
-    for _ in range(50):
+    return where(lambda t: beyond(t, freedom) <= p)
+
+
+def where(is_far: Callable[[float], bool]) -> float:
+    """The least t in 0..2**20 from which on ``is_far``; the last one if none is."""
+    low, high = 0.0, 2.0**20
+    for _ in range(70):
         middle = (low + high) / 2
-        low, high = (middle, high) if beyond(middle, freedom) > p else (low, middle)
+        low, high = (low, middle) if is_far(middle) else (middle, high)
     return high
