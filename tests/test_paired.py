@@ -366,7 +366,7 @@ def test_where_no_content_is_known_images_are_paired_by_id(make, paired):
 @pytest.mark.parametrize(
     ("other", "result", "reason"),
     [
-        (None, {}, "B without predictions.csv; to make it: python -m trainer.evaluate "),
+        (None, {}, "no predictions.csv in B; to make it: python -m trainer.evaluate "),
         (table(TRUE[:40], TRUE[:40]), {}, "their splits differ: they share 40 of their 100 and 40"),
         (table(TRUE, TRUE, part="val"), {}, "their splits differ: they share 0 of"),
         (table(TRUE, TRUE), {"fixes": "c" * 64}, "their fixes of labels differ"),
@@ -461,7 +461,7 @@ def test_runs_without_tables_are_compared_without_torch(make):
     told = subprocess.run(
         [sys.executable, "-c", code, *folders], capture_output=True, text=True, check=True
     ).stdout
-    assert "A and B without predictions.csv" in told
+    assert "no predictions.csv in A and B" in told
 
 
 # Folds

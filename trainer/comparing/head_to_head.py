@@ -153,7 +153,7 @@ def require_comparable(sides: Sequence[Sequence[Compared]]) -> None:
         raise NotPaired("one side is a single run; name two runs, or two folders of several seeds")
     if lacking := [run for run in runs if not (run.found.folder / PREDICTIONS).is_file()]:
         command = f"python -m trainer.evaluate {lacking[0].found.folder} --predictions"
-        raise NotPaired(f"{labels(lacking)} without {PREDICTIONS}; to make it: {command}")
+        raise NotPaired(f"no {PREDICTIONS} in {labels(lacking)}; to make it: {command}")
     if len({run.answers for run in runs}) > 1:
         raise NotPaired("their classes differ")
     if len({str(run.found.result.get("fixes")) for run in runs}) > 1:
