@@ -88,11 +88,14 @@ def test_a_table_read_again_has_the_same_names_and_float32_numbers(tmp_path):
     hard = ['a,"b"', "line\nbreak", "=1+1", "p:x"]
     chances = torch.rand(5, 4, generator=torch.Generator().manual_seed(1)).softmax(dim=1)
     answers = [
-        Answer(f"{hard[i % 4]}/{i}.png", "ab" * 32, "val", hard[0], hard[i % 4], 0.5, None, row)
+        Answer(
+            f"{hard[i % 4]}/{i}.png", "ab" * 32, "val", hard[0], hard[i % 4], 0.5, None, row, hard
+        )
         for i, row in enumerate(chances.tolist())
     ]
     file = tmp_path / "predictions.csv"
-    file.write_text("\n".join(prediction_lines(hard, answers)) + "\n", encoding="utf-8")
+    more = ["set", "unknown", "a,b", ""]  # further columns are no classes
+    file.write_text("\n".join(prediction_lines(hard, answers, more)) + "\n", encoding="utf-8")
     read = read_predictions(file)
     assert read.classes == tuple(hard)
     assert read.ids == [one.id for one in answers]

@@ -14,12 +14,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.process.command_line import Parser
+from trainer.process.command_line import Parser, without_paths_taken_for_files
 from trainer.process.launch import run_as_command
 
 if TYPE_CHECKING:
     from trainer.build.trained import TrainedModel
     from trainer.inference.prediction import Prediction
+
+FILES = {"--json": (".json",), "--csv": (".csv",)}  # what follows is a PATH unless it ends so
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             help=f"write all probabilities as {kind.upper()}; to stdout if no file is named",
         )
     parser.add_argument(
+        "--parquet",
+        type=ending_in(".parquet"),
+        metavar="FILE.parquet",
+        help="write the table of --csv as Parquet",
+    )
+    parser.add_argument(
         "--sheet", type=ending_in(".png"), metavar="FILE.png", help="draw the pictures, captioned"
     )
     parser.add_argument(
@@ -57,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=at_least(1), metavar="N", help="images at once")
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="as train.threads")
-    given = without_paths_taken_for_files(sys.argv[1:] if argv is None else argv)
+    given = without_paths_taken_for_files(sys.argv[1:] if argv is None else argv, FILES)
     # parse_intermixed_args loses the meaning of --.
     parse = parser.parse_args if "--" in given else parser.parse_intermixed_args
     arguments = parse(given)
@@ -67,19 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
-
-
-def without_paths_taken_for_files(argv: Sequence[str]) -> list[str]:
-    """Turn ``--json photo.jpg`` into ``--json=- photo.jpg``: a name without .json is a PATH."""
-    given = list(argv)
-    for i, text in enumerate(given):
-        if text == "--":
-            break
-        if text in ("--json", "--csv"):
-            following = given[i + 1] if i + 1 < len(given) else ""
-            if not following.lower().endswith(f".{text[2:]}"):
-                given[i] = f"{text}=-"
-    return given
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -120,11 +115,14 @@ def run(arguments: argparse.Namespace) -> None:
         from datasets.bands import notes_on_bits, notes_on_pictures
         from datasets.images import notes_on
         from trainer.build.trained import load_trained
+        from trainer.comparing.predictions import require_parquet
         from trainer.inference.image_files import find_images
         from trainer.inference.prediction import MAX_SHEET, predict_files
         from trainer.process.errors import NO_ANSWER, NoAnswer, UsageError
 
     files = output_files(arguments)
+    if arguments.parquet:
+        require_parquet("--parquet")
     settings = {"train.device": arguments.device, "train.threads": arguments.threads}
     trained = load_trained(folder, [f"{k}={v}" for k, v in settings.items() if v is not None])
     paths, faults, unreadable, note = find_images(arguments.paths, trained.form.suffixes)
@@ -171,7 +169,7 @@ def output_files(arguments: argparse.Namespace) -> dict[str, Path]:
     from trainer.process.errors import UsageError
 
     files = {}
-    for kind in ("json", "csv", "sheet"):
+    for kind in ("json", "csv", "parquet", "sheet"):
         if (name := getattr(arguments, kind)) in (None, "-"):
             continue
         files[kind] = file = Path(name)
@@ -200,7 +198,7 @@ def print_predictions(
     from trainer.process.words import visible
     from trainer.run.disk import write_file
 
-    classes, has_several = trained.classes, trained.thresholds is not None
+    classes = trained.classes
     done: list[Prediction] = []
     broken: list[str] = []
 
@@ -217,7 +215,7 @@ def print_predictions(
         unlike_utf8 = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
         lines = prediction_output.json_lines(watched(), classes, ascii_only=unlike_utf8)
     elif arguments.csv == "-":
-        lines = prediction_output.csv_lines(watched(), classes, has_several)
+        lines = prediction_output.csv_lines(watched(), classes)
     else:
         columns = terminal_width(without=240)
         lines = prediction_output.table_lines(watched(), classes, paths, arguments.top, columns)
@@ -232,9 +230,8 @@ def print_predictions(
     for kind, file in files.items():
         if kind == "json":
             prediction_output.write_lines(file, prediction_output.json_lines(done, classes))
-        elif kind == "csv":
-            lines = prediction_output.csv_lines(done, classes, has_several)
-            prediction_output.write_lines(file, lines)
+        elif kind in ("csv", "parquet"):
+            prediction_output.write_predicted(file, done, classes)
         else:
             write_file(file, png(prediction_output.prediction_sheet(done, classes)))
             if note := note_on_names(classes):

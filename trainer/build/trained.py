@@ -33,7 +33,7 @@ from transforms.pipeline import Pipeline
 
 OF_MANY = {b"PK\3\4": "a zip file, such as .npz", b"PAR1": "a Parquet file"}
 FOR_MANY = (
-    "metrics of the run's own splits: python -m trainer.evaluate RUN; save other images as .png, "
+    "metrics of labelled ones: python -m trainer.evaluate RUN FILE; save other images as .png, "
     'or see "Predictions of arrays" in docs/data.md'
 )
 
@@ -72,24 +72,16 @@ class TrainedModel:
 
         ``remarks`` get its remark. Raises BrokenImage.
         """
-        image, remark = self.read_with_remark(path)
+        image, remark = self.decode(read_file(path), str(path))
         self.remarks.append(remark)
         return image
 
-    def read_with_remark(self, path: Path) -> tuple[Tensor, int]:
-        """``read`` for an image that may still be refused: its remark comes with it."""
-        content = read_file(path)
+    def decode(self, content: bytes, path: str) -> tuple[Tensor, int]:
+        """``read`` for a file's bytes; the remark comes with the image, which may be refused."""
         if kind := _kind_of_many(self.form, content):
-            raise BrokenImage(str(path), f"{kind}, no image file; {FOR_MANY}")
-        image, remark = decode_as(self.form, content, str(path), self.at_least)
-        if self.form.channels == "keep" and len(image) != self.image_channels:
-            its = f"it has {len(image)} channels, and the run's images {self.image_channels}"
-            raise BrokenImage(str(path), its)
-        if self.form.is_plain and self.image_channels == 1:
-            # Pillow's "L", exact for grey pictures kept as RGB
-            red, green, blue = image.int()
-            image = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).byte()[None]
-        return image, remark
+            raise BrokenImage(path, f"{kind}, no image file; {FOR_MANY}")
+        image, remark = decode_as(self.form, content, path, self.at_least)
+        return fitted(image, self.form, self.image_channels, path), remark
 
     def inputs(self, images: Sequence[Tensor]) -> Tensor:
         """Return the model's inputs for images of ``read``: (B, [crops,] C, H, W) float32.
@@ -131,6 +123,18 @@ class TrainedModel:
         order = probabilities.argsort(descending=True, stable=True).tolist()
         found = decided(probabilities[None], self.thresholds)[0].tolist()
         return tuple(label for label in order if found[label])
+
+
+def fitted(image: Tensor, form: Form, channels: int, path: str) -> Tensor:
+    """A decoded image with the channels of a run's: grey if they are. Raises BrokenImage."""
+    if form.channels == "keep" and len(image) != channels:
+        its = f"it has {len(image)} channels, and the run's images {channels}"
+        raise BrokenImage(path, its)
+    if form.is_plain and channels == 1:
+        # Pillow's "L", exact for grey pictures kept as RGB
+        red, green, blue = image.int()
+        image = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).byte()[None]
+    return image
 
 
 def _kind_of_many(form: Form, content: bytes) -> str:

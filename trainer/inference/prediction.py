@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import BrokenImage
+from datasets.images import read_file
 from trainer.build.trained import TrainedModel
 from trainer.drawing.pictures import to_picture
 from trainer.input.data import build_pipelines
@@ -45,6 +45,7 @@ class Prediction:
     """A file's prediction: (K,) probabilities, or the reason why there are none.
 
     predicted: the predicted class; or, if ``has_several``, the labels, the likeliest first.
+    digest: the SHA-256 of the file's content. more: the texts of a table's further columns.
     """
 
     path: str
@@ -53,6 +54,8 @@ class Prediction:
     thumbnail: Image.Image | None = None
     predicted: tuple[int, ...] = ()
     has_several: bool = False
+    digest: str = ""
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class _Views:
     inputs: Tensor
     draws: Tensor | None
     thumbnail: Image.Image | None
+    digest: str
 
 
 def predict_files(
@@ -90,7 +94,8 @@ def predict_files(
 
     def read(path: str) -> _Views | Prediction:
         try:
-            image, remark = trained.read_with_remark(Path(path))
+            content = read_file(path)
+            image, remark = trained.decode(content, path)
             inputs, draws = trained.inputs([image]), None
             if augment:
                 with one_at_a_time:
@@ -108,7 +113,7 @@ def predict_files(
         if path in with_thumbnail:
             thumbnail = to_picture(image)
             thumbnail.thumbnail((SHEET_THUMBNAIL, SHEET_THUMBNAIL))
-        return _Views(path, inputs, draws, thumbnail)
+        return _Views(path, inputs, draws, thumbnail, hashlib.sha256(content).hexdigest())
 
     at_once = batch_size or trained.config.loader.eval_batch_size or BATCH_SIZE
     size = max(1, at_once // (count + 1))
@@ -149,6 +154,7 @@ def _predicted(
                 thumbnail=item.thumbnail,
                 predicted=trained.predicted(chances),
                 has_several=trained.thresholds is not None,
+                digest=item.digest,
             )
         else:
             yield Prediction(item.path, reason=f"{NO_ANSWER} for it")

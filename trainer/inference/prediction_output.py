@@ -1,7 +1,5 @@
 """Formats predictions as a table, JSON, CSV, or a sheet of pictures."""
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from trainer.comparing.predictions import SEPARATOR, Answer, fill_table, prediction_lines
 from trainer.drawing.columns import pad, width_of, wrap
 from trainer.drawing.fonts import drawable, fit_to_pixels, font
 from trainer.drawing.pictures import LETTERS, caption_width, sheet
@@ -88,27 +87,32 @@ def json_lines(
 
 
 def csv_lines(
-    predictions: Iterable[Prediction], classes: Sequence[str], has_several: bool
+    predictions: Iterable[Prediction], classes: Sequence[str], more: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Yield CSV rows: path, class, probability, then a column for each class.
+    """Yield the lines of a table like ``predictions.csv``; a file's path is its id.
 
-    ``has_several``: path, labels with ";" between them, then a column for each label.
+    more: the names of further columns, whose texts are ``Prediction.more``.
     """
+    return prediction_lines(classes, _answers_of(predictions, classes), more)
 
-    def line(cells: Sequence[object]) -> str:
-        text = io.StringIO()
-        csv.writer(text).writerow(cells)  # it quotes \r and \n, its own line end
-        return text.getvalue().removesuffix("\r\n")
 
-    yield line(["path", *(["labels"] if has_several else ["class", "probability"]), *classes])
+def write_predicted(
+    path: Path, predictions: Iterable[Prediction], classes: Sequence[str], more: Sequence[str] = ()
+) -> None:
+    """Write what ``csv_lines`` gives, or the same as Parquet if ``path`` ends so, atomically."""
+    answers = _answers_of(predictions, classes)
+    write_with(path, lambda file: fill_table(file, path.suffix, classes, answers, more))
+
+
+def _answers_of(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[Answer]:
     for one in predictions:
         if one.probabilities is None:
             continue
         values = one.probabilities.tolist()
-        named = ";".join(classes[label] for label in one.predicted)
-        if not has_several:
-            values = [values[one.predicted[0]], *values]
-        yield line([one.path, named, *values])
+        named = SEPARATOR.join(classes[label] for label in sorted(one.predicted))
+        probability = None if one.has_several else values[one.predicted[0]]
+        name, digest = one.path, one.digest
+        yield Answer(name, digest, "", "", named, probability, None, values, one.more)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

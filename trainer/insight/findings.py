@@ -11,12 +11,9 @@ from typing import Any
 
 from torch import Tensor, float64, zeros
 
+from datasets.words import counted
 from trainer.comparing.grown import about_grown
-from trainer.components.decisions import (
-    Answers,
-    certainties,
-    confusion_counts,
-)
+from trainer.components.decisions import Answers, certainties, confusion_counts
 from trainer.components.metrics import per_class
 from trainer.drawing.charts import numbers
 from trainer.drawing.text import Bins
@@ -45,6 +42,7 @@ class ReportData:
     (N) are those of the test split. result: the content of
     result.json, at least "best" (with its "epoch") and "test". picture_of(i): test image i, uint8
     (C, H, W); it may raise. class_balance: images of each class by split. notes: what the run told.
+    about: what the images are, as a heading. Without history there are no curves.
     """
 
     history: Sequence[dict[str, Any]]
@@ -56,6 +54,7 @@ class ReportData:
     picture_of: Callable[[int], Tensor] | None = None
     class_balance: Mapping[str, Sequence[int]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    about: str = "Test split"
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Findings:
     """The content of the report's pages."""
 
     title: str
-    best_epoch: int
+    best_epoch: int  # 0 if it is not known
     facts: dict[str, str]
     notes: list[str]
     left_out: list[str]
@@ -82,7 +81,14 @@ class Findings:
     seconds: dict[str, float]
     commands: list[tuple[str, str]]
     several_labels: bool = False  # an image may have several
+    about: str = "Test split"
     grown: Sequence[str] = ()  # old and new classes apart, in words
+
+    @property
+    def measured(self) -> str:
+        """A sentence on the images and the weights."""
+        weights = f"weights of epoch {self.best_epoch}" if self.best_epoch else "best weights"
+        return f"{counted(self.num_images, 'image')}, measured once with the {weights}."
 
     @property
     def kind(self) -> str:
@@ -239,6 +245,7 @@ def find(given: ReportData, run: Path) -> Findings:
         seconds={k: v for k, v in numbers(result.get("seconds") or {}).items() if v >= 0},
         commands=commands_for(run, result),
         several_labels=labels.ndim == 2,
+        about=given.about,
         grown=about_grown(result.get("grown", {}), result.get("weights", {})),
     )
 

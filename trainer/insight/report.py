@@ -1,4 +1,4 @@
-"""Writes a run's report folder: report.md, report.html and pictures of the test split."""
+"""Writes a report's folder: report.md, report.html and pictures of the images it is about."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,8 @@ def _write_files(folder: Path, results: ReportData, run: Path | None) -> None:
     found = find(results, run or folder.parent)
     confusion = draw_confusion(found.counts, found.classes)
     write_file(folder / "confusion_matrix.png", png(confusion))
-    write_file(folder / "curves.png", png(draw_curves(found.history, found.best_epoch)))
+    if found.history:
+        write_file(folder / "curves.png", png(draw_curves(found.history, found.best_epoch)))
     write_file(folder / "calibration.png", png(draw_calibration(found.bins)))
     if pictures := [shown.picture for shown in found.shown if shown.picture]:
         captions = [
@@ -53,10 +54,7 @@ def _write_files(folder: Path, results: ReportData, run: Path | None) -> None:
 def _markdown(found: Findings) -> str:
     parts = [f"# Report: {markdown(found.title)}"]
     parts += ["\n".join(f"- {name}: {markdown(value)}" for name, value in found.facts.items())]
-    parts += ["## Test split"]
-    parts += [
-        f"{found.num_images} images, measured once with the weights of epoch {found.best_epoch}."
-    ]
+    parts += [f"## {found.about}", found.measured]
     parts += [markdown_table(["metric", "value"], list(found.metrics.items()))]
     parts += [f"Accuracy of {found.certainty} (Wilson interval)."] if found.certainty else []
     if found.grown:
@@ -98,8 +96,9 @@ def _markdown(found: Findings) -> str:
         f"({len(found.bins)} intervals of confidence; Guo et al., 2017)."
     ]
     parts += [found.about_bins] if found.about_bins else []
-    parts += ["## Curves", "![curves](curves.png)"]
-    parts += [markdown_table(found.tags, found.epochs)]
+    if found.history:
+        parts += ["## Curves", "![curves](curves.png)"]
+        parts += [markdown_table(found.tags, found.epochs)]
     if found.balance:
         sums = found.balance_columns, found.balance_sums
         table = sums if found.many else ([found.kind, *found.balance], found.balance_rows)

@@ -1,6 +1,6 @@
 """What the best weights answer for the images of val and test, and the table of these answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.build.job import Job
-from trainer.comparing.predictions import SEPARATOR, Answer, prediction_lines
+from trainer.comparing.predictions import SEPARATOR, Answer, fill_table
 from trainer.components.decisions import Answers, decided, likeliest
 from trainer.distributed.fsdp import is_sharded, model_shard
 from trainer.distributed.network import from_main
@@ -19,7 +18,7 @@ from trainer.input.subset import Subset
 from trainer.loop.epochs import Session
 from trainer.loop.evaluate import predict
 from trainer.run.best import load_best, read_best
-from trainer.run.disk import Digest, write_with
+from trainer.run.disk import write_with
 
 ROWS = 1024  # rows of a table that are Python's numbers at once
 
@@ -71,23 +70,19 @@ def _predict(session: Session, loader: Loader, kinds: Sequence[str | None]) -> L
     return found
 
 
-def part_of(job: Job, name: str, answers: Answers, losses: Tensor) -> Part:
-    """What is answered for the images of val or test."""
-    subset: Subset = job.data.subsets[name]
+def part_of(
+    subset: Subset, name: str, known: Mapping[str, str], answers: Answers, losses: Tensor
+) -> Part:
+    """What is answered for the images of a split, which split.json has as ``known``."""
     ids = [subset.dataset.ids[index] for index in subset.indices.tolist()]
-    known = (job.data.split[name][image] for image in ids)
-    return Part(name, ids, ["" if k.endswith(" bytes") else k for k in known], answers, losses)
+    digests = ["" if known[image].endswith(" bytes") else known[image] for image in ids]
+    return Part(name, ids, digests, answers, losses)
 
 
 def write_predictions(path: Path, classes: Sequence[str], parts: Sequence[Part]) -> None:
-    """Write the table of the images of all parts, in their order."""
-
-    def fill(file: Digest) -> None:
-        answers = (answer for part in parts for answer in _answers(classes, part))
-        for line in prediction_lines(classes, answers):
-            file.write(f"{line}\n".encode(errors="backslashreplace"))
-
-    write_with(path, fill)
+    """Write the table of the images of all parts, in their order; as Parquet if path ends so."""
+    answers = (answer for part in parts for answer in _answers(classes, part))
+    write_with(path, lambda file: fill_table(file, path.suffix, classes, answers))
 
 
 def _answers(classes: Sequence[str], part: Part) -> Iterator[Answer]:

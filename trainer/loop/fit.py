@@ -246,8 +246,9 @@ def write_table(
     job = session.job
     rows = [
         part_of(
-            job,
+            job.data.subsets[name],
             name,
+            job.data.split[name],
             answers_of(job.config, logits, labels, thresholds),
             each_loss(job.loss_fn, logits, labels),
         )
