@@ -8,9 +8,12 @@ It needs the run's folder only, not its dataset: images are prepared as in the r
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="mean over mirror images, and over shifts; or over the image and N - 1 draws of train "
         "transforms (default: the run's evaluation.tta)",
     )
+    parser.add_argument(
+        "--sets",
+        type=level,
+        metavar="LEVEL",
+        help="also the classes it may be: e.g. 0.9 for sets with the true one in 90 %% of images",
+    )
+    parser.add_argument(
+        "--no-calibration", action="store_true", help="raw probabilities, without a temperature"
+    )
     parser.add_argument("--batch-size", type=at_least(1), metavar="N", help="images at once")
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="as train.threads")
@@ -104,6 +116,23 @@ def views(text: str) -> int | str:
     return text if text in ("none", "flip", "flip+shifts") else at_least(2)(text)
 
 
+def level(text: str) -> Fraction:
+    """Return the argument of --sets: a decimal number between 0 and 1."""
+    if not re.fullmatch(r"0?\.\d{1,6}", text) or not Fraction(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1, such as 0.9")
+    return Fraction(text)
+
+
+def notes_on_probabilities(trained: "TrainedModel", tta: int | str | None) -> list[str]:
+    """A note on the temperature of the probabilities, if they have one."""
+    if trained.calibration is None or trained.temperature is None:
+        return []
+    own = trained.config.evaluation.tta or "none"
+    is_own = tta is None or tta == own
+    told = trained.calibration.in_words + ("" if is_own else f" with tta {own}")
+    return [f"{told}; --no-calibration gives raw ones"]
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.process.start import start
@@ -117,8 +146,14 @@ def run(arguments: argparse.Namespace) -> None:
         from trainer.build.trained import load_trained
         from trainer.comparing.predictions import require_parquet
         from trainer.inference.image_files import find_images
-        from trainer.inference.prediction import MAX_SHEET, predict_files
+        from trainer.inference.prediction import (
+            MAX_SHEET,
+            label_sets_of,
+            predict_files,
+            with_sets,
+        )
         from trainer.process.errors import NO_ANSWER, NoAnswer, UsageError
+        from trainer.process.words import visible
 
     files = output_files(arguments)
     if arguments.parquet:
@@ -130,6 +165,11 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"note    {note}", file=sys.stderr)
     if not paths:
         raise DataError("\n".join([*unreadable, *faults, "There is nothing to predict."]))
+    if arguments.no_calibration:
+        trained = replace(trained, calibration=None)
+    sets = arguments.sets and label_sets_of(trained, arguments.sets, arguments.tta)
+    for told in (*notes_on_probabilities(trained, arguments.tta), *(sets.notes if sets else ())):
+        print(f"note    {visible(told)}", file=sys.stderr)
     predictions = predict_files(
         trained,
         paths,
@@ -138,11 +178,12 @@ def run(arguments: argparse.Namespace) -> None:
         thumbnails=MAX_SHEET if arguments.sheet else 0,
     )
     with closing(predictions):
-        broken = print_predictions(arguments, trained, paths, predictions, files)
-    told = [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]
+        given = with_sets(predictions, sets.threshold, trained.classes) if sets else predictions
+        broken = print_predictions(arguments, trained, paths, given, files)
+    notes = [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]
     if arguments.sheet:
-        told += notes_on_pictures(trained.form, [trained.image_channels])
-    for note in told:
+        notes += notes_on_pictures(trained.form, [trained.image_channels])
+    for note in notes:
         print(f"note    {note}", file=sys.stderr)
     if not (broken or unreadable or faults):
         return
@@ -198,7 +239,7 @@ def print_predictions(
     from trainer.process.words import visible
     from trainer.run.disk import write_file
 
-    classes = trained.classes
+    classes, more = trained.classes, ["set"] if arguments.sets else []
     done: list[Prediction] = []
     broken: list[str] = []
 
@@ -215,10 +256,12 @@ def print_predictions(
         unlike_utf8 = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
         lines = prediction_output.json_lines(watched(), classes, ascii_only=unlike_utf8)
     elif arguments.csv == "-":
-        lines = prediction_output.csv_lines(watched(), classes)
+        lines = prediction_output.csv_lines(watched(), classes, more)
     else:
         columns = terminal_width(without=240)
-        lines = prediction_output.table_lines(watched(), classes, paths, arguments.top, columns)
+        lines = prediction_output.table_lines(
+            watched(), classes, paths, arguments.top, columns, with_sets=bool(more)
+        )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     for line in lines:
@@ -231,7 +274,7 @@ def print_predictions(
         if kind == "json":
             prediction_output.write_lines(file, prediction_output.json_lines(done, classes))
         elif kind in ("csv", "parquet"):
-            prediction_output.write_predicted(file, done, classes)
+            prediction_output.write_predicted(file, done, classes, more)
         else:
             write_file(file, png(prediction_output.prediction_sheet(done, classes)))
             if note := note_on_names(classes):

@@ -39,11 +39,15 @@ from trainer.run.resume import MAY_DIFFER, refuse_changes, require_own_images
 
 
 class SubsetResult(NamedTuple):
-    """What ``evaluate`` finds for some images, and what it found that from; losses (N,)."""
+    """What ``evaluate`` finds for some images, and what it found that from; losses (N,).
+
+    calibrated: the answers with the run's temperature; None if it has none.
+    """
 
     values: dict[str, Any]
     answers: Answers
     losses: Tensor | None
+    calibrated: Answers | None = None
 
 
 def evaluate_run(run: Path, config: Config, split: str) -> dict[str, Any]:
@@ -97,7 +101,10 @@ def measure_subset(
     if loss_fn is not None:
         losses = each_loss(loss_fn.to(trained.device), logits, labels)
     values = evaluate(config, logits, labels, loss_fn, trained.thresholds)
-    return SubsetResult(values, answers_of(config, logits, labels, trained.thresholds), losses)
+    answers, after = answers_of(config, logits, labels, trained.thresholds), None
+    if trained.temperature is not None:
+        after = answers._replace(probabilities=trained.chances(logits, trained.temperature))
+    return SubsetResult(values, answers, losses, after)
 
 
 def write_new(path: Path, classes: Sequence[str], parts: Sequence[Part]) -> bool:

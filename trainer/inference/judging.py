@@ -16,6 +16,7 @@ from datasets.images import notes_on
 from trainer.build.model import build_loss
 from trainer.build.trained import TrainedModel, load_with, tell_which
 from trainer.comparing.predictions import PREDICTIONS
+from trainer.components.calibration import before_and_after
 from trainer.components.decisions import number_of_each
 from trainer.config import Config
 from trainer.config.signatures import resolve
@@ -211,7 +212,10 @@ def report_on(
             "test": found.values,
             "dataset": about | {"left_out": left_out},
             "device": device_name(trained.device),
+            "calibration": {"test": before_and_after(found.answers, found.calibrated)},
         },
+        calibration=trained.calibration,
+        calibrated=found.calibrated,
         picture_of=lambda row: decoded(dataset, rows[row], THUMBNAIL),
         class_balance={NEW_PART: number_of_each(subset.labels, len(trained.classes))},
         notes=images.notes,
@@ -229,6 +233,7 @@ def judgement(
         "images": len(images.subset),
         "tta": trained.config.evaluation.tta,
         "metrics": found.values,
+        "calibration": before_and_after(found.answers, found.calibrated),
         "classes": {name: trained.classes[k] for name, k in images.matched.numbers.items()},
         "unknown_classes": images.matched.unknown,
         "classes_without_images": images.matched.lacking,

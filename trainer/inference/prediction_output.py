@@ -33,17 +33,19 @@ def table_lines(
     paths: Sequence[str],
     top: int | None = None,
     columns: int = 240,
+    with_sets: bool = False,
 ) -> Iterator[str]:
     """Yield a table's lines: ``top`` classes per file, or the predicted ones, one or several.
 
-    A path that is too long has its own line. So has a class.
+    A path that is too long has its own line. So has a class, and a label set.
     """
-    names = [visible(name) for name in classes]
+    names, end = [visible(name) for name in classes], columns
+    columns -= len("  set") if with_sets else 0
     most = columns - len("path    probability")
     width = min(max(len("class"), *map(width_of, names)), most)
     longest = max((width_of(visible(path)) for path in paths), default=0)
     room = max(len("path"), min(longest, columns - width - len("    probability")))
-    head = f"{pad('path', room)}  {pad('class', width)}  probability"
+    head = f"{pad('path', room)}  {pad('class', width)}  probability{'  set' * with_sets}"
     for one in predictions:
         if one.probabilities is None:
             continue
@@ -55,15 +57,22 @@ def table_lines(
             path = ""
         labels = list(one.predicted)
         if top is not None:
-            labels = one.probabilities.topk(min(top, len(names))).indices.tolist()
+            decided_by = one.probabilities if one.raw is None else one.raw
+            labels = decided_by.topk(min(top, len(names))).indices.tolist()
         shown = [(names[label], f"{one.probabilities[label]:11.4f}") for label in labels]
+        in_set = one.label_set or ()
+        told = f"{{{', '.join(names[label] for label in in_set)}}}" if in_set else ""
         for name, value in shown or [("-", "")]:  # of several labels none
             if width_of(name) > width:
                 yield from [path] if path else []
                 yield from (f"  {part}" for part in wrap(name, columns - 2))
                 path = name = ""
-            yield f"{pad(path, room)}  {pad(name, width)}  {value}".rstrip()
-            path = ""
+            line = f"{pad(path, room)}  {pad(name, width)}  {value}"
+            if told and width_of(line) + 2 + width_of(told) <= end:
+                line, told = f"{line}  {told}", ""
+            yield line.rstrip()
+            yield from (f"  {part}" for part in (wrap(told, end - 2) if told else ()))
+            path = told = ""
 
 
 def json_lines(
@@ -85,6 +94,8 @@ def json_lines(
         else:
             label = one.predicted[0]
             entry |= {"class": classes[label], "probability": values[label]}
+        if one.label_set is not None:
+            entry["set"] = [classes[label] for label in one.label_set]
         entry["probabilities"] = dict(zip(classes, values, strict=True))
         text = json.dumps(entry, ensure_ascii=ascii_only)
         if line == "[":

@@ -9,7 +9,14 @@ from trainer.drawing.fonts import fit_to_pixels
 from trainer.drawing.pictures import png, sheet
 from trainer.drawing.text import markdown, markdown_table, plain, shown_number
 from trainer.insight.data_report import tail
-from trainer.insight.findings import Findings, ReportData, find
+from trainer.insight.findings import (
+    SETS_COLUMNS,
+    UNCHANGED,
+    Findings,
+    ReportData,
+    find,
+    lowest_first,
+)
 from trainer.insight.report_page import report_page
 from trainer.run.disk import all_or_nothing, make_output_folder, write_file
 
@@ -30,7 +37,12 @@ def _write_files(folder: Path, results: ReportData, run: Path | None) -> None:
     write_file(folder / "confusion_matrix.png", png(confusion))
     if found.history:
         write_file(folder / "curves.png", png(draw_curves(found.history, found.best_epoch)))
-    write_file(folder / "calibration.png", png(draw_calibration(found.bins)))
+    for name, bins in (("", found.bins), ("_after", found.calibrated_bins)):
+        file = folder / f"calibration{name}.png"
+        if bins:
+            write_file(file, png(draw_calibration(bins)))
+        else:
+            file.unlink(missing_ok=True)  # of an older report
     if pictures := [shown.picture for shown in found.shown if shown.picture]:
         captions = [
             [
@@ -96,6 +108,7 @@ def _markdown(found: Findings) -> str:
         f"({len(found.bins)} intervals of confidence; Guo et al., 2017)."
     ]
     parts += [found.about_bins] if found.about_bins else []
+    parts += _calibrated(found)
     if found.history:
         parts += ["## Curves", "![curves](curves.png)"]
         parts += [markdown_table(found.tags, found.epochs)]
@@ -115,3 +128,16 @@ def _markdown(found: Findings) -> str:
     indented = "\n".join(f"    {plain(line)}".rstrip() for line in found.config_text.splitlines())
     parts += ["## Config", indented]
     return "\n\n".join(parts) + "\n"
+
+
+def _calibrated(found: Findings) -> list[str]:
+    """The paragraphs on the temperature and on label sets."""
+    parts = [found.temperature] if found.temperature else []
+    if found.truth:
+        parts += [UNCHANGED, markdown_table(["metric", "raw", "calibrated"], found.truth)]
+        parts += ["With the temperature:", "![calibrated](calibration_after.png)"]
+    if found.about_sets:
+        parts += ["## Label sets", found.about_sets]
+        rows = lowest_first(found.sets)
+        parts += [markdown_table(SETS_COLUMNS, rows)] if rows else []
+    return parts

@@ -3,12 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trainer.comparing.predictions import SEPARATOR, Answer, fill_table
+from trainer.components.calibration import (
+    Calibration,
+    before_and_after,
+    calibrate,
+    calibrated,
+)
 from trainer.components.decisions import Answers, decided, likeliest
 from trainer.distributed.fsdp import is_sharded, model_shard
 from trainer.distributed.network import from_main
@@ -16,7 +22,8 @@ from trainer.distributed.processes import on_main
 from trainer.input.loader import Loader, eval_loader
 from trainer.input.subset import Subset
 from trainer.loop.epochs import Session
-from trainer.loop.evaluate import predict
+from trainer.loop.evaluate import answers_of, predict
+from trainer.loop.record import keep_calibration
 from trainer.run.best import load_best, read_best
 from trainer.run.disk import write_with
 
@@ -68,6 +75,46 @@ def _predict(session: Session, loader: Loader, kinds: Sequence[str | None]) -> L
             batches = session.stop.watch(loader.epoch(), loader.rounds)
             found[kind] = predict(model, batches, precision, kind)
     return found
+
+
+class Judged(NamedTuple):
+    """What is answered for val and test, with raw probabilities and with calibrated ones.
+
+    The calibrated ones are the raw ones if no temperature is used.
+    """
+
+    calibration: Calibration
+    raw: dict[str, Answers]
+    calibrated: dict[str, Answers]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What result.json has: how true the probabilities of test are, before and after."""
+        after = self.calibrated["test"] if self.calibration.used else None
+        test = before_and_after(self.raw["test"], after)
+        return {**self.calibration._asdict(), "test": test}
+
+
+def calibrate_best(
+    session: Session, parts: Mapping[str, tuple[Tensor, Tensor]], thresholds: Tensor | None
+) -> Judged:
+    """Fit a temperature on val, write it into model.json, and tell it; on rank 0.
+
+    parts: the logits and labels of val and test.
+    """
+    job, loss = session.job, session.job.config.loss.name
+    found = calibrate(loss, *parts["val"])
+    keep_calibration(session.run, found)
+    session.say(f"note    {found.in_words}")
+    raw = {name: answers_of(job.config, *part, thresholds) for name, part in parts.items()}
+    after = {
+        name: raw[name]._replace(
+            probabilities=calibrated(loss, logits, found.temperature, labels.ndim == 2)
+        )
+        for name, (logits, labels) in parts.items()
+        if found.used
+    }
+    return Judged(found, raw, raw | after)
 
 
 def part_of(
