@@ -103,7 +103,7 @@ def draw_paired(
 ) -> str | None:
     """Draw the images that only one side gets right, beside the curves; return the path."""
     from datasets import DataError
-    from trainer.inference.disagreement import disagreement
+    from trainer.inference.prediction_output import disagreement
     from trainer.process.errors import ComponentError, ConfigError, RunError
 
     picture = beside.with_name(f"{beside.stem}-images.png")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from trainer.config.settings import Component
 
-NAMED = 5  # ids of images that only one side gets right, in a line
+LISTED_IDS = 5  # ids of images that only one side gets right, in a line
 CELLS = 2**26  # probabilities that the resamples of a metric may read, about; seconds of work
 
 
@@ -304,8 +304,8 @@ def paired_lines(paired: Paired, width: int) -> list[str]:
     copies = f"; {paired.repeated:,} copies of others are left out" if paired.repeated else ""
     lines = [f"paired on the same {paired.images:,} test images{copies}"]
     for name, rows in zip(paired.names, paired.only, strict=True):
-        ids = [visible(paired.tables[0][0].ids[row]) for row in rows[:NAMED]]
-        more = ", ..." if len(rows) > NAMED else ""
+        ids = [visible(paired.tables[0][0].ids[row]) for row in rows[:LISTED_IDS]]
+        more = ", ..." if len(rows) > LISTED_IDS else ""
         lines += hang(
             f"only {name} right  {len(rows):,}  {', '.join(ids)}{more}".rstrip(), 2, width
         )

@@ -324,7 +324,7 @@ def join_folds(plan: Plan, folder: Path, rows: Sequence[Row]) -> list[str]:
 def join_trial(folder: Path, row: Row) -> str:
     """Write the joined answers of a trial's folds; return what the file holds."""
     from trainer.comparing.folds import answers_in, out_of_fold
-    from trainer.comparing.predictions import PREDICTIONS, prediction_lines, read_predictions
+    from trainer.comparing.predictions import PREDICTIONS, fill_table, read_predictions
 
     target = folder / f"t{row.number:03d}" / PREDICTIONS
     runs = {(end["seed"], end["fold"]): folder / end["run"] for end in row.runs}
@@ -332,10 +332,9 @@ def join_trial(folder: Path, row: Row) -> str:
     cards = {key: read_object(run / "model.json")[0] for key, run in runs.items()}
     limits = {key: card.get("thresholds") for key, card in cards.items()}
     table = out_of_fold(tables, limits)
-    has_several = any(limits.values())
-    lines = prediction_lines(table.classes, answers_in(table, has_several))
+    answers = answers_in(table, has_several=any(limits.values()))
     disk.make_output_folder(target.parent)
-    disk.write_with(target, lambda file: [file.write(f"{line}\n".encode()) for line in lines])
+    disk.write_with(target, lambda file: fill_table(file, target.suffix, table.classes, answers))
     part, seeds = table.parts[0], len({seed for seed, _ in runs})
     mean = f", the mean over {seeds} seeds" if seeds > 1 else ""
     left_out = "" if part == "test" else "; without the official test images, which no fold has"
