@@ -20,8 +20,7 @@ from trainer.build.precision import FP32, HALF
 from trainer.build.trained import TrainedModel, load_trained
 from trainer.inference import export_check
 from trainer.inference.export_check import TOLERANCE, Difference, Network, Sample
-from trainer.inference.model_card import describe_model, hub_files
-from trainer.inference.script_writer import program
+from trainer.inference.model_card import describe_model, hub_files, program
 from trainer.process.errors import NO_ANSWER, NoAnswer, OutOfMemory, RunError, in_plain_words
 from trainer.run import disk
 from trainer.run.resume import config_for_use
