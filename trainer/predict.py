@@ -1,6 +1,7 @@
-"""Predict the classes of images, with a run's best weights.
+"""Predict the classes of images, with a run's best weights, or with those of several runs.
 
     python -m trainer.predict runs/lenet_rmb photo.jpg folder 'more/**/*.png'
+    python -m trainer.predict runs/lenet_rmb runs/resnet18_rmb photo.jpg
     python -m trainer.predict runs/lenet_rmb folder --json result.json --sheet sheet.png
 
 It needs the run's folder only, not its dataset: images are prepared as in the run's evaluation.
@@ -37,7 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "4 the model answers with NaN or infinity, 5 run folder or disk, 7 out of memory",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run, or a folder of runs for its newest; of several RUNs, or a sweep for the runs "
+        "of its best trial, the mean of the probabilities",
+    )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, folder, or 'pattern'")
     parser.add_argument("--top", type=at_least(1), metavar="K", help="classes shown")
     for kind in ("json", "csv"):
@@ -133,12 +139,20 @@ def notes_on_probabilities(trained: "TrainedModel", tta: int | str | None) -> li
     return [f"{told}; --no-calibration gives raw ones"]
 
 
+def notes_on_mean(models: Sequence["TrainedModel"]) -> list[str]:
+    """A note on the temperatures of several models, which their mean does not have."""
+    if all(one.temperature is None for one in models):
+        return []
+    return ["a mean of raw probabilities, without temperature; trainer.combine fits one for it"]
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.process.start import start
-    from trainer.run.folder import find_run
+    from trainer.run.folder import find_runs
 
-    folder = find_run(arguments.run)
+    named = runs_before_paths(arguments)
+    runs = find_runs(named)
     with start():
         from datasets import DataError
         from datasets.bands import notes_on_bits, notes_on_pictures
@@ -149,7 +163,9 @@ def run(arguments: argparse.Namespace) -> None:
         from trainer.inference.prediction import (
             MAX_SHEET,
             label_sets_of,
+            predict_as_one,
             predict_files,
+            require_same_classes,
             with_sets,
         )
         from trainer.process.errors import NO_ANSWER, NoAnswer, UsageError
@@ -159,8 +175,16 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.parquet:
         require_parquet("--parquet")
     settings = {"train.device": arguments.device, "train.threads": arguments.threads}
-    trained = load_trained(folder, [f"{k}={v}" for k, v in settings.items() if v is not None])
-    paths, faults, unreadable, note = find_images(arguments.paths, trained.form.suffixes)
+    overrides = [f"{k}={v}" for k, v in settings.items() if v is not None]
+    models = [load_trained(run, overrides) for run in runs]
+    require_same_classes(models)
+    if len(models) > 1 and arguments.sets:
+        raise UsageError(
+            "--sets needs the val answers of one run: python -m trainer.combine makes one of these."
+        )
+    trained = models[0]
+    suffixes = frozenset[str]().union(*(one.form.suffixes for one in models))
+    paths, faults, unreadable, note = find_images(arguments.paths[len(named) - 1 :], suffixes)
     if note:
         print(f"note    {note}", file=sys.stderr)
     if not paths:
@@ -168,15 +192,19 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.no_calibration:
         trained = replace(trained, calibration=None)
     sets = arguments.sets and label_sets_of(trained, arguments.sets, arguments.tta)
-    for told in (*notes_on_probabilities(trained, arguments.tta), *(sets.notes if sets else ())):
+    is_one = len(models) == 1
+    told_first = notes_on_probabilities(trained, arguments.tta) if is_one else notes_on_mean(models)
+    for told in (*told_first, *(sets.notes if sets else ())):
         print(f"note    {visible(told)}", file=sys.stderr)
-    predictions = predict_files(
-        trained,
-        paths,
-        batch_size=arguments.batch_size,
-        tta=arguments.tta,
-        thumbnails=MAX_SHEET if arguments.sheet else 0,
-    )
+    options = {
+        "batch_size": arguments.batch_size,
+        "tta": arguments.tta,
+        "thumbnails": MAX_SHEET if arguments.sheet else 0,
+    }
+    if is_one:
+        predictions = predict_files(trained, paths, **options)
+    else:
+        predictions = predict_as_one(models, paths, **options)
     with closing(predictions):
         given = with_sets(predictions, sets.threshold, trained.classes) if sets else predictions
         broken = print_predictions(arguments, trained, paths, given, files)
@@ -194,6 +222,21 @@ def run(arguments: argparse.Namespace) -> None:
         error = NoAnswer if unanswered else DataError
         raise error("\n".join(lines))
     raise UsageError("\n".join(lines))
+
+
+def runs_before_paths(arguments: argparse.Namespace) -> list[str]:
+    """The texts that name runs: RUN, and those of the PATHs right after it that are runs too.
+
+    Raises UsageError if no PATH is left.
+    """
+    from trainer.process.errors import UsageError
+    from trainer.run.folder import names_runs
+
+    count = next((i for i, text in enumerate(arguments.paths) if not names_runs(text)), None)
+    if count is None:
+        last = arguments.paths[-1]
+        raise UsageError(f"{last} is a run, and no PATH of images follows; name one.")
+    return [arguments.run, *arguments.paths[:count]]
 
 
 def what_is_done(done: int, files: int, paths: int) -> str:

@@ -110,6 +110,8 @@ def inputs_of_test_images(run: Path, config: Config) -> Tensor:
     split = read_json(run / "split.json", MAX_SPLIT)
     require_unchanged(run, split)
     names: list[str] = list(split["test"])
+    if not names:
+        raise DataError(f"{run} has no test images")
     known = parameters_of(resolve(DATASETS, config.dataset.name))
     offline = {name: False for name in ("download", "draw_if_absent") if name in known}
     arguments = config.dataset.arguments | offline

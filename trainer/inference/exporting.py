@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from datasets.temporary import unfinished
-from trainer.build.model import build_model
 from trainer.build.precision import FP32, HALF
-from trainer.build.trained import TrainedModel, load_trained
+from trainer.build.trained import TrainedModel, build_network, load_trained
 from trainer.inference import export_check
 from trainer.inference.export_check import TOLERANCE, Difference, Network, Sample
 from trainer.inference.model_card import describe_model, hub_files, program
@@ -52,7 +51,7 @@ def export_run(
     card = describe_model(trained, result)
     write = {"safetensors": write_safetensors, "pt2": write_pt2, "onnx": write_onnx}
     shape = ", ".join(map(str, sample.inputs.shape[1:]))
-    print(f"{run}: {card['model']['name']}, input (batch, {shape})")
+    print(f"{run}: {trained.model_name}, input (batch, {shape})")
     print(f"tried on {sample.source}")
     exported: torch.export.ExportedProgram | None = None
     written = []
@@ -99,7 +98,7 @@ def export(trained: TrainedModel, inputs: Tensor) -> torch.export.ExportedProgra
     model = plain_copy(trained.model)
     example = inputs[torch.arange(2) % len(inputs)]
     sizes = ({0: torch.export.Dim("batch", min=1)},)
-    with as_run_error(f"torch.export cannot export {trained.config.model.name}"), quiet():
+    with as_run_error(f"torch.export cannot export {trained.model_name}"), quiet():
         exported = torch.export.export(model, (example,), dynamic_shapes=sizes, strict=False)
     for module in exported.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
@@ -140,10 +139,10 @@ def write_onnx(
     size = sum(tensor.nbytes for tensor in exported.state_dict.values())
     if size > MAX_ONNX:
         raise RunError(
-            f"{trained.config.model.name} takes {size / 2**30:.1f} GiB, and an ONNX file holds at "
+            f"{trained.model_name} takes {size / 2**30:.1f} GiB, and an ONNX file holds at "
             "most 2; use --format pt2 or safetensors."
         )
-    with as_run_error(f"ONNX cannot express {trained.config.model.name}"), quiet():
+    with as_run_error(f"ONNX cannot express {trained.model_name}"), quiet():
         made = torch.onnx.export(
             exported,
             dynamo=True,
@@ -191,9 +190,10 @@ def write_safetensors(
     content = safetensors.torch.save(tensors, {"format": "pt", **card_strings(card)})
 
     def read(path: Path) -> Network:
-        model = build_model(trained.config, trained.classes, trained.input_shape).eval()
+        several, shape = trained.thresholds is not None, trained.input_shape
+        model = build_network(trained.config, trained.voters, trained.classes, shape, several)
         model.load_state_dict(safetensors.torch.load_file(path))
-        return model
+        return model.eval()
 
     difference = keep(folder / "model.safetensors", content, read, trained, sample)
     for name, text in hub_files(trained, card).items():

@@ -8,7 +8,8 @@ the lines that build the model.
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import yaml
 
 from models import MODELS
 from models.arguments import without_depth
+from models.ensemble import Ensemble
 from models.external import WITH_AUXILIARY_HEADS
 from models.weights import first_convolution
-from trainer.build.trained import TrainedModel
+from trainer.build.trained import TrainedModel, probability_kind
 from trainer.components import OF_SEVERAL_LABELS
 from trainer.config.signatures import parameters_of, resolve
 from trainer.drawing.page import render
@@ -38,7 +40,7 @@ def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str
     return {
         "name": trained.config.name,
         "classes": list(trained.classes),
-        "model": config["model"],
+        "model": architecture_of(trained),
         "input": {
             "name": "images",
             "type": "float32",
@@ -59,6 +61,19 @@ def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str
     }
 
 
+def architecture_of(trained: TrainedModel) -> dict[str, Any]:
+    """The model's name and arguments; of several that answer as one, those of each."""
+    if not trained.voters:
+        model: dict[str, Any] = trained.config.model.model_dump(mode="json")
+        return model
+    members = [
+        {"model": voter.model.model_dump(mode="json"), "order": voter.order}
+        for voter in trained.voters
+    ]
+    mean_of = probability_kind(trained.config, trained.thresholds is not None)
+    return {"name": "Ensemble", "mean_of": mean_of, "members": members}
+
+
 def kind_of_probabilities(trained: TrainedModel) -> str:
     """How probabilities come from logits, in words that the generated programs read."""
     if trained.thresholds is not None:
@@ -71,7 +86,10 @@ def kind_of_probabilities(trained: TrainedModel) -> str:
 def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
     """The files of a model's folder in Hugging Face's layout, without the weights, by path."""
     classes = list(trained.classes)
-    family, _, name = trained.config.model.name.partition("/")
+    family, _, name = card["model"]["name"].partition("/")
+    names = [voter.model.name for voter in trained.voters] or [card["model"]["name"]]
+    modules = [MODELS[one].partition(":")[0] for one in names if "/" not in one]
+    modules += [Ensemble.__module__] if trained.voters else []
     channels, height, width = trained.input_shape
     config: dict[str, Any] = {
         "architectures": [name or family],
@@ -107,14 +125,14 @@ def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
         "preprocessor_config.json": _json(preprocessor),
         "use.py": use,
         "README.md": readme(card, use),
-        **({} if name else sources(MODELS[family].partition(":")[0])),
+        **(sources(modules) if modules else {}),
     }
 
 
-def sources(module: str) -> dict[str, str]:
-    """The source of a module of ``models``, and of all modules there that it imports, by path."""
+def sources(modules: Sequence[str]) -> dict[str, str]:
+    """The source of modules of ``models``, and of all modules there that they import, by path."""
     found: dict[str, str] = {}
-    waiting = ["models", module]
+    waiting = ["models", *modules]
     while waiting:
         file = Path(str(sys.modules[waiting.pop()].__file__))
         path = file.relative_to(ROOT).as_posix()
@@ -153,22 +171,38 @@ def _json(content: Mapping[str, Any]) -> str:
 def program(kind: str, trained: TrainedModel) -> str:
     """Python code that classifies images with a model file; kind: pt2, onnx or safetensors."""
     imports = ["import numpy as np", "from PIL import Image, ImageOps, UnidentifiedImageError"]
-    built, own = [""], ""
+    built: list[str] = [""]
+    own: list[str] = []
     # Older versions average padded pools wrongly; AlexNet's normalisation uses such pools.
     reader = "import onnxruntime  # 1.25 or newer" if kind == "onnx" else "import torch"
     if kind == "safetensors":
-        own, built = building(trained)
-        imports += ["from safetensors.torch import load_file"]
-        if "/" in trained.config.model.name:
-            imports, own = [*imports, own], ""
+        needed, built = building_all(trained)
+        own = sorted({line for line in needed if line.startswith("from models")})
+        imports += ["from safetensors.torch import load_file", *({*needed} - {*own})]
     imports = sorted([*imports, reader], key=lambda line: (line.startswith("from"), line.lower()))
     name = "model" if kind == "safetensors" else trained.config.name
     packages = {line.split()[1].partition(".")[0] for line in imports} - {"PIL"} | {"pillow"}
-    values: dict[str, Any] = {"imports": [*imports, *([own] if own else [])], "building": built}
+    values: dict[str, Any] = {"imports": [*imports, *own], "building": built}
     values["packages"] = sorted(packages)
     # Of files with their own channels or 16 bits the program reads arrays and plain pictures.
     values |= trained.form._asdict() | {"arrays": not trained.form.is_plain}
     return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", **values)
+
+
+def building_all(trained: TrainedModel) -> tuple[list[str], list[str]]:
+    """``building``, with a list of imports; of several models that answer as one, of all."""
+    if not trained.voters:
+        own, lines = building(trained)
+        return [own], lines
+    assert isinstance(trained.model, Ensemble)
+    imports, built = ["from models.ensemble import Ensemble"], ["members = []"]
+    for voter, model in zip(trained.voters, trained.model.members, strict=True):
+        config = trained.config.model_copy(update={"model": voter.model})
+        own, lines = building(replace(trained, config=config, model=model, voters=()))
+        imports, built = [*imports, own], [*built, *lines, "members.append(model)"]
+    orders = [voter.order for voter in trained.voters]
+    made = f"model = Ensemble(members, {trained.model.mean_of!r}, {orders!r})"
+    return imports, [*built, made]
 
 
 def building(trained: TrainedModel) -> tuple[str, list[str]]:

@@ -5,7 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from threading import Lock
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from datasets import BrokenImage
 from datasets.images import read_file
+from datasets.words import counted
 from trainer.build.trained import TrainedModel
 from trainer.comparing.predictions import PREDICTIONS, SEPARATOR, Predictions, read_predictions
 from trainer.components.calibration import tempered
@@ -32,6 +33,7 @@ from trainer.process.errors import (
     component_place,
     with_cause,
 )
+from trainer.process.words import listed
 from trainer.run.best import state_of
 from trainer.run.disk import read_json
 from transforms import RANDOM
@@ -138,6 +140,78 @@ def predict_files(
                 waiting = []
     if waiting:
         yield from _predicted(trained, waiting, named)
+
+
+def predict_as_one(
+    models: Sequence[TrainedModel],
+    paths: Sequence[str],
+    *,
+    batch_size: int | None = None,
+    tta: int | str | None = None,
+    thumbnails: int = 0,
+) -> Generator[Prediction, None, None]:
+    """``predict_files`` of several models at once: the mean of their probabilities.
+
+    Each model reads the files by its own transforms and settings. Classes are matched by name, and
+    stand in the order of the first model's. A file that one model cannot use has its reason. The
+    threshold of each of several labels is the mean of the models'. Probabilities are raw: a
+    temperature of a model's own does not fit the mean.
+    """
+    models = [replace(one, calibration=None) for one in models]
+    joint = replace(models[0], thresholds=thresholds_of(models))
+    orders = [order_in(one, joint.classes) for one in models]
+    with ExitStack() as held:
+        each: list[Generator[Prediction, None, None]] = []
+        for one in models:
+            its = predict_files(
+                one, paths, batch_size=batch_size, tta=tta, thumbnails=0 if each else thumbnails
+            )
+            each.append(held.enter_context(closing(its)))
+        for answers in zip(*each, strict=True):
+            yield _answer_as_one(joint, orders, answers)
+
+
+def _answer_as_one(
+    joint: TrainedModel, orders: Sequence[tuple[int, ...] | None], answers: Sequence[Prediction]
+) -> Prediction:
+    chances = []
+    for one, order in zip(answers, orders, strict=True):
+        if one.probabilities is None:
+            return one
+        chances.append(one.probabilities if order is None else one.probabilities[list(order)])
+    mean = torch.stack(chances).mean(dim=0)
+    return replace(answers[0], probabilities=mean, predicted=joint.predicted(mean))
+
+
+def require_same_classes(models: Sequence[TrainedModel]) -> None:
+    """Raise RunError unless the models choose among the same classes, one or several of them."""
+    first = models[0]
+    for other in models[1:]:
+        if lacking := {*first.classes} ^ {*other.classes}:
+            names = listed(sorted(map(repr, lacking))[:10])
+            what = f"only one of them has {counted(len(lacking), 'class')}: {names}"
+        elif (first.thresholds is None) != (other.thresholds is None):
+            what = "one gives an image one class, the other several labels"
+        else:
+            continue
+        raise RunError(f"{first.run} and {other.run} cannot answer as one: {what}.")
+
+
+def order_in(other: TrainedModel, classes: Sequence[str]) -> tuple[int, ...] | None:
+    """The number of each of ``classes`` in the output of ``other``; None if it is the same."""
+    order = tuple(other.classes.index(name) for name in classes)
+    return None if order == tuple(range(len(classes))) else order
+
+
+def thresholds_of(members: Sequence[TrainedModel]) -> Tensor | None:
+    """The mean of the members' thresholds for several labels, until val gives better ones."""
+    found = []
+    for one in members:
+        if one.thresholds is None:
+            return None
+        order = order_in(one, members[0].classes)
+        found.append(one.thresholds if order is None else one.thresholds[list(order)])
+    return torch.stack(found).mean(dim=0)
 
 
 def _predicted(

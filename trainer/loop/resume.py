@@ -50,6 +50,8 @@ def check(run: Path, job: Job, say: Say) -> Found | None:
         folder, content = loaded
         compare(job, content, run, say)
         return Found(folder, checkpoint.manifest_of(folder)["sha256"], content)
+    if "members" in old_result(run):
+        raise RunError(f"{run} was combined of other runs, and was never trained: resume those.")
     if old_result(run).get("status") == "done":
         raise RunError(
             f"{run} is finished, and its checkpoints are gone: bring them back, or begin a new run."
