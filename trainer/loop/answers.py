@@ -2,26 +2,38 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from datasets import BrokenImage, DataError
+from datasets.bands import form_in
+from datasets.unknown import unknown_images
+from datasets.words import counted
 from trainer.build.job import Job
+from trainer.build.trained import TrainedModel
 from trainer.comparing.predictions import SEPARATOR, Answer, prediction_lines
+from trainer.components import novelty
 from trainer.components.decisions import Answers, decided, likeliest
+from trainer.components.novelty import SCORES, Novelty
 from trainer.distributed.fsdp import is_sharded, model_shard
 from trainer.distributed.network import from_main
 from trainer.distributed.processes import on_main
 from trainer.input.loader import Loader, eval_loader
-from trainer.input.subset import Subset
+from trainer.input.subset import Subset, at_least_of
 from trainer.loop.epochs import Session
 from trainer.loop.evaluate import predict
+from trainer.process.errors import NO_ANSWER
 from trainer.run.best import load_best, read_best
-from trainer.run.disk import Digest, write_with
+from trainer.run.disk import Digest, read_json, write_with
+from trainer.run.tensors import save_tensors
 
 ROWS = 1024  # rows of a table that are Python's numbers at once
+LEARN_AT_ONCE = UNKNOWN_AT_ONCE = 32  # images; the largest model takes so many on a laptop
+KNOWN = "known.pt"
 
 # The logits and labels of a part: plainly (None), and with test-time augmentation of this name.
 Logits = dict[str | None, tuple[Tensor, Tensor]]
@@ -40,10 +52,24 @@ class Part(NamedTuple):
     losses: Tensor | None
 
 
-def predict_best(session: Session) -> dict[str, Logits]:
+class Known(NamedTuple):
+    """How unlike the training images an image is, and the scores of val and test.
+
+    learned: see ``novelty.learn``; from so many ``images``. scores: of each part by the views, a
+    name of ``evaluation.tta`` or None, (N, 3).
+    """
+
+    model: Novelty
+    learned: dict[str, Tensor]
+    images: int
+    scores: dict[str, dict[str | None, Tensor]]
+
+
+def predict_best(session: Session) -> tuple[dict[str, Logits], Known | None]:
     """Logits and labels of val and test by the best weights, on rank 0. All ranks call it.
 
-    Both have the answers with ``evaluation.tta``; test has the plain ones too.
+    Both have the answers with ``evaluation.tta``; test has the plain ones too, and so has val if
+    there are scores of how unlike the training images each image is.
     """
     job, run, tta = session.job, session.run, session.job.config.evaluation.tta
     if is_sharded(job.model):
@@ -54,21 +80,133 @@ def predict_best(session: Session) -> dict[str, Logits]:
     if job.val_loader.will_fork:
         session.saver.wait()
     layout = job.train_loader.delivery.channels_last
+    known = learn_known(session)
     with closing(eval_loader(job.config, job.data.subsets["test"], job.device, layout)) as loader:
         return {
-            "val": _predict(session, job.val_loader, [tta]),
-            "test": _predict(session, loader, [None, tta]),  # plain first
-        }
+            "val": _predict(session, job.val_loader, "val", [None, tta] if known else [tta], known),
+            "test": _predict(session, loader, "test", [None, tta], known),  # plain first
+        }, known
 
 
-def _predict(session: Session, loader: Loader, kinds: Sequence[str | None]) -> Logits:
-    model, precision = session.job.model, session.job.precision
+def _predict(
+    session: Session, loader: Loader, part: str, kinds: Sequence[str | None], known: Known | None
+) -> Logits:
+    """Logits and labels of a part by the views; its scores go into ``known``."""
+    model: nn.Module = session.job.model if known is None else known.model
     found: Logits = {}
     with session.state.spending("eval"):
         for kind in dict.fromkeys(kinds):
             batches = session.stop.watch(loader.epoch(), loader.rounds)
-            found[kind] = predict(model, batches, precision, kind)
+            outputs, labels = predict(model, batches, session.job.precision, kind)
+            if known is not None:
+                outputs, known.scores[part][kind] = novelty.split_scores(outputs)
+            found[kind] = outputs.contiguous(), labels
     return found
+
+
+@torch.inference_mode()
+def learn_known(session: Session) -> Known | None:
+    """Learn what the last features of training images are like; each rank does so by itself.
+
+    None, with a note, where that cannot be: several labels, FSDP, a model without a last layer.
+    """
+    job = session.job
+    if job.data.several_labels:
+        return _not_learned(session, "an image may have several labels, or none")
+    if is_sharded(job.model):
+        return _not_learned(session, "train.parallel=fsdp leaves no process the whole model")
+    num_classes, layout = len(job.data.classes), job.train_loader.delivery.channels_last
+    train, pipeline = job.data.subsets["train"], job.val_loader.subset.pipeline
+    steps = job.config.transforms.train, job.config.transforms.eval
+    ends = len(train.pipeline.fixed), len(pipeline.fixed)
+    is_alike = steps[0][: ends[0]] == steps[1][: ends[1]]  # so what is kept fits eval too
+    plain = replace(train, pipeline=pipeline, images=train.images if is_alike else None)
+    rows = novelty.rows_to_learn(train.labels, num_classes, job.config.seed)
+    layer, found = "", list[tuple[Tensor, Tensor]]()
+    try:
+        with session.state.spending("eval"), job.precision.autocast():
+            job.model.eval()
+            for some in torch.split(rows, LEARN_AT_ONCE):
+                images, labels = plain.batch(some, 0, job.device, layout)
+                crops = images.shape[1] if images.ndim == 5 else 1
+                images, labels = images.flatten(0, -4), labels.repeat_interleave(crops)
+                layer = layer or novelty.last_layer(job.model, images[:2], num_classes)
+                features = novelty.with_features(job.model, layer, images)[1]
+                found.append((features.cpu(), labels.cpu()))
+                if sum(features.numel() for features, _ in found) > novelty.MAX_NUMBERS:
+                    break
+            learned = novelty.learn(*map(torch.cat, zip(*found, strict=True)))
+    except ValueError as error:
+        return _not_learned(session, str(error))
+    model = Novelty(job.model, layer, learned).to(job.device)
+    return Known(
+        model, learned, min(len(rows), len(found) * LEARN_AT_ONCE), {"val": {}, "test": {}}
+    )
+
+
+def _not_learned(session: Session, reason: str) -> None:
+    session.say(f"note    no scores for predict --reject are kept: {reason}")
+
+
+def write_known(session: Session, known: Known) -> dict[str, Any]:
+    """Write known.pt; returns what result.json has on unknown images.
+
+    The file names the weights that it is made for, so that it is never used with others.
+    """
+    run, tta = session.run, session.job.config.evaluation.tta
+    weights = read_json(run / "model.json")["weights"]["sha256"]
+    ordered = {
+        part: {kind or "none": novelty.sorted_scores(scores) for kind, scores in by_view.items()}
+        for part, by_view in known.scores.items()
+    }
+    learned = {name: tensor.float() for name, tensor in known.learned.items()}
+    content = {"weights": weights, "layer": known.model.layer, "learned": learned, **ordered}
+    save_tensors(run / KNOWN, content)
+    found = novelty.kept_of_test(known.scores["val"][tta], known.scores["test"][tta])
+    result = {"train_images": known.images, "val_images": len(known.scores["val"][tta]), **found}
+    return result | measure_unknown(session, known)
+
+
+def measure_unknown(session: Session, known: Known) -> dict[str, Any]:
+    """How well the pictures of ``dataset.unknown`` are told from test; {} without the setting.
+
+    A picture that cannot be read, or that the model does not take, is left out and told.
+    """
+    job = session.job
+    config, tta, pipeline = job.config, job.config.evaluation.tta, job.val_loader.subset.pipeline
+    if (root := config.dataset.trainer_arguments.get("unknown")) is None:
+        return {}
+    trained = TrainedModel(
+        session.run, config, job.data.classes, job.input_shape, known.model,
+        job.data.image_channels, pipeline, job.device, job.precision,
+        form=form_in(config.dataset.arguments),
+        at_least=at_least_of(job.data.dataset, pipeline),
+    )  # fmt: skip
+    scores, refused, waiting = list[Tensor](), list[str](), list[Tensor]()
+    try:
+        paths, _ = unknown_images(root, trained.form.suffixes, None)
+    except DataError as error:  # the folder was there when the run began
+        session.say(f"note    {error}")
+        return {}
+    for number, path in enumerate(paths, 1):
+        try:
+            waiting.append(trained.inputs([trained.read(Path(path))]))
+        except (BrokenImage, ValueError) as error:
+            refused.append(str(error))
+        if waiting and (len(waiting) == UNKNOWN_AT_ONCE or number == len(paths)):
+            outputs = trained.logits(torch.cat(waiting), tta).cpu()
+            finite = outputs.isfinite().all(dim=1)
+            refused += [f"{root}: {NO_ANSWER}"] * int((~finite).sum())
+            scores.append(novelty.split_scores(outputs[finite])[1])
+            waiting = []
+    if refused:
+        told = f"{len(refused):,} of {counted(len(paths), 'picture')} left out; the first: "
+        session.say(f"note    dataset.unknown: {told}{' '.join(refused[0].split())}")
+    unknown = torch.cat(scores) if scores else torch.empty(0, len(SCORES))
+    found = {"images": len(unknown), "left_out": len(refused)}
+    if len(unknown):
+        found |= novelty.told_apart(known.scores["test"][tta], unknown)
+    return {"unknown": found}
 
 
 def part_of(job: Job, name: str, answers: Answers, losses: Tensor) -> Part:
