@@ -8,18 +8,24 @@ It needs the run's folder only, not its dataset: images are prepared as in the r
 
 import argparse
 import io
+import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.components import SCORES
 from trainer.process.command_line import Parser
 from trainer.process.launch import run_as_command
 
 if TYPE_CHECKING:
     from trainer.build.trained import TrainedModel
     from trainer.inference.prediction import Prediction
+    from trainer.run.known import Rejection
+
+OF_REJECTION = ("unknown", "score")  # columns of a CSV
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="mean over mirror images, and over shifts; or over the image and N - 1 draws of train "
         "transforms (default: the run's evaluation.tta)",
     )
+    parser.add_argument(
+        "--reject",
+        type=level,
+        metavar="LEVEL",
+        help="say unknown to images unlike those of the run, such that this share of known images "
+        "is kept: 0.95; the run's val images decide",
+    )
+    parser.add_argument(
+        "--score",
+        choices=SCORES,
+        help="how --reject measures this: by the last features (distance, the default) or by the "
+        "logits",
+    )
     parser.add_argument("--batch-size", type=at_least(1), metavar="N", help="images at once")
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="as train.threads")
@@ -63,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(given)
     if arguments.json == arguments.csv == "-":
         parser.error("--json and --csv cannot both go to stdout; name a file for one")
+    if arguments.score and arguments.reject is None:
+        parser.error("--score says how --reject measures: give --reject too, such as 0.95")
 
     from trainer.process.exits import exit_code_of
 
@@ -104,6 +125,17 @@ def ending_in(suffix: str) -> Callable[[str], str]:
     return name
 
 
+def level(text: str) -> float:
+    """Return the argument of --reject: a share between 0 and 1."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share between 0 and 1, such as 0.95")
+    return share
+
+
 def views(text: str) -> int | str:
     """Return the argument of --tta: a name, or a whole number of at least 2."""
     return text if text in ("none", "flip", "flip+shifts") else at_least(2)(text)
@@ -132,16 +164,28 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"note    {note}", file=sys.stderr)
     if not paths:
         raise DataError("\n".join([*unreadable, *faults, "There is nothing to predict."]))
+    rejection = None
+    if arguments.reject is not None:
+        rejection = choose_rejection(trained, arguments)
     predictions = predict_files(
         trained,
         paths,
         batch_size=arguments.batch_size,
         tta=arguments.tta,
         thumbnails=MAX_SHEET if arguments.sheet else 0,
+        rejection=rejection,
     )
+    unknown = Counter[bool]()
+
+    def counting() -> Iterator["Prediction"]:
+        for one in predictions:
+            unknown[one.is_unknown] += not one.reason
+            yield one
+
     with closing(predictions):
-        broken = print_predictions(arguments, trained, paths, predictions, files)
-    told = [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]
+        broken = print_predictions(arguments, trained, paths, counting(), files)
+    told = [] if rejection is None else [about_rejection(rejection, unknown)]
+    told += [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]
     if arguments.sheet:
         told += notes_on_pictures(trained.form, [trained.image_channels])
     for note in told:
@@ -155,6 +199,37 @@ def run(arguments: argparse.Namespace) -> None:
         error = NoAnswer if unanswered else DataError
         raise error("\n".join(lines))
     raise UsageError("\n".join(lines))
+
+
+def choose_rejection(trained: "TrainedModel", arguments: argparse.Namespace) -> "Rejection":
+    """What --reject and --score ask for. Raises UsageError or RunError if the run cannot."""
+    from trainer.process.errors import UsageError
+    from trainer.run.known import read_known, rejection_of
+
+    if trained.thresholds is not None:
+        raise UsageError(
+            "--reject: an image of this run may have several labels, or none, which is another "
+            "answer than unknown; the probabilities tell which labels are unlikely."
+        )
+    tta = trained.config.evaluation.tta if arguments.tta is None else arguments.tta
+    named = tta if isinstance(tta, str) else None
+    known = read_known(trained.run, trained.digest)
+    score = arguments.score or SCORES[0]
+    return rejection_of(known, trained.model, arguments.reject, score, named)
+
+
+def about_rejection(rejection: "Rejection", unknown: Mapping[bool, int]) -> str:
+    """How many images are unknown, and what share of known ones is kept, in a line."""
+    from datasets.words import counted
+    from trainer.insight.findings import wilson
+
+    low, high = wilson(rejection.kept, rejection.tested)
+    return (
+        f"{unknown[True]:,} of {counted(sum(unknown.values()), 'image')} unknown: their "
+        f"{rejection.score} is above {rejection.threshold:.4g}, which is to keep "
+        f"{rejection.level:.4g} of known images, by {rejection.val:,} of val; of test it keeps "
+        f"{rejection.kept:,} of {rejection.tested:,} ({low:.3f} to {high:.3f} with 95 % confidence)"
+    )
 
 
 def what_is_done(done: int, files: int, paths: int) -> str:
@@ -200,7 +275,7 @@ def print_predictions(
     from trainer.process.words import visible
     from trainer.run.disk import write_file
 
-    classes = trained.classes
+    classes, more = trained.classes, OF_REJECTION if arguments.reject is not None else ()
     done: list[Prediction] = []
     broken: list[str] = []
 
@@ -217,7 +292,7 @@ def print_predictions(
         unlike_utf8 = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
         lines = prediction_output.json_lines(watched(), classes, ascii_only=unlike_utf8)
     elif arguments.csv == "-":
-        lines = prediction_output.csv_lines(watched(), classes)
+        lines = prediction_output.csv_lines(watched(), classes, more)
     else:
         columns = terminal_width(without=240)
         lines = prediction_output.table_lines(watched(), classes, paths, arguments.top, columns)
@@ -233,7 +308,8 @@ def print_predictions(
         if kind == "json":
             prediction_output.write_lines(file, prediction_output.json_lines(done, classes))
         elif kind == "csv":
-            prediction_output.write_lines(file, prediction_output.csv_lines(done, classes))
+            lines = prediction_output.csv_lines(done, classes, more)
+            prediction_output.write_lines(file, lines)
         else:
             write_file(file, png(prediction_output.prediction_sheet(done, classes)))
             if note := note_on_names(classes):

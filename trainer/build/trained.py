@@ -110,15 +110,23 @@ class TrainedModel:
         return inputs.to(self.device)
 
     @torch.inference_mode()
-    def logits(self, inputs: Tensor, tta: str | None = None) -> Tensor:
-        """Return the logits (B, num_classes) of ``inputs``, the mean over crops and ``views``."""
+    def logits(
+        self, inputs: Tensor, tta: str | None = None, through: nn.Module | None = None
+    ) -> Tensor:
+        """Return the logits (B, num_classes) of ``inputs``, the mean over crops and ``views``.
+
+        through: a module that is called instead of the model, such as a ``Novelty`` of it.
+        """
         with self.precision.autocast():
-            return averaged_logits(self.model, inputs, tta)
+            return averaged_logits(self.model if through is None else through, inputs, tta)
 
     def probabilities(self, inputs: Tensor, tta: str | None = None) -> Tensor:
         """Return probabilities (B, num_classes) on the CPU, by the run's loss."""
-        several = self.thresholds is not None
-        return probabilities(self.config.loss.name, self.logits(inputs, tta).cpu(), several)
+        return self.chances(self.logits(inputs, tta).cpu())
+
+    def chances(self, logits: Tensor) -> Tensor:
+        """Probabilities (B, num_classes) of logits, by the run's loss."""
+        return probabilities(self.config.loss.name, logits, self.thresholds is not None)
 
     def predicted(self, probabilities: Tensor) -> tuple[int, ...]:
         """The predicted classes of an image with these probabilities (K,), the likeliest first.

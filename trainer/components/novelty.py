@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.components import SCORES
 from transforms.keyed import permutation, seed_of
 
-SCORES = ("distance", "energy", "max_logit")  # the first is the default: docs/quality.md has why
 LEVEL = 0.95  # the share of known images that reports keep
 MIN_IMAGES, PER_CLASS = 1000, 10  # training images whose features are learned
 MAX_NUMBERS = 2**25  # of all their features

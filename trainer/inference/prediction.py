@@ -17,6 +17,7 @@ from torch import Tensor
 from datasets import BrokenImage
 from datasets.images import read_file
 from trainer.build.trained import TrainedModel
+from trainer.components.novelty import split_scores
 from trainer.drawing.pictures import to_picture
 from trainer.input.data import build_pipelines
 from trainer.process.errors import (
@@ -26,6 +27,7 @@ from trainer.process.errors import (
     component_place,
     with_cause,
 )
+from trainer.run.known import Rejection
 from transforms import RANDOM
 from transforms.batched import predecessors
 from transforms.keyed import seed_of
@@ -46,6 +48,8 @@ class Prediction:
 
     predicted: the predicted class; or, if ``has_several``, the labels, the likeliest first.
     digest: the SHA-256 of the file's content. more: the texts of a table's further columns.
+    score: how unlike known images it is; is_unknown: whether that is too much. None, False if
+    nothing is rejected.
     """
 
     path: str
@@ -56,6 +60,8 @@ class Prediction:
     has_several: bool = False
     digest: str = ""
     more: tuple[str, ...] = ()
+    score: float | None = None
+    is_unknown: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ def predict_files(
     batch_size: int | None = None,
     tta: int | str | None = None,
     thumbnails: int = 0,
+    rejection: Rejection | None = None,
 ) -> Generator[Prediction, None, None]:
     """Yield a Prediction for each path, in order. Memory does not grow with the number of paths.
 
@@ -83,7 +90,8 @@ def predict_files(
     of the image alone), or the probabilities are the mean over the image and tta - 1 random draws
     of the run's training transforms without those that mix images.
     The draws are a function of the run's seed and the image's pixels. thumbnails: the number of
-    predictions with a small picture. Raises UsageError if tta needs draws and nothing is random.
+    predictions with a small picture. rejection: says which images are unknown; of several draws
+    the image itself decides. Raises UsageError if tta needs draws and nothing is random.
     """
     tta = trained.config.evaluation.tta if tta is None else tta
     count = tta - 1 if isinstance(tta, int) else 0
@@ -122,21 +130,29 @@ def predict_files(
         for result in results:
             waiting.append(result)
             if len(waiting) == size:
-                yield from _predicted(trained, waiting, named)
+                yield from _predicted(trained, waiting, named, rejection)
                 waiting = []
     if waiting:
-        yield from _predicted(trained, waiting, named)
+        yield from _predicted(trained, waiting, named, rejection)
 
 
 def _predicted(
-    trained: TrainedModel, waiting: Sequence[_Views | Prediction], tta: str | None
+    trained: TrainedModel,
+    waiting: Sequence[_Views | Prediction],
+    tta: str | None,
+    rejection: Rejection | None,
 ) -> Iterator[Prediction]:
     """Yield a Prediction for each waiting item; the images are one batch."""
     views = [item for item in waiting if isinstance(item, _Views)]
     rows: Iterator[Tensor] = iter(())
+    scores: Iterator[float] = iter(())
     if views:
         inputs = torch.cat([item.inputs for item in views])
-        total, count = trained.probabilities(inputs, tta), 1
+        logits = trained.logits(inputs, tta, rejection and rejection.model).cpu()
+        if rejection is not None:
+            logits, found = split_scores(logits)
+            scores = iter(rejection.of(found).tolist())
+        total, count = trained.chances(logits), 1
         draws = [item.draws for item in views if item.draws is not None]
         if draws:
             drawn = trained.probabilities(torch.cat(draws)).view(len(views), -1, total.shape[1])
@@ -146,7 +162,7 @@ def _predicted(
         if isinstance(item, Prediction):
             yield item
             continue
-        chances = next(rows)
+        chances, score = next(rows), next(scores, None)
         if chances.isfinite().all():
             yield Prediction(
                 item.path,
@@ -155,6 +171,8 @@ def _predicted(
                 predicted=trained.predicted(chances),
                 has_several=trained.thresholds is not None,
                 digest=item.digest,
+                score=score,
+                is_unknown=rejection is not None and rejection.rejects(score),
             )
         else:
             yield Prediction(item.path, reason=f"{NO_ANSWER} for it")

@@ -16,6 +16,7 @@ from trainer.process.words import visible
 from trainer.run.disk import Digest, write_with
 
 NO_LABEL = "no label"  # of several, none is likely enough
+UNKNOWN = "unknown"  # shown instead of a class
 
 
 def table_lines(
@@ -27,6 +28,7 @@ def table_lines(
 ) -> Iterator[str]:
     """Yield a table's lines: ``top`` classes per file, or the predicted ones, one or several.
 
+    For an unknown image UNKNOWN comes first, and classes only with ``top``.
     A path that is too long has its own line. So has a class.
     """
     names = [visible(name) for name in classes]
@@ -48,8 +50,10 @@ def table_lines(
         if top is not None:
             labels = one.probabilities.topk(min(top, len(names))).indices.tolist()
         shown = [(names[label], f"{one.probabilities[label]:11.4f}") for label in labels]
+        if one.is_unknown:
+            shown = [(UNKNOWN, ""), *(shown if top is not None else [])]
         for name, value in shown or [("-", "")]:  # of several labels none
-            if width_of(name) > width:
+            if width_of(name) > width and value:
                 yield from [path] if path else []
                 yield from (f"  {part}" for part in wrap(name, columns - 2))
                 path = name = ""
@@ -76,6 +80,8 @@ def json_lines(
         else:
             label = one.predicted[0]
             entry |= {"class": classes[label], "probability": values[label]}
+        if one.score is not None:
+            entry |= {"unknown": one.is_unknown, "score": one.score}
         entry["probabilities"] = dict(zip(classes, values, strict=True))
         text = json.dumps(entry, ensure_ascii=ascii_only)
         if line == "[":
@@ -103,8 +109,10 @@ def _as_answers(predictions: Iterable[Prediction], classes: Sequence[str]) -> It
         values = one.probabilities.tolist()
         named = SEPARATOR.join(classes[label] for label in sorted(one.predicted))
         probability = None if one.has_several else values[one.predicted[0]]
-        name, digest = one.path, one.digest
-        yield Answer(name, digest, "", "", named, probability, None, values, one.more)
+        name, digest, more = one.path, one.digest, one.more
+        if one.score is not None:
+            more = (*more, "yes" if one.is_unknown else "no", f"{one.score:.9g}")
+        yield Answer(name, digest, "", "", named, probability, None, values, more)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -128,6 +136,7 @@ def prediction_sheet(predictions: Iterable[Prediction], classes: Sequence[str]) 
             told = [f"{names[label]} ({one.probabilities[label]:.4f})" for label in one.predicted]
             # A long name is shortened before its probability, and leaves room for ", +99".
             told = [fit_to_pixels(text, LETTERS, width, end=len(" (0.1234)")) for text in told]
+            told = [UNKNOWN] if one.is_unknown else told
             captions.append([told or [NO_LABEL], os.path.basename(one.path)])
     columns = 4 if len(pictures) <= 16 else 10
     return sheet(pictures, captions, columns=columns, size=SHEET_THUMBNAIL)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, float64, zeros
 
+from trainer.components import SCORES
 from trainer.components.decisions import (
     Answers,
     certainties,
@@ -81,6 +82,7 @@ class Findings:
     seconds: dict[str, float]
     commands: list[tuple[str, str]]
     several_labels: bool = False  # an image may have several
+    novelty: Mapping[str, Any] = field(default_factory=dict)  # of result.json
 
     @property
     def kind(self) -> str:
@@ -170,6 +172,48 @@ class Findings:
         return f"{images} image{'s' * (images > 1)}: between {ends} with 95 % confidence"
 
     @property
+    def about_unknown(self) -> str:
+        """What ``unknown_rows`` show; "" if the run has no scores."""
+        if not self.novelty:
+            return ""
+        share, val = f"{self.novelty['level']:.0%}", f"{self.novelty['val_images']:,} val images"
+        parts = [
+            f"predict --reject {self.novelty['level']:g} is to keep {share} of known images, by "
+            f"the scores of {val}."
+        ]
+        if needed := self.novelty.get("needed"):
+            parts = [f"{val} cannot support predict --reject: {share} needs at least {needed}."]
+        if unknown := self.novelty.get("unknown"):
+            lost = f", {unknown['left_out']:,} left out" * bool(unknown["left_out"])
+            parts.append(
+                f"dataset.unknown has {unknown['images']:,} pictures of no class{lost}; AUROC tells "
+                f"them from test, and FPR95 is the share of them that is kept with 95% of test."
+            )
+        return " ".join(parts)
+
+    @property
+    def unknown_columns(self) -> list[str]:
+        """The columns of ``unknown_rows``."""
+        kept = ["test images kept", "share", "95 % confidence"] if "kept" in self.novelty else []
+        told_apart = ["AUROC", "FPR95"] if self.novelty.get("unknown", {}).get("auroc") else []
+        return ["score", *kept, *told_apart] if kept or told_apart else []
+
+    @property
+    def unknown_rows(self) -> list[list[Any]]:
+        """For each score what it keeps of test, and how well it tells pictures of no class."""
+        rows = []
+        for score in SCORES if self.unknown_columns else ():
+            row: list[Any] = [score]
+            if "kept" in self.novelty:
+                kept, tested = self.novelty["kept"][score], self.novelty["test_images"]
+                low, high = wilson(kept, tested)
+                row += [f"{kept:,} of {tested:,}", kept / tested, f"{low:.3f} to {high:.3f}"]
+            unknown = self.novelty.get("unknown", {})
+            row += [unknown[name][score] for name in ("auroc", "fpr95") if name in unknown]
+            rows.append(row)
+        return rows
+
+    @property
     def many(self) -> bool:
         """Whether there are more than MAX_CLASSES classes."""
         return len(self.classes) > MAX_CLASSES
@@ -237,6 +281,7 @@ def find(given: ReportData, run: Path) -> Findings:
         seconds={k: v for k, v in numbers(result.get("seconds") or {}).items() if v >= 0},
         commands=commands_for(run, result),
         several_labels=labels.ndim == 2,
+        novelty=result.get("novelty") or {},
     )
 
 

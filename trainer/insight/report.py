@@ -96,6 +96,9 @@ def _markdown(found: Findings) -> str:
         f"({len(found.bins)} intervals of confidence; Guo et al., 2017)."
     ]
     parts += [found.about_bins] if found.about_bins else []
+    if found.about_unknown:
+        parts += ["## Unknown images", found.about_unknown]
+        parts += [markdown_table(found.unknown_columns, found.unknown_rows)]
     parts += ["## Curves", "![curves](curves.png)"]
     parts += [markdown_table(found.tags, found.epochs)]
     if found.balance:

@@ -16,9 +16,9 @@ from datasets.words import counted
 from trainer.build.job import Job
 from trainer.build.trained import TrainedModel
 from trainer.comparing.predictions import SEPARATOR, Answer, prediction_lines
-from trainer.components import novelty
+from trainer.components import SCORES, novelty
 from trainer.components.decisions import Answers, decided, likeliest
-from trainer.components.novelty import SCORES, Novelty
+from trainer.components.novelty import Novelty
 from trainer.distributed.fsdp import is_sharded, model_shard
 from trainer.distributed.network import from_main
 from trainer.distributed.processes import on_main
@@ -29,11 +29,10 @@ from trainer.loop.evaluate import predict
 from trainer.process.errors import NO_ANSWER
 from trainer.run.best import load_best, read_best
 from trainer.run.disk import Digest, read_json, write_with
-from trainer.run.tensors import save_tensors
+from trainer.run.known import save_known
 
 ROWS = 1024  # rows of a table that are Python's numbers at once
 LEARN_AT_ONCE = UNKNOWN_AT_ONCE = 32  # images; the largest model takes so many on a laptop
-KNOWN = "known.pt"
 
 # The logits and labels of a part: plainly (None), and with test-time augmentation of this name.
 Logits = dict[str | None, tuple[Tensor, Tensor]]
@@ -55,12 +54,11 @@ class Part(NamedTuple):
 class Known(NamedTuple):
     """How unlike the training images an image is, and the scores of val and test.
 
-    learned: see ``novelty.learn``; from so many ``images``. scores: of each part by the views, a
-    name of ``evaluation.tta`` or None, (N, 3).
+    images: how many of them it learned from. scores: of each part by the views, a name of
+    ``evaluation.tta`` or None, (N, 3).
     """
 
     model: Novelty
-    learned: dict[str, Tensor]
     images: int
     scores: dict[str, dict[str | None, Tensor]]
 
@@ -139,9 +137,7 @@ def learn_known(session: Session) -> Known | None:
     except ValueError as error:
         return _not_learned(session, str(error))
     model = Novelty(job.model, layer, learned).to(job.device)
-    return Known(
-        model, learned, min(len(rows), len(found) * LEARN_AT_ONCE), {"val": {}, "test": {}}
-    )
+    return Known(model, sum(len(labels) for _, labels in found), {"val": {}, "test": {}})
 
 
 def _not_learned(session: Session, reason: str) -> None:
@@ -159,9 +155,7 @@ def write_known(session: Session, known: Known) -> dict[str, Any]:
         part: {kind or "none": novelty.sorted_scores(scores) for kind, scores in by_view.items()}
         for part, by_view in known.scores.items()
     }
-    learned = {name: tensor.float() for name, tensor in known.learned.items()}
-    content = {"weights": weights, "layer": known.model.layer, "learned": learned, **ordered}
-    save_tensors(run / KNOWN, content)
+    save_known(run, weights, known.model, ordered)
     found = novelty.kept_of_test(known.scores["val"][tta], known.scores["test"][tta])
     result = {"train_images": known.images, "val_images": len(known.scores["val"][tta]), **found}
     return result | measure_unknown(session, known)

@@ -1,0 +1,113 @@
+"""A run's known.pt: what tells known images from unknown ones, and what it rejects."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.components import SCORES
+from trainer.components.novelty import TENSORS, Novelty, needed, rank_of, threshold_of
+from trainer.process.errors import RunError, UsageError
+from trainer.process.words import listed, visible
+from trainer.run.checkpoint import is_finite
+from trainer.run.tensors import load_tensors, save_tensors
+
+KNOWN = "known.pt"
+PARTS = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """An image is unknown if its ``score`` is above ``threshold``, which keeps ``level`` of val.
+
+    model: gives logits and scores. val: how many images decided. kept: how many of so many
+    ``tested`` images of test the threshold keeps.
+    """
+
+    model: Novelty
+    score: str
+    level: float
+    threshold: float
+    val: int
+    kept: int
+    tested: int
+
+    def of(self, scores: Tensor) -> Tensor:
+        """The column of this score: (N,) of (N, 3)."""
+        return scores[:, SCORES.index(self.score)]
+
+    def rejects(self, score: float | None) -> bool:
+        """Whether an image with this score is unknown."""
+        return score is not None and not score <= self.threshold
+
+
+def save_known(run: Path, weights: str, model: Novelty, scores: dict[str, Any]) -> None:
+    """Write known.pt. weights: the SHA-256 of the model.pt that it is for, and never others.
+
+    scores: part -> views (a name of ``evaluation.tta`` or "none") -> score -> (N,), ascending.
+    """
+    learned = {name: model.get_buffer(name).cpu() for name in TENSORS}
+    content = {"weights": weights, "layer": model.layer, "learned": learned, "scores": scores}
+    save_tensors(run / KNOWN, content)
+
+
+def read_known(run: Path, weights: str) -> dict[str, Any]:
+    """The content of known.pt for these weights. Raises RunError if it is missing or damaged."""
+    path = run / KNOWN
+    if not path.is_file():
+        raise RunError(
+            f"{visible(str(path))} is missing, and --reject needs it. A run writes it at its end, "
+            "unless it told why not (several labels, train.parallel=fsdp, a model without a last "
+            "layer); runs of older versions have none. A new run has it."
+        )
+    content = load_tensors(path)
+    try:
+        is_sound = is_finite(content["learned"]) and is_finite(content["scores"])
+        layer, learned, scores = content["layer"], content["learned"], content["scores"]
+        is_sound &= isinstance(layer, str) and all(isinstance(learned[n], Tensor) for n in TENSORS)
+        views = [of_views for part in PARTS for of_views in scores[part].values()]
+        is_sound &= all(one[name].ndim == 1 for one in views for name in SCORES)
+    except (KeyError, TypeError, AttributeError):
+        is_sound = False
+    if not is_sound:
+        raise RunError(f"{visible(str(path))} is damaged: it is no file of scores.")
+    if content["weights"] != weights:
+        raise RunError(
+            f"{visible(str(path))} was made for other weights than model.pt has now: the run has "
+            "found better ones since. It is made anew when the run ends."
+        )
+    return dict(content)
+
+
+def rejection_of(
+    known: dict[str, Any], model: nn.Module, level: float, score: str, tta: str | None
+) -> Rejection:
+    """What ``model`` rejects if it keeps ``level`` of known images by ``score``.
+
+    known: the content of ``read_known``. tta: the views of an image, by name. Raises UsageError if
+    there are too few val images, or none with these views; RunError if known.pt is not the model's.
+    """
+    views, scores = tta or "none", known["scores"]
+    if views not in scores["val"]:
+        had = listed([f"--tta {name}" for name in scores["val"]], "or")
+        raise UsageError(f"--reject: val has no scores with --tta {views}; give {had}.")
+    val, test = (scores[part][views][score] for part in PARTS)
+    if rank_of(len(val), level) > len(val):
+        most = math.floor(len(val) / (len(val) + 1) * 100) / 100
+        raise UsageError(
+            f"--reject {level:g}: {len(val):,} val images cannot support it; at least "
+            f"{needed(level):,} are needed. In a new run give val more images, such as by "
+            f"split.ratios=[6,2,2]; or ask for {most:g} or less."
+        )
+    try:
+        scorer = Novelty(model, known["layer"], known["learned"])
+        model.get_submodule(scorer.layer)
+    except AttributeError:
+        raise RunError(f"{KNOWN} is not of this model: it has no layer {known['layer']}.") from None
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    threshold = threshold_of(val, level)
+    kept = int((test <= threshold).sum())
+    return Rejection(scorer.to(device).eval(), score, level, threshold, len(val), kept, len(test))
