@@ -8,7 +8,6 @@ It needs the run's folder only, not its dataset: images are prepared as in the r
 
 import argparse
 import io
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.components import SCORES
-from trainer.process.command_line import Parser
+from trainer.process.command_line import Parser, level
 from trainer.process.launch import run_as_command
 
 if TYPE_CHECKING:
@@ -125,17 +124,6 @@ def ending_in(suffix: str) -> Callable[[str], str]:
     return name
 
 
-def level(text: str) -> float:
-    """Return the argument of --reject: a share between 0 and 1."""
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share between 0 and 1, such as 0.95")
-    return share
-
-
 def views(text: str) -> int | str:
     """Return the argument of --tta: a name, or a whole number of at least 2."""
     return text if text in ("none", "flip", "flip+shifts") else at_least(2)(text)
@@ -153,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
         from datasets.images import notes_on
         from trainer.build.trained import load_trained
         from trainer.inference.image_files import find_images
-        from trainer.inference.prediction import MAX_SHEET, predict_files
+        from trainer.inference.prediction import MAX_SHEET, choose_rejection, predict_files
         from trainer.process.errors import NO_ANSWER, NoAnswer, UsageError
 
     files = output_files(arguments)
@@ -166,7 +154,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise DataError("\n".join([*unreadable, *faults, "There is nothing to predict."]))
     rejection = None
     if arguments.reject is not None:
-        rejection = choose_rejection(trained, arguments)
+        rejection = choose_rejection(trained, arguments.reject, arguments.score, arguments.tta)
     predictions = predict_files(
         trained,
         paths,
@@ -201,23 +189,6 @@ def run(arguments: argparse.Namespace) -> None:
     raise UsageError("\n".join(lines))
 
 
-def choose_rejection(trained: "TrainedModel", arguments: argparse.Namespace) -> "Rejection":
-    """What --reject and --score ask for. Raises UsageError or RunError if the run cannot."""
-    from trainer.process.errors import UsageError
-    from trainer.run.known import read_known, rejection_of
-
-    if trained.thresholds is not None:
-        raise UsageError(
-            "--reject: an image of this run may have several labels, or none, which is another "
-            "answer than unknown; the probabilities tell which labels are unlikely."
-        )
-    tta = trained.config.evaluation.tta if arguments.tta is None else arguments.tta
-    named = tta if isinstance(tta, str) else None
-    known = read_known(trained.run, trained.digest)
-    score = arguments.score or SCORES[0]
-    return rejection_of(known, trained.model, arguments.reject, score, named)
-
-
 def about_rejection(rejection: "Rejection", unknown: Mapping[bool, int]) -> str:
     """How many images are unknown, and what share of known ones is kept, in a line."""
     from datasets.words import counted
@@ -225,10 +196,11 @@ def about_rejection(rejection: "Rejection", unknown: Mapping[bool, int]) -> str:
 
     low, high = wilson(rejection.kept, rejection.tested)
     return (
-        f"{unknown[True]:,} of {counted(sum(unknown.values()), 'image')} unknown: their "
-        f"{rejection.score} is above {rejection.threshold:.4g}, which is to keep "
-        f"{rejection.level:.4g} of known images, by {rejection.val:,} of val; of test it keeps "
-        f"{rejection.kept:,} of {rejection.tested:,} ({low:.3f} to {high:.3f} with 95 % confidence)"
+        f"{unknown[True]:,} of {counted(sum(unknown.values()), 'image')} unknown, by a "
+        f"{rejection.score} above {rejection.threshold:.4g}: that is to keep "
+        f"{float(rejection.level):g} of known images, by {rejection.val:,} of val; of test it "
+        f"keeps {rejection.kept:,} of {rejection.tested:,} ({low:.3f} to {high:.3f} with 95 % "
+        "confidence)"
     )
 
 

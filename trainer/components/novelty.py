@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional
 from trainer.components import SCORES
 from transforms.keyed import permutation, seed_of
 
-LEVEL = 0.95  # the share of known images that reports keep
+LEVEL = Fraction("0.95")  # the share of known images that reports keep
 MIN_IMAGES, PER_CLASS = 1000, 10  # training images whose features are learned
 MAX_NUMBERS = 2**25  # of all their features
 SMALL = 1e-10  # the least variance of unit features in any direction
@@ -181,7 +182,7 @@ def ledoit_wolf(centred: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
     return (noise / apart).clamp(0, 1), mean
 
 
-def threshold_of(scores: Tensor, level: float) -> float:
+def threshold_of(scores: Tensor, level: Fraction) -> float:
     """The largest score that is kept, so that a share ``level`` of known images is kept.
 
     scores: those of n images that taught nothing. A new known image is kept with a probability of
@@ -194,15 +195,14 @@ def threshold_of(scores: Tensor, level: float) -> float:
     return float(scores.sort().values[place - 1])
 
 
-def rank_of(count: int, level: float) -> int:
+def rank_of(count: int, level: Fraction) -> int:
     """The rank, from 1, of the score up to which ``level`` of ``count`` + 1 images are kept."""
-    return math.ceil(round(level * (count + 1), 9))
+    return math.ceil(level * (count + 1))
 
 
-def needed(level: float) -> int:
+def needed(level: Fraction) -> int:
     """The smallest number of images that supports ``level``: at most (1 - level) of n + 1 is 1."""
-    count = math.ceil(round(level / (1 - level), 9))
-    return count
+    return math.ceil(level / (1 - level))
 
 
 def auroc(known: Tensor, unknown: Tensor) -> float:
@@ -213,24 +213,24 @@ def auroc(known: Tensor, unknown: Tensor) -> float:
     return float((below + up_to).double().mean() / 2 / len(known))
 
 
-def kept_unknown(known: Tensor, unknown: Tensor, level: float = LEVEL) -> float:
+def kept_unknown(known: Tensor, unknown: Tensor, level: Fraction = LEVEL) -> float:
     """The share of unknown images that are kept where ``level`` of the known ones are: FPR95."""
-    place = math.ceil(round(level * len(known), 9))
+    place = math.ceil(level * len(known))
     return float((unknown <= known.sort().values[place - 1]).double().mean())
 
 
-def kept_of_test(val: Tensor, test: Tensor, level: float = LEVEL) -> dict[str, Any]:
+def kept_of_test(val: Tensor, test: Tensor, level: Fraction = LEVEL) -> dict[str, Any]:
     """How many test images each score keeps, if it keeps ``level`` by val; scores are (N, 3).
 
     With too few val images, the number that is needed.
     """
     if rank_of(len(val), level) > len(val):
-        return {"level": level, "needed": needed(level)}
+        return {"level": float(level), "needed": needed(level)}
     kept = {
         name: int((test[:, i] <= threshold_of(val[:, i], level)).sum())
         for i, name in enumerate(SCORES)
     }
-    return {"level": level, "test_images": len(test), "kept": kept}
+    return {"level": float(level), "test_images": len(test), "kept": kept}
 
 
 def told_apart(test: Tensor, unknown: Tensor) -> dict[str, dict[str, float]]:

@@ -17,6 +17,7 @@ from trainer.drawing.page import render
 from trainer.inference.script_writer import program
 from trainer.loop.evaluate import scalars
 from trainer.run.environment import ROOT
+from trainer.run.known import Rejection
 
 MAX_LISTED = 100  # classes in the README; all of them are in config.json
 MODEL_CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
@@ -46,6 +47,24 @@ def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str
         "epoch": best.get("epoch"),
         "test": scalars(result.get("test_plain") or result.get("test") or {}),  # it answers plainly
         "made_with": f"torch {torch.__version__}",
+    }
+
+
+def about_unknown(rejection: Rejection) -> dict[str, Any]:
+    """What a card tells of the second output."""
+    return {
+        "unknown": {
+            "name": "unknown",
+            "type": "float32",
+            "shape": ["batch"],
+            "meaning": f"{rejection.score} less threshold; above 0 the image is unlike the known "
+            f"ones; {float(rejection.level):g} of these are to be kept",
+            "score": rejection.score,
+            "threshold": rejection.threshold,
+            "level": float(rejection.level),
+            "val_images": rejection.val,
+            "test_kept": [rejection.kept, rejection.tested],
+        }
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from fractions import Fraction
 from threading import Lock
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from datasets import BrokenImage
 from datasets.images import read_file
 from trainer.build.trained import TrainedModel
+from trainer.components import SCORES
 from trainer.components.novelty import split_scores
 from trainer.drawing.pictures import to_picture
 from trainer.input.data import build_pipelines
@@ -27,7 +29,7 @@ from trainer.process.errors import (
     component_place,
     with_cause,
 )
-from trainer.run.known import Rejection
+from trainer.run.known import Rejection, read_known, rejection_of
 from transforms import RANDOM
 from transforms.batched import predecessors
 from transforms.keyed import seed_of
@@ -134,6 +136,24 @@ def predict_files(
                 waiting = []
     if waiting:
         yield from _predicted(trained, waiting, named, rejection)
+
+
+def choose_rejection(
+    trained: TrainedModel, level: Fraction, score: str | None = None, tta: int | str | None = None
+) -> Rejection:
+    """What the run's model rejects if it keeps ``level`` of known images; tta: see above.
+
+    Raises UsageError or RunError, as ``read_known`` and ``rejection_of`` do.
+    """
+    if trained.thresholds is not None:
+        raise UsageError(
+            "--reject: an image of this run may have several labels, or none, which is another "
+            "answer than unknown; the probabilities tell which labels are unlikely."
+        )
+    known = read_known(trained.run, trained.digest)
+    tta = trained.config.evaluation.tta if tta is None else tta
+    named = tta if isinstance(tta, str) else None
+    return rejection_of(known, trained.model, level, score or SCORES[0], named)
 
 
 def _predicted(

@@ -18,8 +18,11 @@ from trainer.drawing.page import render
 SCRIPT_TEMPLATE = Path(__file__).parent / "templates" / "use.py.j2"
 
 
-def program(kind: str, trained: TrainedModel) -> str:
-    """Python code that classifies images with a model file; kind: pt2, onnx or safetensors."""
+def program(kind: str, trained: TrainedModel, unknown: bool = False) -> str:
+    """Python code that classifies images with a model file; kind: pt2, onnx or safetensors.
+
+    unknown: the model has this second output.
+    """
     imports = ["import numpy as np", "from PIL import Image, ImageOps, UnidentifiedImageError"]
     built, own = [""], ""
     # Older versions average padded pools wrongly; AlexNet's normalisation uses such pools.
@@ -36,7 +39,7 @@ def program(kind: str, trained: TrainedModel) -> str:
     values["packages"] = sorted(packages)
     # Of files with their own channels or 16 bits the program reads arrays and plain pictures.
     values |= trained.form._asdict() | {"arrays": not trained.form.is_plain}
-    return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", **values)
+    return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", unknown=unknown, **values)
 
 
 def building(trained: TrainedModel) -> tuple[str, list[str]]:

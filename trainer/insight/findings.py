@@ -186,8 +186,9 @@ class Findings:
         if unknown := self.novelty.get("unknown"):
             lost = f", {unknown['left_out']:,} left out" * bool(unknown["left_out"])
             parts.append(
-                f"dataset.unknown has {unknown['images']:,} pictures of no class{lost}; AUROC tells "
-                f"them from test, and FPR95 is the share of them that is kept with 95% of test."
+                f"dataset.unknown has {unknown['images']:,} pictures of no class{lost}; AUROC is "
+                "how well they are told from test, and FPR95 the share of them that is kept with "
+                "95% of test."
             )
         return " ".join(parts)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.components import SCORES
-from trainer.components.novelty import TENSORS, Novelty, needed, rank_of, threshold_of
+from trainer.components.novelty import TENSORS, Novelty, needed, rank_of, split_scores, threshold_of
 from trainer.process.errors import RunError, UsageError
 from trainer.process.words import listed, visible
 from trainer.run.checkpoint import is_finite
@@ -29,11 +30,16 @@ class Rejection:
 
     model: Novelty
     score: str
-    level: float
+    level: Fraction
     threshold: float
     val: int
     kept: int
     tested: int
+
+    @property
+    def network(self) -> "Rejecting":
+        """The model with a second output, for other programs."""
+        return Rejecting(self.model, SCORES.index(self.score), self.threshold)
 
     def of(self, scores: Tensor) -> Tensor:
         """The column of this score: (N,) of (N, 3)."""
@@ -42,6 +48,22 @@ class Rejection:
     def rejects(self, score: float | None) -> bool:
         """Whether an image with this score is unknown."""
         return score is not None and not score <= self.threshold
+
+
+class Rejecting(nn.Module):
+    """A ``Novelty`` with two outputs: logits (B, K), and (B,) the score less the threshold.
+
+    Above 0 the image is unknown.
+    """
+
+    def __init__(self, model: Novelty, column: int, threshold: float) -> None:
+        super().__init__()
+        self.model, self.column, self.threshold = model, column, threshold
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and how far each image is from being known."""
+        logits, scores = split_scores(self.model(images))
+        return logits, scores[:, self.column] - self.threshold
 
 
 def save_known(run: Path, weights: str, model: Novelty, scores: dict[str, Any]) -> None:
@@ -83,7 +105,7 @@ def read_known(run: Path, weights: str) -> dict[str, Any]:
 
 
 def rejection_of(
-    known: dict[str, Any], model: nn.Module, level: float, score: str, tta: str | None
+    known: dict[str, Any], model: nn.Module, level: Fraction, score: str, tta: str | None
 ) -> Rejection:
     """What ``model`` rejects if it keeps ``level`` of known images by ``score``.
 
@@ -98,7 +120,7 @@ def rejection_of(
     if rank_of(len(val), level) > len(val):
         most = math.floor(len(val) / (len(val) + 1) * 100) / 100
         raise UsageError(
-            f"--reject {level:g}: {len(val):,} val images cannot support it; at least "
+            f"--reject {float(level):g}: {len(val):,} val images cannot support it; at least "
             f"{needed(level):,} are needed. In a new run give val more images, such as by "
             f"split.ratios=[6,2,2]; or ask for {most:g} or less."
         )
