@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.components import SCORES
+from trainer.components.metrics import chance_above
 from transforms.keyed import permutation, seed_of
 
 LEVEL = Fraction("0.95")  # the share of known images that reports keep
 MIN_IMAGES, PER_CLASS = 1000, 10  # training images whose features are learned
 MAX_NUMBERS = 2**25  # of all their features
-SMALL = 1e-10  # the least variance of unit features in any direction
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LEAST_VARIANCE = 1e-10  # the least variance of unit features in any direction
+LAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TENSORS = ("means", "directions", "scales", "rest")
 
 
@@ -105,7 +106,7 @@ def last_layer(model: nn.Module, images: Tensor, num_classes: int) -> str:
                 getattr(module, "out_features", 0),
                 getattr(module, "out_channels", 0),
             ):
-                if name and isinstance(module, LAYERS):
+                if name and isinstance(module, LAST_LAYERS):
                     hook = module.register_forward_hook(lambda _, __, out, n=name: keep(n, out))
                     hooks.callback(hook.remove)
         model(images)
@@ -151,8 +152,8 @@ def learn(features: Tensor, labels: Tensor) -> dict[str, Tensor]:
     variances, directions = principal(centred)
     shrinkage, mean = ledoit_wolf(centred, variances)
     ours = (1 - shrinkage) * variances + shrinkage * mean
-    scales = ours.clamp_min(SMALL).rsqrt()
-    rest = (shrinkage * mean).clamp_min(SMALL).rsqrt()
+    scales = ours.clamp_min(LEAST_VARIANCE).rsqrt()
+    rest = (shrinkage * mean).clamp_min(LEAST_VARIANCE).rsqrt()
     whitened = _whitened(means, directions, scales, rest)
     return {"means": whitened, "directions": directions, "scales": scales, "rest": rest}
 
@@ -164,7 +165,7 @@ def principal(centred: Tensor) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(centred.T @ centred / count)
         return values.clamp_min(0), vectors.T.contiguous()
     values, vectors = torch.linalg.eigh(centred @ centred.T / count)
-    real = values > 1e-12 * values[-1].clamp_min(SMALL)  # others have no direction
+    real = values > 1e-12 * values[-1].clamp_min(LEAST_VARIANCE)  # others have no direction
     values, vectors = values[real], vectors[:, real]
     return values, (centred.T @ vectors / (values * count).sqrt()).T.contiguous()
 
@@ -205,14 +206,6 @@ def needed(level: Fraction) -> int:
     return math.ceil(level / (1 - level))
 
 
-def auroc(known: Tensor, unknown: Tensor) -> float:
-    """The chance that an unknown image's score is above a known one's; equal ones count half."""
-    ordered = known.sort().values
-    below = torch.searchsorted(ordered, unknown)
-    up_to = torch.searchsorted(ordered, unknown, right=True)
-    return float((below + up_to).double().mean() / 2 / len(known))
-
-
 def kept_unknown(known: Tensor, unknown: Tensor, level: Fraction = LEVEL) -> float:
     """The share of unknown images that are kept where ``level`` of the known ones are: FPR95."""
     place = math.ceil(level * len(known))
@@ -234,11 +227,11 @@ def kept_of_test(val: Tensor, test: Tensor, level: Fraction = LEVEL) -> dict[str
 
 
 def told_apart(test: Tensor, unknown: Tensor) -> dict[str, dict[str, float]]:
-    """``auroc`` and ``kept_unknown`` (FPR95) of each score, from scores (N, 3) and (M, 3)."""
+    """AUROC, and ``kept_unknown`` (FPR95), of each score, from scores (N, 3) and (M, 3)."""
     columns = test.T.contiguous(), unknown.T.contiguous()
     pairs = dict(zip(SCORES, zip(*columns, strict=True), strict=True))
     return {
-        "auroc": {name: auroc(*pair) for name, pair in pairs.items()},
+        "auroc": {name: chance_above(*pair[::-1]) for name, pair in pairs.items()},
         "fpr95": {name: kept_unknown(*pair) for name, pair in pairs.items()},
     }
 

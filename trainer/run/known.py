@@ -16,7 +16,7 @@ from trainer.process.words import listed, visible
 from trainer.run.checkpoint import is_finite
 from trainer.run.tensors import load_tensors, save_tensors
 
-KNOWN = "known.pt"
+KNOWN_FILE = "known.pt"
 PARTS = ("val", "test")
 
 
@@ -73,12 +73,12 @@ def save_known(run: Path, weights: str, model: Novelty, scores: dict[str, Any]) 
     """
     learned = {name: model.get_buffer(name).cpu() for name in TENSORS}
     content = {"weights": weights, "layer": model.layer, "learned": learned, "scores": scores}
-    save_tensors(run / KNOWN, content)
+    save_tensors(run / KNOWN_FILE, content)
 
 
 def read_known(run: Path, weights: str) -> dict[str, Any]:
     """The content of known.pt for these weights. Raises RunError if it is missing or damaged."""
-    path = run / KNOWN
+    path = run / KNOWN_FILE
     if not path.is_file():
         raise RunError(
             f"{visible(str(path))} is missing, and --reject needs it. A run writes it at its end, "
@@ -128,7 +128,9 @@ def rejection_of(
         scorer = Novelty(model, known["layer"], known["learned"])
         model.get_submodule(scorer.layer)
     except AttributeError:
-        raise RunError(f"{KNOWN} is not of this model: it has no layer {known['layer']}.") from None
+        raise RunError(
+            f"{KNOWN_FILE} is not of this model: it has no layer {known['layer']}."
+        ) from None
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     threshold = threshold_of(val, level)
     kept = int((test <= threshold).sum())
