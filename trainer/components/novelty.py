@@ -142,7 +142,7 @@ def learn(features: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """
     if not features.isfinite().all():
         raise ValueError("the last features of training images are not finite")
-    classes, labels = labels.unique(return_inverse=True)
+    classes, labels = torch.unique(labels, return_inverse=True)
     if len(classes) == len(labels):
         raise ValueError("no class has two training images, so nothing tells how they vary")
     unit = functional.normalize(features.double().cpu(), dim=1)

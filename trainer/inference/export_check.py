@@ -155,8 +155,12 @@ def deviation(trained: TrainedModel, other: Network, sample: Sample) -> Differen
         logits.append((found - expected).abs().max())
         chances.append((chances_of(found) - chances_of(expected)).abs().max())
         largest.append(expected.abs().max())
-    greatest = (float(torch.stack(v).max()) for v in (logits, chances, largest))
-    return Difference(*greatest, float(torch.stack(unknown).max()) if unknown else None)
+    return Difference(
+        logits=float(torch.stack(logits).max()),
+        probabilities=float(torch.stack(chances).max()),
+        largest=float(torch.stack(largest).max()),
+        unknown=float(torch.stack(unknown).max()) if unknown else None,
+    )
 
 
 def note(text: str) -> None:

@@ -168,7 +168,7 @@ def _predicted(
     scores: Iterator[float] = iter(())
     if views:
         inputs = torch.cat([item.inputs for item in views])
-        logits = trained.logits(inputs, tta, rejection and rejection.model).cpu()
+        logits = trained.logits(inputs, tta, None if rejection is None else rejection.model).cpu()
         if rejection is not None:
             logits, found = split_scores(logits)
             scores = iter(rejection.of(found).tolist())

@@ -98,8 +98,8 @@ def _markdown(found: Findings) -> str:
     parts += [found.about_bins] if found.about_bins else []
     if found.about_unknown:
         parts += ["## Unknown images", found.about_unknown]
-        if rows := found.unknown_rows:
-            parts += [markdown_table(found.unknown_columns, rows)]
+        if found.unknown_rows:
+            parts += [markdown_table(found.unknown_columns, found.unknown_rows)]
     parts += ["## Curves", "![curves](curves.png)"]
     parts += [markdown_table(found.tags, found.epochs)]
     if found.balance:

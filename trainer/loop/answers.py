@@ -140,8 +140,9 @@ def learn_known(session: Session) -> Known | None:
     return Known(model, sum(len(labels) for _, labels in found), {"val": {}, "test": {}})
 
 
-def _not_learned(session: Session, reason: str) -> None:
+def _not_learned(session: Session, reason: str) -> Known | None:
     session.say(f"note    no scores for predict --reject are kept: {reason}")
+    return None
 
 
 def write_known(session: Session, known: Known) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def measure_unknown(session: Session, known: Known) -> dict[str, Any]:
         told = f"{len(refused):,} of {counted(len(paths), 'picture')} left out; the first: "
         session.say(f"note    dataset.unknown: {told}{' '.join(refused[0].split())}")
     unknown = torch.cat(scores) if scores else torch.empty(0, len(SCORES))
-    found = {"images": len(unknown), "left_out": len(refused)}
+    found: dict[str, Any] = {"images": len(unknown), "left_out": len(refused)}
     if len(unknown):
         found |= novelty.told_apart(known.scores["test"][tta], unknown)
     return {"unknown": found}
