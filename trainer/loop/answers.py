@@ -156,9 +156,14 @@ def write_known(session: Session, known: Known) -> dict[str, Any]:
         part: {kind or "none": novelty.sorted_scores(scores) for kind, scores in by_view.items()}
         for part, by_view in known.scores.items()
     }
-    save_known(run, weights, known.model, ordered)
+    file = save_known(run, weights, known.model, ordered)
     found = novelty.kept_of_test(known.scores["val"][tta], known.scores["test"][tta])
-    result = {"train_images": known.images, "val_images": len(known.scores["val"][tta]), **found}
+    result = {
+        "file": file,
+        "train_images": known.images,
+        "val_images": len(known.scores["val"][tta]),
+        **found,
+    }
     return result | measure_unknown(session, known)
 
 

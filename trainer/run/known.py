@@ -13,11 +13,10 @@ from trainer.components import SCORES
 from trainer.components.novelty import TENSORS, Novelty, needed, rank_of, split_scores, threshold_of
 from trainer.process.errors import RunError, UsageError
 from trainer.process.words import listed, visible
-from trainer.run.checkpoint import is_finite
+from trainer.run.disk import read_json, sha256_of
 from trainer.run.tensors import load_tensors, save_tensors
 
 KNOWN_FILE = "known.pt"
-PARTS = ("val", "test")
 
 
 @dataclass(frozen=True)
@@ -66,42 +65,36 @@ class Rejecting(nn.Module):
         return logits, scores[:, self.column] - self.threshold
 
 
-def save_known(run: Path, weights: str, model: Novelty, scores: dict[str, Any]) -> None:
-    """Write known.pt. weights: the SHA-256 of the model.pt that it is for, and never others.
+def save_known(run: Path, weights: str, model: Novelty, scores: dict[str, Any]) -> dict[str, Any]:
+    """Write known.pt; returns its size and SHA-256, which result.json has.
 
-    scores: part -> views (a name of ``evaluation.tta`` or "none") -> score -> (N,), ascending.
+    weights: the SHA-256 of the model.pt that it is for. scores: part -> views (a name of
+    ``evaluation.tta`` or "none") -> score -> (N,), ascending.
     """
     learned = {name: model.get_buffer(name).cpu() for name in TENSORS}
     content = {"weights": weights, "layer": model.layer, "learned": learned, "scores": scores}
-    save_tensors(run / KNOWN_FILE, content)
+    return save_tensors(run / KNOWN_FILE, content)
 
 
 def read_known(run: Path, weights: str) -> dict[str, Any]:
-    """The content of known.pt for these weights. Raises RunError if it is missing or damaged."""
-    path = run / KNOWN_FILE
-    if not path.is_file():
+    """The content of known.pt for these weights. Raises RunError if it is missing or another."""
+    path, shown = run / KNOWN_FILE, visible(str(run / KNOWN_FILE))
+    novelty = read_json(run / "result.json").get("novelty") or {}
+    if not path.is_file() or "file" not in novelty:
         raise RunError(
-            f"{visible(str(path))} is missing, and --reject needs it. A run writes it at its end, "
-            "unless it told why not (several labels, train.parallel=fsdp, a model without a last "
-            "layer); runs of older versions have none. A new run has it."
+            f"{shown} is missing, and --reject needs it. A run writes it at its end, unless it "
+            "told why not (several labels, train.parallel=fsdp, a model without a last layer); "
+            "runs of older versions have none. A new run has it."
         )
-    content = load_tensors(path)
-    try:
-        is_sound = is_finite(content["learned"]) and is_finite(content["scores"])
-        layer, learned, scores = content["layer"], content["learned"], content["scores"]
-        is_sound &= isinstance(layer, str) and all(isinstance(learned[n], Tensor) for n in TENSORS)
-        views = [of_views for part in PARTS for of_views in scores[part].values()]
-        is_sound &= all(one[name].ndim == 1 for one in views for name in SCORES)
-    except (KeyError, TypeError, AttributeError):
-        is_sound = False
-    if not is_sound:
-        raise RunError(f"{visible(str(path))} is damaged: it is no file of scores.")
+    if sha256_of(path) != novelty["file"]["sha256"]:
+        raise RunError(f"{shown} is not the file of result.json: one of them was changed.")
+    content: dict[str, Any] = load_tensors(path)
     if content["weights"] != weights:
         raise RunError(
-            f"{visible(str(path))} was made for other weights than model.pt has now: the run has "
-            "found better ones since. It is made anew when the run ends."
+            f"{shown} was made for other weights than model.pt has now: the run has found better "
+            "ones since. It is made anew when the run ends."
         )
-    return dict(content)
+    return content
 
 
 def rejection_of(
@@ -110,13 +103,13 @@ def rejection_of(
     """What ``model`` rejects if it keeps ``level`` of known images by ``score``.
 
     known: the content of ``read_known``. tta: the views of an image, by name. Raises UsageError if
-    there are too few val images, or none with these views; RunError if known.pt is not the model's.
+    there are too few val images, or none with these views.
     """
     views, scores = tta or "none", known["scores"]
     if views not in scores["val"]:
         had = listed([f"--tta {name}" for name in scores["val"]], "or")
         raise UsageError(f"--reject: val has no scores with --tta {views}; give {had}.")
-    val, test = (scores[part][views][score] for part in PARTS)
+    val, test = (scores[part][views][score] for part in ("val", "test"))
     if rank_of(len(val), level) > len(val):
         most = math.floor(len(val) / (len(val) + 1) * 100) / 100
         raise UsageError(
@@ -124,13 +117,7 @@ def rejection_of(
             f"{needed(level):,} are needed. In a new run give val more images, such as by "
             f"split.ratios=[6,2,2]; or ask for {most:g} or less."
         )
-    try:
-        scorer = Novelty(model, known["layer"], known["learned"])
-        model.get_submodule(scorer.layer)
-    except AttributeError:
-        raise RunError(
-            f"{KNOWN_FILE} is not of this model: it has no layer {known['layer']}."
-        ) from None
+    scorer = Novelty(model, known["layer"], known["learned"])
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     threshold = threshold_of(val, level)
     kept = int((test <= threshold).sum())
