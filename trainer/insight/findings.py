@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, float64, zeros
 
+from trainer.comparing.grown import about_grown
 from trainer.components import SCORES
 from trainer.components.decisions import (
     Answers,
@@ -82,6 +83,7 @@ class Findings:
     seconds: dict[str, float]
     commands: list[tuple[str, str]]
     several_labels: bool = False  # an image may have several
+    grown: Sequence[str] = ()  # old and new classes apart, in words
     novelty: Mapping[str, Any] = field(default_factory=dict)  # of result.json
 
     @property
@@ -282,6 +284,7 @@ def find(given: ReportData, run: Path) -> Findings:
         seconds={k: v for k, v in numbers(result.get("seconds") or {}).items() if v >= 0},
         commands=commands_for(run, result),
         several_labels=labels.ndim == 2,
+        grown=about_grown(result.get("grown", {}), result.get("weights", {})),
         novelty=result.get("novelty") or {},
     )
 

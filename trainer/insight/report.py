@@ -59,6 +59,8 @@ def _markdown(found: Findings) -> str:
     ]
     parts += [markdown_table(["metric", "value"], list(found.metrics.items()))]
     parts += [f"Accuracy of {found.certainty} (Wilson interval)."] if found.certainty else []
+    if found.grown:
+        parts += ["## Old and new classes", "\n".join(f"- {markdown(n)}" for n in found.grown)]
     if found.notes or found.left_out:
         parts += ["## Notes", "\n".join(f"- {markdown(note)}" for note in found.notes)]
     if found.left_out:

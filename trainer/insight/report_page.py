@@ -50,12 +50,12 @@ def report_page(found: Findings, confusion: Image.Image) -> str:
             for kind, row in zip(kinds, found.times, strict=True)
         ],
         kinds=kinds,
-        data_url=_data_url,
+        data_url=data_url,
         small=CRISP_BELOW,
     )
 
 
-def _data_url(picture: Image.Image) -> str:
+def data_url(picture: Image.Image) -> str:
     """A picture as a data URL: small pictures and charts as PNG, photographs as JPEG."""
     if max(picture.size) <= CRISP_BELOW or picture.width > 400:  # JPEG blurs the letters of charts
         kind, data = "png", png(picture)

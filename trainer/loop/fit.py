@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from trainer.build.job import Job
+from trainer.comparing.grown import grown
 from trainer.comparing.predictions import PREDICTIONS
 from trainer.components.decisions import Answers, as_thresholds, number_of_each
 from trainer.distributed import processes
@@ -228,6 +229,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         "epochs": state.epoch,
         "early_stopped": state.early_stopped,
         "skipped_steps": state.skipped,
+        **since_before(run, job.data.several_labels),
     }
     with state.spending("log"):
         log.flush()
@@ -254,6 +256,17 @@ def write_table(
         for name, (logits, labels) in parts.items()
     ]
     write_predictions(session.run / PREDICTIONS, job.data.classes, rows)
+
+
+def since_before(run: Path, several_labels: bool) -> dict[str, Any]:
+    """For result.json: old and new classes apart, if the run began with another run's weights."""
+    result = read_json(run / "result.json")
+    if "run" not in (origin := result.get("weights", {})):
+        return {}
+    try:
+        return {"grown": grown(run, origin["classes"], several_labels)}
+    except RunError as error:
+        return {"grown": {"reason": origin.get("not_compared", str(error))}}
 
 
 def report(session: Session, subset: Subset, answers: Answers, result: dict[str, Any]) -> None:

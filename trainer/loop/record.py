@@ -9,10 +9,12 @@ from typing import Any
 
 from datasets.bands import form_in
 from trainer.build.job import Job, data_path
+from trainer.comparing.grown import BEFORE, lines_before
 from trainer.distributed.fsdp import hand_over, is_sharded
 from trainer.distributed.processes import is_main
 from trainer.loop.snapshot import copied, snapshot
 from trainer.loop.state import State
+from trainer.process.errors import RunError
 from trainer.run.disk import (
     Digest,
     make_folder,
@@ -37,8 +39,23 @@ def write_description(job: Job, run: Path) -> None:
     write_split(job, run)
     if not (run / "checkpoints").exists():
         make_folder(run / "checkpoints")
-    write_json(run / "result.json", first_result(job))
+    write_json(run / "result.json", first_result(job) | keep_before(job, run))
     write_file(run / "config.yaml", job.config.dump())
+
+
+def keep_before(job: Job, run: Path) -> dict[str, Any]:
+    """Keep in before.csv what the run that gave the weights answered: its folder may go.
+
+    Returns what result.json has of that run, with the reason if nothing can be kept.
+    """
+    if "run" not in job.origin:
+        return {}
+    try:
+        lines = lines_before(Path(job.origin["run"]), job.data.split["test"])
+    except RunError as error:
+        return {"weights": job.origin | {"not_compared": str(error)}}
+    write_file(run / BEFORE, "".join(f"{line}\n" for line in lines))
+    return {}
 
 
 def write_launcher(run: Path) -> None:
@@ -69,6 +86,7 @@ def first_result(job: Job) -> dict[str, Any]:
         },
         "parameters": sum(parameter.numel() for parameter in job.model.parameters()),
         **({"notes": job.notes} if job.notes else {}),
+        **({"weights": job.origin} if job.origin else {}),
         **({"teacher": job.teacher.description()} if job.teacher else {}),
     }
 
