@@ -469,7 +469,7 @@ def test_a_file_of_many_images_is_told_from_a_broken_one(run, tmp_path, capsys, 
     command = main if by == "predict" else explain.main
     assert command([str(run), str(place)]) == 3
     err = capsys.readouterr().err
-    assert re.search(rf"{place}: an? {kind}.*, no image file; metrics of the run's own", err)
+    assert re.search(rf"{place}: an? {kind}.*, no image file; metrics of labelled", err)
     assert "python -m trainer.evaluate RUN" in err and "docs/data.md" in err
 
 

@@ -12,11 +12,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.components import SCORES
-from trainer.process.command_line import Parser, level
+from trainer.process.command_line import Parser, level, without_paths_taken_for_files
 from trainer.process.launch import run_as_command
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from trainer.run.known import Rejection
 
 OF_REJECTION = ("unknown", "score")  # columns of a CSV
+
+FILES = {"--json": (".json",), "--csv": (".csv",)}  # what follows is a PATH unless it ends so
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             help=f"write all probabilities as {kind.upper()}; to stdout if no file is named",
         )
     parser.add_argument(
+        "--parquet",
+        type=ending_in(".parquet"),
+        metavar="FILE.parquet",
+        help="write the table of --csv as Parquet",
+    )
+    parser.add_argument(
         "--sheet", type=ending_in(".png"), metavar="FILE.png", help="draw the pictures, captioned"
     )
     parser.add_argument(
@@ -58,6 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="none|flip|flip+shifts|N",
         help="mean over mirror images, and over shifts; or over the image and N - 1 draws of train "
         "transforms (default: the run's evaluation.tta)",
+    )
+    parser.add_argument(
+        "--sets",
+        type=level,
+        metavar="LEVEL",
+        help="also the classes it may be: e.g. 0.9 for sets with the true one in 90 %% of images",
+    )
+    parser.add_argument(
+        "--no-calibration", action="store_true", help="raw probabilities, without a temperature"
     )
     parser.add_argument(
         "--reject",
@@ -75,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=at_least(1), metavar="N", help="images at once")
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="as train.threads")
-    given = without_paths_taken_for_files(sys.argv[1:] if argv is None else argv)
+    given = without_paths_taken_for_files(sys.argv[1:] if argv is None else argv, FILES)
     # parse_intermixed_args loses the meaning of --.
     parse = parser.parse_args if "--" in given else parser.parse_intermixed_args
     arguments = parse(given)
@@ -87,19 +105,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
-
-
-def without_paths_taken_for_files(argv: Sequence[str]) -> list[str]:
-    """Turn ``--json photo.jpg`` into ``--json=- photo.jpg``: a name without .json is a PATH."""
-    given = list(argv)
-    for i, text in enumerate(given):
-        if text == "--":
-            break
-        if text in ("--json", "--csv"):
-            following = given[i + 1] if i + 1 < len(given) else ""
-            if not following.lower().endswith(f".{text[2:]}"):
-                given[i] = f"{text}=-"
-    return given
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -129,6 +134,16 @@ def views(text: str) -> int | str:
     return text if text in ("none", "flip", "flip+shifts") else at_least(2)(text)
 
 
+def notes_on_probabilities(trained: "TrainedModel", tta: int | str | None) -> list[str]:
+    """A note on the temperature of the probabilities, if they have one."""
+    if trained.calibration is None or trained.temperature is None:
+        return []
+    own = trained.config.evaluation.tta or "none"
+    is_own = tta is None or tta == own
+    told = trained.calibration.in_words + ("" if is_own else f" with tta {own}")
+    return [f"{told}; --no-calibration gives raw ones"]
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.process.start import start
@@ -140,11 +155,21 @@ def run(arguments: argparse.Namespace) -> None:
         from datasets.bands import notes_on_bits, notes_on_pictures
         from datasets.images import notes_on
         from trainer.build.trained import load_trained
+        from trainer.comparing.predictions import require_parquet
         from trainer.inference.image_files import find_images
-        from trainer.inference.prediction import MAX_SHEET, choose_rejection, predict_files
+        from trainer.inference.prediction import (
+            MAX_SHEET,
+            choose_rejection,
+            label_sets_of,
+            predict_files,
+            with_sets,
+        )
         from trainer.process.errors import NO_ANSWER, NoAnswer, UsageError
+        from trainer.process.words import visible
 
     files = output_files(arguments)
+    if arguments.parquet:
+        require_parquet("--parquet")
     settings = {"train.device": arguments.device, "train.threads": arguments.threads}
     trained = load_trained(folder, [f"{k}={v}" for k, v in settings.items() if v is not None])
     paths, faults, unreadable, note = find_images(arguments.paths, trained.form.suffixes)
@@ -152,6 +177,11 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"note    {note}", file=sys.stderr)
     if not paths:
         raise DataError("\n".join([*unreadable, *faults, "There is nothing to predict."]))
+    if arguments.no_calibration:
+        trained = replace(trained, calibration=None)
+    sets = arguments.sets and label_sets_of(trained, arguments.sets, arguments.tta)
+    for told in (*notes_on_probabilities(trained, arguments.tta), *(sets.notes if sets else ())):
+        print(f"note    {visible(told)}", file=sys.stderr)
     rejection = None
     if arguments.reject is not None:
         rejection = choose_rejection(trained, arguments.reject, arguments.score, arguments.tta)
@@ -171,12 +201,13 @@ def run(arguments: argparse.Namespace) -> None:
             yield one
 
     with closing(predictions):
-        broken = print_predictions(arguments, trained, paths, counting(), files)
-    told = [] if rejection is None else [about_rejection(rejection, unknown)]
-    told += [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]
+        given = with_sets(counting(), sets.threshold, trained.classes) if sets else counting()
+        broken = print_predictions(arguments, trained, paths, given, files)
+    notes = [] if rejection is None else [about_rejection(rejection, unknown)]
+    notes += [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]
     if arguments.sheet:
-        told += notes_on_pictures(trained.form, [trained.image_channels])
-    for note in told:
+        notes += notes_on_pictures(trained.form, [trained.image_channels])
+    for note in notes:
         print(f"note    {note}", file=sys.stderr)
     if not (broken or unreadable or faults):
         return
@@ -218,7 +249,7 @@ def output_files(arguments: argparse.Namespace) -> dict[str, Path]:
     from trainer.process.errors import UsageError
 
     files = {}
-    for kind in ("json", "csv", "sheet"):
+    for kind in ("json", "csv", "parquet", "sheet"):
         if (name := getattr(arguments, kind)) in (None, "-"):
             continue
         files[kind] = file = Path(name)
@@ -247,7 +278,8 @@ def print_predictions(
     from trainer.process.words import visible
     from trainer.run.disk import write_file
 
-    classes, more = trained.classes, OF_REJECTION if arguments.reject is not None else ()
+    classes = trained.classes
+    more = ["set"] * bool(arguments.sets) + [*OF_REJECTION] * (arguments.reject is not None)
     done: list[Prediction] = []
     broken: list[str] = []
 
@@ -267,7 +299,9 @@ def print_predictions(
         lines = prediction_output.csv_lines(watched(), classes, more)
     else:
         columns = terminal_width(without=240)
-        lines = prediction_output.table_lines(watched(), classes, paths, arguments.top, columns)
+        lines = prediction_output.table_lines(
+            watched(), classes, paths, arguments.top, columns, with_sets=bool(more)
+        )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     for line in lines:
@@ -279,9 +313,8 @@ def print_predictions(
     for kind, file in files.items():
         if kind == "json":
             prediction_output.write_lines(file, prediction_output.json_lines(done, classes))
-        elif kind == "csv":
-            lines = prediction_output.csv_lines(done, classes, more)
-            prediction_output.write_lines(file, lines)
+        elif kind in ("csv", "parquet"):
+            prediction_output.write_predicted(file, done, classes, more)
         else:
             write_file(file, png(prediction_output.prediction_sheet(done, classes)))
             if note := note_on_names(classes):

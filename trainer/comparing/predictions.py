@@ -6,10 +6,11 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trainer.process.errors import RunError
+from trainer.process.errors import RunError, UsageError
 from trainer.process.words import shortened, visible
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ PREDICTIONS = "predictions.csv"
 FIXED = ("id", "sha256", "part", "true", "predicted", "probability", "loss")
 OF_CLASS = "p:"  # how the column of a class begins
 SEPARATOR = ";"  # between the names of several labels
-CHUNK = 4096  # rows whose cells wait to become numbers
+CHUNK = 4096  # rows whose cells wait to become numbers, or a piece of a Parquet file
+PARQUET = ".parquet"
 
 
 class Answer(NamedTuple):
@@ -98,6 +100,58 @@ def prediction_lines(
         probability = "" if one.probability is None else f"{one.probability:.9g}"
         loss = "" if one.loss is None else repr(one.loss)
         yield line([*one[:5], probability, loss, *chances, *one.more])
+
+
+def fill_table(
+    file: Any,
+    suffix: str,
+    classes: Sequence[str],
+    answers: Iterable[Answer],
+    more: Sequence[str] = (),
+) -> None:
+    """Write a table into an open file of bytes: Parquet if ``suffix`` says so, else CSV.
+
+    A byte of a name that is not UTF-8 becomes an escape. more: as for ``prediction_lines``.
+    """
+    if suffix.lower() == PARQUET:
+        _fill_parquet(file, classes, answers, more)
+        return
+    for line in prediction_lines(classes, answers, more):
+        file.write(f"{line}\n".encode(errors="backslashreplace"))
+
+
+def require_parquet(option: str) -> None:
+    """Raise UsageError if what writes Parquet is not installed."""
+    if find_spec("pyarrow") is None:
+        raise UsageError(f'{option}: Parquet needs pyarrow: pip install -e ".[parquet]"')
+
+
+def _fill_parquet(
+    file: Any, classes: Sequence[str], answers: Iterable[Answer], more: Sequence[str]
+) -> None:
+    """The columns of the CSV: texts as strings, probabilities as float32, the loss as float64."""
+    import pyarrow
+    import pyarrow.parquet
+
+    text, single = pyarrow.string(), pyarrow.float32()
+    kinds = [*[text] * 5, single, pyarrow.float64(), *[single] * len(classes), *[text] * len(more)]
+    names = [*FIXED, *(OF_CLASS + name for name in classes), *more]
+    schema = pyarrow.schema(list(zip(map(_valid, names), kinds, strict=True)))
+    rows = iter(answers)
+    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            cells = zip(*map(_cells_of, chunk), strict=True)
+            columns = [pyarrow.array(c, kind) for c, kind in zip(cells, kinds, strict=True)]
+            writer.write_batch(pyarrow.record_batch(columns, schema=schema))
+
+
+def _cells_of(one: Answer) -> tuple[Any, ...]:
+    texts, more = map(_valid, one[:5]), map(_valid, one.more)
+    return (*texts, one.probability, one.loss, *one.probabilities, *more)
+
+
+def _valid(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def read_predictions(path: Path) -> Predictions:

@@ -13,7 +13,6 @@ from torch import Tensor
 from datasets import DATASETS, DataError
 from datasets.walk import walk
 from trainer.build.trained import TrainedModel
-from trainer.components.losses import probabilities
 from trainer.components.novelty import split_scores
 from trainer.config import Config
 from trainer.config.signatures import parameters_of, resolve
@@ -140,8 +139,7 @@ def at_most_max_images(items: Items) -> Items:
 
 def deviation(trained: TrainedModel, other: Network, sample: Sample) -> Difference:
     """Compare another model's outputs with the run's; raises ValueError if their shapes differ."""
-    several, loss = trained.thresholds is not None, trained.config.loss.name
-    chances_of = partial(probabilities, loss, several_labels=several)
+    chances_of = partial(trained.chances, temperature=trained.temperature)
     logits, chances, largest, unknown = [], [], [], list[Tensor]()
     for batch in sample.batches():
         expected, given = trained.logits(batch), other(batch)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.comparing.predictions import SEPARATOR, Answer, prediction_lines
+from trainer.comparing.predictions import SEPARATOR, Answer, fill_table, prediction_lines
 from trainer.drawing.columns import pad, width_of, wrap
 from trainer.drawing.fonts import drawable, fit_to_pixels, font
 from trainer.drawing.pictures import LETTERS, caption_width, sheet
@@ -25,18 +25,20 @@ def table_lines(
     paths: Sequence[str],
     top: int | None = None,
     columns: int = 240,
+    with_sets: bool = False,
 ) -> Iterator[str]:
     """Yield a table's lines: ``top`` classes per file, or the predicted ones, one or several.
 
+    A path that is too long has its own line. So has a class, and a label set.
     For an unknown image UNKNOWN comes first, and classes only with ``top``.
-    A path that is too long has its own line. So has a class.
     """
-    names = [visible(name) for name in classes]
+    names, end = [visible(name) for name in classes], columns
+    columns -= len("  set") if with_sets else 0
     most = columns - len("path    probability")
     width = min(max(len("class"), *map(width_of, names)), most)
     longest = max((width_of(visible(path)) for path in paths), default=0)
     room = max(len("path"), min(longest, columns - width - len("    probability")))
-    head = f"{pad('path', room)}  {pad('class', width)}  probability"
+    head = f"{pad('path', room)}  {pad('class', width)}  probability{'  set' * with_sets}"
     for one in predictions:
         if one.probabilities is None:
             continue
@@ -48,17 +50,24 @@ def table_lines(
             path = ""
         labels = list(one.predicted)
         if top is not None:
-            labels = one.probabilities.topk(min(top, len(names))).indices.tolist()
+            decided_by = one.probabilities if one.raw is None else one.raw
+            labels = decided_by.topk(min(top, len(names))).indices.tolist()
         shown = [(names[label], f"{one.probabilities[label]:11.4f}") for label in labels]
         if one.is_unknown:
             shown = [(UNKNOWN, ""), *(shown if top is not None else [])]
+        in_set = one.label_set or ()
+        told = f"{{{', '.join(names[label] for label in in_set)}}}" if in_set else ""
         for name, value in shown or [("-", "")]:  # of several labels none
             if width_of(name) > width and value:
                 yield from [path] if path else []
                 yield from (f"  {part}" for part in wrap(name, columns - 2))
                 path = name = ""
-            yield f"{pad(path, room)}  {pad(name, width)}  {value}".rstrip()
-            path = ""
+            line = f"{pad(path, room)}  {pad(name, width)}  {value}"
+            if told and width_of(line) + 2 + width_of(told) <= end:
+                line, told = f"{line}  {told}", ""
+            yield line.rstrip()
+            yield from (f"  {part}" for part in (wrap(told, end - 2) if told else ()))
+            path = told = ""
 
 
 def json_lines(
@@ -82,6 +91,8 @@ def json_lines(
             entry |= {"class": classes[label], "probability": values[label]}
         if one.score is not None:
             entry |= {"unknown": one.is_unknown, "score": one.score}
+        if one.label_set is not None:
+            entry["set"] = [classes[label] for label in one.label_set]
         entry["probabilities"] = dict(zip(classes, values, strict=True))
         text = json.dumps(entry, ensure_ascii=ascii_only)
         if line == "[":
@@ -100,6 +111,14 @@ def csv_lines(
     more: the names of further columns, whose texts are ``Prediction.more``.
     """
     return prediction_lines(classes, _as_answers(predictions, classes), more)
+
+
+def write_predicted(
+    path: Path, predictions: Iterable[Prediction], classes: Sequence[str], more: Sequence[str] = ()
+) -> None:
+    """Write what ``csv_lines`` gives, or the same as Parquet if ``path`` ends so, atomically."""
+    answers = _as_answers(predictions, classes)
+    write_with(path, lambda file: fill_table(file, path.suffix, classes, answers, more))
 
 
 def _as_answers(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[Answer]:

@@ -1,6 +1,6 @@
 """What the best weights answer for the images of val and test, and the table of these answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +13,15 @@ from datasets import BrokenImage, DataError
 from datasets.bands import form_in
 from datasets.unknown import unknown_images
 from datasets.words import counted
-from trainer.build.job import Job
 from trainer.build.trained import TrainedModel
-from trainer.comparing.predictions import SEPARATOR, Answer, prediction_lines
+from trainer.comparing.predictions import SEPARATOR, Answer, fill_table
 from trainer.components import SCORES, novelty
+from trainer.components.calibration import (
+    Calibration,
+    before_and_after,
+    calibrate,
+    calibrated,
+)
 from trainer.components.decisions import Answers, decided, likeliest
 from trainer.components.novelty import Novelty
 from trainer.distributed.fsdp import is_sharded, model_shard
@@ -25,10 +30,11 @@ from trainer.distributed.processes import on_main
 from trainer.input.loader import Loader, eval_loader
 from trainer.input.subset import Subset, at_least_of
 from trainer.loop.epochs import Session
-from trainer.loop.evaluate import predict
+from trainer.loop.evaluate import answers_of, predict
+from trainer.loop.record import keep_calibration
 from trainer.process.errors import NO_ANSWER
 from trainer.run.best import load_best, read_best
-from trainer.run.disk import Digest, read_json, write_with
+from trainer.run.disk import read_json, write_with
 from trainer.run.known import save_known
 
 ROWS = 1024  # rows of a table that are Python's numbers at once
@@ -209,23 +215,59 @@ def measure_unknown(session: Session, known: Known) -> dict[str, Any]:
     return {"unknown": found}
 
 
-def part_of(job: Job, name: str, answers: Answers, losses: Tensor) -> Part:
-    """What is answered for the images of val or test."""
-    subset: Subset = job.data.subsets[name]
+class Judged(NamedTuple):
+    """What is answered for val and test, with raw probabilities and with calibrated ones.
+
+    The calibrated ones are the raw ones if no temperature is used.
+    """
+
+    calibration: Calibration
+    raw: dict[str, Answers]
+    calibrated: dict[str, Answers]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What result.json has: how true the probabilities of test are, before and after."""
+        after = self.calibrated["test"] if self.calibration.used else None
+        test = before_and_after(self.raw["test"], after)
+        return {**self.calibration._asdict(), "test": test}
+
+
+def calibrate_best(
+    session: Session, parts: Mapping[str, tuple[Tensor, Tensor]], thresholds: Tensor | None
+) -> Judged:
+    """Fit a temperature on val, write it into model.json, and tell it; on rank 0.
+
+    parts: the logits and labels of val and test.
+    """
+    job, loss = session.job, session.job.config.loss.name
+    found = calibrate(loss, *parts["val"])
+    keep_calibration(session.run, found)
+    session.say(f"note    {found.in_words}")
+    raw = {name: answers_of(job.config, *part, thresholds) for name, part in parts.items()}
+    after = {
+        name: raw[name]._replace(
+            probabilities=calibrated(loss, logits, found.temperature, labels.ndim == 2)
+        )
+        for name, (logits, labels) in parts.items()
+        if found.used
+    }
+    return Judged(found, raw, raw | after)
+
+
+def part_of(
+    subset: Subset, name: str, known: Mapping[str, str], answers: Answers, losses: Tensor
+) -> Part:
+    """What is answered for the images of a split, which split.json has as ``known``."""
     ids = [subset.dataset.ids[index] for index in subset.indices.tolist()]
-    known = (job.data.split[name][image] for image in ids)
-    return Part(name, ids, ["" if k.endswith(" bytes") else k for k in known], answers, losses)
+    digests = ["" if known[image].endswith(" bytes") else known[image] for image in ids]
+    return Part(name, ids, digests, answers, losses)
 
 
 def write_predictions(path: Path, classes: Sequence[str], parts: Sequence[Part]) -> None:
-    """Write the table of the images of all parts, in their order."""
-
-    def fill(file: Digest) -> None:
-        answers = (answer for part in parts for answer in _answers(classes, part))
-        for line in prediction_lines(classes, answers):
-            file.write(f"{line}\n".encode(errors="backslashreplace"))
-
-    write_with(path, fill)
+    """Write the table of the images of all parts, in their order; as Parquet if path ends so."""
+    answers = (answer for part in parts for answer in _answers(classes, part))
+    write_with(path, lambda file: fill_table(file, path.suffix, classes, answers))
 
 
 def _answers(classes: Sequence[str], part: Part) -> Iterator[Answer]:

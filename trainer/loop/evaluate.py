@@ -56,7 +56,7 @@ def evaluate(
     config: Config,
     logits: Tensor,
     labels: Tensor,
-    loss_fn: nn.Module,
+    loss_fn: nn.Module | None,
     thresholds: Tensor | None = None,
 ) -> dict[str, Any]:
     """``{"loss": ..., "accuracy": ...}`` of a whole split, never a mean of batch means.
@@ -64,13 +64,14 @@ def evaluate(
     logits (N, num_classes) and labels (N,) on the CPU, or (N, num_classes) of several labels, which
     are predicted from ``thresholds`` on. Keys are the metrics' names in the YAML's order; a value
     is a float, or a list for those with a number for each class. If a logit is NaN or infinite, the
-    loss is NaN, and its image counts as wrong.
+    loss is NaN, and its image counts as wrong. Without ``loss_fn`` there is no loss.
     """
     answers = answers_of(config, logits, labels, thresholds)
-    loss = math.nan
-    if not answers.probabilities[:, 0].isnan().any():
-        loss = each_loss(loss_fn, logits, labels).mean().item()
-    values: dict[str, Any] = {"loss": loss}
+    values: dict[str, Any] = {}
+    if loss_fn is not None:
+        is_lost = answers.probabilities[:, 0].isnan().any()
+        loss = math.nan if is_lost else each_loss(loss_fn, logits, labels).mean().item()
+        values = {"loss": loss}
     for i, metric in enumerate(config.metrics):
         values[metric.name] = build(METRICS, f"metrics.{i}", metric, **answers._asdict())
     return values

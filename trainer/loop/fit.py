@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.build.job import Job
 from trainer.comparing.grown import grown
 from trainer.comparing.predictions import PREDICTIONS
-from trainer.components.decisions import Answers, as_thresholds, number_of_each
+from trainer.components.decisions import as_thresholds, number_of_each
 from trainer.distributed import processes
 from trainer.distributed.processes import is_main, on_main
 from trainer.input.subset import Subset, decoded
@@ -21,10 +21,16 @@ from trainer.insight.board import Board, show_end, show_start
 from trainer.insight.findings import ReportData
 from trainer.insight.report import write_report
 from trainer.insight.samples import THUMBNAIL
-from trainer.loop.answers import part_of, predict_best, write_known, write_predictions
+from trainer.loop.answers import (
+    Judged,
+    calibrate_best,
+    part_of,
+    predict_best,
+    write_known,
+    write_predictions,
+)
 from trainer.loop.epochs import Session, train_epochs
 from trainer.loop.evaluate import (
-    answers_of,
     each_loss,
     evaluate,
     scalars,
@@ -201,6 +207,8 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     with state.spending("eval"):
         test = evaluate(job.config, logits, labels, job.loss_fn, thresholds)
         val = scalars(evaluate(job.config, *parts["val"][tta], job.loss_fn, thresholds))
+        chosen = {name: found[tta] for name, found in parts.items()}
+        judged = calibrate_best(session, chosen, thresholds)
         plain = {}
         unknown = write_known(session, known) if known else None
         if tta:
@@ -210,9 +218,8 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         tested = set_aside(run, test, job.data.classes)
         # Now the run only draws, embeds and writes: a sweep that sees "test" begins the next one.
         update_result(run, dataset=about_data(job), test=tested)
-        tests = answers_of(job.config, logits, labels, thresholds)
-        write_table(session, {name: found[tta] for name, found in parts.items()}, thresholds)
-        show_end(Board(log.events, job, session.say), run, subset, tests, state.step)
+        write_table(session, chosen, judged)
+        show_end(Board(log.events, job, session.say), run, subset, judged.raw["test"], state.step)
     # The first epoch warms up the caches, so it counts only if it is the only one.
     speeds = state.speeds[1:] or state.speeds
     best = {name: v for name, v in state.best.items() if not name.startswith("lr/")}
@@ -221,6 +228,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         "best": best,
         "val": val,
         "test": tested,
+        "calibration": judged.result,
         **({"tta": tta, "test_plain": plain} if tta else {}),
         **({"novelty": unknown} if unknown else {}),
         "images_per_second": statistics.median(speeds) if speeds else None,
@@ -235,22 +243,23 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         log.flush()
         shutil.rmtree(run / "report", ignore_errors=True)  # of an earlier end
         if "report" in job.config.log.show:
-            report(session, subset, tests, result)
+            report(session, subset, judged, result)
     result["seconds"] = spent(state)
     log.sync()
     return update_result(run, status="done", **result)  # last: a run that is done has all its files
 
 
 def write_table(
-    session: Session, parts: Mapping[str, tuple[Tensor, Tensor]], thresholds: Tensor | None
+    session: Session, parts: Mapping[str, tuple[Tensor, Tensor]], judged: Judged
 ) -> None:
-    """Write predictions.csv: what is answered for each image of val and test."""
+    """Write predictions.csv: what is answered for each image of val and test, with raw numbers."""
     job = session.job
     rows = [
         part_of(
-            job,
+            job.data.subsets[name],
             name,
-            answers_of(job.config, logits, labels, thresholds),
+            job.data.split[name],
+            judged.raw[name],
             each_loss(job.loss_fn, logits, labels),
         )
         for name, (logits, labels) in parts.items()
@@ -269,7 +278,7 @@ def since_before(run: Path, several_labels: bool) -> dict[str, Any]:
         return {"grown": {"reason": origin.get("not_compared", str(error))}}
 
 
-def report(session: Session, subset: Subset, answers: Answers, result: dict[str, Any]) -> None:
+def report(session: Session, subset: Subset, judged: Judged, result: dict[str, Any]) -> None:
     """Write the report on the test split ``subset``; an error in it does not end the run."""
     job, run = session.job, session.run
     lines = [line for line in read_metrics(run / "metrics.jsonl") if "train/loss_epoch" in line]
@@ -278,7 +287,10 @@ def report(session: Session, subset: Subset, answers: Answers, result: dict[str,
         results = ReportData(
             history=lines,
             classes=job.data.classes,
-            answers=answers,
+            answers=judged.raw["test"],
+            val=judged.calibrated["val"],
+            calibrated=judged.calibrated["test"],
+            calibration=judged.calibration,
             ids=[job.data.dataset.ids[number] for number in numbers],
             config_text=job.config.dump(),
             result=read_json(run / "result.json") | result,

@@ -190,7 +190,7 @@ def adopt(
         record.write_split(job, run)  # it may have been lost
         best_entry = checkpoint.bring_back_best(found.folder, say)
         if best_entry:
-            write_json(run / "model.json", record.card(job, state.best) | {"weights": best_entry})
+            write_json(run / "model.json", record.best_card(job, run, state.best, best_entry))
         print_plan(job, run, state, found.content, say)
     if is_finished(job, run, state):
         more = "early_stop.patience" if state.early_stopped else "train.epochs"

@@ -5,7 +5,7 @@ import difflib
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NoReturn
 
@@ -24,6 +24,24 @@ def level(text: str) -> Fraction:
     if not re.fullmatch(r"0?\.\d{1,6}", text) or not Fraction(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1, such as 0.95")
     return Fraction(text)
+
+
+def without_paths_taken_for_files(
+    argv: Sequence[str], suffixes: Mapping[str, tuple[str, ...]]
+) -> list[str]:
+    """Turn ``--json photo.jpg`` into ``--json=- photo.jpg``: a name without .json is a PATH.
+
+    suffixes: of each option whose value may be left out, the endings of its values.
+    """
+    given = list(argv)
+    for i, text in enumerate(given):
+        if text == "--":
+            break
+        if text in suffixes:
+            following = given[i + 1] if i + 1 < len(given) else ""
+            if not following.lower().endswith(suffixes[text]):
+                given[i] = f"{text}=-"
+    return given
 
 
 class Parser(argparse.ArgumentParser):
