@@ -177,7 +177,7 @@ def _predicted(
     views = [item for item in waiting if isinstance(item, _Views)]
     rows: Iterator[tuple[Tensor, Tensor, float | None]] = iter(())
     if views:
-        rows = _answers(trained, views, tta, rejection)
+        rows = _scored(trained, views, tta, rejection)
     for item in waiting:
         if isinstance(item, Prediction):
             yield item
@@ -199,7 +199,7 @@ def _predicted(
             yield Prediction(item.path, reason=f"{NO_ANSWER} for it")
 
 
-def _answers(
+def _scored(
     trained: TrainedModel, views: Sequence[_Views], tta: str | None, rejection: Rejection | None
 ) -> Iterator[tuple[Tensor, Tensor, float | None]]:
     """Yield raw and calibrated probabilities (K,) of each image, and its score."""
