@@ -17,8 +17,10 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional
+from torchvision.transforms import v2
 
 from models import MODELS
+from trainer.build.prepare import prepare
 from trainer.build.trained import load_trained
 from trainer.components import SCORES
 from trainer.components.novelty import (
@@ -33,10 +35,12 @@ from trainer.components.novelty import (
     told_apart,
     with_features,
 )
+from trainer.config import load_config
 from trainer.config.signatures import resolve
 from trainer.export import main as export
 from trainer.inference.export_check import Difference
 from trainer.insight.features import penultimate
+from trainer.loop.answers import training_images
 from trainer.predict import main as predict
 from trainer.train import main as train_command
 
@@ -404,3 +408,26 @@ def test_a_graph_that_says_unknown_otherwise_is_refused():
     assert Difference(**rejecting, unknown=9e-4).is_small
     assert not Difference(**rejecting, unknown=2e-3).is_small
     assert not Difference(**rejecting, unknown=math.nan).is_small
+
+
+@pytest.mark.parametrize("side", [40, 36])  # as eval resizes, or not
+@pytest.mark.parametrize("cache", ["ram", "off"])
+def test_training_images_teach_after_the_eval_transforms(config_file, notes, side, cache):
+    text = config_file.read_text().replace("size: [32, 32]", f"size: [{side}, {side}]", 1)
+    tail = text.index("eval:")
+    text = text[:tail] + text[tail:].replace(
+        "{name: Resize, size: [32, 32]}",
+        "{name: Resize, size: [40, 40]}\n    - {name: CenterCrop, size: 32}",
+    )
+    config_file.write_text(text)
+    job = prepare(load_config(config_file, [f"loader.cache={cache}"]), print)
+    train, rows = job.data.subsets["train"], torch.tensor([3, 0, 5])
+    images, labels = next(training_images(job, rows))
+    for row, image, label in zip(rows, images, labels, strict=True):
+        name = train.dataset.ids[int(train.indices[row])]
+        pixels = v2.functional.pil_to_tensor(Image.open(notes / name).convert("RGB"))
+        small = v2.functional.center_crop(
+            v2.functional.resize(pixels, [40, 40], antialias=True), [32, 32]
+        )
+        assert torch.allclose(image, (small.float() / 255 - 0.5) / 0.25, atol=1e-6)
+        assert job.data.classes[int(label)] == name.partition("/")[0]

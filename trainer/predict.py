@@ -227,7 +227,7 @@ def about_rejection(rejection: "Rejection", unknown: Mapping[bool, int]) -> str:
 
     low, high = wilson(rejection.kept, rejection.tested)
     return (
-        f"{unknown[True]:,} of {counted(sum(unknown.values()), 'image')} unknown, by a "
+        f"{unknown[True]:,} of {counted(sum(unknown.values()), 'image')} unknown, with "
         f"{rejection.score} above {rejection.threshold:.4g}: that is to keep "
         f"{float(rejection.level):g} of known images, by {rejection.val:,} of val; of test it "
         f"keeps {rejection.kept:,} of {rejection.tested:,} ({low:.3f} to {high:.3f} with 95 % "

@@ -1,8 +1,9 @@
 """What the best weights answer for the images of val and test, and the table of these answers."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from datasets import BrokenImage, DataError
 from datasets.bands import form_in
 from datasets.unknown import unknown_images
 from datasets.words import counted
+from trainer.build.job import Job
 from trainer.build.trained import TrainedModel
 from trainer.comparing.predictions import SEPARATOR, Answer, fill_table
 from trainer.components import SCORES, novelty
@@ -36,9 +38,10 @@ from trainer.process.errors import NO_ANSWER
 from trainer.run.best import load_best, read_best
 from trainer.run.disk import read_json, write_with
 from trainer.run.known import save_known
+from transforms.pipeline import Pipeline
 
 ROWS = 1024  # rows of a table that are Python's numbers at once
-LEARN_AT_ONCE = UNKNOWN_AT_ONCE = 32  # images; the largest model takes so many on a laptop
+AT_A_TIME = 32  # images; the largest model takes so many on a laptop
 
 # The logits and labels of a part: plainly (None), and with test-time augmentation of this name.
 Logits = dict[str | None, tuple[Tensor, Tensor]]
@@ -119,24 +122,18 @@ def learn_known(session: Session) -> Known | None:
         return _not_learned(session, "an image may have several labels, or none")
     if is_sharded(job.model):
         return _not_learned(session, "train.parallel=fsdp leaves no process the whole model")
-    num_classes, layout = len(job.data.classes), job.train_loader.delivery.channels_last
-    train, pipeline = job.data.subsets["train"], job.val_loader.subset.pipeline
-    steps = job.config.transforms.train, job.config.transforms.eval
-    ends = len(train.pipeline.fixed), len(pipeline.fixed)
-    is_alike = steps[0][: ends[0]] == steps[1][: ends[1]]  # so what is kept fits eval too
-    plain = replace(train, pipeline=pipeline, images=train.images if is_alike else None)
-    rows = novelty.rows_to_learn(train.labels, num_classes, job.config.seed)
-    layer, found = "", list[tuple[Tensor, Tensor]]()
+    num_classes, found = len(job.data.classes), list[tuple[Tensor, Tensor]]()
+    labels, layer = job.data.subsets["train"].labels, ""
+    rows = novelty.rows_to_learn(labels, num_classes, job.config.seed)
     try:
         with session.state.spending("eval"), job.precision.autocast():
             job.model.eval()
-            for some in torch.split(rows, LEARN_AT_ONCE):
-                images, labels = plain.batch(some, 0, job.device, layout)
-                crops = images.shape[1] if images.ndim == 5 else 1
-                images, labels = images.flatten(0, -4), labels.repeat_interleave(crops)
+            for images, labels in training_images(job, rows):
+                labels = labels.repeat_interleave(images.shape[1] if images.ndim == 5 else 1)
+                images = images.flatten(0, -4).to(job.device)
                 layer = layer or novelty.last_layer(job.model, images[:2], num_classes)
                 features = novelty.with_features(job.model, layer, images)[1]
-                found.append((features.cpu(), labels.cpu()))
+                found.append((features.cpu(), labels))
                 if sum(features.numel() for features, _ in found) > novelty.MAX_NUMBERS:
                     break
             learned = novelty.learn(*map(torch.cat, zip(*found, strict=True)))
@@ -144,6 +141,23 @@ def learn_known(session: Session) -> Known | None:
         return _not_learned(session, str(error))
     model = Novelty(job.model, layer, learned).to(job.device)
     return Known(model, sum(len(labels) for _, labels in found), {"val": {}, "test": {}})
+
+
+def training_images(job: Job, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of these rows of train after the eval transforms, and their labels.
+
+    Images that are kept are used, if the transforms before are those of eval too.
+    """
+    train, pipeline = job.data.subsets["train"], job.val_loader.subset.pipeline
+    done, steps = len(train.pipeline.fixed), job.config.transforms
+    if train.images is None or steps.train[:done] != steps.eval[:done]:
+        plain = dataclasses.replace(train, pipeline=pipeline, images=None)
+        yield from map(plain.sample, torch.split(rows, AT_A_TIME))
+        return
+    rest = Pipeline([*pipeline.fixed, *pipeline.rest][done:], job.config.seed)
+    for some in torch.split(rows if train.used is None else train.used[rows], AT_A_TIME):
+        images = [rest.prepare(train.images[row]) for row in some.tolist()]
+        yield rest(images, train.labels[some], train.indices[some], 0)
 
 
 def _not_learned(session: Session, reason: str) -> Known | None:
@@ -188,23 +202,28 @@ def measure_unknown(session: Session, known: Known) -> dict[str, Any]:
         form=form_in(config.dataset.arguments),
         at_least=at_least_of(job.data.dataset, pipeline),
     )  # fmt: skip
-    scores, refused, waiting = list[Tensor](), list[str](), list[Tensor]()
+    scores, refused = list[Tensor](), list[str]()
     try:
         paths, _ = unknown_images(root, trained.form.suffixes, None)
     except DataError as error:  # the folder was there when the run began
         session.say(f"note    {error}")
         return {}
-    for number, path in enumerate(paths, 1):
+
+    def read(path: str) -> Tensor | str:
         try:
-            waiting.append(trained.inputs([trained.read(Path(path))]))
+            return trained.inputs([trained.read(Path(path))])
         except (BrokenImage, ValueError) as error:
-            refused.append(str(error))
-        if waiting and (len(waiting) == UNKNOWN_AT_ONCE or number == len(paths)):
-            outputs = trained.logits(torch.cat(waiting), tta).cpu()
-            finite = outputs.isfinite().all(dim=1)
-            refused += [f"{root}: {NO_ANSWER}"] * int((~finite).sum())
-            scores.append(novelty.split_scores(outputs[finite])[1])
-            waiting = []
+            return str(error)
+
+    with ThreadPoolExecutor() as pool:
+        for first in range(0, len(paths), AT_A_TIME):
+            got = list(pool.map(read, paths[first : first + AT_A_TIME]))
+            refused += [reason for reason in got if isinstance(reason, str)]
+            if inputs := [one for one in got if isinstance(one, Tensor)]:
+                outputs = trained.logits(torch.cat(inputs), tta).cpu()
+                finite = outputs.isfinite().all(dim=1)
+                refused += [f"{root}: {NO_ANSWER}"] * int((~finite).sum())
+                scores.append(novelty.split_scores(outputs[finite])[1])
     if refused:
         told = f"{len(refused):,} of {counted(len(paths), 'picture')} left out; the first: "
         session.say(f"note    dataset.unknown: {told}{' '.join(refused[0].split())}")
