@@ -16,6 +16,7 @@ import sklearn.metrics
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from tests.noisy_squares import pictures_of, save_pictures, train_noisy
@@ -31,6 +32,7 @@ from trainer.components.calibration import (
     tempered,
 )
 from trainer.components.losses import probabilities
+from trainer.evaluate import main as evaluate
 from trainer.inference.prediction import predict_files
 from trainer.loop.record import best_card
 from trainer.predict import main as predict
@@ -388,6 +390,31 @@ def with_temperature(run, temperature, **more):
     card = read_json(run / "model.json") | {"calibration": used} | more
     write_json(run / "model.json", card)
     return run
+
+
+def test_evaluate_tells_what_the_temperature_does_on_new_images(noisy, tmp_path, capsys):
+    classes, (pictures, labels) = classes_of(noisy), pictures_of(80, seed=7)
+    for number, (picture, label) in enumerate(zip(pictures, labels.tolist(), strict=True)):
+        folder = tmp_path / "new" / classes[label].replace("/", " or ")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.numpy()).save(folder / f"{number}.png")
+    place, output = str(tmp_path / "new"), tmp_path / "out"
+    rename = ["--rename", "T-shirt or top=T-shirt/top"]
+    assert evaluate([str(noisy), place, "--output", str(output), *rename]) == 0
+    told = read_json(output / "metrics.json")["calibration"]
+    with open(output / "predictions.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    chances = np.array([[float(row[f"p:{k}"]) for k in classes] for row in rows])
+    labels = np.array([classes.index(row["true"]) for row in rows])
+    temperature = read_json(noisy / "model.json")["calibration"]["temperature"]
+    after = scipy.special.softmax(np.log(chances) / temperature, axis=1)
+    for when, expected in (("before", chances), ("after", after)):
+        nll = sklearn.metrics.log_loss(labels, expected.astype(np.float32), labels=np.arange(10))
+        assert told[when]["nll"] == pytest.approx(nll, abs=1e-5)
+    assert f"| nll | {told['before']['nll']:.4f} | {told['after']['nll']:.4f} |" in (
+        output / "report.md"
+    ).read_text(encoding="utf-8")
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(

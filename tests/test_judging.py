@@ -99,7 +99,7 @@ def test_what_is_left_out_or_flatters_is_told_with_counts(finished, notes, tmp_p
     code, values, err = judged(run, place)
     assert code == 0
     count = len(test) + 4
-    assert f"3 of {count} images are train images of the run (equal content)" in err
+    assert f"3 of {count} images are of the run's train part (equal content)" in err
     assert "'coin' is no class of the run: 2 images in no metric" in err
     assert "1 image cannot be read, in no metric; first" in err and "broken.jpg" in err
     assert "1 image repeats the content of another, 1 of 1 groups with another class" in err
@@ -116,7 +116,7 @@ def test_a_class_has_its_exact_name_or_the_one_that_is_told(finished, notes, tmp
     run, place = finished(), tmp_path / "new"
     folder_of(notes, place, ids_of(run, "test"), {"100": "100 Yuan", "1": "1"})
     _, _, err = judged(run, place)
-    assert "did you mean '100'? type --rename \"100 Yuan=100\"" in err
+    assert "did you mean '100'? type --rename '100 Yuan=100'" in err
     assert "no image of the run's '100'" in err
     code, values, err = judged(run, place, "--rename", "100 Yuan=100")
     assert code == 0 and "which are replaced" in err and "no class" not in err
@@ -193,11 +193,11 @@ def test_a_run_on_grey_arrays_judges_png_files_by_their_pixels(
         picture = Image.fromarray(dataset.image(index)[0].numpy())
         picture.save(place / label / f"{name.replace('/', '-')}.png")
     code, values, err = judged(run, place, "--rename", "T-shirt or top=T-shirt/top")
-    assert code == 0 and "2 of 32 images are train images" in err
+    assert code == 0 and "2 of 32 images are of the run's train part" in err
     for file in place.glob("*/train-*"):
         file.unlink()
     _, values, err = judged(run, place, "--rename", "T-shirt or top=T-shirt/top")
-    assert "train images" not in err
+    assert "train part" not in err
     assert values == json.loads((run / "result.json").read_text())["test"]
     large = tmp_path / "large" / "Bag"
     large.mkdir(parents=True)

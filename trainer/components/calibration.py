@@ -28,7 +28,7 @@ LOWEST, HIGHEST = 0.05, 20.0  # a temperature; at an end it is no minimum, and n
 GOLDEN = (math.sqrt(5) - 1) / 2
 PRECISION = 1e-5  # of the logarithm of a temperature, which is then rounded to 4 digits
 NLL_STEP = 2.0**-32  # losses are multiples of it: their sum is equal in any order
-AT_ONCE = 4096  # images whose float64 copies are in memory at once
+NLL_ROWS = 4096  # images whose float64 copies are in memory at once
 MOST_LOGITS = 4_000_000  # that are fitted: of 1000 classes 4,000 images, which is to 2 %
 
 
@@ -117,7 +117,7 @@ def _losses(loss_name: str, logits: Tensor, labels: Tensor, temperature: float) 
     """The negative log likelihood of each image, (N,) float64; of several labels their mean."""
     found = []
     for scores, wanted in zip(
-        torch.split(logits, AT_ONCE), torch.split(labels, AT_ONCE), strict=True
+        torch.split(logits, NLL_ROWS), torch.split(labels, NLL_ROWS), strict=True
     ):
         scores = scores.double()
         if wanted.ndim == 2:

@@ -124,7 +124,7 @@ def prepare_new(
     trained: TrainedModel, config: Config, dataset: Dataset, renames: Mapping[str, str]
 ) -> NewImages:
     """Read the images whose class the run has. Raises DataError if there are none."""
-    matched = match(trained.classes, dataset.classes, renames)
+    matched = match(trained.classes, dataset, renames)
     labels = labels_in(trained, dataset, matched)
     if isinstance(dataset, ImageFiles) and type(dataset).decode is ImageFiles.decode:
         dataset = OwnFiles(dataset, trained.image_channels)

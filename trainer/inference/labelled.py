@@ -1,6 +1,7 @@
 """Opens labelled images that are no part of a run, and matches their classes to the run's."""
 
 import hashlib
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,9 +15,10 @@ from torch import Tensor
 from datasets import DATASETS, DataError, Dataset, has_several_labels
 from datasets.files import ImageFiles
 from datasets.shards import INDEX
-from datasets.words import counted
+from datasets.words import agreeing, counted
 from trainer.build.trained import TrainedModel, fitted
 from trainer.build.trial import check_components
+from trainer.components.decisions import number_of_each
 from trainer.config import Config, load_config
 from trainer.config.document import flow
 from trainer.config.signatures import parameters_of, resolve
@@ -52,13 +54,13 @@ class OwnFiles(ImageFiles):
 
 @dataclass(frozen=True)
 class Matched:
-    """The classes of a place: the number of the run's class for each; names of the others.
+    """The classes of a place: the number of the run's class for each; the images of the others.
 
     lacking: classes of the run that the place does not have.
     """
 
     numbers: dict[str, int]
-    unknown: list[str]
+    unknown: dict[str, int]
     lacking: list[str]
 
 
@@ -99,21 +101,23 @@ def kind_of(place: Path, overrides: Sequence[str]) -> str:
     return BY_SUFFIX[place.suffix.lower()]
 
 
-def match(own: Sequence[str], found: Sequence[str], renames: Mapping[str, str]) -> Matched:
+def match(own: Sequence[str], dataset: Dataset, renames: Mapping[str, str]) -> Matched:
     """Find each class of a place among the run's ``own``: the same name, in any Unicode form.
 
     renames: names of the place -> those of the run. Raises UsageError for one that is not there,
     DataError if no class is found.
     """
-    numbers = {_composed(name): number for number, name in enumerate(own)}
+    found = dataset.classes
+    numbers = {_nfc(name): number for number, name in enumerate(own)}
     for old, new in renames.items():
         if old not in found:
             raise UsageError(f"--rename {old}={new}: {old!r} is no class there: {_few(found)}.")
-        if _composed(new) not in numbers:
+        if _nfc(new) not in numbers:
             raise UsageError(f"--rename {old}={new}: {new!r} is no class of the run: {_few(own)}.")
-    of_run = {name: numbers.get(_composed(renames.get(name, name))) for name in found}
+    of_run = {name: numbers.get(_nfc(renames.get(name, name))) for name in found}
     matched = {name: number for name, number in of_run.items() if number is not None}
-    unknown = [name for name, number in of_run.items() if number is None]
+    counts = zip(found, number_of_each(torch.tensor(dataset.labels), len(found)), strict=True)
+    unknown = {name: count for name, count in counts if name not in matched}
     if not matched:
         raise DataError(
             f"none of the classes there is one of the run's.\n  there: {_few(found)}\n"
@@ -123,7 +127,7 @@ def match(own: Sequence[str], found: Sequence[str], renames: Mapping[str, str]) 
     return Matched(matched, unknown, [name for k, name in enumerate(own) if k not in reached])
 
 
-def _composed(name: str) -> str:
+def _nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
@@ -156,22 +160,19 @@ def labels_in(trained: TrainedModel, dataset: Dataset, matched: Matched) -> Tens
 
 def notes_on_classes(own: Sequence[str], dataset: Dataset, matched: Matched) -> list[str]:
     """A line for each unknown class, with its images, and one for classes without images."""
-    several = has_several_labels(dataset.labels)
-    counts: Mapping[int, int]
-    if several:
-        has = (torch.tensor(dataset.labels) > 0.5).sum(dim=0).tolist()
-        counts = dict(enumerate(has))
-    else:
-        counts = Counter[Any](dataset.labels)
-    notes = []
-    for name in matched.unknown:
-        images = counted(counts.get(dataset.classes.index(name), 0), "image")
+    several, notes = has_several_labels(dataset.labels), []
+    for name, number in [*matched.unknown.items()][:NAMED]:
+        images = counted(number, "image")
         left = f"is not judged ({images})" if several else f"{images} in no metric"
         near = nearest(name, own)
-        hint = f"; did you mean {near!r}? type --rename {flow(f'{name}={near}')}" if near else ""
-        notes.append(f"{name!r} is no class of the run: {left}{hint}")
-    if len(notes) > NAMED:
-        notes[NAMED:] = [f"and {len(notes) - NAMED:,} more classes that are none of the run's"]
+        hint = f"; did you mean {near!r}? type --rename {shlex.quote(f'{name}={near}')}"
+        notes.append(f"{name!r} is no class of the run: {left}{hint * bool(near)}")
+    if others := [*matched.unknown.values()][NAMED:]:
+        told = f"{counted(sum(others), 'label' if several else 'image')}"
+        notes.append(f"and {len(others):,} more classes that are none of the run's: {told}")
+    if parts := Counter(part for part in dataset.parts if part):
+        told = listed(f"{part} {count:,}" for part, count in parts.items())
+        notes.append(f"its own parts ({told}) are taken as one")
     if matched.lacking:
         notes.append(f"no image of the run's {_few(matched.lacking)}")
     return notes
@@ -188,12 +189,13 @@ def notes_on_copies(
     used = {name: {*split[name].values()} for name in ("train", "val")}
     if any(known.endswith(" bytes") for known in used["train"]):
         notes.append("the run was split by name: whether it trained on these images is not known")
-    effects = {"train": "the run was trained on them, and the numbers flatter it",
-               "val": "they chose the run's best epoch"}  # fmt: skip
+    effects = {"train": "it was trained on them, and the numbers flatter it",
+               "val": "they chose its best epoch"}  # fmt: skip
     for part, effect in effects.items():
         same = [name for name, known in zip(names, digests, strict=True) if known in used[part]]
         if same:
-            told = f"{len(same):,} of {len(names):,} images are {part} images of the run"
+            are = agreeing(len(same), "are")
+            told = f"{len(same):,} of {len(names):,} images {are} of the run's {part} part"
             notes.append(f"{told} (equal content): {effect}; {_first(same)}")
     rows: dict[str, list[int]] = {}
     for row, known in enumerate(digests):

@@ -209,10 +209,10 @@ def _scored(
     if rejection is not None:
         logits, found = split_scores(logits)
         scores = rejection.of(found).tolist()
-    yield from zip(*_chances(trained, logits, views), scores, strict=True)
+    yield from zip(*_probabilities(trained, logits, views), scores, strict=True)
 
 
-def _chances(
+def _probabilities(
     trained: TrainedModel, logits: Tensor, views: Sequence[_Views]
 ) -> tuple[Tensor, Tensor]:
     """Raw and calibrated probabilities of images: (B, K) each, means over their draws."""

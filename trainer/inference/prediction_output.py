@@ -110,18 +110,18 @@ def csv_lines(
 
     more: the names of further columns, whose texts are ``Prediction.more``.
     """
-    return prediction_lines(classes, _as_answers(predictions, classes), more)
+    return prediction_lines(classes, _answers_of(predictions, classes), more)
 
 
 def write_predicted(
     path: Path, predictions: Iterable[Prediction], classes: Sequence[str], more: Sequence[str] = ()
 ) -> None:
     """Write what ``csv_lines`` gives, or the same as Parquet if ``path`` ends so, atomically."""
-    answers = _as_answers(predictions, classes)
+    answers = _answers_of(predictions, classes)
     write_with(path, lambda file: fill_table(file, path.suffix, classes, answers, more))
 
 
-def _as_answers(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[Answer]:
+def _answers_of(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[Answer]:
     for one in predictions:
         if one.probabilities is None:
             continue

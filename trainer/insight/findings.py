@@ -16,11 +16,7 @@ from datasets.words import counted
 from trainer.comparing.grown import about_grown
 from trainer.components import SCORES
 from trainer.components.calibration import Calibration
-from trainer.components.decisions import (
-    Answers,
-    certainties,
-    confusion_counts,
-)
+from trainer.components.decisions import Answers, certainties, confusion_counts
 from trainer.components.label_sets import Coverage, measure_sets
 from trainer.components.metrics import per_class
 from trainer.drawing.charts import numbers
@@ -98,7 +94,6 @@ class Findings:
     seconds: dict[str, float]
     commands: list[tuple[str, str]]
     several_labels: bool = False  # an image may have several
-    grown: Sequence[str] = ()  # old and new classes apart, in words
     novelty: Mapping[str, Any] = field(default_factory=dict)  # of result.json
     temperature: str = ""  # what val says about a temperature
     truth: Sequence[tuple[str, float, float]] = ()  # (metric, raw, calibrated)
@@ -106,6 +101,7 @@ class Findings:
     about_sets: str = ""
     sets: Sequence[tuple[Any, ...]] = ()  # by class, in the order of SETS_COLUMNS
     about: str = "Test split"
+    grown: Sequence[str] = ()  # old and new classes apart, in words
 
     @property
     def measured(self) -> str:
@@ -312,7 +308,6 @@ def find(given: ReportData, run: Path) -> Findings:
         seconds={k: v for k, v in numbers(result.get("seconds") or {}).items() if v >= 0},
         commands=commands_for(run, result),
         several_labels=labels.ndim == 2,
-        grown=about_grown(result.get("grown", {}), result.get("weights", {})),
         novelty=result.get("novelty") or {},
         temperature=sentence(given.calibration.in_words) if given.calibration else "",
         truth=compared_truth(result) if after else (),
@@ -320,6 +315,7 @@ def find(given: ReportData, run: Path) -> Findings:
         about_sets=about_sets,
         sets=sets,
         about=given.about,
+        grown=about_grown(result.get("grown", {}), result.get("weights", {})),
     )
 
 
