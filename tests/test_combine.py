@@ -435,6 +435,10 @@ def test_what_cannot_be_combined_is_told_and_leaves_nothing(
     assert code == 5 and none is None and "name its members" in err
     assert explain([str(made), str(next(Path(notes).rglob("*.jpg")))]) == 2
     assert str(run) in capsys.readouterr().err
+    picture = str(next(Path(notes).rglob("*.jpg")))
+    assert predict([str(made), picture, "--reject", "0.95"]) == 5
+    assert "combined of other runs" in capsys.readouterr().err
+    assert predict([str(run), str(other), picture, "--reject", "0.95"]) == 2
     with pytest.raises(ConfigError, match="several models"):
         train(f"model.weights={made}")
     code, none, _, err = combine(run, finished("seed=2", *MLP), "--weights")

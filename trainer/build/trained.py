@@ -128,10 +128,15 @@ class TrainedModel:
         return inputs.to(self.device)
 
     @torch.inference_mode()
-    def logits(self, inputs: Tensor, tta: str | None = None) -> Tensor:
-        """Return the logits (B, num_classes) of ``inputs``, the mean over crops and ``views``."""
+    def logits(
+        self, inputs: Tensor, tta: str | None = None, through: nn.Module | None = None
+    ) -> Tensor:
+        """Return the logits (B, num_classes) of ``inputs``, the mean over crops and ``views``.
+
+        through: a module that is called instead of the model, such as a ``Novelty`` of it.
+        """
         with self.precision.autocast():
-            return averaged_logits(self.model, inputs, tta)
+            return averaged_logits(self.model if through is None else through, inputs, tta)
 
     @property
     def temperature(self) -> float | None:

@@ -27,6 +27,7 @@ from trainer.config.signatures import parameters_of, resolve
 from trainer.drawing.page import render
 from trainer.loop.evaluate import scalars
 from trainer.run.environment import ROOT
+from trainer.run.known import Rejection
 
 MAX_LISTED = 100  # classes in the README; all of them are in config.json
 MODEL_CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
@@ -72,6 +73,24 @@ def architecture_of(trained: TrainedModel) -> dict[str, Any]:
     ]
     mean_of = probability_kind(trained.config, trained.thresholds is not None)
     return {"name": "Ensemble", "mean_of": mean_of, "members": members}
+
+
+def about_unknown(rejection: Rejection) -> dict[str, Any]:
+    """What a card tells of the second output."""
+    return {
+        "unknown": {
+            "name": "unknown",
+            "type": "float32",
+            "shape": ["batch"],
+            "meaning": f"{rejection.score} less threshold; above 0 the image is unlike the known "
+            f"ones; {float(rejection.level):g} of these are to be kept",
+            "score": rejection.score,
+            "threshold": rejection.threshold,
+            "level": float(rejection.level),
+            "val_images": rejection.val,
+            "test_kept": [rejection.kept, rejection.tested],
+        }
+    }
 
 
 def kind_of_probabilities(trained: TrainedModel) -> str:
@@ -168,8 +187,11 @@ def _json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def program(kind: str, trained: TrainedModel) -> str:
-    """Python code that classifies images with a model file; kind: pt2, onnx or safetensors."""
+def program(kind: str, trained: TrainedModel, unknown: bool = False) -> str:
+    """Python code that classifies images with a model file; kind: pt2, onnx or safetensors.
+
+    unknown: the model has this second output.
+    """
     imports = ["import numpy as np", "from PIL import Image, ImageOps, UnidentifiedImageError"]
     built: list[str] = [""]
     own: list[str] = []
@@ -186,7 +208,7 @@ def program(kind: str, trained: TrainedModel) -> str:
     values["packages"] = sorted(packages)
     # Of files with their own channels or 16 bits the program reads arrays and plain pictures.
     values |= trained.form._asdict() | {"arrays": not trained.form.is_plain}
-    return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", **values)
+    return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", unknown=unknown, **values)
 
 
 def building_all(trained: TrainedModel) -> tuple[list[str], list[str]]:

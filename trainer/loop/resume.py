@@ -244,7 +244,7 @@ def is_finished(job: Job, run: Path, state: State) -> bool:
 
 def old_result(run: Path) -> dict[str, Any]:
     """The content of result.json without what only some ends have; empty if the file was lost."""
-    of_some = ("reason", "val", "test", "tta", "test_plain", "grown")
+    of_some = ("reason", "val", "test", "tta", "test_plain", "grown", "novelty")
     with suppress(RunError):
         return {k: v for k, v in read_json(run / "result.json").items() if k not in of_some}
     return {}
