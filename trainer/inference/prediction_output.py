@@ -23,9 +23,9 @@ from trainer.run.disk import MAX_SPLIT, Digest, read_json, write_with
 from trainer.run.resume import config_for_use
 
 NO_LABEL = "no label"  # of several, none is likely enough
+UNKNOWN = "unknown"  # shown instead of a class
 PICTURED = 16  # images that one of two sides alone gets right, of each
 COLUMNS, PICTURE_SIDE = 8, 160  # of their sheet; pixels of a picture
-UNKNOWN = "unknown"  # shown instead of a class
 
 
 def table_lines(
