@@ -123,12 +123,13 @@ def learn_known(session: Session) -> Known | None:
     if is_sharded(job.model):
         return _not_learned(session, "train.parallel=fsdp leaves no process the whole model")
     num_classes, found = len(job.data.classes), list[tuple[Tensor, Tensor]]()
-    labels, layer = job.data.subsets["train"].labels, ""
+    labels, layer, taken = job.data.subsets["train"].labels, "", 0
     rows = novelty.rows_to_learn(labels, num_classes, job.config.seed)
     try:
         with session.state.spending("eval"), job.precision.autocast():
             job.model.eval()
             for images, labels in training_images(job, rows):
+                taken += len(images)
                 labels = labels.repeat_interleave(images.shape[1] if images.ndim == 5 else 1)
                 images = images.flatten(0, -4).to(job.device)
                 layer = layer or novelty.last_layer(job.model, images[:2], num_classes)
@@ -140,7 +141,7 @@ def learn_known(session: Session) -> Known | None:
     except ValueError as error:
         return _not_learned(session, str(error))
     model = Novelty(job.model, layer, learned).to(job.device)
-    return Known(model, sum(len(labels) for _, labels in found), {"val": {}, "test": {}})
+    return Known(model, taken, {"val": {}, "test": {}})
 
 
 def training_images(job: Job, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
