@@ -28,7 +28,7 @@ from trainer.process.words import listed, nearest, shortened
 
 BY_SUFFIX = {".csv": "CSVImages", ".tsv": "CSVImages", ".npz": "Arrays", ".parquet": "Parquet"}
 # Arguments of the run's own dataset that say where its images lie, not how they are read.
-OF_ITS_PLACE = {"root", "csv", "part_column", "on_broken", "layout", "strip"}
+OF_ITS_PLACE = {"root", "csv", "labels", "part_column", "on_broken", "layout", "strip"}
 OF_THE_IMAGES = ("channels", "bits", "decode")
 NAMED = 20  # classes that a message names; of images it names IMAGES_NAMED
 IMAGES_NAMED = 5
