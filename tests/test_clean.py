@@ -437,6 +437,25 @@ def test_the_page_in_a_browser_makes_the_file_that_the_command_makes(own_sweep, 
     assert out.read_bytes() == content
 
 
+def test_models_whose_first_weights_were_trained_on_the_images_are_not_said_to_be_blind(
+    own_sweep, tmp_path, capsys
+):
+    assert not clean([str(own_sweep), "--no-near"])
+    page = own_sweep / "clean" / "clean.html"
+    assert "judged by models that did not see them" in capsys.readouterr().out
+    assert "No model has seen the image" in page.read_text()
+    (run,) = (own_sweep / "t000-seed0-fold1").glob("2*")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"weights": {"run": str(tmp_path)}}))
+    held = json.loads((run / "split.json").read_text())["test"]
+    (tmp_path / "split.json").write_text(json.dumps({"train": held}))
+    assert not clean([str(own_sweep), "--no-near"])
+    out, err = capsys.readouterr()
+    assert "did not see them" not in out and "No model has seen" not in page.read_text()
+    told = f"{len(held)} of 50 images trained {tmp_path}"
+    assert told in err and told in page.read_text()
+
+
 def test_what_is_no_sweep_over_folds_is_refused(own_sweep, tmp_path, capsys):
     assert clean([str(tmp_path)]) == 2
     assert "is no sweep's folder" in capsys.readouterr().err
