@@ -324,6 +324,7 @@ def test_parquet_holds_the_cells_of_the_csv(finished, notes, tmp_path, capsys):
         (["--predictions", "--split", "val"], "name a FILE for one split"),
         (["{run}/config.yaml"], "expected a folder with class folders, or a file of"),
         (["{notes}", "dataset.colour=1"], "dataset.colour"),
+        (["{notes}", "dataset.root={run}"], "name their place after RUN"),
     ],
 )
 def test_what_does_not_go_together_ends_with_code_2(finished, notes, capsys, words, reason):

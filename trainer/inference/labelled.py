@@ -75,7 +75,12 @@ def open_place(run: Path, place: Path, overrides: Sequence[str]) -> tuple[Config
     is_same = name == own.name
     taken = {key: own.arguments.get(key) for key in OF_THE_IMAGES if key in own.arguments}
     taken = {k: v for k, v in own.arguments.items() if k not in OF_ITS_PLACE} if is_same else taken
-    where = {"csv": str(place)} if name == "CSVImages" else {"root": str(place)}
+    key = "csv" if name == "CSVImages" else "root"
+    if other := [word for word in overrides if word.startswith(f"dataset.{key}=")]:
+        raise UsageError(
+            f"{other[0]}: the images are those of {place}; name their place after RUN."
+        )
+    where = {key: str(place)}
     skips = {"on_broken": "skip"} if "on_broken" in known else {}
     taken = {key: value for key, value in taken.items() if key in known}
     dataset = flow({"name": name, **taken, **skips, **where})
