@@ -4,6 +4,7 @@ import csv
 import difflib
 import hashlib
 import io
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -101,7 +102,7 @@ def new_fixes(file: Path, known: Known, with_test: bool) -> tuple[list[dict[str,
     new: dict[str, dict[str, str]] = {}
     faults, count = [], Counter[str]()
     for line, row in ticks_in(file):
-        digest, label = row["sha256"].lower(), row["label"]
+        digest, label = row["sha256"].lower(), _in_own_form(known, row["label"])
         if row["part"] == "test" and not with_test:
             count["test"] += 1
             continue
@@ -134,6 +135,16 @@ def new_fixes(file: Path, known: Known, with_test: bool) -> tuple[list[dict[str,
 def note_of_fix(given: str) -> str:
     """The note on a new row, for people."""
     return f"was {given}"
+
+
+def _in_own_form(known: Known, label: str) -> str:
+    """A typed label with the classes' own Unicode form, which differs where macOS named folders."""
+    own = {unicodedata.normalize("NFC", name): name for name in known.classes}
+    names = label.split(BETWEEN) if known.several else [label]
+    return BETWEEN.join(
+        name if name in known.classes else own.get(unicodedata.normalize("NFC", name.strip()), name)
+        for name in names
+    )
 
 
 def _fault_of(known: Known, label: str) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,6 +172,14 @@ def applied(tmp_path, labels, classes) -> Any:
     digests = [(number, sha(number)) for number in range(len(labels))]
     left_out, _ = Fixes(str(tmp_path / "fixes.csv"), data).apply(data, digests)
     return data.labels, left_out
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_label_typed_in_another_unicode_form_is_the_class(tmp_path, several):
+    folder, typed = (unicodedata.normalize(form, "Käse") for form in ("NFD", "NFC"))
+    known = KNOWN._replace(classes=("cat", folder), several=several)
+    labels, _ = made(tmp_path, ticked(tmp_path, ("x", typed, "train", 0)), known)
+    assert folder != typed and labels == {sha(0): folder}
 
 
 def test_only_ticked_rows_become_fixes_that_a_dataset_takes(tmp_path):
