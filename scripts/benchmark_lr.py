@@ -1,15 +1,14 @@
 """Small cases, each trained at the rate that find_lr suggests, and at a grid of rates beside it.
 
-    python -m scripts.benchmark_lr --fashion data/FashionMNIST/raw --cifar10 DIR --photos data/rmb
-    python -m scripts.benchmark_lr ... --tuning
+    python -m scripts.benchmark_lr --fashion data --cifar10 DIR --photos data/rmb [--tuning]
 
-fashion: the IDX files; cifar10: a folder with train/CLASS and test/CLASS; photos: the RMB notes.
-The rule of find_lr was made on the cases of ``TUNING``; ``HELD_OUT`` were run once, after it.
+fashion: the root of FashionMNIST; cifar10: a folder with train/CLASS and test/CLASS; photos: the
+RMB notes. The rule of find_lr was made on ``TUNING``; ``HELD_OUT`` was measured once, after it.
 Prints a row for each case: the difference in test accuracy, in points, to the best of the grid.
+What is in --output (JSON lines) is not measured again.
 """
 
 import argparse
-import gzip
 import json
 import re
 import statistics
@@ -26,6 +25,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
+from datasets.fashion_mnist import FashionMNIST
 from trainer.build.prepare import prepare
 from trainer.config import load_config
 from trainer.input.data import Data
@@ -102,23 +102,20 @@ HELD_OUT: list[Case] = [
 # Exponents of 10 in half steps: where the grid of each optimizer begins; it has seven rates.
 FIRST = {"SGD": -2.5, "Adagrad": -3.5, "Muon": -3.5, SGD: -3.0, NESTEROV: -3.0}
 GRID = 7
-LARGE = re.compile(
-    "torchvision|AlexNet|Compact"
-)  # trained last, and with one seed; all else with two
+LARGE = re.compile("torchvision|AlexNet|Compact")
 
 
-def fashion(root: Path) -> tuple[NDArray[Any], ...]:
-    """Images and labels of train and test."""
-    found = []
-    for part in ("train", "t10k"):
-        for kind, head in (("images-idx3", 16), ("labels-idx1", 8)):
-            file = root / f"{part}-{kind}-ubyte"
-            raw = file.read_bytes() if file.exists() else gzip.open(f"{file}.gz").read()
-            array = np.frombuffer(raw, np.uint8, offset=head)
-            if head == 16:
-                array = np.pad(array.reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))
-            found.append(array)
-    return tuple(found)
+def is_large(case: Case) -> bool:
+    """Whether its trainings take long: they are the last, and have one seed instead of two."""
+    return bool(LARGE.match(case[2])) or case[1] > 20_000
+
+
+def fashion(root: Path) -> list[NDArray[Any]]:
+    """Images (N, 32, 32) and labels of train, and of test."""
+    data = FashionMNIST(str(root))
+    images = np.pad(data.images[:, 0].numpy(), ((0, 0), (2, 2), (2, 2)))
+    labels, train = np.asarray(data.labels), np.asarray(data.parts) == "train"
+    return [images[train], labels[train], images[~train], labels[~train]]
 
 
 def folders(root: Path, side: int, most: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -132,19 +129,16 @@ def folders(root: Path, side: int, most: int) -> tuple[NDArray[Any], NDArray[Any
     return np.stack(images), np.asarray(labels, np.uint8)
 
 
-def parts(kind: str, places: argparse.Namespace) -> tuple[NDArray[Any], ...]:
-    """Images and labels of train and test."""
+def arrays(kind: str, places: argparse.Namespace) -> list[NDArray[Any]]:
+    """Images and labels of train, and of test."""
     if kind == "fashion":
         return fashion(places.fashion)
     if kind == "cifar10":
-        return tuple(
-            array
-            for part in ("train", "test")
-            for array in folders(places.cifar10 / part, 32, 5000)
-        )
+        both = (folders(places.cifar10 / part, 32, 5000) for part in ("train", "test"))
+        return [array for part in both for array in part]
     images, labels = folders(places.photos, 32, 80)
     rows = np.random.default_rng(0).permutation(len(labels))  # half of the 160 are the test
-    return images[rows[:80]], labels[rows[:80]], images[rows[80:]], labels[rows[80:]]
+    return [images[rows[:80]], labels[rows[:80]], images[rows[80:]], labels[rows[80:]]]
 
 
 def chosen(labels: NDArray[Any], count: int, ratio: float, seed: int) -> NDArray[Any]:
@@ -166,9 +160,9 @@ def write_case(case: Case, places: argparse.Namespace, folder: Path) -> Path:
     """Write the arrays and the YAML of a case into ``folder``."""
     kind, count, model, optimizer, batch, epochs, more = case
     source, _, imbalance = kind.partition(" 1:")
-    if source not in places.cache:
-        places.cache[source] = parts(source, places)
-    images, labels, test_images, test_labels = places.cache[source]
+    if source not in places.read:
+        places.read[source] = arrays(source, places)
+    images, labels, test_images, test_labels = places.read[source]
     ratio = float(imbalance or 1)
     train, test = chosen(labels, count, ratio, 1), chosen(test_labels, 2000, ratio, 2)
     np.savez(
@@ -232,7 +226,7 @@ def measure(case: Case, file: Path) -> dict[str, Any]:
     whole = 0.0
     for each in sorted(rates | ({rate} if rate else set())):
         done = []
-        for seed in range(1 if LARGE.match(case[2]) else 2):
+        for seed in range(1 if is_large(case) else 2):
             value, whole, data = accuracy(file, each, seed, data)
             done.append(value)
         found[each] = statistics.fmean(done)
@@ -268,13 +262,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tuning", action="store_true", help="the cases that the rule was made on")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark_lr.jsonl"))
     places = parser.parse_args(argv)
-    places.cache = {}
+    places.read = {}
     places.output.parent.mkdir(parents=True, exist_ok=True)
     lines = places.output.read_text().splitlines() if places.output.exists() else []
     results = [json.loads(line) for line in lines]
     cases = TUNING if places.tuning else HELD_OUT
     print("suggested, points from the best; best of the grid, accuracy; find_lr; a training")
-    for case in sorted(cases, key=lambda case: bool(LARGE.match(case[2]))):
+    for case in sorted(cases, key=is_large):
         name = " ".join(map(str, case))
         result = next((each for each in results if each["case"] == name), None)
         if result is None:
@@ -284,8 +278,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 file.write(json.dumps(result) + "\n")
             results.append(result)
         print(row(result), flush=True)
-    named = {" ".join(map(str, case)) for case in cases}
-    mine = [each for each in results if each["case"] in named]
+    names = {" ".join(map(str, case)) for case in cases}
+    mine = [result for result in results if result["case"] in names]
     near = [r for r in mine if r["rate"] and r["accuracy"] >= r["best_accuracy"] - 0.02]
     silent = sum(not each["rate"] for each in mine)
     print(f"{len(near)} of {len(mine)} within two points of the best; {silent} times: can't tell")
