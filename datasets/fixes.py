@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import DataError, Dataset, has_several_labels
@@ -157,6 +158,23 @@ class Fixes:
             f"{shorten(name)!r} is no class{meant or '.'} There are {shown}{more}, "
             f"and {LEAVE_OUT!r}."
         )
+
+
+def rows_of_fixes(path: Path) -> list[dict[str, str]]:
+    """The rows of a file of fixes as they are: the text by column, with sha256 (a-f) and label.
+
+    Raises DataError if it is no such table.
+    """
+    table = Table(path, _COLUMNS)
+    names = list(table.header)
+    for name in _COLUMNS:
+        if (at := _column(table.header, name)) is None:
+            raise DataError(f"{path}:{table.above + 1}: expected the columns sha256 and label.")
+        names[at] = name
+    rows = table.rows()
+    next(rows, None)
+    found = [dict(zip(names, row + [""] * len(names), strict=False)) for row in rows if any(row)]
+    return [row | {"sha256": row["sha256"].lower()} for row in found]
 
 
 def _column(header: Sequence[str], name: str) -> int | None:

@@ -40,7 +40,7 @@ def torchvision_model(
     name: str,
     num_classes: int,
     in_channels: int,
-    weights: str | None,
+    weights: Weights | str | None,
     arguments: Mapping[str, Any],
     classes: Sequence[str] = (),
     tell: Callable[[str], object] = str,
@@ -48,8 +48,9 @@ def torchvision_model(
     """A torchvision classifier by the name of its builder, such as "resnet18".
 
     weights: None (random), "DEFAULT" or another name of torchvision's weights for this model
-    (downloaded once), or the path of a state_dict file. What fits is taken (see ``load_weights``)
-    and told by ``tell``; the head's rows are matched by the names in ``classes``.
+    (downloaded once), the path of a state_dict file, or weights that were read. What fits is taken
+    (see ``load_weights``) and told by ``tell``; the head's rows are matched by the names in
+    ``classes``.
     arguments: for torchvision's builder, such as dropout or stochastic_depth_prob.
     Forward returns plain logits in every mode. The weights of googlenet and inception_v3 expect
     Normalize with mean and std 0.5, those of all others with ImageNet's.
@@ -69,7 +70,9 @@ def torchvision_model(
     _adapt_stem(model, in_channels)
     if weights is not None:
         names = torchvision.models.get_model_weights(name).__members__
-        if weights in names:
+        if isinstance(weights, Weights):
+            given = weights
+        elif weights in names:
             entry = names[weights]
             known = None if all(map(WNID.fullmatch, classes)) else tuple(entry.meta["categories"])
             given = Weights(_official_weights(name, entry, arguments), known, str(entry))
@@ -92,7 +95,7 @@ def timm_model(
     name: str,
     num_classes: int,
     in_channels: int,
-    weights: str | None,
+    weights: Weights | str | None,
     arguments: Mapping[str, Any],
     classes: Sequence[str] = (),
     tell: Callable[[str], object] = str,
@@ -100,8 +103,8 @@ def timm_model(
     """A timm model by name, optionally with the tag of its weights, such as "resnet18.a1_in1k".
 
     weights: None (random), "DEFAULT" (those of the tag, downloaded once; timm makes the new head
-    and the new stem), or the path of a state_dict file; classes and tell as for
-    ``torchvision_model``. arguments: for the model, such as drop_rate, or drop_path_rate for
+    and the new stem), the path of a state_dict file, or weights that were read; classes and tell
+    as for ``torchvision_model``. arguments: for the model, such as drop_rate, or drop_path_rate for
     stochastic depth.
     Raises ImportError without timm, and ValueError for unknown names and arguments, and for
     weights that cannot be read.
@@ -137,7 +140,7 @@ def timm_model(
         def of_size(count: int) -> nn.Module:
             return timm_model(name, count, in_channels, None, arguments)
 
-        given = read_weights(weights)
+        given = weights if isinstance(weights, Weights) else read_weights(weights)
         tell(load_weights(model, given, classes or _numbered(num_classes), of_size))
     return model
 

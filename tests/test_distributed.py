@@ -155,8 +155,8 @@ def send(number):
 
 
 def equal_runs(one, other):
-    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    assert (one / "model.pt").read_bytes() == (other / "model.pt").read_bytes()
+    for name in ("metrics.jsonl", "model.pt", "predictions.csv"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -170,6 +170,8 @@ def test_a_split_is_judged_exactly_as_by_one_process(undisturbed, count):
     )
     assert same == judged
     assert read_json(shared / "result.json")["test"] == read_json(alone / "result.json")["test"]
+    tables = [(run / "predictions.csv").read_bytes() for run in (alone, shared)]
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -11,11 +11,12 @@ import torch
 
 import trainer.schema
 from tests.test_checkpoint import FaultyOs
-from trainer import compare, data, explain, export, predict, schema
+from trainer import compare, data, evaluate, explain, export, predict, schema
 from trainer.build.compile import no_room
 from trainer.build.prepare import prepare
 from trainer.config import load_config
 from trainer.config.components import SCHEMA_FILE
+from trainer.input.file_index import FileIndex
 from trainer.process.errors import RunError
 from trainer.run import disk
 
@@ -30,6 +31,9 @@ COMMANDS = {
         [str(run), str(notes / "1" / "003.jpg"), "--sheet", str(out / "sheet.png")]
     ),
     "export": lambda run, notes, config, out: export.main([str(run), "--format", "safetensors"]),
+    "evaluate": lambda run, notes, config, out: evaluate.main(
+        [str(run), str(notes), "--output", str(out / "new"), "loader.cache=ram"]
+    ),
     "data": lambda run, notes, config, out: data.main(
         ["--config", str(config), "--output", str(out / "data"), "--no-near"]
     ),
@@ -48,6 +52,7 @@ def tree(*folders: Path) -> list[str]:
     [
         *(("explain", 1), ("explain", 5), ("explain in the run", 2), ("predict", 1)),
         *(("export", 1), ("export", 3), ("data", 1), ("data", 4), ("compare", 1)),
+        *(("evaluate", 1), ("evaluate", 6)),
     ],
 )
 def test_a_command_that_cannot_write_says_so_and_leaves_nothing(
@@ -57,6 +62,8 @@ def test_a_command_that_cannot_write_says_so_and_leaves_nothing(
         pytest.importorskip("safetensors")
     run, out = finished(), tmp_path / "out"
     out.mkdir()
+    # Images drawn a moment ago are indexed again, which may fail: that write is not the command's.
+    monkeypatch.setattr(FileIndex, "remember", lambda *_: None)
     before = tree(run, out)
     with monkeypatch.context() as patch:
         patch.setattr(disk, "os", FaultyOs("write", write))

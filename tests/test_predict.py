@@ -1,5 +1,6 @@
 import ast
 import csv
+import hashlib
 import json
 import os
 import random
@@ -396,11 +397,14 @@ def test_csv_holds_a_column_for_each_class(notes, tmp_path, listed, predict):
     predict(notes, "--csv", file)
     with file.open(newline="") as lines:
         header, *rows = csv.reader(lines)
-    assert header == ["path", "class", "probability", "1", "100"]
+    known = ["id", "sha256", "part", "true", "predicted", "probability", "loss"]
+    assert header == [*known, "p:1", "p:100"]
     entries = listed(notes)
     for row, entry in zip(rows, entries, strict=True):
-        assert row[:2] == [entry["path"], entry["class"]]
-        assert list(map(float, row[2:])) == [entry["probability"], *entry["probabilities"].values()]
+        digest = hashlib.sha256(Path(entry["path"]).read_bytes()).hexdigest()
+        assert row[:5] == [entry["path"], digest, "", "", entry["class"]] and row[6] == ""
+        numbers = [entry["probability"], *entry["probabilities"].values()]
+        assert np.array([row[5], *row[7:]], "float32").tolist() == numbers
 
 
 @pytest.mark.parametrize(
@@ -465,7 +469,7 @@ def test_a_file_of_many_images_is_told_from_a_broken_one(run, tmp_path, capsys, 
     command = main if by == "predict" else explain.main
     assert command([str(run), str(place)]) == 3
     err = capsys.readouterr().err
-    assert re.search(rf"{place}: an? {kind}.*, no image file; metrics of the run's own", err)
+    assert re.search(rf"{place}: an? {kind}.*, no image file; metrics of labelled", err)
     assert "python -m trainer.evaluate RUN" in err and "docs/data.md" in err
 
 
@@ -543,10 +547,10 @@ def test_a_full_disk_is_told_of(notes, run, capsys, monkeypatch):
 
 
 def test_an_interrupt_ends_it_and_leaves_no_file(notes, tmp_path, predict, monkeypatch):
-    def interrupted(self, path):
+    def interrupted(self, content, path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainedModel, "read_with_remark", interrupted)
+    monkeypatch.setattr(TrainedModel, "decode", interrupted)
     code, _, err = predict(notes, "--json", tmp_path / "made.json")
     assert code == 130 and err.endswith("\ninterrupted\n")
     assert not list(tmp_path.glob("*.json"))

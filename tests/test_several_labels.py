@@ -219,18 +219,19 @@ def test_the_table_and_the_csv_of_predictions_name_all_labels(trained, coloured,
     expected = predicted(trained, paths, capsys)
     assert predict([str(trained), *map(str, paths), "--csv"]) == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    assert [row["labels"].split(";") for row in rows] == [one["labels"] or [""] for one in expected]
+    for row, one in zip(rows, expected, strict=True):
+        assert row["predicted"] == ";".join(name for name in LABELS if name in one["labels"])
+        assert row["probability"] == ""
     assert predict([str(trained), *map(str, paths)]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert len(lines) == sum(max(1, len(one["labels"])) for one in expected)
 
 
-def test_the_csv_of_files_that_cannot_be_read_has_the_header_of_several_labels(
-    trained, tmp_path, capsys
-):
+def test_the_csv_of_files_that_cannot_be_read_has_the_header(trained, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"none")
     assert predict([str(trained), str(tmp_path / "broken.png"), "--csv"]) == 3
-    assert capsys.readouterr().out.splitlines() == [",".join(["path", "labels", *LABELS])]
+    header = ["id,sha256,part,true,predicted,probability,loss", *(f"p:{one}" for one in LABELS)]
+    assert capsys.readouterr().out.splitlines() == [",".join(header)]
 
 
 def test_explain_draws_a_grad_cam_for_each_predicted_label(coloured, train, tmp_path, capsys):

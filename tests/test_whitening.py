@@ -181,7 +181,7 @@ def test_a_run_whitens_training_images_as_evaluation_sees_them(config_file):
     assert [line for line in lines if line.startswith("weights")] == [
         f"weights whiten: {2 * size} of {2 * size} filters whiten {of}"
     ]
-    prepare(config, lines.append, whitens=False)
+    prepare(config, lines.append, is_restored=True)
     assert len([line for line in lines if line.startswith("weights")]) == 1
 
 

@@ -8,18 +8,23 @@ It needs the run's folder only, not its dataset: images are prepared as in the r
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.process.command_line import Parser
+from trainer.process.command_line import Parser, without_paths_taken_for_files
 from trainer.process.launch import run_as_command
 
 if TYPE_CHECKING:
     from trainer.build.trained import TrainedModel
     from trainer.inference.prediction import Prediction
+
+FILES = {"--json": (".json",), "--csv": (".csv",)}  # what follows is a PATH unless it ends so
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             help=f"write all probabilities as {kind.upper()}; to stdout if no file is named",
         )
     parser.add_argument(
+        "--parquet",
+        type=ending_in(".parquet"),
+        metavar="FILE.parquet",
+        help="write the table of --csv as Parquet",
+    )
+    parser.add_argument(
         "--sheet", type=ending_in(".png"), metavar="FILE.png", help="draw the pictures, captioned"
     )
     parser.add_argument(
@@ -54,10 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="mean over mirror images, and over shifts; or over the image and N - 1 draws of train "
         "transforms (default: the run's evaluation.tta)",
     )
+    parser.add_argument(
+        "--sets",
+        type=level,
+        metavar="LEVEL",
+        help="also the classes it may be: e.g. 0.9 for sets with the true one in 90 %% of images",
+    )
+    parser.add_argument(
+        "--no-calibration", action="store_true", help="raw probabilities, without a temperature"
+    )
     parser.add_argument("--batch-size", type=at_least(1), metavar="N", help="images at once")
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="as train.threads")
-    given = without_paths_taken_for_files(sys.argv[1:] if argv is None else argv)
+    given = without_paths_taken_for_files(sys.argv[1:] if argv is None else argv, FILES)
     # parse_intermixed_args loses the meaning of --.
     parse = parser.parse_args if "--" in given else parser.parse_intermixed_args
     arguments = parse(given)
@@ -67,19 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from trainer.process.exits import exit_code_of
 
     return exit_code_of(lambda: run(arguments))
-
-
-def without_paths_taken_for_files(argv: Sequence[str]) -> list[str]:
-    """Turn ``--json photo.jpg`` into ``--json=- photo.jpg``: a name without .json is a PATH."""
-    given = list(argv)
-    for i, text in enumerate(given):
-        if text == "--":
-            break
-        if text in ("--json", "--csv"):
-            following = given[i + 1] if i + 1 < len(given) else ""
-            if not following.lower().endswith(f".{text[2:]}"):
-                given[i] = f"{text}=-"
-    return given
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -109,6 +116,23 @@ def views(text: str) -> int | str:
     return text if text in ("none", "flip", "flip+shifts") else at_least(2)(text)
 
 
+def level(text: str) -> Fraction:
+    """Return the argument of --sets: a decimal number between 0 and 1."""
+    if not re.fullmatch(r"0?\.\d{1,6}", text) or not Fraction(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1, such as 0.9")
+    return Fraction(text)
+
+
+def notes_on_probabilities(trained: "TrainedModel", tta: int | str | None) -> list[str]:
+    """A note on the temperature of the probabilities, if they have one."""
+    if trained.calibration is None or trained.temperature is None:
+        return []
+    own = trained.config.evaluation.tta or "none"
+    is_own = tta is None or tta == own
+    told = trained.calibration.in_words + ("" if is_own else f" with tta {own}")
+    return [f"{told}; --no-calibration gives raw ones"]
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.process.start import start
@@ -120,11 +144,20 @@ def run(arguments: argparse.Namespace) -> None:
         from datasets.bands import notes_on_bits, notes_on_pictures
         from datasets.images import notes_on
         from trainer.build.trained import load_trained
+        from trainer.comparing.predictions import require_parquet
         from trainer.inference.image_files import find_images
-        from trainer.inference.prediction import MAX_SHEET, predict_files
+        from trainer.inference.prediction import (
+            MAX_SHEET,
+            label_sets_of,
+            predict_files,
+            with_sets,
+        )
         from trainer.process.errors import NO_ANSWER, NoAnswer, UsageError
+        from trainer.process.words import visible
 
     files = output_files(arguments)
+    if arguments.parquet:
+        require_parquet("--parquet")
     settings = {"train.device": arguments.device, "train.threads": arguments.threads}
     trained = load_trained(folder, [f"{k}={v}" for k, v in settings.items() if v is not None])
     paths, faults, unreadable, note = find_images(arguments.paths, trained.form.suffixes)
@@ -132,6 +165,11 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"note    {note}", file=sys.stderr)
     if not paths:
         raise DataError("\n".join([*unreadable, *faults, "There is nothing to predict."]))
+    if arguments.no_calibration:
+        trained = replace(trained, calibration=None)
+    sets = arguments.sets and label_sets_of(trained, arguments.sets, arguments.tta)
+    for told in (*notes_on_probabilities(trained, arguments.tta), *(sets.notes if sets else ())):
+        print(f"note    {visible(told)}", file=sys.stderr)
     predictions = predict_files(
         trained,
         paths,
@@ -140,11 +178,12 @@ def run(arguments: argparse.Namespace) -> None:
         thumbnails=MAX_SHEET if arguments.sheet else 0,
     )
     with closing(predictions):
-        broken = print_predictions(arguments, trained, paths, predictions, files)
-    told = [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]
+        given = with_sets(predictions, sets.threshold, trained.classes) if sets else predictions
+        broken = print_predictions(arguments, trained, paths, given, files)
+    notes = [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]
     if arguments.sheet:
-        told += notes_on_pictures(trained.form, [trained.image_channels])
-    for note in told:
+        notes += notes_on_pictures(trained.form, [trained.image_channels])
+    for note in notes:
         print(f"note    {note}", file=sys.stderr)
     if not (broken or unreadable or faults):
         return
@@ -171,7 +210,7 @@ def output_files(arguments: argparse.Namespace) -> dict[str, Path]:
     from trainer.process.errors import UsageError
 
     files = {}
-    for kind in ("json", "csv", "sheet"):
+    for kind in ("json", "csv", "parquet", "sheet"):
         if (name := getattr(arguments, kind)) in (None, "-"):
             continue
         files[kind] = file = Path(name)
@@ -200,7 +239,7 @@ def print_predictions(
     from trainer.process.words import visible
     from trainer.run.disk import write_file
 
-    classes, has_several = trained.classes, trained.thresholds is not None
+    classes, more = trained.classes, ["set"] if arguments.sets else []
     done: list[Prediction] = []
     broken: list[str] = []
 
@@ -217,10 +256,12 @@ def print_predictions(
         unlike_utf8 = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
         lines = prediction_output.json_lines(watched(), classes, ascii_only=unlike_utf8)
     elif arguments.csv == "-":
-        lines = prediction_output.csv_lines(watched(), classes, has_several)
+        lines = prediction_output.csv_lines(watched(), classes, more)
     else:
         columns = terminal_width(without=240)
-        lines = prediction_output.table_lines(watched(), classes, paths, arguments.top, columns)
+        lines = prediction_output.table_lines(
+            watched(), classes, paths, arguments.top, columns, with_sets=bool(more)
+        )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     for line in lines:
@@ -232,9 +273,8 @@ def print_predictions(
     for kind, file in files.items():
         if kind == "json":
             prediction_output.write_lines(file, prediction_output.json_lines(done, classes))
-        elif kind == "csv":
-            lines = prediction_output.csv_lines(done, classes, has_several)
-            prediction_output.write_lines(file, lines)
+        elif kind in ("csv", "parquet"):
+            prediction_output.write_predicted(file, done, classes, more)
         else:
             write_file(file, png(prediction_output.prediction_sheet(done, classes)))
             if note := note_on_names(classes):

@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
             began = on_main(lambda: data_path_of(folder))
             is_restored = on_main(lambda: folder is not None and bool(checkpoints(folder)))
             told = say_but_no_weights if is_restored else say
-            job = on_every_rank(lambda: prepare(config, told, began, whitens=not is_restored))
+            job = on_every_rank(lambda: prepare(config, told, began, is_restored=is_restored))
         if arguments.dry_run:
             look_at(job, folder)
             return

@@ -432,8 +432,8 @@ CLOCKS = ("images_per_second", "train_seconds", "seconds")
 def digest(run: Path, images: Path) -> str:
     """SHA-256 of all that a run computes: equal for runs that are equal to the bit.
 
-    It covers the newest checkpoint without its clocks, the best weights, metrics.jsonl, and
-    result.json without its times. The place of the images does not count.
+    It covers the newest checkpoint without its clocks, the best weights, metrics.jsonl,
+    predictions.csv, and result.json without its times. The place of the images does not count.
     """
     newest = max(
         (path for path in run.glob("checkpoints/step-*") if is_whole(path)),
@@ -444,6 +444,7 @@ def digest(run: Path, images: Path) -> str:
     best = torch.load(run / "model.pt", weights_only=True, map_location="cpu")
     result = json.loads((run / "result.json").read_text())
     sha = hashlib.sha256((run / "metrics.jsonl").read_bytes())
+    sha.update((run / "predictions.csv").read_bytes())
     for name, value in [
         *flat(weights, "weights"),
         *flat({key: value for key, value in state.items() if key != "clocks"}, "state"),

@@ -24,7 +24,8 @@ class Job:
 
     input_shape is the model's (C, H, W). network is what training calls: the model itself, or the
     model wrapped for several ranks, compiled, or replayed from a CUDA graph. notes: the notes that
-    were printed, for the report.
+    were printed, for the report. origin: what the model's first weights are, for
+    result.json; empty if they were drawn.
     """
 
     config: Config
@@ -42,6 +43,7 @@ class Job:
     average: Average | None = None
     teacher: "Distillation | None" = None
     notes: list[str] = field(default_factory=list)  # what has been told
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def data_path(job: Job) -> dict[str, Any]:

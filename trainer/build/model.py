@@ -1,8 +1,11 @@
 """Builds the model and the loss that a configuration names."""
 
+import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +16,14 @@ from models.external import timm_model, torchvision_model
 from models.freeze import freeze
 from models.initialise import Batches, initialise
 from models.probe import ImageSizeError, check_input
-from models.weights import load_weights, read_weights
+from models.weights import (
+    SAFETENSORS,
+    Weights,
+    classes_apart,
+    load_weights,
+    names_in,
+    read_weights,
+)
 from trainer.components import LOSSES
 from trainer.components.losses import balanced_pos_weight, balanced_weight
 from trainer.config import Config
@@ -24,10 +34,13 @@ from trainer.process.errors import (
     ConfigError,
     OutOfMemory,
     RunError,
+    UsageError,
     in_plain_words,
     refusal_of,
 )
 from trainer.process.words import listed
+from trainer.run.best import read_best, require_best
+from trainer.run.folder import find_run
 from transforms.keyed import seed_of
 from transforms.mixing import one_hot
 from transforms.views import views
@@ -42,14 +55,16 @@ def build_model(
     shape: tuple[int, int, int],
     say: Callable[[str], object] = str,
     to_whiten: Batches | None = None,
+    weights: Weights | str | None = None,
 ) -> nn.Module:
-    """The model, with weights drawn from the seed or loaded, and with ``model.freeze`` frozen.
+    """The model, with weights drawn from the seed or ``weights``, and ``model.freeze`` frozen.
 
     ``to_whiten`` gives the images of ``init: whiten``; None leaves it out, as the weights are
-    loaded afterwards. Prints which weights were loaded, and which parts started fresh.
+    loaded afterwards. ``weights`` come from ``first_weights``. Prints what of them was taken, and
+    which parts started fresh.
     """
     component, ours = config.model, config.model.trainer_arguments
-    weights, scheme, patterns = ours.get("weights"), ours.get("init"), ours.get("freeze")
+    scheme, patterns = ours.get("init"), ours.get("freeze")
     torch.manual_seed(seed_of(config.seed, "weights"))
 
     def tell(what: str) -> None:
@@ -64,8 +79,8 @@ def build_model(
             sizes = {"in_channels": shape[0], "input_size": list(shape[1:])}
             of_size = partial(_own_model, component, sizes)
             model = of_size(len(classes))
-            if weights is not None:
-                tell(load_weights(model, read_weights(weights), classes, of_size))
+            if isinstance(weights, Weights):
+                tell(load_weights(model, weights, classes, of_size))
         if scheme is not None:
             initialise_by(config, model, to_whiten, tell)
         if patterns:
@@ -78,6 +93,61 @@ def build_model(
         raise ConfigError([config.fault("model", refusal_of(error))]) from None
     assert isinstance(model, nn.Module)
     return model
+
+
+def first_weights(config: Config) -> Weights | str | None:
+    """What ``model.weights`` names: weights that are read here, or a name for the model's library.
+
+    A folder is that of a run, whose best weights are meant, or one in Hugging Face's layout.
+    Raises ConfigError if they cannot be read or are damaged.
+    """
+    named = config.model.trainer_arguments.get("weights")
+    if named is None or ("/" in config.model.name and not os.path.exists(named)):
+        return named
+    try:
+        if os.path.isdir(named) and not os.path.isfile(os.path.join(named, SAFETENSORS)):
+            return _best_weights(find_run(named))
+        return read_weights(named)
+    except (ValueError, UsageError, RunError) as error:
+        message = str(error).removeprefix("weights: ")
+        raise ConfigError([config.fault("model.weights", message)]) from None
+
+
+def _best_weights(run: Path) -> Weights:
+    """The best weights of a run, with its class names. Raises RunError."""
+    require_best(run)
+    try:
+        state, card = read_best(run)
+        if (classes := names_in(card)) is None:
+            raise RunError(f"{run / 'model.json'} is damaged: it lacks classes.")
+    except RunError as error:
+        again = f"python -m trainer.train --resume {shlex.quote(str(run))}"
+        message = f"{error}\nTo bring it back from the run's newest checkpoint: {again}"
+        raise RunError(message) from None
+    weights = Weights(state, classes, str(run), run, card)
+    return weights._replace(source=f"{run}, epoch {weights.epoch}")
+
+
+def with_first_weights(
+    config: Config, weights: Weights | str | None, classes: Sequence[str]
+) -> tuple[Config, dict[str, Any]]:
+    """The configuration with the own folder of the run that gives weights, and what is known of it.
+
+    The latter is for result.json: the run, the SHA-256 of its weights, their epoch, and the
+    classes that it knows, that are new and that are gone. It is empty without such a run.
+    """
+    if not isinstance(weights, Weights) or weights.run is None:
+        return config, {}
+    if os.path.isdir(config.model.trainer_arguments["weights"]):
+        arguments = config.model.trainer_arguments | {"weights": str(weights.run)}
+        model = config.model.model_copy(update={"trainer_arguments": arguments})
+        config = config.model_copy(update={"model": model})  # runs/NAME may get a newer run
+    return config, {
+        "run": str(weights.run),
+        "sha256": weights.card["weights"]["sha256"],
+        "epoch": weights.epoch,
+        "classes": classes_apart(weights.classes or (), classes),
+    }
 
 
 def initialise_by(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,13 @@ from models.recompute import recompute
 from trainer.build.compile import make_fast
 from trainer.build.device import check_counts, choose_device
 from trainer.build.job import Job
-from trainer.build.model import build_loss, build_model, check_training_sizes
+from trainer.build.model import (
+    build_loss,
+    build_model,
+    check_training_sizes,
+    first_weights,
+    with_first_weights,
+)
 from trainer.build.notes import notes_on_run
 from trainer.build.optimizer import build_average, build_optimizer, build_schedule_of
 from trainer.build.precision import (
@@ -27,6 +34,7 @@ from trainer.build.precision import (
 )
 from trainer.build.rehearse import check_batches, check_sharding, choose_layout, keep_dropout_alike
 from trainer.build.trial import check_components
+from trainer.comparing.grown import note_on_trained
 from trainer.config import Config
 from trainer.config.notes import as_lines
 from trainer.distributed.fsdp import shard
@@ -78,13 +86,13 @@ def prepare(
     say: Say,
     began: Mapping[str, Any] = MappingProxyType({}),
     data: Data | None = None,
-    whitens: bool = True,
+    is_restored: bool = False,
 ) -> Job:
     """Check and build everything that the configuration names.
 
     ``began``: data_path.json of the run that goes on, which keeps its memory layout. ``data``: of
     another job with the same dataset, split, transforms and cache; they are used again.
-    ``whitens``: whether ``init: whiten`` is done; false where a checkpoint brings the weights.
+    ``is_restored``: a checkpoint brings the weights: no first ones are read, and none whitened.
     Makes no run folder, but may download or draw the dataset.
     With several ranks, call ``fetch`` before and ``distribute`` after it.
     """
@@ -101,8 +109,8 @@ def prepare(
         data = prepare_data(with_split(config, began), device, plain)  # it keeps its own notes
     shapes = shapes_of(config, data)
     train = data.subsets["train"]
-    to_whiten = partial(batches_to_whiten, config, data) if whitens else None
-    model = build_model(config, data.classes, shapes["train"], say, to_whiten).to(device)
+    config, model, origin = begin_model(config, data, shapes["train"], is_restored, say)
+    model.to(device)
     check_training_sizes(config, model, shapes["train"][0])
     loss_fn = build_loss(config, train.labels, data.classes).to(device)
     config, teacher = with_teacher(config, data, shapes["train"])
@@ -122,7 +130,7 @@ def prepare(
     average = build_average(config, model, len(loader))
     job = Job(
         config, device, data, shapes["train"], model, loss_fn, optimizer, schedule, loader,
-        val_loader, model, precision, average, teacher, notes,
+        val_loader, model, precision, average, teacher, notes, origin,
     )  # fmt: skip
     found = notes_on_run(job)
     for line in as_lines(config, found):
@@ -133,6 +141,31 @@ def prepare(
     if world_size() == 1:  # else ``distribute`` does it, after it has wrapped the network
         make_fast(job, say)
     return job
+
+
+def begin_model(
+    config: Config, data: Data, shape: Shape, is_restored: bool, say: Say
+) -> tuple[Config, nn.Module, dict[str, Any]]:
+    """The model, on the CPU; the configuration and the origin by ``with_first_weights``.
+
+    "taken" of the origin is the sentence on what was taken of ``model.weights``. A run that is
+    restored needs no first weights any more, nor the run that they came from.
+    """
+    if is_restored:
+        return config, build_model(config, data.classes, shape, say), {}
+    weights = first_weights(config)
+    config, origin = with_first_weights(config, weights, data.classes)
+
+    def tell(line: str) -> None:
+        if weights is not None and line.startswith("weights "):
+            origin["taken"] = line.removeprefix("weights ")
+        say(line)
+
+    to_whiten = partial(batches_to_whiten, config, data)
+    model = build_model(config, data.classes, shape, tell, to_whiten, weights)
+    if "run" in origin and (note := note_on_trained(Path(origin["run"]), data.split["test"])):
+        say(f"note    model.weights: {note}")
+    return config, model, origin
 
 
 def check_settings(config: Config, say: Say) -> None:

@@ -17,8 +17,8 @@ from trainer.build.device import choose_device
 from trainer.build.model import averaged_logits, build_model, check_size
 from trainer.build.precision import FP32, Precision, build_precision
 from trainer.build.trial import check_components
+from trainer.components.calibration import Calibration, calibrated, calibration_of
 from trainer.components.decisions import as_thresholds, decided
-from trainer.components.losses import probabilities
 from trainer.config import Config, load_config
 from trainer.config.notes import as_lines, notes_on_transforms
 from trainer.input.data import build_pipelines
@@ -33,7 +33,7 @@ from transforms.pipeline import Pipeline
 
 OF_MANY = {b"PK\3\4": "a zip file, such as .npz", b"PAR1": "a Parquet file"}
 FOR_MANY = (
-    "metrics of the run's own splits: python -m trainer.evaluate RUN; save other images as .png, "
+    "metrics of labelled ones: python -m trainer.evaluate RUN FILE; save other images as .png, "
     'or see "Predictions of arrays" in docs/data.md'
 )
 
@@ -47,7 +47,7 @@ class TrainedModel:
     at_least: the pixels of an image's shorter side that are decoded, 0 if all, as in training.
     form: the images' channels and bits. remarks: those on the files that were taken. thresholds:
     where an image may have several labels, the probability from which on each is predicted, (K,)
-    float32; else None.
+    float32; else None. calibration: what val says about a temperature; None for raw probabilities.
     """
 
     run: Path
@@ -66,30 +66,23 @@ class TrainedModel:
     digest: str = ""
     thresholds: Tensor | None = None
     form: Form = Form()
+    calibration: Calibration | None = None
 
     def read(self, path: Path) -> Tensor:
         """An image file as the run's dataset gives it: (C, H, W), uint8 or uint16.
 
         ``remarks`` get its remark. Raises BrokenImage.
         """
-        image, remark = self.read_with_remark(path)
+        image, remark = self.decode(read_file(path), str(path))
         self.remarks.append(remark)
         return image
 
-    def read_with_remark(self, path: Path) -> tuple[Tensor, int]:
-        """``read`` for an image that may still be refused: its remark comes with it."""
-        content = read_file(path)
+    def decode(self, content: bytes, path: str) -> tuple[Tensor, int]:
+        """``read`` for a file's bytes; the remark comes with the image, which may be refused."""
         if kind := _kind_of_many(self.form, content):
-            raise BrokenImage(str(path), f"{kind}, no image file; {FOR_MANY}")
-        image, remark = decode_as(self.form, content, str(path), self.at_least)
-        if self.form.channels == "keep" and len(image) != self.image_channels:
-            its = f"it has {len(image)} channels, and the run's images {self.image_channels}"
-            raise BrokenImage(str(path), its)
-        if self.form.is_plain and self.image_channels == 1:
-            # Pillow's "L", exact for grey pictures kept as RGB
-            red, green, blue = image.int()
-            image = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).byte()[None]
-        return image, remark
+            raise BrokenImage(path, f"{kind}, no image file; {FOR_MANY}")
+        image, remark = decode_as(self.form, content, path, self.at_least)
+        return fitted(image, self.form, self.image_channels, path), remark
 
     def inputs(self, images: Sequence[Tensor]) -> Tensor:
         """Return the model's inputs for images of ``read``: (B, [crops,] C, H, W) float32.
@@ -116,13 +109,22 @@ class TrainedModel:
         with self.precision.autocast():
             return averaged_logits(self.model, inputs, tta)
 
+    @property
+    def temperature(self) -> float | None:
+        """The temperature of calibrated probabilities; None if they are the raw ones."""
+        return self.calibration.temperature if self.calibration and self.calibration.used else None
+
     def probabilities(self, inputs: Tensor, tta: str | None = None) -> Tensor:
-        """Return probabilities (B, num_classes) on the CPU, by the run's loss."""
+        """Return raw probabilities (B, num_classes) on the CPU."""
+        return self.chances(self.logits(inputs, tta).cpu())
+
+    def chances(self, logits: Tensor, temperature: float | None = None) -> Tensor:
+        """Probabilities (B, num_classes) of logits, by the run's loss; raw without temperature."""
         several = self.thresholds is not None
-        return probabilities(self.config.loss.name, self.logits(inputs, tta).cpu(), several)
+        return calibrated(self.config.loss.name, logits, temperature, several)
 
     def predicted(self, probabilities: Tensor) -> tuple[int, ...]:
-        """The predicted classes of an image with these probabilities (K,), the likeliest first.
+        """The predicted classes of an image with these raw probabilities (K,), the likeliest first.
 
         It is one, unless an image may have several labels: then those above their thresholds.
         """
@@ -131,6 +133,18 @@ class TrainedModel:
         order = probabilities.argsort(descending=True, stable=True).tolist()
         found = decided(probabilities[None], self.thresholds)[0].tolist()
         return tuple(label for label in order if found[label])
+
+
+def fitted(image: Tensor, form: Form, channels: int, path: str) -> Tensor:
+    """A decoded image with the channels of a run's: grey if they are. Raises BrokenImage."""
+    if form.channels == "keep" and len(image) != channels:
+        its = f"it has {len(image)} channels, and the run's images {channels}"
+        raise BrokenImage(path, its)
+    if form.is_plain and channels == 1:
+        # Pillow's "L", exact for grey pictures kept as RGB
+        red, green, blue = image.int()
+        image = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).byte()[None]
+    return image
 
 
 def _kind_of_many(form: Form, content: bytes) -> str:
@@ -162,8 +176,10 @@ def load_with(config: Config, run: Path) -> TrainedModel:
     card = read_json(run / "model.json")
     try:
         classes, shape, image_channels = _read_card(card)
+        calibration = calibration_of(card)
     except (KeyError, TypeError, ValueError):
-        raise RunError(f"{run / 'model.json'} is damaged: it lacks classes or sizes.") from None
+        what = "its classes, sizes or calibration are missing or wrong"
+        raise RunError(f"{run / 'model.json'} is damaged: {what}.") from None
     pipeline = build_pipelines(config, num_classes=len(classes))["eval"]
     config = without_weights(config)
     model = build_model(config, classes, shape)
@@ -193,6 +209,7 @@ def load_with(config: Config, run: Path) -> TrainedModel:
         digest=str(best["weights"]["sha256"]),
         thresholds=as_thresholds(card.get("thresholds")),
         form=form_in(config.dataset.arguments),
+        calibration=calibration,
     )
 
 

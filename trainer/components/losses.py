@@ -34,6 +34,23 @@ class _Weighted(nn.Module):
         super().__init__()
         self.register_buffer("weight", _class_weight(weight), persistent=False)
 
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss over the images, a scalar."""
+        return self.each(logits, labels).mean()
+
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each image, with the weight of its class or classes: (B,)."""
+        losses = self.unweighted(logits, labels)
+        if self.weight is None:
+            return losses
+        # Not ``labels @ weight``: a GPU that may use TF32 would round the weights to 10 bits.
+        mixed = labels.ndim == 2
+        return losses * ((labels * self.weight).sum(dim=1) if mixed else self.weight[labels])
+
+    def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each image without class weights: (B,)."""
+        raise NotImplementedError
+
 
 class CrossEntropyLoss(_Weighted):
     """Cross entropy of the softmax, as ``torch.nn.CrossEntropyLoss``.
@@ -53,12 +70,15 @@ class CrossEntropyLoss(_Weighted):
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss, a scalar."""
-        smoothing = self.label_smoothing
+        """Mean loss over the images, a scalar."""
         if self.weight is None:
-            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-        return _mean(each, labels, self.weight)
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return super().forward(logits, labels)
+
+    def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of each image: (B,)."""
+        smoothing = self.label_smoothing
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
 
 class NLLLoss(_Weighted):
@@ -68,9 +88,9 @@ class NLLLoss(_Weighted):
     With ``weight`` it deviates as CrossEntropyLoss does.
     """
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss, a scalar."""
-        return _mean(F.cross_entropy(logits, labels, reduction="none"), labels, self.weight)
+    def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Negative log likelihood of each image: (B,)."""
+        return F.cross_entropy(logits, labels, reduction="none")
 
 
 class FocalLoss(_Weighted):
@@ -89,25 +109,25 @@ class FocalLoss(_Weighted):
             raise ValueError(f"gamma must be at least 0, not {gamma}")
         self.gamma = gamma
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss, a scalar."""
+    def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Focal loss of each image: (B,)."""
         log_p = F.log_softmax(logits, dim=1)
         # At p = 1 the slope of (1 - p)^gamma is infinite for gamma < 1: the floor keeps it finite.
         rest = (1 - log_p.exp()).clamp_min(torch.finfo(log_p.dtype).eps)
         terms = -shares(logits, labels) * rest**self.gamma * log_p  # (B, K)
-        return _mean(terms.sum(dim=1), labels, self.weight)
+        return terms.sum(dim=1)
 
 
 class BCELoss(_Weighted):
     """Binary cross entropy of each class against the rest: ``torch.nn.BCELoss`` of the sigmoids."""
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss over images and classes, a scalar."""
+    def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the classes, of each image: (B,)."""
         chances = logits.sigmoid()
         targets, known = shares(logits, labels), chances.nan_to_num(0.5)
         terms = F.binary_cross_entropy(known, targets, reduction="none")  # it raises for NaN
         terms = terms.where(~chances.isnan(), torch.nan)
-        return _mean(terms.mean(dim=1), labels, self.weight)
+        return terms.mean(dim=1)
 
 
 class BCEWithLogitsLoss(_Weighted):
@@ -129,13 +149,13 @@ class BCEWithLogitsLoss(_Weighted):
             pos_weight = None
         self.register_buffer("pos_weight", _class_weight(pos_weight), persistent=False)
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss over images and classes, a scalar."""
+    def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the classes, of each image: (B,)."""
         targets = shares(logits, labels)
         terms = F.binary_cross_entropy_with_logits(
             logits, targets, pos_weight=self.pos_weight, reduction="none"
         )
-        return _mean(terms.mean(dim=1), labels, self.weight)
+        return terms.mean(dim=1)
 
 
 class SigmoidFocalLoss(_Weighted):
@@ -157,8 +177,8 @@ class SigmoidFocalLoss(_Weighted):
             raise ValueError(f"alpha must lie in 0..1, or be -1, not {alpha}")
         self.gamma, self.alpha = gamma, alpha
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss over images and classes, a scalar."""
+    def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the classes, of each image: (B,)."""
         targets, chances = shares(logits, labels), logits.sigmoid()
         # As for FocalLoss: the floor keeps the slope of the power finite.
         wrong = (chances + targets - 2 * chances * targets).clamp_min(torch.finfo(logits.dtype).eps)
@@ -166,7 +186,7 @@ class SigmoidFocalLoss(_Weighted):
         terms = crossed * wrong**self.gamma
         if self.alpha >= 0:
             terms = terms * (self.alpha * targets + (1 - self.alpha) * (1 - targets))
-        return _mean(terms.mean(dim=1), labels, self.weight)
+        return terms.mean(dim=1)
 
 
 class AsymmetricLoss(_Weighted):
@@ -194,8 +214,8 @@ class AsymmetricLoss(_Weighted):
             raise ValueError(f"clip must lie in 0 to less than 1, not {clip}")
         self.gamma_negative, self.gamma_positive, self.clip = gamma_negative, gamma_positive, clip
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss over images and classes, a scalar."""
+    def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the classes, of each image: (B,)."""
         targets, chances = shares(logits, labels), logits.sigmoid()
         least = torch.finfo(logits.dtype).eps  # the slope of x^gamma is infinite at 0, gamma < 1
         shifted = (chances - self.clip).clamp_min(0)
@@ -204,25 +224,25 @@ class AsymmetricLoss(_Weighted):
         if not self.clip:
             lacks = shifted.clamp_min(least) ** self.gamma_negative * F.logsigmoid(-logits)
         terms = -targets * has - (1 - targets) * lacks
-        return _mean(terms.mean(dim=1), labels, self.weight)
+        return terms.mean(dim=1)
 
 
 class MSELoss(_Weighted):
     """Mean squared difference of logits and one-hot labels, as ``torch.nn.MSELoss``."""
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss over images and classes, a scalar."""
+    def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the classes, of each image: (B,)."""
         terms = (logits - shares(logits, labels)).square()
-        return _mean(terms.mean(dim=1), labels, self.weight)
+        return terms.mean(dim=1)
 
 
 class L1Loss(_Weighted):
     """Mean absolute difference of logits and one-hot labels, as ``torch.nn.L1Loss``."""
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss over images and classes, a scalar."""
+    def unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the classes, of each image: (B,)."""
         terms = (logits - shares(logits, labels)).abs()
-        return _mean(terms.mean(dim=1), labels, self.weight)
+        return terms.mean(dim=1)
 
 
 def balanced_weight(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:
@@ -277,12 +297,3 @@ def _class_weight(weight: list[float] | None) -> Tensor | None:
     if values.ndim != 1 or not values.isfinite().all() or (values < 0).any():
         raise ValueError(f"class weights must be a list of finite numbers >= 0, not {weight}")
     return values
-
-
-def _mean(each: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of the images' losses (B,); an image counts by the weight of its class or classes."""
-    if weight is None:
-        return each.mean()
-    # Not ``labels @ weight``: a GPU that may use TF32 would round the weights to 10 bits.
-    by_image = weight[labels] if labels.ndim == 1 else (labels * weight).sum(dim=1)
-    return (each * by_image).mean()

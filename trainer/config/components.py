@@ -97,8 +97,8 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
         "weights": {
             "anyOf": [{"type": "string"}, {"type": "null"}],
             "default": None,
-            "description": "DEFAULT, a name of torchvision's weights, or a file of a state_dict, "
-            "such as a run's model.pt. Rows of the head are matched by class name.",
+            "description": "DEFAULT, a name of torchvision's weights, a run's folder (runs/NAME is "
+            "its newest), or a file of a state_dict. Rows of the head are matched by class name.",
         },
         "init": {
             "anyOf": [

@@ -14,6 +14,11 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 
+def sentence(text: str) -> str:
+    """A clause with a capital letter first and a full stop at its end."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def shown_number(value: float) -> str:
     """A number as text for a table."""
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 10 else f"{value:.4g}"

@@ -61,8 +61,10 @@ def explain(
         written.append((folder / name, what))
 
     inputs = trained.inputs([image])
-    probabilities = trained.probabilities(inputs)[0]
-    if not probabilities.isfinite().all():
+    logits = trained.logits(inputs).cpu()
+    raw, probabilities = (trained.chances(logits, t)[0] for t in (None, trained.temperature))
+    notes += [trained.calibration.in_words] if trained.calibration and trained.temperature else []
+    if not raw.isfinite().all():
         raise NoAnswer(f"{trained.run}: {NO_ANSWER} for {visible(path.name)}.")
     if inputs.ndim == 5:
         notes.append(
@@ -70,8 +72,8 @@ def explain(
         )
         inputs = inputs[:, 4]  # the middle one of FiveCrop and TenCrop
     model_view = to_picture(as_pictures(trained.pipeline, inputs.cpu())[0])
-    answer = trained.predicted(probabilities)[:TOP]
-    predicted = answer or (int(probabilities.argmax()),)
+    answer = trained.predicted(raw)[:TOP]
+    predicted = answer or (int(raw.argmax()),)
     if not answer:
         notes.append("no label is predicted; Grad-CAM is of the likeliest")
     panels = [to_picture(image), model_view]

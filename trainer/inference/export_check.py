@@ -13,7 +13,6 @@ from torch import Tensor
 from datasets import DATASETS, DataError
 from datasets.walk import walk
 from trainer.build.trained import TrainedModel
-from trainer.components.losses import probabilities
 from trainer.config import Config
 from trainer.config.signatures import parameters_of, resolve
 from trainer.inference.evaluation import require_unchanged
@@ -128,8 +127,7 @@ def at_most_max_images(items: Items) -> Items:
 
 def deviation(trained: TrainedModel, other: Network, sample: Sample) -> Difference:
     """Compare another model's outputs with the run's; raises ValueError if their shapes differ."""
-    several, loss = trained.thresholds is not None, trained.config.loss.name
-    chances_of = partial(probabilities, loss, several_labels=several)
+    chances_of = partial(trained.chances, temperature=trained.temperature)
     logits, chances, largest = [], [], []
     for batch in sample.batches():
         expected, found = trained.logits(batch), other(batch)

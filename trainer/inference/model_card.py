@@ -38,6 +38,7 @@ def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str
         },
         "output": {"name": "logits", "type": "float32", "shape": ["batch", len(trained.classes)]},
         "probabilities": kind_of_probabilities(trained),
+        **({"temperature": trained.temperature} if trained.temperature else {}),
         **({} if thresholds is None else {"thresholds": thresholds.tolist()}),
         "image_channels": trained.image_channels,
         "image_bits": trained.form.bits,
@@ -75,6 +76,8 @@ def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
         "probabilities": card["probabilities"],
         "torch_dtype": "float32",
     }
+    if "temperature" in card:
+        config["temperature"] = card["temperature"]
     if "thresholds" in card:
         config |= {
             "thresholds": card["thresholds"],

@@ -1,4 +1,4 @@
-"""Predicts image files with a trained model: reads in threads, computes in batches."""
+"""Predicts image files with a trained model: reads in threads, computes in batches; label sets."""
 
 import hashlib
 import os
@@ -6,26 +6,34 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from threading import Lock
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from datasets import BrokenImage
+from datasets.images import read_file
 from trainer.build.trained import TrainedModel
+from trainer.comparing.predictions import PREDICTIONS, SEPARATOR, Predictions, read_predictions
+from trainer.components.calibration import tempered
+from trainer.components.label_sets import measure_sets, sets_of
 from trainer.drawing.pictures import to_picture
 from trainer.input.data import build_pipelines
+from trainer.insight.findings import lowest_in_words, sets_by_class, sets_in_words
 from trainer.process.errors import (
     NO_ANSWER,
     ComponentError,
+    RunError,
     UsageError,
     component_place,
     with_cause,
 )
+from trainer.run.best import state_of
+from trainer.run.disk import read_json
 from transforms import RANDOM
 from transforms.batched import predecessors
 from transforms.keyed import seed_of
@@ -44,7 +52,10 @@ Output = TypeVar("Output")
 class Prediction:
     """A file's prediction: (K,) probabilities, or the reason why there are none.
 
+    The probabilities are calibrated, if the run has a temperature; raw (K,) are those that decide.
     predicted: the predicted class; or, if ``has_several``, the labels, the likeliest first.
+    label_set: the classes of its label set, the likeliest first; None if there are no label sets.
+    digest: the SHA-256 of the file's content. more: the texts of a table's further columns.
     """
 
     path: str
@@ -53,6 +64,10 @@ class Prediction:
     thumbnail: Image.Image | None = None
     predicted: tuple[int, ...] = ()
     has_several: bool = False
+    digest: str = ""
+    more: tuple[str, ...] = ()
+    raw: Tensor | None = None
+    label_set: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,7 @@ class _Views:
     inputs: Tensor
     draws: Tensor | None
     thumbnail: Image.Image | None
+    digest: str
 
 
 def predict_files(
@@ -90,7 +106,8 @@ def predict_files(
 
     def read(path: str) -> _Views | Prediction:
         try:
-            image, remark = trained.read_with_remark(Path(path))
+            content = read_file(path)
+            image, remark = trained.decode(content, path)
             inputs, draws = trained.inputs([image]), None
             if augment:
                 with one_at_a_time:
@@ -108,7 +125,7 @@ def predict_files(
         if path in with_thumbnail:
             thumbnail = to_picture(image)
             thumbnail.thumbnail((SHEET_THUMBNAIL, SHEET_THUMBNAIL))
-        return _Views(path, inputs, draws, thumbnail)
+        return _Views(path, inputs, draws, thumbnail, hashlib.sha256(content).hexdigest())
 
     at_once = batch_size or trained.config.loader.eval_batch_size or BATCH_SIZE
     size = max(1, at_once // (count + 1))
@@ -128,30 +145,47 @@ def _predicted(
 ) -> Iterator[Prediction]:
     """Yield a Prediction for each waiting item; the images are one batch."""
     views = [item for item in waiting if isinstance(item, _Views)]
-    rows: Iterator[Tensor] = iter(())
+    rows: Iterator[tuple[Tensor, Tensor]] = iter(())
     if views:
-        inputs = torch.cat([item.inputs for item in views])
-        total, count = trained.probabilities(inputs, tta), 1
-        draws = [item.draws for item in views if item.draws is not None]
-        if draws:
-            drawn = trained.probabilities(torch.cat(draws)).view(len(views), -1, total.shape[1])
-            total, count = total + drawn.sum(dim=1), 1 + drawn.shape[1]
-        rows = iter(total / count)
+        rows = zip(*_probabilities(trained, views, tta), strict=True)
     for item in waiting:
         if isinstance(item, Prediction):
             yield item
             continue
-        chances = next(rows)
-        if chances.isfinite().all():
+        raw, chances = next(rows)
+        if raw.isfinite().all():
             yield Prediction(
                 item.path,
                 chances,
                 thumbnail=item.thumbnail,
-                predicted=trained.predicted(chances),
+                predicted=trained.predicted(raw),
+                raw=raw,
                 has_several=trained.thresholds is not None,
+                digest=item.digest,
             )
         else:
             yield Prediction(item.path, reason=f"{NO_ANSWER} for it")
+
+
+def _probabilities(
+    trained: TrainedModel, views: Sequence[_Views], tta: str | None
+) -> tuple[Tensor, Tensor]:
+    """Raw and calibrated probabilities of images: (B, K) each, means over their draws."""
+    logits = trained.logits(torch.cat([item.inputs for item in views]), tta).cpu()
+    draws = [item.draws for item in views if item.draws is not None]
+    drawn = trained.logits(torch.cat(draws)).cpu() if draws else None
+
+    def mean(temperature: float | None) -> Tensor:
+        total, count = trained.chances(logits, temperature), 1
+        if drawn is not None:
+            more = trained.chances(drawn, temperature).view(len(views), -1, total.shape[1])
+            total, count = total + more.sum(dim=1), 1 + more.shape[1]
+        return total / count
+
+    raw = mean(None)
+    if trained.thresholds is not None:  # of several labels, the logits are divided
+        return raw, mean(trained.temperature) if trained.temperature else raw
+    return raw, tempered(raw, trained.temperature)
 
 
 def augmentation(trained: TrainedModel) -> Pipeline:
@@ -190,3 +224,65 @@ def map_in_order(
             yield running.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class LabelSets(NamedTuple):
+    """The probability from which on a class is in a set, and what is told of such sets."""
+
+    threshold: float
+    notes: list[str]
+
+
+def label_sets_of(trained: TrainedModel, level: Fraction, tta: int | str | None) -> LabelSets:
+    """Label sets that have the true class with a probability of at least ``level``.
+
+    tta: None for the run's own, which alone is possible. Raises UsageError if there are too few val
+    images or an image may have several labels, RunError if the run is not done or predictions.csv
+    is not usable.
+    """
+    run, what = trained.run, f"--sets {float(level):g}"
+    if trained.thresholds is not None:
+        raise UsageError(f"{what}: an image of this run may have several labels; sets are for one.")
+    if (state := state_of(run)[0]) != "done":
+        raise RunError(f"{what} needs what the best weights answer on val: {run} is {state}.")
+    had = read_json(run / "result.json").get("tta")
+    asked = trained.config.evaluation.tta if tta is None else tta
+    if (None if asked == "none" else asked) != had:
+        raise UsageError(f"{what}: val was answered with tta {had or 'none'}; leave out --tta.")
+    table = read_predictions(run / PREDICTIONS)
+    if table.classes != trained.classes:
+        raise RunError(f"{run / PREDICTIONS} has other classes than model.json.")
+    (_, *val), (raw, *test) = (_part(trained, table.of_part(name)) for name in ("val", "test"))
+    try:
+        threshold, coverage = measure_sets((val[0], val[1]), (test[0], test[1]), raw, level)
+    except ValueError as few:
+        raise UsageError(f"{what}: {few}.") from None
+    rows = sets_by_class(coverage, trained.classes)
+    return LabelSets(threshold, [sets_in_words(level, coverage), lowest_in_words(rows)])
+
+
+def _part(trained: TrainedModel, table: Predictions) -> tuple[Tensor, Tensor, Tensor]:
+    """Raw and calibrated probabilities (N, K), and labels (N,), of a part's images."""
+    numbers = {name: label for label, name in enumerate(table.classes)}
+    try:
+        labels = torch.tensor([numbers[name] for name in table.true], dtype=torch.int64)
+    except KeyError as error:
+        raise RunError(f"{trained.run / PREDICTIONS}: {error} is no class of the run.") from None
+    raw = torch.from_numpy(table.probabilities)
+    return raw, tempered(raw, trained.temperature), labels
+
+
+def with_sets(
+    predictions: Iterable[Prediction], threshold: float, classes: Sequence[str]
+) -> Iterator[Prediction]:
+    """Yield each prediction with its label set; in a table, the set is a further column."""
+    for one in predictions:
+        if one.probabilities is None:
+            yield one
+            continue
+        chances, predicted = one.probabilities[None], torch.tensor(one.predicted[:1])
+        found = sets_of(chances, threshold, predicted)[0]
+        order = one.probabilities.argsort(descending=True, stable=True).tolist()
+        label_set = tuple(label for label in order if found[label])
+        named = SEPARATOR.join(classes[label] for label in sorted(label_set))
+        yield replace(one, label_set=label_set, more=(*one.more, named))

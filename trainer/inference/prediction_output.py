@@ -1,7 +1,5 @@
 """Formats predictions as a table, JSON, CSV, or a sheet of pictures."""
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from trainer.comparing.predictions import SEPARATOR, Answer, fill_table, prediction_lines
 from trainer.drawing.columns import pad, width_of, wrap
 from trainer.drawing.fonts import drawable, fit_to_pixels, font
 from trainer.drawing.pictures import LETTERS, caption_width, sheet
@@ -25,17 +24,19 @@ def table_lines(
     paths: Sequence[str],
     top: int | None = None,
     columns: int = 240,
+    with_sets: bool = False,
 ) -> Iterator[str]:
     """Yield a table's lines: ``top`` classes per file, or the predicted ones, one or several.
 
-    A path that is too long has its own line. So has a class.
+    A path that is too long has its own line. So has a class, and a label set.
     """
-    names = [visible(name) for name in classes]
+    names, end = [visible(name) for name in classes], columns
+    columns -= len("  set") if with_sets else 0
     most = columns - len("path    probability")
     width = min(max(len("class"), *map(width_of, names)), most)
     longest = max((width_of(visible(path)) for path in paths), default=0)
     room = max(len("path"), min(longest, columns - width - len("    probability")))
-    head = f"{pad('path', room)}  {pad('class', width)}  probability"
+    head = f"{pad('path', room)}  {pad('class', width)}  probability{'  set' * with_sets}"
     for one in predictions:
         if one.probabilities is None:
             continue
@@ -47,15 +48,22 @@ def table_lines(
             path = ""
         labels = list(one.predicted)
         if top is not None:
-            labels = one.probabilities.topk(min(top, len(names))).indices.tolist()
+            decided_by = one.probabilities if one.raw is None else one.raw
+            labels = decided_by.topk(min(top, len(names))).indices.tolist()
         shown = [(names[label], f"{one.probabilities[label]:11.4f}") for label in labels]
+        in_set = one.label_set or ()
+        told = f"{{{', '.join(names[label] for label in in_set)}}}" if in_set else ""
         for name, value in shown or [("-", "")]:  # of several labels none
             if width_of(name) > width:
                 yield from [path] if path else []
                 yield from (f"  {part}" for part in wrap(name, columns - 2))
                 path = name = ""
-            yield f"{pad(path, room)}  {pad(name, width)}  {value}".rstrip()
-            path = ""
+            line = f"{pad(path, room)}  {pad(name, width)}  {value}"
+            if told and width_of(line) + 2 + width_of(told) <= end:
+                line, told = f"{line}  {told}", ""
+            yield line.rstrip()
+            yield from (f"  {part}" for part in (wrap(told, end - 2) if told else ()))
+            path = told = ""
 
 
 def json_lines(
@@ -77,6 +85,8 @@ def json_lines(
         else:
             label = one.predicted[0]
             entry |= {"class": classes[label], "probability": values[label]}
+        if one.label_set is not None:
+            entry["set"] = [classes[label] for label in one.label_set]
         entry["probabilities"] = dict(zip(classes, values, strict=True))
         text = json.dumps(entry, ensure_ascii=ascii_only)
         if line == "[":
@@ -88,27 +98,32 @@ def json_lines(
 
 
 def csv_lines(
-    predictions: Iterable[Prediction], classes: Sequence[str], has_several: bool
+    predictions: Iterable[Prediction], classes: Sequence[str], more: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Yield CSV rows: path, class, probability, then a column for each class.
+    """Yield the lines of a table like ``predictions.csv``; a file's path is its id.
 
-    ``has_several``: path, labels with ";" between them, then a column for each label.
+    more: the names of further columns, whose texts are ``Prediction.more``.
     """
+    return prediction_lines(classes, _answers_of(predictions, classes), more)
 
-    def line(cells: Sequence[object]) -> str:
-        text = io.StringIO()
-        csv.writer(text).writerow(cells)  # it quotes \r and \n, its own line end
-        return text.getvalue().removesuffix("\r\n")
 
-    yield line(["path", *(["labels"] if has_several else ["class", "probability"]), *classes])
+def write_predicted(
+    path: Path, predictions: Iterable[Prediction], classes: Sequence[str], more: Sequence[str] = ()
+) -> None:
+    """Write what ``csv_lines`` gives, or the same as Parquet if ``path`` ends so, atomically."""
+    answers = _answers_of(predictions, classes)
+    write_with(path, lambda file: fill_table(file, path.suffix, classes, answers, more))
+
+
+def _answers_of(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[Answer]:
     for one in predictions:
         if one.probabilities is None:
             continue
         values = one.probabilities.tolist()
-        named = ";".join(classes[label] for label in one.predicted)
-        if not has_several:
-            values = [values[one.predicted[0]], *values]
-        yield line([one.path, named, *values])
+        named = SEPARATOR.join(classes[label] for label in sorted(one.predicted))
+        probability = None if one.has_several else values[one.predicted[0]]
+        name, digest = one.path, one.digest
+        yield Answer(name, digest, "", "", named, probability, None, values, one.more)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

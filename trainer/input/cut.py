@@ -204,8 +204,8 @@ def how_split(config: Config, by_name: bool = False, fixes: Fixes | None = None)
     return how | ({} if fixes is None else {"fixes": fixes.digest})
 
 
-def open_dataset(config: Config) -> Dataset:
-    """The config's dataset. Raises ConfigError for bad arguments, DataError if it has one class."""
+def open_dataset(config: Config, least_classes: int = 2) -> Dataset:
+    """The config's dataset. Raises ConfigError for bad arguments, DataError for too few classes."""
     try:
         dataset: Dataset = build(DATASETS, "dataset", config.dataset)
     except DataError:
@@ -215,7 +215,7 @@ def open_dataset(config: Config) -> Dataset:
             raise
         message = f"cannot be opened: {refusal_of(error)}"
         raise ConfigError([config.fault("dataset", message)]) from error
-    if len(dataset.classes) < 2:
+    if len(dataset.classes) < least_classes:
         raise DataError(
             f"{config.dataset.name} gives one class only, {dataset.classes[0]!r} "
             f"({counted(len(dataset), 'image')}); expected at least two. Is dataset.root, or the "

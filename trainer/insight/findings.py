@@ -5,26 +5,31 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, float64, zeros
 
-from trainer.components.decisions import (
-    Answers,
-    certainties,
-    confusion_counts,
-)
+from datasets.words import counted
+from trainer.comparing.grown import about_grown
+from trainer.components.calibration import Calibration
+from trainer.components.decisions import Answers, certainties, confusion_counts
+from trainer.components.label_sets import Coverage, measure_sets
 from trainer.components.metrics import per_class
 from trainer.drawing.charts import numbers
-from trainer.drawing.text import Bins
+from trainer.drawing.text import Bins, sentence
 from trainer.insight.run_facts import commands_for, facts_of_run, notes_for_report
 from trainer.insight.samples import ReportImage, rows_to_show, shown_image
 
 MAX_CLASSES = 20  # with more, tables show the worst, and a table of all is at the end
 FEW_IMAGES = 1000  # with fewer, accuracy has a confidence interval
 NUM_BINS = 15  # intervals of confidence, as in Guo et al., 2017
+SETS_LEVEL = Fraction(9, 10)  # of the label sets that a report measures
+SETS_COLUMNS = ("class", "images", "in the set", "at least", "at most")
+UNCHANGED = "Predictions and accuracy are unchanged: the raw probabilities decide them."
+MAX_LOWEST = 10  # classes that a sentence on label sets names
 SECONDS = {
     "start": "reading the data, building the model",
     "data": "waiting for images",
@@ -44,6 +49,9 @@ class ReportData:
     (N) are those of the test split. result: the content of
     result.json, at least "best" (with its "epoch") and "test". picture_of(i): test image i, uint8
     (C, H, W); it may raise. class_balance: images of each class by split. notes: what the run told.
+    calibration: what val says about a temperature; calibrated and val: the answers on test and val
+    after it.
+    about: what the images are, as a heading. Without history there are no curves.
     """
 
     history: Sequence[dict[str, Any]]
@@ -55,6 +63,10 @@ class ReportData:
     picture_of: Callable[[int], Tensor] | None = None
     class_balance: Mapping[str, Sequence[int]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    calibration: Calibration | None = None
+    calibrated: Answers | None = None
+    val: Answers | None = None
+    about: str = "Test split"
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class Findings:
     """The content of the report's pages."""
 
     title: str
-    best_epoch: int
+    best_epoch: int  # 0 if it is not known
     facts: dict[str, str]
     notes: list[str]
     left_out: list[str]
@@ -81,6 +93,19 @@ class Findings:
     seconds: dict[str, float]
     commands: list[tuple[str, str]]
     several_labels: bool = False  # an image may have several
+    temperature: str = ""  # what val says about a temperature
+    truth: Sequence[tuple[str, float, float]] = ()  # (metric, raw, calibrated)
+    calibrated_bins: Bins | None = None  # if a temperature is used
+    about_sets: str = ""
+    sets: Sequence[tuple[Any, ...]] = ()  # by class, in the order of SETS_COLUMNS
+    about: str = "Test split"
+    grown: Sequence[str] = ()  # old and new classes apart, in words
+
+    @property
+    def measured(self) -> str:
+        """A sentence on the images and the weights."""
+        weights = f"weights of epoch {self.best_epoch}" if self.best_epoch else "best weights"
+        return f"{counted(self.num_images, 'image')}, measured once with the {weights}."
 
     @property
     def kind(self) -> str:
@@ -212,6 +237,8 @@ def find(given: ReportData, run: Path) -> Findings:
     def show(row: int) -> ReportImage:
         return shown_image(given.answers, classes, given.ids[row], row, given.picture_of)
 
+    after = given.calibrated if given.calibration and given.calibration.used else None
+    about_sets, sets = sets_on_test(given)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and resizing release the GIL
         shown = list(pool.map(show, rows))
     return Findings(
@@ -228,8 +255,7 @@ def find(given: ReportData, run: Path) -> Findings:
         counts=confusion_counts(*given.answers),
         by_class=per_class(*given.answers[:2], classes, given.answers.thresholds),
         bins=bins,
-        calibration_error=sum(n * abs(right - sure) for n, sure, right in bins)
-        / sum(n for n, *_ in bins),
+        calibration_error=error_of(bins),
         num_wrong=num_wrong,
         shown=shown,
         balance=balance,
@@ -237,7 +263,67 @@ def find(given: ReportData, run: Path) -> Findings:
         seconds={k: v for k, v in numbers(result.get("seconds") or {}).items() if v >= 0},
         commands=commands_for(run, result),
         several_labels=labels.ndim == 2,
+        temperature=sentence(given.calibration.in_words) if given.calibration else "",
+        truth=compared_truth(result) if after else (),
+        calibrated_bins=calibration_bins(after) if after else None,
+        about_sets=about_sets,
+        sets=sets,
+        about=given.about,
+        grown=about_grown(result.get("grown", {}), result.get("weights", {})),
     )
+
+
+def compared_truth(result: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """How true the probabilities of test are, by result.json: (metric, raw, calibrated)."""
+    test = result["calibration"]["test"]
+    return [(name, value, test["after"][name]) for name, value in test["before"].items()]
+
+
+def sets_on_test(given: ReportData) -> tuple[str, list[tuple[Any, ...]]]:
+    """What label sets for SETS_LEVEL do on test: a sentence, and a row for each class."""
+    test, val = given.calibrated, given.val
+    if test is None or val is None or test.labels.ndim == 2:
+        return "", []
+    try:
+        parts = (val.probabilities, val.labels), (test.probabilities, test.labels)
+        coverage = measure_sets(*parts, given.answers.probabilities, SETS_LEVEL)[1]
+    except ValueError as few:
+        return sentence(f"there are no label sets: {few}"), []
+    return sentence(sets_in_words(SETS_LEVEL, coverage)), sets_by_class(coverage, given.classes)
+
+
+def sets_in_words(level: Fraction, coverage: Coverage) -> str:
+    """A sentence, without a full stop, on what label sets do on test."""
+    right, images = sum(coverage.covered), sum(coverage.images)
+    low, high = wilson(right, images)
+    return (
+        f"label sets for {float(level):g} have the true class of {right:,} of "
+        f"{counted(images, 'test image')}: {right / images:.4f} ({low:.4f} to {high:.4f} with 95 % "
+        f"confidence), with {coverage.mean_size:.2f} classes on average"
+    )
+
+
+def sets_by_class(coverage: Coverage, classes: Sequence[str]) -> list[tuple[Any, ...]]:
+    """A row of SETS_COLUMNS for each class that test has."""
+    rows = zip(classes, coverage.images, coverage.covered, strict=True)
+    return [(name, n, right / n, *wilson(right, n)) for name, n, right in rows if n]
+
+
+def lowest_first(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Rows of SETS_COLUMNS, the rarest coverage first, at most MAX_CLASSES of them."""
+    return sorted(rows, key=lambda row: row[2])[:MAX_CLASSES]
+
+
+def lowest_in_words(rows: Sequence[tuple[Any, ...]]) -> str:
+    """The classes whose label sets have the true class most rarely, for a note."""
+    lowest = lowest_first(rows)[:MAX_LOWEST]
+    told = "; ".join(f"{row[0]} {row[2]:.3f} ({row[3]:.3f} to {row[4]:.3f})" for row in lowest)
+    return f"by class{', the lowest' if len(rows) > MAX_LOWEST else ''}: {told}"
+
+
+def error_of(bins: Bins) -> float:
+    """The expected calibration error of these intervals."""
+    return sum(n * abs(right - sure) for n, sure, right in bins) / sum(n for n, *_ in bins)
 
 
 def calibration_bins(answers: Answers, bins: int = NUM_BINS) -> Bins:

@@ -1,4 +1,4 @@
-"""Writes a run's report folder: report.md, report.html and pictures of the test split."""
+"""Writes a report's folder: report.md, report.html and pictures of the images it is about."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,14 @@ from trainer.drawing.fonts import fit_to_pixels
 from trainer.drawing.pictures import png, sheet
 from trainer.drawing.text import markdown, markdown_table, plain, shown_number
 from trainer.insight.data_report import tail
-from trainer.insight.findings import Findings, ReportData, find
+from trainer.insight.findings import (
+    SETS_COLUMNS,
+    UNCHANGED,
+    Findings,
+    ReportData,
+    find,
+    lowest_first,
+)
 from trainer.insight.report_page import report_page
 from trainer.run.disk import all_or_nothing, make_output_folder, write_file
 
@@ -28,8 +35,14 @@ def _write_files(folder: Path, results: ReportData, run: Path | None) -> None:
     found = find(results, run or folder.parent)
     confusion = draw_confusion(found.counts, found.classes)
     write_file(folder / "confusion_matrix.png", png(confusion))
-    write_file(folder / "curves.png", png(draw_curves(found.history, found.best_epoch)))
-    write_file(folder / "calibration.png", png(draw_calibration(found.bins)))
+    if found.history:
+        write_file(folder / "curves.png", png(draw_curves(found.history, found.best_epoch)))
+    for name, bins in (("", found.bins), ("_after", found.calibrated_bins)):
+        file = folder / f"calibration{name}.png"
+        if bins:
+            write_file(file, png(draw_calibration(bins)))
+        else:
+            file.unlink(missing_ok=True)  # of an older report
     if pictures := [shown.picture for shown in found.shown if shown.picture]:
         captions = [
             [
@@ -53,12 +66,11 @@ def _write_files(folder: Path, results: ReportData, run: Path | None) -> None:
 def _markdown(found: Findings) -> str:
     parts = [f"# Report: {markdown(found.title)}"]
     parts += ["\n".join(f"- {name}: {markdown(value)}" for name, value in found.facts.items())]
-    parts += ["## Test split"]
-    parts += [
-        f"{found.num_images} images, measured once with the weights of epoch {found.best_epoch}."
-    ]
+    parts += [f"## {found.about}", found.measured]
     parts += [markdown_table(["metric", "value"], list(found.metrics.items()))]
     parts += [f"Accuracy of {found.certainty} (Wilson interval)."] if found.certainty else []
+    if found.grown:
+        parts += ["## Old and new classes", "\n".join(f"- {markdown(n)}" for n in found.grown)]
     if found.notes or found.left_out:
         parts += ["## Notes", "\n".join(f"- {markdown(note)}" for note in found.notes)]
     if found.left_out:
@@ -96,8 +108,10 @@ def _markdown(found: Findings) -> str:
         f"({len(found.bins)} intervals of confidence; Guo et al., 2017)."
     ]
     parts += [found.about_bins] if found.about_bins else []
-    parts += ["## Curves", "![curves](curves.png)"]
-    parts += [markdown_table(found.tags, found.epochs)]
+    parts += _calibrated(found)
+    if found.history:
+        parts += ["## Curves", "![curves](curves.png)"]
+        parts += [markdown_table(found.tags, found.epochs)]
     if found.balance:
         sums = found.balance_columns, found.balance_sums
         table = sums if found.many else ([found.kind, *found.balance], found.balance_rows)
@@ -114,3 +128,16 @@ def _markdown(found: Findings) -> str:
     indented = "\n".join(f"    {plain(line)}".rstrip() for line in found.config_text.splitlines())
     parts += ["## Config", indented]
     return "\n\n".join(parts) + "\n"
+
+
+def _calibrated(found: Findings) -> list[str]:
+    """The paragraphs on the temperature and on label sets."""
+    parts = [found.temperature] if found.temperature else []
+    if found.truth:
+        parts += [UNCHANGED, markdown_table(["metric", "raw", "calibrated"], found.truth)]
+        parts += ["With the temperature:", "![calibrated](calibration_after.png)"]
+    if found.about_sets:
+        parts += ["## Label sets", found.about_sets]
+        rows = lowest_first(found.sets)
+        parts += [markdown_table(SETS_COLUMNS, rows)] if rows else []
+    return parts

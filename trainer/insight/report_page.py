@@ -11,7 +11,7 @@ from trainer.drawing.charts import panels_of
 from trainer.drawing.page import render
 from trainer.drawing.pictures import png
 from trainer.drawing.svg import calibration_chart, curves_chart, element
-from trainer.insight.findings import Findings
+from trainer.insight.findings import SETS_COLUMNS, UNCHANGED, Findings, error_of, lowest_first
 
 FIT = 10  # classes whose confusion matrix fits on a phone
 CRISP_BELOW = 64  # pixels of a side; smaller pictures are shown crisp
@@ -37,6 +37,11 @@ def report_page(found: Findings, confusion: Image.Image) -> str:
         confusion=confusion,
         fit=FIT,
         calibration_chart=calibration_chart(found.bins, found.calibration_error),
+        calibrated_chart=found.calibrated_bins
+        and calibration_chart(found.calibrated_bins, error_of(found.calibrated_bins)),
+        unchanged=UNCHANGED,
+        sets_columns=SETS_COLUMNS,
+        sets=lowest_first(found.sets),
         intervals=[
             (f"{i / len(found.bins):.2f} to {(i + 1) / len(found.bins):.2f}", *row)
             for i, row in enumerate(found.bins)
@@ -50,12 +55,12 @@ def report_page(found: Findings, confusion: Image.Image) -> str:
             for kind, row in zip(kinds, found.times, strict=True)
         ],
         kinds=kinds,
-        data_url=_data_url,
+        data_url=data_url,
         small=CRISP_BELOW,
     )
 
 
-def _data_url(picture: Image.Image) -> str:
+def data_url(picture: Image.Image) -> str:
     """A picture as a data URL: small pictures and charts as PNG, photographs as JPEG."""
     if max(picture.size) <= CRISP_BELOW or picture.width > 400:  # JPEG blurs the letters of charts
         kind, data = "png", png(picture)

@@ -48,6 +48,8 @@ def facts_of_run(result: dict[str, Any], run: Path) -> dict[str, str]:
         facts["code"] = f"commit {str(commit)[:12]}{files}"
     if "seed" in result:
         facts["seed"] = str(result["seed"])
+    if "run" in (origin := result.get("weights", {})):
+        facts["began with"] = f"{origin['run']}, epoch {origin['epoch']}"
     facts["folder"] = str(run)
     return facts
 
@@ -59,6 +61,8 @@ def notes_for_report(result: dict[str, Any], told_notes: Sequence[str], run: Pat
     """
     dataset = result.get("dataset", {})
     notes = list(dataset.get("notes") or filter(None, [dataset.get("note")]))
+    if taken := result.get("weights", {}).get("taken"):
+        notes.append(f"model.weights: {taken}")
     if skipped := numbers(result).get("skipped_steps"):
         notes += [f"{skipped:,} steps without finite numbers were skipped in training."]
     facts: dict[str, Any] = {}

@@ -20,6 +20,8 @@ from trainer.input.subset import Subset
 from trainer.process.errors import NO_ANSWER
 from trainer.process.words import visible
 
+LOSS_STEP = 2.0**-32
+
 
 @torch.inference_mode()
 def predict(
@@ -54,7 +56,7 @@ def evaluate(
     config: Config,
     logits: Tensor,
     labels: Tensor,
-    loss_fn: nn.Module,
+    loss_fn: nn.Module | None,
     thresholds: Tensor | None = None,
 ) -> dict[str, Any]:
     """``{"loss": ..., "accuracy": ...}`` of a whole split, never a mean of batch means.
@@ -62,17 +64,33 @@ def evaluate(
     logits (N, num_classes) and labels (N,) on the CPU, or (N, num_classes) of several labels, which
     are predicted from ``thresholds`` on. Keys are the metrics' names in the YAML's order; a value
     is a float, or a list for those with a number for each class. If a logit is NaN or infinite, the
-    loss is NaN, and its image counts as wrong.
+    loss is NaN, and its image counts as wrong. Without ``loss_fn`` there is no loss.
     """
-    device = next((buffer.device for buffer in loss_fn.buffers()), logits.device)
     answers = answers_of(config, logits, labels, thresholds)
-    loss = math.nan
-    if not answers.probabilities[:, 0].isnan().any():
-        loss = loss_fn(logits.to(device), labels.to(device)).item()
-    values: dict[str, Any] = {"loss": loss}
+    values: dict[str, Any] = {}
+    if loss_fn is not None:
+        is_lost = answers.probabilities[:, 0].isnan().any()
+        loss = math.nan if is_lost else each_loss(loss_fn, logits, labels).mean().item()
+        values = {"loss": loss}
     for i, metric in enumerate(config.metrics):
         values[metric.name] = build(METRICS, f"metrics.{i}", metric, **answers._asdict())
     return values
+
+
+@torch.no_grad()
+def each_loss(loss_fn: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of each image, (N,) float64 on the CPU; shapes are those of ``evaluate``.
+
+    Each is a multiple of LOSS_STEP, so that any order of adding them gives the same sum.
+    """
+    device = next((buffer.device for buffer in loss_fn.buffers()), logits.device)
+    logits, labels = logits.to(device), labels.to(device)
+    if (each := getattr(loss_fn, "each", None)) is not None:
+        losses: Tensor = each(logits, labels)
+    else:  # a loss from elsewhere, which gives a mean
+        rows = zip(logits[:, None], labels[:, None], strict=True)
+        losses = torch.stack([loss_fn(logit, label) for logit, label in rows])
+    return torch.round(losses.double().cpu() / LOSS_STEP) * LOSS_STEP + 0.0  # no -0.0
 
 
 def answers_of(

@@ -3,30 +3,29 @@
 import shlex
 import shutil
 import statistics
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from trainer.build.job import Job
-from trainer.components.decisions import Answers, as_thresholds, number_of_each
+from trainer.comparing.grown import grown
+from trainer.comparing.predictions import PREDICTIONS
+from trainer.components.decisions import as_thresholds, number_of_each
 from trainer.distributed import processes
-from trainer.distributed.fsdp import is_sharded, model_shard
-from trainer.distributed.network import from_main
 from trainer.distributed.processes import is_main, on_main
-from trainer.input.loader import eval_loader
 from trainer.input.subset import Subset, decoded
 from trainer.insight.board import Board, show_end, show_start
 from trainer.insight.findings import ReportData
 from trainer.insight.report import write_report
 from trainer.insight.samples import THUMBNAIL
+from trainer.loop.answers import Judged, calibrate_best, part_of, predict_best, write_predictions
 from trainer.loop.epochs import Session, train_epochs
 from trainer.loop.evaluate import (
-    answers_of,
+    each_loss,
     evaluate,
-    predict,
     scalars,
     what_may_help,
     without_answer,
@@ -41,7 +40,6 @@ from trainer.process.console import Say
 from trainer.process.errors import NoAnswer, NonFiniteLoss, RunError, Stopped, in_plain_words
 from trainer.process.launch import started_by
 from trainer.process.stop import StopRequest
-from trainer.run.best import load_best, read_best
 from trainer.run.checkpoint import Entry
 from trainer.run.disk import read_json
 from trainer.run.folder import create_run, lock_run, read_metrics, tensorboard_command
@@ -192,8 +190,8 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         helps = f"Where val/loss is NaN too: {what_may_help(job.config, job.model)}"
         raise processes.mark_common(NoAnswer(f"{what}. {helps}"))
     subset, tta = job.data.subsets["test"], job.config.evaluation.tta
-    answers = predict_test(session)
-    logits, labels = answers[tta]
+    parts = predict_best(session)
+    logits, labels = parts["test"][tta]
     thresholds = as_thresholds(state.best.get("thresholds"))
     if what := on_main(lambda: without_answer(logits, subset, "test")):
         raise processes.mark_common(NoAnswer(f"{what}. {what_may_help(job.config, job.model)}"))
@@ -201,23 +199,28 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         return {}
     with state.spending("eval"):
         test = evaluate(job.config, logits, labels, job.loss_fn, thresholds)
+        val = scalars(evaluate(job.config, *parts["val"][tta], job.loss_fn, thresholds))
+        chosen = {name: found[tta] for name, found in parts.items()}
+        judged = calibrate_best(session, chosen, thresholds)
         plain = {}
         if tta:
-            plain = scalars(evaluate(job.config, *answers[None], job.loss_fn, thresholds))
+            plain = scalars(evaluate(job.config, *parts["test"][None], job.loss_fn, thresholds))
     with state.spending("log"):
         log.scalars({f"test/{name}": v for name, v in scalars(test).items()}, state.step)
         tested = set_aside(run, test, job.data.classes)
         # Now the run only draws, embeds and writes: a sweep that sees "test" begins the next one.
         update_result(run, dataset=about_data(job), test=tested)
-        tests = answers_of(job.config, logits, labels, thresholds)
-        show_end(Board(log.events, job, session.say), run, subset, tests, state.step)
+        write_table(session, chosen, judged)
+        show_end(Board(log.events, job, session.say), run, subset, judged.raw["test"], state.step)
     # The first epoch warms up the caches, so it counts only if it is the only one.
     speeds = state.speeds[1:] or state.speeds
     best = {name: v for name, v in state.best.items() if not name.startswith("lr/")}
     best.pop("thresholds", None)  # model.json has them
     result = {
         "best": best,
+        "val": val,
         "test": tested,
+        "calibration": judged.result,
         **({"tta": tta, "test_plain": plain} if tta else {}),
         "images_per_second": statistics.median(speeds) if speeds else None,
         "train_seconds": state.train_seconds,
@@ -225,38 +228,48 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         "epochs": state.epoch,
         "early_stopped": state.early_stopped,
         "skipped_steps": state.skipped,
+        **since_before(run, job.data.several_labels),
     }
     with state.spending("log"):
         log.flush()
         shutil.rmtree(run / "report", ignore_errors=True)  # of an earlier end
         if "report" in job.config.log.show:
-            report(session, subset, tests, result)
+            report(session, subset, judged, result)
     result["seconds"] = spent(state)
     log.sync()
     return update_result(run, status="done", **result)  # last: a run that is done has all its files
 
 
-def predict_test(session: Session) -> dict[str | None, tuple[Tensor, Tensor]]:
-    """Logits and labels of test by the best weights: plainly (None), and with ``tta`` if set."""
-    job, run = session.job, session.run
-    if is_sharded(job.model):
-        job.model.load_state_dict(model_shard(job.model, on_main(lambda: read_best(run)[0])))
-    else:
-        on_main(lambda: load_best(job.model, run))
-        from_main(job.model)
-    layout = job.train_loader.delivery.channels_last
-    answers: dict[str | None, tuple[Tensor, Tensor]] = {}
-    with session.state.spending("eval"):
-        with closing(
-            eval_loader(job.config, job.data.subsets["test"], job.device, layout)
-        ) as loader:
-            for kind in dict.fromkeys([None, job.config.evaluation.tta]):  # plain first
-                batches = session.stop.watch(loader.epoch(), loader.rounds)
-                answers[kind] = predict(job.model, batches, job.precision, kind)
-    return answers
+def write_table(
+    session: Session, parts: Mapping[str, tuple[Tensor, Tensor]], judged: Judged
+) -> None:
+    """Write predictions.csv: what is answered for each image of val and test, with raw numbers."""
+    job = session.job
+    rows = [
+        part_of(
+            job.data.subsets[name],
+            name,
+            job.data.split[name],
+            judged.raw[name],
+            each_loss(job.loss_fn, logits, labels),
+        )
+        for name, (logits, labels) in parts.items()
+    ]
+    write_predictions(session.run / PREDICTIONS, job.data.classes, rows)
 
 
-def report(session: Session, subset: Subset, answers: Answers, result: dict[str, Any]) -> None:
+def since_before(run: Path, several_labels: bool) -> dict[str, Any]:
+    """For result.json: old and new classes apart, if the run began with another run's weights."""
+    result = read_json(run / "result.json")
+    if "run" not in (origin := result.get("weights", {})):
+        return {}
+    try:
+        return {"grown": grown(run, origin["classes"], several_labels)}
+    except RunError as error:
+        return {"grown": {"reason": origin.get("not_compared", str(error))}}
+
+
+def report(session: Session, subset: Subset, judged: Judged, result: dict[str, Any]) -> None:
     """Write the report on the test split ``subset``; an error in it does not end the run."""
     job, run = session.job, session.run
     lines = [line for line in read_metrics(run / "metrics.jsonl") if "train/loss_epoch" in line]
@@ -265,7 +278,10 @@ def report(session: Session, subset: Subset, answers: Answers, result: dict[str,
         results = ReportData(
             history=lines,
             classes=job.data.classes,
-            answers=answers,
+            answers=judged.raw["test"],
+            val=judged.calibrated["val"],
+            calibrated=judged.calibrated["test"],
+            calibration=judged.calibration,
             ids=[job.data.dataset.ids[number] for number in numbers],
             config_text=job.config.dump(),
             result=read_json(run / "result.json") | result,

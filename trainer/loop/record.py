@@ -4,15 +4,20 @@ import csv
 import io
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from datasets.bands import form_in
 from trainer.build.job import Job, data_path
+from trainer.comparing.grown import BEFORE, lines_before
+from trainer.components.calibration import Calibration
 from trainer.distributed.fsdp import hand_over, is_sharded
 from trainer.distributed.processes import is_main
 from trainer.loop.snapshot import copied, snapshot
 from trainer.loop.state import State
+from trainer.process.errors import RunError
+from trainer.run.checkpoint import Entry
 from trainer.run.disk import (
     Digest,
     make_folder,
@@ -37,8 +42,23 @@ def write_description(job: Job, run: Path) -> None:
     write_split(job, run)
     if not (run / "checkpoints").exists():
         make_folder(run / "checkpoints")
-    write_json(run / "result.json", first_result(job))
+    write_json(run / "result.json", first_result(job) | keep_before(job, run))
     write_file(run / "config.yaml", job.config.dump())
+
+
+def keep_before(job: Job, run: Path) -> dict[str, Any]:
+    """Keep in before.csv what the run that gave the weights answered: its folder may go.
+
+    Returns what result.json has of that run, with the reason if nothing can be kept.
+    """
+    if "run" not in job.origin:
+        return {}
+    try:
+        lines = lines_before(Path(job.origin["run"]), job.data.split["test"])
+    except RunError as error:
+        return {"weights": job.origin | {"not_compared": str(error)}}
+    write_file(run / BEFORE, "".join(f"{line}\n" for line in lines))
+    return {}
 
 
 def write_launcher(run: Path) -> None:
@@ -69,6 +89,7 @@ def first_result(job: Job) -> dict[str, Any]:
         },
         "parameters": sum(parameter.numel() for parameter in job.model.parameters()),
         **({"notes": job.notes} if job.notes else {}),
+        **({"weights": job.origin} if job.origin else {}),
         **({"teacher": job.teacher.description()} if job.teacher else {}),
     }
 
@@ -132,6 +153,25 @@ def card(job: Job, epoch_metrics: dict[str, Any]) -> dict[str, Any]:
         "metrics": metrics,
         **({} if thresholds is None else {"thresholds": thresholds}),
     }
+
+
+def keep_calibration(run: Path, calibration: Calibration) -> None:
+    """Write into model.json what val says about a temperature of the weights that it describes."""
+    card = read_json(run / "model.json")
+    write_json(run / "model.json", card | {"calibration": calibration._asdict()})
+
+
+def best_card(job: Job, run: Path, best: dict[str, Any], weights: Entry) -> dict[str, Any]:
+    """The content of model.json for a resumed run's best weights, with the metrics ``best``.
+
+    It has the calibration of the model.json that is there, if that is of the same weights.
+    """
+    made, old = card(job, best) | {"weights": weights}, {}
+    with suppress(RunError):
+        old = read_json(run / "model.json")
+    if all(old.get(key) == made[key] for key in ("weights", "evaluation")) and "calibration" in old:
+        made["calibration"] = old["calibration"]
+    return made
 
 
 def save(

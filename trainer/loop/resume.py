@@ -190,7 +190,7 @@ def adopt(
         record.write_split(job, run)  # it may have been lost
         best_entry = checkpoint.bring_back_best(found.folder, say)
         if best_entry:
-            write_json(run / "model.json", record.card(job, state.best) | {"weights": best_entry})
+            write_json(run / "model.json", record.best_card(job, run, state.best, best_entry))
         print_plan(job, run, state, found.content, say)
     if is_finished(job, run, state):
         more = "early_stop.patience" if state.early_stopped else "train.epochs"
@@ -242,7 +242,7 @@ def is_finished(job: Job, run: Path, state: State) -> bool:
 
 def old_result(run: Path) -> dict[str, Any]:
     """The content of result.json without what only some ends have; empty if the file was lost."""
-    of_some = ("reason", "test", "tta", "test_plain")
+    of_some = ("reason", "val", "test", "tta", "test_plain", "grown")
     with suppress(RunError):
         return {k: v for k, v in read_json(run / "result.json").items() if k not in of_some}
     return {}

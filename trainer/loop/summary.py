@@ -9,6 +9,7 @@ import torch
 from trainer.build.job import Job, data_path
 from trainer.build.notes import never_averages
 from trainer.build.precision import note_on_unused
+from trainer.comparing.grown import about_grown
 from trainer.config import Config
 from trainer.config.notes import Note, as_lines
 from trainer.distributed.processes import world_size
@@ -75,6 +76,9 @@ def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> Non
     say(f"best    epoch {result['best']['epoch']} of {result['epochs']}")
     for line in hang(f"test    {test}", 8, terminal_width(without=10_000)):
         say(line)
+    for what in about_grown(result.get("grown", {}), result.get("weights", {})):
+        for line in hang(f"grown   {what}", 8, terminal_width(without=10_000)):
+            say(line)
     say(f"time    {duration(result['train_seconds'])} of training{per_second}")
     if (page := run / "report" / "report.html").exists():  # unless log.show leaves it out
         say(f"report  {page}")

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from trainer.process.words import NO_SETTINGS, SETTINGS, bare, with_value
@@ -15,6 +15,24 @@ AS_OPTION = {
     **dict.fromkeys(("earlystopping", "earlystop"), "patience"),
     **dict.fromkeys(("transforms", "transform", "traintransforms"), "augment"),
 }
+
+
+def without_paths_taken_for_files(
+    argv: Sequence[str], suffixes: Mapping[str, tuple[str, ...]]
+) -> list[str]:
+    """Turn ``--json photo.jpg`` into ``--json=- photo.jpg``: a name without .json is a PATH.
+
+    suffixes: of each option whose value may be left out, the endings of its values.
+    """
+    given = list(argv)
+    for i, text in enumerate(given):
+        if text == "--":
+            break
+        if text in suffixes:
+            following = given[i + 1] if i + 1 < len(given) else ""
+            if not following.lower().endswith(suffixes[text]):
+                given[i] = f"{text}=-"
+    return given
 
 
 class Parser(argparse.ArgumentParser):

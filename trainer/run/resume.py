@@ -61,6 +61,7 @@ def find_resumable(
     if config.train.precision == "auto":  # the run's config.yaml has what that was
         train = config.train.model_copy(update={"precision": began.train.precision})
         config = config.model_copy(update={"train": train})
+    config = with_same_weights(config, began)
     if config.name != began.name:
         raise UsageError(f"{folder} is a run of '{began.name}', and {config_file} another file's.")
     try:
@@ -71,6 +72,19 @@ def find_resumable(
         raise
     require_own_images(folder, config)
     return config, folder
+
+
+def with_same_weights(config: Config, began: Config) -> Config:
+    """The configuration with the run of ``model.weights`` that the run began with.
+
+    Where the YAML names runs/NAME, the run's config.yaml has the folder of the newest one then.
+    """
+    named, had = (each.model.trainer_arguments.get("weights") for each in (config, began))
+    if not (named and had and Path(had).is_relative_to(named)):
+        return config
+    arguments = config.model.trainer_arguments | {"weights": had}
+    model = config.model.model_copy(update={"trainer_arguments": arguments})
+    return config.model_copy(update={"model": model})
 
 
 def require_own_images(run: Path, config: Config) -> None:
