@@ -340,13 +340,15 @@ def suggest(found: RateSearch) -> Tried:
     for lower in reversed([trial for trial in sound if trial.rate < best.rate]):
         if lower.loss <= best.loss + EQUAL * chance and learned(lower, found.probe):
             best = lower
-    middle = (best.loss + chance) / 2
-    if best.spread > (chance - best.loss) / 2:
-        each = " and ".join(f"{losses.mean().item():.4g}" for losses in best.losses)
+    alone = [Tried(best.rate, steps, [losses]) for losses in best.losses]
+    if not all(learned(order, found.probe) for order in alone):
+        each = " and ".join(f"{order.loss:.4g}" for order in alone)
         raise NoSuggestion(
-            f"can't tell: at the best rate, {best.rate:.2g}, two orders of the same batches end at "
-            f"losses of {each} after {steps:,} steps. Try more --steps, or a scheduler with warmup."
+            f"can't tell: at the best rate, {best.rate:.2g}, only some orders of the same batches "
+            f"learned anything (loss {each} after {steps:,} steps, of a constant answer "
+            f"{chance:.4g}). Try more --steps, or a scheduler with warmup."
         )
+    middle = (best.loss + chance) / 2
     for other in found.trials:
         low, high = sorted((best.rate, other.rate))
         between = [trial for trial in found.trials if low < trial.rate < high]
