@@ -42,7 +42,8 @@ MAY_IMPORT = {
     "scripts": set(FOLDERS),
 }
 COMMANDS = (
-    "clean compare data evaluate explain export find_lr new predict runs schema speed sweep train"
+    "clean combine compare data evaluate explain export find_lr new predict runs schema speed "
+    "sweep train"
 ).split()
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 MODULES = read_modules(ROOT)
@@ -428,12 +429,12 @@ def test_the_layout_can_be_printed(tmp_path, capsys):
     for line in (
         "    4  run               6      5  A folder.",
         "    8  loop              3     92  ",
-        "trainer/: 14 packages, 36 files, 15 of them at its top",
+        "trainer/: 14 packages, 37 files, 16 of them at its top",
         "floors: 2, by the longest chain of imports: trainer.loop.a > trainer.run.a > ",
         "circles: 1 of 2 files",
         "  trainer.run.a trainer.run.b",
         "against the layers: 0 imports",
-        "  main: trainer/clean.py trainer/compare.py ",
+        "  main: trainer/clean.py trainer/combine.py ",
         "  trainer/loop/a.py:2 long: 61 lines, 0 parameters",
         f"product: {lines} lines in datasets/, models/, transforms/, trainer/",
     ):

@@ -30,8 +30,7 @@ from trainer.config import load_config
 from trainer.export import main
 from trainer.inference.export_check import Difference, Sample, take_sample
 from trainer.inference.exporting import export, write_onnx, write_pt2, write_safetensors
-from trainer.inference.model_card import describe_model, readme
-from trainer.inference.script_writer import building, program
+from trainer.inference.model_card import building, describe_model, program, readme
 from trainer.input.data import build_pipelines
 from trainer.loop.fit import fit
 from trainer.process.stop import StopRequest

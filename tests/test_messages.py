@@ -19,8 +19,8 @@ from trainer.process.words import NAMES, SETTINGS
 from trainer.run.resume import differences
 
 COMMANDS = (
-    "compare data evaluate explain export find_lr predict runs schema speed sweep train".split()
-)
+    "combine compare data evaluate explain export find_lr predict runs schema speed sweep train"
+).split()
 YAML = """\
 seed: 0
 dataset: {name: RMB, root: data/rmb}
@@ -393,6 +393,7 @@ OPTIONS = [
     ("predict", ["runs/x", "a.png", "--jsno"], "unknown option --jsno; did you mean --json?"),
     ("export", ["runs/x", "--format", "onnx", "--lr", "1"], "no dashes: optimizer.lr=1"),
     ("explain", ["runs/x", "a.png", "--layer", "3"], "there are --class, --output, --device"),
+    ("combine", ["a", "b", "--device", "cpu"], "a setting has no dashes: train.device=cpu"),
     ("compare", ["a", "b", "--config", "x"], "there are --picture, --no-picture, --all, --json"),
     ("runs", ["list", "--foo"], "unknown option --foo"),
     ("schema", ["--foo"], "unknown option --foo; there are --check"),

@@ -17,7 +17,7 @@ from trainer.build.prepare import prepare
 from trainer.build.trained import load_trained
 from trainer.build.trial import check_components
 from trainer.config import load_config
-from trainer.inference.script_writer import building
+from trainer.inference.model_card import building
 from trainer.loop.guard import Guard
 from trainer.loop.step import new_task, train_steps
 

@@ -107,6 +107,8 @@ if draws:
 value = (1 - lr) + 0.001 * settings["seed"]
 with open(sweep / "ends.txt", "a") as file:
     file.write(f"{name}\\n")
+if settings.get("table"):
+    (run / "predictions.csv").write_text(settings["table"])
 best = {"epoch": epochs, "val/accuracy": value, "val/loss": lr}
 result = {"status": "done", "best": best, "test": {"accuracy": value / 2}, "epochs": epochs}
 (run / "result.json").write_text(json.dumps(result | {"train_seconds": seconds}))
@@ -1028,6 +1030,105 @@ def test_the_csv_has_a_line_a_run(swept):
     ]
     assert [float(r["val/accuracy"]) for r in lines] == [0.5, 0.501, 0.75, 0.751]
     assert [float(r["test/accuracy"]) for r in lines] == [0.25, 0.2505, 0.375, 0.3755]
+
+
+def answers_to_val(wrong, images=40):
+    """A table of answers, of which the first ``wrong`` are wrong."""
+    head = "id,sha256,part,true,predicted,probability,loss,p:a,p:b\n"
+    answers = ["b" if i < wrong else "a" for i in range(images)]
+    return head + "".join(f"{i},,val,a,{x},0.9,0.1,0.5,0.5\n" for i, x in enumerate(answers))
+
+
+def test_trials_within_noise_of_the_best_are_marked_wherever_trials_are_listed(
+    swept, monkeypatch, capsys
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    tables = [answers_to_val(2), answers_to_val(0), answers_to_val(20), answers_to_val(1, 39), ""]
+    folder, _ = swept(
+        "\n  method: grid\n  params: {optimizer.lr: [0.2, 0.1, 0.3, 0.4, 0.5]}\n",
+        stub=lambda member: {"table": tables[member.trial.number]},
+    )
+    near = [True, True, False, None, None]
+    assert [trial["within_noise_of_best"] for trial in found(folder)["trials"]] == near
+    with (folder / "sweep.csv").open() as file:
+        cells = [row["within_noise_of_best"] for row in csv.DictReader(file)]
+    assert cells == ["True", "True", "False", "", ""]
+    told, page = capsys.readouterr().out, (folder / "sweep.html").read_text()
+    legend = (
+        "≈ within noise of t001, image by image on val: with 95% certainty the truly best trial is "
+        "a marked one; of these models: sweep.seeds: [0, 1, 2] tells it of settings; 2 not judged"
+    )
+    for text in (told, page):
+        assert legend in " ".join(text.split())
+        assert text.count("≈") == 3 and "0.9000 ≈" in text and "0.8000 ≈" in text
+
+
+def test_over_seeds_a_trial_is_marked_by_all_of_its_runs(swept):
+    wrong = {(0, 0): 0, (0, 1): 1, (1, 0): 1, (1, 1): 0, (2, 0): 30, (2, 1): 31}
+    folder, _ = swept(
+        "\n  method: grid\n  params: {optimizer.lr: [0.1, 0.2, 0.3]}\n  seeds: [0, 1]\n",
+        stub=lambda m: {"table": answers_to_val(wrong[m.trial.number, m.seed])},
+    )
+    near = [trial["within_noise_of_best"] for trial in found(folder)["trials"]]
+    assert near == [True, True, False]
+
+
+def test_folds_are_joined_each_image_once_by_models_that_did_not_see_it(finished, write, tmp_path):
+    plan = load_sweep(write("\n  method: grid\n  folds: 3\n  seeds: [0, 1]\n"))
+    more = "split.folds=3", "optimizer.lr=0.0002", "train.epochs=1"
+    runs = {
+        (seed, fold): finished(*more, f"seed={seed}", f"split.fold={fold}")
+        for seed, fold in plan.members
+    }
+    ends = [
+        {"seed": seed, "fold": fold, "run": str(run.relative_to(tmp_path))}
+        for (seed, fold), run in runs.items()
+    ]
+    row = results.Row(0, {}, "done", ends, [0.5], 0, {}, 9.0, 1.0, "")
+    (told,) = work.join_folds(plan, tmp_path, [row])
+    assert "t000: tNNN/predictions.csv has 50 images, each once, by the model of the fold" in told
+    assert "that had it in test, the mean over 2 seeds" in told
+    with (tmp_path / "t000" / "predictions.csv").open(newline="") as text:
+        rows = list(csv.DictReader(text))
+    split = json.loads((runs[0, 0] / "split.json").read_text())
+    images = {name for part in ("train", "val", "test") for name in split[part]}
+    assert len(rows) == len(images) == 50 and {row["id"] for row in rows} == images
+    expected: dict[str, list[dict[str, str]]] = {}
+    for run in runs.values():
+        trained = json.loads((run / "split.json").read_text())["train"]
+        with (run / "predictions.csv").open(newline="") as text:
+            tested = [one for one in csv.DictReader(text) if one["part"] == "test"]
+        assert not {one["id"] for one in tested} & trained.keys()
+        for one in tested:
+            expected.setdefault(one["id"], []).append(one)
+    for joined in rows:
+        one, other = expected[joined["id"]]
+        assert (joined["sha256"], joined["true"]) == (one["sha256"], one["true"])
+        chances = {name: float(joined[name]) for name in joined if name.startswith("p:")}
+        for cell, value in (chances | {"loss": float(joined["loss"])}).items():
+            assert value == pytest.approx((float(one[cell]) + float(other[cell])) / 2, rel=1e-6)
+        assert f"p:{joined['predicted']}" == max(chances, key=chances.__getitem__)
+        assert float(joined["probability"]) == max(chances.values())
+
+
+def test_a_sweep_tells_which_trials_it_could_join_and_why_not_the_others(swept, capsys):
+    def tested(member):
+        rows = range(member.fold * 4, member.fold * 4 + 4)
+        if (member.trial.number, member.fold) == (1, 2):
+            return ""
+        text = answers_to_val(0, 0)
+        return text + "".join(f"{i},,test,a,a,0.9,0.1,0.9,0.1\n" for i in rows)
+
+    folder, _ = swept(
+        "\n  method: grid\n  params: {optimizer.lr: [0.2, 0.1]}\n  folds: 3\n",
+        stub=lambda member: {"table": tested(member)},
+    )
+    told = " ".join(capsys.readouterr().out.split())
+    assert "folds t000: tNNN/predictions.csv has 12 images, each once" in told
+    assert "folds t001: not joined: " in told and "predictions.csv is missing" in told
+    with (folder / "t000" / "predictions.csv").open() as text:
+        assert [row["id"] for row in csv.DictReader(text)] == [str(i) for i in range(12)]
+    assert not (folder / "t001").exists()
 
 
 def test_tensorboard_reads_one_table_of_all_trials(swept):

@@ -437,7 +437,7 @@ def test_a_resumed_run_can_be_given_more_epochs(train, finished):
         (["loader.batch_size=64", "loader.drop_last=true"], "loader.batch_size", "drop_last"),
         (["loss.weight=[1, 2, 3]"], "loss.weight", "3 numbers for 2 classes"),
         (["model.freeze=[nothing.*]"], "model", "nothing"),
-        (["model.weights=absent.pt"], "model", "absent.pt"),
+        (["model.weights=absent.pt"], "model.weights", "absent.pt"),
         (["transforms.train.0.size=16"], "transforms.train.1", "16"),
         (["transforms.train.0.max_size=20"], "transforms.train.0", "max_size"),
         (["loss={name: BCEWithLogitsLoss, pos_weight: [1, 2, 3]}"], "loss", "fails on labels"),
@@ -919,8 +919,8 @@ def test_a_run_says_which_weights_it_begins_with(finished, start, capsys):
         f"weights {file}, epoch {epoch}: 10 of 10 tensors taken; the head is for the same classes"
     )
     assert told in capsys.readouterr().out.splitlines()
-    assert start(f"model.weights={file.parent}") == 2
-    assert f"is a folder; name a file, such as {file}" in capsys.readouterr().err
+    assert start("train.epochs=1", f"model.weights={file.parent}") == 0
+    assert told.replace(str(file), str(file.parent)) in capsys.readouterr().out.splitlines()
 
 
 def live_tensors() -> list[torch.Tensor]:

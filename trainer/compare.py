@@ -3,7 +3,8 @@
     python -m trainer.compare runs/lenet_rmb
     python -m trainer.compare runs/lenet_rmb/20260131-120000-ab12 runs/vgg11_rmb
 
-Prints tables and warnings, and draws all curves into one picture.
+Prints tables and warnings, and draws all curves into one picture. Of two runs, or of two folders
+with runs of several seeds, it says which is better, image by image.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trainer.comparing.listing import runs_below
 from trainer.drawing.columns import terminal_width
@@ -19,6 +21,12 @@ from trainer.process.errors import UsageError
 from trainer.process.exits import exit_code_of
 from trainer.process.launch import run_as_command
 from trainer.process.words import visible
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from trainer.comparing.compared import Compared
+    from trainer.comparing.head_to_head import Paired
 
 EXIT_CODES = "exit codes: 0 done, 2 usage or fewer than two runs, 5 disk"
 
@@ -54,34 +62,82 @@ def run(arguments: argparse.Namespace) -> None:
     from trainer.comparing.side_by_side import draw_comparison, text_of
 
     folders = folders_of(arguments.runs)
-    picture = None
+    place = None
     if not arguments.no_picture:
-        picture = picture_at(arguments.picture) or common_folder(folders) / "compare.png"
+        place = picture_at(arguments.picture) or common_folder(folders) / "compare.png"
     runs = read_runs(folders)
     if not arguments.json:
         for line in text_of(runs, terminal_width(), arguments.all):
             print(line)
-    if picture and (drawn := draw_comparison(runs)):
-        from trainer.drawing.pictures import png
-        from trainer.run.disk import write_file
-
-        try:
-            write_file(picture, png(drawn))
-        except OSError as error:
-            if arguments.picture:
-                raise
-            print(
-                f"note    no picture of the curves, as {visible(str(picture))} cannot be written "
-                f"({error.strerror}); name a file with --picture",
-                file=sys.stderr,
-            )
-            picture = None
-    else:
-        picture = None
+    paired, content = show_paired(runs, arguments)
+    picture = None
+    if place and (drawn := draw_comparison(runs)):
+        picture = write_picture(drawn, place, "curves", arguments)
+    if place and paired and any(paired.only):
+        content["picture"] = draw_paired(paired, runs[0], place, arguments)
     if arguments.json:
-        print(json.dumps(comparison_json(runs, picture), indent=2))
-    elif picture:
-        print(f"\ncurves   {visible(str(picture))}")
+        print(json.dumps(comparison_json(runs, picture) | {"paired": content or None}, indent=2))
+
+
+def show_paired(
+    runs: Sequence["Compared"], arguments: argparse.Namespace
+) -> tuple["Paired | None", dict[str, Any]]:
+    """Print two sides' answers, image by image, or why not; return them, as JSON too."""
+    from trainer.comparing.head_to_head import NotPaired, pair, paired_json, paired_lines, sides_of
+
+    if not (sides := sides_of(arguments.runs, runs)):
+        return None, {}
+    try:
+        paired = pair(sides)
+    except NotPaired as error:
+        if not arguments.json:
+            print(f"\nnot paired image by image: {visible(str(error))}")
+        return None, {"reason": str(error)}
+    if not arguments.json:
+        print("", *paired_lines(paired, terminal_width()), sep="\n")
+    return paired, paired_json(paired)
+
+
+def draw_paired(
+    paired: "Paired", first: "Compared", beside: Path, arguments: argparse.Namespace
+) -> str | None:
+    """Draw the images that only one side gets right, beside the curves; return the path."""
+    from datasets import DataError
+    from trainer.inference.prediction_output import disagreement
+    from trainer.process.errors import ComponentError, ConfigError, RunError
+
+    picture = beside.with_name(f"{beside.stem}-images.png")
+    try:
+        drawn = disagreement(paired, first.found.folder)
+    except (ConfigError, DataError, RunError, ComponentError) as error:
+        reason = str(error).partition("\n")[0]
+        print(f"note    no picture of those images: {visible(reason)}", file=sys.stderr)
+        return None
+    written = write_picture(drawn, picture, "images", arguments)
+    return str(written) if written else None
+
+
+def write_picture(
+    drawn: "Image.Image", picture: Path, what: str, arguments: argparse.Namespace
+) -> Path | None:
+    """Write a picture and print where; return the path. None if it cannot be, which is told."""
+    from trainer.drawing.pictures import png
+    from trainer.run.disk import write_file
+
+    try:
+        write_file(picture, png(drawn))
+    except OSError as error:
+        if arguments.picture:
+            raise
+        print(
+            f"note    no picture of the {what}, as {visible(str(picture))} cannot be written "
+            f"({error.strerror}); name a file with --picture",
+            file=sys.stderr,
+        )
+        return None
+    if not arguments.json:
+        print(f"\n{what:<9}{visible(str(picture))}")
+    return picture
 
 
 def folders_of(texts: Sequence[str]) -> list[Path]:

@@ -63,6 +63,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{visible(str(path))} {what}. Expected one image file.")
     device = [f"train.device={arguments.device}"] if arguments.device else []
     trained = load_trained(folder, device)
+    if trained.voters:
+        members = "".join(f"\n  {voter.run}" for voter in trained.voters)
+        raise UsageError(
+            f"{folder} is several models, each of which sees its own; name one:{members}"
+        )
     if name is not None and name not in trained.classes:
         # A keyboard and a file system may write the same letters in other forms of Unicode.
         same = [one for one in trained.classes if normalize("NFC", one) == normalize("NFC", name)]

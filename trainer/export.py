@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.process.command_line import Parser
+from trainer.components import SCORES
+from trainer.process.command_line import Parser, level
 from trainer.process.errors import UsageError
 from trainer.process.exits import exit_code_of
 from trainer.process.launch import run_as_command
@@ -43,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--format", nargs="+", required=True, choices=(*FORMATS, "all"), help="one or more"
     )
+    parser.add_argument(
+        "--reject", type=level, metavar="LEVEL", help="pt2 and onnx: give a second output, "
+        "unknown, above 0 for images unlike the known ones; this share of them is kept: 0.95",
+    )  # fmt: skip
+    parser.add_argument("--score", choices=SCORES, help="as that of predict --reject")
     parser.add_argument("--output", metavar="FOLDER", help="where to write (default: RUN/export)")
     parser.add_argument(
         "--images", nargs="+", metavar="PATH", help="test it on these files or folders of images "
@@ -56,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = [word for word in words if re.match(r"[a-z_]+(\.\w+)+=", word)]
     arguments = parser.parse_intermixed_args([word for word in words if word not in settings])
     arguments.overrides += settings
+    if arguments.score and arguments.reject is None:
+        parser.error("--score says how --reject measures: give --reject too, such as 0.95")
+    if arguments.reject is not None and set(arguments.format) == {"safetensors"}:
+        parser.error("--reject gives a graph a second output; safetensors holds weights only")
 
     return exit_code_of(lambda: run(arguments))
 
@@ -81,7 +91,9 @@ def run(arguments: argparse.Namespace) -> None:
     with start():
         from trainer.inference.exporting import export_run
 
-    export_run(folder, formats, output or folder / "export", images, arguments.overrides)
+    reject = None if arguments.reject is None else (arguments.reject, arguments.score or SCORES[0])
+    place = output or folder / "export"
+    export_run(folder, formats, place, images, arguments.overrides, reject)
 
 
 def require_packages(formats: Sequence[str]) -> None:

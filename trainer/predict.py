@@ -1,6 +1,7 @@
-"""Predict the classes of images, with a run's best weights.
+"""Predict the classes of images, with a run's best weights, or with those of several runs.
 
     python -m trainer.predict runs/lenet_rmb photo.jpg folder 'more/**/*.png'
+    python -m trainer.predict runs/lenet_rmb runs/resnet18_rmb photo.jpg
     python -m trainer.predict runs/lenet_rmb folder --json result.json --sheet sheet.png
 
 It needs the run's folder only, not its dataset: images are prepared as in the run's evaluation.
@@ -8,21 +9,24 @@ It needs the run's folder only, not its dataset: images are prepared as in the r
 
 import argparse
 import io
-import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.process.command_line import Parser, without_paths_taken_for_files
+from trainer.components import SCORES
+from trainer.process.command_line import Parser, level, without_paths_taken_for_files
 from trainer.process.launch import run_as_command
 
 if TYPE_CHECKING:
     from trainer.build.trained import TrainedModel
     from trainer.inference.prediction import Prediction
+    from trainer.run.known import Rejection
+
+OF_REJECTION = ("unknown", "score")  # columns of a CSV
 
 FILES = {"--json": (".json",), "--csv": (".csv",)}  # what follows is a PATH unless it ends so
 
@@ -37,7 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "4 the model answers with NaN or infinity, 5 run folder or disk, 7 out of memory",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run, or a folder of runs for its newest; of several RUNs, or a sweep for the runs "
+        "of its best trial, the mean of the probabilities",
+    )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, folder, or 'pattern'")
     parser.add_argument("--top", type=at_least(1), metavar="K", help="classes shown")
     for kind in ("json", "csv"):
@@ -74,6 +83,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-calibration", action="store_true", help="raw probabilities, without a temperature"
     )
+    parser.add_argument(
+        "--reject",
+        type=level,
+        metavar="LEVEL",
+        help="say unknown to images unlike those of the run, such that this share of known images "
+        "is kept: 0.95; the run's val images decide",
+    )
+    parser.add_argument(
+        "--score",
+        choices=SCORES,
+        help="how --reject measures this: by the last features (distance, the default) or by the "
+        "logits",
+    )
     parser.add_argument("--batch-size", type=at_least(1), metavar="N", help="images at once")
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="as train.threads")
@@ -83,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(given)
     if arguments.json == arguments.csv == "-":
         parser.error("--json and --csv cannot both go to stdout; name a file for one")
+    if arguments.score and arguments.reject is None:
+        parser.error("--score says how --reject measures: give --reject too, such as 0.95")
 
     from trainer.process.exits import exit_code_of
 
@@ -116,13 +140,6 @@ def views(text: str) -> int | str:
     return text if text in ("none", "flip", "flip+shifts") else at_least(2)(text)
 
 
-def level(text: str) -> Fraction:
-    """Return the argument of --sets: a decimal number between 0 and 1."""
-    if not re.fullmatch(r"0?\.\d{1,6}", text) or not Fraction(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1, such as 0.9")
-    return Fraction(text)
-
-
 def notes_on_probabilities(trained: "TrainedModel", tta: int | str | None) -> list[str]:
     """A note on the temperature of the probabilities, if they have one."""
     if trained.calibration is None or trained.temperature is None:
@@ -133,12 +150,20 @@ def notes_on_probabilities(trained: "TrainedModel", tta: int | str | None) -> li
     return [f"{told}; --no-calibration gives raw ones"]
 
 
+def notes_on_mean(models: Sequence["TrainedModel"]) -> list[str]:
+    """A note on the temperatures of several models, which their mean does not have."""
+    if all(one.temperature is None for one in models):
+        return []
+    return ["a mean of raw probabilities, without temperature; trainer.combine fits one for it"]
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     from trainer.process.start import start
-    from trainer.run.folder import find_run
+    from trainer.run.folder import find_runs
 
-    folder = find_run(arguments.run)
+    named = runs_before_paths(arguments)
+    runs = find_runs(named)
     with start():
         from datasets import DataError
         from datasets.bands import notes_on_bits, notes_on_pictures
@@ -148,8 +173,11 @@ def run(arguments: argparse.Namespace) -> None:
         from trainer.inference.image_files import find_images
         from trainer.inference.prediction import (
             MAX_SHEET,
+            choose_rejection,
             label_sets_of,
+            predict_as_one,
             predict_files,
+            require_same_classes,
             with_sets,
         )
         from trainer.process.errors import NO_ANSWER, NoAnswer, UsageError
@@ -159,8 +187,18 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.parquet:
         require_parquet("--parquet")
     settings = {"train.device": arguments.device, "train.threads": arguments.threads}
-    trained = load_trained(folder, [f"{k}={v}" for k, v in settings.items() if v is not None])
-    paths, faults, unreadable, note = find_images(arguments.paths, trained.form.suffixes)
+    overrides = [f"{k}={v}" for k, v in settings.items() if v is not None]
+    models = [load_trained(run, overrides) for run in runs]
+    require_same_classes(models)
+    if len(models) > 1 and (arguments.sets or arguments.reject is not None):
+        raise UsageError(
+            "--sets needs one run, and python -m trainer.combine makes one of these."
+            if arguments.sets
+            else "--reject needs the scores of one run; name it alone."
+        )
+    trained = models[0]
+    suffixes = frozenset[str]().union(*(one.form.suffixes for one in models))
+    paths, faults, unreadable, note = find_images(arguments.paths[len(named) - 1 :], suffixes)
     if note:
         print(f"note    {note}", file=sys.stderr)
     if not paths:
@@ -168,19 +206,34 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.no_calibration:
         trained = replace(trained, calibration=None)
     sets = arguments.sets and label_sets_of(trained, arguments.sets, arguments.tta)
-    for told in (*notes_on_probabilities(trained, arguments.tta), *(sets.notes if sets else ())):
+    is_one = len(models) == 1
+    told_first = notes_on_probabilities(trained, arguments.tta) if is_one else notes_on_mean(models)
+    for told in (*told_first, *(sets.notes if sets else ())):
         print(f"note    {visible(told)}", file=sys.stderr)
-    predictions = predict_files(
-        trained,
-        paths,
-        batch_size=arguments.batch_size,
-        tta=arguments.tta,
-        thumbnails=MAX_SHEET if arguments.sheet else 0,
-    )
+    rejection = None
+    if arguments.reject is not None:
+        rejection = choose_rejection(trained, arguments.reject, arguments.score, arguments.tta)
+    options = {
+        "batch_size": arguments.batch_size,
+        "tta": arguments.tta,
+        "thumbnails": MAX_SHEET if arguments.sheet else 0,
+    }
+    if is_one:
+        predictions = predict_files(trained, paths, **options, rejection=rejection)
+    else:
+        predictions = predict_as_one(models, paths, **options)
+    unknown = Counter[bool]()
+
+    def counting() -> Iterator["Prediction"]:
+        for one in predictions:
+            unknown[one.is_unknown] += not one.reason
+            yield one
+
     with closing(predictions):
-        given = with_sets(predictions, sets.threshold, trained.classes) if sets else predictions
+        given = with_sets(counting(), sets.threshold, trained.classes) if sets else counting()
         broken = print_predictions(arguments, trained, paths, given, files)
-    notes = [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]
+    notes = [] if rejection is None else [about_rejection(rejection, unknown)]
+    notes += [*notes_on(trained.remarks), *notes_on_bits(trained.remarks)]
     if arguments.sheet:
         notes += notes_on_pictures(trained.form, [trained.image_channels])
     for note in notes:
@@ -194,6 +247,36 @@ def run(arguments: argparse.Namespace) -> None:
         error = NoAnswer if unanswered else DataError
         raise error("\n".join(lines))
     raise UsageError("\n".join(lines))
+
+
+def runs_before_paths(arguments: argparse.Namespace) -> list[str]:
+    """The texts that name runs: RUN, and those of the PATHs right after it that are runs too.
+
+    Raises UsageError if no PATH is left.
+    """
+    from trainer.process.errors import UsageError
+    from trainer.run.folder import names_runs
+
+    count = next((i for i, text in enumerate(arguments.paths) if not names_runs(text)), None)
+    if count is None:
+        last = arguments.paths[-1]
+        raise UsageError(f"{last} is a run, and no PATH of images follows; name one.")
+    return [arguments.run, *arguments.paths[:count]]
+
+
+def about_rejection(rejection: "Rejection", unknown: Mapping[bool, int]) -> str:
+    """How many images are unknown, and what share of known ones is kept, in a line."""
+    from datasets.words import counted
+    from trainer.insight.findings import wilson
+
+    low, high = wilson(rejection.kept, rejection.tested)
+    return (
+        f"{unknown[True]:,} of {counted(sum(unknown.values()), 'image')} unknown, with "
+        f"{rejection.score} above {rejection.threshold:.4g}: that is to keep "
+        f"{float(rejection.level):g} of known images, by {rejection.val:,} of val; of test it "
+        f"keeps {rejection.kept:,} of {rejection.tested:,} ({low:.3f} to {high:.3f} with 95 % "
+        "confidence)"
+    )
 
 
 def what_is_done(done: int, files: int, paths: int) -> str:
@@ -239,7 +322,8 @@ def print_predictions(
     from trainer.process.words import visible
     from trainer.run.disk import write_file
 
-    classes, more = trained.classes, ["set"] if arguments.sets else []
+    classes = trained.classes
+    more = ["set"] * bool(arguments.sets) + [*OF_REJECTION] * (arguments.reject is not None)
     done: list[Prediction] = []
     broken: list[str] = []
 

@@ -98,9 +98,9 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
     from trainer.drawing.columns import terminal_width
     from trainer.sweeping.folder import open_folder
     from trainer.sweeping.process import Starter
-    from trainer.sweeping.results import conclusion, ranked, rows_of, sweep_table
+    from trainer.sweeping.results import conclusion, judge_noise, ranked, rows_of, sweep_table
     from trainer.sweeping.trials import trials_of
-    from trainer.sweeping.work import Work, write_results
+    from trainer.sweeping.work import Work, join_folds, write_results
 
     starter = Starter(plan, arguments.jobs, say)
     with ThreadPoolExecutor(1) as pool:  # OpenMP's threads end with its thread: none are forked
@@ -117,8 +117,12 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
     finally:
         rows = rows_of(plan, folder, trials)
         write_results(plan, folder, rows)
+    rows = judge_noise(plan, folder, rows)
+    if any(row.near is not None for row in rows):
+        write_results(plan, folder, rows)
+    joined = join_folds(plan, folder, rows)
     table = sweep_table(plan, rows, terminal_width())
-    for line in ["", *table, "", *conclusion(plan, folder, rows)]:
+    for line in ["", *table, "", *conclusion(plan, folder, rows), *joined]:
         say(line)
     say(f"page    {folder / 'sweep.html'}")
     failed = [row for row in rows if row.status == "failed"]

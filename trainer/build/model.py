@@ -106,8 +106,12 @@ def first_weights(config: Config) -> Weights | str | None:
         return named
     try:
         if os.path.isdir(named) and not os.path.isfile(os.path.join(named, SAFETENSORS)):
-            return _best_weights(find_run(named))
-        return read_weights(named)
+            found = _best_weights(find_run(named))
+        else:
+            found = read_weights(named)
+        if "members" in found.card:
+            raise RunError(f"{found.run} is several models; name one of the members in model.json")
+        return found
     except (ValueError, UsageError, RunError) as error:
         message = str(error).removeprefix("weights: ")
         raise ConfigError([config.fault("model.weights", message)]) from None
@@ -125,7 +129,7 @@ def _best_weights(run: Path) -> Weights:
         message = f"{error}\nTo bring it back from the run's newest checkpoint: {again}"
         raise RunError(message) from None
     weights = Weights(state, classes, str(run), run, card)
-    return weights._replace(source=f"{run}, epoch {weights.epoch}")
+    return weights._replace(source=f"{run}, epoch {weights.epoch}") if weights.epoch else weights
 
 
 def with_first_weights(

@@ -5,22 +5,26 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from datasets import BrokenImage
 from datasets.bands import NPY, Form, decode_as, form_in
 from datasets.images import read_file
+from models.ensemble import Ensemble, Kind
 from trainer.build.device import choose_device
 from trainer.build.model import averaged_logits, build_model, check_size
 from trainer.build.precision import FP32, Precision, build_precision
 from trainer.build.trial import check_components
+from trainer.components import OF_SEVERAL_LABELS
 from trainer.components.calibration import Calibration, calibrated, calibration_of
 from trainer.components.decisions import as_thresholds, decided
 from trainer.config import Config, load_config
 from trainer.config.notes import as_lines, notes_on_transforms
+from trainer.config.settings import Component, ModelSettings
 from trainer.input.data import build_pipelines
 from trainer.process.errors import ConfigError, RunError
 from trainer.process.launch import is_first
@@ -38,6 +42,17 @@ FOR_MANY = (
 )
 
 
+class Voter(NamedTuple):
+    """One of several models that answer as one (``Ensemble``): its component, and its run.
+
+    order: the number of each class in its output; None if it is the same.
+    """
+
+    model: Component
+    run: str
+    order: tuple[int, ...] | None = None
+
+
 @dataclass(frozen=True)
 class TrainedModel:
     """A run's best model, with all that prediction needs. Label k is ``classes[k]``.
@@ -48,6 +63,7 @@ class TrainedModel:
     form: the images' channels and bits. remarks: those on the files that were taken. thresholds:
     where an image may have several labels, the probability from which on each is predicted, (K,)
     float32; else None. calibration: what val says about a temperature; None for raw probabilities.
+    voters: of several models that answer as one; else none.
     """
 
     run: Path
@@ -67,6 +83,14 @@ class TrainedModel:
     thresholds: Tensor | None = None
     form: Form = Form()
     calibration: Calibration | None = None
+    voters: tuple[Voter, ...] = ()
+
+    @property
+    def model_name(self) -> str:
+        """The model's name, for messages."""
+        if self.voters:
+            return f"the mean of {len(self.voters)} models"
+        return self.config.model.name
 
     def read(self, path: Path) -> Tensor:
         """An image file as the run's dataset gives it: (C, H, W), uint8 or uint16.
@@ -104,10 +128,15 @@ class TrainedModel:
         return inputs.to(self.device)
 
     @torch.inference_mode()
-    def logits(self, inputs: Tensor, tta: str | None = None) -> Tensor:
-        """Return the logits (B, num_classes) of ``inputs``, the mean over crops and ``views``."""
+    def logits(
+        self, inputs: Tensor, tta: str | None = None, through: nn.Module | None = None
+    ) -> Tensor:
+        """Return the logits (B, num_classes) of ``inputs``, the mean over crops and ``views``.
+
+        through: a module that is called instead of the model, such as a ``Novelty`` of it.
+        """
         with self.precision.autocast():
-            return averaged_logits(self.model, inputs, tta)
+            return averaged_logits(self.model if through is None else through, inputs, tta)
 
     @property
     def temperature(self) -> float | None:
@@ -176,13 +205,15 @@ def load_with(config: Config, run: Path) -> TrainedModel:
     card = read_json(run / "model.json")
     try:
         classes, shape, image_channels = _read_card(card)
+        voters = _read_voters(card)
         calibration = calibration_of(card)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ValidationError):
         what = "its classes, sizes or calibration are missing or wrong"
         raise RunError(f"{run / 'model.json'} is damaged: {what}.") from None
     pipeline = build_pipelines(config, num_classes=len(classes))["eval"]
     config = without_weights(config)
-    model = build_model(config, classes, shape)
+    thresholds = as_thresholds(card.get("thresholds"))
+    model = build_network(config, voters, classes, shape, thresholds is not None)
     check_size(config, model, shape)
     best = load_best(model, run)
     model.to(device).eval()
@@ -207,10 +238,35 @@ def load_with(config: Config, run: Path) -> TrainedModel:
         at_least=needed_side([*pipeline.fixed, *pipeline.rest]) if fast else 0,
         epoch=epoch,
         digest=str(best["weights"]["sha256"]),
-        thresholds=as_thresholds(card.get("thresholds")),
+        thresholds=thresholds,
         form=form_in(config.dataset.arguments),
+        voters=voters,
         calibration=calibration,
     )
+
+
+def build_network(
+    config: Config,
+    voters: Sequence[Voter],
+    classes: tuple[str, ...],
+    shape: tuple[int, int, int],
+    several_labels: bool,
+) -> nn.Module:
+    """The config's model, or the ``Ensemble`` of those of the voters, with any weights."""
+    if not voters:
+        return build_model(config, classes, shape)
+    each = [config.model_copy(update={"model": voter.model}) for voter in voters]
+    models = [build_model(one, classes, shape) for one in each]
+    return Ensemble(
+        models, probability_kind(config, several_labels), [voter.order for voter in voters]
+    )
+
+
+def probability_kind(config: Config, several_labels: bool) -> Kind:
+    """How the config's loss makes probabilities of logits."""
+    if several_labels:
+        return "sigmoids"
+    return "shares" if config.loss.name in OF_SEVERAL_LABELS else "softmax"
 
 
 def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, int], int]:
@@ -230,6 +286,18 @@ def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, i
     return tuple(classes), (channels, height, width), card["image_channels"]
 
 
+def _read_voters(card: dict[str, Any]) -> tuple[Voter, ...]:
+    """The ``members`` of a card; raises an error if they are not ours."""
+    voters = []
+    for member in card.get("members", ()):
+        order = member["order"]
+        if order is not None and sorted(order) != list(range(len(card["classes"]))):
+            raise ValueError
+        model = TypeAdapter(ModelSettings).validate_python(member["model"])
+        voters.append(Voter(model, str(member["run"]), order and tuple(order)))
+    return tuple(voters)
+
+
 def tell_which(trained: TrainedModel) -> None:
     """Print on stderr which weights were taken, if others may follow, and notes on transforms."""
     if not is_first():
@@ -242,6 +310,7 @@ def tell_which(trained: TrainedModel) -> None:
     place = f" (the newest of {len(beside)})" if not newer else f" ({newer} newer beside it)"
     so_far = "" if state == "done" else f", the best so far: the run is {visible(state)}"
     of_epoch = "best weights" if epoch is None else f"weights of epoch {epoch}"
+    of_epoch = trained.model_name if trained.voters else of_epoch
     where = visible(str(run)) + (place if len(beside) > 1 else "")
     print(f"run     {where}, {of_epoch}{so_far}", file=sys.stderr)
 

@@ -1,1 +1,3 @@
-"""Reads run folders in any state, and compares them in tables. Imports no torch."""
+"""Reads run folders in any state, and compares them in tables. Imports no torch until answers
+are compared image by image.
+"""

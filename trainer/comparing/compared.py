@@ -57,6 +57,8 @@ def read_run(label: str, folder: Path) -> Compared:
     except ConfigError:
         faults.append("config.yaml cannot be read")
     curves, fault = read_curves(folder / "metrics.jsonl")
+    if isinstance(members := found.result.get("members"), list):
+        config["combined"] = f"{found.result.get('mean_of')} of {len(members)} runs"
     environment, other = listing.read_object(folder / "environment.json")
     faults += [text for text in (fault, other) if text]
     packages = environment.get("packages")

@@ -82,6 +82,9 @@ OF_ONE_CLASS = ("top_k", "balanced_accuracy", "matthews", "quadratic_kappa")
 # These train one sigmoid a class. Only they fit images that may have several labels.
 OF_SEVERAL_LABELS = ("BCEWithLogitsLoss", "BCELoss", "SigmoidFocalLoss", "AsymmetricLoss")
 
+# How unlike the known images an image is: ``novelty`` measures them, and the first is the default.
+SCORES = ("distance", "energy", "max_logit")
+
 
 def is_higher_better(monitor: str) -> bool:
     """Whether a larger value of ``train.monitor``, such as "val/accuracy", is better."""

@@ -5,7 +5,7 @@ also those that are skipped for a loss that is not finite (the weights do not mo
 never depends on when a GPU answers. Frozen parameters are not averaged.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -183,21 +183,7 @@ class SWA(Average):
         The model must hold the average (see ``applied``); it then has the new statistics too.
         ``reseed`` is called with the number of each batch, for dropout. Frozen layers keep theirs.
         """
-        layers = unfrozen_batch_norms(self.model)
-        momenta = [layer.momentum for layer in layers]
-        try:
-            for layer in layers:
-                layer.reset_running_stats()
-            with torch.no_grad():
-                for number, (images, _) in enumerate(batches):
-                    reseed(number)
-                    for layer in layers:
-                        layer.momentum = 1 / (number + 1)  # like None, which waits for the device
-                    with autocast():
-                        self.model(images)
-        finally:
-            for layer, momentum in zip(layers, momenta, strict=True):
-                layer.momentum = momentum
+        measure_statistics(self.model, unfrozen_batch_norms(self.model), batches, autocast, reseed)
         names = [name for name in self._changing if name not in self.values]
         self._statistics = {name: self._all[name].clone() for name in names}
 
@@ -230,6 +216,33 @@ class Lookahead(Average):
         self.count += 1
         torch._foreach_lerp_(self._own, self._live, self.alpha)
         torch._foreach_copy_(self._live, self._own)
+
+
+def measure_statistics(
+    model: nn.Module,
+    layers: Sequence[_BatchNorm],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    autocast: Callable[[], AbstractContextManager[None]],
+    reseed: Callable[[int], None],
+) -> None:
+    """Set the statistics of batch norm layers to the mean over ``batches`` of each batch's.
+
+    The model's mode is the caller's. ``reseed`` is called with the number of each batch.
+    """
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+        with torch.no_grad():
+            for number, (images, _) in enumerate(batches):
+                reseed(number)
+                for layer in layers:
+                    layer.momentum = 1 / (number + 1)  # like None, which waits for the device
+                with autocast():
+                    model(images)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
 
 def steps_of(duration: Duration, steps_per_epoch: int) -> int:

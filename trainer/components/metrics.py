@@ -125,12 +125,18 @@ def auroc(probabilities: Tensor, labels: Tensor) -> float:
     areas, is_of_class = [], are_of_class(probabilities, labels)
     for k in range(probabilities.shape[1]):
         inside = probabilities[is_of_class[:, k], k].nan_to_num(-1.0)
-        outside = probabilities[~is_of_class[:, k], k].nan_to_num(2.0).sort().values
+        outside = probabilities[~is_of_class[:, k], k].nan_to_num(2.0)
         if len(inside) and len(outside):
-            below = torch.searchsorted(outside, inside)
-            below_or_equal = torch.searchsorted(outside, inside, right=True)
-            areas.append((below + below_or_equal).double().mean().item() / 2 / len(outside))
+            areas.append(chance_above(inside, outside))
     return sum(areas) / len(areas) if areas else 0.5
+
+
+def chance_above(inside: Tensor, outside: Tensor) -> float:
+    """The chance that one of ``inside`` (N,) is above one of ``outside`` (M,); a tie is half."""
+    outside = outside.sort().values
+    below = torch.searchsorted(outside, inside)
+    below_or_equal = torch.searchsorted(outside, inside, right=True)
+    return below.add(below_or_equal).double().mean().item() / 2 / len(outside)
 
 
 def mean_average_precision(probabilities: Tensor, labels: Tensor) -> float:

@@ -92,6 +92,12 @@ RESERVED: Mapping[str, Mapping[str, Schema]] = {
             "description": "A CSV file with the columns sha256 and label: the right label of a "
             "content, or leave out.",
         },
+        "unknown": {
+            "anyOf": [{"type": "string"}, {"type": "null"}],
+            "default": None,
+            "description": "A folder of pictures that belong to no class. The run's end measures "
+            "how well they are told from the test images; they never train.",
+        },
     },
     "model": {
         "weights": {

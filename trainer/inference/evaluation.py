@@ -39,14 +39,16 @@ from trainer.run.resume import MAY_DIFFER, refuse_changes, require_own_images
 
 
 class SubsetResult(NamedTuple):
-    """What ``evaluate`` finds for some images, and what it found that from; losses (N,).
+    """What ``evaluate`` finds for some images, and what it found that from.
 
-    calibrated: the answers with the run's temperature; None if it has none.
+    losses (N,), logits (N, K). calibrated: the answers with the run's temperature; None if it has
+    none.
     """
 
     values: dict[str, Any]
     answers: Answers
     losses: Tensor | None
+    logits: Tensor
     calibrated: Answers | None = None
 
 
@@ -66,11 +68,24 @@ def evaluate_split(run: Path, config: Config, split: str) -> tuple[dict[str, Any
     if not isinstance(saved.get(split), dict) or not isinstance(saved.get("train"), dict):
         raise RunError(f"{run / 'split.json'} names no {split} split: the run folder is damaged.")
     require_unchanged(run, saved)
+    if not saved[split]:
+        raise RunError(f"{run}: no image is {split} of all its members, so none is measured.")
     trained = load_with(config, run)
     tell_which(trained)
+    subset, loss_fn = open_part(trained, saved, split)
+    tell_notes(run, trained.config, subset.dataset)
+    found = measure_subset(trained, trained.config, subset, loss_fn, split)
+    assert found.losses is not None  # there is a loss function
+    return found.values, part_of(subset, split, saved[split], found.answers, found.losses)
+
+
+def open_part(trained: TrainedModel, saved: dict[str, Any], part: str) -> tuple[Subset, nn.Module]:
+    """The images of a part of ``saved``, the content of split.json, and the loss for them.
+
+    Raises DataError if images or classes changed.
+    """
     config = trained.config
-    dataset, subset = load_subset(config, saved[split], trained.device, saved)
-    tell_notes(run, config, dataset)
+    dataset, subset = load_subset(config, saved[part], trained.device, saved)
     if dataset.classes != trained.classes:
         raise DataError(
             f"{config.dataset.name} no longer has the classes of this run in its order: it had "
@@ -78,10 +93,7 @@ def evaluate_split(run: Path, config: Config, split: str) -> tuple[dict[str, Any
         )
     label_of = dict(zip(dataset.ids, dataset.labels, strict=True))
     train_labels = [label_of[name] for name in saved["train"] if name in label_of]
-    loss_fn = build_loss(config, torch.tensor(train_labels), dataset.classes)
-    found = measure_subset(trained, config, subset, loss_fn, split)
-    assert found.losses is not None  # there is a loss function
-    return found.values, part_of(subset, split, saved[split], found.answers, found.losses)
+    return subset, build_loss(config, torch.tensor(train_labels), dataset.classes)
 
 
 def measure_subset(
@@ -104,7 +116,7 @@ def measure_subset(
     answers, after = answers_of(config, logits, labels, trained.thresholds), None
     if trained.temperature is not None:
         after = answers._replace(probabilities=trained.chances(logits, trained.temperature))
-    return SubsetResult(values, answers, losses, after)
+    return SubsetResult(values, answers, losses, logits, after)
 
 
 def write_new(path: Path, classes: Sequence[str], parts: Sequence[Part]) -> bool:

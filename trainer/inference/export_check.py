@@ -13,6 +13,7 @@ from torch import Tensor
 from datasets import DATASETS, DataError
 from datasets.walk import walk
 from trainer.build.trained import TrainedModel
+from trainer.components.novelty import split_scores
 from trainer.config import Config
 from trainer.config.signatures import parameters_of, resolve
 from trainer.inference.evaluation import require_unchanged
@@ -20,21 +21,27 @@ from trainer.input.data import load_subset
 from trainer.process.errors import ConfigError, component_place
 from trainer.process.words import listed
 from trainer.run.disk import MAX_SPLIT, read_json
+from trainer.run.known import Rejection
 from transforms.keyed import seed_of
 
 TOLERANCE = 1e-5
+SCORE_TOLERANCE = 1e-3  # of ``unknown``, whose distance weighs small differences of features
 MAX_IMAGES = 64  # of the run's test images, or of the user's
 
 Items = TypeVar("Items", list[Path], list[str], Tensor)
-Network = Callable[[Tensor], Tensor]
+Network = Callable[[Tensor], Tensor | Sequence[Tensor]]  # logits, or logits and ``unknown``
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Inputs (N, C, H, W) float32 on the CPU, and a phrase that says where they are from."""
+    """Inputs (N, C, H, W) float32 on the CPU, and a phrase that says where they are from.
+
+    rejection: the model that is tried has its second output, ``unknown``.
+    """
 
     inputs: Tensor
     source: str
+    rejection: Rejection | None = None
 
     def batches(self) -> list[Tensor]:
         """Return batches of one, two, seven and all inputs; inputs repeat if there are too few."""
@@ -44,18 +51,23 @@ class Sample:
 
 @dataclass(frozen=True)
 class Difference:
-    """The greatest absolute differences, and the largest absolute logit of the run's model."""
+    """The greatest absolute differences, and the largest absolute logit of the run's model.
+
+    unknown: that of the second output, relative to the largest score if above 1; None without one.
+    """
 
     logits: float
     probabilities: float
     largest: float
+    unknown: float | None = None
 
     @property
     def is_small(self) -> bool:
         """Whether both are at most TOLERANCE; a logit's is relative to ``largest`` if above 1."""
         # A float32 has seven digits: a logit of 100, summed in another order, may differ by 1e-5.
         allowed = TOLERANCE * max(1.0, self.largest)
-        return self.logits <= allowed and self.probabilities <= TOLERANCE  # False for NaN
+        is_known = self.unknown is None or self.unknown <= SCORE_TOLERANCE
+        return is_known and self.logits <= allowed and self.probabilities <= TOLERANCE  # not NaN
 
 
 def take_sample(trained: TrainedModel, config: Config, images: Sequence[Path] | None) -> Sample:
@@ -110,6 +122,8 @@ def inputs_of_test_images(run: Path, config: Config) -> Tensor:
     split = read_json(run / "split.json", MAX_SPLIT)
     require_unchanged(run, split)
     names: list[str] = list(split["test"])
+    if not names:
+        raise DataError(f"{run} has no test images")
     known = parameters_of(resolve(DATASETS, config.dataset.name))
     offline = {name: False for name in ("download", "draw_if_absent") if name in known}
     arguments = config.dataset.arguments | offline
@@ -128,15 +142,25 @@ def at_most_max_images(items: Items) -> Items:
 def deviation(trained: TrainedModel, other: Network, sample: Sample) -> Difference:
     """Compare another model's outputs with the run's; raises ValueError if their shapes differ."""
     chances_of = partial(trained.chances, temperature=trained.temperature)
-    logits, chances, largest = [], [], []
+    logits, chances, largest, unknown = [], [], [], list[Tensor]()
     for batch in sample.batches():
-        expected, found = trained.logits(batch), other(batch)
+        expected, given = trained.logits(batch), other(batch)
+        found, *more = [given] if isinstance(given, Tensor) else given
+        if (rejection := sample.rejection) is not None:
+            scores = rejection.of(split_scores(trained.logits(batch, None, rejection.model))[1])
+            apart = (more[0] - (scores - rejection.threshold)).abs().max()
+            unknown.append(apart / scores.abs().max().clamp_min(1))
         if found.shape != expected.shape:
             raise ValueError(f"it gives {tuple(found.shape)} for {tuple(batch.shape)}")
         logits.append((found - expected).abs().max())
         chances.append((chances_of(found) - chances_of(expected)).abs().max())
         largest.append(expected.abs().max())
-    return Difference(*(float(torch.stack(v).max()) for v in (logits, chances, largest)))
+    return Difference(
+        logits=float(torch.stack(logits).max()),
+        probabilities=float(torch.stack(chances).max()),
+        largest=float(torch.stack(largest).max()),
+        unknown=float(torch.stack(unknown).max()) if unknown else None,
+    )
 
 
 def note(text: str) -> None:

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from datasets.temporary import unfinished
-from trainer.build.model import build_model
 from trainer.build.precision import FP32, HALF
-from trainer.build.trained import TrainedModel, load_trained
+from trainer.build.trained import TrainedModel, build_network, load_trained
 from trainer.inference import export_check
 from trainer.inference.export_check import TOLERANCE, Difference, Network, Sample
-from trainer.inference.model_card import describe_model, hub_files
-from trainer.inference.script_writer import program
+from trainer.inference.model_card import about_unknown, describe_model, hub_files, program
+from trainer.inference.prediction import choose_rejection
 from trainer.process.errors import NO_ANSWER, NoAnswer, OutOfMemory, RunError, in_plain_words
 from trainer.run import disk
+from trainer.run.known import Rejection
 from trainer.run.resume import config_for_use
 
 MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's limit, less the graph
@@ -35,10 +36,12 @@ def export_run(
     folder: Path,
     images: Sequence[Path] | None = None,
     overrides: Sequence[str] = (),
+    reject: tuple[Fraction, str] | None = None,
 ) -> None:
     """Write the run's best model into ``folder`` in each format, and print what was done.
 
-    images: files or folders to test it on instead of the run's test images. Raises RunError if
+    images: files or folders to test it on instead of the run's test images. reject: the level and
+    the score of the second output ``unknown``, which pt2 and onnx get. Raises RunError if
     the model cannot be exported, or if a file gives other outputs than the run's model.
     """
     config = config_for_use(run, overrides)
@@ -50,24 +53,40 @@ def export_run(
     sample = export_check.take_sample(trained, config, images)
     if not trained.logits(sample.inputs).isfinite().all():
         raise NoAnswer(f"{run}: {NO_ANSWER} on {sample.source}; no file was written.")
+    if reject is not None:
+        sample = dataclasses.replace(sample, rejection=choose_rejection(trained, *reject, "none"))
+        if "safetensors" in formats:
+            export_check.note("safetensors holds weights, and no output unknown: see pt2 and onnx")
     card = describe_model(trained, result)
     write = {"safetensors": write_safetensors, "pt2": write_pt2, "onnx": write_onnx}
     shape = ", ".join(map(str, sample.inputs.shape[1:]))
-    print(f"{run}: {card['model']['name']}, input (batch, {shape})")
+    print(f"{run}: {trained.model_name}, input (batch, {shape})")
     print(f"tried on {sample.source}")
     exported: torch.export.ExportedProgram | None = None
     written = []
     for name in formats:
         if name != "safetensors" and exported is None:
-            exported = export(trained, sample.inputs)
+            exported = export(trained, sample.inputs, sample.rejection)
         with disk.all_or_nothing():
             disk.make_output_folder(folder)
-            path, difference = write[name](folder, trained, sample, card, exported)
+            path, difference = write[name](
+                folder, trained, *for_format(name, sample, card), exported
+            )
         print(f"{name:<12} {path} ({path.stat().st_size / 2**20:,.1f} MiB)")
         print(f"{'':<12} greatest difference: logits {difference.logits:.1e}, "
-            f"probabilities {difference.probabilities:.1e}")  # fmt: skip
+            f"probabilities {difference.probabilities:.1e}", end="")  # fmt: skip
+        print("" if difference.unknown is None else f", unknown {difference.unknown:.1e} of it")
         written.append(path)
     print(f"use it: the .py files in {folder} show how, without this project")
+
+
+def for_format(name: str, sample: Sample, card: dict[str, Any]) -> tuple[Sample, dict[str, Any]]:
+    """The sample and the card of a format: with ``unknown``, if it has a graph and one is asked."""
+    if sample.rejection is None:
+        return sample, card
+    if name == "safetensors":
+        return dataclasses.replace(sample, rejection=None), card
+    return sample, card | about_unknown(sample.rejection)
 
 
 def keep(
@@ -95,12 +114,14 @@ def keep(
     return difference
 
 
-def export(trained: TrainedModel, inputs: Tensor) -> torch.export.ExportedProgram:
+def export(
+    trained: TrainedModel, inputs: Tensor, rejection: Rejection | None = None
+) -> torch.export.ExportedProgram:
     """Return the model as a graph for batches of any size, without paths of this machine."""
-    model = plain_copy(trained.model)
+    model = plain_copy(trained.model if rejection is None else rejection.network)
     example = inputs[torch.arange(2) % len(inputs)]
     sizes = ({0: torch.export.Dim("batch", min=1)},)
-    with as_run_error(f"torch.export cannot export {trained.config.model.name}"), quiet():
+    with as_run_error(f"torch.export cannot export {trained.model_name}"), quiet():
         exported = torch.export.export(model, (example,), dynamic_shapes=sizes, strict=False)
     for module in exported.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
@@ -129,7 +150,9 @@ def write_pt2(
 
     difference = keep(folder / f"{name}.pt2", content.getvalue(), read, trained, sample)
     disk.write_json(folder / f"{name}.json", card)
-    disk.write_file(folder / f"{name}_pt2.py", program("pt2", trained))
+    disk.write_file(
+        folder / f"{name}_pt2.py", program("pt2", trained, sample.rejection is not None)
+    )
     return folder / f"{name}.pt2", difference
 
 
@@ -141,15 +164,15 @@ def write_onnx(
     size = sum(tensor.nbytes for tensor in exported.state_dict.values())
     if size > MAX_ONNX:
         raise RunError(
-            f"{trained.config.model.name} takes {size / 2**30:.1f} GiB, and an ONNX file holds at "
+            f"{trained.model_name} takes {size / 2**30:.1f} GiB, and an ONNX file holds at "
             "most 2; use --format pt2 or safetensors."
         )
-    with as_run_error(f"ONNX cannot express {trained.config.model.name}"), quiet():
+    with as_run_error(f"ONNX cannot express {trained.model_name}"), quiet():
         made = torch.onnx.export(
             exported,
             dynamo=True,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=["logits"] + ["unknown"] * (sample.rejection is not None),
             dynamic_shapes=({0: "batch"},),
             verbose=False,
         )
@@ -160,7 +183,9 @@ def write_onnx(
         content = proto.SerializeToString()
     difference = keep(folder / f"{name}.onnx", content, onnx_model, trained, sample)
     disk.write_json(folder / f"{name}.json", card)
-    disk.write_file(folder / f"{name}_onnx.py", program("onnx", trained))
+    disk.write_file(
+        folder / f"{name}_onnx.py", program("onnx", trained, sample.rejection is not None)
+    )
     return folder / f"{name}.onnx", difference
 
 
@@ -173,8 +198,8 @@ def onnx_model(path: Path) -> Network:
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def model(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    def model(images: Tensor) -> list[Tensor]:
+        return [*map(torch.from_numpy, session.run(None, {"images": images.numpy()}))]
 
     return model
 
@@ -192,9 +217,10 @@ def write_safetensors(
     content = safetensors.torch.save(tensors, {"format": "pt", **card_strings(card)})
 
     def read(path: Path) -> Network:
-        model = build_model(trained.config, trained.classes, trained.input_shape).eval()
+        several, shape = trained.thresholds is not None, trained.input_shape
+        model = build_network(trained.config, trained.voters, trained.classes, shape, several)
         model.load_state_dict(safetensors.torch.load_file(path))
-        return model
+        return model.eval()
 
     difference = keep(folder / "model.safetensors", content, read, trained, sample)
     for name, text in hub_files(trained, card).items():

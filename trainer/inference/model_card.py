@@ -1,9 +1,15 @@
-"""Makes the card of an exported model, and the files of a folder in Hugging Face's layout."""
+"""Makes what lies beside an exported model: its card, and a program that uses it.
+
+The program needs nothing of this project. It reads the card, which holds the transforms: it is
+the same for every run but for the file's name and, for a folder of weights (Hugging Face's layout),
+the lines that build the model.
+"""
 
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +17,21 @@ import torch
 import yaml
 
 from models import MODELS
-from trainer.build.trained import TrainedModel
+from models.arguments import without_depth
+from models.ensemble import Ensemble
+from models.external import WITH_AUXILIARY_HEADS
+from models.weights import first_convolution
+from trainer.build.trained import TrainedModel, probability_kind
 from trainer.components import OF_SEVERAL_LABELS
+from trainer.config.signatures import parameters_of, resolve
 from trainer.drawing.page import render
-from trainer.inference.script_writer import program
 from trainer.loop.evaluate import scalars
 from trainer.run.environment import ROOT
+from trainer.run.known import Rejection
 
 MAX_LISTED = 100  # classes in the README; all of them are in config.json
 MODEL_CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
+SCRIPT_TEMPLATE = Path(__file__).parent / "templates" / "use.py.j2"
 
 
 def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +41,7 @@ def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str
     return {
         "name": trained.config.name,
         "classes": list(trained.classes),
-        "model": config["model"],
+        "model": architecture_of(trained),
         "input": {
             "name": "images",
             "type": "float32",
@@ -50,6 +62,37 @@ def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str
     }
 
 
+def architecture_of(trained: TrainedModel) -> dict[str, Any]:
+    """The model's name and arguments; of several that answer as one, those of each."""
+    if not trained.voters:
+        model: dict[str, Any] = trained.config.model.model_dump(mode="json")
+        return model
+    members = [
+        {"model": voter.model.model_dump(mode="json"), "order": voter.order}
+        for voter in trained.voters
+    ]
+    mean_of = probability_kind(trained.config, trained.thresholds is not None)
+    return {"name": "Ensemble", "mean_of": mean_of, "members": members}
+
+
+def about_unknown(rejection: Rejection) -> dict[str, Any]:
+    """What a card tells of the second output."""
+    return {
+        "unknown": {
+            "name": "unknown",
+            "type": "float32",
+            "shape": ["batch"],
+            "meaning": f"{rejection.score} less threshold; above 0 the image is unlike the known "
+            f"ones; {float(rejection.level):g} of these are to be kept",
+            "score": rejection.score,
+            "threshold": rejection.threshold,
+            "level": float(rejection.level),
+            "val_images": rejection.val,
+            "test_kept": [rejection.kept, rejection.tested],
+        }
+    }
+
+
 def kind_of_probabilities(trained: TrainedModel) -> str:
     """How probabilities come from logits, in words that the generated programs read."""
     if trained.thresholds is not None:
@@ -62,7 +105,10 @@ def kind_of_probabilities(trained: TrainedModel) -> str:
 def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
     """The files of a model's folder in Hugging Face's layout, without the weights, by path."""
     classes = list(trained.classes)
-    family, _, name = trained.config.model.name.partition("/")
+    family, _, name = card["model"]["name"].partition("/")
+    names = [voter.model.name for voter in trained.voters] or [card["model"]["name"]]
+    modules = [MODELS[one].partition(":")[0] for one in names if "/" not in one]
+    modules += [Ensemble.__module__] if trained.voters else []
     channels, height, width = trained.input_shape
     config: dict[str, Any] = {
         "architectures": [name or family],
@@ -98,14 +144,14 @@ def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
         "preprocessor_config.json": _json(preprocessor),
         "use.py": use,
         "README.md": readme(card, use),
-        **({} if name else sources(MODELS[family].partition(":")[0])),
+        **(sources(modules) if modules else {}),
     }
 
 
-def sources(module: str) -> dict[str, str]:
-    """The source of a module of ``models``, and of all modules there that it imports, by path."""
+def sources(modules: Sequence[str]) -> dict[str, str]:
+    """The source of modules of ``models``, and of all modules there that they import, by path."""
     found: dict[str, str] = {}
-    waiting = ["models", module]
+    waiting = ["models", *modules]
     while waiting:
         file = Path(str(sys.modules[waiting.pop()].__file__))
         path = file.relative_to(ROOT).as_posix()
@@ -139,3 +185,72 @@ def readme(card: Mapping[str, Any], use: str) -> str:
 
 def _json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def program(kind: str, trained: TrainedModel, unknown: bool = False) -> str:
+    """Python code that classifies images with a model file; kind: pt2, onnx or safetensors.
+
+    unknown: the model has this second output.
+    """
+    imports = ["import numpy as np", "from PIL import Image, ImageOps, UnidentifiedImageError"]
+    built: list[str] = [""]
+    own: list[str] = []
+    # Older versions average padded pools wrongly; AlexNet's normalisation uses such pools.
+    reader = "import onnxruntime  # 1.25 or newer" if kind == "onnx" else "import torch"
+    if kind == "safetensors":
+        needed, built = building_all(trained)
+        own = sorted({line for line in needed if line.startswith("from models")})
+        imports += ["from safetensors.torch import load_file", *({*needed} - {*own})]
+    imports = sorted([*imports, reader], key=lambda line: (line.startswith("from"), line.lower()))
+    name = "model" if kind == "safetensors" else trained.config.name
+    packages = {line.split()[1].partition(".")[0] for line in imports} - {"PIL"} | {"pillow"}
+    values: dict[str, Any] = {"imports": [*imports, *own], "building": built}
+    values["packages"] = sorted(packages)
+    # Of files with their own channels or 16 bits the program reads arrays and plain pictures.
+    values |= trained.form._asdict() | {"arrays": not trained.form.is_plain}
+    return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", unknown=unknown, **values)
+
+
+def building_all(trained: TrainedModel) -> tuple[list[str], list[str]]:
+    """``building``, with a list of imports; of several models that answer as one, of all."""
+    if not trained.voters:
+        own, lines = building(trained)
+        return [own], lines
+    assert isinstance(trained.model, Ensemble)
+    imports, built = ["from models.ensemble import Ensemble"], ["members = []"]
+    for voter, model in zip(trained.voters, trained.model.members, strict=True):
+        config = trained.config.model_copy(update={"model": voter.model})
+        own, lines = building(replace(trained, config=config, model=model, voters=()))
+        imports, built = [*imports, own], [*built, *lines, "members.append(model)"]
+    orders = [voter.order for voter in trained.voters]
+    made = f"model = Ensemble(members, {trained.model.mean_of!r}, {orders!r})"
+    return imports, [*built, made]
+
+
+def building(trained: TrainedModel) -> tuple[str, list[str]]:
+    """The import, and the lines that build ``model``; the program loads the weights into it."""
+    family, _, name = trained.config.model.name.partition("/")
+    arguments = trained.config.model.arguments
+    classes, (channels, *sides) = len(trained.classes), trained.input_shape
+    if not name:  # a model of this project; its source is in the folder
+        module, _, attribute = MODELS[family].partition(":")
+        supplied = {"num_classes": classes, "in_channels": channels, "input_size": sides}
+        taken = parameters_of(resolve(MODELS, family))
+        arguments = {k: v for k, v in supplied.items() if k in taken} | arguments
+        return f"from {module} import {attribute}", [f"model = {attribute}(**{arguments!r})"]
+    if family == "timm":
+        arguments = {"num_classes": classes, "in_chans": channels} | arguments
+        return "import timm", [f"model = timm.create_model({name!r}, **{arguments!r})"]
+    if name in WITH_AUXILIARY_HEADS:
+        arguments = {"aux_logits": False, "init_weights": False} | arguments
+    arguments = without_depth("torchvision", arguments)  # stochastic depth is for training only
+    arguments = {"weights": None, "num_classes": classes} | arguments
+    lines = [f"model = torchvision.models.get_model({name!r}, **{arguments!r})"]
+    if channels != 3:
+        stem = first_convolution(trained.model)
+        lines += [
+            f"stem = model.get_submodule({stem!r})",
+            f"shape = (stem.out_channels, {channels}, *stem.kernel_size)",
+            f"stem.in_channels, stem.weight = {channels}, torch.nn.Parameter(torch.zeros(shape))",
+        ]
+    return "import torchvision", lines

@@ -5,7 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from threading import Lock
@@ -17,10 +17,13 @@ from torch import Tensor
 
 from datasets import BrokenImage
 from datasets.images import read_file
+from datasets.words import counted
 from trainer.build.trained import TrainedModel
 from trainer.comparing.predictions import PREDICTIONS, SEPARATOR, Predictions, read_predictions
+from trainer.components import SCORES
 from trainer.components.calibration import tempered
 from trainer.components.label_sets import measure_sets, sets_of
+from trainer.components.novelty import split_scores
 from trainer.drawing.pictures import to_picture
 from trainer.input.data import build_pipelines
 from trainer.insight.findings import lowest_in_words, sets_by_class, sets_in_words
@@ -32,8 +35,10 @@ from trainer.process.errors import (
     component_place,
     with_cause,
 )
+from trainer.process.words import listed
 from trainer.run.best import state_of
 from trainer.run.disk import read_json
+from trainer.run.known import Rejection, read_known, rejection_of
 from transforms import RANDOM
 from transforms.batched import predecessors
 from transforms.keyed import seed_of
@@ -56,6 +61,8 @@ class Prediction:
     predicted: the predicted class; or, if ``has_several``, the labels, the likeliest first.
     label_set: the classes of its label set, the likeliest first; None if there are no label sets.
     digest: the SHA-256 of the file's content. more: the texts of a table's further columns.
+    score: how unlike known images it is; is_unknown: whether that is too much. None, False if
+    nothing is rejected.
     """
 
     path: str
@@ -68,6 +75,8 @@ class Prediction:
     more: tuple[str, ...] = ()
     raw: Tensor | None = None
     label_set: tuple[int, ...] | None = None
+    score: float | None = None
+    is_unknown: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ def predict_files(
     batch_size: int | None = None,
     tta: int | str | None = None,
     thumbnails: int = 0,
+    rejection: Rejection | None = None,
 ) -> Generator[Prediction, None, None]:
     """Yield a Prediction for each path, in order. Memory does not grow with the number of paths.
 
@@ -95,7 +105,8 @@ def predict_files(
     of the image alone), or the probabilities are the mean over the image and tta - 1 random draws
     of the run's training transforms without those that mix images.
     The draws are a function of the run's seed and the image's pixels. thumbnails: the number of
-    predictions with a small picture. Raises UsageError if tta needs draws and nothing is random.
+    predictions with a small picture. rejection: says which images are unknown; of several draws
+    the image itself decides. Raises UsageError if tta needs draws and nothing is random.
     """
     tta = trained.config.evaluation.tta if tta is None else tta
     count = tta - 1 if isinstance(tta, int) else 0
@@ -134,25 +145,118 @@ def predict_files(
         for result in results:
             waiting.append(result)
             if len(waiting) == size:
-                yield from _predicted(trained, waiting, named)
+                yield from _predicted(trained, waiting, named, rejection)
                 waiting = []
     if waiting:
-        yield from _predicted(trained, waiting, named)
+        yield from _predicted(trained, waiting, named, rejection)
+
+
+def choose_rejection(
+    trained: TrainedModel, level: Fraction, score: str | None = None, tta: int | str | None = None
+) -> Rejection:
+    """What the run's model rejects if it keeps ``level`` of known images; tta: see above.
+
+    Raises UsageError or RunError, as ``read_known`` and ``rejection_of`` do.
+    """
+    if trained.thresholds is not None:
+        raise UsageError(
+            "--reject: an image of this run may have several labels, or none, which is another "
+            "answer than unknown; the probabilities tell which labels are unlikely."
+        )
+    known = read_known(trained.run, trained.digest)
+    tta = trained.config.evaluation.tta if tta is None else tta
+    named = tta if isinstance(tta, str) else None
+    return rejection_of(known, trained.model, level, score or SCORES[0], named)
+
+
+def predict_as_one(
+    models: Sequence[TrainedModel],
+    paths: Sequence[str],
+    *,
+    batch_size: int | None = None,
+    tta: int | str | None = None,
+    thumbnails: int = 0,
+) -> Generator[Prediction, None, None]:
+    """``predict_files`` of several models at once: the mean of their probabilities.
+
+    Each model reads the files by its own transforms and settings. Classes are matched by name, and
+    stand in the order of the first model's. A file that one model cannot use has its reason. The
+    threshold of each of several labels is the mean of the models'. Probabilities are raw: a
+    temperature of a model's own does not fit the mean.
+    """
+    models = [replace(one, calibration=None) for one in models]
+    joint = replace(models[0], thresholds=thresholds_of(models))
+    orders = [order_in(one, joint.classes) for one in models]
+    with ExitStack() as held:
+        each: list[Generator[Prediction, None, None]] = []
+        for one in models:
+            its = predict_files(
+                one, paths, batch_size=batch_size, tta=tta, thumbnails=0 if each else thumbnails
+            )
+            each.append(held.enter_context(closing(its)))
+        for answers in zip(*each, strict=True):
+            yield _answer_as_one(joint, orders, answers)
+
+
+def _answer_as_one(
+    joint: TrainedModel, orders: Sequence[tuple[int, ...] | None], answers: Sequence[Prediction]
+) -> Prediction:
+    chances = []
+    for one, order in zip(answers, orders, strict=True):
+        if one.probabilities is None:
+            return one
+        chances.append(one.probabilities if order is None else one.probabilities[list(order)])
+    mean = torch.stack(chances).mean(dim=0)
+    return replace(answers[0], probabilities=mean, predicted=joint.predicted(mean))
+
+
+def require_same_classes(models: Sequence[TrainedModel]) -> None:
+    """Raise RunError unless the models choose among the same classes, one or several of them."""
+    first = models[0]
+    for other in models[1:]:
+        if lacking := {*first.classes} ^ {*other.classes}:
+            names = listed(sorted(map(repr, lacking))[:10])
+            what = f"only one of them has {counted(len(lacking), 'class')}: {names}"
+        elif (first.thresholds is None) != (other.thresholds is None):
+            what = "one gives an image one class, the other several labels"
+        else:
+            continue
+        raise RunError(f"{first.run} and {other.run} cannot answer as one: {what}.")
+
+
+def order_in(other: TrainedModel, classes: Sequence[str]) -> tuple[int, ...] | None:
+    """The number of each of ``classes`` in the output of ``other``; None if it is the same."""
+    order = tuple(other.classes.index(name) for name in classes)
+    return None if order == tuple(range(len(classes))) else order
+
+
+def thresholds_of(members: Sequence[TrainedModel]) -> Tensor | None:
+    """The mean of the members' thresholds for several labels, until val gives better ones."""
+    found = []
+    for one in members:
+        if one.thresholds is None:
+            return None
+        order = order_in(one, members[0].classes)
+        found.append(one.thresholds if order is None else one.thresholds[list(order)])
+    return torch.stack(found).mean(dim=0)
 
 
 def _predicted(
-    trained: TrainedModel, waiting: Sequence[_Views | Prediction], tta: str | None
+    trained: TrainedModel,
+    waiting: Sequence[_Views | Prediction],
+    tta: str | None,
+    rejection: Rejection | None,
 ) -> Iterator[Prediction]:
     """Yield a Prediction for each waiting item; the images are one batch."""
     views = [item for item in waiting if isinstance(item, _Views)]
-    rows: Iterator[tuple[Tensor, Tensor]] = iter(())
+    rows: Iterator[tuple[Tensor, Tensor, float | None]] = iter(())
     if views:
-        rows = zip(*_probabilities(trained, views, tta), strict=True)
+        rows = _scored(trained, views, tta, rejection)
     for item in waiting:
         if isinstance(item, Prediction):
             yield item
             continue
-        raw, chances = next(rows)
+        raw, chances, score = next(rows)
         if raw.isfinite().all():
             yield Prediction(
                 item.path,
@@ -162,16 +266,30 @@ def _predicted(
                 raw=raw,
                 has_several=trained.thresholds is not None,
                 digest=item.digest,
+                score=score,
+                is_unknown=rejection is not None and rejection.rejects(score),
             )
         else:
             yield Prediction(item.path, reason=f"{NO_ANSWER} for it")
 
 
+def _scored(
+    trained: TrainedModel, views: Sequence[_Views], tta: str | None, rejection: Rejection | None
+) -> Iterator[tuple[Tensor, Tensor, float | None]]:
+    """Yield raw and calibrated probabilities (K,) of each image, and its score."""
+    inputs = torch.cat([item.inputs for item in views])
+    logits = trained.logits(inputs, tta, None if rejection is None else rejection.model).cpu()
+    scores: list[float | None] = [None] * len(views)
+    if rejection is not None:
+        logits, found = split_scores(logits)
+        scores = rejection.of(found).tolist()
+    yield from zip(*_probabilities(trained, logits, views), scores, strict=True)
+
+
 def _probabilities(
-    trained: TrainedModel, views: Sequence[_Views], tta: str | None
+    trained: TrainedModel, logits: Tensor, views: Sequence[_Views]
 ) -> tuple[Tensor, Tensor]:
     """Raw and calibrated probabilities of images: (B, K) each, means over their draws."""
-    logits = trained.logits(torch.cat([item.inputs for item in views]), tta).cpu()
     draws = [item.draws for item in views if item.draws is not None]
     drawn = trained.logits(torch.cat(draws)).cpu() if draws else None
 

@@ -1,21 +1,31 @@
-"""Formats predictions as a table, JSON, CSV, or a sheet of pictures."""
+"""Formats predictions as a table, JSON, CSV, or a sheet of pictures; also those of two sides."""
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 
+from trainer.comparing.head_to_head import Paired
 from trainer.comparing.predictions import SEPARATOR, Answer, fill_table, prediction_lines
+from trainer.drawing.axes import COLOURS
 from trainer.drawing.columns import pad, width_of, wrap
 from trainer.drawing.fonts import drawable, fit_to_pixels, font
 from trainer.drawing.pictures import LETTERS, caption_width, sheet
 from trainer.inference.prediction import SHEET_THUMBNAIL, Prediction
+from trainer.input.data import load_subset
+from trainer.insight.samples import original_images
+from trainer.process.errors import RunError
 from trainer.process.words import visible
-from trainer.run.disk import Digest, write_with
+from trainer.run.disk import MAX_SPLIT, Digest, read_json, write_with
+from trainer.run.resume import config_for_use
 
 NO_LABEL = "no label"  # of several, none is likely enough
+UNKNOWN = "unknown"  # shown instead of a class
+PICTURED = 16  # images that one of two sides alone gets right, of each
+COLUMNS, PICTURE_SIDE = 8, 160  # of their sheet; pixels of a picture
 
 
 def table_lines(
@@ -29,6 +39,7 @@ def table_lines(
     """Yield a table's lines: ``top`` classes per file, or the predicted ones, one or several.
 
     A path that is too long has its own line. So has a class, and a label set.
+    For an unknown image UNKNOWN comes first, and classes only with ``top``.
     """
     names, end = [visible(name) for name in classes], columns
     columns -= len("  set") if with_sets else 0
@@ -51,10 +62,12 @@ def table_lines(
             decided_by = one.probabilities if one.raw is None else one.raw
             labels = decided_by.topk(min(top, len(names))).indices.tolist()
         shown = [(names[label], f"{one.probabilities[label]:11.4f}") for label in labels]
+        if one.is_unknown:
+            shown = [(UNKNOWN, ""), *(shown if top is not None else [])]
         in_set = one.label_set or ()
         told = f"{{{', '.join(names[label] for label in in_set)}}}" if in_set else ""
         for name, value in shown or [("-", "")]:  # of several labels none
-            if width_of(name) > width:
+            if width_of(name) > width and value:
                 yield from [path] if path else []
                 yield from (f"  {part}" for part in wrap(name, columns - 2))
                 path = name = ""
@@ -85,6 +98,8 @@ def json_lines(
         else:
             label = one.predicted[0]
             entry |= {"class": classes[label], "probability": values[label]}
+        if one.score is not None:
+            entry |= {"unknown": one.is_unknown, "score": one.score}
         if one.label_set is not None:
             entry["set"] = [classes[label] for label in one.label_set]
         entry["probabilities"] = dict(zip(classes, values, strict=True))
@@ -122,8 +137,10 @@ def _answers_of(predictions: Iterable[Prediction], classes: Sequence[str]) -> It
         values = one.probabilities.tolist()
         named = SEPARATOR.join(classes[label] for label in sorted(one.predicted))
         probability = None if one.has_several else values[one.predicted[0]]
-        name, digest = one.path, one.digest
-        yield Answer(name, digest, "", "", named, probability, None, values, one.more)
+        name, digest, more = one.path, one.digest, one.more
+        if one.score is not None:
+            more = (*more, "yes" if one.is_unknown else "no", f"{one.score:.9g}")
+        yield Answer(name, digest, "", "", named, probability, None, values, more)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -147,6 +164,42 @@ def prediction_sheet(predictions: Iterable[Prediction], classes: Sequence[str]) 
             told = [f"{names[label]} ({one.probabilities[label]:.4f})" for label in one.predicted]
             # A long name is shortened before its probability, and leaves room for ", +99".
             told = [fit_to_pixels(text, LETTERS, width, end=len(" (0.1234)")) for text in told]
+            told = [UNKNOWN] if one.is_unknown else told
             captions.append([told or [NO_LABEL], os.path.basename(one.path)])
     columns = 4 if len(pictures) <= 16 else 10
     return sheet(pictures, captions, columns=columns, size=SHEET_THUMBNAIL)
+
+
+def disagreement(paired: Paired, run: Path) -> Image.Image:
+    """Return up to PICTURED images of each side, in the colour of its first curve.
+
+    run: the first side's run, whose dataset gives the images. Raises RunError or DataError if they
+    are not there any more.
+    """
+    first = paired.tables[0][0]
+    rows = [row for side in paired.only for row in side[:PICTURED]]
+    sides = [number for number, side in enumerate(paired.only) for _ in side[:PICTURED]]
+    saved = read_json(run / "split.json", MAX_SPLIT)
+    try:
+        wanted = {first.ids[row]: saved["test"][first.ids[row]] for row in rows}
+    except (KeyError, TypeError):
+        raise RunError(f"{run / 'split.json'} does not name the images of its table.") from None
+    config = config_for_use(run, ["loader.cache=off"])
+    _, subset = load_subset(config, wanted, torch.device("cpu"))
+    captions = []
+    for row in rows:
+        answers = [side[0].predicted[row] for side in paired.tables]
+        told = zip(paired.names, answers, strict=True)
+        captions.append(
+            [in_letters(first.true[row], first.classes)]
+            + [f"{name}: {in_letters(answer, first.classes)}" for name, answer in told]
+        )
+    pictures = original_images(subset, range(len(rows)), PICTURE_SIDE)
+    return sheet(pictures, captions, [COLOURS[side] for side in sides], COLUMNS, PICTURE_SIDE)
+
+
+def in_letters(cell: str, classes: Sequence[str]) -> str:
+    """The names in a cell of the table in letters that a picture can show."""
+    number = {name: k for k, name in enumerate(classes)}
+    names = [drawable(name, number.get(name, 0)) for name in cell.split(SEPARATOR)]
+    return ", ".join(names) if cell else NO_LABEL

@@ -20,6 +20,7 @@ from datasets import (
 from datasets.bands import form_in, notes_on_bits, notes_on_pictures
 from datasets.images import notes_on
 from datasets.split import conflicts, manifest
+from datasets.unknown import unknown_images
 from datasets.words import counted
 from trainer.config import Config
 from trainer.config.config import components
@@ -157,6 +158,9 @@ def load_data(config: Config, device: torch.device) -> Data:
         reasons = "".join(f"\n  {one}" for one in left_out[:MAX_FAULTS])
         raise DataError(f"{error}{reasons}") from None
     names = source.identities() if source.is_by_name else keys
+    if root := config.dataset.trainer_arguments.get("unknown"):
+        digests = None if source.is_by_name else dict(zip(names, dataset.ids, strict=True))
+        notes += unknown_images(root, form_in(config.dataset.arguments).suffixes, digests)[1]
     if not source.is_by_name:
         notes += conflicts(dataset.ids, dataset.labels, names, indices)
     data = Data(

@@ -14,6 +14,7 @@ from torch import Tensor, float64, zeros
 
 from datasets.words import counted
 from trainer.comparing.grown import about_grown
+from trainer.components import SCORES
 from trainer.components.calibration import Calibration
 from trainer.components.decisions import Answers, certainties, confusion_counts
 from trainer.components.label_sets import Coverage, measure_sets
@@ -93,6 +94,7 @@ class Findings:
     seconds: dict[str, float]
     commands: list[tuple[str, str]]
     several_labels: bool = False  # an image may have several
+    novelty: Mapping[str, Any] = field(default_factory=dict)  # of result.json
     temperature: str = ""  # what val says about a temperature
     truth: Sequence[tuple[str, float, float]] = ()  # (metric, raw, calibrated)
     calibrated_bins: Bins | None = None  # if a temperature is used
@@ -195,6 +197,49 @@ class Findings:
         return f"{images} image{'s' * (images > 1)}: between {ends} with 95 % confidence"
 
     @property
+    def about_unknown(self) -> str:
+        """What ``unknown_rows`` show; "" if the run has no scores."""
+        if not self.novelty:
+            return ""
+        share, val = f"{self.novelty['level']:.0%}", f"{self.novelty['val_images']:,} val images"
+        parts = [
+            f"predict --reject {self.novelty['level']:g} is to keep {share} of known images, by "
+            f"the scores of {val}."
+        ]
+        if needed := self.novelty.get("needed"):
+            parts = [f"{val} cannot support predict --reject: {share} needs at least {needed}."]
+        if unknown := self.novelty.get("unknown"):
+            lost = f", {unknown['left_out']:,} left out" * bool(unknown["left_out"])
+            parts.append(
+                f"dataset.unknown has {unknown['images']:,} pictures of no class{lost}; AUROC is "
+                "how well they are told from test, and FPR95 the share of them that is kept with "
+                "95% of test."
+            )
+        return " ".join(parts)
+
+    @property
+    def unknown_columns(self) -> list[str]:
+        """The columns of ``unknown_rows``."""
+        kept = ["test images kept", "share", "95 % confidence"] if "kept" in self.novelty else []
+        told_apart = ["AUROC", "FPR95"] if self.novelty.get("unknown", {}).get("auroc") else []
+        return ["score", *kept, *told_apart] if kept or told_apart else []
+
+    @property
+    def unknown_rows(self) -> list[list[Any]]:
+        """For each score what it keeps of test, and how well it tells pictures of no class."""
+        rows = []
+        for score in SCORES if self.unknown_columns else ():
+            row: list[Any] = [score]
+            if "kept" in self.novelty:
+                kept, tested = self.novelty["kept"][score], self.novelty["test_images"]
+                low, high = wilson(kept, tested)
+                row += [f"{kept:,} of {tested:,}", kept / tested, f"{low:.3f} to {high:.3f}"]
+            unknown = self.novelty.get("unknown", {})
+            row += [unknown[name][score] for name in ("auroc", "fpr95") if name in unknown]
+            rows.append(row)
+        return rows
+
+    @property
     def many(self) -> bool:
         """Whether there are more than MAX_CLASSES classes."""
         return len(self.classes) > MAX_CLASSES
@@ -263,6 +308,7 @@ def find(given: ReportData, run: Path) -> Findings:
         seconds={k: v for k, v in numbers(result.get("seconds") or {}).items() if v >= 0},
         commands=commands_for(run, result),
         several_labels=labels.ndim == 2,
+        novelty=result.get("novelty") or {},
         temperature=sentence(given.calibration.in_words) if given.calibration else "",
         truth=compared_truth(result) if after else (),
         calibrated_bins=calibration_bins(after) if after else None,

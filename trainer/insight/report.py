@@ -109,6 +109,10 @@ def _markdown(found: Findings) -> str:
     ]
     parts += [found.about_bins] if found.about_bins else []
     parts += _calibrated(found)
+    if found.about_unknown:
+        parts += ["## Unknown images", found.about_unknown]
+        if found.unknown_rows:
+            parts += [markdown_table(found.unknown_columns, found.unknown_rows)]
     if found.history:
         parts += ["## Curves", "![curves](curves.png)"]
         parts += [markdown_table(found.tags, found.epochs)]

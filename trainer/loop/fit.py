@@ -21,7 +21,14 @@ from trainer.insight.board import Board, show_end, show_start
 from trainer.insight.findings import ReportData
 from trainer.insight.report import write_report
 from trainer.insight.samples import THUMBNAIL
-from trainer.loop.answers import Judged, calibrate_best, part_of, predict_best, write_predictions
+from trainer.loop.answers import (
+    Judged,
+    calibrate_best,
+    part_of,
+    predict_best,
+    write_known,
+    write_predictions,
+)
 from trainer.loop.epochs import Session, train_epochs
 from trainer.loop.evaluate import (
     each_loss,
@@ -190,7 +197,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         helps = f"Where val/loss is NaN too: {what_may_help(job.config, job.model)}"
         raise processes.mark_common(NoAnswer(f"{what}. {helps}"))
     subset, tta = job.data.subsets["test"], job.config.evaluation.tta
-    parts = predict_best(session)
+    parts, known = predict_best(session)
     logits, labels = parts["test"][tta]
     thresholds = as_thresholds(state.best.get("thresholds"))
     if what := on_main(lambda: without_answer(logits, subset, "test")):
@@ -203,6 +210,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         chosen = {name: found[tta] for name, found in parts.items()}
         judged = calibrate_best(session, chosen, thresholds)
         plain = {}
+        unknown = write_known(session, known) if known else None
         if tta:
             plain = scalars(evaluate(job.config, *parts["test"][None], job.loss_fn, thresholds))
     with state.spending("log"):
@@ -222,6 +230,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         "test": tested,
         "calibration": judged.result,
         **({"tta": tta, "test_plain": plain} if tta else {}),
+        **({"novelty": unknown} if unknown else {}),
         "images_per_second": statistics.median(speeds) if speeds else None,
         "train_seconds": state.train_seconds,
         "seconds": spent(state),

@@ -50,6 +50,8 @@ def check(run: Path, job: Job, say: Say) -> Found | None:
         folder, content = loaded
         compare(job, content, run, say)
         return Found(folder, checkpoint.manifest_of(folder)["sha256"], content)
+    if "members" in old_result(run):
+        raise RunError(f"{run} was combined of other runs, and was never trained: resume those.")
     if old_result(run).get("status") == "done":
         raise RunError(
             f"{run} is finished, and its checkpoints are gone: bring them back, or begin a new run."
@@ -242,7 +244,7 @@ def is_finished(job: Job, run: Path, state: State) -> bool:
 
 def old_result(run: Path) -> dict[str, Any]:
     """The content of result.json without what only some ends have; empty if the file was lost."""
-    of_some = ("reason", "val", "test", "tta", "test_plain", "grown")
+    of_some = ("reason", "val", "test", "tta", "test_plain", "grown", "novelty")
     with suppress(RunError):
         return {k: v for k, v in read_json(run / "result.json").items() if k not in of_some}
     return {}

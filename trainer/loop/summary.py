@@ -10,6 +10,7 @@ from trainer.build.job import Job, data_path
 from trainer.build.notes import never_averages
 from trainer.build.precision import note_on_unused
 from trainer.comparing.grown import about_grown
+from trainer.components import SCORES
 from trainer.config import Config
 from trainer.config.notes import Note, as_lines
 from trainer.distributed.processes import world_size
@@ -71,6 +72,11 @@ def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> Non
     if plain := result.get("test_plain"):
         test += f", tta {result['tta']}; plain: "
         test += ", ".join(f"{name} {value:.4f}" for name, value in scalars(plain).items())
+    unknown = result.get("novelty", {}).get("unknown") or {}
+    if auroc := unknown.get("auroc", {}).get(SCORES[0]):
+        fpr = unknown["fpr95"][SCORES[0]]
+        apart = f"AUROC {auroc:.4f}, FPR95 {fpr:.4f} ({SCORES[0]})"
+        say(f"unknown {apart}, {unknown['images']:,} pictures of dataset.unknown")
     speed = result["images_per_second"]
     per_second = f", {speed:,.0f} images/s" if speed else ""
     say(f"best    epoch {result['best']['epoch']} of {result['epochs']}")

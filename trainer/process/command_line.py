@@ -2,9 +2,11 @@
 
 import argparse
 import difflib
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NoReturn
 
 from trainer.process.words import NO_SETTINGS, SETTINGS, bare, with_value
@@ -15,6 +17,13 @@ AS_OPTION = {
     **dict.fromkeys(("earlystopping", "earlystop"), "patience"),
     **dict.fromkeys(("transforms", "transform", "traintransforms"), "augment"),
 }
+
+
+def level(text: str) -> Fraction:
+    """Return an argument that is a share between 0 and 1, as exactly as it was written."""
+    if not re.fullmatch(r"0?\.\d{1,6}", text) or not Fraction(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1, such as 0.95")
+    return Fraction(text)
 
 
 def without_paths_taken_for_files(

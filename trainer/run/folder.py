@@ -1,7 +1,8 @@
 """Creates, finds and locks a run's folder; imports no torch.
 
 config.yaml  environment.json  uncommitted.patch  split.json  metrics.jsonl  events.out.tfevents.*
-checkpoints/step-000000123/  model.pt  model.json  result.json  report/  data_path.json  run.lock
+checkpoints/step-000000123/  model.pt  model.json  known.pt  result.json  report/  data_path.json
+run.lock
 """
 
 import json
@@ -10,6 +11,7 @@ import re
 import secrets
 import shlex
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -79,6 +81,50 @@ def find_run(text: str) -> Path:
     raise UsageError(f"{text} {what}. Expected a folder such as runs/NAME/20260131-120000-ab12.")
 
 
+def find_runs(texts: Sequence[str]) -> list[Path]:
+    """The runs that the texts name, each as ``find_run`` does; a sweep's folder gives several.
+
+    They are those of its best trial, and SWEEP/t003 names those of that trial. Raises UsageError,
+    also for a run that is named twice.
+    """
+    runs = [run for text in texts for run in _runs_of(text)]
+    known: set[Path] = set()
+    for run in runs:
+        if (place := run.resolve()) in known:
+            raise UsageError(f"{run} is named twice; name each run once.")
+        known.add(place)
+    return runs
+
+
+def _runs_of(text: str) -> list[Path]:
+    folder = Path(text)
+    if (folder / "plan.json").is_file():
+        if not (runs := _best_runs(folder)) or not all(run.is_dir() for run in runs):
+            raise UsageError(f"{text} is a sweep; {_best_of(folder)}")
+        return runs
+    if _is_trial(folder):
+        newest = [runs_in(one)[-1:] for one in sorted(folder.parent.glob(f"{folder.name}-seed*/"))]
+        if not any(newest):
+            raise UsageError(f"{folder.parent} has no run of trial {folder.name} yet.")
+        return [run for one in newest for run in one]
+    return [find_run(text)]
+
+
+def _is_trial(folder: Path) -> bool:
+    """Whether a path is SWEEP/t003, which stands for the folders SWEEP/t003-seed0 and so on."""
+    is_number = re.fullmatch(r"t\d{3,}", folder.name) is not None
+    return is_number and (folder.parent / "plan.json").is_file()
+
+
+def names_runs(text: str) -> bool:
+    """Whether a text names what only we write: a run, a folder of runs, a sweep, or its trial."""
+    if not os.path.isdir(text) and not re.fullmatch(r"t\d{3,}", os.path.basename(text)):
+        return False
+    folder = Path(text)
+    has_runs = any((run / "result.json").is_file() for run in [folder, *runs_in(folder)])
+    return has_runs or (folder / "plan.json").is_file() or _is_trial(folder)
+
+
 def runs_in(folder: Path) -> list[Path]:
     """The runs that lie in a folder, the newest last."""
     return sorted((path.parent for path in folder.glob("*/config.yaml")), key=begun)
@@ -99,13 +145,7 @@ def name_of(run: Path) -> str:
 
 def _best_of(sweep: Path) -> str:
     """The end of a message to a user who named a sweep instead of a run: its best runs."""
-    results: dict[str, Any] = {}
-    with suppress(RunError):
-        results = disk.read_json(sweep / "sweep.json")
-    runs: list[Path] = []
-    with suppress(LookupError, TypeError):  # somebody has edited it
-        best = next(t for t in [*results["trials"], None] if not t or t["trial"] == results["best"])
-        runs = [sweep / run["run"] for run in best["runs"] if run["run"]] if best else []
+    runs = _best_runs(sweep)
     if here := [str(run) for run in runs if run.is_dir()]:
         if len(here) == 1:
             return f"its best run is {here[0]}: name that one."
@@ -113,6 +153,17 @@ def _best_of(sweep: Path) -> str:
     if runs:
         return "its best run lies in the folder of another machine: name it there."
     return f"none of its trials is done yet: name one of the runs in it, {sweep}/tNNN-seedN."
+
+
+def _best_runs(sweep: Path) -> list[Path]:
+    """The runs of a sweep's best trial, by its sweep.json; none if there is none."""
+    results: dict[str, Any] = {}
+    with suppress(RunError):
+        results = disk.read_json(sweep / "sweep.json")
+    with suppress(LookupError, TypeError):  # somebody has edited it
+        best = next(t for t in [*results["trials"], None] if not t or t["trial"] == results["best"])
+        return [sweep / run["run"] for run in best["runs"] if run["run"]] if best else []
+    return []
 
 
 def lock_run(run: Path) -> IO[str]:

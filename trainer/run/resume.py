@@ -20,7 +20,8 @@ from trainer.run.folder import find_run, runs_in
 # compared by the split's digests, and a teacher by its own digest.
 MAY_CHANGE = (
     *("train.epochs", "train.budget", "train.skip_non_finite", "early_stop", "train.parallel"),
-    *("evaluation.", "log.", "checkpoint.", "dataset.root", "dataset.fixes", "distill.run"),
+    *("evaluation.", "log.", "checkpoint.", "dataset.root", "dataset.fixes"),
+    *("dataset.unknown", "distill.run"),
     *("loader.workers", "loader.cache", "loader.eval_batch_size", "store."),
 )
 
@@ -30,6 +31,7 @@ MAY_DIFFER = (
         "dataset.root",
         "dataset.on_broken",
         "dataset.fixes",
+        "dataset.unknown",
         "loader.",
         "store.",
         "train.device",

@@ -9,7 +9,7 @@ from trainer.comparing.listing import STAMPED, short, took
 from trainer.drawing.page import render
 from trainer.sweeping.charts import by_parameter, over_trials, parallel
 from trainer.sweeping.plan import Plan
-from trainer.sweeping.results import Row, in_rank, ranked, reported_test
+from trainer.sweeping.results import Row, about_noise, in_rank, ranked, reported_test
 from trainer.sweeping.space import display_value, overrides
 
 SWEEP_TEMPLATE = Path(__file__).parent / "templates" / "sweep.html.j2"
@@ -35,6 +35,7 @@ def sweep_page(plan: Plan, rows: Sequence[Row]) -> str:
         parallel=parallel(plan, rows) if params and best else "",
         params=params,
         test=test,
+        noise=about_noise(plan, rows),
         trial_header=[*header, "epochs", "wall time of its runs"],
         trials=[_trial(row, params, test) for row in in_rank(plan, rows)],
         monitor=monitor,
@@ -103,7 +104,7 @@ def _trial(row: Row, params: Sequence[str], test: str | None) -> list[str]:
         f"t{row.number:03d}",
         *(display_value(row.settings[key]) for key in params),
         row.status + (f": {row.reason}" if row.reason else ""),
-        row.shown,
+        row.marked,
         row.spread,
         *(row.tests.get(test, ("", "")) if test else ()),
         "" if row.epochs is None else f"{row.epochs:.0f}",

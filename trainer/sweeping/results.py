@@ -6,23 +6,29 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.comparing.compared import what_it_answers
 from trainer.comparing.listing import short, strict_json, took
+from trainer.comparing.paired import CERTAINTY
 from trainer.config.document import flow
 from trainer.drawing.columns import fit_columns, hang, lay_out, left_out, width_of
+from trainer.process.errors import RunError
 from trainer.process.words import visible
 from trainer.sweeping.plan import Plan
 from trainer.sweeping.space import Settings, display_value, overrides
 
 if TYPE_CHECKING:
+    from trainer.comparing.predictions import Predictions
     from trainer.sweeping.trials import Trials
 
 MAX_ROWS = 60  # of the table in the terminal
 MAX_FAILED = 10  # failed trials that are listed below the table
+NEAR = "≈"  # beside the value of a trial within noise of the best
 TRIAL_STATES = ("done", "pruned", "failed", "begun", "waiting")
 
 
@@ -32,7 +38,8 @@ class Row:
 
     ``values``: the monitored value of each ended run, at the run's best epoch. ``loss``: the mean
     val/loss of these epochs. ``test``: the mean of each test number. ``runs``: the content of each
-    end.json, with seed and fold. ``status``: one of TRIAL_STATES.
+    end.json, with seed and fold. ``status``: one of TRIAL_STATES. ``near``: whether it is within
+    noise of the best trial; None if that was not judged.
     """
 
     number: int
@@ -45,6 +52,7 @@ class Row:
     seconds: float
     epochs: float | None
     reason: str
+    near: bool | None = None
 
     @property
     def mean(self) -> float | None:
@@ -67,6 +75,11 @@ class Row:
     def shown(self) -> str:
         """Mean and standard deviation: ``0.9375 ± 0.0312``."""
         return _mean_and_std(self.values)
+
+    @property
+    def marked(self) -> str:
+        """``shown``, with NEAR if it is within noise of the best."""
+        return self.shown + f" {NEAR}" * bool(self.near)
 
     @property
     def spread(self) -> str:
@@ -182,7 +195,7 @@ def sweep_table(plan: Plan, rows: Sequence[Row], width: int) -> list[str]:
     listed = in_rank(plan, rows)
     for row in listed[:MAX_ROWS]:
         values = [visible(display_value(row.settings[key])) for key in keys]
-        line = [f"t{row.number:03d}", *values, row.shown] + [row.spread] * several
+        line = [f"t{row.number:03d}", *values, row.marked] + [row.spread] * several
         if test:
             line += row.tests.get(test, ("-", ""))
         epochs = "-" if row.epochs is None else f"{row.epochs:.0f}"
@@ -198,9 +211,64 @@ def sweep_table(plan: Plan, rows: Sequence[Row], width: int) -> list[str]:
     if test:
         told = "test/ is reported only: trials are ranked, and the best is chosen, by val/"
         lines += hang(told, 0, width)
+    if told := about_noise(plan, rows):
+        lines += hang(told, 0, width)
     if len(listed) > MAX_ROWS:
         lines.append(f"and {len(listed) - MAX_ROWS} more; sweep.csv has all")
     return lines
+
+
+def judge_noise(plan: Plan, folder: Path, rows: Sequence[Row]) -> list[Row]:
+    """The rows, with ``near`` where the tables of the runs' answers to val tell it."""
+    from trainer.comparing.head_to_head import LOSS, NotPaired, measure_of
+    from trainer.comparing.near_best import is_near
+
+    done = ranked(plan, rows)
+    if len(done) < 2 or not (tables := answers_of_runs(folder, done[0])):
+        return list(rows)
+    first, *others = done
+    name, several = plan.monitor.removeprefix("val/"), has_several_labels(folder, first)
+    metric = next((one for one in plan.config.metrics if one.name == name), None)
+    measure = LOSS if metric is None else measure_of(metric, several)
+    near = {first.number: True}
+    for row in others:
+        if theirs := answers_of_runs(folder, row):
+            with suppress(NotPaired):
+                near[row.number] = is_near(tables, theirs, measure, len(others), several)
+    return [replace(row, near=near.get(row.number)) for row in rows]
+
+
+def answers_of_runs(folder: Path, row: Row) -> dict[tuple[int, int], "Predictions"]:
+    """What the runs of a trial answer, by seed and fold (0 without folds); {} if one is absent."""
+    from trainer.comparing.predictions import PREDICTIONS, read_predictions
+
+    with suppress(RunError):
+        return {
+            (end["seed"], end["fold"] or 0): read_predictions(folder / end["run"] / PREDICTIONS)
+            for end in row.runs
+        }
+    return {}
+
+
+def has_several_labels(folder: Path, row: Row) -> bool:
+    """Whether the images of a trial may have several labels."""
+    return what_it_answers(folder / row.runs[0]["run"]).startswith("several")
+
+
+def about_noise(plan: Plan, rows: Sequence[Row]) -> str:
+    """A sentence on the trials that are within noise of the best, and on those not judged."""
+    done = ranked(plan, rows)
+    unknown = sum(row.near is None for row in done)
+    if len(done) < 2 or unknown == len(done):
+        return ""
+    told = (
+        f"{NEAR} within noise of t{done[0].number:03d}, image by image on val: with "
+        f"{CERTAINTY:.0%} certainty the truly best trial is a marked one"
+    )
+    if len(plan.members) == 1:
+        told += "; of these models: sweep.seeds: [0, 1, 2] tells it of settings"
+    other = f"; {unknown} not judged, as their predictions.csv is absent or has other val images"
+    return told + other * bool(unknown)
 
 
 def column_names(keys: Sequence[str]) -> list[str]:
@@ -248,6 +316,7 @@ def sweep_json(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
             "reason": row.reason,
             "mean": row.mean,
             "std": row.std,
+            "within_noise_of_best": row.near,
             "min": min(row.values, default=None),
             "max": max(row.values, default=None),
             "test": dict(row.test),
@@ -282,14 +351,14 @@ def sweep_csv(plan: Plan, rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["trial", *keys, "seed", "fold", "status", plan.monitor, "epoch", "epochs"]
-    head += ["seconds", "wall_seconds"]
+    head += ["seconds", "wall_seconds", "within_noise_of_best"]
     writer.writerow([*head, *(f"test/{name}" for name in tests), "run", "reason"])
     for row in rows:
         settings = [_csv_cell(row.settings[key]) for key in keys]
         for end in row.runs:
             own = [end[key] for key in ("seed", "fold", "status", "value", "epoch", "epochs")]
             test = [end["test"].get(name) for name in tests]
-            own += [end["seconds"], end.get("wall_seconds")]
+            own += [end["seconds"], end.get("wall_seconds"), row.near]
             line = [row.number, *settings, *own, *test, end["run"], end["reason"]]
             writer.writerow([_harmless(cell) for cell in line])
     return text.getvalue()

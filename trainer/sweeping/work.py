@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from trainer.comparing.listing import inspect_run, read_object, short
 from trainer.process.console import Say, duration
+from trainer.process.errors import RunError
 from trainer.process.exits import Exit
 from trainer.process.lock import is_held
 from trainer.process.stop import StopRequest
@@ -301,6 +302,44 @@ class Work:
             return ""
         each = sum(self.seconds) / len(self.seconds)
         return duration(each * runs / min(self.starter.jobs, max(runs, 1)))
+
+
+def join_folds(plan: Plan, folder: Path, rows: Sequence[Row]) -> list[str]:
+    """Write tNNN/predictions.csv of each trial with folds that is done; return lines on them."""
+    from trainer.comparing.head_to_head import NotPaired
+
+    if plan.sweep.folds is None:
+        return []
+    written: dict[str, list[str]] = {}  # trials by what is told of their files
+    for row in rows:
+        if row.status == "done":
+            try:
+                what = join_trial(folder, row)
+            except (NotPaired, RunError) as error:
+                what = f"not joined: {str(error).rstrip('.')}"
+            written.setdefault(what, []).append(f"t{row.number:03d}")
+    return [f"folds   {', '.join(names)}: {visible(what)}" for what, names in written.items()]
+
+
+def join_trial(folder: Path, row: Row) -> str:
+    """Write the joined answers of a trial's folds; return what the file holds."""
+    from trainer.comparing.folds import answers_in, out_of_fold
+    from trainer.comparing.predictions import PREDICTIONS, fill_table, read_predictions
+
+    target = folder / f"t{row.number:03d}" / PREDICTIONS
+    runs = {(end["seed"], end["fold"]): folder / end["run"] for end in row.runs}
+    tables = {key: read_predictions(run / PREDICTIONS) for key, run in runs.items()}
+    cards = {key: read_object(run / "model.json")[0] for key, run in runs.items()}
+    limits = {key: card.get("thresholds") for key, card in cards.items()}
+    table = out_of_fold(tables, limits)
+    answers = answers_in(table, has_several=any(limits.values()))
+    disk.make_output_folder(target.parent)
+    disk.write_with(target, lambda file: fill_table(file, target.suffix, table.classes, answers))
+    part, seeds = table.parts[0], len({seed for seed, _ in runs})
+    mean = f", the mean over {seeds} seeds" if seeds > 1 else ""
+    left_out = "" if part == "test" else "; without the official test images, which no fold has"
+    what = f"{len(table):,} images, each once, by the model of the fold that had it in {part}"
+    return f"tNNN/{PREDICTIONS} has {what}{mean}{left_out}"
 
 
 def write_results(plan: Plan, folder: Path, rows: Sequence[Row]) -> None:
