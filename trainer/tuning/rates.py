@@ -28,7 +28,7 @@ from trainer.config.construct import rate_of
 from trainer.drawing.charts import draw_lines
 from trainer.drawing.pictures import png
 from trainer.input.data import build_pipelines
-from trainer.loop.evaluate import predict
+from trainer.loop.evaluate import each_loss, predict
 from trainer.loop.guard import Guard
 from trainer.loop.step import new_task, train_steps
 from trainer.process.console import Say, bar, duration
@@ -193,13 +193,7 @@ def take_probe(job: Job) -> Probe:
 
     solver.step(closure)  # type: ignore[no-untyped-call]
     answers = constant.detach().expand(len(labels), -1)
-    return Probe(batches, held, image_losses(job, answers, labels))
-
-
-def image_losses(job: Job, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of each image, (N,) float64 on the CPU."""
-    pairs = zip(torch.split(logits, 1), torch.split(labels, 1), strict=True)
-    return torch.stack([job.loss_fn(*pair) for pair in pairs]).double().cpu()
+    return Probe(batches, held, each_loss(job.loss_fn, answers, labels))
 
 
 def train_at(
@@ -233,7 +227,7 @@ def train_at(
         yield 1
     else:
         logits, labels = predict(job.model, probe.batches, job.precision)
-        each = image_losses(job, logits.to(job.device), labels.to(job.device))
+        each = each_loss(job.loss_fn, logits, labels)
     trial.losses.append(each.nan_to_num(math.inf).minimum(most))
 
 
