@@ -202,7 +202,10 @@ def test_predicts_sets_and_their_measured_coverage_follow_from_predictions_csv(
         assert f"{name} {has[labels == k].mean():.3f} (" in output.err
 
 
-def test_sets_stand_in_the_table_and_as_the_last_column_of_the_csv(noisy, photos, capsys):
+def test_sets_stand_in_the_table_and_as_the_last_column_of_the_csv(
+    noisy, photos, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "400")  # a path has its own line where there is no room
     paths = [str(path) for path in sorted(photos.iterdir())]
     assert predict([str(noisy), *paths, "--sets", "0.8", "--json"]) == 0
     expected = [one["set"] for one in json.loads(capsys.readouterr().out)]

@@ -213,8 +213,9 @@ def test_what_a_run_says_it_keeps_of_test_is_what_predict_keeps(finished, notes,
 
 
 def test_unknown_is_in_the_table_and_a_column_and_the_probabilities_stay(
-    finished, notes, strangers, capsys
+    finished, notes, strangers, capsys, monkeypatch
 ):
+    monkeypatch.setenv("COLUMNS", "400")  # a path has its own line where there is no room
     run = finished(MANY_VAL)
     paths = [strangers / "0.png", notes / "1" / "003.jpg"]
     rows, _ = read_csv(capsys, run, *paths, "--reject", "0.8")
