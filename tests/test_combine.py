@@ -220,6 +220,21 @@ def test_classes_in_another_order_are_matched_by_name(finished, combine, notes, 
             assert both["probabilities"][name] == pytest.approx(mean, abs=2e-7)
 
 
+def test_the_classes_of_top_are_those_of_the_mean_not_of_the_first_run(finished, notes, capsys):
+    first, other = finished("seed=1"), finished("seed=2")
+
+    def opposed_and_sure(weights):
+        *_, head, bias = weights
+        return weights | {head: -50 * weights[head], bias: -50 * weights[bias]}
+
+    change_weights(other, opposed_and_sure)
+    alone, both = answers_to(capsys, first, notes), answers_to(capsys, first, other, notes)
+    assert [one["class"] for one in alone] != [one["class"] for one in both]
+    assert predict([str(first), str(other), str(notes), "--top", "1"]) == 0
+    shown = [line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert shown == [[one["class"], f"{one['probability']:.4f}"] for one in both]
+
+
 def test_runs_of_other_classes_do_not_answer_together(finished, combine, notes, capsys):
     run, other = finished("seed=1"), finished("seed=2")
     card = read_json(other / "model.json")

@@ -207,7 +207,7 @@ def _answer_as_one(
             return one
         chances.append(one.probabilities if order is None else one.probabilities[list(order)])
     mean = torch.stack(chances).mean(dim=0)
-    return replace(answers[0], probabilities=mean, predicted=joint.predicted(mean))
+    return replace(answers[0], probabilities=mean, raw=mean, predicted=joint.predicted(mean))
 
 
 def require_same_classes(models: Sequence[TrainedModel]) -> None:
