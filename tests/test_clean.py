@@ -22,7 +22,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from datasets import DataError
 from datasets.fixes import Fixes
 from datasets.split import split
-from datasets.ticks import Known, candidate_lines, fixes_before, merged, new_fixes
+from datasets.ticks import Allowed, candidate_lines, fixes_before, merged, new_fixes
 from tests.conftest import SMALL
 from trainer.clean import main as clean
 from trainer.comparing.fold_runs import FoldRuns
@@ -135,7 +135,7 @@ def sha(number):
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-KNOWN = Known(("cat", "dog", "a,b"), False, {sha(number) for number in range(9)})
+KNOWN = Allowed(("cat", "dog", "a,b"), False, {sha(number) for number in range(9)})
 
 
 def folds_of(tmp_path, **changed) -> Any:

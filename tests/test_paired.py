@@ -523,7 +523,7 @@ def test_an_image_that_would_be_twice_or_lacks_a_seed_is_refused():
     runs = {(0, f): in_parts(fold_of([9], "val"), fold_of(range(f, 5), "test")) for f in range(2)}
     with pytest.raises(NotPaired, match="4 images would be in it twice"):
         out_of_fold(runs, dict.fromkeys(runs))
-    with pytest.raises(NotPaired, match="other images"):
+    with pytest.raises(NotPaired, match="images, labels or classes differ"):
         averaged([fold_of(range(5), "test"), fold_of(range(6), "test")], [None, None])
 
 
