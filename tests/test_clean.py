@@ -437,6 +437,16 @@ def test_the_page_in_a_browser_makes_the_file_that_the_command_makes(own_sweep, 
     assert out.read_bytes() == content
 
 
+def test_tables_that_do_not_go_together_are_refused_in_words(own_sweep, capsys):
+    (own_sweep / "t000" / "predictions.csv").unlink()  # what the sweep joined
+    table = sorted(own_sweep.glob("t000-*/*/predictions.csv"))[-1]
+    header, rows = table.read_text(encoding="utf-8").split("\n", 1)
+    table.write_text("\n".join([header.replace(",p:", ",p:other "), rows]), encoding="utf-8")
+    assert clean([str(own_sweep)]) == 5
+    assert "do not go together: their classes differ" in capsys.readouterr().err
+    assert not (own_sweep / "clean").exists()
+
+
 def test_what_is_no_sweep_over_folds_is_refused(own_sweep, tmp_path, capsys):
     assert clean([str(tmp_path)]) == 2
     assert "is no sweep's folder" in capsys.readouterr().err
