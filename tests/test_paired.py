@@ -21,6 +21,7 @@ from trainer.comparing.near_best import is_near, over_folds
 from trainer.comparing.paired import (
     Sides,
     beyond,
+    by_variance,
     difference,
     mcnemar,
     quantile_of_student,
@@ -127,6 +128,13 @@ def test_with_several_seeds_and_no_noise_of_images_it_is_welchs_t_test():
     interval = expected.confidence_interval()
     assert found.p == pytest.approx(expected.pvalue, rel=1e-4)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-4)
+
+
+def test_two_seeds_widen_the_interval_by_their_own_noise_only():
+    found = by_variance((0.0, 1.0), 1.0, [(1e-12, 1), (1e-12, 1)])  # all noise is of images
+    half = stats.norm.ppf(0.975)
+    assert (found.low, found.high) == pytest.approx((1 - half, 1 + half), abs=1e-5)
+    assert found.p == pytest.approx(2 * stats.norm.sf(1), abs=1e-5)
 
 
 def test_equal_answers_are_no_difference_whatever_is_measured():

@@ -29,6 +29,13 @@ def test_the_table_has_each_image_of_val_and_test_once_in_the_order_of_the_split
     assert rows == [(part, *pair) for part in ("val", "test") for pair in split[part].items()]
 
 
+def test_where_names_decide_the_split_no_content_is_named_and_the_id_is_the_key(finished):
+    run = finished("split.by=name")
+    rows = table(run)
+    assert {row["sha256"] for row in rows} == {""}
+    assert read_predictions(run / "predictions.csv").keys == [row["id"] for row in rows]
+
+
 def test_the_means_of_a_part_are_the_digits_of_result_json(finished):
     run = finished("loss.weight=[1.0, 0.37]")
     result = json.loads((run / "result.json").read_text())
