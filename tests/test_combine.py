@@ -29,6 +29,7 @@ from trainer.config import load_config
 from trainer.evaluate import main as evaluate
 from trainer.explain import main as explain
 from trainer.export import main as export
+from trainer.input.data import digest_of_split
 from trainer.loop.fit import fit
 from trainer.predict import main as predict
 from trainer.process.errors import ConfigError
@@ -464,6 +465,16 @@ def test_what_cannot_be_combined_is_told_and_leaves_nothing(
     weights = load_tensors(other / "model.pt")
     save_tensors(other / "model.pt", {name: w * torch.nan for name, w in weights.items()})
     assert combine(run, other)[1] is None
+
+
+def test_runs_with_other_corrections_of_labels_are_not_combined(finished, combine):
+    run, other = finished("seed=1"), finished("seed=2")
+    split, result = (read_json(other / f"{name}.json") for name in ("split", "result"))
+    split["fixes"] = "c" * 64
+    write_json(other / "split.json", split)
+    write_json(other / "result.json", result | {"split": digest_of_split(split)})
+    code, made, _, err = combine(run, other)
+    assert code == 5 and made is None and "have other corrections of labels" in err
 
 
 def test_a_combined_run_teaches(finished, combine, train):

@@ -546,6 +546,7 @@ def test_a_loss_within_noise_is_near_and_one_beyond_is_not():
         runs = [{(seed, 0): one for seed in range(seeds)} for one in (best, near, far)]
         assert is_near(runs[0], runs[1], LOSS, 2, False)
         assert not is_near(runs[0], runs[2], LOSS, 2, False)
+        assert is_near(runs[2], runs[0], LOSS, 2, False)  # one that is better is never left out
 
 
 def test_folds_that_disagree_are_noise_although_their_images_together_are_not():

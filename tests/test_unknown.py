@@ -1,6 +1,7 @@
 """Images of no class: their scores, what is rejected, and what is measured of it."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -37,7 +38,10 @@ from trainer.components.novelty import (
 from trainer.config import load_config
 from trainer.config.signatures import resolve
 from trainer.export import main as export
+from trainer.inference import prediction_output
 from trainer.inference.export_check import Difference
+from trainer.inference.prediction import Prediction
+from trainer.inference.prediction_output import prediction_sheet
 from trainer.insight.features import penultimate
 from trainer.loop.answers import training_images
 from trainer.predict import main as predict
@@ -231,6 +235,15 @@ def test_unknown_is_in_the_table_and_a_column_and_the_probabilities_stay(
     assert predict([str(run), *map(str, paths), "--reject", "0.8", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert [entry["unknown"] for entry in entries] == [row["unknown"] == "yes" for row in rows]
+
+
+def test_a_sheet_says_unknown_instead_of_the_class(monkeypatch):
+    told = []
+    monkeypatch.setattr(prediction_output, "sheet", lambda _, captions, **__: told.extend(captions))
+    one = Prediction("a.png", torch.tensor([0.9, 0.1]), thumbnail=Image.new("L", (8, 8)))
+    one = dataclasses.replace(one, predicted=(0,))
+    prediction_sheet([one, dataclasses.replace(one, is_unknown=True)], ("cat", "dog"))
+    assert told == [[["cat (0.9000)"], "a.png"], [["unknown"], "a.png"]]
 
 
 def test_too_few_val_images_are_refused_with_the_number_that_is_needed(finished, notes, capsys):
