@@ -227,6 +227,14 @@ def test_the_report_has_label_sets_for_nine_of_ten(noisy):
         assert "Label sets for 0.9 have the true class of " in text
 
 
+def test_sets_are_given_where_no_test_image_can_measure_them(copy, photos, capsys):
+    table = copy / "predictions.csv"
+    lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    table.write_text("".join(one for one in lines if ",test," not in one), encoding="utf-8")
+    assert predict([str(copy), str(photos), "--sets", "0.8"]) == 0
+    assert "no test images: how often sets are right is not known" in capsys.readouterr().err
+
+
 def refusal(run, photos, capsys, *more, code=2):
     capsys.readouterr()
     with pytest.raises(SystemExit) if code is None else nullcontext():

@@ -210,7 +210,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         chosen = {name: found[tta] for name, found in parts.items()}
         judged = calibrate_best(session, chosen, thresholds)
         plain = {}
-        unknown = write_known(session, known) if known else None
+        novelty = write_known(session, known) if known else None
         if tta:
             plain = scalars(evaluate(job.config, *parts["test"][None], job.loss_fn, thresholds))
     with state.spending("log"):
@@ -230,7 +230,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         "test": tested,
         "calibration": judged.result,
         **({"tta": tta, "test_plain": plain} if tta else {}),
-        **({"novelty": unknown} if unknown else {}),
+        **({"novelty": novelty} if novelty else {}),
         "images_per_second": statistics.median(speeds) if speeds else None,
         "train_seconds": state.train_seconds,
         "seconds": spent(state),
