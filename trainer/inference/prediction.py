@@ -207,7 +207,7 @@ def _answer_as_one(
             return one
         chances.append(one.probabilities if order is None else one.probabilities[list(order)])
     mean = torch.stack(chances).mean(dim=0)
-    return replace(answers[0], probabilities=mean, predicted=joint.predicted(mean))
+    return replace(answers[0], probabilities=mean, raw=mean, predicted=joint.predicted(mean))
 
 
 def require_same_classes(models: Sequence[TrainedModel]) -> None:
@@ -375,6 +375,8 @@ def label_sets_of(trained: TrainedModel, level: Fraction, tta: int | str | None)
         threshold, coverage = measure_sets((val[0], val[1]), (test[0], test[1]), raw, level)
     except ValueError as few:
         raise UsageError(f"{what}: {few}.") from None
+    if not sum(coverage.images):  # such as of combined runs without common test images
+        return LabelSets(threshold, ["no test images: how often sets are right is not known"])
     rows = sets_by_class(coverage, trained.classes)
     return LabelSets(threshold, [sets_in_words(level, coverage), lowest_in_words(rows)])
 
