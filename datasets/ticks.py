@@ -4,6 +4,7 @@ import csv
 import difflib
 import hashlib
 import io
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -102,7 +103,7 @@ def new_fixes(
     new: dict[str, dict[str, str]] = {}
     faults, count = [], Counter[str]()
     for line, row in ticks_in(file):
-        digest, label = row["sha256"].lower(), row["label"]
+        digest, label = row["sha256"].lower(), _in_own_form(allowed, row["label"])
         if row["part"] == "test" and not with_test:
             count["test"] += 1
             continue
@@ -135,6 +136,18 @@ def new_fixes(
 def note_of_fix(given: str) -> str:
     """The note on a new row, for people."""
     return f"was {given}"
+
+
+def _in_own_form(allowed: Allowed, label: str) -> str:
+    """A typed label with the classes' own Unicode form, which differs where macOS named folders."""
+    own = {unicodedata.normalize("NFC", name): name for name in allowed.classes}
+    names = label.split(BETWEEN) if allowed.several else [label]
+    return BETWEEN.join(
+        name
+        if name in allowed.classes
+        else own.get(unicodedata.normalize("NFC", name.strip()), name)
+        for name in names
+    )
 
 
 def _fault_of(allowed: Allowed, label: str) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,6 +178,14 @@ def applied(tmp_path, labels, classes) -> Any:
     digests = [(number, sha(number)) for number in range(len(labels))]
     left_out, _ = Fixes(str(tmp_path / "fixes.csv"), data).apply(data, digests)
     return data.labels, left_out
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_label_typed_in_another_unicode_form_is_the_class(tmp_path, several):
+    folder, typed = (unicodedata.normalize(form, "Käse") for form in ("NFD", "NFC"))
+    known = KNOWN._replace(classes=("cat", folder), several=several)
+    labels, _ = made(tmp_path, ticked(tmp_path, ("x", typed, "train", 0)), known)
+    assert folder != typed and labels == {sha(0): folder}
 
 
 def test_only_ticked_rows_become_fixes_that_a_dataset_takes(tmp_path):
@@ -441,6 +450,25 @@ def test_the_page_in_a_browser_makes_the_file_that_the_command_makes(own_sweep, 
     out = tmp_path / "fixes.csv"
     assert not clean([str(own_sweep), "--apply", str(file), "--out", str(out), "--test"])
     assert out.read_bytes() == content
+
+
+def test_models_whose_first_weights_were_trained_on_the_images_are_not_said_to_be_blind(
+    own_sweep, tmp_path, capsys
+):
+    assert not clean([str(own_sweep), "--no-near"])
+    page = own_sweep / "clean" / "clean.html"
+    assert "judged by models that did not see them" in capsys.readouterr().out
+    assert "No model has seen the image" in page.read_text()
+    (run,) = (own_sweep / "t000-seed0-fold1").glob("2*")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"weights": {"run": str(tmp_path)}}))
+    held = json.loads((run / "split.json").read_text())["test"]
+    (tmp_path / "split.json").write_text(json.dumps({"train": held}))
+    assert not clean([str(own_sweep), "--no-near"])
+    out, err = capsys.readouterr()
+    assert "did not see them" not in out and "No model has seen" not in page.read_text()
+    told = f"{len(held)} of 50 images trained {tmp_path}"
+    assert told in err and told in page.read_text()
 
 
 def test_neighbours_are_those_of_scikit_learn_without_images_of_equal_content(own_sweep):

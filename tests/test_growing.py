@@ -19,7 +19,7 @@ from tests.test_training import assert_same_run
 from trainer.build.model import build_model, first_weights
 from trainer.build.prepare import prepare
 from trainer.build.trained import load_trained
-from trainer.comparing.grown import about_grown, grown
+from trainer.comparing.grown import about_grown, grown, note_on_seen
 from trainer.config import load_config
 from trainer.process.errors import ConfigError
 from trainer.run.resume import find_resumable
@@ -490,3 +490,18 @@ def test_weights_that_are_not_there_are_a_fault_of_their_line(config_file):
     with pytest.raises(ConfigError, match="model.weights: there is no file 'absent.pt'"):
         of_weights(config_file, "model.weights=absent.pt")
     assert first_weights(load_config(config_file)) is None
+
+
+def test_images_of_a_fold_that_trained_the_weights_to_begin_with_are_counted(train):
+    old = train("train.epochs=1")
+    folds = ("split.folds=3", "train.epochs=1")
+    runs = [train(*folds, f"split.fold={fold}", f"model.weights={old}") for fold in (0, 1)]
+    seen = set(json_of(old / "split.json")["train"])
+    for chosen in (runs[:1], runs, runs * 2):
+        held = {name for run in chosen for name in json_of(run / "split.json")["test"]}
+        told = note_on_seen(chosen, "test")
+        assert told.startswith(f"{len(held & seen)} of {len(held)} images trained {old}, whose")
+    assert not note_on_seen([old], "test")
+    shutil.rmtree(old)
+    told = note_on_seen(runs, "test")
+    assert told.startswith("whether the images trained") and "is not known" in told

@@ -221,6 +221,31 @@ def test_a_run_on_grey_arrays_judges_png_files_by_their_pixels(
     assert code == 3 and "1 x 40 x 40, and its model was trained on 1 x 28 x 28" in err
 
 
+def test_labels_of_arrays_are_those_of_the_place_and_not_of_the_run(tmp_path, judged):
+    drawn, labels = np.random.default_rng(0), np.arange(60) % 3
+    images = (drawn.integers(0, 100, (60, 8, 8)) + 70 * labels[:, None, None]).astype(np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "labels.npy", labels)
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        f"dataset: {{name: Arrays, root: {tmp_path}/images.npy, labels: {tmp_path}/labels.npy, "
+        "classes: [low, middle, high]}\n"
+        "transforms: {both: [{name: Normalize, mean: [0.5], std: [0.25]}]}\n"
+        "model: {name: MLP, hidden: [8]}\noptimizer: {name: SGD, lr: 0.1}\n"
+        "metrics: [accuracy]\ntrain: {epochs: 1, device: cpu}\n"
+    )
+    assert train_command(["--config", str(file), "--runs", str(tmp_path / "runs")]) == 0
+    (run,) = (tmp_path / "runs" / "own").iterdir()
+    np.savez(tmp_path / "new.npz", images=images[::-1] ^ 1, labels=labels[::-1])
+    code, values, _ = judged(run, tmp_path / "new.npz")
+    rows = table(run / "evaluations" / "new" / "predictions.csv")
+    names = np.array(["low", "middle", "high"])
+    assert code == 0 and [row["true"] for row in rows] == names[labels[::-1]].tolist()
+    predicted = [row["predicted"] for row in rows]
+    expected = sklearn.metrics.accuracy_score(names[labels[::-1]], predicted)
+    assert values["accuracy"] == pytest.approx(expected)
+
+
 def test_images_with_several_labels_are_judged_by_the_columns_of_the_run(tmp_path, judged, capsys):
     labels, drawn = ["red", "green", "blue"], np.random.default_rng(0)
     rows: list[list[object]] = []
@@ -314,6 +339,7 @@ def test_parquet_holds_the_cells_of_the_csv(finished, notes, tmp_path, capsys):
         (["--predictions", "--split", "val"], "name a FILE for one split"),
         (["{run}/config.yaml"], "expected a folder with class folders, or a file of"),
         (["{notes}", "dataset.colour=1"], "dataset.colour"),
+        (["{notes}", "dataset.root={run}"], "name their place after RUN"),
     ],
 )
 def test_what_does_not_go_together_ends_with_code_2(finished, notes, capsys, words, reason):

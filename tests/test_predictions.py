@@ -83,6 +83,23 @@ def test_equal_seeds_give_an_equal_table_also_resumed_and_with_other_caches(trai
     assert (uncached / "predictions.csv").read_bytes() == expected
 
 
+def test_a_finished_run_that_goes_on_has_no_table_of_its_earlier_weights(train, monkeypatch):
+    run = train("train.epochs=1")
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="killed"):
+        patch.setattr("trainer.loop.fit.evaluate_best", raising(RunError("killed")))
+        train("train.epochs=2", resume=run)
+    assert not (run / "predictions.csv").exists()
+    train("train.epochs=2", resume=run)
+    assert (run / "predictions.csv").is_file()
+
+
+def raising(error):
+    def function(*_):
+        raise error
+
+    return function
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("weight", [None, [0.3, 1.0, 2.5]])
 def test_the_loss_of_each_image_is_the_loss_of_a_batch_of_it_alone(name, weight):

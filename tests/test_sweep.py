@@ -1063,6 +1063,20 @@ def test_trials_within_noise_of_the_best_are_marked_wherever_trials_are_listed(
         assert text.count("≈") == 3 and "0.9000 ≈" in text and "0.8000 ≈" in text
 
 
+def test_trials_that_were_stopped_early_are_told_beside_the_marks(write):
+    plan = load_sweep(
+        write("\n  method: tpe\n  params: {optimizer.lr: {low: 0.1, high: 1.0}}\n  trials: 3\n")
+    )
+    rows = [
+        results.Row(number, {}, status, [], [value], 0.1, {}, 1.0, 1.0, "", near)
+        for number, (status, value, near) in enumerate(
+            [("done", 0.9, True), ("done", 0.5, False), ("pruned", 0.4, None)]
+        )
+    ]
+    assert "pruned" not in results.about_noise(plan, rows[:2])
+    assert results.about_noise(plan, rows).endswith("; 1 pruned not judged")
+
+
 def test_over_seeds_a_trial_is_marked_by_all_of_its_runs(swept):
     wrong = {(0, 0): 0, (0, 1): 1, (1, 0): 1, (1, 1): 0, (2, 0): 30, (2, 1): 31}
     folder, _ = swept(

@@ -69,7 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"sweep   {folds.sweep}, trial t{folds.trial:03d}, {len(folds.runs)} folds")
     how = Options(arguments.show, not arguments.no_near, arguments.test, arguments.overrides)
     found, files, notes = clean(folds, how)
-    print(f"labels  {found.judged:,} judged by models that did not see them")
+    judges = "the models of their folds" if folds.seen else "models that did not see them"
+    print(f"labels  {found.judged:,} judged by {judges}")
     told = f"{len(found.candidates):,} that the models contradict"
     print(f"suspect {told}, and {len(found.of_test):,} of test images")
     print("written " + "\n        ".join(visible(str(file)) for file in files))

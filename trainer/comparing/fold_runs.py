@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import DataError
 from datasets.split import PARTS, is_digest
+from trainer.comparing.grown import note_on_seen
 from trainer.comparing.listing import MAX_GROWING, read_object
 from trainer.config import load_config
 from trainer.config.settings import SplitSettings
@@ -20,6 +21,7 @@ class FoldRuns:
     sweep's folds. held_out: the part that a fold's model did not see, and that no other fold holds:
     "test", or "val" where the data has a test set. fold_of: the fold that holds a sample out, by
     its id. digest_of: SHA-256 by id, of all samples. several: an image may have several labels.
+    seen: a sentence if the weights that the models began with were trained on what is held out.
     """
 
     sweep: Path
@@ -32,6 +34,7 @@ class FoldRuns:
     digest_of: dict[str, str]
     classes: tuple[str, ...]
     several: bool
+    seen: str = ""
 
 
 def find_fold_runs(text: str, trial: int | None) -> FoldRuns:
@@ -63,7 +66,8 @@ def find_fold_runs(text: str, trial: int | None) -> FoldRuns:
         raise DataError(f"{text} is split by name (split.by), and fixes need the files' content.")
     base = load_config(folder / "base.yaml").split
     held = (held_out, fold_of, digest_of)
-    return FoldRuns(folder, number, runs, base, splits[first], *held, classes, several)
+    seen = note_on_seen(runs.values(), held_out)
+    return FoldRuns(folder, number, runs, base, splits[first], *held, classes, several, seen)
 
 
 def _runs_of_folds(folder: Path, trial: int | None) -> tuple[int, dict[int, Path]]:

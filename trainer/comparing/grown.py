@@ -1,7 +1,7 @@
 """A run that began with another run's weights: both on the same images; imports no torch."""
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,33 @@ def note_on_trained(old: Path, test: Mapping[str, str]) -> str:
         f"{counted(count, 'test image')} of {len(test):,} were training images of {old}: the test "
         "says too much. The same split.seed and split.ratios as there keep images in their part"
     )
+
+
+def note_on_seen(runs: Iterable[Path], part: str) -> str:
+    """A sentence if the weights that runs began with were trained on images of their ``part``.
+
+    runs: of a trial, one or more for each fold. Empty if they were not, or began with no run's.
+    """
+    held: set[str] = set()
+    seen: set[str] = set()
+    named: dict[str, bool] = {}  # the runs they began with: whether its split is there
+    for run in runs:
+        split, _ = read_object(run / "split.json", MAX_GROWING)
+        mine = {_key(name, text) for name, text in (split.get(part) or {}).items()}
+        held |= mine
+        origin, _ = read_object(run / "result.json", MAX_GROWING)
+        if old := (origin.get("weights") or {}).get("run"):
+            theirs, _ = read_object(Path(old) / "split.json", MAX_GROWING)
+            seen |= mine & {_key(name, text) for name, text in (theirs.get("train") or {}).items()}
+            named[old] = "train" in theirs
+    gone = [old for old, is_there in named.items() if not is_there]
+    began = "whose weights these models began with (model.weights)"
+    if seen:
+        told = f"{len(seen):,} of {counted(len(held), 'image')} trained {', '.join(named)}, {began}"
+        return f"{told}: they have seen these, and agree with their labels too easily"
+    if gone:
+        return f"whether the images trained {', '.join(gone)}, {began}, is not known: it is gone"
+    return ""
 
 
 def grown(run: Path, classes: Mapping[str, Sequence[str]], several: bool) -> dict[str, Any]:

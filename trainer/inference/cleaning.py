@@ -101,6 +101,7 @@ def clean(folds: FoldRuns, how: Options) -> tuple[Cleaning, list[Path], list[str
     found = find_candidates(folds, parts_of(folds, config, dataset))
     shown = [*found.candidates[: how.show], *found.of_test[: how.show]]
     neighbours, notes = find_neighbours(folds, how.overrides, subset, shown)
+    notes = [folds.seen] * bool(folds.seen) + notes
     similar: dict[str, list[str]] = {}
     if how.near and shown:
         digests = [folds.digest_of.get(name, "") for name in dataset.ids]

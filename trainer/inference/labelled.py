@@ -29,7 +29,7 @@ from trainer.process.words import listed, nearest, shortened
 
 BY_SUFFIX = {".csv": "CSVImages", ".tsv": "CSVImages", ".npz": "Arrays", ".parquet": "Parquet"}
 # Arguments of the run's own dataset that say where its images lie, not how they are read.
-OF_ITS_PLACE = {"root", "csv", "part_column", "on_broken", "layout", "strip"}
+OF_ITS_PLACE = {"root", "csv", "labels", "part_column", "on_broken", "layout", "strip"}
 OF_THE_IMAGES = ("channels", "bits", "decode")
 NAMED = 20  # classes that a message names; of images it names IMAGES_NAMED
 IMAGES_NAMED = 5
@@ -76,7 +76,12 @@ def open_place(run: Path, place: Path, overrides: Sequence[str]) -> tuple[Config
     is_same = name == own.name
     taken = {key: own.arguments.get(key) for key in OF_THE_IMAGES if key in own.arguments}
     taken = {k: v for k, v in own.arguments.items() if k not in OF_ITS_PLACE} if is_same else taken
-    where = {"csv": str(place)} if name == "CSVImages" else {"root": str(place)}
+    key = "csv" if name == "CSVImages" else "root"
+    if other := [word for word in overrides if word.startswith(f"dataset.{key}=")]:
+        raise UsageError(
+            f"{other[0]}: the images are those of {place}; name their place after RUN."
+        )
+    where = {key: str(place)}
     skips = {"on_broken": "skip"} if "on_broken" in known else {}
     taken = {key: value for key, value in taken.items() if key in known}
     dataset = flow({"name": name, **taken, **skips, **where})

@@ -263,6 +263,8 @@ def about_noise(plan: Plan, rows: Sequence[Row]) -> str:
     )
     if len(plan.members) == 1:
         told += "; of these models: sweep.seeds: [0, 1, 2] tells it of settings"
+    if pruned := sum(row.status == "pruned" for row in rows):
+        told += f"; {pruned} pruned not judged"
     other = f"; {unknown} not judged, as their predictions.csv is absent or has other val images"
     return told + other * bool(unknown)
 

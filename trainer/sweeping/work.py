@@ -324,6 +324,7 @@ def join_folds(plan: Plan, folder: Path, rows: Sequence[Row]) -> list[str]:
 def join_trial(folder: Path, row: Row) -> str:
     """Write the joined answers of a trial's folds; return what the file holds."""
     from trainer.comparing.folds import answers_in, out_of_fold
+    from trainer.comparing.grown import note_on_seen
     from trainer.comparing.predictions import PREDICTIONS, fill_table, read_predictions
 
     target = folder / f"t{row.number:03d}" / PREDICTIONS
@@ -339,7 +340,8 @@ def join_trial(folder: Path, row: Row) -> str:
     mean = f", the mean over {seeds} seeds" if seeds > 1 else ""
     left_out = "" if part == "test" else "; without the official test images, which no fold has"
     what = f"{len(table):,} images, each once, by the model of the fold that had it in {part}"
-    return f"tNNN/{PREDICTIONS} has {what}{mean}{left_out}"
+    seen = note_on_seen(runs.values(), part)
+    return f"tNNN/{PREDICTIONS} has {what}{mean}{left_out}{seen and f'; {seen}'}"
 
 
 def write_results(plan: Plan, folder: Path, rows: Sequence[Row]) -> None:
