@@ -200,7 +200,6 @@ def adopt(
         say(f"{run} is finished, epochs done: {state.epoch}; to go on from its end: {more}=...")
         tell_tta(job, run, say)
         return True, best_entry
-    (run / PREDICTIONS).unlink(missing_ok=True)  # of an earlier end, whose weights may be replaced
     write_file(run / "config.yaml", job.config.dump())
     write_json(run / "data_path.json", data_path(job))
     record.write_launcher(run)
