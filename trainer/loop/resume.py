@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets.words import counted
 from trainer.build.job import Job, data_path
+from trainer.comparing.predictions import PREDICTIONS
 from trainer.components.schedulers import forecast
 from trainer.distributed.processes import is_true_everywhere, on_main
 from trainer.input.data import digest_of_split
@@ -203,6 +204,7 @@ def adopt(
     write_json(run / "data_path.json", data_path(job))
     record.write_launcher(run)
     write_json(run / "result.json", old_result(run) | record.first_result(job))
+    (run / PREDICTIONS).unlink(missing_ok=True)  # of weights that may soon not be the best
     return False, best_entry
 
 
@@ -244,7 +246,10 @@ def is_finished(job: Job, run: Path, state: State) -> bool:
 
 def old_result(run: Path) -> dict[str, Any]:
     """The content of result.json without what only some ends have; empty if the file was lost."""
-    of_some = ("reason", "val", "test", "tta", "test_plain", "grown", "novelty")
+    of_some = (
+        *("reason", "best", "val", "test", "tta", "test_plain", "grown"),
+        *("calibration", "novelty"),
+    )
     with suppress(RunError):
         return {k: v for k, v in read_json(run / "result.json").items() if k not in of_some}
     return {}
