@@ -223,7 +223,11 @@ def test_unknown_is_in_the_table_and_a_column_and_the_probabilities_stay(
     assert [{k: row[k] for k in plain[0]} for row in rows] == plain
     assert rows[0]["unknown"] == "yes"
     assert predict([str(run), *map(str, paths), "--reject", "0.8"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == [str(paths[0]), "unknown"]
+    head, line, *_ = capsys.readouterr().out.splitlines()
+    assert (head.split(), line.split()) == (
+        ["path", "class", "probability"],
+        [str(paths[0]), "unknown"],
+    )
     assert predict([str(run), *map(str, paths), "--reject", "0.8", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert [entry["unknown"] for entry in entries] == [row["unknown"] == "yes" for row in rows]

@@ -344,7 +344,7 @@ def print_predictions(
     else:
         columns = terminal_width(without=240)
         lines = prediction_output.table_lines(
-            watched(), classes, paths, arguments.top, columns, with_sets=bool(more)
+            watched(), classes, paths, arguments.top, columns, with_sets=bool(arguments.sets)
         )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
