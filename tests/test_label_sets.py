@@ -290,3 +290,17 @@ def test_sets_stand_on_no_table_that_was_cut_or_changed_or_is_of_other_weights(
         assert told.endswith(f"python -m trainer.evaluate {copy} --predictions")
     table.write_text("".join([head, *rows]), encoding="utf-8")
     assert predict([str(copy), str(photos), *sets]) == 0
+
+
+def test_a_run_without_test_images_has_sets_and_says_that_it_knows_no_coverage(
+    copy, photos, capsys
+):
+    """Such a run is one combined of runs whose tests have no common image."""
+    head, *rows = (copy / "predictions.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    val = "".join([head, *(row for row in rows if ",val," in row)])
+    (copy / "predictions.csv").write_text(val, encoding="utf-8")
+    write_json(copy / "split.json", read_json(copy / "split.json") | {"test": {}})
+    assert predict([str(copy), str(photos), "--sets", "0.8"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "how label sets for 0.8 do is not known: there are no test images" in told
+    assert "by class" not in told

@@ -379,7 +379,8 @@ def label_sets_of(trained: TrainedModel, level: Fraction, tta: int | str | None)
         more = "In a new run give val more images, such as by split.ratios=[6,2,2]"
         raise UsageError(f"{what}: {few}. {more}; or ask for less.") from None
     rows = sets_by_class(coverage, trained.classes)
-    return LabelSets(threshold, [sets_in_words(level, coverage), lowest_in_words(rows)])
+    by_class = [lowest_in_words(rows)] if rows else []
+    return LabelSets(threshold, [sets_in_words(level, coverage), *by_class])
 
 
 def own_table(trained: TrainedModel) -> Predictions:
