@@ -16,6 +16,11 @@ _LARGEST = 1e9  # larger than any useful ratio; sums and products with it cannot
 Label = int | tuple[float, ...]  # the number of a class, or the share of each class
 
 
+def is_digest(known: str) -> bool:
+    """Whether split.json has the SHA-256 of an image's content; else its size ("123 bytes")."""
+    return not known.endswith(" bytes")
+
+
 def split(
     labels: Sequence[Label],
     digests: Sequence[str],

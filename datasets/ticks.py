@@ -19,9 +19,8 @@ CANDIDATES = "candidates.csv"
 BETWEEN = ";"  # several labels
 _SHOWN = 10  # faults that are printed
 _NOT_TICKED = {"", "0", "no", "false", "n", "-"}
-_COLUMNS = (
-    *("tick", "label", "given", "likely", "score", "p_given", "p_likely", "part", "id", "sha256"),
-)
+_OF_LABELS = ("tick", "label", "given", "likely", "score", "p_given", "p_likely")
+_COLUMNS = (*_OF_LABELS, "part", "id", "sha256")
 
 
 class Candidate(NamedTuple):
@@ -43,7 +42,7 @@ class Candidate(NamedTuple):
     likeliest: tuple[tuple[str, float], ...]
 
 
-class Known(NamedTuple):
+class Allowed(NamedTuple):
     """What a label and a content may be: classes, whether an image may have several, digests."""
 
     classes: Sequence[str]
@@ -92,7 +91,9 @@ def ticks_in(file: Path) -> list[tuple[int, dict[str, str]]]:
     return found
 
 
-def new_fixes(file: Path, known: Known, with_test: bool) -> tuple[list[dict[str, str]], list[str]]:
+def new_fixes(
+    file: Path, allowed: Allowed, with_test: bool
+) -> tuple[list[dict[str, str]], list[str]]:
     """The ticked rows of a candidates.csv as rows of fixes, and notes on those that are left out.
 
     Rows of test are left out without ``with_test``. Raises DataError with all faults of the table,
@@ -105,8 +106,8 @@ def new_fixes(file: Path, known: Known, with_test: bool) -> tuple[list[dict[str,
         if row["part"] == "test" and not with_test:
             count["test"] += 1
             continue
-        fault = _fault_of(known, label)
-        if digest not in known.digests:
+        fault = _fault_of(allowed, label)
+        if digest not in allowed.digests:
             fault = f"{shorten(digest)!r} is the SHA-256 of no image of the sweep"
         elif digest in new and new[digest]["label"] != label:
             fault = "contradicts another tick on the same content"
@@ -136,17 +137,17 @@ def note_of_fix(given: str) -> str:
     return f"was {given}"
 
 
-def _fault_of(known: Known, label: str) -> str:
+def _fault_of(allowed: Allowed, label: str) -> str:
     """What is wrong with the label of a ticked row; "" if nothing is."""
     if not label:
-        none = f", or '{BETWEEN}' for none" if known.several else ""
+        none = f", or '{BETWEEN}' for none" if allowed.several else ""
         return f"the label is empty; expected a class{none}, or {LEAVE_OUT!r}"
     if label == LEAVE_OUT:
         return ""
-    names = [name.strip() for name in label.split(BETWEEN)] if known.several else [label]
+    names = [name.strip() for name in label.split(BETWEEN)] if allowed.several else [label]
     for name in names:
-        if name and name not in known.classes:
-            near = difflib.get_close_matches(name, [*known.classes, LEAVE_OUT], n=1)
+        if name and name not in allowed.classes:
+            near = difflib.get_close_matches(name, [*allowed.classes, LEAVE_OUT], n=1)
             return f"{shorten(name)!r} is no class" + (
                 f"; did you mean {near[0]!r}?" if near else ""
             )

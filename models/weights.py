@@ -323,7 +323,7 @@ def match_rows(
 
 
 def rows_by_name(theirs: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
-    """The row there of each class that the weights know too.
+    """The place in ``theirs`` of each of ``classes`` that is there too.
 
     Names may be composed otherwise (Unicode's NFC), as file systems do, where no two become one.
     """

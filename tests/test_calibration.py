@@ -33,6 +33,7 @@ from trainer.components.calibration import (
 )
 from trainer.components.losses import probabilities
 from trainer.evaluate import main as evaluate
+from trainer.explain import main as explain
 from trainer.inference.prediction import predict_files
 from trainer.loop.record import best_card
 from trainer.predict import main as predict
@@ -371,6 +372,18 @@ def test_predict_applies_the_temperature_and_says_so(noisy, photos, capsys):
     assert "temperature" not in silent
     _, told = predicted(noisy, photos, capsys, "--tta", "flip")
     assert "fitted on 397 val images with tta none; --no-calibration" in told
+
+
+def test_explain_shows_the_probabilities_of_predict_and_names_the_temperature(
+    noisy, photos, tmp_path, capsys
+):
+    picture = sorted(photos.iterdir())[0]
+    (one,), _ = predicted(noisy, picture, capsys)
+    assert explain([str(noisy), str(picture), "--output", str(tmp_path / "out")]) == 0
+    assert "note    probabilities have temperature" in capsys.readouterr().err
+    top = read_json(tmp_path / "out" / "explanation.json")["top"]
+    expected = {name: one["probabilities"][name] for name in top}
+    assert top == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_temperature_acts_on_the_mean_over_draws(finished, notes, capsys):

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy
 import pytest
+import sklearn.metrics
+import torch
 from sklearn.datasets import load_digits, make_multilabel_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
@@ -22,13 +24,17 @@ from sklearn.multiclass import OneVsRestClassifier
 from datasets import DataError
 from datasets.fixes import Fixes
 from datasets.split import split
-from datasets.ticks import Known, candidate_lines, fixes_before, merged, new_fixes
+from datasets.ticks import Allowed, candidate_lines, fixes_before, merged, new_fixes
 from tests.conftest import SMALL
+from trainer.build.trained import load_with
 from trainer.clean import main as clean
-from trainer.comparing.fold_runs import FoldRuns
+from trainer.comparing.fold_runs import FoldRuns, find_fold_runs
 from trainer.comparing.predictions import Answer, prediction_lines, read_predictions
 from trainer.components.label_errors import EM_STEPS, TRUST, judge_labels, judge_several
-from trainer.inference.cleaning import find_candidates, unseen
+from trainer.inference.cleaning import NEIGHBOURS_SHOWN, _nearest, find_candidates, unseen
+from trainer.input.data import load_subset
+from trainer.insight.features import penultimate
+from trainer.run.resume import config_for_use
 from trainer.sweep import main as sweep
 
 # --- The ranking
@@ -135,7 +141,7 @@ def sha(number):
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-KNOWN = Known(("cat", "dog", "a,b"), False, {sha(number) for number in range(9)})
+KNOWN = Allowed(("cat", "dog", "a,b"), False, {sha(number) for number in range(9)})
 
 
 def folds_of(tmp_path, **changed) -> Any:
@@ -435,6 +441,36 @@ def test_the_page_in_a_browser_makes_the_file_that_the_command_makes(own_sweep, 
     out = tmp_path / "fixes.csv"
     assert not clean([str(own_sweep), "--apply", str(file), "--out", str(out), "--test"])
     assert out.read_bytes() == content
+
+
+def test_neighbours_are_those_of_scikit_learn_without_images_of_equal_content(own_sweep):
+    folds = find_fold_runs(str(own_sweep), None)
+    run = folds.runs[0]
+    config = config_for_use(run, ["train.device=cpu"])
+    _, subset = load_subset(config, folds.digest_of, torch.device("cpu"), folds.split)
+    trained = load_with(config, run)
+    everything = torch.arange(len(subset))
+    images, _ = subset.batch(everything, 0, trained.device, trained.channels_last)
+    with torch.no_grad():
+        features = penultimate(trained.model, images).numpy()
+    contents = everything // 2  # each two count as copies
+    found = _nearest(trained, subset, everything[:6], contents, "neighbours")
+    distances = sklearn.metrics.pairwise.cosine_distances(features)
+    for row, near in enumerate(found):
+        others = [other for other in everything.tolist() if other // 2 != row // 2]
+        wanted = sorted(distances[row, others])[:NEIGHBOURS_SHOWN]
+        assert not {row, row ^ 1} & {*near}
+        assert distances[row, near] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_tables_that_do_not_go_together_are_refused_in_words(own_sweep, capsys):
+    (own_sweep / "t000" / "predictions.csv").unlink()  # what the sweep joined
+    table = sorted(own_sweep.glob("t000-*/*/predictions.csv"))[-1]
+    header, rows = table.read_text(encoding="utf-8").split("\n", 1)
+    table.write_text("\n".join([header.replace(",p:", ",p:other "), rows]), encoding="utf-8")
+    assert clean([str(own_sweep)]) == 5
+    assert "do not go together: their classes differ" in capsys.readouterr().err
+    assert not (own_sweep / "clean").exists()
 
 
 def test_what_is_no_sweep_over_folds_is_refused(own_sweep, tmp_path, capsys):

@@ -29,6 +29,7 @@ from trainer.config import load_config
 from trainer.evaluate import main as evaluate
 from trainer.explain import main as explain
 from trainer.export import main as export
+from trainer.input.data import digest_of_split
 from trainer.loop.fit import fit
 from trainer.predict import main as predict
 from trainer.process.errors import ConfigError
@@ -220,6 +221,21 @@ def test_classes_in_another_order_are_matched_by_name(finished, combine, notes, 
             assert both["probabilities"][name] == pytest.approx(mean, abs=2e-7)
 
 
+def test_the_classes_of_top_are_those_of_the_mean_not_of_the_first_run(finished, notes, capsys):
+    first, other = finished("seed=1"), finished("seed=2")
+
+    def opposed_and_sure(weights):
+        *_, head, bias = weights
+        return weights | {head: -50 * weights[head], bias: -50 * weights[bias]}
+
+    change_weights(other, opposed_and_sure)
+    alone, both = answers_to(capsys, first, notes), answers_to(capsys, first, other, notes)
+    assert [one["class"] for one in alone] != [one["class"] for one in both]
+    assert predict([str(first), str(other), str(notes), "--top", "1"]) == 0
+    shown = [line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert shown == [[one["class"], f"{one['probability']:.4f}"] for one in both]
+
+
 def test_runs_of_other_classes_do_not_answer_together(finished, combine, notes, capsys):
     run, other = finished("seed=1"), finished("seed=2")
     card = read_json(other / "model.json")
@@ -335,6 +351,9 @@ def labelled_runs(coloured, tmp_path):
 def test_several_labels_have_the_mean_of_sigmoids_and_thresholds_of_val(
     labelled_runs, combine, coloured, capsys
 ):
+    for run in labelled_runs:  # their own thresholds are bad ones, and so is the mean of these
+        card = read_json(run / "model.json")
+        write_json(run / "model.json", card | {"thresholds": [0.99] * len(LABELS)})
     code, made, _, err = combine(*labelled_runs)
     assert code == 0, err
     thresholds = read_json(made / "model.json")["thresholds"]
@@ -446,6 +465,16 @@ def test_what_cannot_be_combined_is_told_and_leaves_nothing(
     weights = load_tensors(other / "model.pt")
     save_tensors(other / "model.pt", {name: w * torch.nan for name, w in weights.items()})
     assert combine(run, other)[1] is None
+
+
+def test_runs_with_other_corrections_of_labels_are_not_combined(finished, combine):
+    run, other = finished("seed=1"), finished("seed=2")
+    split, result = (read_json(other / f"{name}.json") for name in ("split", "result"))
+    split["fixes"] = "c" * 64
+    write_json(other / "split.json", split)
+    write_json(other / "result.json", result | {"split": digest_of_split(split)})
+    code, made, _, err = combine(run, other)
+    assert code == 5 and made is None and "have other corrections of labels" in err
 
 
 def test_a_combined_run_teaches(finished, combine, train):

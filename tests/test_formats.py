@@ -800,6 +800,7 @@ def test_the_program_beside_an_exported_model_gives_the_same_pixels_or_refuses()
     names: dict = {"__name__": "use", "__file__": "use.py"}
     imports = ["import numpy as np", "from PIL import Image, ImageOps"]
     values = {"imports": imports, "packages": [], "building": [], "arrays": False}
+    values["unknown"] = False
     exec(render(SCRIPT_TEMPLATE, kind="onnx", file="x", **values), names)
     card = {"image_channels": 3, "transforms": []}
     for format in ("PNG", "GIF", "BMP", "JPEG", "WebP", "TIFF"):

@@ -340,7 +340,7 @@ class Spoiling:
     def __call__(self, model, images):
         logits = self.true(model, images)  # one batch for each evaluation
         if (rows := self.images.get(self.batches)) is not None:
-            logits[rows, -1] = self.value
+            logits[rows, 0] = self.value
         self.batches += 1
         return logits
 
@@ -388,15 +388,16 @@ def test_a_model_that_answers_nan_in_each_epoch_has_no_best_one_and_ends_with_co
     assert result["status"] == "failed" and "test" not in result
 
 
-def test_a_nan_answer_to_a_test_image_ends_with_code_4_and_without_a_test_result(
-    start, tmp_path, monkeypatch, capfd
+@pytest.mark.parametrize(("part", "turn"), [("val", 2), ("test", 3)])
+def test_a_nan_answer_of_the_best_weights_ends_with_code_4_and_without_a_test_result(
+    start, tmp_path, monkeypatch, capfd, part, turn
 ):
-    Spoiling(monkeypatch, {2: [0]})
+    Spoiling(monkeypatch, {turn: [0]})
     assert start(WHOLE, "log.show=[]") == 4
     (run,) = (tmp_path / "runs" / "small").iterdir()
-    test = list(read_json(run / "split.json")["test"])
+    images = list(read_json(run / "split.json")[part])
     told = capfd.readouterr().err
-    assert f"for 1 of {len(test)} test images: {test[0]}. " in told
+    assert f"for 1 of {len(images)} {part} images: {images[0]}. " in told
     assert "batch norm" not in told and "train.precision" not in told  # it has neither
     result = read_json(run / "result.json")
     assert result["status"] == "failed" and "test" not in result

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import unicodedata
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -14,6 +15,7 @@ from PIL import Image
 
 from datasets.fashion_mnist import FashionMNIST
 from trainer.evaluate import main
+from trainer.inference.labelled import match
 from trainer.predict import main as predict
 from trainer.train import main as train_command
 
@@ -135,6 +137,19 @@ def test_a_name_in_another_unicode_form_is_the_same(train, notes, tmp_path, judg
     place = folder_of(data, tmp_path / "new", ids_of(run, "test"), other)
     code, values, _ = judged(run, place)
     assert code == 0 and values == json.loads((run / "result.json").read_text())["test"]
+
+
+def test_classes_that_differ_in_their_unicode_form_only_are_never_taken_for_each_other():
+    names = ("café", unicodedata.normalize("NFD", "café"))
+    place = SimpleNamespace(classes=names, labels=(0, 1, 1))
+    assert match(names, place, {}).numbers == {names[0]: 0, names[1]: 1}
+    assert match(names[:1], place, {}).numbers == {names[0]: 0}
+    assert match(("thé", *names[:1]), place, {names[1]: "thé"}).numbers == {
+        names[0]: 1,
+        names[1]: 0,
+    }
+    both_as_one = {names[0]: "thé", names[1]: "thé"}
+    assert match(("thé", "lait"), place, both_as_one).numbers == {names[0]: 0, names[1]: 0}
 
 
 def test_classes_of_which_none_is_the_runs_are_refused_and_nothing_is_written(

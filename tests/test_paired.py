@@ -21,6 +21,7 @@ from trainer.comparing.near_best import is_near, over_folds
 from trainer.comparing.paired import (
     Sides,
     beyond,
+    by_variance,
     difference,
     mcnemar,
     quantile_of_student,
@@ -127,6 +128,13 @@ def test_with_several_seeds_and_no_noise_of_images_it_is_welchs_t_test():
     interval = expected.confidence_interval()
     assert found.p == pytest.approx(expected.pvalue, rel=1e-4)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-4)
+
+
+def test_two_seeds_widen_the_interval_by_their_own_noise_only():
+    found = by_variance((0.0, 1.0), 1.0, [(1e-12, 1), (1e-12, 1)])  # all noise is of images
+    half = stats.norm.ppf(0.975)
+    assert (found.low, found.high) == pytest.approx((1 - half, 1 + half), abs=1e-5)
+    assert found.p == pytest.approx(2 * stats.norm.sf(1), abs=1e-5)
 
 
 def test_equal_answers_are_no_difference_whatever_is_measured():
@@ -523,7 +531,7 @@ def test_an_image_that_would_be_twice_or_lacks_a_seed_is_refused():
     runs = {(0, f): in_parts(fold_of([9], "val"), fold_of(range(f, 5), "test")) for f in range(2)}
     with pytest.raises(NotPaired, match="4 images would be in it twice"):
         out_of_fold(runs, dict.fromkeys(runs))
-    with pytest.raises(NotPaired, match="other images"):
+    with pytest.raises(NotPaired, match="images, labels or classes differ"):
         averaged([fold_of(range(5), "test"), fold_of(range(6), "test")], [None, None])
 
 
@@ -538,6 +546,7 @@ def test_a_loss_within_noise_is_near_and_one_beyond_is_not():
         runs = [{(seed, 0): one for seed in range(seeds)} for one in (best, near, far)]
         assert is_near(runs[0], runs[1], LOSS, 2, False)
         assert not is_near(runs[0], runs[2], LOSS, 2, False)
+        assert is_near(runs[2], runs[0], LOSS, 2, False)  # one that is better is never left out
 
 
 def test_folds_that_disagree_are_noise_although_their_images_together_are_not():

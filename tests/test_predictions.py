@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import trainer.loop.fit
 from trainer.comparing.predictions import Answer, prediction_lines, read_predictions
 from trainer.components import LOSSES, OF_SEVERAL_LABELS
 from trainer.config.signatures import resolve
@@ -26,6 +27,13 @@ def test_the_table_has_each_image_of_val_and_test_once_in_the_order_of_the_split
     split = json.loads((run / "split.json").read_text())
     rows = [(row["part"], row["id"], row["sha256"]) for row in table(run)]
     assert rows == [(part, *pair) for part in ("val", "test") for pair in split[part].items()]
+
+
+def test_where_names_decide_the_split_no_content_is_named_and_the_id_is_the_key(finished):
+    run = finished("split.by=name")
+    rows = table(run)
+    assert {row["sha256"] for row in rows} == {""}
+    assert read_predictions(run / "predictions.csv").keys == [row["id"] for row in rows]
 
 
 def test_the_means_of_a_part_are_the_digits_of_result_json(finished):
@@ -50,6 +58,20 @@ def test_a_row_tells_probabilities_of_all_classes_and_the_likeliest_one(finished
         assert float(row["probability"]) == max(chances.values())
         expected = -math.log(max(chances[row["true"]], 1e-38))
         assert float(row["loss"]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_answers_of_an_earlier_end_are_gone_as_soon_as_a_run_goes_on(finished, train, monkeypatch):
+    run = finished()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.loop.fit, "train_epochs", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train("train.epochs=9", resume=run, file=run / "config.yaml")
+    left = json.loads((run / "result.json").read_text()).keys()
+    assert not (run / "predictions.csv").exists()
+    assert not {"val", "test", "calibration", "novelty"} & left
 
 
 def test_equal_seeds_give_an_equal_table_also_resumed_and_with_other_caches(train, finished):

@@ -36,8 +36,8 @@ from trainer.process.errors import ConfigError, RunError
 from trainer.run.disk import read_json
 from trainer.run.folder import read_metrics
 from trainer.train import main
-from trainer.tuning.lr_range import sweep_rates
 from trainer.tuning.race import contender_of, do_steps
+from trainer.tuning.rates import Tried, take_probe, train_at
 from transforms.keyed import balanced
 
 LABELS = ["red", "green", "blue"]
@@ -147,7 +147,8 @@ def test_steps_of_find_lr_speed_and_a_dry_run_count_as_those_of_a_run(config_fil
     job = prepare(load_config(config_file), print)
     list(real_steps(job, islice(job.train_loader.epoch(0), 3)))
     do_steps(contender_of(job, 1), 3)
-    sweep_rates(job, 1e-4, 1e-3, 3)
+    weights = {name: tensor.clone() for name, tensor in job.model.state_dict().items()}
+    list(train_at(job, weights, take_probe(job), Tried(1e-3, 3), 0))
     assert len(count) == 9 and all(found == right for found, right in count)
 
 

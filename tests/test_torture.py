@@ -123,6 +123,7 @@ def write_run(folder: Path, *, change: str = "") -> Path:
     torch.save(state, checkpoint / "state.pt")
     torch.save({"weight": tensor("the best weights")}, run / "model.pt")
     (run / "metrics.jsonl").write_text('{"step": 10}\n' * (1 + (change == "metrics")))
+    (run / "predictions.csv").write_text("id\n" * (1 + (change == "an answer")))
     result = {"test": {"loss": 0.5 + (change == "a result")}, "images_per_second": len(change)}
     (run / "result.json").write_text(json.dumps(result))
     files = {}
@@ -136,7 +137,10 @@ def write_run(folder: Path, *, change: str = "") -> Path:
 
 @pytest.mark.parametrize(
     "change",
-    ["a weight", "an optimizer's state", "a counter", "the best weights", "metrics", "a result"],
+    [
+        *("a weight", "an optimizer's state", "a counter", "the best weights", "metrics"),
+        *("an answer", "a result"),
+    ],
 )
 def test_one_bit_changes_the_digest(tmp_path, change):
     as_it_was = digest(write_run(tmp_path), tmp_path)

@@ -1,6 +1,7 @@
 """Images of no class: their scores, what is rejected, and what is measured of it."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -23,13 +24,12 @@ from models import MODELS
 from trainer.build.prepare import prepare
 from trainer.build.trained import load_trained
 from trainer.components import SCORES
+from trainer.components.label_sets import fewest_images, rank_of
 from trainer.components.novelty import (
     Novelty,
     kept_unknown,
     last_layer,
     learn,
-    needed,
-    rank_of,
     rows_to_learn,
     threshold_of,
     told_apart,
@@ -38,10 +38,15 @@ from trainer.components.novelty import (
 from trainer.config import load_config
 from trainer.config.signatures import resolve
 from trainer.export import main as export
+from trainer.inference import prediction_output
 from trainer.inference.export_check import Difference
+from trainer.inference.prediction import Prediction
+from trainer.inference.prediction_output import prediction_sheet
 from trainer.insight.features import penultimate
 from trainer.loop.answers import training_images
 from trainer.predict import main as predict
+from trainer.run.disk import write_json
+from trainer.run.tensors import save_tensors
 from trainer.train import main as train_command
 
 MANY_VAL = "split.ratios=[3,5,2]"  # of the 50 notes, 25 or so are val
@@ -171,12 +176,13 @@ def test_as_many_images_of_each_class_teach_and_at_most_a_thousand():
 @pytest.mark.parametrize("level", ["0.5", "0.8", "0.9", "0.95", "0.99"])
 def test_the_threshold_keeps_at_least_the_level_of_new_images_and_one_rank_less_does_not(level):
     share = Fraction(level)
-    for count in range(needed(share), needed(share) + 40):
+    for count in range(fewest_images(share), fewest_images(share) + 40):
         place = rank_of(count, share)  # a new score is of each rank from 1 to count + 1 alike
         assert Fraction(place, count + 1) >= share > Fraction(place - 1, count + 1)
         scores = torch.arange(count).flip(0).float()
         assert threshold_of(scores, share) == place - 1
-    assert rank_of(needed(share) - 1, share) > needed(share) - 1  # one image fewer cannot
+    few = fewest_images(share) - 1  # one image fewer cannot
+    assert rank_of(few, share) > few
 
 
 def test_the_share_of_new_images_that_is_kept_is_that_of_theory():
@@ -213,8 +219,9 @@ def test_what_a_run_says_it_keeps_of_test_is_what_predict_keeps(finished, notes,
 
 
 def test_unknown_is_in_the_table_and_a_column_and_the_probabilities_stay(
-    finished, notes, strangers, capsys
+    finished, notes, strangers, capsys, monkeypatch
 ):
+    monkeypatch.setenv("COLUMNS", "400")  # a path has its own line where there is no room
     run = finished(MANY_VAL)
     paths = [strangers / "0.png", notes / "1" / "003.jpg"]
     rows, _ = read_csv(capsys, run, *paths, "--reject", "0.8")
@@ -223,14 +230,21 @@ def test_unknown_is_in_the_table_and_a_column_and_the_probabilities_stay(
     assert [{k: row[k] for k in plain[0]} for row in rows] == plain
     assert rows[0]["unknown"] == "yes"
     assert predict([str(run), *map(str, paths), "--reject", "0.8"]) == 0
-    head, line, *_ = capsys.readouterr().out.splitlines()
-    assert (head.split(), line.split()) == (
-        ["path", "class", "probability"],
-        [str(paths[0]), "unknown"],
-    )
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["path", "class", "probability"]  # no column of label sets
+    assert first.split() == [str(paths[0]), "unknown"]
     assert predict([str(run), *map(str, paths), "--reject", "0.8", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert [entry["unknown"] for entry in entries] == [row["unknown"] == "yes" for row in rows]
+
+
+def test_a_sheet_says_unknown_instead_of_the_class(monkeypatch):
+    told = []
+    monkeypatch.setattr(prediction_output, "sheet", lambda _, captions, **__: told.extend(captions))
+    one = Prediction("a.png", torch.tensor([0.9, 0.1]), thumbnail=Image.new("L", (8, 8)))
+    one = dataclasses.replace(one, predicted=(0,))
+    prediction_sheet([one, dataclasses.replace(one, is_unknown=True)], ("cat", "dog"))
+    assert told == [[["cat (0.9000)"], "a.png"], [["unknown"], "a.png"]]
 
 
 def test_too_few_val_images_are_refused_with_the_number_that_is_needed(finished, notes, capsys):
@@ -270,6 +284,12 @@ def test_scores_of_other_weights_missing_ones_and_damaged_ones_are_never_used(
         (run / name).write_bytes((other / name).read_bytes())
     assert predict(words) == 5
     assert "was made for other weights" in " ".join(capsys.readouterr().err.split())
+    entry, result = save_tensors(file, {"weights": "0"}), result_of(run)
+    write_json(run / "result.json", result | {"novelty": result["novelty"] | {"file": entry}})
+    assert predict(words) == 5
+    assert "known.pt is damaged: expected layer, learned, scores and weights in it" in " ".join(
+        capsys.readouterr().err.split()
+    )
     file.unlink()
     assert predict(words) == 5
     assert "known.pt is missing" in " ".join(capsys.readouterr().err.split())
@@ -410,7 +430,8 @@ def test_weights_alone_have_no_second_output(finished, tmp_path, capsys):
 def test_a_graph_that_says_unknown_otherwise_is_refused():
     rejecting = {"logits": 0.0, "probabilities": 0.0, "largest": 1.0}
     assert Difference(**rejecting, unknown=9e-4).is_small
-    assert not Difference(**rejecting, unknown=2e-3).is_small
+    assert not (other := Difference(**rejecting, unknown=2e-3)).is_small
+    assert other.in_words.endswith(", and 2.0e-03 in unknown; 1e-03 is allowed")
     assert not Difference(**rejecting, unknown=math.nan).is_small
 
 

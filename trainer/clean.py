@@ -88,7 +88,7 @@ def apply(folds: "FoldRuns", arguments: argparse.Namespace) -> None:
     Raises UsageError if the new file is there already, DataError as ``new_fixes`` does.
     """
     from datasets.fixes import LEAVE_OUT
-    from datasets.ticks import Known, fixes_before, merged, new_fixes
+    from datasets.ticks import Allowed, fixes_before, merged, new_fixes
     from datasets.words import counted
     from trainer.process.errors import UsageError
     from trainer.process.words import visible
@@ -101,8 +101,8 @@ def apply(folds: "FoldRuns", arguments: argparse.Namespace) -> None:
             f"--out {out} exists, and is not overwritten; name another file. It will hold the "
             "fixes that the sweep used too."
         )
-    known = Known(folds.classes, folds.several, {*folds.digest_of.values()})
-    new, notes = new_fixes(arguments.apply, known, arguments.test)
+    allowed = Allowed(folds.classes, folds.several, {*folds.digest_of.values()})
+    new, notes = new_fixes(arguments.apply, allowed, arguments.test)
     config = config_for_use(folds.runs[min(folds.runs)], arguments.overrides)
     file = config.dataset.trainer_arguments.get("fixes")
     content, kept, replaced = merged(fixes_before(file, folds.split.get("fixes")), new)

@@ -1,10 +1,10 @@
-"""Find a learning rate for a YAML file: train for some steps, with a rate that rises at each step.
+"""Find a learning rate for a YAML file: short trainings at several rates, from the same weights.
 
     python -m trainer.find_lr --config configs/lenet_rmb.yaml
     python -m trainer.find_lr --config configs/lenet_rmb.yaml optimizer.momentum=0 --steps 200
 
-Trains a new model with the file's data, loss and optimizer, without its scheduler. Keeps only a
-picture of the curve.
+A trial is a thirtieth of the file's training, at least --steps; its scheduler passes faster. Keeps
+only a picture of the losses.
 """
 
 import argparse
@@ -62,15 +62,24 @@ def run(arguments: argparse.Namespace) -> None:
         config = load_without_sizes(arguments.config, arguments.overrides)
         from trainer.build.prepare import prepare
         from trainer.loop.summary import introduce
-        from trainer.tuning.lr_range import find_rate
+        from trainer.tuning.rates import NoSuggestion, find_rate, rate_key
 
         job = prepare(config, say)
     introduce(job, say)
     output = arguments.output or Path(arguments.runs) / config.name / "find_lr.png"
-    rate = find_rate(job, arguments.low, arguments.high, arguments.steps, output, say)
-    kept = [word for word in arguments.overrides if not word.startswith("optimizer.lr=")]
+    key, limits = rate_key(config), (arguments.low, arguments.high)
+    try:
+        rate = find_rate(job, limits, arguments.steps, output, say)
+    except NoSuggestion as error:
+        grid = {key: [1.0, 0.1, 0.01, 0.001, 0.0001]}
+        error.add_note(
+            "or train a grid: python -m trainer.sweep --config grid.yaml, and in grid.yaml:\n"
+            f"  base: {arguments.config}\n  sweep: {{method: grid, params: {grid}}}"
+        )
+        raise
+    kept = [word for word in arguments.overrides if not word.startswith(f"{key}=")]
     command = shlex.join(["--config", arguments.config, *kept])
-    say(f"next    python -m trainer.train {command} optimizer.lr={rate:.2g}")
+    say(f"next    python -m trainer.train {command} {key}={rate:.2g}")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,11 @@ def what_it_answers(folder: Path) -> str:
     return f"{'several' if 'thresholds' in card else 'one'} of {', '.join(map(str, classes))}"
 
 
+def has_several(answers: str) -> bool:
+    """Whether an image may have several labels, by what ``what_it_answers`` gives."""
+    return answers.startswith("several")
+
+
 def code_of(folder: Path, environment: Mapping[str, Any]) -> str:
     """Return the short commit, with a digest of the changes that were not committed."""
     commit = environment.get("git_commit")

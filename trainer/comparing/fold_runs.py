@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import DataError
-from datasets.split import PARTS
+from datasets.split import PARTS, is_digest
 from trainer.comparing.listing import MAX_GROWING, read_object
 from trainer.config import load_config
 from trainer.config.settings import SplitSettings
@@ -56,7 +56,7 @@ def find_fold_runs(text: str, trial: int | None) -> FoldRuns:
         fold_of = {name: fold for fold, split in splits.items() for name in split[held_out]}
         digest_of = {k: v for part in PARTS for k, v in splits[first][part].items()}
         classes, several = tuple(card["classes"]), card.get("thresholds") is not None
-        by_name = any(digest.endswith(" bytes") for digest in digest_of.values())
+        by_name = not all(map(is_digest, digest_of.values()))
     except (LookupError, TypeError, AttributeError):
         raise RunError(f"a run of {text} is damaged: its split.json or model.json.") from None
     if by_name:

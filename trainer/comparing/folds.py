@@ -62,7 +62,7 @@ def averaged(tables: Sequence[Predictions], thresholds: Sequence[Thresholds]) ->
         (table.ids, table.true, table.classes) != (first.ids, first.true, first.classes)
         for table in tables
     ):
-        raise NotPaired("the runs of its seeds have other images")
+        raise NotPaired("their images, labels or classes differ")
     exact = [table.probabilities.astype(numpy.float64) for table in tables]
     chances = numpy.mean(exact, axis=0).astype(numpy.float32)
     limits = [each for each in thresholds if each is not None]

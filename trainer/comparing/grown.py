@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.split import is_digest
 from datasets.words import counted
 from trainer.comparing.listing import MAX_GROWING, read_object
 from trainer.comparing.predictions import (
@@ -138,4 +139,4 @@ def _composed(name: str) -> str:
 
 def _key(name: str, content: str) -> str:
     """What tells an image of split.json apart, as ``Predictions.keys``."""
-    return name if content.endswith(" bytes") else content
+    return content if is_digest(content) else name

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.comparing import comparison
 from trainer.comparing.comparability import labels, losses_of
-from trainer.comparing.compared import Compared
+from trainer.comparing.compared import Compared, has_several
 from trainer.comparing.listing import runs_below, short, strict_json
 from trainer.comparing.paired import (
     CERTAINTY,
@@ -104,7 +104,9 @@ def pair(sides: Sequence[Sequence[Compared]], part: str = "test") -> Paired:
     by = monitors.pop() if len(monitors) == 1 else "accuracy"
     by = by if by in measures else "accuracy"
     differences = {
-        name: compared_by(measure, first, second, classes_of(same[0], several(runs[0])), name == by)
+        name: compared_by(
+            measure, first, second, classes_of(same[0], has_several(runs[0].answers)), name == by
+        )
         for name, measure in measures.items()
     }
     every, none = [], []  # which images each side's models all get right, or all wrong
@@ -135,11 +137,6 @@ def all_of(flags: Sequence["NDArray[Any]"]) -> "NDArray[Any]":
 def side_name(side: Sequence[Compared]) -> str:
     """A side's label: ``A``, or ``A-C`` for three runs."""
     return side[0].label + (f"-{side[-1].label}" if len(side) > 1 else "")
-
-
-def several(run: Compared) -> bool:
-    """Whether the run's images may have several labels."""
-    return run.answers.startswith("several")
 
 
 def require_comparable(sides: Sequence[Sequence[Compared]]) -> None:
@@ -276,7 +273,7 @@ def measures_of(runs: Sequence[Compared]) -> dict[str, Measure]:
         listed = []
     for component in listed[0] if listed else ():
         if component.name in SCALAR and all(component in others for others in listed):
-            found[component.name] = measure_of(component, several(runs[0]))
+            found[component.name] = measure_of(component, has_several(runs[0].answers))
     return found if len(losses_of(runs)) > 1 else found | {"loss": LOSS}
 
 

@@ -20,14 +20,13 @@ from torch import Tensor
 from datasets.words import counted
 from trainer.components import OF_SEVERAL_LABELS
 from trainer.components.decisions import Answers
-from trainer.components.losses import are_finite, probabilities
+from trainer.components.losses import are_finite, in_steps, probabilities
 from trainer.components.metrics import brier, calibration_error, nll
 
 LEAST_IMAGES = 100  # of val: with 50, most of the temperatures that were used made test worse
 LOWEST, HIGHEST = 0.05, 20.0  # a temperature; at an end it is no minimum, and not used
 GOLDEN = (math.sqrt(5) - 1) / 2
 PRECISION = 1e-5  # of the logarithm of a temperature, which is then rounded to 4 digits
-NLL_STEP = 2.0**-32  # losses are multiples of it: their sum is equal in any order
 NLL_ROWS = 4096  # images whose float64 copies are in memory at once
 MOST_LOGITS = 4_000_000  # that are fitted: of 1000 classes 4,000 images, which is to 2 %
 
@@ -128,7 +127,7 @@ def _losses(loss_name: str, logits: Tensor, labels: Tensor, temperature: float) 
             if loss_name in OF_SEVERAL_LABELS:
                 scores = F.logsigmoid(scores)
             each = F.cross_entropy(scores / temperature, wanted, reduction="none")
-        found.append(torch.round(each / NLL_STEP) * NLL_STEP)
+        found.append(in_steps(each))
     return torch.cat(found)
 
 

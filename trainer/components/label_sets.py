@@ -33,8 +33,13 @@ class Coverage(NamedTuple):
 
 
 def fewest_images(level: Fraction) -> int:
-    """The fewest val images that can support ``level``, between 0 and 1."""
+    """The fewest val images that can support ``level``: at most (1 - level) of n + 1 is 1."""
     return math.ceil(level / (1 - level))
+
+
+def rank_of(count: int, level: Fraction) -> int:
+    """The rank, from 1, up to which ``level`` of ``count`` + 1 images are kept."""
+    return math.ceil(level * (count + 1))
 
 
 def set_threshold(probabilities: Tensor, labels: Tensor, level: Fraction) -> float:
@@ -43,7 +48,7 @@ def set_threshold(probabilities: Tensor, labels: Tensor, level: Fraction) -> flo
     probabilities (N, K) and labels (N,) are those of val. It is the true class's probability of
     rank ceil((N + 1) * level), the largest first. Raises ValueError for too few images.
     """
-    rank = math.ceil((len(labels) + 1) * level)
+    rank = rank_of(len(labels), level)
     if rank > len(labels):
         raise ValueError(
             f"{len(labels)} val images cannot support {float(level):g}: at least "

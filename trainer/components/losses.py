@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from trainer.components import OF_SEVERAL_LABELS
 from trainer.components.decisions import shares
 
+LOSS_STEP = 2.0**-32
+
 
 class _Weighted(nn.Module):
     """Base of all losses: holds ``weight`` as a buffer, which ``.to`` moves to the device."""
@@ -243,6 +245,11 @@ class L1Loss(_Weighted):
         """Mean over the classes, of each image: (B,)."""
         terms = (logits - shares(logits, labels)).abs()
         return terms.mean(dim=1)
+
+
+def in_steps(losses: Tensor) -> Tensor:
+    """Losses as float64 multiples of LOSS_STEP: their sum is the same in any order."""
+    return torch.round(losses.double() / LOSS_STEP) * LOSS_STEP + 0.0  # no -0.0
 
 
 def balanced_weight(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.components import SCORES
+from trainer.components.label_sets import fewest_images, rank_of
 from trainer.components.metrics import chance_above
 from transforms.keyed import permutation, seed_of
 
@@ -190,20 +191,10 @@ def threshold_of(scores: Tensor, level: Fraction) -> float:
     at least ``level`` (conformal prediction: Vovk et al., 2005). Raises ValueError with the number
     of images that are needed, if there are fewer.
     """
-    place = rank_of(len(scores), level)
-    if place > len(scores):
-        raise ValueError(f"{needed(level):,}")
-    return float(scores.sort().values[place - 1])
-
-
-def rank_of(count: int, level: Fraction) -> int:
-    """The rank, from 1, of the score up to which ``level`` of ``count`` + 1 images are kept."""
-    return math.ceil(level * (count + 1))
-
-
-def needed(level: Fraction) -> int:
-    """The smallest number of images that supports ``level``: at most (1 - level) of n + 1 is 1."""
-    return math.ceil(level / (1 - level))
+    rank = rank_of(len(scores), level)
+    if rank > len(scores):
+        raise ValueError(f"{fewest_images(level):,}")
+    return float(scores.sort().values[rank - 1])
 
 
 def kept_unknown(known: Tensor, unknown: Tensor, level: Fraction = LEVEL) -> float:
@@ -218,7 +209,7 @@ def kept_of_test(val: Tensor, test: Tensor, level: Fraction = LEVEL) -> dict[str
     With too few val images, the number that is needed.
     """
     if rank_of(len(val), level) > len(val):
-        return {"level": float(level), "needed": needed(level)}
+        return {"level": float(level), "needed": fewest_images(level)}
     kept = {
         name: int((test[:, i] <= threshold_of(val[:, i], level)).sum())
         for i, name in enumerate(SCORES)

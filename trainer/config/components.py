@@ -356,6 +356,8 @@ def _is_word_for(word: str, name: str) -> bool:
 
 def instead(place: Place, document: Document) -> str:
     """What to write instead of a wrong value, where its type alone does not say it; or ""."""
+    if place[-1] == "name":  # "model: LeNet" is short for a mapping that the file does not have
+        return ""
     key, value = place[-1], document.value(place)
     is_override = document.origin(place).file == COMMAND_LINE
     typed = f"{'.'.join(map(str, place))}=" if is_override else f"{key}: "

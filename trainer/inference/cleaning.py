@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +30,8 @@ from datasets.ticks import (
 from datasets.words import counted, label_words
 from trainer.build.trained import TrainedModel, load_with
 from trainer.comparing.fold_runs import FoldRuns
+from trainer.comparing.folds import averaged, in_one
+from trainer.comparing.head_to_head import NotPaired
 from trainer.comparing.predictions import PREDICTIONS, SEPARATOR, Predictions, read_predictions
 from trainer.components.label_errors import judge_labels, judge_several
 from trainer.config import Config
@@ -52,10 +53,7 @@ from trainer.run.resume import config_for_use
 CLEAN_PAGE = "clean.html"
 CLEAN_TEMPLATE = Path(__file__).parent / "templates" / "clean.html.j2"
 NEIGHBOURS_SHOWN, COPIES_SHOWN, CHANCES_SHOWN = 6, 6, 3
-OWN_SIDE, BESIDE_SIDE = (
-    192,
-    64,
-)  # the largest side of a candidate's picture and of the others, in pixels
+OWN_SIDE, BESIDE_SIDE = 192, 64  # pixels of the largest side: a candidate's picture, the others
 AT_ONCE = 256  # images whose features are computed together
 
 
@@ -156,22 +154,21 @@ def find_candidates(folds: FoldRuns, part_of: Mapping[str, str]) -> Cleaning:
     it is more likely wrong than right. A content is listed once. Raises RunError.
     """
     tables = [read_predictions(run / PREDICTIONS) for run in folds.runs.values()]
-    own = unseen(folds, tables)
-    found, judged = _judge(folds, own, part_of), len(own)
-    if folds.held_out == "val":
-        tests = [table.of_part("test") for table in tables]
-        if any(test.ids != tests[0].ids for test in tests):
-            raise RunError(f"the runs of {folds.sweep} have different test sets.")
-        mean = numpy.stack([test.probabilities for test in tests]).mean(axis=0)
-        found += _judge(folds, replace(tests[0], probabilities=mean), part_of)
-        judged += len(mean)
+    try:
+        judged = [unseen(folds, tables)]
+        if folds.held_out == "val":  # what is predicted is not looked at: no thresholds
+            tests = [table.of_part("test") for table in tables]
+            judged.append(averaged(tests, [None] * len(tests)))
+    except NotPaired as error:
+        raise RunError(f"the runs of {folds.sweep} do not go together: {error}.") from None
+    found = [one for table in judged for one in _judge(folds, table, part_of)]
     once: dict[str, Candidate] = {}
     for one in sorted(found, key=lambda one: one.score):  # stable
         once.setdefault(one.digest, one)
     split: dict[bool, list[Candidate]] = {False: [], True: []}
     for one in once.values():
         split[one.part == "test"].append(one)
-    return Cleaning(split[False], split[True], judged)
+    return Cleaning(split[False], split[True], sum(map(len, judged)))
 
 
 def unseen(folds: FoldRuns, tables: Sequence[Predictions]) -> Predictions:
@@ -184,13 +181,7 @@ def unseen(folds: FoldRuns, tables: Sequence[Predictions]) -> Predictions:
         table = read_predictions(joined)
         if {*table.ids} == folds.fold_of.keys():
             return table
-    tables = [table.of_part(folds.held_out) for table in tables]
-    names = ("ids", "digests", "parts", "true", "predicted", "losses")
-    lists: dict[str, Any] = {
-        name: [item for table in tables for item in getattr(table, name)] for name in names
-    }
-    chances = numpy.concatenate([table.probabilities for table in tables])
-    return replace(tables[0], **lists, probabilities=chances)
+    return in_one([table.of_part(folds.held_out) for table in tables])
 
 
 def _judge(folds: FoldRuns, table: Predictions, part_of: Mapping[str, str]) -> list[Candidate]:

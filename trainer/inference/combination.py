@@ -35,7 +35,7 @@ from trainer.run.folder import create_run, lock_run
 from trainer.run.resume import config_for_use, require_own_images
 from trainer.run.tensors import save_tensors
 
-PARTS = ("val", "test")
+MEASURED = ("val", "test")
 LONG = 5000  # images, from which on split.json is one line
 # What model.json takes over from the first member; all else is measured anew.
 OF_FIRST = (
@@ -156,15 +156,15 @@ def common_split(
             for image, known in first[part].items()
             if all(split[part].get(image) == known for split in splits)
         }
-        for part in PARTS
+        for part in MEASURED
     }
     train = {image: known for split in splits for image, known in split["train"].items()}
     head = {
         key: value
         for key, value in first.items()
-        if key not in ("train", *PARTS) and all(split.get(key) == value for split in splits)
+        if key not in ("train", *MEASURED) and all(split.get(key) == value for split in splits)
     }
-    images = {part: (len(common[part]), max(len(s[part]) for s in splits)) for part in PARTS}
+    images = {part: (len(common[part]), max(len(s[part]) for s in splits)) for part in MEASURED}
     return head | {"train": train} | common, images
 
 
@@ -236,7 +236,7 @@ def begin_folder(
 def about_images(run: Path, split: Mapping[str, Any]) -> dict[str, Any]:
     """What result.json tells of the data: as that of a member, with the numbers of this split."""
     known = disk.read_json(run / "result.json").get("dataset")
-    images = {part: len(split[part]) for part in ("train", *PARTS)}
+    images = {part: len(split[part]) for part in ("train", *MEASURED)}
     return {**(known if isinstance(known, dict) else {}), "images": images}
 
 
@@ -246,7 +246,7 @@ def numbers_on(split: Mapping[str, Any], member: TrainedModel) -> dict[str, dict
     its = disk.read_json(member.run / "split.json", disk.MAX_SPLIT)
     best = {k.removeprefix("val/"): v for k, v in (result.get("best") or {}).items() if "val/" in k}
     found = {"val": result.get("val") or best, "test": scalars(result.get("test") or {})}
-    return {part: found[part] for part in PARTS if its[part] == split[part] and found[part]}
+    return {part: found[part] for part in MEASURED if its[part] == split[part] and found[part]}
 
 
 def measure_as_one(
@@ -261,7 +261,7 @@ def measure_as_one(
     result, parts = disk.read_json(run / "result.json"), []
     config, card = trained.config, disk.read_json(run / "model.json")
     tta = config.evaluation.tta
-    for part in filter(split.get, PARTS):
+    for part in filter(split.get, MEASURED):
         subset, loss_fn = open_part(trained, split, part)
         if part == "val":
             trained = with_thresholds(trained, subset)

@@ -63,11 +63,23 @@ class Difference:
 
     @property
     def is_small(self) -> bool:
-        """Whether both are at most TOLERANCE; a logit's is relative to ``largest`` if above 1."""
+        """Whether logits and probabilities differ by at most TOLERANCE, unknown by SCORE_TOLERANCE.
+
+        A logit's is relative to ``largest`` if that is above 1.
+        """
         # A float32 has seven digits: a logit of 100, summed in another order, may differ by 1e-5.
         allowed = TOLERANCE * max(1.0, self.largest)
         is_known = self.unknown is None or self.unknown <= SCORE_TOLERANCE
         return is_known and self.logits <= allowed and self.probabilities <= TOLERANCE  # not NaN
+
+    @property
+    def in_words(self) -> str:
+        """What differs, and by how much it may."""
+        told = f"{self.logits:.1e} in the logits (of up to {self.largest:.3g}) and "
+        told += f"{self.probabilities:.1e} in the probabilities; {TOLERANCE:.0e} is allowed"
+        if self.unknown is None:
+            return told
+        return f"{told}, and {self.unknown:.1e} in unknown; {SCORE_TOLERANCE:.0e} is allowed"
 
 
 def take_sample(trained: TrainedModel, config: Config, images: Sequence[Path] | None) -> Sample:

@@ -19,7 +19,7 @@ from datasets.temporary import unfinished
 from trainer.build.precision import FP32, HALF
 from trainer.build.trained import TrainedModel, build_network, load_trained
 from trainer.inference import export_check
-from trainer.inference.export_check import TOLERANCE, Difference, Network, Sample
+from trainer.inference.export_check import Difference, Network, Sample
 from trainer.inference.model_card import about_unknown, describe_model, hub_files, program
 from trainer.inference.prediction import choose_rejection
 from trainer.process.errors import NO_ANSWER, NoAnswer, OutOfMemory, RunError, in_plain_words
@@ -105,9 +105,8 @@ def keep(
         if not difference.is_small:
             raise RunError(
                 f"{path.name} was removed: on {sample.source} it differs from the run's model by "
-                f"{difference.logits:.1e} in the logits (of up to {difference.largest:.3g}) and "
-                f"{difference.probabilities:.1e} in the probabilities; {TOLERANCE:.0e} is allowed. "
-                "A newer version of what reads it may help, or another --format."
+                f"{difference.in_words}. A newer version of what reads it may help, or another "
+                "--format."
             )
         disk.rename(unproven, path)
     disk.sync_folder(path.parent)

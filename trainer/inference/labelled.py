@@ -2,7 +2,6 @@
 
 import hashlib
 import shlex
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from torch import Tensor
 from datasets import DATASETS, DataError, Dataset, has_several_labels
 from datasets.files import ImageFiles
 from datasets.shards import INDEX
+from datasets.split import is_digest
 from datasets.words import agreeing, counted
+from models.weights import rows_by_name
 from trainer.build.trained import TrainedModel, fitted
 from trainer.build.trial import check_components
 from trainer.components.decisions import number_of_each
@@ -102,20 +103,20 @@ def kind_of(place: Path, overrides: Sequence[str]) -> str:
 
 
 def match(own: Sequence[str], dataset: Dataset, renames: Mapping[str, str]) -> Matched:
-    """Find each class of a place among the run's ``own``: the same name, in any Unicode form.
+    """Find each class of a place among the run's ``own`` by its name, as ``model.weights`` does.
 
     renames: names of the place -> those of the run. Raises UsageError for one that is not there,
     DataError if no class is found.
     """
     found = dataset.classes
-    numbers = {_nfc(name): number for number, name in enumerate(own)}
     for old, new in renames.items():
         if old not in found:
             raise UsageError(f"--rename {old}={new}: {old!r} is no class there: {_few(found)}.")
-        if _nfc(new) not in numbers:
+        if not rows_by_name(own, [new]):
             raise UsageError(f"--rename {old}={new}: {new!r} is no class of the run: {_few(own)}.")
-    of_run = {name: numbers.get(_nfc(renames.get(name, name))) for name in found}
-    matched = {name: number for name, number in of_run.items() if number is not None}
+    renamed = {name: renames.get(name, name) for name in found}
+    numbers = rows_by_name(own, list(dict.fromkeys(renamed.values())))
+    matched = {name: numbers[new] for name, new in renamed.items() if new in numbers}
     counts = zip(found, number_of_each(torch.tensor(dataset.labels), len(found)), strict=True)
     unknown = {name: count for name, count in counts if name not in matched}
     if not matched:
@@ -125,10 +126,6 @@ def match(own: Sequence[str], dataset: Dataset, renames: Mapping[str, str]) -> M
         )
     reached = {*matched.values()}
     return Matched(matched, unknown, [name for k, name in enumerate(own) if k not in reached])
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _few(names: Iterable[str]) -> str:
@@ -187,7 +184,7 @@ def notes_on_copies(
     """
     notes = []
     used = {name: {*split[name].values()} for name in ("train", "val")}
-    if any(known.endswith(" bytes") for known in used["train"]):
+    if not all(map(is_digest, used["train"])):
         notes.append("the run was split by name: whether it trained on these images is not known")
     effects = {"train": "it was trained on them, and the numbers flatter it",
                "val": "they chose its best epoch"}  # fmt: skip

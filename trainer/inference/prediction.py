@@ -212,7 +212,7 @@ def _answer_as_one(
             return one
         chances.append(one.probabilities if order is None else one.probabilities[list(order)])
     mean = torch.stack(chances).mean(dim=0)
-    return replace(answers[0], probabilities=mean, predicted=joint.predicted(mean))
+    return replace(answers[0], probabilities=mean, raw=mean, predicted=joint.predicted(mean))
 
 
 def require_same_classes(models: Sequence[TrainedModel]) -> None:
@@ -378,9 +378,10 @@ def label_sets_of(trained: TrainedModel, level: Fraction, tta: int | str | None)
     except ValueError as few:
         more = "In a new run give val more images, such as by split.ratios=[6,2,2]"
         raise UsageError(f"{what}: {few}. {more}; or ask for less.") from None
+    if not sum(coverage.images):  # such as of combined runs without common test images
+        return LabelSets(threshold, ["no test images: how often sets are right is not known"])
     rows = sets_by_class(coverage, trained.classes)
-    by_class = [lowest_in_words(rows)] if rows else []
-    return LabelSets(threshold, [sets_in_words(level, coverage), *by_class])
+    return LabelSets(threshold, [sets_in_words(level, coverage), lowest_in_words(rows)])
 
 
 def own_table(trained: TrainedModel) -> Predictions:

@@ -19,7 +19,7 @@ from datasets import (
 )
 from datasets.bands import form_in, notes_on_bits, notes_on_pictures
 from datasets.images import notes_on
-from datasets.split import conflicts, manifest
+from datasets.split import conflicts, is_digest, manifest
 from datasets.unknown import unknown_images
 from datasets.words import counted
 from trainer.config import Config
@@ -234,7 +234,7 @@ def load_subset(
     sample ids to what ``Source.identities`` gave, by content or by name: ``auto`` may choose
     otherwise for data that has grown. Raises DataError if images are absent or have changed.
     """
-    by = "name" if any(known.endswith(" bytes") for known in split.values()) else "content"
+    by = "content" if all(map(is_digest, split.values())) else "name"
     config = config.model_copy(update={"split": config.split.model_copy(update={"by": by})})
     dataset = open_dataset(config)
     if saved is not None:

@@ -341,8 +341,6 @@ def sets_on_test(given: ReportData) -> tuple[str, list[tuple[Any, ...]]]:
 def sets_in_words(level: Fraction, coverage: Coverage) -> str:
     """A sentence, without a full stop, on what label sets do on test."""
     right, images = sum(coverage.covered), sum(coverage.images)
-    if not images:
-        return f"how label sets for {float(level):g} do is not known: there are no test images"
     low, high = wilson(right, images)
     return (
         f"label sets for {float(level):g} have the true class of {right:,} of "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from datasets import BrokenImage, DataError
 from datasets.bands import form_in
+from datasets.split import is_digest
 from datasets.unknown import unknown_images
 from datasets.words import counted
 from trainer.build.job import Job
@@ -280,7 +281,7 @@ def part_of(
 ) -> Part:
     """What is answered for the images of a split, which split.json has as ``known``."""
     ids = [subset.dataset.ids[index] for index in subset.indices.tolist()]
-    digests = ["" if known[image].endswith(" bytes") else known[image] for image in ids]
+    digests = [known[image] if is_digest(known[image]) else "" for image in ids]
     return Part(name, ids, digests, answers, losses)
 
 

@@ -12,15 +12,13 @@ from trainer.build.model import averaged_logits
 from trainer.build.precision import FP32, HALF, Precision
 from trainer.components import METRICS
 from trainer.components.decisions import Answers
-from trainer.components.losses import are_finite, probabilities
+from trainer.components.losses import are_finite, in_steps, probabilities
 from trainer.config import Config
 from trainer.config.construct import build
 from trainer.distributed.processes import gathered, is_main, world_size
 from trainer.input.subset import Subset
 from trainer.process.errors import NO_ANSWER
 from trainer.process.words import visible
-
-LOSS_STEP = 2.0**-32
 
 
 @torch.inference_mode()
@@ -81,7 +79,7 @@ def evaluate(
 def each_loss(loss_fn: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     """The loss of each image, (N,) float64 on the CPU; shapes are those of ``evaluate``.
 
-    Each is a multiple of LOSS_STEP, so that any order of adding them gives the same sum.
+    They are in steps (``in_steps``), so that any order of adding them gives the same sum.
     """
     device = next((buffer.device for buffer in loss_fn.buffers()), logits.device)
     logits, labels = logits.to(device), labels.to(device)
@@ -90,7 +88,7 @@ def each_loss(loss_fn: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     else:  # a loss from elsewhere, which gives a mean
         rows = zip(logits[:, None], labels[:, None], strict=True)
         losses = torch.stack([loss_fn(logit, label) for logit, label in rows])
-    return torch.round(losses.double().cpu() / LOSS_STEP) * LOSS_STEP + 0.0  # no -0.0
+    return in_steps(losses.cpu())
 
 
 def answers_of(

@@ -5,6 +5,7 @@ import shutil
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,8 +201,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     parts, known = predict_best(session)
     logits, labels = parts["test"][tta]
     thresholds = as_thresholds(state.best.get("thresholds"))
-    if what := on_main(lambda: without_answer(logits, subset, "test")):
-        raise processes.mark_common(NoAnswer(f"{what}. {what_may_help(job.config, job.model)}"))
+    require_answers(job, {part: found[tta][0] for part, found in parts.items()})
     if not is_main():
         return {}
     with state.spending("eval"):
@@ -210,7 +210,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         chosen = {name: found[tta] for name, found in parts.items()}
         judged = calibrate_best(session, chosen, thresholds)
         plain = {}
-        unknown = write_known(session, known) if known else None
+        novelty = write_known(session, known) if known else None
         if tta:
             plain = scalars(evaluate(job.config, *parts["test"][None], job.loss_fn, thresholds))
     with state.spending("log"):
@@ -230,7 +230,7 @@ def evaluate_best(session: Session) -> dict[str, Any]:
         "test": tested,
         "calibration": judged.result,
         **({"tta": tta, "test_plain": plain} if tta else {}),
-        **({"novelty": unknown} if unknown else {}),
+        **({"novelty": novelty} if novelty else {}),
         "images_per_second": statistics.median(speeds) if speeds else None,
         "train_seconds": state.train_seconds,
         "seconds": spent(state),
@@ -247,6 +247,13 @@ def evaluate_best(session: Session) -> dict[str, Any]:
     result["seconds"] = spent(state)
     log.sync()
     return update_result(run, status="done", **result)  # last: a run that is done has all its files
+
+
+def require_answers(job: Job, logits: Mapping[str, Tensor]) -> None:
+    """Raise NoAnswer on all ranks if a logit of val or test on rank 0 is NaN or infinite."""
+    for part, found in logits.items():
+        if what := on_main(partial(without_answer, found, job.data.subsets[part], part)):
+            raise processes.mark_common(NoAnswer(f"{what}. {what_may_help(job.config, job.model)}"))
 
 
 def write_table(

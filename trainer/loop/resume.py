@@ -203,8 +203,8 @@ def adopt(
     write_file(run / "config.yaml", job.config.dump())
     write_json(run / "data_path.json", data_path(job))
     record.write_launcher(run)
+    (run / PREDICTIONS).unlink(missing_ok=True)  # of an earlier end, perhaps of other weights
     write_json(run / "result.json", old_result(run) | record.first_result(job))
-    (run / PREDICTIONS).unlink(missing_ok=True)  # of weights that may soon not be the best
     return False, best_entry
 
 
@@ -245,11 +245,11 @@ def is_finished(job: Job, run: Path, state: State) -> bool:
 
 
 def old_result(run: Path) -> dict[str, Any]:
-    """The content of result.json without what only some ends have; empty if the file was lost."""
-    of_some = (
-        *("reason", "best", "val", "test", "tta", "test_plain", "grown"),
-        *("calibration", "novelty"),
+    """The content of result.json without what an end measured; empty if the file was lost."""
+    of_end = (
+        *("reason", "best", "val", "test", "tta", "test_plain"),
+        *("calibration", "grown", "novelty"),
     )
     with suppress(RunError):
-        return {k: v for k, v in read_json(run / "result.json").items() if k not in of_some}
+        return {k: v for k, v in read_json(run / "result.json").items() if k not in of_end}
     return {}

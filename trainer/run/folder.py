@@ -1,8 +1,8 @@
 """Creates, finds and locks a run's folder; imports no torch.
 
 config.yaml  environment.json  uncommitted.patch  split.json  metrics.jsonl  events.out.tfevents.*
-checkpoints/step-000000123/  model.pt  model.json  known.pt  result.json  report/  data_path.json
-run.lock
+checkpoints/step-000000123/  model.pt  model.json  known.pt  before.csv  predictions.csv
+result.json  report/  evaluations/  data_path.json  run.lock
 """
 
 import json

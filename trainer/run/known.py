@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.components import SCORES
-from trainer.components.novelty import TENSORS, Novelty, needed, rank_of, split_scores, threshold_of
+from trainer.components.label_sets import fewest_images, rank_of
+from trainer.components.novelty import TENSORS, Novelty, split_scores, threshold_of
 from trainer.process.errors import RunError, UsageError
 from trainer.process.words import listed, visible
 from trainer.run.best import require_done
@@ -18,6 +19,7 @@ from trainer.run.disk import read_json, sha256_of
 from trainer.run.tensors import load_tensors, save_tensors
 
 KNOWN_FILE = "known.pt"
+CONTENT = {"weights", "layer", "learned", "scores"}  # its keys
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ def read_known(run: Path, weights: str) -> dict[str, Any]:
     if sha256_of(path) != novelty["file"]["sha256"]:
         raise RunError(f"{shown} is not the file of result.json: one of them was changed.")
     content: dict[str, Any] = load_tensors(path)
+    if not isinstance(content, dict) or not content.keys() >= CONTENT:
+        raise RunError(f"{shown} is damaged: expected {listed(sorted(CONTENT))} in it.")
     if content["weights"] != weights:
         raise RunError(
             f"{shown} was made for other weights than model.pt has now: the run has found better "
@@ -122,7 +126,7 @@ def rejection_of(
         most = math.floor(len(val) / (len(val) + 1) * 100) / 100
         raise UsageError(
             f"--reject {float(level):g}: {len(val):,} val images cannot support it; at least "
-            f"{needed(level):,} are needed. In a new run give val more images, such as by "
+            f"{fewest_images(level):,} are needed. In a new run give val more images, such as by "
             f"split.ratios=[6,2,2]; or ask for {most:g} or less."
         )
     scorer = Novelty(model, known["layer"], known["learned"])

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.comparing.compared import what_it_answers
+from trainer.comparing.compared import has_several, what_it_answers
 from trainer.comparing.listing import short, strict_json, took
 from trainer.comparing.paired import CERTAINTY
 from trainer.config.document import flow
@@ -227,7 +227,8 @@ def judge_noise(plan: Plan, folder: Path, rows: Sequence[Row]) -> list[Row]:
     if len(done) < 2 or not (tables := answers_of_runs(folder, done[0])):
         return list(rows)
     first, *others = done
-    name, several = plan.monitor.removeprefix("val/"), has_several_labels(folder, first)
+    name = plan.monitor.removeprefix("val/")
+    several = has_several(what_it_answers(folder / first.runs[0]["run"]))
     metric = next((one for one in plan.config.metrics if one.name == name), None)
     measure = LOSS if metric is None else measure_of(metric, several)
     near = {first.number: True}
@@ -248,11 +249,6 @@ def answers_of_runs(folder: Path, row: Row) -> dict[tuple[int, int], "Prediction
             for end in row.runs
         }
     return {}
-
-
-def has_several_labels(folder: Path, row: Row) -> bool:
-    """Whether the images of a trial may have several labels."""
-    return what_it_answers(folder / row.runs[0]["run"]).startswith("several")
 
 
 def about_noise(plan: Plan, rows: Sequence[Row]) -> str:
