@@ -337,6 +337,7 @@ def test_parquet_holds_the_cells_of_the_csv(finished, notes, tmp_path, capsys):
         (["--output", "x"], "--output is for new images"),
         (["{notes}", "--rename", "x"], "expected OLD=NEW"),
         (["--predictions", "--split", "val"], "name a FILE for one split"),
+        (["--predictions", "--tta", "flip"], "name a FILE for another"),
         (["{run}/config.yaml"], "expected a folder with class folders, or a file of"),
         (["{notes}", "dataset.colour=1"], "dataset.colour"),
         (["{notes}", "dataset.root={run}"], "name their place after RUN"),

@@ -231,6 +231,7 @@ def test_sets_are_given_where_no_test_image_can_measure_them(copy, photos, capsy
     table = copy / "predictions.csv"
     lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
     table.write_text("".join(one for one in lines if ",test," not in one), encoding="utf-8")
+    write_json(copy / "split.json", read_json(copy / "split.json") | {"test": {}})
     assert predict([str(copy), str(photos), "--sets", "0.8"]) == 0
     assert "no test images: how often sets are right is not known" in capsys.readouterr().err
 
@@ -267,10 +268,37 @@ def test_what_sets_cannot_stand_on_is_refused_in_words(copy, photos, capsys):
     assert "may have several labels" in refusal(copy, photos, capsys, *sets)
     write_json(copy / "model.json", card)
     write_json(copy / "result.json", result | {"status": "stopped"})
-    assert "is stopped" in refusal(copy, photos, capsys, *sets, code=5)
+    told = refusal(copy, photos, capsys, *sets, code=5)
+    assert f"is stopped; to end it: python -m trainer.train --resume {copy}" in told
     write_json(copy / "result.json", result)
     text = (copy / "predictions.csv").read_text()
     (copy / "predictions.csv").write_text(text.replace("p:Bag", "p:Sack"))
     assert "has other classes than model.json" in refusal(copy, photos, capsys, *sets, code=5)
     (copy / "predictions.csv").unlink()
     assert "is missing" in refusal(copy, photos, capsys, *sets, code=5)
+
+
+def test_sets_stand_on_no_table_that_was_cut_or_changed_or_is_of_other_weights(
+    copy, photos, capsys
+):
+    table, sets = copy / "predictions.csv", ["--sets", "0.8"]
+    head, *rows = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    val = [row for row in rows if ",val," in row]
+    cells = val[0].split(",")
+    damaged = {
+        "without test": val,
+        "a row less": rows[1:],
+        "a row twice": [rows[0], *rows],
+        "another order": rows[::-1],
+        "no number": [",".join([*cells[:7], "nan", *cells[8:]]), *rows[1:]],
+        "other losses": [
+            ",".join([*(c := row.split(","))[:6], str(2 * float(c[6])), *c[7:]]) for row in rows
+        ],
+    }
+    for lines in damaged.values():
+        table.write_text("".join([head, *lines]), encoding="utf-8")
+        told = refusal(copy, photos, capsys, *sets, code=5)
+        assert "predictions.csv is not what this run's weights answer" in told
+        assert told.endswith(f"python -m trainer.evaluate {copy} --predictions")
+    table.write_text("".join([head, *rows]), encoding="utf-8")
+    assert predict([str(copy), str(photos), *sets]) == 0

@@ -42,6 +42,7 @@ from trainer.loop.guard import Guard
 from trainer.loop.record import save
 from trainer.loop.snapshot import restore_job, snapshot
 from trainer.loop.state import CLOCKS, PLAIN, State
+from trainer.predict import main as predict
 from trainer.process.errors import ConfigError, RunError
 from trainer.run.checkpoint import checkpoints, digest_of, problem_of, read_state
 from trainer.run.disk import read_json, write_json
@@ -421,6 +422,30 @@ def test_killed_between_its_test_and_its_end_a_run_shows_the_test_once(train, mo
             train(resume=path, file=path / "config.yaml")
         assert tags_of(path)["test/accuracy"] == [10]
         assert tags_of(path)["val/accuracy"] == [5, 10]
+
+
+def test_answers_of_weights_that_may_not_stay_the_best_are_gone_once_a_run_goes_on(
+    train, finished, notes, capsys, monkeypatch
+):
+    """predictions.csv and result.json of an ended run never stand beside later weights."""
+    run = finished("train.epochs=1")
+    assert {"best", "val", "test", "calibration"} <= read_json(run / "result.json").keys()
+
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer.loop.fit, "evaluate_best", stopped)
+        train("train.epochs=3", resume=run, file=run / "config.yaml")
+    assert not (run / "predictions.csv").exists()
+    assert not {"best", "val", "test", "calibration"} & read_json(run / "result.json").keys()
+    for option in ("--sets", "--reject"):
+        assert predict([str(run), str(notes), option, "0.5"]) == 5
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"is interrupted; to end it: python -m trainer.train --resume {run}" in told
+    train("train.epochs=3", resume=run, file=run / "config.yaml")
+    assert (run / "predictions.csv").is_file()
+    assert predict([str(run), str(notes), "--sets", "0.5"]) == 0
 
 
 def test_a_run_whose_checkpoints_are_away_is_not_begun_anew_over_its_logs(train, finished):

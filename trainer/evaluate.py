@@ -98,6 +98,8 @@ def check_words(parser: Parser, arguments: argparse.Namespace) -> None:
             parser.error(f"--rename {text}: expected OLD=NEW")
     if arguments.predictions == "-" and arguments.split:
         parser.error("--predictions without a FILE writes val and test; name a FILE for one split")
+    if arguments.predictions == "-" and arguments.tta:
+        parser.error("--predictions without a FILE has the run's own tta; name a FILE for another")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
@@ -182,9 +183,10 @@ def read_predictions(path: Path) -> Predictions:
                 losses += [float(row[6]) if row[6] else math.nan for row in chunk]
                 pieces.append(numpy.array([row[end:stop] for row in chunk], numpy.float32))
     except FileNotFoundError:
+        command = f"python -m trainer.evaluate {shlex.quote(str(path.parent))} --predictions"
         raise RunError(
             f"{visible(str(path))} is missing: the run has not ended yet, or is of an older version"
-            " (python -m trainer.evaluate RUN --predictions writes it)."
+            f" ({visible(command)} writes it)."
         ) from None
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error

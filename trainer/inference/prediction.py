@@ -1,7 +1,10 @@
 """Predicts image files with a trained model: reads in threads, computes in batches; label sets."""
 
 import hashlib
+import math
 import os
+import shlex
+import statistics
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +14,7 @@ from fractions import Fraction
 from threading import Lock
 from typing import NamedTuple, TypeVar
 
+import numpy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -36,8 +40,8 @@ from trainer.process.errors import (
     with_cause,
 )
 from trainer.process.words import listed
-from trainer.run.best import state_of
-from trainer.run.disk import read_json
+from trainer.run.best import require_done
+from trainer.run.disk import MAX_SPLIT, read_json
 from trainer.run.known import Rejection, read_known, rejection_of
 from transforms import RANDOM
 from transforms.batched import predecessors
@@ -47,6 +51,7 @@ from transforms.views import TTA
 
 MAX_SHEET = 100  # pictures on a sheet
 SHEET_THUMBNAIL = 160  # longest side in pixels
+LIKE = 0.01  # of a mean loss: by so much, relatively, two machines may differ
 BATCH_SIZE = 32  # views of images: fits the largest model on a laptop
 
 Input = TypeVar("Input")
@@ -361,24 +366,49 @@ def label_sets_of(trained: TrainedModel, level: Fraction, tta: int | str | None)
     run, what = trained.run, f"--sets {float(level):g}"
     if trained.thresholds is not None:
         raise UsageError(f"{what}: an image of this run may have several labels; sets are for one.")
-    if (state := state_of(run)[0]) != "done":
-        raise RunError(f"{what} needs what the best weights answer on val: {run} is {state}.")
+    require_done(run, f"{what} needs what the best weights answer on val")
     had = read_json(run / "result.json").get("tta")
     asked = trained.config.evaluation.tta if tta is None else tta
     if (None if asked == "none" else asked) != had:
         raise UsageError(f"{what}: val was answered with tta {had or 'none'}; leave out --tta.")
-    table = read_predictions(run / PREDICTIONS)
-    if table.classes != trained.classes:
-        raise RunError(f"{run / PREDICTIONS} has other classes than model.json.")
+    table = own_table(trained)
     (_, *val), (raw, *test) = (_part(trained, table.of_part(name)) for name in ("val", "test"))
     try:
         threshold, coverage = measure_sets((val[0], val[1]), (test[0], test[1]), raw, level)
     except ValueError as few:
-        raise UsageError(f"{what}: {few}.") from None
+        more = "In a new run give val more images, such as by split.ratios=[6,2,2]"
+        raise UsageError(f"{what}: {few}. {more}; or ask for less.") from None
     if not sum(coverage.images):  # such as of combined runs without common test images
         return LabelSets(threshold, ["no test images: how often sets are right is not known"])
     rows = sets_by_class(coverage, trained.classes)
     return LabelSets(threshold, [sets_in_words(level, coverage), lowest_in_words(rows)])
+
+
+def own_table(trained: TrainedModel) -> Predictions:
+    """A run's predictions.csv. Raises RunError if it is not what its best weights answer.
+
+    It has each image of split.json once, in that order, and the means of its losses are those of
+    result.json: nearly, as another machine may have written it.
+    """
+    run = trained.run
+    table = read_predictions(run / PREDICTIONS)
+    split, result = read_json(run / "split.json", MAX_SPLIT), read_json(run / "result.json")
+    if table.classes != trained.classes:
+        raise RunError(f"{run / PREDICTIONS} has other classes than model.json.")
+    is_own = bool(numpy.isfinite(table.probabilities).all())
+    for part in ("val", "test"):
+        rows = table.of_part(part)
+        is_own = is_own and rows.ids == list(split[part])
+        told = (result.get(part) or {}).get("loss")
+        if is_own and rows.ids and told is not None:
+            is_own = math.isclose(statistics.fmean(rows.losses), told, rel_tol=LIKE)
+    if not is_own:
+        command = f"python -m trainer.evaluate {shlex.quote(str(run))} --predictions"
+        raise RunError(
+            f"{run / PREDICTIONS} is not what this run's weights answer: it was cut or changed, or "
+            f"is another run's. Move it away; this makes it anew: {command}"
+        )
+    return table
 
 
 def _part(trained: TrainedModel, table: Predictions) -> tuple[Tensor, Tensor, Tensor]:

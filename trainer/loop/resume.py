@@ -246,7 +246,10 @@ def is_finished(job: Job, run: Path, state: State) -> bool:
 
 def old_result(run: Path) -> dict[str, Any]:
     """The content of result.json without what an end measured; empty if the file was lost."""
-    of_end = ("reason", "val", "test", "tta", "test_plain", "calibration", "grown", "novelty")
+    of_end = (
+        *("reason", "best", "val", "test", "tta", "test_plain"),
+        *("calibration", "grown", "novelty"),
+    )
     with suppress(RunError):
         return {k: v for k, v in read_json(run / "result.json").items() if k not in of_end}
     return {}

@@ -41,6 +41,14 @@ def require_best(run: Path) -> None:
     )
 
 
+def require_done(run: Path, what: str) -> None:
+    """Raise RunError if a run is not done; ``what`` begins it: what needs a file of the end."""
+    if (state := state_of(run)[0]) != "done":
+        how = f"to end it: python -m trainer.train --resume {shlex.quote(str(run))}"
+        how = "wait for its end" if state == "running" else how
+        raise RunError(f"{what}, which a run writes at its end: {run} is {state}; {how}")
+
+
 def state_of(run: Path) -> tuple[str, str]:
     """A run's status and the reason for it; "interrupted" if it runs no more, "unknown" if lost."""
     result: dict[str, Any] = {}

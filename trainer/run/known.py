@@ -14,6 +14,7 @@ from trainer.components.label_sets import fewest_images, rank_of
 from trainer.components.novelty import TENSORS, Novelty, split_scores, threshold_of
 from trainer.process.errors import RunError, UsageError
 from trainer.process.words import listed, visible
+from trainer.run.best import require_done
 from trainer.run.disk import read_json, sha256_of
 from trainer.run.tensors import load_tensors, save_tensors
 
@@ -88,6 +89,7 @@ def read_known(run: Path, weights: str) -> dict[str, Any]:
             "one of these runs alone (members in result.json)."
         )
     novelty = result.get("novelty") or {}
+    require_done(run, "--reject needs scores of the best weights")
     if not path.is_file() or "file" not in novelty:
         raise RunError(
             f"{shown} is missing, and --reject needs it. A run writes it at its end, unless it "
