@@ -263,12 +263,11 @@ def test_overflows_do_not_count_as_steps_left_out_until_the_scale_is_used_up(
         train(*overrides)
 
 
-def test_without_a_compiler_the_run_does_not_begin_and_says_what_is_missing(
-    config_file, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(tmp_path / "none")))
+def test_without_a_compiler_the_run_does_not_begin_and_says_what_is_missing(config_file, tmp_path):
     torch._dynamo.reset()
-    with pytest.raises(ConfigError) as told:
+    # monkeypatch cannot put back a setting of torch: it deletes it, for all tests to come.
+    nowhere = torch._inductor.config.patch({"cpp.cxx": (None, str(tmp_path / "none"))})
+    with nowhere, pytest.raises(ConfigError) as told:
         prepare(load_config(config_file, ["train.compile=true", "optimizer.lr=0.02"]), print)
     assert "train.compile: needs a C++ compiler" in str(told.value)
     assert "apt install g++" in str(told.value)
