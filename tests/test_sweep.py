@@ -1209,7 +1209,10 @@ def command_of(pid):
 
 def claims_held_by(pid):
     """The folders whose claims a process has open."""
-    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    links = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # the run has closed this file since
+            links.append(os.readlink(link))
     return [Path(link).parent.name for link in links if link.endswith("claim.lock")]
 
 
