@@ -161,6 +161,17 @@ def test_evaluate_prints_the_numbers_of_a_combined_run_and_resume_is_refused(
     assert "was combined of other runs" in capsys.readouterr().err
 
 
+def test_a_member_that_was_stopped_is_told_to_be_the_best_so_far(finished, combine):
+    runs = finished(), finished("seed=1")
+    result = json.loads((runs[1] / "result.json").read_text())
+    (runs[1] / "result.json").write_text(json.dumps(result | {"status": "stopped"}))
+    code, _, _, err = combine(*runs)
+    assert code == 0
+    told = [line for line in err.splitlines() if line.startswith("run ")]
+    assert [str(run) in line for run, line in zip(runs, told, strict=True)] == [True, True]
+    assert ["the best so far: the run is stopped" in line for line in told] == [False, True]
+
+
 def test_equal_calls_give_equal_files(finished, combine):
     runs = [finished("seed=1"), finished("seed=2")]
     one, other = combine(*runs)[1], combine(*runs)[1]

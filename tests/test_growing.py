@@ -484,6 +484,10 @@ def test_a_run_without_old_weights_says_nothing_of_old_classes(finished):
     assert "Old and new classes" not in (run / "report" / "report.html").read_text()
     assert not (run / "before.csv").exists()
     assert about_grown({}, {}) == []
+    none = {"images": 0, "before": None, "after": None, "won": 0, "lost": 0}
+    origin = {"run": "x", "classes": {"known": [], "new": [], "gone": []}}
+    found = {"old": none | {"untested": 0, "relabelled": 0}}
+    assert about_grown(found, origin) == ["old classes: no image that both runs tested"]
 
 
 def test_weights_that_are_not_there_are_a_fault_of_their_line(config_file):

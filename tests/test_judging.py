@@ -119,7 +119,7 @@ def test_a_class_has_its_exact_name_or_the_one_that_is_told(finished, notes, tmp
     folder_of(notes, place, ids_of(run, "test"), {"100": "100 Yuan", "1": "1"})
     _, _, err = judged(run, place)
     assert "did you mean '100'? type --rename '100 Yuan=100'" in err
-    assert "no image of the run's '100'" in err
+    assert "no image of the run's '100'; --rename OLD=NEW takes a class there as one" in err
     code, values, err = judged(run, place, "--rename", "100 Yuan=100")
     assert code == 0 and "which are replaced" in err and "no class" not in err
     assert values == json.loads((run / "result.json").read_text())["test"]

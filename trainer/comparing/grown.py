@@ -134,11 +134,13 @@ def about_grown(found: Mapping[str, Any], origin: Mapping[str, Any]) -> list[str
     classes, lines = origin["classes"], list[str]()
     named = {key: shortened(", ".join(classes[key]), 200) for key in ("new", "gone")}
     if old := found.get("old"):
-        what = f"before {old['before']:.4f}, after {old['after']:.4f}" if old["images"] else "none"
-        lines.append(
-            f"old classes: {what} on {counted(old['images'], 'image')} that both runs tested"
-            f" ({old['won']:,} right only now, {old['lost']:,} only then)"
-        )
+        lines.append("old classes: no image that both runs tested")
+        if old["images"]:
+            lines[-1] = (
+                f"old classes: before {old['before']:.4f}, after {old['after']:.4f} on "
+                f"{counted(old['images'], 'image')} that both runs tested"
+                f" ({old['won']:,} right only now, {old['lost']:,} only then)"
+            )
         if old["untested"]:
             lines[-1] += f"; {counted(old['untested'], 'more image')} of them only here"
         if old["relabelled"]:

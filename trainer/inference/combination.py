@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from models.ensemble import Ensemble
-from trainer.build.trained import TrainedModel, load_with, probability_kind, without_weights
+from trainer.build.trained import (
+    TrainedModel,
+    load_with,
+    probability_kind,
+    tell_which,
+    without_weights,
+)
 from trainer.comparing.predictions import PREDICTIONS
 from trainer.components import is_higher_better
 from trainer.components.averages import measure_statistics, unfrozen_batch_norms
@@ -122,6 +128,7 @@ def load_members(runs: Sequence[Path], overrides: Sequence[str]) -> list[Trained
         config = config_for_use(run, overrides)
         require_own_images(run, config)
         members.append(load_with(config, run))
+        tell_which(members[-1])
         if members[-1].voters:
             raise RunError(f"{run} is several models already; name its members themselves.")
     first, faults = members[0], []

@@ -176,7 +176,8 @@ def notes_on_classes(own: Sequence[str], dataset: Dataset, matched: Matched) -> 
         told = listed(f"{part} {count:,}" for part, count in parts.items())
         notes.append(f"its own parts ({told}) are taken as one")
     if matched.lacking:
-        notes.append(f"no image of the run's {_few(matched.lacking)}")
+        typed = "; --rename OLD=NEW takes a class there as one of the run's" * bool(matched.unknown)
+        notes.append(f"no image of the run's {_few(matched.lacking)}{typed}")
     return notes
 
 

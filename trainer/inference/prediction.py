@@ -376,8 +376,8 @@ def label_sets_of(trained: TrainedModel, level: Fraction, tta: int | str | None)
     try:
         threshold, coverage = measure_sets((val[0], val[1]), (test[0], test[1]), raw, level)
     except ValueError as few:
-        more = "In a new run give val more images, such as by split.ratios=[6,2,2]"
-        raise UsageError(f"{what}: {few}. {more}; or ask for less.") from None
+        more = "A new run may give val more images (split.ratios); or ask for less"
+        raise UsageError(f"{what}: {few}. {more}.") from None
     if not sum(coverage.images):  # such as of combined runs without common test images
         return LabelSets(threshold, ["no test images: how often sets are right is not known"])
     rows = sets_by_class(coverage, trained.classes)
