@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("datasets", "models", "transforms", "trainer")
+FOLDERS = ("datasets", "models", "transforms", "trainer", "yaml_trainer")
 COMMANDS = "trainer/*.py"
 # The lowest first. A package imports lower layers and itself, but no other of its own layer.
 LAYERS = [
@@ -29,6 +29,7 @@ LAYERS = [
     {"insight"},
     {"loop"},
     {"inference", "sweeping", "tuning"},
+    {"yaml_trainer"},
     {COMMANDS},
 ]
 MAX_LINES, MAX_PARAMETERS = 60, 6

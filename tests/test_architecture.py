@@ -33,12 +33,13 @@ from scripts.structure import (
 from tests.conftest import exit_code_of, fork
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("datasets", "models", "scripts", "trainer", "transforms")
+FOLDERS = ("datasets", "models", "scripts", "trainer", "transforms", "yaml_trainer")
 MAY_IMPORT = {
     "datasets": {"datasets"},
     "models": {"models"},
     "transforms": {"transforms"},
-    "trainer": {"datasets", "models", "trainer", "transforms"},
+    "trainer": {"datasets", "models", "trainer", "transforms", "yaml_trainer"},
+    "yaml_trainer": {"datasets", "models", "trainer", "transforms", "yaml_trainer"},
     "scripts": set(FOLDERS),
 }
 COMMANDS = (
@@ -104,6 +105,12 @@ def wrong_packages(modules: Modules) -> list[str]:
     del counts[COMMAND_FILES]
     wrong = [f"{p}: {n} files, at most {MAX_FILES}" for p, n in counts.items() if n > MAX_FILES]
     wrong += [f"{package}: has no layer" for package in counts if layer_of(package) is None]
+    outside: dict[str, int] = {}
+    for module in modules.values():
+        if module.path.startswith("yaml_trainer/") and not module.path.endswith("/__init__.py"):
+            folder = module.path.rpartition("/")[0]
+            outside[folder] = outside.get(folder, 0) + 1
+    wrong += [f"{p}: {n} files, at most {MAX_FILES}" for p, n in outside.items() if n > MAX_FILES]
     if len(counts) not in PACKAGES:
         wrong.append(f"{len(counts)} packages: {' '.join(sorted(counts))}")
     return wrong
@@ -282,6 +289,11 @@ def test_what_the_rules_allow(tmp_path, files):
             wrong_packages,
             {f"trainer/loop/f{n}.py": "" for n in range(MAX_FILES)},
             f"loop: {MAX_FILES + 1} files, at most {MAX_FILES}",
+        ),
+        (
+            wrong_packages,
+            {f"yaml_trainer/export/f{n}.py": "" for n in range(MAX_FILES + 1)},
+            f"yaml_trainer/export: {MAX_FILES + 1} files, at most {MAX_FILES}",
         ),
         (wrong_packages, {"trainer/misc/a.py": ""}, "misc: has no layer"),
         (
@@ -530,7 +542,9 @@ def test_what_is_needed_before_torch_imports_none(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-BESIDE_PAGES = "trainer.train, trainer.loop.fit, trainer.sweeping.page, trainer.inference.exporting"
+BESIDE_PAGES = (
+    "trainer.train, trainer.loop.fit, trainer.sweeping.page, yaml_trainer.export.exporting"
+)
 
 
 @pytest.mark.parametrize(

@@ -105,9 +105,10 @@ def test_the_tree_lists_every_folder_of_code_and_no_other():
     (tree,) = re.findall(r"^```\n(configs/.*?)^```$", TEXTS[Path("docs/extending.md")], re.M | re.S)
     lines = [line.partition(" ") for line in tree.splitlines()]
     assert all(meaning.strip() for _, _, meaning in lines)
+    folders = "configs datasets models scripts tests trainer transforms yaml_trainer".split()
     there = {
         f"{path.parent.as_posix()}/"
-        for folder in ("configs", "datasets", "models", "scripts", "tests", "trainer", "transforms")
+        for folder in folders
         for path in Path(folder).rglob("*")
         if path.suffix in (".py", ".yaml")
     }

@@ -28,12 +28,12 @@ from trainer.build.prepare import prepare
 from trainer.build.trained import TrainedModel, load_trained
 from trainer.config import load_config
 from trainer.export import main
-from trainer.inference.export_check import Difference, Sample, take_sample
-from trainer.inference.exporting import export, write_onnx, write_pt2, write_safetensors
-from trainer.inference.model_card import building, describe_model, program, readme
 from trainer.input.data import build_pipelines
 from trainer.loop.fit import fit
 from trainer.process.stop import StopRequest
+from yaml_trainer.export.export_check import Difference, Sample, take_sample
+from yaml_trainer.export.exporting import export, write_onnx, write_pt2, write_safetensors
+from yaml_trainer.export.model_card import building, describe_model, program, readme
 
 pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
 pytest.importorskip("safetensors", reason='needs pip install -e ".[export]"')
@@ -305,13 +305,13 @@ def test_a_class_name_cannot_break_the_card(untrained):
 def test_a_file_that_answers_otherwise_is_not_kept_and_an_older_one_stays(
     run, tmp_path, monkeypatch, capsys
 ):
-    import trainer.inference.exporting
+    import yaml_trainer.export.exporting
 
     command = [str(run), "--format", "safetensors", "--output", str(tmp_path)]
     assert main(command) == 0
     folder = tmp_path / "tiny-safetensors"
     before = (folder / "model.safetensors").read_bytes()
-    honest = trainer.inference.exporting.plain_copy
+    honest = yaml_trainer.export.exporting.plain_copy
 
     def spoilt(model: nn.Module) -> nn.Module:
         model = honest(model)
@@ -319,7 +319,7 @@ def test_a_file_that_answers_otherwise_is_not_kept_and_an_older_one_stays(
             next(reversed(list(model.parameters())))[0] += 1e-3
         return model
 
-    monkeypatch.setattr(trainer.inference.exporting, "plain_copy", spoilt)
+    monkeypatch.setattr(yaml_trainer.export.exporting, "plain_copy", spoilt)
     assert main(command) == 5
     assert "differs from the run's model by 1.0e-03" in capsys.readouterr().err
     assert (folder / "model.safetensors").read_bytes() == before
@@ -518,7 +518,7 @@ def test_the_programs_prepare_a_photograph_as_the_run_does(untrained, tmp_path, 
     grey = channels == 1 or name == "grey"
     trained = untrained("LeNet", (1 if grey else 3, 32, 32), channels, transforms=transforms)
     smooth = torch.linspace(0, 6, 90 * 61).sin().reshape(61, 90)
-    picture = Image.fromarray(np.uint8(127 + 100 * smooth.numpy())).convert("RGBA")
+    picture = Image.fromarray((127 + 100 * smooth.numpy()).astype(np.uint8)).convert("RGBA")
     picture.putalpha(Image.linear_gradient("L").resize(picture.size))
     picture.save(tmp_path / "photo.png")
     found = prepared(trained, tmp_path / "photo.png")

@@ -40,9 +40,9 @@ from trainer.build.trained import TrainedModel
 from trainer.config import load_config
 from trainer.data import main as data_command
 from trainer.drawing.page import render
-from trainer.inference.model_card import SCRIPT_TEMPLATE
 from trainer.input.data import load_data
 from trainer.input.loader import train_loader
+from yaml_trainer.export.model_card import SCRIPT_TEMPLATE
 
 H, W = 9, 11
 CPU = torch.device("cpu")

@@ -229,7 +229,7 @@ def test_an_exported_folder_of_safetensors_gives_its_weights_by_class_name(
     finished, config_file, tmp_path
 ):
     pytest.importorskip("safetensors")
-    from trainer.inference.exporting import export_run
+    from yaml_trainer.export.exporting import export_run
 
     run = finished()
     export_run(run, ["safetensors"], tmp_path / "export")

@@ -17,9 +17,9 @@ from trainer.build.prepare import prepare
 from trainer.build.trained import load_trained
 from trainer.build.trial import check_components
 from trainer.config import load_config
-from trainer.inference.model_card import building
 from trainer.loop.guard import Guard
 from trainer.loop.step import new_task, train_steps
+from yaml_trainer.export.model_card import building
 
 DEEP = "{name: torchvision/efficientnet_b0, stochastic_depth_prob: 0.5, dropout: 0.0}"
 

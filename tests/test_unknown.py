@@ -39,7 +39,6 @@ from trainer.config import load_config
 from trainer.config.signatures import resolve
 from trainer.export import main as export
 from trainer.inference import prediction_output
-from trainer.inference.export_check import Difference
 from trainer.inference.prediction import Prediction
 from trainer.inference.prediction_output import prediction_sheet
 from trainer.insight.features import penultimate
@@ -48,6 +47,7 @@ from trainer.predict import main as predict
 from trainer.run.disk import write_json
 from trainer.run.tensors import save_tensors
 from trainer.train import main as train_command
+from yaml_trainer.export.export_check import Difference
 
 MANY_VAL = "split.ratios=[3,5,2]"  # of the 50 notes, 25 or so are val
 WITH_95 = Fraction("0.95")

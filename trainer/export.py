@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = find_run(arguments.run)
     config_for_use(folder, arguments.overrides)  # its faults come before PyTorch
     with start():
-        from trainer.inference.exporting import export_run
+        from yaml_trainer.export.exporting import export_run
 
     reject = None if arguments.reject is None else (arguments.reject, arguments.score or SCORES[0])
     place = output or folder / "export"

@@ -22,6 +22,7 @@ from trainer.process.console import say
 from trainer.process.errors import RunError, Stopped, UsageError
 from trainer.process.exits import exit_code_of
 from trainer.process.launch import run_as_command
+from trainer.process.quit import TRAINER
 from trainer.process.stop import StopRequest
 from trainer.process.words import visible
 
@@ -47,7 +48,7 @@ def parse_and_run(argv: Sequence[str], stop: StopRequest) -> None:
     try:
         run(parse(argv), stop)
     except Stopped as stopped:
-        again = shlex.join(["python", "-m", "trainer.sweep", *argv])
+        again = shlex.join(["python", "-m", f"{TRAINER}.sweep", *argv])
         stopped.add_note(f"what has ended is kept, the rest is saved; to go on:\n  {again}")
         raise
 

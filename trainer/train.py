@@ -22,6 +22,7 @@ from trainer.process.console import say
 from trainer.process.errors import Stopped, UsageError
 from trainer.process.exits import exit_code_of
 from trainer.process.launch import is_first, is_one_of_several, run_as_command, started_by
+from trainer.process.quit import TRAINER
 from trainer.process.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def command(argv: Sequence[str], stop: StopRequest) -> None:
         run(*parse(argv), stop)
     finally:
         if stop.came_early:  # libraries can turn Stopped into an error of their own
-            again = f"{started_by()} {shlex.join(['-m', 'trainer.train', *argv])}"
+            again = f"{started_by()} {shlex.join(['-m', f'{TRAINER}.train', *argv])}"
             raise Stopped(
                 f"stopped by {stop.reason}\n"
                 f"before training began, nothing was written; to start again:\n  {again}"

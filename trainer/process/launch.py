@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from trainer.process.errors import UsageError
-from trainer.process.quit import SIGNALS, is_watching, watch
+from trainer.process.quit import SIGNALS, TRAINER, is_watching, watch
 
 RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
 NEEDED = (RANK, WORLD_SIZE, "MASTER_ADDR", "MASTER_PORT")
@@ -84,7 +84,7 @@ def run_as_command(main: Callable[[], int]) -> NoReturn:
     """
     is_alone = is_watching()  # `python -m trainer.NAME` is watched from trainer/__init__ on
     if not is_alone:
-        watch(f"trainer.{os.path.basename(sys.argv[0]).removesuffix('.py')}")
+        watch(f"{TRAINER}.{os.path.basename(sys.argv[0]).removesuffix('.py')}")
     code = main()
     for number in SIGNALS:
         signal.signal(number, lambda *_: os._exit(code))

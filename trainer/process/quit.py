@@ -15,14 +15,15 @@ SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 STOPPED = 75  # the exit code of a command that the same command resumes
+TRAINER = __name__.removesuffix(".process.quit")  # installed, the package is in yaml_trainer
 NO_THREADS = 5  # as of a full disk
 OUT_OF_THREADS = (
     "the system refuses another thread: raise its limit of processes and threads "
     "(ulimit -u, docker --pids-limit)\n"
 )
 GO_ON = {  # these commands, and what they say
-    "trainer.train": "before training began, nothing was written; to start again:",
-    "trainer.sweep": "before its work began, nothing was lost; to go on:",
+    f"{TRAINER}.train": "before training began, nothing was written; to start again:",
+    f"{TRAINER}.sweep": "before its work began, nothing was lost; to go on:",
 }
 
 
@@ -89,7 +90,7 @@ def _why(number: int) -> str:
 def _started_by() -> str:
     """What launch.started_by returns, if it is imported and the environment is in order."""
     try:
-        return str(sys.modules["trainer.process.launch"].started_by())
+        return str(sys.modules[f"{TRAINER}.process.launch"].started_by())
     except Exception:
         return "python"
 
@@ -124,5 +125,6 @@ def _end_workers() -> None:
 
 
 def _remove_unfinished() -> None:
-    if (temporary := sys.modules.get("datasets.temporary")) is not None:
+    datasets = f"{TRAINER.removesuffix('trainer')}datasets"
+    if (temporary := sys.modules.get(f"{datasets}.temporary")) is not None:
         temporary.remove_all()

@@ -22,7 +22,7 @@ from trainer.drawing.page import compile_templates
 from trainer.process.console import Say
 from trainer.process.errors import RunError
 from trainer.process.exits import Exit
-from trainer.process.quit import SIGNALS, is_watching
+from trainer.process.quit import SIGNALS, TRAINER, is_watching
 from trainer.process.start import start
 from trainer.run.environment import ROOT, keep_what_git_says
 from trainer.run.folder import read_metrics
@@ -38,7 +38,7 @@ Process: TypeAlias = "subprocess.Popen[bytes] | Fork"
 
 def train_command(plan: Plan, folder: Path, member: Member) -> list[str]:
     """The command that starts a run, or resumes it if it was started before."""
-    command = [sys.executable, "-m", "trainer.train"]
+    command = [sys.executable, "-m", f"{TRAINER}.train"]
     if (run := newest_run(folder / member.name)) is not None:
         changed = [text for text in plan.overrides if text.startswith(SWEEP_MAY_CHANGE)]
         return [*command, "--resume", str(run), *changed]

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from datasets.temporary import unfinished
 from trainer.build.precision import FP32, HALF
 from trainer.build.trained import TrainedModel, build_network, load_trained
-from trainer.inference import export_check
-from trainer.inference.export_check import Difference, Network, Sample
-from trainer.inference.model_card import about_unknown, describe_model, hub_files, program
 from trainer.inference.prediction import choose_rejection
 from trainer.process.errors import NO_ANSWER, NoAnswer, OutOfMemory, RunError, in_plain_words
 from trainer.run import disk
 from trainer.run.known import Rejection
 from trainer.run.resume import config_for_use
+from yaml_trainer.export import export_check
+from yaml_trainer.export.export_check import Difference, Network, Sample
+from yaml_trainer.export.model_card import about_unknown, describe_model, hub_files, program
 
 MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's limit, less the graph
 
