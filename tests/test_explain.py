@@ -164,7 +164,10 @@ def test_each_class_has_a_file_name_of_its_own_that_every_file_system_can_hold(t
     ]
 
 
-def test_a_model_without_maps_gets_the_other_pictures_and_a_note(trained, image, tmp_path):
+def test_a_model_without_maps_gets_the_other_pictures_and_a_note(
+    trained, image, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("trainer.inference.attribution.has_captum", lambda: False)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 100), nn.ReLU(), nn.Linear(100, 2))
     flat = with_model(trained, model.eval(), (8, 8))
     made = explain(flat, image, flat.read(image), tmp_path)

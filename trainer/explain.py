@@ -3,9 +3,10 @@
     python -m trainer.explain runs/lenet_rmb photo.jpg
     python -m trainer.explain runs/lenet_rmb photo.jpg --class 100 --output folder
 
-Writes overview.png (the image, the model's input, Grad-CAM, the most probable classes),
+Writes overview.png (the image, the model's input, the evidence, the most probable classes),
 grad_cam.png (with --class 100 also grad_cam_100.png), kernels.png, feature_maps/ and
-explanation.json to RUN/explain/IMAGE. Prints what each picture shows.
+explanation.json to RUN/explain/IMAGE. Prints what each picture shows. A model without maps, such
+as an MLP or a ViT, gets integrated_gradients.png; --method chooses.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from unicodedata import normalize
 
+from trainer.components import EVIDENCE
 from trainer.process.command_line import Parser
 from trainer.process.launch import run_as_command
 
@@ -30,7 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
     parser.add_argument("image", metavar="IMAGE", help="an image file")
     parser.add_argument(
-        *("--class", "-c"), dest="class_name", metavar="NAME", help="Grad-CAM for this one too"
+        *("--class", "-c"), dest="class_name", metavar="NAME", help="the evidence for this one too"
+    )
+    parser.add_argument(
+        "--method",
+        choices=EVIDENCE,
+        help="how evidence is found (default grad_cam, or integrated_gradients for a model without "
+        "maps; both others need captum)",
     )
     parser.add_argument("--output", metavar="DIR", help="default: RUN/explain/ and IMAGE's name")
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
@@ -85,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     label = None if name is None else trained.classes.index(name)
     try:
         with all_or_nothing():
-            made = explain(trained, path, image, output, label)
+            made = explain(trained, path, image, output, label, arguments.method)
     except ValueError as error:
         if component_place(error):
             raise

@@ -84,6 +84,8 @@ OF_SEVERAL_LABELS = ("BCEWithLogitsLoss", "BCELoss", "SigmoidFocalLoss", "Asymme
 
 # How unlike the known images an image is: ``novelty`` measures them, and the first is the default.
 SCORES = ("distance", "energy", "max_logit")
+# How ``explain`` finds what speaks for a class.
+EVIDENCE = ("grad_cam", "integrated_gradients", "occlusion")
 
 
 def is_higher_better(monitor: str) -> bool:

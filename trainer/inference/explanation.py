@@ -13,7 +13,8 @@ from torch import Tensor
 from trainer.build.trained import TrainedModel
 from trainer.drawing.fonts import drawable, fit_to_pixels, font, note_on_names
 from trainer.drawing.pictures import fit_into, grid, png, sheet, to_picture
-from trainer.insight.features import feature_maps, first_kernels, grad_cam
+from trainer.inference.attribution import find_evidence
+from trainer.insight.features import feature_maps, first_kernels
 from trainer.insight.samples import as_pictures
 from trainer.process.errors import NO_ANSWER, NoAnswer, RunError
 from trainer.process.words import visible
@@ -23,6 +24,11 @@ MAX_CHANNELS = 64  # of a layer, in a picture
 PANEL = 320  # side of a picture in the overview, in pixels
 TOP = 5  # classes in the overview
 INDEX = "explanation.json"
+TITLES = {
+    "grad_cam": "Grad-CAM",
+    "integrated_gradients": "Gradients",
+    "occlusion": "Occlusion",
+}
 
 # From little to much evidence; pixels without evidence stay grey.
 _HEAT = torch.tensor(
@@ -44,13 +50,19 @@ class Explanation:
 
 
 def explain(
-    trained: TrainedModel, path: Path, image: Tensor, folder: Path, label: int | None = None
+    trained: TrainedModel,
+    path: Path,
+    image: Tensor,
+    folder: Path,
+    label: int | None = None,
+    method: str | None = None,
 ) -> Explanation:
     """Write the pictures for one image, (C, H, W) uint8 from ``trained.read``, to ``folder``.
 
-    Grad-CAM is drawn for what is predicted, one class or several labels (the likeliest if there is
-    none), and for class ``label`` if given. Raises ValueError
-    if the run's transforms refuse the image, NoAnswer if a logit is NaN or infinite.
+    Evidence is drawn for what is predicted, one class or several labels (the likeliest if there is
+    none), and for class ``label`` if given; method: see ``find_evidence``. Raises ValueError
+    if the run's transforms refuse the image, NoAnswer if a logit is NaN or infinite, UsageError if
+    the method needs a package that is absent.
     """
     written: list[tuple[Path, str]] = []
     notes: list[str] = []
@@ -75,7 +87,7 @@ def explain(
     answer = trained.predicted(raw)[:TOP]
     predicted = answer or (int(raw.argmax()),)
     if not answer:
-        notes.append("no label is predicted; Grad-CAM is of the likeliest")
+        notes.append("no label is predicted; the evidence is of the likeliest")
     panels = [to_picture(image), model_view]
     captions = [
         [path.name, f"{image.shape[2]} x {image.shape[1]}"],
@@ -84,18 +96,20 @@ def explain(
     for chosen in dict.fromkeys([*predicted, *([] if label is None else [label])]):
         try:
             with trained.precision.autocast():
-                heat, layer = grad_cam(trained.model, inputs, chosen)
+                by, (heat, seen), note = find_evidence(trained.model, inputs, chosen, method)
         except ValueError as error:
             notes.append(f"no Grad-CAM: {error}")
             break
+        notes += [note] if note and note not in notes else []
         drawn = overlay(model_view, heat)
         suffix = "" if chosen == predicted[0] else f"_{file_name(trained, chosen)}"
-        what = f"what speaks for class {trained.classes[chosen]}, seen at {layer}"
-        write(f"grad_cam{suffix}.png", drawn, what)
+        seen = f"seen at {seen}" if by == "grad_cam" else f"by {seen}"
+        what = f"what speaks for class {trained.classes[chosen]}, {seen}"
+        write(f"{by}{suffix}.png", drawn, what)
         panels.append(drawn)
         evidence = "red speaks for it" if heat.any() else "nothing speaks for it"
         name = drawable(trained.classes[chosen], chosen)
-        captions.append([f"Grad-CAM: {name}", f"{evidence}, seen at {layer}"])
+        captions.append([f"{TITLES[by]}: {name}", f"{evidence}, {seen.partition(', whose')[0]}"])
     notes += _write_layers(trained, inputs, write)
     likely = probabilities.topk(min(TOP, len(probabilities))).indices.tolist()
     # Thresholds differ, so that a predicted label may be less likely than another one.
