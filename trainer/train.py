@@ -3,6 +3,7 @@
     python -m trainer.train --config configs/lenet_rmb.yaml
     python -m trainer.train --config configs/lenet_rmb.yaml optimizer.lr=0.1 train.epochs=20
     python -m trainer.train --config configs/lenet_rmb.yaml --dry-run
+    python -m trainer.train --config configs/lenet_rmb.yaml --profile 20
     python -m trainer.train --resume runs/lenet_rmb/20260131-120000-ab12
     torchrun --nproc-per-node 2 -m trainer.train --config configs/lenet_rmb.yaml
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from trainer.build.job import Job
     from trainer.config import Config
 
+MAX_PROFILED = 1000  # a step of a large model has thousands of events
 EXIT_CODES = """exit codes: 0 done, 2 config, 3 data, 4 no finite numbers (loss or
 answers), 5 checkpoint or disk, 6 one of several processes failed, 7 out of memory, 8 a worker
 process died, 75 stopped and resumable, 70 a bug of the trainer"""
@@ -75,6 +77,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--dry-run", action="store_true", help="build all, try it, print its cost")
     parser.add_argument(
+        "--profile", metavar="N", type=number_of_steps, help="time the parts of N training steps"
+    )
+    parser.add_argument(
         "--print-config", action="store_true", help="show every setting and where it came from"
     )
     arguments = parser.parse_intermixed_args(argv)
@@ -95,6 +100,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         file = next((word for word in overrides if "=" not in word), "configs/lenet_rmb.yaml")
         parser.error(f"name a file: --config {file}")
     return arguments, overrides
+
+
+def number_of_steps(text: str) -> int:
+    """The argument of --profile."""
+    if not text.isdecimal() or not 0 < int(text) <= MAX_PROFILED:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of steps from 1 to {MAX_PROFILED}; 20 tell enough, as a rule"
+        )
+    return int(text)
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopRequest) -> None:
@@ -128,6 +142,13 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
         if arguments.dry_run:
             look_at(job, folder)
             return
+        if arguments.profile:
+            from trainer.loop.summary import introduce
+            from trainer.tuning.profiling import profile_steps
+
+            introduce(job, say)
+            profile_steps(job, arguments.profile, arguments.runs / config.name / "profile", say)
+            return
         distribute(job, say)
         fit(job, arguments.runs, folder, say, stop)
 
@@ -154,8 +175,9 @@ def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Conf
     if is_first():
         for message in config.messages:
             print(message, file=sys.stderr)
-    if arguments.dry_run and is_one_of_several() and not arguments.print_config:
-        raise UsageError("--dry-run looks at one process; leave torchrun out.")
+    alone = "--dry-run" * arguments.dry_run or "--profile" * bool(arguments.profile)
+    if alone and is_one_of_several() and not arguments.print_config:
+        raise UsageError(f"{alone} looks at one process; leave torchrun out.")
     return config, folder
 
 

@@ -10,10 +10,10 @@ from trainer.insight.features import evaluating, grad_cam
 from trainer.process.console import draws_bars
 from trainer.process.errors import UsageError
 
-STEPS = 64  # points on the way from the mean colour to the image
-AT_ONCE = 16  # images in a forward pass
+POINTS = 64  # points on the way from the mean colour to the image
+POINTS_AT_ONCE = 16  # images in a forward pass
 WINDOWS = 8  # hidden squares along the shorter side, each overlapping the next by half
-MOST = 0.99  # the share of pixels below full colour: one pixel would darken all others
+FULL_COLOUR = 0.99  # the share of pixels below full colour: one pixel would darken all others
 
 Evidence = tuple[Tensor, str]  # (H, W) in 0-1, and where or how it was found
 
@@ -65,7 +65,11 @@ def integrated_gradients(model: nn.Module, inputs: Tensor, label: int) -> Eviden
         values = (
             IntegratedGradients(logits)
             .attribute(
-                image, baselines=0.0, target=label, n_steps=STEPS, internal_batch_size=AT_ONCE
+                image,
+                baselines=0.0,
+                target=label,
+                n_steps=POINTS,
+                internal_batch_size=POINTS_AT_ONCE,
             )
             .detach()
         )
@@ -95,7 +99,7 @@ def occlusion(model: nn.Module, inputs: Tensor, label: int) -> Evidence:
             strides=(channels, stride, stride),
             baselines=0.0,
             target=label,
-            perturbations_per_eval=AT_ONCE,
+            perturbations_per_eval=POINTS_AT_ONCE,
             show_progress=draws_bars(),
         )
     return as_heat(values), f"squares of {side} x {side} pixels hidden"
@@ -109,7 +113,7 @@ def _out_of_place(model: nn.Module) -> Callable[[Tensor], Tensor]:
 def as_heat(values: Tensor) -> Tensor:
     """What speaks for a class, (H, W) in 0-1, from values (1, C, H, W): sums above 0, scaled."""
     heat = values.detach().float().sum(dim=1)[0].relu().cpu()
-    top = heat.flatten().quantile(MOST) if heat.numel() <= 2**24 else heat.max()
+    top = heat.flatten().quantile(FULL_COLOUR) if heat.numel() <= 2**24 else heat.max()
     top = top if top > 0 else heat.max()  # few pixels have evidence
     return (heat / top.clamp_min(torch.finfo(heat.dtype).tiny)).clamp(max=1)
 

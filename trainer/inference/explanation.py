@@ -24,7 +24,7 @@ MAX_CHANNELS = 64  # of a layer, in a picture
 PANEL = 320  # side of a picture in the overview, in pixels
 TOP = 5  # classes in the overview
 INDEX = "explanation.json"
-TITLES = {
+EVIDENCE_TITLES = {
     "grad_cam": "Grad-CAM",
     "integrated_gradients": "Gradients",
     "occlusion": "Occlusion",
@@ -109,7 +109,9 @@ def explain(
         panels.append(drawn)
         evidence = "red speaks for it" if heat.any() else "nothing speaks for it"
         name = drawable(trained.classes[chosen], chosen)
-        captions.append([f"{TITLES[by]}: {name}", f"{evidence}, {seen.partition(', whose')[0]}"])
+        captions.append(
+            [f"{EVIDENCE_TITLES[by]}: {name}", f"{evidence}, {seen.partition(', whose')[0]}"]
+        )
     notes += _write_layers(trained, inputs, write)
     likely = probabilities.topk(min(TOP, len(probabilities))).indices.tolist()
     # Thresholds differ, so that a predicted label may be less likely than another one.
