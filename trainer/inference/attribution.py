@@ -10,7 +10,7 @@ from trainer.insight.features import evaluating, grad_cam
 from trainer.process.console import draws_bars
 from trainer.process.errors import UsageError
 
-POINTS = 64  # points on the way from the mean colour to the image
+POINTS_ON_THE_WAY = 64  # points on the way from the mean colour to the image
 POINTS_AT_ONCE = 16  # images in a forward pass
 WINDOWS = 8  # hidden squares along the shorter side, each overlapping the next by half
 FULL_COLOUR = 0.99  # the share of pixels below full colour: one pixel would darken all others
@@ -68,7 +68,7 @@ def integrated_gradients(model: nn.Module, inputs: Tensor, label: int) -> Eviden
                 image,
                 baselines=0.0,
                 target=label,
-                n_steps=POINTS,
+                n_steps=POINTS_ON_THE_WAY,
                 internal_batch_size=POINTS_AT_ONCE,
             )
             .detach()
