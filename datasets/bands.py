@@ -92,6 +92,19 @@ def decode_as(form: Form, content: bytes, path: str, at_least: int = 0) -> tuple
         raise BrokenImage(path, " ".join(reason(error).split())[:300]) from error
 
 
+def decode_array(form: Form, pixels: Pixels) -> tuple[Tensor, int]:
+    """Pixels (H, W, C), uint8 or uint16, as ``decode_as`` gives those of a file: (C, H, W).
+
+    Two or four channels are grey or RGB and alpha, unless ``form`` keeps channels. Raises
+    ValueError for other numbers of channels.
+    """
+    channels = pixels.shape[2]
+    alpha = "straight" if form.channels == "rgb" and channels in (2, 4) else ""
+    pixels = _as_rgb(pixels, alpha, channels > 2, form)
+    pixels, more = _with_bits(pixels, pixels.itemsize * 8, form.bits)
+    return torch.from_numpy(pixels).permute(2, 0, 1), Remark.READ | more
+
+
 def recipe_of_form(form: Form, how: str, ids: Iterable[str]) -> str:
     """All that decides the pixels of a content, besides ``at_least``.
 

@@ -34,7 +34,7 @@ from trainer.components.calibration import (
 from trainer.components.losses import probabilities
 from trainer.evaluate import main as evaluate
 from trainer.explain import main as explain
-from trainer.inference.prediction import predict_files
+from trainer.inference.prediction import file_source, predict_images
 from trainer.loop.record import best_card
 from trainer.predict import main as predict
 from trainer.process.errors import RunError
@@ -204,9 +204,9 @@ def test_predicted_classes_and_labels_are_those_of_raw_probabilities_to_the_bit(
     limits = torch.rand(2, generator=generator) if has_several else None
     loss = trained.config.loss.model_copy(update={"name": "BCEWithLogitsLoss"})
     config = trained.config.model_copy(update={"loss": loss}) if has_several else trained.config
-    found = predict_files(
+    found = predict_images(
         replace(trained, model=Given(logits), calibration=used, thresholds=limits, config=config),
-        [photo] * 6,
+        [file_source(photo)] * 6,
         batch_size=3,
     )
     for one, logit in zip(found, logits, strict=True):

@@ -29,7 +29,7 @@ from trainer.drawing.pictures import caption_lines
 from trainer.inference import prediction, prediction_output
 from trainer.inference.evaluation import evaluate_run
 from trainer.inference.image_files import find_images
-from trainer.inference.prediction import map_in_order, predict_files
+from trainer.inference.prediction import file_source, map_in_order, predict_images
 from trainer.inference.prediction_output import table_lines
 from trainer.loop.fit import fit
 from trainer.predict import main
@@ -258,7 +258,7 @@ def test_the_batch_has_no_say_in_the_result(notes, listed):
 
 def test_an_image_of_another_size_than_the_models_is_told_of(run, notes):
     trained = replace(load_trained(run), input_shape=(3, 16, 16))
-    (made,) = predict_files(trained, [str(notes / "1" / "000.jpg")])
+    (made,) = predict_images(trained, [file_source(str(notes / "1" / "000.jpg"))])
     assert made.probabilities is None
     assert "32 x 32" in made.reason and "16 x 16" in made.reason
 
@@ -487,7 +487,8 @@ def test_the_lines_of_the_docs_predict_the_images_of_an_array(run, tmp_path, mon
     exec(block.replace("runs/NAME/20260131-120000-ab12", str(run)), {})
     lines = capsys.readouterr().out.splitlines()
     files = [f"{number}.png" for number in range(3)]
-    for line, one in zip(lines, predict_files(load_trained(run), files), strict=True):
+    found = predict_images(load_trained(run), map(file_source, files))
+    for line, one in zip(lines, found, strict=True):
         ((name, chance),) = ast.literal_eval(line)
         assert one.probabilities is not None
         assert (name,) == tuple(load_trained(run).classes[label] for label in one.predicted)

@@ -174,9 +174,10 @@ def run(arguments: argparse.Namespace) -> None:
         from trainer.inference.prediction import (
             MAX_SHEET,
             choose_rejection,
+            file_source,
             label_sets_of,
             predict_as_one,
-            predict_files,
+            predict_images,
             require_same_classes,
             with_sets,
         )
@@ -218,10 +219,11 @@ def run(arguments: argparse.Namespace) -> None:
         "tta": arguments.tta,
         "thumbnails": MAX_SHEET if arguments.sheet else 0,
     }
+    sources = map(file_source, paths)
     if is_one:
-        predictions = predict_files(trained, paths, **options, rejection=rejection)
+        predictions = predict_images(trained, sources, **options, rejection=rejection)
     else:
-        predictions = predict_as_one(models, paths, **options)
+        predictions = predict_as_one(models, sources, **options)
     unknown = Counter[bool]()
 
     def counting() -> Iterator["Prediction"]:

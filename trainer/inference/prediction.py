@@ -1,4 +1,4 @@
-"""Predicts image files with a trained model: reads in threads, computes in batches; label sets."""
+"""Predicts images with a trained model: reads in threads, computes in batches; label sets."""
 
 import hashlib
 import math
@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import tee
 from threading import Lock
 from typing import NamedTuple, TypeVar
 
@@ -60,10 +61,11 @@ Output = TypeVar("Output")
 
 @dataclass(frozen=True)
 class Prediction:
-    """A file's prediction: (K,) probabilities, or the reason why there are none.
+    """An image's prediction: (K,) probabilities, or the reason why there are none.
 
     The probabilities are calibrated, if the run has a temperature; raw (K,) are those that decide.
-    predicted: the predicted class; or, if ``has_several``, the labels, the likeliest first.
+    path: its file, or another name. predicted: the predicted class; or, if ``has_several``, the
+    labels, the likeliest first.
     label_set: the classes of its label set, the likeliest first; None if there are no label sets.
     digest: the SHA-256 of the file's content. more: the texts of a table's further columns.
     score: how unlike known images it is; is_unknown: whether that is too much. None, False if
@@ -86,7 +88,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Views:
-    """A file's inputs (1, [crops,] C, H, W), and random draws of it (N, C, H, W)."""
+    """An image's inputs (1, [crops,] C, H, W), and random draws of it (N, C, H, W)."""
 
     path: str
     inputs: Tensor
@@ -95,16 +97,48 @@ class _Views:
     digest: str
 
 
-def predict_files(
+class Decoded(NamedTuple):
+    """An image as the run's dataset would give it: (C, H, W), uint8 or uint16; its Remark.
+
+    digest: the SHA-256 of its file's content; empty if there is no file.
+    """
+
+    image: Tensor
+    remark: int
+    digest: str = ""
+
+
+class Readable(NamedTuple):
+    """An image to predict: its name, for messages, and what reads it as a run's images are.
+
+    ``read`` is called in a thread. It raises BrokenImage or ValueError for what cannot be used.
+    """
+
+    name: str
+    read: Callable[[TrainedModel], Decoded]
+
+
+def file_source(path: str) -> Readable:
+    """The image in a file."""
+    return Readable(path, lambda trained: decoded_file(trained, read_file(path), path))
+
+
+def decoded_file(trained: TrainedModel, content: bytes, path: str) -> Decoded:
+    """The image in a file's bytes. Raises BrokenImage."""
+    image, remark = trained.decode(content, path)
+    return Decoded(image, remark, hashlib.sha256(content).hexdigest())
+
+
+def predict_images(
     trained: TrainedModel,
-    paths: Sequence[str],
+    sources: Iterable[Readable],
     *,
     batch_size: int | None = None,
     tta: int | str | None = None,
     thumbnails: int = 0,
     rejection: Rejection | None = None,
 ) -> Generator[Prediction, None, None]:
-    """Yield a Prediction for each path, in order. Memory does not grow with the number of paths.
+    """Yield a Prediction for each image, in order. Memory does not grow with their number.
 
     tta: the logits are the mean over ``views`` by this name (None: as evaluation.tta says, "none":
     of the image alone), or the probabilities are the mean over the image and tta - 1 random draws
@@ -118,12 +152,11 @@ def predict_files(
     named = tta if tta in TTA else None
     augment = augmentation(trained) if count else None
     one_at_a_time = Lock()  # some transforms use the process's one generator
-    with_thumbnail = set(paths[:thumbnails])
 
-    def read(path: str) -> _Views | Prediction:
+    def read(numbered: tuple[int, Readable]) -> _Views | Prediction:
+        number, (name, read_as) = numbered
         try:
-            content = read_file(path)
-            image, remark = trained.decode(content, path)
+            image, remark, digest = read_as(trained)
             inputs, draws = trained.inputs([image]), None
             if augment:
                 with one_at_a_time:
@@ -132,21 +165,21 @@ def predict_files(
                     raise ValueError("the run's training transforms leave another size of it")
         except (BrokenImage, ValueError) as error:
             if component_place(error):
-                raise ComponentError(f"{path}: {with_cause(error)}") from error
+                raise ComponentError(f"{name}: {with_cause(error)}") from error
             return Prediction(
-                path, reason=error.reason if isinstance(error, BrokenImage) else str(error)
+                name, reason=error.reason if isinstance(error, BrokenImage) else str(error)
             )
         trained.remarks.append(remark)
         thumbnail = None
-        if path in with_thumbnail:
+        if number < thumbnails:
             thumbnail = to_picture(image)
             thumbnail.thumbnail((SHEET_THUMBNAIL, SHEET_THUMBNAIL))
-        return _Views(path, inputs, draws, thumbnail, hashlib.sha256(content).hexdigest())
+        return _Views(name, inputs, draws, thumbnail, digest)
 
     at_once = batch_size or trained.config.loader.eval_batch_size or BATCH_SIZE
     size = max(1, at_once // (count + 1))
     waiting: list[_Views | Prediction] = []
-    with closing(map_in_order(read, paths)) as results:
+    with closing(map_in_order(read, enumerate(sources))) as results:
         for result in results:
             waiting.append(result)
             if len(waiting) == size:
@@ -176,16 +209,16 @@ def choose_rejection(
 
 def predict_as_one(
     models: Sequence[TrainedModel],
-    paths: Sequence[str],
+    sources: Iterable[Readable],
     *,
     batch_size: int | None = None,
     tta: int | str | None = None,
     thumbnails: int = 0,
 ) -> Generator[Prediction, None, None]:
-    """``predict_files`` of several models at once: the mean of their probabilities.
+    """``predict_images`` of several models at once: the mean of their probabilities.
 
-    Each model reads the files by its own transforms and settings. Classes are matched by name, and
-    stand in the order of the first model's. A file that one model cannot use has its reason. The
+    Each model reads the images by its own transforms and settings. Classes are matched by name, and
+    stand in the order of the first model's. An image that one model cannot use has its reason. The
     threshold of each of several labels is the mean of the models'. Probabilities are raw: a
     temperature of a model's own does not fit the mean.
     """
@@ -194,10 +227,9 @@ def predict_as_one(
     orders = [order_in(one, joint.classes) for one in models]
     with ExitStack() as held:
         each: list[Generator[Prediction, None, None]] = []
-        for one in models:
-            its = predict_files(
-                one, paths, batch_size=batch_size, tta=tta, thumbnails=0 if each else thumbnails
-            )
+        for one, given in zip(models, tee(sources, len(models)), strict=True):
+            shown = 0 if each else thumbnails
+            its = predict_images(one, given, batch_size=batch_size, tta=tta, thumbnails=shown)
             each.append(held.enter_context(closing(its)))
         for answers in zip(*each, strict=True):
             yield _answer_as_one(joint, orders, answers)
