@@ -65,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="write the table of --csv as Parquet",
     )
     parser.add_argument(
+        "--embeddings",
+        type=ending_in(".npz"),
+        metavar="FILE.npz",
+        help="write what the last layer gets of each image: arrays for numpy.load",
+    )
+    parser.add_argument(
         "--sheet", type=ending_in(".png"), metavar="FILE.png", help="draw the pictures, captioned"
     )
     parser.add_argument(
@@ -173,9 +179,11 @@ def run(arguments: argparse.Namespace) -> None:
         from trainer.inference.image_files import find_images
         from trainer.inference.prediction import (
             MAX_SHEET,
+            Also,
             choose_rejection,
             file_source,
             label_sets_of,
+            layer_of_features,
             predict_as_one,
             predict_images,
             require_same_classes,
@@ -191,6 +199,8 @@ def run(arguments: argparse.Namespace) -> None:
     overrides = [f"{k}={v}" for k, v in settings.items() if v is not None]
     models = [load_trained(run, overrides) for run in runs]
     require_same_classes(models)
+    if len(models) > 1 and arguments.embeddings:
+        raise UsageError("--embeddings are of one model; name one RUN.")
     if len(models) > 1 and (arguments.sets or arguments.reject is not None):
         raise UsageError(
             "--sets needs one run, and python -m trainer.combine makes one of these."
@@ -214,6 +224,7 @@ def run(arguments: argparse.Namespace) -> None:
     rejection = None
     if arguments.reject is not None:
         rejection = choose_rejection(trained, arguments.reject, arguments.score, arguments.tta)
+    layer = layer_of_features(trained) if arguments.embeddings else None
     options = {
         "batch_size": arguments.batch_size,
         "tta": arguments.tta,
@@ -221,7 +232,7 @@ def run(arguments: argparse.Namespace) -> None:
     }
     sources = map(file_source, paths)
     if is_one:
-        predictions = predict_images(trained, sources, **options, rejection=rejection)
+        predictions = predict_images(trained, sources, **options, also=Also(rejection, layer))
     else:
         predictions = predict_as_one(models, sources, **options)
     unknown = Counter[bool]()
@@ -295,7 +306,7 @@ def output_files(arguments: argparse.Namespace) -> dict[str, Path]:
     from trainer.process.errors import UsageError
 
     files = {}
-    for kind in ("json", "csv", "parquet", "sheet"):
+    for kind in ("json", "csv", "parquet", "embeddings", "sheet"):
         if (name := getattr(arguments, kind)) in (None, "-"):
             continue
         files[kind] = file = Path(name)
@@ -359,6 +370,8 @@ def print_predictions(
     for kind, file in files.items():
         if kind == "json":
             prediction_output.write_lines(file, prediction_output.json_lines(done, classes))
+        elif kind == "embeddings":
+            prediction_output.write_embeddings(file, done, classes)
         elif kind in ("csv", "parquet"):
             prediction_output.write_predicted(file, done, classes, more)
         else:

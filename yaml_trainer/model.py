@@ -81,7 +81,7 @@ class Model:
                 ``faults`` of the error has the reasons, ``answers`` those of the other images.
             TrainerError: the run does not allow what is asked, such as ``sets`` without val.
         """
-        from trainer.inference.prediction import predict_as_one, predict_images, with_sets
+        from trainer.inference.prediction import Also, predict_as_one, predict_images, with_sets
         from yaml_trainer.pictures import sources_of
 
         options: dict[str, Any] = {"batch_size": _batch_size(batch_size), "tta": _views(tta)}
@@ -98,7 +98,7 @@ class Model:
             sources = sources_of(images, one.form, one.image_channels)
             found: Generator[Prediction, None, None]
             if len(self._models) == 1:
-                found = predict_images(one, sources, **options, rejection=rejection)
+                found = predict_images(one, sources, **options, also=Also(rejection))
             else:
                 found = predict_as_one(self._models, sources, **options)
             with closing(found):

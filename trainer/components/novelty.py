@@ -63,6 +63,22 @@ class Novelty(nn.Module):
         return _whitened(unit, *(self.get_buffer(name) for name in TENSORS[1:]))
 
 
+class Embedding(nn.Module):
+    """A model, or a ``Novelty`` of one, that also gives each image's features.
+
+    Input (B, C, H, W). Output (B, N + F) float32: what ``inner`` gives, and the input of ``layer``.
+    """
+
+    def __init__(self, inner: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.inner = inner
+        self.layer = f"model.{layer}" if isinstance(inner, Novelty) else layer
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What ``inner`` gives, and the features."""
+        return torch.cat(with_features(self.inner, self.layer, images), dim=1)
+
+
 def _whitened(unit: Tensor, directions: Tensor, scales: Tensor, rest: Tensor) -> Tensor:
     along = unit @ directions.T
     if len(directions) == unit.shape[1]:

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import numpy
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets import BrokenImage
 from datasets.images import read_file
@@ -28,7 +28,7 @@ from trainer.comparing.predictions import PREDICTIONS, SEPARATOR, Predictions, r
 from trainer.components import SCORES
 from trainer.components.calibration import tempered
 from trainer.components.label_sets import measure_sets, sets_of
-from trainer.components.novelty import split_scores
+from trainer.components.novelty import Embedding, last_layer, split_scores
 from trainer.drawing.pictures import to_picture
 from trainer.input.data import build_pipelines
 from trainer.insight.findings import lowest_in_words, sets_by_class, sets_in_words
@@ -69,7 +69,7 @@ class Prediction:
     label_set: the classes of its label set, the likeliest first; None if there are no label sets.
     digest: the SHA-256 of the file's content. more: the texts of a table's further columns.
     score: how unlike known images it is; is_unknown: whether that is too much. None, False if
-    nothing is rejected.
+    nothing is rejected. features: (F,) float32, the last layer's input, if asked for.
     """
 
     path: str
@@ -84,6 +84,26 @@ class Prediction:
     label_set: tuple[int, ...] | None = None
     score: float | None = None
     is_unknown: bool = False
+    features: Tensor | None = None
+
+
+class Also(NamedTuple):
+    """What is computed of an image besides its probabilities.
+
+    rejection: says which images are unknown. layer: the name of the layer whose input is kept as
+    ``Prediction.features``; see ``layer_of_features``.
+    """
+
+    rejection: Rejection | None = None
+    layer: str | None = None
+
+    def through(self, model: nn.Module) -> nn.Module | None:
+        """What is called instead of the model, if it has more to give than logits."""
+        inner = None if self.rejection is None else self.rejection.model
+        return inner if self.layer is None else Embedding(inner or model, self.layer)
+
+
+NOTHING_ELSE = Also()
 
 
 @dataclass(frozen=True)
@@ -136,7 +156,7 @@ def predict_images(
     batch_size: int | None = None,
     tta: int | str | None = None,
     thumbnails: int = 0,
-    rejection: Rejection | None = None,
+    also: Also = NOTHING_ELSE,
 ) -> Generator[Prediction, None, None]:
     """Yield a Prediction for each image, in order. Memory does not grow with their number.
 
@@ -144,8 +164,8 @@ def predict_images(
     of the image alone), or the probabilities are the mean over the image and tta - 1 random draws
     of the run's training transforms without those that mix images.
     The draws are a function of the run's seed and the image's pixels. thumbnails: the number of
-    predictions with a small picture. rejection: says which images are unknown; of several draws
-    the image itself decides. Raises UsageError if tta needs draws and nothing is random.
+    predictions with a small picture. also: what else is computed; of several draws, of the image
+    itself. Raises UsageError if tta needs draws and nothing is random.
     """
     tta = trained.config.evaluation.tta if tta is None else tta
     count = tta - 1 if isinstance(tta, int) else 0
@@ -183,10 +203,10 @@ def predict_images(
         for result in results:
             waiting.append(result)
             if len(waiting) == size:
-                yield from _predicted(trained, waiting, named, rejection)
+                yield from _predicted(trained, waiting, named, also)
                 waiting = []
     if waiting:
-        yield from _predicted(trained, waiting, named, rejection)
+        yield from _predicted(trained, waiting, named, also)
 
 
 def choose_rejection(
@@ -205,6 +225,16 @@ def choose_rejection(
     tta = trained.config.evaluation.tta if tta is None else tta
     named = tta if isinstance(tta, str) else None
     return rejection_of(known, trained.model, level, score or SCORES[0], named)
+
+
+def layer_of_features(trained: TrainedModel) -> str:
+    """The name of the last layer, whose input are the features. RunError if there is none."""
+    images = torch.zeros(2, *trained.input_shape, device=trained.device)
+    try:
+        with torch.inference_mode(), trained.precision.autocast():
+            return last_layer(trained.model, images, len(trained.classes))
+    except ValueError as error:
+        raise RunError(f"--embeddings: {error}.") from None
 
 
 def predict_as_one(
@@ -282,18 +312,18 @@ def _predicted(
     trained: TrainedModel,
     waiting: Sequence[_Views | Prediction],
     tta: str | None,
-    rejection: Rejection | None,
+    also: Also,
 ) -> Iterator[Prediction]:
     """Yield a Prediction for each waiting item; the images are one batch."""
     views = [item for item in waiting if isinstance(item, _Views)]
-    rows: Iterator[tuple[Tensor, Tensor, float | None]] = iter(())
+    rows: Iterator[tuple[Tensor, Tensor, float | None, Tensor | None]] = iter(())
     if views:
-        rows = _scored(trained, views, tta, rejection)
+        rows = _scored(trained, views, tta, also)
     for item in waiting:
         if isinstance(item, Prediction):
             yield item
             continue
-        raw, chances, score = next(rows)
+        raw, chances, score, features = next(rows)
         if raw.isfinite().all():
             yield Prediction(
                 item.path,
@@ -304,23 +334,28 @@ def _predicted(
                 has_several=trained.thresholds is not None,
                 digest=item.digest,
                 score=score,
-                is_unknown=rejection is not None and rejection.rejects(score),
+                is_unknown=also.rejection is not None and also.rejection.rejects(score),
+                features=features,
             )
         else:
             yield Prediction(item.path, reason=f"{NO_ANSWER} for it")
 
 
 def _scored(
-    trained: TrainedModel, views: Sequence[_Views], tta: str | None, rejection: Rejection | None
-) -> Iterator[tuple[Tensor, Tensor, float | None]]:
-    """Yield raw and calibrated probabilities (K,) of each image, and its score."""
+    trained: TrainedModel, views: Sequence[_Views], tta: str | None, also: Also
+) -> Iterator[tuple[Tensor, Tensor, float | None, Tensor | None]]:
+    """Yield raw and calibrated probabilities (K,) of each image, its score and its features."""
     inputs = torch.cat([item.inputs for item in views])
-    logits = trained.logits(inputs, tta, None if rejection is None else rejection.model).cpu()
+    logits = trained.logits(inputs, tta, also.through(trained.model)).cpu()
+    features: Sequence[Tensor | None] = [None] * len(views)
     scores: list[float | None] = [None] * len(views)
-    if rejection is not None:
+    if also.layer is not None:
+        width = len(trained.classes) + len(SCORES) * (also.rejection is not None)
+        logits, features = logits[:, :width], list(logits[:, width:])
+    if also.rejection is not None:
         logits, found = split_scores(logits)
-        scores = rejection.of(found).tolist()
-    yield from zip(*_probabilities(trained, logits, views), scores, strict=True)
+        scores = also.rejection.of(found).tolist()
+    yield from zip(*_probabilities(trained, logits, views), scores, features, strict=True)
 
 
 def _probabilities(

@@ -1,12 +1,16 @@
 """Formats predictions as a table, JSON, CSV, or a sheet of pictures; also those of two sides."""
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy
 import torch
 from PIL import Image
+from torch import Tensor
 
 from trainer.comparing.head_to_head import Paired
 from trainer.comparing.predictions import SEPARATOR, Answer, fill_table, prediction_lines
@@ -19,9 +23,10 @@ from trainer.input.data import load_subset
 from trainer.insight.samples import original_images
 from trainer.process.errors import RunError
 from trainer.process.words import visible
-from trainer.run.disk import MAX_SPLIT, Digest, read_json, write_with
+from trainer.run.disk import MAX_SPLIT, Digest, read_json, write_file, write_with
 from trainer.run.resume import config_for_use
 
+Numbers: TypeAlias = "numpy.ndarray[Any, Any]"
 NO_LABEL = "no label"  # of several, none is likely enough
 UNKNOWN = "unknown"  # shown instead of a class
 PICTURED = 16  # images that one of two sides alone gets right, of each
@@ -128,6 +133,30 @@ def write_predicted(
     """Write what ``csv_lines`` gives, or the same as Parquet if ``path`` ends so, atomically."""
     answers = _answers_of(predictions, classes)
     write_with(path, lambda file: fill_table(file, path.suffix, classes, answers, more))
+
+
+def write_embeddings(path: Path, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
+    """Write the arrays of ``predict --embeddings``, compressed, atomically; all have answers.
+
+    embeddings (N, F) and probabilities (N, K) float32; paths and sha256 (N,), classes (K,) texts.
+    """
+    features = [one.features for one in predictions if one.features is not None]
+    chances = [one.probabilities for one in predictions if one.probabilities is not None]
+    content = io.BytesIO()
+    numpy.savez_compressed(
+        content,
+        embeddings=as_rows(features),
+        probabilities=as_rows(chances),
+        paths=numpy.array([one.path for one in predictions]),
+        sha256=numpy.array([one.digest for one in predictions]),
+        classes=numpy.array(classes),
+    )
+    write_file(path, content.getvalue())
+
+
+def as_rows(values: Sequence[Tensor]) -> Numbers:
+    """A float32 array with a row for each; without any, of the shape (0, 0)."""
+    return torch.stack([*values]).float().numpy() if values else numpy.zeros((0, 0), "float32")
 
 
 def _answers_of(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[Answer]:
