@@ -95,7 +95,7 @@ class Model:
                 rejection = self._rejection_of(_level("reject", reject), score, tta)
             elif score is not None:
                 raise InputError("score: says how reject measures; give reject too, such as 0.95")
-            sources = sources_of(images, one.form, one.image_channels)
+            sources = sources_of(images)
             found: Generator[Prediction, None, None]
             if len(self._models) == 1:
                 found = predict_images(one, sources, **options, rejection=rejection)
