@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import sys
 import threading
@@ -149,6 +151,8 @@ def _until_stopped(config: "Config", runs: Path, folder: Path | None) -> Path:
         if not (isinstance(error, Stopped) or stop.came_early):
             raise
         told = message_of(error) if isinstance(error, Stopped) else f"stopped by {stop.reason}"
+    if found := re.search(r"--resume (.*)", told):
+        told += f"\n  or, in Python:  train(resume={shlex.split(found[1])[0]!r})"
     if stop.came_early:
         told += "\nbefore training began, nothing was written"
     if stop.reason == "SIGINT":
