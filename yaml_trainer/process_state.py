@@ -1,11 +1,15 @@
 """What a command sets for its whole process, which a caller in Python keeps as it was."""
 
+import os
 import random
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from trainer.process.start import spin_briefly
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -22,6 +26,8 @@ def kept(config: "Config | None" = None) -> Iterator[None]:
     products have no effect. config: of a run; inside, its device's settings hold.
     """
     with ONE_AT_A_TIME:
+        if "torch" not in sys.modules:
+            _import_torch()
         import torch
 
         has_drawn = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -54,3 +60,13 @@ def kept(config: "Config | None" = None) -> Iterator[None]:
                 torch.set_float32_matmul_precision(precision)
                 torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
                 cudnn.benchmark, cudnn.allow_tf32 = flags
+
+
+def _import_torch() -> None:
+    """Import torch with threads that wait as in a command; the environment stays as it was."""
+    before = os.environ.get("GOMP_SPINCOUNT")
+    spin_briefly()
+    import torch  # noqa: F401
+
+    if before is None:
+        os.environ.pop("GOMP_SPINCOUNT", None)
