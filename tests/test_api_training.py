@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -297,3 +298,27 @@ def test_a_users_script_is_checked_by_mypy_strictly(tmp_path):
     assert told("good.py").startswith("Success"), told("good.py")
     kinds = re.findall(r"wrong.py:3: .*\[([\w-]+)\]", told("wrong.py"))
     assert sorted(kinds) == ["arg-type", "arg-type", "attr-defined"]
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_each_example_of_the_page_runs_and_the_shown_message_is_the_real_one(
+    config_file, notes, tmp_path, monkeypatch, capsys
+):
+    page = Path("docs/python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(notes / "100", "photos")
+    shutil.copy(notes / "1" / "000.jpg", "photo.jpg")
+    Path("small.yaml").write_text(config_file.read_text() + "split: {ratios: [3, 5, 2]}\n")
+    names: dict[str, object] = {}
+    for language, block in blocks:
+        if language == "python":
+            exec(block, names)
+    assert names["run"].result["epochs"] == 4
+    printed = capsys.readouterr().out
+    (shown,) = (block for language, block in blocks if not language)
+    assert re.sub("values .*? to .*?;", "", shown) in re.sub("values .*? to .*?;", "", printed)
+    labels = re.findall(r"^(1|100) (0\.\d+)$", printed, re.MULTILINE)
+    assert len(labels) >= 5 and len({round(float(chance), 5) for _, chance in labels[:5]}) == 1
