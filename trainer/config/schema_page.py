@@ -25,6 +25,14 @@ ALSO = {
     "optimizer": "Every optimizer takes these too:",
     "scheduler": "Every scheduler takes this too:",
 }
+# Of a family of models: the arguments are those of a builder that has no full signature.
+OPEN = {
+    "torchvision/": "Its other arguments are those of torchvision's builder, such as `dropout` and "
+    "`stochastic_depth_prob`. The model decides which it takes; a wrong one is reported.",
+    "timm/": "Its other arguments are those of `timm.create_model` for this model, such as "
+    "`drop_rate`, `drop_path_rate` and `img_size`. The model decides which it takes; a wrong one "
+    "is reported.",
+}
 PLURAL = {"transform": "transforms", "metric": "metrics"}  # the key whose list holds them
 TYPES = {
     "boolean": ["`true`", "`false`"],
@@ -41,7 +49,11 @@ def as_page(schema: Schema) -> str:
     """The Markdown page of a schema from ``trainer.schema.generate``."""
     made_with = re.sub("^generated .* with", "Made with", schema["$comment"])
     blocks = [HEAD.format(made_with=f"{made_with}.")]
-    blocks += [_key_table("key", _key_rows(schema["properties"], schema["required"], schema))]
+    blocks += [
+        _key_table(
+            "key", _key_rows(schema["properties"], schema["required"], schema, "the file's name")
+        )
+    ]
     for key, described in schema["properties"].items():
         blocks += _section(key, described, schema)
     return "\n".join(blocks)
@@ -104,6 +116,9 @@ def _components(kind: Schema, schema: Schema) -> Iterator[str]:
         }
         if rows := list(_key_rows(own, described["required"], schema, "from the run")):
             yield _key_table("argument", rows)
+        else:
+            none = "It takes no other argument." if common else "It takes no argument."
+            yield f"{OPEN.get(name, none)}\n"
 
 
 def _heading(name: str) -> str:
@@ -120,7 +135,7 @@ def _key_rows(
 ) -> Iterator[tuple[str, ...]]:
     """Name, type, default and help of each key, without keys that the trainer sets itself.
 
-    unset: the text for a key that is not required and has no default.
+    unset: the text for a key that is not required and has no default of its own.
     """
     for name, described in properties.items():
         if "not" in described:
@@ -136,7 +151,7 @@ def _key_rows(
         section = next(_definitions(described, schema), {})
         if "properties" in section:  # a section has its own table
             kind = f"[keys](#{anchor(name)})"
-            default = "required" if name in required else ""
+            default = "required" if name in required else "those of its keys"
             if described.get("default", 0) is None:
                 kind, default = f"{kind} or `null`", "`null`"
             help_text = help_text or section.get("description", "")
