@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         *("--class", "-c"), dest="class_name", metavar="NAME", help="Grad-CAM for this one too"
     )
-    parser.add_argument("--output", metavar="DIR", help="default: RUN/explain/ and IMAGE's name")
+    parser.add_argument(
+        "--output", metavar="DIR", help="where to write (default: RUN/explain/ and IMAGE's name)"
+    )
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
     arguments = parser.parse_args(argv)
 
