@@ -1,7 +1,6 @@
 """The messages as a whole: one voice, and what they name exists."""
 
 import ast
-import importlib
 import re
 import tomllib
 from collections.abc import Iterator
@@ -133,8 +132,7 @@ def test_each_setting_that_a_message_tells_to_write_exists():
 
 
 def test_every_command_tells_its_exit_codes_alike():
-    for path in sorted(Path("trainer").glob("*.py")):
-        if path.stem not in ("__init__", "schema"):
-            module = importlib.import_module(f"trainer.{path.stem}")
-            told = " ".join(module.EXIT_CODES.split())
-            assert re.match(r"exit codes: 0 .*[^.]$", told), path
+    told = [text for _, text in MESSAGES if text.startswith("exit codes:")]
+    assert len(told) >= 14
+    for text in told:
+        assert re.match(r"exit codes: 0 .*[^.]$", " ".join(text.split())), text
