@@ -348,7 +348,7 @@ def test_an_image_of_the_dataset_is_no_unknown_one_and_an_empty_folder_is_refuse
     (folder / "copy.jpg").write_bytes((notes / "1" / "003.jpg").read_bytes())
     assert start(f"dataset.unknown={folder}") == 3
     err = " ".join(capsys.readouterr().err.split())
-    assert "1 picture of 1 is also in the dataset" in err and "1/003.jpg" in err
+    assert "1 image of 1 is also in the dataset" in err and "1/003.jpg" in err
     assert start(f"data.unknown={folder}") == 2
     assert "did you mean 'dataset'?" in " ".join(capsys.readouterr().err.split())
 

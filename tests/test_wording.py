@@ -35,7 +35,7 @@ def messages() -> Iterator[tuple[str, str]]:
             return  # a docstring
         text = text_of(node)
         if text is not None:
-            if " " in text.strip():
+            if " " in text.strip() and isinstance(node, ast.expr):
                 yield node.lineno, text
             return
         for child in ast.iter_child_nodes(node):
@@ -83,11 +83,8 @@ def test_no_message_is_worded_so(pattern):
 def options_of(command: str) -> set[str]:
     """The options that the code of a command adds to its parser."""
     tree = ast.parse(Path(*command.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
-    return {
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and str(node.value).startswith("--")
-    }
+    strings = (str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return {text for text in strings if text.startswith("--")}
 
 
 def test_each_command_and_option_that_a_message_names_exists():

@@ -12,7 +12,8 @@ from trainer.process.words import listed
 HEAD = """# The YAML, key by key
 
 Written by `python -m trainer.schema` from the settings and the constructors' signatures: change
-those, not this page. {made_with}
+those, not this page.
+{made_with}
 
 A component is `{{name: X, argument: value}}`, or a bare `X` if no argument is required. Names and
 arguments are those of PyTorch and torchvision v2. A wrong key, type or name is reported with its
@@ -42,6 +43,26 @@ TYPES = {
     "null": ["`null`"],
     "object": ["mapping"],
 }
+CHINESE_STARTS = {"Made with ": "生成时的版本：", "NAME is one of ": "NAME 可以是："}
+# Words of types in Chinese, by pattern, the longer ones first.
+CHINESE_TYPES = {
+    r"^type$": "类型",
+    r"\ba whole number of steps, epochs or minutes\b": "步数、轮数或分钟数",
+    r"\ba whole number of steps or epochs\b": "步数或轮数",
+    r"\ba whole number of steps\b": "步数",
+    r"\ba whole number of minutes\b": "分钟数",
+    r"\blists? of lists of ": "列表的列表：",
+    r"\blists? of (\d+) ": r"\1 项的列表：",
+    r"\blists? of ": "列表：",
+    r"\blist\b": "列表",
+    r"\bwhole numbers?\b": "整数",
+    r"\bnumbers?\b": "数",
+    r"\btexts?\b": "文本",
+    r"\bmappings?\b": "映射",
+    r" and (?=[<>])": " 且 ",
+    r",? or ": " 或 ",
+    r", ": "、",
+}
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
@@ -57,6 +78,34 @@ def as_page(schema: Schema) -> str:
     for key, described in schema["properties"].items():
         blocks += _section(key, described, schema)
     return "\n".join(blocks)
+
+
+def in_chinese(page: str, words: Mapping[str, str]) -> str:
+    """The page with Chinese in place of each cell, line and type that ``words`` translates.
+
+    Its keys are English cells and lines. A text without a translation stays English.
+    """
+    lines = []
+    for line in page.split("\n"):
+        if line.startswith("|"):
+            name, kind, *rest = re.split(r"(?<!\\) \| ", line.strip("| "))
+            cells = [words.get(name, name), words.get(kind) or _type_in_chinese(kind)]
+            cells += [words.get(cell, cell) for cell in rest]
+            line = f"| {' | '.join(cells)} |"
+        line = words.get(line, line)
+        for english, chinese in CHINESE_STARTS.items():
+            line = re.sub(f"^{english}", chinese, line)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _type_in_chinese(kind: str) -> str:
+    """A cell of ``_types`` in Chinese; what stands between backquotes or brackets stays."""
+    parts = re.split(r"(`[^`]*`|\[.*?\]\(.*?\))", kind)
+    for i in range(0, len(parts), 2):
+        for english, chinese in CHINESE_TYPES.items():
+            parts[i] = re.sub(english, chinese, parts[i])
+    return "".join(parts).replace("[keys](", "[各键](")
 
 
 def _section(key: str, described: Schema, schema: Schema) -> Iterator[str]:
