@@ -78,6 +78,7 @@ def stage(folder: Path) -> None:
     pages = {ROOT / name: new for name, new in OUTSIDE.items()}
     pages |= {path: path.name for path in sorted((ROOT / "docs").glob("*.md"))}
     pages[ROOT / "docs" / "tour.ipynb"] = "tour.md"
+    shutil.copy2(ROOT / "docs" / "site.css", folder)
     for path, name in pages.items():
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".ipynb":
