@@ -2,19 +2,23 @@
 
     python -m mkdocs build --strict     write site/
     python -m mkdocs serve              show it at http://127.0.0.1:8000, and follow changes
+    python -m scripts.pages PAGE...     let a translation's links lead to Chinese pages and headings
 
 mkdocs reads one folder of Markdown, whose links may not leave it. So the pages are copied to such a
 folder. The README is its index. A link to code, which the site does not hold, becomes plain text.
 A page that has no translation stands among the Chinese pages in English, and says so.
 """
 
+import argparse
+import atexit
 import base64
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +43,38 @@ UNTRANSLATED = "*本页尚无中文版，以下是英文原文。*"
 LINK = re.compile(r"(!?)\[([^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*)\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 BETWEEN_CHARACTERS = re.compile(r"(?<=[一-鿿])(?=[\w一-鿿])|(?<=\w)(?=[一-鿿])")
-PLACE = tempfile.TemporaryDirectory(prefix="pages-")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Rewrite Chinese pages, whose links may still be those of the English ones; 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.pages",
+        description="Let links of Chinese pages (docs/NAME.zh.md, README.zh-CN.md) lead to Chinese "
+        "pages and their headings. Where there is no translation they stay.",
+    )
+    parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE")
+    for path in parser.parse_args(argv).pages:
+        english = path.name.replace(".zh.md", ".md").replace(".zh-CN.md", ".md")
+        text = in_chinese(path.read_text(encoding="utf-8"), path.resolve().with_name(english))
+        if path.name.startswith("README"):  # the switch of languages leads to the other one
+            text = text.replace(f"]({path.name})", f"]({english})")
+        _write(path, text)
+    return 0
 
 
 def on_config(config: Any) -> Any:
     """mkdocs calls this before it reads the pages, once for each language."""
-    config.docs_dir = PLACE.name
-    stage(Path(PLACE.name))
+    config.docs_dir = str(place())
+    stage(place())
     return config
+
+
+@cache
+def place() -> Path:
+    """The folder that mkdocs reads, which goes when the program ends."""
+    folder = Path(tempfile.mkdtemp(prefix="pages-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
@@ -180,3 +208,7 @@ def _write(path: Path, text: str) -> None:
     """Write a file, unless it holds the text already: ``mkdocs serve`` follows its time."""
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

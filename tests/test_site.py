@@ -173,3 +173,20 @@ def test_a_reader_finds_words_in_each_language_and_asks_no_other_server(site, st
     assert links[0].startswith(address + found)
     assert [url for url in asked if not url.startswith((address, "data:"))] == []
     assert failed == []
+
+
+def test_a_translation_written_with_english_links_is_led_to_chinese_pages(tmp_path):
+    from scripts import pages
+
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for name, heading in (("a.md", "Other things"), ("a.zh.md", "其他 内容")):
+        (docs / name).write_text(f"# A\n\n## {heading}\n", encoding="utf-8")
+    page = docs / "b.zh.md"
+    (docs / "b.md").write_text("# B\n", encoding="utf-8")
+    kept = "[c](c.md) [w](https://x.org/a.md)\n```\n[a](a.md)\n```\n"
+    page.write_text(f"# 乙\n[a](a.md#other-things) [b](b.md) {kept}", encoding="utf-8")
+    for _ in range(2):
+        assert pages.main([str(page)]) == 0
+        led = "[a](a.zh.md#其他-内容) [b](b.zh.md)"
+        assert page.read_text(encoding="utf-8") == f"# 乙\n{led} {kept}"
