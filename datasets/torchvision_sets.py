@@ -183,7 +183,7 @@ class _Files:
     def absent(self, missing: list[str], reason: str) -> DataError:
         """The error for files that are not there; it also names archives that lie there already."""
         archives = [url.rpartition("/")[2] for url in self.urls]
-        mend = f"Fetch by hand, and unpack, so that they are there: {', '.join(self.urls)}"
+        mend = f"Download by hand, and unpack, so that they are there: {', '.join(self.urls)}"
         if self.is_fetched and self.place is not None:
             mend += f". Or put that into {self.place} as it is: with download: true it is unpacked"
             there = [name for name in archives if os.path.isfile(self.place / name)]
@@ -196,7 +196,7 @@ class _Files:
         return DataError(
             f"{self.root}: torchvision/{self.name} cannot be read from {', '.join(self.names)}: "
             f"{_in_one_line(error)}. The files are damaged, or not the official ones: remove them, "
-            f"and fetch them again from {', '.join(self.urls)}"
+            f"and download them again from {', '.join(self.urls)}"
         )
 
 

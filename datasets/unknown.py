@@ -25,7 +25,7 @@ def unknown_images(
     """
     folder = user_path(root, KEY)
     if not folder.is_dir():
-        raise DataError(f"{KEY}: {folder} is no folder; expected one with pictures of no class.")
+        raise DataError(f"{KEY}: {folder} is no folder; expected one with images of no class.")
     images, left_out, unreadable = walk(str(folder), more)
     if unreadable:
         first = f"{unreadable[0].filename}: {unreadable[0].strerror}"
@@ -42,7 +42,7 @@ def unknown_images(
         more_of_them = f" and {len(ours) - _SHOWN:,} more" * (len(ours) > _SHOWN)
         are = "is" if len(ours) == 1 else "are"
         raise DataError(
-            f"{KEY}: {counted(len(ours), 'picture')} of {len(images):,} {are} also in the "
+            f"{KEY}: {counted(len(ours), 'image')} of {len(images):,} {are} also in the "
             f"dataset: {shown}{more_of_them}. Take them out of {folder}, or out of the dataset."
         )
     return images, notes

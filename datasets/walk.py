@@ -163,7 +163,7 @@ def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> str:
         more = len(kinds) - _KINDS
         texts.append(f"{counted(rest, 'file')} of {counted(more, 'more kind')}")
     total = sum(map(len, left_out.values()))
-    advice = "; to use pictures among them, convert them to .png or .jpg"
+    advice = "; to use images among them, convert them to .png or .jpg"
     if not has_heif() and left_out.keys() & HEIF_SUFFIXES:
         advice += f", or for HEIF: {EXTRA}"
     is_file = any(kind.startswith((".", "without")) and kind not in _JUNK for kind in kinds)

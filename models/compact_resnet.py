@@ -8,7 +8,7 @@ from torch.nn.functional import gelu, max_pool2d
 
 
 class CompactResNet(nn.Module):
-    """The network of K. Jordan, 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (airbench).
+    """Keller Jordan's airbench network, 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU".
 
     A 2 x 2 convolution, ``whiten``, with twice as many filters as a patch has values: ``model.init:
     whiten`` fills it. Then ``groups``: each halves the side. The largest value of each map goes to

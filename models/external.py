@@ -130,8 +130,9 @@ def timm_model(
         known = timm.get_pretrained_cfg(name)
         url = f"https://huggingface.co/{known.hf_hub_id}" if known else "the Hugging Face hub"
         raise ValueError(
-            f"weights: those of timm/{name} could not be had from {url} ({_first_line(error)})."
-            " Without network, fetch its pytorch_model.bin elsewhere, and give its path as weights"
+            f"weights: those of timm/{name} could not be downloaded from {url} "
+            f"({_first_line(error)}). Without network, download its pytorch_model.bin "
+            "elsewhere, and give its path as weights"
         ) from error
     if weights == "DEFAULT":
         _match_timm_head(model, num_classes, classes, tell)
@@ -201,8 +202,8 @@ def _official_weights(name: str, entry: Any, arguments: Mapping[str, Any]) -> di
         trained = torchvision.models.get_model(name, weights=entry, **own)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"weights: {entry} could not be had from {entry.url} ({_first_line(error)})."
-            f" Without network, fetch that file elsewhere and put it at {file}"
+            f"weights: {entry} could not be downloaded from {entry.url} ({_first_line(error)})."
+            f" Without network, download that file elsewhere and put it at {file}"
         ) from error
     state: dict[str, Tensor] = trained.state_dict()
     if name in WITH_AUXILIARY_HEADS:

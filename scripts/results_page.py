@@ -20,7 +20,7 @@ from trainer.process.errors import UsageError
 from trainer.run.disk import write_file
 
 MEASURED = Path("docs/results.json")
-PAGE = Path("docs/results.md")
+PAGE, CHINESE = Path("docs/results.md"), Path("docs/results.zh.md")
 READMES = (Path("README.md"), Path("README.zh-CN.md"))
 BUSY = 0.1  # of the processor for other programs: from here on, a training time gets a mark
 OLDER = "measured with an older file"
@@ -95,7 +95,7 @@ def texts() -> dict[Path, str]:
     done = [recipe for recipe in recipes if "accuracy" in recipe.entry]
     made = {path: with_rows(path, [[readme_row(r) for r in done]]) for path in READMES}
     tables = [[result_row(r) for r in recipes], [how_row(r) for r in done]]
-    made[PAGE] = with_rows(PAGE, tables)
+    made |= {page: with_rows(page, tables) for page in (PAGE, CHINESE) if page.exists()}
     return made | {recipe.path: with_header(recipe) for recipe in recipes}
 
 

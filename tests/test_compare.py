@@ -494,8 +494,8 @@ def test_one_run_or_none_is_a_usage_error(make, capsys, tmp_path):
     second, folder = make().rename(tmp_path / "second"), make()
     (tmp_path / "empty").mkdir()
     for arguments, expected in (
-        ([folder, folder], "takes two or more runs"),
-        ([folder.parent], "takes two or more runs"),
+        ([folder, folder], "needs two or more runs"),
+        ([folder.parent], "needs two or more runs"),
         ([folder, tmp_path / "empty"], "holds no run"),
         ([folder, tmp_path / "no"], "does not exist"),
         ([folder, folder, tmp_path / "empty"], "holds no run"),

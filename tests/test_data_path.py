@@ -362,7 +362,7 @@ def test_auto_keeps_a_split_on_a_gpu_where_a_quarter_of_its_memory_holds_it(
     assert chosen(config_file, 1000, "loader.cache=ram") == CPU
     assert chosen(config_file, 4000, "loader.cache=device") == gpu
     assert chosen(augmented, 1000) == CPU, "RandAugment runs in processes that see no GPU"
-    with pytest.raises(DataError, match="device cannot be with RandAugment"):
+    with pytest.raises(DataError, match="device does not go with RandAugment"):
         chosen(augmented, 1000, "loader.cache=device")
 
 

@@ -222,7 +222,7 @@ def test_what_one_process_fails_with_is_told_first_and_ends_all_with_6(together,
     assert together(2, prepare=at_step(3, rank, strike)) == [6, 6]
     own, other = ((tmp_path / f"rank-{r}.txt").read_text() for r in (rank, 1 - rank))
     assert f"rank {rank} failed: note-7.jpg is gone." in own and "Traceback" not in own + other
-    assert "to go on, once it is mended:" in own
+    assert "to go on, once it is repaired:" in own
     if rank == 1:  # rank 0 speaks, and keeps it
         assert "the other processes ended: rank 1 failed: note-7.jpg is gone." in other
     assert "note-7.jpg is gone." in read_json(only_run(tmp_path) / "result.json")["reason"]

@@ -56,7 +56,8 @@ def test_no_heading_of_a_page_that_is_linked_to_is_there_twice():
 def test_every_page_is_linked_from_the_readme():
     for path in [*PAGES, NOTEBOOK]:
         if path.parent == Path("docs"):
-            assert f"]({path.as_posix()})" in TEXTS[Path("README.md")]
+            readme = Path("README.zh-CN.md" if path.name.endswith(".zh.md") else "README.md")
+            assert f"]({path.as_posix()})" in TEXTS[readme]
 
 
 def commands() -> dict[str, set[str]]:

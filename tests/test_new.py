@@ -243,7 +243,7 @@ def test_two_calls_write_the_same_but_for_the_time(new, tmp_path):
         ("For parts: type dataset.layout=parts\nFor classes: type dataset.layout=classes", 0),
         ("If 'x' is one of the classes, type dataset.root=/y", 0),
         ("nothing to type", 0),
-        ("missing x (download is off; type dataset.download=true). Fetch by hand", 0),
+        ("missing x (download is off; type dataset.download=true). Download by hand", 0),
         ("Type dataset.root=x, it's there", 0),
     ],
 )

@@ -352,8 +352,8 @@ def test_the_commands_to_go_on_name_the_run_and_can_be_pasted(tmp_path):
     quoted = f"'{run}'"
     for command in (
         f"python -m trainer.evaluate {quoted}",
-        f"python -m trainer.predict {quoted} path/to/pictures",
-        f"python -m trainer.explain {quoted} path/to/picture.jpg",
+        f"python -m trainer.predict {quoted} path/to/images",
+        f"python -m trainer.explain {quoted} path/to/image.jpg",
         f"python -m trainer.export {quoted} --format onnx",
         f"python -m trainer.compare '{run.parent}'",
         f"python -m trainer.train --resume {quoted} train.epochs=10",

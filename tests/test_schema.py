@@ -1,6 +1,7 @@
 """The JSON Schema that editors use: it says what the trainer says, and is kept up to date."""
 
 import json
+import re
 from pathlib import Path
 
 import jsonschema
@@ -12,8 +13,10 @@ from trainer.config.components import SCHEMA_FILE, TABLES
 from trainer.config.document import Document
 from trainer.config.json_schema import Validator
 from trainer.config.schema_page import as_page
-from trainer.schema import as_text, generate, made_with, main
+from trainer.config.signatures import SUPPLIED, arguments_schema, resolve
+from trainer.schema import as_text, generate, made_with, main, page_file
 
+SPOKEN_FOR = ("torch", "torchvision")  # the project describes their arguments itself
 SHIPPED = sorted(Path("configs").glob("*.yaml"))
 
 
@@ -181,6 +184,35 @@ def test_every_argument_of_every_component_has_a_description_in_whole_sentences(
                 unlike.append(f"{key}.{name}: {text!r}")
     assert not missing
     assert not unlike
+
+
+def test_every_key_of_every_section_has_a_description(schema):
+    for name, section in {"": schema, **schema["$defs"]}.items():
+        for key, inner in section.get("properties", {}).items() if "." not in name else ():
+            referred = schema["$defs"].get(inner.get("$ref", "").rpartition("/")[2], {})
+            assert len(inner.get("description") or referred["description"]) > 10, f"{name}.{key}"
+
+
+def test_every_argument_of_torch_and_torchvision_is_described_in_the_projects_own_words():
+    if json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))["$comment"] != made_with():
+        pytest.skip("arguments that are new in a version are described by its own texts")
+    for kind, table in TABLES.items():
+        for name in table:
+            factory = resolve(table, name)
+            if name.endswith("/") or factory.__module__.split(".")[0] not in SPOKEN_FOR:
+                continue
+            for argument in arguments_schema(kind, name)["properties"]:
+                if argument not in (*SUPPLIED[kind], "transforms", "weight"):
+                    assert argument in OF_TORCH or f"{name}.{argument}" in OF_TORCH, name
+
+
+def test_no_cell_of_the_page_is_empty_and_no_component_lacks_a_word_on_its_arguments():
+    page = page_file().read_text(encoding="utf-8")
+    for row in re.findall(r"^\|.*\|$", page, re.MULTILINE):
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+        assert all(cells), row
+    for component in re.split(r"^### ", page, flags=re.MULTILINE)[1:]:
+        assert "\n| argument |" in component or re.search(r"argument(s are|\.\n)", component)
 
 
 def test_every_better_description_belongs_to_an_argument(schema):

@@ -170,7 +170,7 @@ def test_damaged_files_are_told_and_never_end_in_a_traceback(
     with pytest.raises(DataError) as told:
         opened(case, tmp_path)
     assert file.rpartition("/")[0].partition("/")[0] in str(told.value)
-    assert "remove them, and fetch them again from http" in str(told.value)
+    assert "remove them, and download them again from http" in str(told.value)
     assert "\n" not in str(told.value)
 
 

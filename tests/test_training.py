@@ -528,7 +528,7 @@ def test_batch_norm_that_keeps_its_initial_statistics_is_told_with_what_mends_it
     assert notes() == (
         "batch norm's momentum is 0.01: after the run's 10 steps 90% of its statistics are still "
         "the initial ones. Evaluation, which uses them, may stay at chance; train.epochs=60 or "
-        "average={name: SWA, start: 5st}, which measures them anew, mends that"
+        "average={name: SWA, start: 5st}, which measures them anew, avoids that"
     )
     assert "train.epochs=60 or" in notes("train.epochs=59")
     assert "train.epochs=30 or" in notes("train.accumulate=2")
@@ -794,7 +794,7 @@ def test_of_ten_thousand_classes_a_result_is_as_small_as_of_two(tmp_path):
 @pytest.mark.parametrize(
     ("status", "told"),
     [
-        ("failed", r"is failed: lr too high\nonce that is mended, to go on with it: .*--resume"),
+        ("failed", r"is failed: lr too high\nonce that is repaired, to go on with it: .*--resume"),
         ("stopped", r"is stopped: lr too high\nto go on with it: python -m trainer.train --resume"),
         ("running", r"is interrupted: lr too high\nto go on with it: "),  # no process holds it
     ],

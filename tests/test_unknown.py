@@ -317,7 +317,7 @@ def test_views_are_averaged_as_logits_are_and_others_than_the_runs_are_refused(
 def test_pictures_of_no_class_are_measured_and_change_no_weight(finished, train, strangers, capsys):
     run = train(MANY_VAL, f"dataset.unknown={strangers}")
     out = capsys.readouterr().out
-    assert "1 of 31 pictures left out" in out
+    assert "1 of 31 images left out" in out
     assert (run / "model.pt").read_bytes() == (finished(MANY_VAL) / "model.pt").read_bytes()
     found = result_of(run)["novelty"]["unknown"]
     assert (found["images"], found["left_out"]) == (30, 1)
@@ -333,7 +333,7 @@ def test_pictures_of_no_class_are_measured_and_change_no_weight(finished, train,
         )
     for name in ("report.md", "report.html"):
         text = (run / "report" / name).read_text()
-        assert "30 pictures of no class, 1 left out" in text and "FPR95" in text
+        assert "30 images of no class, 1 left out" in text and "FPR95" in text
 
 
 def test_an_image_of_the_dataset_is_no_unknown_one_and_an_empty_folder_is_refused(
@@ -348,7 +348,7 @@ def test_an_image_of_the_dataset_is_no_unknown_one_and_an_empty_folder_is_refuse
     (folder / "copy.jpg").write_bytes((notes / "1" / "003.jpg").read_bytes())
     assert start(f"dataset.unknown={folder}") == 3
     err = " ".join(capsys.readouterr().err.split())
-    assert "1 picture of 1 is also in the dataset" in err and "1/003.jpg" in err
+    assert "1 image of 1 is also in the dataset" in err and "1/003.jpg" in err
     assert start(f"data.unknown={folder}") == 2
     assert "did you mean 'dataset'?" in " ".join(capsys.readouterr().err.split())
 

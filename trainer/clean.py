@@ -35,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("sweep", metavar="SWEEP", help="the folder of a sweep over folds")
     add("--trial", metavar="N", type=int, help="the trial whose models judge (default: the best)")
-    add("--show", metavar="N", type=int, default=200, help="candidates on the page (default 200)")
+    add("--show", metavar="N", type=int, default=200, help="candidates on the page (default: 200)")
     add("--no-near", action="store_true", help="do not look for similar images")
     add("--test", action="store_true", help="let test images be ticked and fixed too")
     add("--apply", metavar="CSV", type=Path, help="make a file of fixes of a ticked candidates.csv")
-    add("--out", metavar="CSV", type=Path, help="with --apply: the new file (default fixes.csv)")
+    add("--out", metavar="CSV", type=Path, help="with --apply: the new file (default: fixes.csv)")
     add("overrides", nargs="*", metavar="key=value", help="e.g. dataset.root=..., train.device=cpu")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.show < 1:

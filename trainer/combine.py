@@ -46,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--name", help="of the new run (default: the first one's and -combined)")
     parser.add_argument(
-        "--runs", dest="folder", default="runs", metavar="DIR", help="where it is written (runs)"
+        "--runs",
+        dest="folder",
+        default="runs",
+        metavar="DIR",
+        help="where it is written (default: runs)",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="e.g. train.device=cpu, dataset.root=..."

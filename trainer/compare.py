@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--picture",
         metavar="FILE.png",
         help="the picture of the curves (default: compare.png in the common folder of the runs, "
-        "or in the working directory if that is the root or cannot be written)",
+        "or in the current folder if that is the root or cannot be written)",
     )
     parser.add_argument("--no-picture", action="store_true", help="draw no curves")
     parser.add_argument("--all", action="store_true", help="show the equal settings too")
@@ -163,7 +163,7 @@ def folders_of(texts: Sequence[str]) -> list[Path]:
         print(f"note    passed over what is no run: {names}", file=sys.stderr)
     if len(found) < 2:
         raise UsageError(
-            f"to compare takes two or more runs, and {visible(str(next(iter(found.values()))))} "
+            f"a comparison needs two or more runs, and {visible(str(next(iter(found.values()))))} "
             "is one. Name another, or a folder that holds several."
         )
     return list(found.values())

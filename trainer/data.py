@@ -36,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", metavar="FILE", help="the YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. dataset.root=...")
-    parser.add_argument("--output", metavar="DIR", help="where to write (default runs/NAME/data)")
-    parser.add_argument("--runs", metavar="DIR", default="runs", help="root of runs (default runs)")
+    parser.add_argument("--output", metavar="DIR", help="where to write (default: runs/NAME/data)")
+    parser.add_argument(
+        "--runs", metavar="DIR", default="runs", help="root of runs (default: runs)"
+    )
     parser.add_argument("--no-near", action="store_true", help="do not search for similar images")
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
     parser.add_argument("--store", action="store_true", help="list the stored images instead")

@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "(default: RUN/predictions.csv, with val and test)",
     )
     parser.add_argument(
-        "--output", metavar="FOLDER", help="of PLACE (default: RUN/evaluations/NAME)"
+        "--output",
+        metavar="FOLDER",
+        help="with PLACE: where to write (default: RUN/evaluations/NAME)",
     )
     parser.add_argument(
         "--rename",

@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="how evidence is found (default grad_cam, or integrated_gradients for a model without "
         "maps; both others need captum)",
     )
-    parser.add_argument("--output", metavar="DIR", help="default: RUN/explain/ and IMAGE's name")
+    parser.add_argument(
+        "--output", metavar="DIR", help="where to write (default: RUN/explain/ and IMAGE's name)"
+    )
     parser.add_argument("--device", help="as train.device: auto, cpu, cuda, cuda:1, mps")
     arguments = parser.parse_args(argv)
 

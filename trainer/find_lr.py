@@ -29,16 +29,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", metavar="FILE", required=True, help="the YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1")
     parser.add_argument(
-        "--from", dest="low", type=float, default=1e-7, metavar="LR", help="default 1e-7"
+        "--from",
+        dest="low",
+        type=float,
+        default=1e-7,
+        metavar="LR",
+        help="the lowest rate (default: 1e-7)",
     )
     parser.add_argument(
-        "--to", dest="high", type=float, default=10.0, metavar="LR", help="default 10"
+        "--to",
+        dest="high",
+        type=float,
+        default=10.0,
+        metavar="LR",
+        help="the highest rate (default: 10)",
     )
-    parser.add_argument("--steps", type=int, default=100, metavar="N", help="default 100")
     parser.add_argument(
-        "--output", metavar="FILE.png", type=Path, help="default runs/NAME/find_lr.png"
+        "--steps", type=int, default=100, metavar="N", help="of a training (default: 100)"
     )
-    parser.add_argument("--runs", metavar="DIR", default="runs", help="root of runs (default runs)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE.png",
+        type=Path,
+        help="the picture (default: runs/NAME/find_lr.png)",
+    )
+    parser.add_argument(
+        "--runs", metavar="DIR", default="runs", help="root of runs (default: runs)"
+    )
     arguments = parser.parse_intermixed_args(argv)
     if not 0 < arguments.low < arguments.high < float("inf"):
         parser.error("--from and --to: expected 0 < --from < --to, such as 1e-7 and 10")

@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "overrides", nargs="*", metavar="dataset.key=value", help="e.g. dataset.layout=classes"
     )
     parser.add_argument(
-        "--out", metavar="FILE.yaml", type=Path, help="default configs/NAME.yaml; must be new"
+        "--out", metavar="FILE.yaml", type=Path, help="the new file (default: configs/NAME.yaml)"
     )
-    parser.add_argument("--name", metavar="NAME", help="of the run; default the name of PATH")
+    parser.add_argument("--name", metavar="NAME", help="of the run (default: the name of PATH)")
     parser.section, parser.example = "dataset.", ("dataset.root", "images")
     arguments = parser.parse_intermixed_args(argv)
     if wrong := [word for word in arguments.overrides if not word.startswith("dataset.")]:

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.description = "One line per run: status, epochs, best values, time; the newest last."
     one.epilog = EXIT_CODES
     one.add_argument("folders", nargs="*", metavar="NAME", help="name or folder of runs")
-    one.add_argument("--runs", default=RUNS, metavar="DIR", help="where the runs are (runs)")
+    one.add_argument("--runs", default=RUNS, metavar="DIR", help="root of runs (default: runs)")
     one.add_argument(
         "--sort",
         type=sort_key,

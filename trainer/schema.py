@@ -1,23 +1,24 @@
 """Write configs/schema.json. With it, editors complete and check a YAML file while a person types.
 
-    python -m trainer.schema            write it, and docs/yaml.md
+    python -m trainer.schema            write it, docs/yaml.md and docs/yaml.zh.md
     python -m trainer.schema --check    exit 1 if a file is out of date
 
 The schema is generated from Config and the signatures of constructors, also of torch and
 torchvision. So --check compares it only under the versions that it was made with. docs/yaml.md, the
-same content for people, is made from the schema alone; --check always compares it.
+same content for people, is made from the schema alone; --check always compares it. For the Chinese
+page, docs/yaml.zh.json has the Chinese of each English line and cell; what it lacks stays English.
 """
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from trainer.config import Config
 from trainer.config.components import SCHEMA_FILE, TABLES, component_key, full_schema
-from trainer.config.schema_page import as_page
+from trainer.config.schema_page import as_page, in_chinese
 from trainer.config.signatures import arguments_schema
 from trainer.process.command_line import Parser
 from trainer.process.exits import exit_code_of
@@ -42,7 +43,7 @@ def _main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--check", action="store_true", help="only compare; exit 1 on a difference")
     if not parser.parse_args(argv).check:
         schema = generate()
-        for file, text in ((SCHEMA_FILE, as_text(schema)), (page_file(), as_page(schema))):
+        for file, text in {SCHEMA_FILE: as_text(schema), **pages(schema)}.items():
             if file.parent.is_dir():  # a copy of the checkout may have no docs/
                 write_file(file, text)
                 print(f"wrote {file}")
@@ -54,9 +55,8 @@ def _main(argv: Sequence[str] | None) -> int:
     elif text != as_text(generate()):
         print(f"{SCHEMA_FILE} is out of date: python -m trainer.schema", file=sys.stderr)
         return 1
-    page = page_file()
-    if page.parent.is_dir():
-        if not page.exists() or page.read_text(encoding="utf-8") != as_page(json.loads(text)):
+    for page, content in pages(json.loads(text)).items() if page_file().parent.is_dir() else ():
+        if not page.exists() or page.read_text(encoding="utf-8") != content:
             print(f"{page} is out of date: python -m trainer.schema", file=sys.stderr)
             return 1
     return 0
@@ -65,6 +65,16 @@ def _main(argv: Sequence[str] | None) -> int:
 def page_file() -> Path:
     """The path of docs/yaml.md, in the checkout of the schema."""
     return SCHEMA_FILE.parent.parent / "docs" / "yaml.md"
+
+
+def pages(schema: Mapping[str, Any]) -> dict[Path, str]:
+    """The pages of a schema: the English one, and the Chinese one where its words are there."""
+    page = page_file()
+    made, words = {page: as_page(schema)}, page.with_name("yaml.zh.json")
+    if words.exists():
+        chinese = json.loads(words.read_text(encoding="utf-8"))
+        made[page.with_name("yaml.zh.md")] = in_chinese(made[page], chinese)
+    return made
 
 
 def generate() -> dict[str, Any]:

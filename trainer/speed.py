@@ -35,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", metavar="FILE", required=True, help="the YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.device=cpu")
     parser.add_argument(
-        "--seconds", type=float, default=180.0, metavar="N", help="at most so long (default 180)"
+        "--seconds",
+        type=float,
+        default=180.0,
+        metavar="N",
+        help="the longest time to measure (default: 180)",
     )
     parser.add_argument("--no-compile", action="store_true", help="do not try train.compile")
     parser.add_argument("--json", action="store_true", help="print one JSON object only")

@@ -67,8 +67,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="key=value",
         help="for the sweep (sweep.trials=20) or for the experiment (train.epochs=5)",
     )
-    parser.add_argument("--runs", metavar="DIR", default="runs", help="root of runs (default runs)")
-    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="runs at once (default 1)")
+    parser.add_argument(
+        "--runs", metavar="DIR", default="runs", help="root of runs (default: runs)"
+    )
+    parser.add_argument(
+        "--jobs", metavar="N", type=int, default=1, help="runs at once (default: 1)"
+    )
     parser.add_argument("--retry", action="store_true", help="do failed runs again (not with tpe)")
     parser.add_argument("--dry-run", action="store_true", help="check all, list the trials, stop")
     arguments = parser.parse_intermixed_args(argv)

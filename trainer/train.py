@@ -66,7 +66,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config", metavar="FILE", help="the YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optimizer.lr=0.1")
     parser.add_argument(
-        "--runs", metavar="DIR", type=Path, default="runs", help="root of runs (default runs)"
+        "--runs", metavar="DIR", type=Path, default="runs", help="root of runs (default: runs)"
     )
     parser.add_argument(
         "--resume",

@@ -33,7 +33,7 @@ import trainer.loop.model_summary
 import trainer.loop.resume  # with the others, before the fork
 from trainer.train import main as train
 
-PAGE = Path("docs/models.md")
+PAGE, CHINESE = Path("docs/models.md"), Path("docs/models.zh.md")
 
 MEMORY, SECONDS = 12 * 2**30, 600.0  # of a child
 PICTURES, SIZE = 12, 32  # pixels; then what the refusal of this size names
@@ -199,7 +199,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 file.write(json.dumps(line) + "\n")
             print(f"{number}/{len(names)} {name}: {said(line)}; {line['seconds']} s", flush=True)
     if arguments.page or not arguments.only:
-        PAGE.write_text(page([results[name] for name in sorted(results)]))
+        lines = [results[name] for name in sorted(results)]
+        PAGE.write_text(page(lines))
+        head = re.split(r"(?<=---\|\n)", CHINESE.read_text(encoding="utf-8"))[0]
+        CHINESE.write_text(head + rows(lines), encoding="utf-8")  # its numbers: by hand
     return int(any(is_bad(results[name][kind]) for name in names for kind in ("dry_run", "epoch")))
 
 
@@ -243,7 +246,12 @@ what to type, and that is tried then: an argument of the model, or else larger p
 | model | works at | without the argument, or why it is refused |
 |---|---|---|
 """
-    return head + "".join(f"| `{line['model']}` | {works_at(line)} |\n" for line in lines)
+    return head + rows(lines)
+
+
+def rows(lines: Sequence[Line]) -> str:
+    """The rows of the table of models."""
+    return "".join(f"| `{line['model']}` | {works_at(line)} |\n" for line in lines)
 
 
 def works_at(line: Line) -> str:

@@ -199,5 +199,5 @@ def _on_statistics(job: Job) -> Iterator[Note]:
         "model",
         f"batch norm's momentum is {min(momenta):.2g}: after the run's {steps:,} steps {left:.0%} "
         f"of its statistics are still the initial ones. Evaluation, which uses them, may stay at "
-        f"chance; {' or '.join(mends)} mends that",
+        f"chance; {' or '.join(mends)} avoids that",
     )

@@ -27,7 +27,7 @@ SURVIVE = (
     "ResNet",
     "VGG",
 )  # plain layers, whose kernels end no process
-DEADLY = ": a fault of PyTorch, or of the model's own code, that no setting mends"
+DEADLY = ": a fault of PyTorch, or of the model's own code, that no setting avoids"
 OF_WHOLE_WEIGHTS = ("Adafactor", "Muon")  # they use rows and columns of a weight
 
 

@@ -157,7 +157,7 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES, tail: bool = False) -> tu
             if not stat.S_ISREG(about.st_mode):
                 return "", f"{path.name} is no file"
             if about.st_size > limit and not tail:
-                return "", f"{path.name} is larger than any of ours"
+                return "", f"{path.name} is larger than any that the trainer writes"
             if tail:
                 file.seek(max(about.st_size - limit, 0))
             return file.read(min(limit, about.st_size)).decode(errors="replace"), ""

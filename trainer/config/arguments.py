@@ -1,9 +1,10 @@
 """What the signatures of components leave out: the ranges of numbers, and better descriptions.
 
 RANGES says which numbers an argument may be, where a constructor does not say so itself. OF_TORCH
-describes arguments of PyTorch's and torchvision's components where theirs do not help: theirs is
-cut to its first sentence, which may say nothing ("How much to jitter hue."), or speaks of what a
-YAML cannot give. Its key is an argument, or ``Component.argument``, which counts first.
+describes the arguments of PyTorch's and torchvision's components. Their own texts may say nothing
+("Decay term."), speak of what a YAML cannot give, or change with a version; the first sentence of
+such a text stands in only for an argument that is new there. The key is an argument, or
+``Component.argument``, which counts first.
 """
 
 from collections.abc import Mapping
@@ -152,6 +153,7 @@ RANGES: Mapping[str, Mapping[str, Schema]] = {
 }
 
 OF_TORCH: Mapping[str, str] = {
+    "amsgrad": "Divide by the largest mean of squared gradients so far, not by the present one.",
     "alpha": "Both parameters of the Beta distribution that a pair's share is drawn from, above 0.",
     "antialias": "Average pixels where the image shrinks; null is false.",
     "capturable": "Let the step be captured in a CUDA graph; for GPUs only.",
@@ -225,6 +227,37 @@ OF_TORCH: Mapping[str, str] = {
     "RandomRotation.expand": "Enlarge the image so that all of it stays; sizes then differ.",
     "ReduceLROnPlateau.eps": "A smaller change of the learning rate is left out.",
     "ReduceLROnPlateau.min_lr": "The lowest learning rate, one number or one per group.",
+    "Adadelta.rho": "The decay of the moving mean of squared gradients, 0-1.",
+    "Adafactor.beta2_decay": "The decay of the mean of squared gradients at step t is 1 - t ** "
+    "beta2_decay; 0 or less.",
+    "Adafactor.d": "Where the root mean square of an update is larger than this, it is scaled to "
+    "this.",
+    "Adagrad.initial_accumulator_value": "The sum of squared gradients before the first step.",
+    "Adagrad.lr_decay": "The rate of step t, from 0 on, is lr / (1 + t * lr_decay).",
+    "ASGD.lambd": "How fast the rate falls, with alpha: lr / (1 + lambd * lr * step) ** alpha; it "
+    "shrinks the weights too.",
+    "ASGD.t0": "The step after which ASGD averages the weights; no answer of a run uses this mean.",
+    "NAdam.momentum_decay": "How fast the momentum grows to betas[0] with the steps.",
+    "OneCycleLR.base_momentum": "The momentum while the learning rate is highest, one number or "
+    "one per group.",
+    "OneCycleLR.cycle_momentum": "Lower the momentum while the rate rises, and raise it again.",
+    "OneCycleLR.div_factor": "The first learning rate is max_lr / div_factor.",
+    "OneCycleLR.final_div_factor": "The last learning rate is the first one / final_div_factor.",
+    "OneCycleLR.max_momentum": "The momentum at the start and at the end, one number or one per "
+    "group.",
+    "PolynomialLR.power": "The rate falls as (1 - epoch / total_iters) ** power; 1 is a line.",
+    "RandAugment.num_ops": "The number of operations applied to an image, one after the other.",
+    "ReduceLROnPlateau.cooldown": "The epochs after a reduction in which none is counted as bad.",
+    "ReduceLROnPlateau.factor": "The factor on the learning rate at each reduction, below 1.",
+    "ReduceLROnPlateau.patience": "The epochs without an improvement that are allowed; the next "
+    "one reduces the rate.",
+    "ReduceLROnPlateau.threshold": "A smaller change of the monitored value is no improvement.",
+    "RMSprop.centered": "Divide by the gradient's standard deviation, not by its root mean square.",
+    "Rprop.etas": "[shrink, grow]: the factor on a step size where the gradient's sign changed, "
+    "and where it stayed.",
+    "Rprop.step_sizes": "[least, most] of a weight's step size.",
+    "SGD.nesterov": "Look a step ahead with the momentum (Nesterov); needs momentum above 0.",
+    "TenCrop.vertical_flip": "Flip the crops upside down, instead of left to right.",
     "Resize.max_size": "With size as one number: the longest side that the result may have.",
     "Resize.size": "[height, width] in pixels: the sides become these, which squashes images of "
     "another aspect ratio. One number: the shorter side, with the aspect ratio kept; then add "

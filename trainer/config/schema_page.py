@@ -12,7 +12,8 @@ from trainer.process.words import listed
 HEAD = """# The YAML, key by key
 
 Written by `python -m trainer.schema` from the settings and the constructors' signatures: change
-those, not this page. {made_with}
+those, not this page.
+{made_with}
 
 A component is `{{name: X, argument: value}}`, or a bare `X` if no argument is required. Names and
 arguments are those of PyTorch and torchvision v2. A wrong key, type or name is reported with its
@@ -25,6 +26,14 @@ ALSO = {
     "optimizer": "Every optimizer takes these too:",
     "scheduler": "Every scheduler takes this too:",
 }
+# Of a family of models: the arguments are those of a builder that has no full signature.
+OPEN = {
+    "torchvision/": "Its other arguments are those of torchvision's builder, such as `dropout` and "
+    "`stochastic_depth_prob`. The model decides which it takes; a wrong one is reported.",
+    "timm/": "Its other arguments are those of `timm.create_model` for this model, such as "
+    "`drop_rate`, `drop_path_rate` and `img_size`. The model decides which it takes; a wrong one "
+    "is reported.",
+}
 PLURAL = {"transform": "transforms", "metric": "metrics"}  # the key whose list holds them
 TYPES = {
     "boolean": ["`true`", "`false`"],
@@ -34,6 +43,26 @@ TYPES = {
     "null": ["`null`"],
     "object": ["mapping"],
 }
+CHINESE_STARTS = {"Made with ": "生成时的版本：", "NAME is one of ": "NAME 可以是："}
+# Words of types in Chinese, by pattern, the longer ones first.
+CHINESE_TYPES = {
+    r"^type$": "类型",
+    r"\ba whole number of steps, epochs or minutes\b": "步数、轮数或分钟数",
+    r"\ba whole number of steps or epochs\b": "步数或轮数",
+    r"\ba whole number of steps\b": "步数",
+    r"\ba whole number of minutes\b": "分钟数",
+    r"\blists? of lists of ": "列表的列表：",
+    r"\blists? of (\d+) ": r"\1 项的列表：",
+    r"\blists? of ": "列表：",
+    r"\blist\b": "列表",
+    r"\bwhole numbers?\b": "整数",
+    r"\bnumbers?\b": "数",
+    r"\btexts?\b": "文本",
+    r"\bmappings?\b": "映射",
+    r" and (?=[<>])": " 且 ",
+    r",? or ": " 或 ",
+    r", ": "、",
+}
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
@@ -41,10 +70,42 @@ def as_page(schema: Schema) -> str:
     """The Markdown page of a schema from ``trainer.schema.generate``."""
     made_with = re.sub("^generated .* with", "Made with", schema["$comment"])
     blocks = [HEAD.format(made_with=f"{made_with}.")]
-    blocks += [_key_table("key", _key_rows(schema["properties"], schema["required"], schema))]
+    blocks += [
+        _key_table(
+            "key", _key_rows(schema["properties"], schema["required"], schema, "the file's name")
+        )
+    ]
     for key, described in schema["properties"].items():
         blocks += _section(key, described, schema)
     return "\n".join(blocks)
+
+
+def in_chinese(page: str, words: Mapping[str, str]) -> str:
+    """The page with Chinese in place of each cell, line and type that ``words`` translates.
+
+    Its keys are English cells and lines. A text without a translation stays English.
+    """
+    lines = []
+    for line in page.split("\n"):
+        if line.startswith("|"):
+            name, kind, *rest = re.split(r"(?<!\\) \| ", line.strip("| "))
+            cells = [words.get(name, name), words.get(kind) or _type_in_chinese(kind)]
+            cells += [words.get(cell, cell) for cell in rest]
+            line = f"| {' | '.join(cells)} |"
+        line = words.get(line, line)
+        for english, chinese in CHINESE_STARTS.items():
+            line = re.sub(f"^{english}", chinese, line)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _type_in_chinese(kind: str) -> str:
+    """A cell of ``_types`` in Chinese; what stands between backquotes or brackets stays."""
+    parts = re.split(r"(`[^`]*`|\[.*?\]\(.*?\))", kind)
+    for i in range(0, len(parts), 2):
+        for english, chinese in CHINESE_TYPES.items():
+            parts[i] = re.sub(english, chinese, parts[i])
+    return "".join(parts).replace("[keys](", "[各键](")
 
 
 def _section(key: str, described: Schema, schema: Schema) -> Iterator[str]:
@@ -104,6 +165,9 @@ def _components(kind: Schema, schema: Schema) -> Iterator[str]:
         }
         if rows := list(_key_rows(own, described["required"], schema, "from the run")):
             yield _key_table("argument", rows)
+        else:
+            none = "It takes no other argument." if common else "It takes no argument."
+            yield f"{OPEN.get(name, none)}\n"
 
 
 def _heading(name: str) -> str:
@@ -120,7 +184,7 @@ def _key_rows(
 ) -> Iterator[tuple[str, ...]]:
     """Name, type, default and help of each key, without keys that the trainer sets itself.
 
-    unset: the text for a key that is not required and has no default.
+    unset: the text for a key that is not required and has no default of its own.
     """
     for name, described in properties.items():
         if "not" in described:
@@ -136,7 +200,7 @@ def _key_rows(
         section = next(_definitions(described, schema), {})
         if "properties" in section:  # a section has its own table
             kind = f"[keys](#{anchor(name)})"
-            default = "required" if name in required else ""
+            default = "required" if name in required else "those of its keys"
             if described.get("default", 0) is None:
                 kind, default = f"{kind} or `null`", "`null`"
             help_text = help_text or section.get("description", "")

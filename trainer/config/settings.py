@@ -122,7 +122,7 @@ class SplitSettings(Frozen):
     )
     """Images that must share a split: {column: NAME} of the dataset's table, {folder: N} for the
     first N folders below the class folder, {regex: PATTERN} for its first parentheses in the
-    file's name, or duplicates: similar pictures. null has no groups, beside equal files."""
+    file's name, or duplicates: similar images. null has no groups, beside equal files."""
 
     @pydantic.model_serializer(mode="wrap")
     def _without_idle_ratios(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:

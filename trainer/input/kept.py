@@ -204,7 +204,7 @@ def place_kept(
         raise DataError("loader.cache: device needs images of one size: let a Resize come first.")
     if per_sample:
         raise DataError(
-            f"loader.cache: device cannot be with {', '.join(pipeline.without_batched_form)}, "
+            f"loader.cache: device does not go with {', '.join(pipeline.without_batched_form)}, "
             "which has no batched form: it works on images in main memory; use auto or ram."
         )
     require_free(config, size, device)

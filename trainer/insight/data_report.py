@@ -238,7 +238,7 @@ def as_markdown(facts: Mapping[str, Any], pictures: Sequence[str]) -> str:
 MEAN_STD = ("mean", "std")
 PADDED = (
     "The edge of `Pad` counts in the first row, and not in the second. Both may stand in the YAML; "
-    "`python -m trainer.new` writes the second, which is that of the pictures alone."
+    "`python -m trainer.new` writes the second, which is that of the images alone."
 )
 
 
@@ -287,8 +287,8 @@ def duplicates_of(facts: Mapping[str, Any], drawn: bool) -> list[str]:
         blocks += ["Not searched for (`--no-near`)."]
     else:
         blocks += [
-            "Pictures that are nearly the same: re-encoded, resized, brightened, slightly cropped. "
-            "Look at them before removing any: small pictures of like things can be alike too.",
+            "Images that are nearly the same: re-encoded, resized, brightened, slightly cropped. "
+            "Look at them before removing any: small images of like things can be alike too.",
             rows(near) if near else "None.",
         ]
     return blocks + (["![equal and similar images](duplicates.png)"] if drawn else [])

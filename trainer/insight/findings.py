@@ -211,7 +211,7 @@ class Findings:
         if unknown := self.novelty.get("unknown"):
             lost = f", {unknown['left_out']:,} left out" * bool(unknown["left_out"])
             parts.append(
-                f"dataset.unknown has {unknown['images']:,} pictures of no class{lost}; AUROC is "
+                f"dataset.unknown has {unknown['images']:,} images of no class{lost}; AUROC is "
                 "how well they are told from test, and FPR95 the share of them that is kept with "
                 "95% of test."
             )

@@ -94,8 +94,8 @@ def commands_for(run: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("watch the curves", tensorboard_command(run.parent.parent, epochs)),
         ("evaluate the weights again", f"python -m trainer.evaluate {folder}"),
-        ("classify pictures", f"python -m trainer.predict {folder} path/to/pictures"),
-        ("see what the model looks at", f"python -m trainer.explain {folder} path/to/picture.jpg"),
+        ("classify images", f"python -m trainer.predict {folder} path/to/images"),
+        ("see what the model looks at", f"python -m trainer.explain {folder} path/to/image.jpg"),
         ("take it elsewhere", f"python -m trainer.export {folder} --format onnx"),
         ("compare the runs of this name", f"python -m trainer.compare {siblings}"),
         ("train on", f"python -m trainer.train --resume {folder} train.epochs={2 * epochs}"),

@@ -227,7 +227,7 @@ def measure_unknown(session: Session, known: Known) -> dict[str, Any]:
                 refused += [f"{root}: {NO_ANSWER}"] * int((~finite).sum())
                 scores.append(novelty.split_scores(outputs[finite])[1])
     if refused:
-        told = f"{len(refused):,} of {counted(len(paths), 'picture')} left out; the first: "
+        told = f"{len(refused):,} of {counted(len(paths), 'image')} left out; the first: "
         session.say(f"note    dataset.unknown: {told}{' '.join(refused[0].split())}")
     unknown = torch.cat(scores) if scores else torch.empty(0, len(SCORES))
     found: dict[str, Any] = {"images": len(unknown), "left_out": len(refused)}

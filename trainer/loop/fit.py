@@ -167,7 +167,7 @@ def ending(job: Job, start: Start) -> Iterator[None]:
         is_common = processes.is_common(error)
         failure = in_plain_words(error) if is_common else processes.as_process_failure(error)
         finish(run, status="failed", reason=str(failure) or type(failure).__name__)
-        how = "once it is mended"
+        how = "once it is repaired"
         if isinstance(failure, NoAnswer):
             how = "with more epochs"
             go_on += f" train.epochs={2 * job.config.train.epochs}"

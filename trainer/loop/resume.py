@@ -56,12 +56,12 @@ def check(run: Path, job: Job, say: Say) -> Found | None:
         raise RunError(f"{run} was combined of other runs, and was never trained: resume those.")
     if old_result(run).get("status") == "done":
         raise RunError(
-            f"{run} is finished, and its checkpoints are gone: bring them back, or begin a new run."
+            f"{run} is finished, and its checkpoints are gone: bring them back, or start a new run."
         )
     if not (run / "checkpoints").is_dir():
         raise RunError(
             f"{run / 'checkpoints'} is missing, which was there when the run began: bring it back, "
-            "or begin a new run."
+            "or start a new run."
         )
     say(f"note    {run} ended before its first checkpoint: it begins anew")
     return None
@@ -75,7 +75,7 @@ def compare(job: Job, content: dict[str, Any], run: Path, say: Say) -> None:
     except (KeyError, TypeError, ValueError, RecursionError):
         is_ours = False
     if not is_ours:
-        raise RunError(f"{run}: its checkpoint is none of ours.")
+        raise RunError(f"{run}: its checkpoint is not one that the trainer wrote.")
     refused = []
     for path, old, new in differences(content["settings"], settings(job.config)):
         if path.startswith(MAY_CHANGE):

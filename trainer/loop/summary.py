@@ -76,7 +76,7 @@ def conclude(run: Path, config: Config, result: dict[str, Any], say: Say) -> Non
     if auroc := unknown.get("auroc", {}).get(SCORES[0]):
         fpr = unknown["fpr95"][SCORES[0]]
         apart = f"AUROC {auroc:.4f}, FPR95 {fpr:.4f} ({SCORES[0]})"
-        say(f"unknown {apart}, {unknown['images']:,} pictures of dataset.unknown")
+        say(f"unknown {apart}, {unknown['images']:,} images of dataset.unknown")
     speed = result["images_per_second"]
     per_second = f", {speed:,.0f} images/s" if speed else ""
     say(f"best    epoch {result['best']['epoch']} of {result['epochs']}")

@@ -248,7 +248,7 @@ def in_plain_words(error: BaseException) -> BaseException:
     if component_place(error) and not (is_of_disk and not isinstance(error, FileNotFoundError)):
         return ComponentError(
             f"{text}\nThis code is of a dataset, transform, model, loss or metric, which the "
-            "trainer only calls: mend it there, or report it to whose it is."
+            "trainer only calls: correct it there, or report it to its author."
         )
     if isinstance(error, OSError) and error.strerror:
         return RunError(f"{error.filename or 'writing the output'}: {error.strerror}")

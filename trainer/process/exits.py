@@ -74,7 +74,7 @@ def exit_code_of(action: Callable[[], None]) -> int:
                 return code
         if is_first():  # all ranks raise it, so rank 0 prints it
             traceback.print_exc()
-            bug = "this is a bug of the trainer; please report the lines above"
+            bug = "this is a bug of the trainer; report it with the lines above"
             print(bug, file=sys.stderr)
         return Exit.BUG
     except BaseException as raised:  # such as SystemExit, which a component may raise

@@ -33,7 +33,7 @@ def require_best(run: Path) -> None:
         missing = run / ("model.json" if files[0] else "model.pt")
         raise RunError(f"{missing} is missing: it was removed. A copy of the run may have it.")
     go_on = f"to go on with it: python -m trainer.train --resume {shlex.quote(str(run))}"
-    how = {"running": "wait for its first epoch", "failed": f"once that is mended, {go_on}"}
+    how = {"running": "wait for its first epoch", "failed": f"once that is repaired, {go_on}"}
     why = f": {shortened(visible(reason), 300)}" if reason else ""
     raise RunError(
         f"{run} has no weights yet: no epoch was the best yet.\n"

@@ -236,7 +236,7 @@ def problem_of(folder: Path) -> str | None:
     needed = {STATE, WEIGHTS}
     is_ours = isinstance(files, dict) and needed <= files.keys() <= needed | {BEST}
     if not is_ours or "best" not in manifest:
-        return f"{MANIFEST} is no manifest of ours"
+        return f"{MANIFEST} is not one that the trainer wrote"
     for name, entry in files.items():
         problem = damage_of(folder / name, entry)
         if problem and not (name == BEST and damage_of(model_of(folder), entry) is None):
@@ -279,7 +279,10 @@ def bring_back_best(folder: Path, say: Callable[[str], None]) -> Entry | None:
     if damage_of(weights, best_entry):
         return disk.copy_file(folder / (BEST if BEST in manifest["files"] else WEIGHTS), weights)
     if BEST in manifest["files"] and damage_of(folder / BEST, best_entry):
-        say(f"note    {folder / BEST} is damaged; model.pt holds the same and mends it")
+        say(
+            f"note    {folder / BEST} is damaged; it is written again from model.pt, which holds "
+            "the same"
+        )
         with suppress(OSError):
             disk.copy_file(weights, folder / BEST)
     return best_entry

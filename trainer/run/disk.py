@@ -216,7 +216,7 @@ def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
     """Read what ``write_json`` wrote, at most ``limit`` bytes; raises RunError for all else."""
     try:
         if path.exists() and not (path.is_file() and path.stat().st_size <= limit):
-            raise ValueError("it is no file of ours")
+            raise ValueError("it is not one that the trainer wrote")
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}): the run folder is damaged.") from None

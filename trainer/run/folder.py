@@ -209,7 +209,7 @@ def read_metrics(path: Path, length: int | None = None) -> list[dict[str, Any]]:
             content = file.read(size if length is None else min(length, size)).decode()
         lines = [json.loads(line) for line in content.splitlines()]
         if not all(isinstance(line, dict) and "step" in line for line in lines):
-            raise ValueError("not every line is one of ours")
+            raise ValueError("it has lines that the trainer did not write")
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}): the run folder is damaged.") from None
     return lines

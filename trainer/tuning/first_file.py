@@ -116,7 +116,7 @@ def _compact(sight: Sight, flips: bool, has_bf16: bool) -> Recipe:
     batch, epochs = (1000, 10) if large else (256, 16)
     shipped = "cifar10_cpu" if large else "resnet_fashion_mnist"
     widths = "[64, 256, 256]" if large and has_bf16 else "[64, 128, 256]"
-    half = "  # half the time of [64, 256, 256], for want of bf16" * (large and not has_bf16)
+    half = "  # half the time of [64, 256, 256], as there is no bf16" * (large and not has_bf16)
     muon, bias, head = (0.24, 53, 0.83) if large else (0.12, 13, 0.21)
     tta = ["evaluation: {tta: flip+shifts}"] if flips else []
     of_bias = f"lr: {bias}, momentum: 0.85, weight_decay: 3.8e-5"
@@ -197,7 +197,7 @@ def first_file(
     )
     looked = len(sight.pixels)
     joins = sight.is_grey and sight.channels > 1
-    grey = ["{name: Grayscale}  # the pictures are grey: one channel holds all"] * joins
+    grey = ["{name: Grayscale}  # the images are grey: one channel holds all"] * joins
     normalize = (
         f"{{name: Normalize, mean: {mean}, std: {std}}}"
         f"  # of {counted(looked, 'training image')}, as they are resized"
