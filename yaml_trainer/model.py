@@ -42,8 +42,8 @@ class Model:
         self.classes: tuple[str, ...] = self._one.classes
         self.folder: Path = self._one.run
         self._remarks = Counter[int]()
-        self._sets_of = functools.cache(self._measured_sets)
-        self._rejection_of = functools.cache(self._measured_rejection)
+        self._sets_of = functools.lru_cache(8)(self._measured_sets)
+        self._rejection_of = functools.lru_cache(8)(self._measured_rejection)
 
     def __repr__(self) -> str:
         """Returns the run and the number of classes."""
