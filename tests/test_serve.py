@@ -32,9 +32,9 @@ from trainer.process.stop import StopRequest
 from trainer.serve import main
 
 pytest.importorskip("litserve", reason='pip install -e ".[serve]"')
-from yaml_trainer.serving.answering import Answering  # noqa: E402
-from yaml_trainer.serving.engine import Engine, Job, gather  # noqa: E402
-from yaml_trainer.serving.uploads import Upload  # noqa: E402
+from yaml_trainer.serving.answering import Answering
+from yaml_trainer.serving.engine import Engine, Job, gather
+from yaml_trainer.serving.uploads import Upload
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "a token of more than sixteen characters"
