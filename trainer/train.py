@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.process.command_line import Parser
-from trainer.process.console import say
+from trainer.process.console import say, say_but_no_weights
 from trainer.process.errors import Stopped, UsageError
 from trainer.process.exits import exit_code_of
 from trainer.process.launch import is_first, is_one_of_several, run_as_command, started_by
@@ -130,12 +130,6 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
             return
         distribute(job, say)
         fit(job, arguments.runs, folder, say, stop)
-
-
-def say_but_no_weights(text: str) -> None:
-    """``say``, but not of initial weights, which the checkpoint of a resumed run replaces."""
-    if not text.startswith("weights "):
-        say(text)
 
 
 def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Config", Path | None]:

@@ -387,6 +387,11 @@ def _one_size(images: Images) -> Tensor:
 
 def _check_levels(*images: Tensor) -> None:
     for image in images:
+        if not isinstance(image, Tensor):
+            what = f"of {image.dtype}" if hasattr(image, "dtype") else f"such as {image!r:.50}"
+            raise ValueError(
+                f"images must be tensors (C, H, W), but are {type(image).__name__} {what}"
+            )
         if image.dtype not in (torch.uint8, torch.uint16):
             raise ValueError(f"images must be uint8 (0-255) or uint16, but are {image.dtype}")
 

@@ -95,7 +95,7 @@ class Model:
                 rejection = self._rejection_of(_level("reject", reject), score, tta)
             elif score is not None:
                 raise InputError("score: says how reject measures; give reject too, such as 0.95")
-            sources = sources_of(images, one.form, one.image_channels)
+            sources = sources_of(images)
             found: Generator[Prediction, None, None]
             if len(self._models) == 1:
                 found = predict_images(one, sources, **options, rejection=rejection)
@@ -181,14 +181,17 @@ def load(
         raise TrainerError("run: an empty list; expected the folder of a run.")
     settings = {"train.device": device, "train.threads": threads}
     overrides = [f"{key}={value}" for key, value in settings.items() if value is not None]
-    with kept(), all_errors():
-        from trainer.build.trained import load_with
+    with all_errors():
         from trainer.config import load_config
-        from trainer.inference.prediction import require_same_classes
         from trainer.run.folder import find_runs
 
         runs = find_runs([os.fspath(text) for text in texts])
-        models = [load_with(load_config(one / "config.yaml", overrides), one) for one in runs]
+        configs = [load_config(one / "config.yaml", overrides) for one in runs]
+    with kept(), all_errors():
+        from trainer.build.trained import load_with
+        from trainer.inference.prediction import require_same_classes
+
+        models = [load_with(config, one) for config, one in zip(configs, runs, strict=True)]
         require_same_classes(models)
     return Model(models)
 

@@ -23,22 +23,24 @@ Picture: TypeAlias = (
 Pictures: TypeAlias = Picture | Iterable[Picture]
 
 FILES = (str, os.PathLike, bytes, bytearray, memoryview)
+REFUSALS = (ValueError, TypeError, OSError, RuntimeError, SyntaxError)  # of Pillow and torch
+GIVE_FILE = "give its path or its file's bytes"
 KINDS = "a path, the bytes of a file, a PIL image, a NumPy array or a tensor"
 COLOURS = frozenset({1, 2, 3, 4})  # channels of a picture: grey or RGB, each also with alpha
-ALPHA = {2: "LA", 4: "RGBA"}
+ALPHA = (2, 4)  # of these, the last channel
 ORIENTATION = 0x0112  # the EXIF tag
-TO_RGB = frozenset({"CMYK", "YCbCr", "HSV", "LAB"})  # modes that a file's become RGB from
-TO_ALPHA = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 SAVED = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # modes that a PNG holds
+TO_RGB = frozenset({"CMYK", "YCbCr", "HSV", "LAB"})  # modes that become RGB
+TO_ALPHA = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA"}  # and these
 
 
-def sources_of(images: Pictures, form: Form, channels: int) -> Iterator[Readable]:
+def sources_of(images: Pictures) -> Iterator[Readable]:
     """Yield a Readable for each image; what is no image is refused when it is read."""
     for number, image in enumerate(one_by_one(images)):
         name = f"images[{number}]"
         try:
-            yield source_of(image, name, form, channels)
-        except (ValueError, OSError, SyntaxError) as error:  # of Pillow's decoders too
+            yield source_of(image, name)
+        except REFUSALS as error:
             yield _refused(name, " ".join(str(error).split()) or type(error).__name__)
 
 
@@ -65,10 +67,10 @@ def one_by_one(images: Pictures) -> Iterator[Picture]:
         yield from found
 
 
-def source_of(image: Picture, name: str, form: Form, channels: int) -> Readable:
-    """The Readable of an image; its pixels are copied, and a file's are read later, in a thread.
+def source_of(image: Picture, name: str) -> Readable:
+    """The Readable of an image. Pixels are copied now; all else is read later, in a thread.
 
-    channels: those of the run's images. Raises ValueError with what is wrong and how to mend it.
+    Raises one of REFUSALS.
     """
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
@@ -76,9 +78,10 @@ def source_of(image: Picture, name: str, form: Form, channels: int) -> Readable:
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes_source(bytes(image), name)
     if isinstance(image, Image.Image):
-        return pil_source(image, name, form)
+        return pil_source(image, name)
     if isinstance(image, np.ndarray | Tensor):
-        return pixels_source(pixels_of(image, form, channels), name, form)
+        copy = image.detach().cpu().clone() if isinstance(image, Tensor) else image.copy()
+        return Readable(name, lambda trained: of_pixels(trained, pixels_of(copy, trained), name))
     raise ValueError(f"{_kind(image)}; expected {KINDS}")
 
 
@@ -87,46 +90,54 @@ def bytes_source(content: bytes, name: str) -> Readable:
     return Readable(name, lambda trained: decoded_file(trained, content, name))
 
 
-def pixels_source(pixels: Pixels, name: str, form: Form) -> Readable:
+def of_pixels(trained: TrainedModel, pixels: Pixels, name: str) -> Decoded:
     """The image of decoded pixels (H, W, C), as the run's reader would give those of a file."""
-    mode = ALPHA.get(pixels.shape[2])
-    if form.is_plain and mode:  # transparency is composed by Pillow, as that of a file
-        return pil_source(Image.fromarray(pixels, mode), name, form)
-
-    def read(trained: TrainedModel) -> Decoded:
-        image, remark = decode_array(form, pixels)
-        return Decoded(fitted(image, form, trained.image_channels, name), remark)
-
-    return Readable(name, read)
+    form = trained.form
+    if form.is_plain and pixels.shape[2] in ALPHA:  # Pillow composes it, as that of a file
+        return of_pil(trained, Image.fromarray(pixels), name)
+    image, remark = decode_array(form, pixels)
+    return Decoded(fitted(image, form, trained.image_channels, name), remark)
 
 
-def pil_source(image: Image.Image, name: str, form: Form) -> Readable:
+def pil_source(image: Image.Image, name: str) -> Readable:
     """The image as its file would give it, where that can still be known; ValueError if not."""
     if path := getattr(image, "filename", ""):
         name = f"{name} ({path})"
     if (content := _unread_file(image)) is not None:
         return bytes_source(content, name)
     image.load()
-    mode, of_file = image.mode, image.format or ""
-    if mode not in SAVED | TO_RGB | TO_ALPHA.keys() or (mode == "I;16" and of_file == "TIFF"):
+    orientation = image.getexif().get(ORIENTATION, 1)
+    copy, origin = image.copy(), image.format or ""
+    part = getattr(image, "dispose_extent", None)
+    if origin == "GIF" and part not in (None, (0, 0, *image.size)):
+        raise ValueError(f"a GIF whose first frame is a part of it; {GIVE_FILE}")
+    return Readable(name, lambda trained: of_pil(trained, copy, name, orientation, origin))
+
+
+def of_pil(
+    trained: TrainedModel, image: Image.Image, name: str, orientation: int = 1, origin: str = ""
+) -> Decoded:
+    """The image of a PIL image whose pixels are decoded. Raises ValueError.
+
+    orientation: by EXIF. origin: the format of its file.
+    """
+    mode = image.mode
+    if mode not in SAVED | TO_RGB | TO_ALPHA.keys() or (mode == "I;16" and origin == "TIFF"):
+        what = f"a PIL image of mode {mode}{f' from a {origin}' * bool(origin)}"
+        raise ValueError(f"{what}, whose pixels have no known range; {GIVE_FILE}")
+    if trained.form.bits == 16 and mode != "I;16" and origin != "JPEG":
         raise ValueError(
-            f"a PIL image of mode {mode}{f' from a {of_file}' * bool(of_file)}, whose pixels have "
-            "no known range; give its path, or its file's bytes"
-        )
-    if form.bits == 16 and mode != "I;16" and of_file != "JPEG":
-        raise ValueError(
-            f"a PIL image of mode {mode}, of which Pillow may have kept 8 bits of 16, and the "
-            "run's images have 16; give its path, its file's bytes, or a uint16 array"
+            f"a PIL image of mode {mode}, in which Pillow keeps 8 bits a channel, and the run's "
+            f"images have 16; {GIVE_FILE}, or a uint16 array"
         )
     if mode in TO_RGB:
         image = image.convert("RGB")
     elif mode in TO_ALPHA:
         image = image.convert(TO_ALPHA[mode])
-    orientation = image.getexif().get(ORIENTATION, 1)
     if image.mode in ("L", "RGB") and orientation == 1 and "transparency" not in image.info:
         pixels = np.array(image)
-        return pixels_source(pixels.reshape(*pixels.shape[:2], -1), name, form)
-    return bytes_source(_as_png(image, orientation), name)
+        return of_pixels(trained, pixels.reshape(*pixels.shape[:2], -1), name)
+    return decoded_file(trained, _as_png(image, orientation), name)
 
 
 def _unread_file(image: Image.Image) -> bytes | None:
@@ -153,13 +164,13 @@ def _as_png(image: Image.Image, orientation: int) -> bytes:
     return file.getvalue()
 
 
-def pixels_of(array: Pixels | Tensor, form: Form, channels: int) -> Pixels:
-    """A copy (H, W, C) of an image's pixels, in native byte order.
+def pixels_of(array: Pixels | Tensor, trained: TrainedModel) -> Pixels:
+    """An image's pixels, contiguous (H, W, C), in native byte order.
 
     A tensor is (C, H, W) or (H, W); an array may be (H, W, C) too. Raises ValueError.
     """
-    pixels = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
-    allowed = COLOURS if form.channels == "rgb" else frozenset({channels})
+    pixels, form = _as_array(array), trained.form
+    allowed = COLOURS if form.channels == "rgb" else frozenset({trained.image_channels})
     _require_levels(array, pixels, form)
     shape = tuple(pixels.shape)
     if len(shape) not in (2, 3) or 0 in shape:
@@ -180,7 +191,13 @@ def pixels_of(array: Pixels | Tensor, form: Form, channels: int) -> Pixels:
         pixels = pixels.transpose(1, 2, 0)
     elif not is_last:
         _refuse_shape(array, shape, allowed)
-    return np.array(pixels, pixels.dtype.newbyteorder("="), order="C", copy=True)
+    return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
+
+
+def _as_array(array: Pixels | Tensor) -> Pixels:
+    if not isinstance(array, Tensor):
+        return array
+    return array.float().numpy() if array.is_floating_point() else array.numpy()  # bfloat16 too
 
 
 def _refuse_shape(

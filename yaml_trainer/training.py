@@ -1,16 +1,29 @@
 """Training in Python: ``train`` what a YAML file describes. Its faults are told before torch."""
 
+import json
 import os
+import re
+import shlex
+import signal
+import sys
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yaml_trainer.errors import all_errors
+from trainer.process.console import say, say_but_no_weights
+from trainer.process.errors import Stopped, UsageError
+from trainer.process.exits import Exit, message_of
+from trainer.process.launch import is_one_of_several
+from trainer.process.stop import StopRequest
+from yaml_trainer.errors import TrainerError, all_errors
 from yaml_trainer.model import Model, load
+from yaml_trainer.process_state import kept
 
 if TYPE_CHECKING:
-    pass
+    from trainer.config import Config
 
 Overrides = Sequence[str] | Mapping[str, object]
 
@@ -53,7 +66,10 @@ def train(
     runs: str | os.PathLike[str] = "runs",
     resume: str | os.PathLike[str] | Run | None = None,
 ) -> Run:
-    """Train what a YAML file describes, as ``python -m trainer.train`` does.
+    """Train what a YAML file describes, as ``python -m trainer.train`` does, with the same bits.
+
+    Prints what the command prints. One training or prediction at a time runs in a process; others
+    wait.
 
     Args:
         file: the YAML file; None if ``resume`` names a run.
@@ -65,8 +81,104 @@ def train(
         The run, which is done.
 
     Raises:
-        TrainerError: what the command would tell, with its exit code. A run whose
-            ``train.budget`` is used up raises it too, with exit code 75, saved and resumable.
-        KeyboardInterrupt: after Ctrl-C; the state is saved, and the message says how to go on.
+        TrainerError: what the command would tell, with its exit code; if the run has a folder,
+            the message says how to go on. A ``train.budget`` that is used up has exit code 75.
+        KeyboardInterrupt: after Ctrl-C, when the step is done and saved; the message says how to
+            go on. A second Ctrl-C stops at once, unsaved. In a thread no signal stops a run.
     """
-    raise NotImplementedError
+    with all_errors():
+        config, folder = _read(file, _as_typed(overrides), Path(runs), resume)
+        for message in config.messages:
+            print(message, file=sys.stderr)
+    with all_errors():
+        return Run(_until_stopped(config, Path(runs), folder))
+
+
+def _read(
+    file: str | os.PathLike[str] | None,
+    overrides: Sequence[str],
+    runs: Path,
+    resume: str | os.PathLike[str] | Run | None,
+) -> "tuple[Config, Path | None]":
+    """The configuration, and the folder of a run to resume; without torch."""
+    if is_one_of_several():
+        raise UsageError(
+            "train() runs in one process; for several: torchrun --nproc-per-node 2 -m trainer.train"
+        )
+    if resume is not None:
+        from trainer.run.resume import find_resumable
+
+        named = os.fspath(resume.folder if isinstance(resume, Run) else resume)
+        yaml = None if file is None else os.fspath(file)
+        return find_resumable(named or ".", yaml, overrides, runs)
+    if file is None:
+        raise UsageError("name a file: train('configs/lenet_rmb.yaml'), or a run to resume.")
+    from trainer.config import load_config
+
+    return load_config(os.fspath(file), overrides), None
+
+
+def _as_typed(overrides: Overrides) -> list[str]:
+    """Overrides as on the command line; the values of a mapping are written as JSON, as in YAML."""
+    if isinstance(overrides, str):
+        return [overrides]
+    if not isinstance(overrides, Mapping):
+        return [str(word) for word in overrides]
+    try:
+        return [f"{key}={json.dumps(value, default=_plain)}" for key, value in overrides.items()]
+    except TypeError as error:
+        raise TrainerError(f"overrides: {error}; expected numbers, texts, lists and such") from None
+
+
+def _plain(value: object) -> object:
+    """A path as a text, a number of NumPy or torch as Python's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if callable(item := getattr(value, "item", None)):
+        return item()
+    raise TypeError(f"{value!r} cannot be written in a YAML file")
+
+
+def _until_stopped(config: "Config", runs: Path, folder: Path | None) -> Path:
+    """Train; returns the run's folder. A stop becomes what a caller in Python expects of it."""
+    stop = StopRequest(at_second=signal.default_int_handler)
+    is_main = threading.current_thread() is threading.main_thread()
+    try:
+        with kept(), stop if is_main else nullcontext():
+            return _train(config, runs, folder, stop)
+    except BaseException as error:
+        # Libraries can turn an early Stopped into an error of their own.
+        if not (isinstance(error, Stopped) or stop.came_early):
+            raise
+        told = message_of(error) if isinstance(error, Stopped) else f"stopped by {stop.reason}"
+    if found := re.search(r"--resume (.*)", told):
+        told += f"\n  or, in Python:  train(resume={shlex.split(found[1])[0]!r})"
+    if stop.came_early:
+        told += "\nbefore training began, nothing was written"
+    if stop.reason == "SIGINT":
+        raise KeyboardInterrupt(told)
+    if hasattr(signal, stop.reason):  # as if it came now: the caller's handler decides
+        signal.raise_signal(signal.Signals[stop.reason])
+    raise TrainerError(told, Exit.STOPPED)
+
+
+def _train(config: "Config", runs: Path, folder: Path | None, stop: StopRequest) -> Path:
+    """What ``trainer.train`` does in one process."""
+    import torch
+
+    from trainer.build.prepare import prepare
+    from trainer.loop.fit import fit
+    from trainer.process.start import collecting_later
+    from trainer.run.checkpoint import checkpoints
+    from trainer.run.folder import data_path_of
+
+    with torch.inference_mode(False), torch.enable_grad():
+        with collecting_later():
+            is_restored = folder is not None and bool(checkpoints(folder))
+            told = say_but_no_weights if is_restored else say
+            job = prepare(config, told, data_path_of(folder), is_restored=is_restored)
+        try:
+            return fit(job, runs, folder, say, stop)
+        finally:  # also of a run that found no folder
+            job.train_loader.close()
+            job.val_loader.close()

@@ -183,13 +183,14 @@ def _kind_of_many(form: Form, content: bytes) -> str:
     return next((kind for mark, kind in OF_MANY.items() if content.startswith(mark)), "")
 
 
-def load_trained(run: Path, overrides: Sequence[str] = ()) -> TrainedModel:
+def load_trained(run: Path | str, overrides: Sequence[str] = ()) -> TrainedModel:
     """Load the best weights of a run, in eval mode, with its classes and eval transforms.
 
     overrides may set ``train.device`` and ``train.threads``. Prints on stderr which weights were
     taken, and notes on the transforms. Raises RunError if the folder is damaged or has no weights
     yet, ConfigError if settings cannot be used.
     """
+    run = Path(run)
     trained = load_with(load_config(run / "config.yaml", overrides), run)
     tell_which(trained)
     return trained

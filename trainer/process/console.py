@@ -33,6 +33,12 @@ def say(line: str = "", on_any_rank: bool = False) -> None:
         sys.stdout = open(os.devnull, "w")
 
 
+def say_but_no_weights(text: str) -> None:
+    """``say``, but not of initial weights, which the checkpoint of a resumed run replaces."""
+    if not text.startswith("weights "):
+        say(text)
+
+
 def noting(say: Say, notes: list[str]) -> Say:
     """``say``, which also adds the text of each new note to ``notes``."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from datasets import DATASETS, DataError
 from models import MODELS
+from trainer.process.quit import TRAINER
 from transforms import TRANSFORMS
 
 # Pieces of PyTorch's messages when memory runs out, on a GPU or on a CPU.
@@ -33,6 +34,8 @@ MAX_FAULTS = 50  # in one message; more do not help
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 STANDARD_LIBRARY = str(Path(os.__file__).parent)
+COMPONENTS = ("datasets/", "models/", "transforms/")  # folders
+OF_TRAINER = ("trainer/", "scripts/", "yaml_trainer/")
 REFUSALS = (ValueError, OSError, ImportError, RuntimeError)
 # Where PyTorch runs a model or a loss, forward and backward.
 RUNS_A_MODULE = ("torch/nn/modules/module.py", "torch/autograd/graph.py")
@@ -133,7 +136,7 @@ def is_machinery(name: str) -> bool:
     """
     lines = (*DATASETS.values(), *MODELS.values(), *TRANSFORMS.values())
     named = {f"{line.partition(':')[0].replace('.', '/')}.py" for line in lines}
-    return name.startswith(("datasets/", "models/", "transforms/")) and name not in named
+    return name.startswith(COMPONENTS) and name not in named
 
 
 def is_of_machinery(error: BaseException) -> bool:
@@ -150,6 +153,15 @@ def is_of_machinery(error: BaseException) -> bool:
     return False
 
 
+def _in_checkout(path: Path) -> str:
+    """A file's path in the checkout, also where the package is installed; else all of it."""
+    if not path.is_relative_to(CHECKOUT):
+        return str(path)
+    name = path.relative_to(CHECKOUT).as_posix()
+    is_ours = TRAINER == "trainer" or name.startswith(("trainer/", *COMPONENTS))
+    return name if is_ours else f"yaml_trainer/{name}"
+
+
 def component_place(error: BaseException) -> str:
     """``FILE:LINE, in FUNCTION`` of the component's code that raised ``error``; empty if none did.
 
@@ -161,12 +173,12 @@ def component_place(error: BaseException) -> str:
     in_module = in_transform = False
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = Path(frame.f_code.co_filename)
-        name = path.relative_to(CHECKOUT).as_posix() if path.is_relative_to(CHECKOUT) else str(path)
+        name = _in_checkout(path)
         place = f"{name}:{line}, in {frame.f_code.co_qualname}"
         if is_machinery(name):
             in_transform |= name == "transforms/pipeline.py"
             continue
-        if name.startswith(("trainer/", "scripts/")) and not name.startswith("trainer/components/"):
+        if name.startswith(OF_TRAINER) and not name.startswith("trainer/components/"):
             own, library, in_module = "", "", False
         elif "-packages/" in name:
             place = place.rpartition("-packages/")[2]

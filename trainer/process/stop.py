@@ -14,6 +14,7 @@ from trainer.process.launch import WORLD_SIZE, is_first
 from trainer.process.quit import SIGNALS, quit_at_once
 
 Watched = TypeVar("Watched")
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 BUDGET = 1000  # stands for a used-up budget among the numbers of signals
 
 RETRY = 0.05  # seconds
@@ -25,9 +26,11 @@ class StopRequest:
     Before ``training_begins`` there is nothing to save. A process that runs the command is ended
     by ``quit_at_once``; where another program called ``main``, a signal raises Stopped, as Ctrl-C
     does. From then on the handler only remembers the signal, and ``check`` raises.
+    at_second: the handler of a second Ctrl-C. SIG_DFL, the default, ends the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_second: Handler = signal.SIG_DFL) -> None:
+        self._at_second = at_second
         self.reason = ""  # "SIGTERM" or "train.budget (30m)"; empty if no stop was asked for
         # Given this rank's signal (0: none), returns the one that any rank got.
         self.agree: Callable[[int], int] = int
@@ -42,7 +45,8 @@ class StopRequest:
     def __enter__(self) -> Self:
         for number in SIGNALS:
             before = signal.getsignal(number)
-            if before is not signal.SIG_IGN:  # nohup has SIGHUP ignored
+            # nohup has SIGHUP ignored; None: a program that embeds Python has its own handler
+            if before not in (signal.SIG_IGN, None):
                 self._previous[number] = before
                 if before is not quit_at_once:  # which stays until training begins
                     signal.signal(number, self._handle)
@@ -72,7 +76,7 @@ class StopRequest:
         for again in self._previous:
             if again == signal.SIGINT:
                 if not self._is_one_of_several:
-                    signal.signal(again, signal.SIG_DFL)
+                    signal.signal(again, self._at_second)
             elif again != signal.SIGTERM:  # a shell that ends sends SIGHUP, then the system does
                 signal.signal(again, signal.SIG_IGN)
         if self._nothing_to_save:
