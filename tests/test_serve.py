@@ -372,6 +372,25 @@ def test_a_port_that_is_taken_and_a_run_without_weights_are_told(server, run, tm
 # What else it tells
 
 
+def test_the_programs_of_the_page_do_what_it_says(server, photos, tmp_path):
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (tmp_path / "photo.jpg").write_bytes(photos[0].read_bytes())
+    expected = server.predicted(photos[0].read_bytes())
+    program = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    asked = re.search(r"^curl (.*/predict)$", text, re.MULTILINE)
+    assert program and asked
+    address = f"127.0.0.1:{server.port}"
+    command = f"curl -s {asked[1]}".replace("127.0.0.1:8000", address)
+    assert json.loads(said_by(["bash", "-c", command], tmp_path)) == expected
+    code = program[1].replace("127.0.0.1:8000", address)
+    said = said_by([sys.executable, "-c", code], tmp_path)
+    assert said == f"{expected['label']} {expected['probabilities']}\n"
+
+
+def said_by(command, folder):
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
 def test_health_and_facts_are_told(server, run):
     status, _, answer = server.ask("GET", "/health")
     assert (status, answer) == (200, "ok")
@@ -428,6 +447,16 @@ def test_nothing_is_written_where_it_was_started(server):
 def test_however_it_is_ended_no_process_is_left(run, tmp_path, number, code):
     with served(run, tmp_path / "empty", number=number, code=code) as running:
         assert len(running.processes()) > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", range(3))
+def test_a_process_that_dies_ends_the_server_with_its_exit_code(run, tmp_path, which):
+    with served(run, tmp_path / "empty", number=0, code=8) as running:
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in running.processes()}
+        others = [pid for pid, command in commands.items() if "resource_tracker" not in command]
+        assert len(others) == 4
+        os.kill(others[1 + which], signal.SIGKILL)
 
 
 class Failing(Answering):

@@ -84,7 +84,7 @@ class Engine(LitLoop):  # type: ignore[misc]
     """Takes requests as they come, and answers them in batches, until the server ends it.
 
     A batch begins with the first picture. It waits for others only while some are known to be on
-    their way. litserve's own loops ask for requests a thousand times a second, also if none come.
+    their way. litserve's own loop for batches asks for requests all the time, also if none come.
     """
 
     def __call__(

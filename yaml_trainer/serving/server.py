@@ -67,15 +67,15 @@ def serve(settings: Serving) -> int:
             limit_concurrency=CONNECTIONS,
             server_header=False,
         )
-    except KeyboardInterrupt:
-        pass  # before it was ready
+    except (KeyboardInterrupt, EOFError, ConnectionError):
+        pass  # before it was ready, or multiprocessing's manager is gone
     except EngineEnded as ended:
         return ended.code
     finally:
         for process in multiprocessing.active_children():
             process.kill()
             process.join(1)
-    if not stopped:
+    if server.has_died or not stopped:
         raise WorkerDied("a process of the server died; the lines above may say why.")
     print(f"stopped by {signal.Signals(stopped[0]).name}", file=sys.stderr)
     return 128 + stopped[0]
@@ -108,6 +108,8 @@ class Server(LitServer):  # type: ignore[misc]
         )
         self.settings = settings
         self.uvicorn_graceful_timeout = GRACE
+        self._monitor_workers = False  # ``_watch`` does
+        self.has_died = False
         self.app.state.desk = self.desk
         routes = self.app.router.routes
         routes[:] = [route for route in routes if getattr(route, "path", "") != "/"]
@@ -143,25 +145,31 @@ class Server(LitServer):  # type: ignore[misc]
                 if process.exitcode is not None:
                     raise EngineEnded(process.exitcode if process.exitcode > 0 else 8)
         self.others = [one.pid for one in multiprocessing.active_children() if one.pid is not None]
-        threading.Thread(
-            target=_tell_address, args=[self.settings.host, self.port], daemon=True
-        ).start()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """Print the address once somebody listens there; stop the server if a process of it dies.
+
+        litserve looks after the processes with a model only, and not after uvicorn's.
+        """
+        name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)
+        while True:
+            with suppress(OSError), socket.create_connection((name, self.port), 1):
+                break
+            time.sleep(POLL)
+        shown = f"[{name}]" if ":" in name else name
+        address = f"http://{shown}:{self.port}/"
+        print(f"serving {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        processes = multiprocessing.active_children()
+        while all(process.is_alive() for process in processes):
+            time.sleep(10 * POLL)
+        self.has_died = True
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def run(self, host: str, port: int, **more: Any) -> None:
         """Run litserve's processes until one dies, or until KeyboardInterrupt."""
         self.port = port
         super().run(host=host, port=port, **more)
-
-
-def _tell_address(host: str, port: int) -> None:
-    """Print the address once somebody listens there."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    while True:
-        with suppress(OSError), socket.create_connection((name, port), 1):
-            break
-        time.sleep(POLL)
-    shown = f"[{name}]" if ":" in name else name
-    print(f"serving http://{shown}:{port}/ (Ctrl-C ends it)", file=sys.stderr, flush=True)
 
 
 def _end_with_parent(parent: int, others: list[int]) -> None:
