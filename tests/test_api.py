@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +84,7 @@ def loaded(path):
     return image
 
 
-KINDS = {
+KINDS: dict[str, Callable[..., Any]] = {
     "path": Path,
     "text": str,
     "bytes": lambda path: Path(path).read_bytes(),
@@ -215,7 +217,7 @@ def odd_files():
     deep = Image.fromarray(drawn.integers(0, 65536, (24, 40), dtype=np.uint16))
     turned = Image.Exif()
     turned[0x112] = 6
-    made = {
+    made: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "turned.jpg": (rgb, {"exif": turned}),
         "turned.png": (rgb, {"exif": turned}),
         "turned-alpha.png": (rgba, {"exif": turned}),
@@ -285,7 +287,7 @@ def test_a_picture_that_was_changed_in_pillow_is_taken_as_it_is_now(model, photo
 def test_a_gif_whose_first_frame_is_a_part_of_it_is_read_as_a_file_only(model):
     image = Image.open(io.BytesIO(ODD["palette.gif"]))
     image.load()
-    image.dispose_extent = (0, 0, 3, 3)
+    image.dispose_extent = (0, 0, 3, 3)  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="first frame is a part"):
         model.predict(image)
 
@@ -389,6 +391,19 @@ def test_runs_of_other_channels_and_of_16_bits_take_arrays_as_their_files(
             model.predict(arrays[0][..., :3])
 
 
+def test_the_notes_of_a_model_are_those_of_the_command(run, tmp_path, capsys):
+    for name in ("alpha.png", "turned.jpg", "key.png"):
+        (tmp_path / name).write_bytes(ODD[name])
+    model, files = load(run), sorted(map(str, tmp_path.glob("*.*")))
+    capsys.readouterr()
+    assert predict([str(run), *files]) == 0
+    told = [line[8:] for line in capsys.readouterr().err.splitlines()]
+    assert len(told) == 3 and model.notes == told[:1]
+    model.predict(files[:2])
+    model.predict(files[2:])
+    assert model.notes == told
+
+
 # --- what is refused, and how it is told ----------------------------------------------------------
 
 ONES = np.ones((24, 48, 3), np.uint8)
@@ -457,10 +472,10 @@ def test_the_help_for_floats_gives_the_image_that_they_were_made_of(model, photo
         model.predict(x)
     mended = followed(caught.value, x=x, np=np)
     assert chances(model.predict(mended)) == chances(model.predict(photos[0]))
-    x = torch.from_numpy(x).permute(2, 0, 1)
+    y = torch.from_numpy(x).permute(2, 0, 1)
     with pytest.raises(InputError) as caught:
-        model.predict(x)
-    mended = followed(caught.value, x=x, torch=torch)
+        model.predict(y)
+    mended = followed(caught.value, x=y, torch=torch)
     assert chances(model.predict(mended)) == chances(model.predict(photos[0]))
 
 
@@ -575,7 +590,7 @@ def state_of_the_process():
     return (
         torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(), torch.get_rng_state().tolist(), flags,
-        random.getstate(), np.random.get_state()[1].tolist(), list(warnings.filters),
+        random.getstate(), str(np.random.get_state(legacy=False)), list(warnings.filters),
         torch.is_grad_enabled(), list(sys.argv), threading.active_count(),
     )  # fmt: skip
 

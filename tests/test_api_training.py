@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import torch
 import trainer.loop.epochs
 import yaml_trainer.training
 from tests.test_api import state_of_the_process
+from trainer.loop.evaluate import evaluate
 from trainer.run.folder import runs_in
 from yaml_trainer import InputError, Run, TrainerError, load, train
 
@@ -159,7 +161,6 @@ def test_one_of_several_processes_is_refused(config_file, monkeypatch):
 @pytest.fixture
 def asked(monkeypatch):
     """Send signals when the run evaluates its first epoch."""
-    evaluate = trainer.loop.epochs.evaluate
 
     def ask(*numbers):
         left = list(numbers)
@@ -251,6 +252,7 @@ def test_a_run_changes_nothing_of_the_callers_process(config_file, runs):
 
 SCRIPT = """
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -312,7 +314,7 @@ def test_each_example_of_the_page_runs_and_the_shown_message_is_the_real_one(
     shutil.copytree(notes / "100", "photos")
     shutil.copy(notes / "1" / "000.jpg", "photo.jpg")
     Path("small.yaml").write_text(config_file.read_text() + "split: {ratios: [3, 5, 2]}\n")
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     for language, block in blocks:
         if language == "python":
             exec(block, names)

@@ -2,6 +2,8 @@
 
 import functools
 import os
+from array import array
+from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -39,6 +41,7 @@ class Model:
         self._one = self._models[0]
         self.classes: tuple[str, ...] = self._one.classes
         self.folder: Path = self._one.run
+        self._remarks = Counter[int]()
         self._sets_of = functools.cache(self._measured_sets)
         self._rejection_of = functools.cache(self._measured_rejection)
 
@@ -46,6 +49,20 @@ class Model:
         """Returns the run and the number of classes."""
         more = f" and {len(self._models) - 1} more" if len(self._models) > 1 else ""
         return f"Model({str(self.folder)!r}{more}, {len(self.classes)} classes)"
+
+    @property
+    def notes(self) -> list[str]:
+        """What the command would tell: which weights these are, and how images were converted.
+
+        The latter with the number of images, over all that were predicted so far.
+        """
+        from datasets.bands import notes_on_bits
+        from datasets.images import notes_on
+        from trainer.build.trained import notes_on_model
+
+        told = [note for one in self._models for note in notes_on_model(one)]
+        remarks = list(self._remarks.elements())
+        return [*told, *notes_on(remarks), *notes_on_bits(remarks)]
 
     def predict(
         self,
@@ -85,7 +102,8 @@ class Model:
         from yaml_trainer.pictures import sources_of
 
         options: dict[str, Any] = {"batch_size": _batch_size(batch_size), "tta": _views(tta)}
-        one = self._one if calibrated else replace(self._one, calibration=None)
+        models = [replace(one, remarks=array("H")) for one in self._models]
+        one = models[0] if calibrated else replace(models[0], calibration=None)
         with kept(one.config), known_errors():
             threshold = None
             if sets is not None:
@@ -97,15 +115,18 @@ class Model:
                 raise InputError("score: says how reject measures; give reject too, such as 0.95")
             sources = sources_of(images)
             found: Generator[Prediction, None, None]
-            if len(self._models) == 1:
+            if len(models) == 1:
                 found = predict_images(one, sources, **options, rejection=rejection)
             else:
-                found = predict_as_one(self._models, sources, **options)
+                found = predict_as_one(models, sources, **options)
             with closing(found):
                 each: Iterable[Prediction] = found
                 if threshold is not None:
                     each = with_sets(found, threshold, self.classes)
-                return self._answers(each)
+                try:
+                    return self._answers(each)
+                finally:
+                    self._remarks.update(one.remarks)
 
     def _answers(self, predictions: "Iterable[Prediction]") -> list[Answer]:
         answers: list[Answer | None] = []

@@ -303,9 +303,15 @@ def tell_which(trained: TrainedModel) -> None:
     """Print on stderr which weights were taken, if others may follow, and notes on transforms."""
     if not is_first():
         return
-    run, epoch, config = trained.run, trained.epoch, trained.config
-    for note in as_lines(config, notes_on_transforms(config)):
+    *notes, which = notes_on_model(trained)
+    for note in notes:
         print(f"note    {note}", file=sys.stderr)
+    print(f"run     {which}", file=sys.stderr)
+
+
+def notes_on_model(trained: TrainedModel) -> list[str]:
+    """Lines on the transforms; the last one says which weights were taken, if others may follow."""
+    run, epoch, config = trained.run, trained.epoch, trained.config
     (state, _), beside = state_of(run), runs_in(run.resolve().parent)
     newer = len(beside) - 1 - [each.resolve() for each in beside].index(run.resolve())
     place = f" (the newest of {len(beside)})" if not newer else f" ({newer} newer beside it)"
@@ -313,7 +319,7 @@ def tell_which(trained: TrainedModel) -> None:
     of_epoch = "best weights" if epoch is None else f"weights of epoch {epoch}"
     of_epoch = trained.model_name if trained.voters else of_epoch
     where = visible(str(run)) + (place if len(beside) > 1 else "")
-    print(f"run     {where}, {of_epoch}{so_far}", file=sys.stderr)
+    return [*as_lines(config, notes_on_transforms(config)), f"{where}, {of_epoch}{so_far}"]
 
 
 def without_weights(config: Config) -> Config:
