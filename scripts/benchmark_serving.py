@@ -70,19 +70,28 @@ def run(arguments: argparse.Namespace) -> None:
     for _ in range(arguments.rounds):
         with serving(arguments.run, ["--max-batch", "1", *arguments.server]) as server:
             load(server.port, good, 20, 1)
-            alone = load(server.port, good, arguments.alone, 1)
-        print(f"one by one   {alone}")
+            alone, cost = measured(server, good, arguments.alone, 1)
+        print(f"one by one   {alone}; {cost}")
         with serving(arguments.run, arguments.server) as server:
             load(server.port, good, 100, arguments.clients)
             before = server.memory()
-            many = load(server.port, good, arguments.requests, arguments.clients)
-            print(f"{arguments.clients} clients   {many}")
+            many, cost = measured(server, good, arguments.requests, arguments.clients)
+            print(f"{arguments.clients} clients   {many}; {cost}")
             print(f"memory       {before:,.0f} MiB before, {server.memory():,.0f} after")
         ratios.append(many.rate / alone.rate)
         print(f"ratio        {ratios[-1]:.2f}", flush=True)
     print(f"ratio        {statistics.median(ratios):.2f} in the middle of {len(ratios)}")
     if arguments.more:
         watch_memory(arguments, good)
+
+
+def measured(
+    server: "Running", requests: Sequence[bytes], count: int, clients: int
+) -> tuple["Result", str]:
+    """``load``, and the processor time of all the server's processes, which others' load spares."""
+    before = server.seconds()
+    result = load(server.port, requests, count, clients)
+    return result, f"{(server.seconds() - before) / count * 1000:.2f} processor ms each"
 
 
 def watch_memory(arguments: argparse.Namespace, good: Sequence[bytes]) -> None:
@@ -131,6 +140,8 @@ class Result:
 
     def __str__(self) -> str:
         told = ", ".join(f"{count:,} x {status}" for status, count in sorted(self.statuses.items()))
+        if len(self.each) < 2:
+            return told
         parts = statistics.quantiles(self.each, n=20)
         return (
             f"{self.rate:6.1f} a second, p50 {statistics.median(self.each) * 1000:.1f} ms, "
@@ -194,6 +205,12 @@ class Running:
     def peak(self) -> float:
         """The sum of the most that each process has ever held, in MiB; shared parts count twice."""
         return sum(_kib(pid, "status", "VmHWM:") for pid in self._all()) / 1024
+
+    def seconds(self) -> float:
+        """Processor seconds that its processes have used."""
+        texts = [Path(f"/proc/{pid}/stat").read_text(encoding="ascii") for pid in self._all()]
+        fields = [text.rpartition(")")[2].split() for text in texts]
+        return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
 
     def _all(self) -> list[int]:
         found = [self.process.pid]
