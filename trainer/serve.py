@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m trainer.serve",
         description="Answer requests for predictions over HTTP: POST /predict, and a page at /.",
-        epilog="exit codes: 0 after --help alone, 2 usage, or the port is taken, 5 run folder, 7 out of memory, 8 a "
-        "process of the server died; stopped: 130 Ctrl-C, 143 SIGTERM",
+        epilog="exit codes: 0 after --help alone, 2 usage, or the port is taken, 5 run folder, "
+        "7 out of memory, 8 a process of the server died; stopped: 130 Ctrl-C, 143 SIGTERM",
     )
     parser.add_argument("run", metavar="RUN", help="a run, or a folder of runs for its newest")
     parser.add_argument(
