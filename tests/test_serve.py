@@ -443,9 +443,23 @@ def test_nothing_is_written_where_it_was_started(server):
     assert list(server.folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_however_it_is_ended_no_process_is_left(run, tmp_path, number, code):
-    with served(run, tmp_path / "empty", number=number, code=code) as running:
+def test_ctrl_c_lets_a_request_end_and_leaves_no_process(run, photos, tmp_path):
+    content = photos[0].read_bytes()
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    with served(run, tmp_path / "empty", number=signal.SIGINT, code=130) as running:
+        with socket.create_connection(("127.0.0.1", running.port), 10) as begun:
+            begun.sendall(head.encode() + content[:100])
+            time.sleep(0.5)
+            for pid in reversed(running.processes()):  # a terminal sends it to all
+                os.kill(pid, signal.SIGINT)
+            time.sleep(0.5)
+            begun.sendall(content[100:])
+            assert b" 200 " in begun.recv(1000).split(b"\r\n")[0]
+        running.process.wait(10)
+
+
+def test_no_process_outlives_a_server_that_is_killed(run, tmp_path):
+    with served(run, tmp_path / "empty", number=signal.SIGKILL, code=-9) as running:
         assert len(running.processes()) > 3
 
 

@@ -51,6 +51,7 @@ def serve(settings: Serving) -> int:
             os._exit(0)
         if not stopped:
             stopped.append(number)
+            server.is_stopping = True
             raise KeyboardInterrupt  # which litserve ends at
         for process in multiprocessing.active_children():  # asked twice
             process.kill()
@@ -109,7 +110,7 @@ class Server(LitServer):  # type: ignore[misc]
         self.settings = settings
         self.uvicorn_graceful_timeout = GRACE
         self._monitor_workers = False  # ``_watch`` does
-        self.has_died = False
+        self.has_died = self.is_stopping = False
         self.app.state.desk = self.desk
         routes = self.app.router.routes
         routes[:] = [route for route in routes if getattr(route, "path", "") != "/"]
@@ -163,8 +164,10 @@ class Server(LitServer):  # type: ignore[misc]
         processes = multiprocessing.active_children()
         while all(process.is_alive() for process in processes):
             time.sleep(10 * POLL)
-        self.has_died = True
-        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10 * POLL)  # a signal to all processes reaches this one too
+        if not self.is_stopping:
+            self.has_died = True
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def run(self, host: str, port: int, **more: Any) -> None:
         """Run litserve's processes until one dies, or until KeyboardInterrupt."""
