@@ -4,7 +4,7 @@
 
 "One by one" is a server with ``--max-batch 1``, asked by one client that waits for each answer. The
 clients are this process, and take part of the machine's cores. Connections are kept in both cases.
-Each round starts both servers anew, one after the other, so that other programs' load meets both.
+Both servers are there at once, and are asked by turns.
 """
 
 import argparse
@@ -30,6 +30,7 @@ SUFFIXES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 MIB = 1 << 20
 HUGE = 48 * MIB  # bytes of an upload above the server's limit
 CHUNK = 64 << 10  # bytes
+PARTS = 10  # of a round
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,31 +68,42 @@ def run(arguments: argparse.Namespace) -> None:
     cores = f"{processor()}, {os.cpu_count()} cores, load {load_average()} before"
     print(f"{cores}; {len(good)} pictures, {size / 1024:.0f} KiB in the middle")
     ratios = []
-    for _ in range(arguments.rounds):
-        with serving(arguments.run, ["--max-batch", "1", *arguments.server]) as server:
-            load(server.port, good, 20, 1)
-            alone, cost = measured(server, good, arguments.alone, 1)
-        print(f"one by one   {alone}; {cost}")
-        with serving(arguments.run, arguments.server) as server:
-            load(server.port, good, 100, arguments.clients)
-            before = server.memory()
-            many, cost = measured(server, good, arguments.requests, arguments.clients)
-            print(f"{arguments.clients} clients   {many}; {cost}")
-            print(f"memory       {before:,.0f} MiB before, {server.memory():,.0f} after")
-        ratios.append(many.rate / alone.rate)
-        print(f"ratio        {ratios[-1]:.2f}", flush=True)
+    with (
+        serving(arguments.run, ["--max-batch", "1", *arguments.server]) as single,
+        serving(arguments.run, arguments.server) as batching,
+    ):
+        load(single.port, good, 20, 1)
+        load(batching.port, good, 100, arguments.clients)
+        before = batching.memory()
+        for _ in range(arguments.rounds):
+            alone, many = in_turn(single, batching, good, arguments)
+            print(f"one by one   {alone}\n{arguments.clients} clients   {many}")
+            ratios.append(many.rate / alone.rate)
+            print(f"ratio        {ratios[-1]:.2f}", flush=True)
+        told = f"{before:,.0f} MiB before, {batching.memory():,.0f} after"
+    print(f"memory       {told}, of all processes of the server that batches")
     print(f"ratio        {statistics.median(ratios):.2f} in the middle of {len(ratios)}")
     if arguments.more:
         watch_memory(arguments, good)
 
 
-def measured(
-    server: "Running", requests: Sequence[bytes], count: int, clients: int
-) -> tuple["Result", str]:
-    """``load``, and the processor time of all the server's processes, which others' load spares."""
-    before = server.seconds()
-    result = load(server.port, requests, count, clients)
-    return result, f"{(server.seconds() - before) / count * 1000:.2f} processor ms each"
+def in_turn(
+    single: "Running", batching: "Running", good: Sequence[bytes], arguments: argparse.Namespace
+) -> tuple["Result", "Result"]:
+    """A round: parts of both loads by turns, so that other programs' load meets both alike."""
+    alone, many = Result(), Result()
+    for _ in range(PARTS):
+        for total, server, count, clients in (
+            (alone, single, arguments.alone, 1),
+            (many, batching, arguments.requests, arguments.clients),
+        ):
+            before = server.seconds()
+            part = load(server.port, good, count // PARTS, clients)
+            total.seconds += part.seconds
+            total.each += part.each
+            total.statuses += part.statuses
+            total.processor += server.seconds() - before
+    return alone, many
 
 
 def watch_memory(arguments: argparse.Namespace, good: Sequence[bytes]) -> None:
@@ -132,6 +144,7 @@ class Result:
     seconds: float = 0.0
     each: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
+    processor: float = 0.0  # seconds, of all the server's processes; others' load spares it
 
     @property
     def rate(self) -> float:
@@ -143,9 +156,10 @@ class Result:
         if len(self.each) < 2:
             return told
         parts = statistics.quantiles(self.each, n=20)
+        cost = f", {self.processor / len(self.each) * 1000:.2f} processor ms" * bool(self.processor)
         return (
             f"{self.rate:6.1f} a second, p50 {statistics.median(self.each) * 1000:.1f} ms, "
-            f"p95 {parts[-1] * 1000:.1f} ms; {told}"
+            f"p95 {parts[-1] * 1000:.1f} ms{cost}; {told}"
         )
 
 
