@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from trainer.config import Config, settings
 from trainer.config.components import SCHEMA_FILE, TABLES
 from trainer.config.schema_page import anchor, as_page
 from trainer.config.signatures import SUPPLIED, parameters_of, resolve
+from trainer.process.quit import SIGNALS, _This
 
 PAGES = sorted(
     [
@@ -76,6 +78,17 @@ def commands() -> dict[str, set[str]]:
 COMMANDS = commands()
 
 
+@pytest.fixture
+def _no_command(monkeypatch):
+    """Afterwards this process is no command again, and its signals are handled as before."""
+    monkeypatch.setattr(_This, "process", _This.process)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_no_command")
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_explains_itself_and_every_option_that_a_page_names(
     command, monkeypatch, capsys
