@@ -458,6 +458,7 @@ def test_ctrl_c_lets_a_request_end_and_leaves_no_process(run, photos, tmp_path):
         running.process.wait(10)
 
 
+@pytest.mark.slow
 def test_no_process_outlives_a_server_that_is_killed(run, tmp_path):
     with served(run, tmp_path / "empty", number=signal.SIGKILL, code=-9) as running:
         assert len(running.processes()) > 3
