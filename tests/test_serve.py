@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "a token of more than sixteen characters"
 JPEG = {"Content-Type": "image/jpeg"}
 STRICT = ["--max-queue", "1", "--timeout", "2", "--max-bytes", "100000", "--reject", "0.5"]
+STRICT += ["--name", "demo.example.org"]
 MIB = 1 << 20
 
 
@@ -325,6 +326,9 @@ def test_only_a_request_with_the_token_is_answered_where_there_is_one(strict, ph
             assert strict.ask("GET", path, headers=wrong)[0] == 401
     assert strict.ask("GET", "/", headers={})[0] == 200  # the page asks for it
     assert strict.ask("GET", "/info", headers=bearer(TOKEN))[0] == 200
+    proxied = {"Host": "demo.example.org", "Origin": "https://demo.example.org"}
+    assert strict.predicted(content, JPEG | bearer(TOKEN) | proxied)["label"]
+    strict.refused(403, content, JPEG | bearer(TOKEN) | {"Host": "example.org"})
     command = Path(f"/proc/{strict.process.pid}/cmdline").read_text()
     assert TOKEN not in command
 
