@@ -407,6 +407,14 @@ def test_the_notes_of_a_model_are_those_of_the_command(run, tmp_path, capsys):
 # --- what is refused, and how it is told ----------------------------------------------------------
 
 ONES = np.ones((24, 48, 3), np.uint8)
+
+
+def closed():
+    image = Image.new("RGB", (9, 9))
+    image.close()
+    return image
+
+
 REFUSED = {
     "floats to 1": (ONES / 2, "float64, shape (24, 48, 3), values 0.5 to 0.5; expected uint8, 0 to "
                     "255: (x * 255).round().astype(np.uint8)"),
@@ -435,6 +443,9 @@ REFUSED = {
     "nothing": ([None], "images[0]: a NoneType; expected"),
     "a list of lists": ([[[1, 2], [3, 4]]], "images[0]: a list; expected"),
     "no image": (3, "images: an int; expected .* or a list of these"),
+    "an open file": (io.BytesIO(b"x"), "images: a BytesIO, an open file; give its content"),
+    "a sparse tensor": (torch.ones(3, 9, 9).byte().to_sparse(), "no array of pixels: can"),
+    "Pillow, closed": (closed(), "images[0]: Operation on closed image"),
     "a dictionary": ({"a.png": 1}, "images: a dict; expected"),
     "no file": ("nowhere.png", "images[0] (nowhere.png): cannot be read: No such file"),
     "a folder": (Path("docs"), "images[0] (docs): not a regular file"),

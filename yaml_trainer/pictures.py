@@ -58,6 +58,8 @@ def one_by_one(images: Pictures) -> Iterator[Picture]:
         yield images
     elif isinstance(images, Mapping) or getattr(images, "ndim", 1) != 1:
         raise InputError(f"images: {_kind(images)}; expected {KINDS}, or a list of these")
+    elif hasattr(images, "read"):
+        raise InputError(f"images: {_kind(images)}, an open file; give its content: file.read()")
     else:
         try:
             found = iter(images)
@@ -197,7 +199,10 @@ def pixels_of(array: Pixels | Tensor, trained: TrainedModel) -> Pixels:
 def _as_array(array: Pixels | Tensor) -> Pixels:
     if not isinstance(array, Tensor):
         return array
-    return array.float().numpy() if array.is_floating_point() else array.numpy()  # bfloat16 too
+    try:  # bfloat16, which NumPy lacks, is no level anyway
+        return array.float().numpy() if array.is_floating_point() else array.numpy()
+    except (TypeError, RuntimeError) as error:  # a sparse or quantised one
+        raise ValueError(f"a tensor that is no array of pixels: {error}") from None
 
 
 def _refuse_shape(
