@@ -24,6 +24,7 @@ COMMANDS = {
     "combine": "make several models one",
     "clean": "rank labels that are likely wrong",
     "export": "write a model for other programs",
+    "serve": "answer requests for predictions over HTTP, and show a page to try it",
     "schema": "write the JSON Schema of the YAML files, for editors",
 }
 

@@ -1,0 +1,1 @@
+"""Serves a run's model over HTTP, through litserve: requests, their limits, batches, a page."""
