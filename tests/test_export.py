@@ -269,10 +269,11 @@ def test_one_onnx_file_is_written_and_nothing_else_is_left(exported):
     ]
 
 
-def test_the_output_names_each_file_and_its_greatest_difference_and_nothing_else(exported):
+def test_the_output_names_each_file_its_greatest_difference_and_program_and_nothing_else(exported):
     folder, out = exported
     lines = out.splitlines()
-    assert len(lines) == 9 and lines[1].endswith(" test images of RMB")
+    assert sum("py: as predict on 28 odd pictures, and refuses 13" in line for line in lines) == 3
+    assert len(lines) == 12 and lines[1].endswith(" test images of RMB")
     for name, file in (("onnx", "tiny.onnx"), ("pt2", "tiny.pt2")):
         place = next(i for i, line in enumerate(lines) if line.startswith(name))
         assert str(folder / file) in lines[place]

@@ -131,6 +131,16 @@ def inputs_of_test_images(run: Path, config: Config) -> Tensor:
 
     No dataset is downloaded or drawn. Raises DataError or ConfigError if it is absent or changed.
     """
+    chosen, config = test_images_of(run, config)
+    rows = torch.arange(len(chosen))
+    return load_subset(config, chosen, torch.device("cpu"))[1].sample(rows)[0]
+
+
+def test_images_of(run: Path, config: Config) -> tuple[dict[str, str], Config]:
+    """Up to MAX_IMAGES images of the test split, and a configuration that downloads no dataset.
+
+    Raises DataError if there are none, or if split.json was changed.
+    """
     split = read_json(run / "split.json", MAX_SPLIT)
     require_unchanged(run, split)
     names: list[str] = list(split["test"])
@@ -141,9 +151,7 @@ def inputs_of_test_images(run: Path, config: Config) -> Tensor:
     arguments = config.dataset.arguments | offline
     dataset = config.dataset.model_copy(update={"arguments": arguments})
     chosen = {name: split["test"][name] for name in at_most_max_images(names)}
-    config = config.model_copy(update={"dataset": dataset})
-    rows = torch.arange(len(chosen))
-    return load_subset(config, chosen, torch.device("cpu"))[1].sample(rows)[0]
+    return chosen, config.model_copy(update={"dataset": dataset})
 
 
 def at_most_max_images(items: Items) -> Items:
