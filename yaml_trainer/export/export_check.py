@@ -109,7 +109,8 @@ def take_sample(trained: TrainedModel, config: Config, images: Sequence[Path] | 
     if inputs.ndim == 5:
         note(
             f"the run takes the mean over {inputs.shape[1]} crops of an image; the files take one "
-            "crop as one image: give them all, and average the logits"
+            "crop as one image: give them all, and average the logits, as the programs beside them "
+            "do; --with-preprocessing makes files that do"
         )
         inputs = at_most_max_images(inputs.flatten(0, 1))
         source = f"{len(inputs)} crops of {source}"

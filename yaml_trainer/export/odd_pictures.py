@@ -19,7 +19,8 @@ def odd_pictures(height: int, width: int) -> dict[str, bytes]:
     colour, grey = four[..., :3], four[..., 0]
     deep = four * np.uint16(256) + np.arange(width, dtype=np.uint16)[:, None]
     pgm = (deep[..., 0] % 1001).astype(">u2").tobytes()
-    large = np.kron(colour, np.ones((8, 8, 1), np.uint8))
+    rows, columns = np.mgrid[: 8 * height, : 8 * width]
+    large = (128 + 99 * np.sin(rows * columns / 999)[..., None] * [1, 0.5, -1]).astype(np.uint8)
     files = {
         "plain.png": saved(colour, "PNG"),
         "grey.png": saved(grey, "PNG"),

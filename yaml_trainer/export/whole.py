@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from datasets import DataError
 from trainer.build.model import averaged_logits
 from trainer.build.trained import TrainedModel, probability_kind
 from trainer.components.novelty import split_scores
+from trainer.drawing.page import render
 from trainer.inference.prediction import choose_rejection
-from trainer.process.errors import RunError
+from trainer.process.errors import NO_ANSWER, NoAnswer, RunError, component_place
 from trainer.run import disk
 from trainer.run.known import Rejection
 from yaml_trainer.export.exporting import (
@@ -26,10 +28,17 @@ from yaml_trainer.export.exporting import (
     plain_copy,
     quiet,
 )
-from yaml_trainer.export.model_card import about_unknown, describe_model, program
+from yaml_trainer.export.model_card import (
+    MAX_LISTED,
+    about_unknown,
+    describe_model,
+    program,
+)
 from yaml_trainer.export.preparing import Prepare, preparation_of, takes_any_size
 from yaml_trainer.export.program_check import check_program
-from yaml_trainer.export.whole_check import compare, pictures_to_try
+from yaml_trainer.export.whole_check import Pictures, compare, pictures_to_try
+
+PICTURE_TEMPLATE = Path(__file__).parent / "templates" / "picture.md.j2"
 
 Read = Callable[[Path], Callable[[Tensor], Sequence[Tensor]]]
 
@@ -93,6 +102,7 @@ def export_whole(
     if not takes_any_size(prepare, channels, trained.input_shape):
         sizes = pictures.only_size()
     card = describe_whole(trained, disk.read_json(run / "result.json"), rejection, sizes)
+    require_answers(trained, pictures)
     print(f"{run}: {trained.model_name}, a picture ({shape_in_words(channels, sizes)}) "
         f"{card['input']['type']}")  # fmt: skip
     print(f"tried on {pictures.source}")
@@ -105,6 +115,7 @@ def export_whole(
             content, read = CONTENT[name](exported, card)
             told = compare(path, content, read, trained, rejection, pictures)
             disk.write_json(path.with_suffix(".json"), card)
+            disk.write_file(folder / f"{path.stem}.md", picture_card(path.stem, card))
             its_program = path.with_name(f"{path.stem}_{name}.py")
             text = program(name, trained, rejection is not None, whole=path.stem)
             disk.write_file(its_program, text)
@@ -113,6 +124,19 @@ def export_whole(
         print(f"{'':<12} {told}")
         print(f"{'':<12} {its_program.name}: {tried}")
     print("each takes one picture at a time: pictures differ in size")
+
+
+def require_answers(trained: TrainedModel, pictures: Pictures) -> None:
+    """Raise DataError for a picture that the run does not take, NoAnswer for NaN or infinity."""
+    for image in pictures.images:
+        try:
+            inputs = trained.inputs([image])
+        except ValueError as error:
+            if component_place(error):
+                raise
+            raise DataError(f"{pictures.source}: {error}.") from None
+        if not trained.logits(inputs).isfinite().all():
+            raise NoAnswer(f"{trained.run}: {NO_ANSWER} on {pictures.source}; no file was written.")
 
 
 def export(
@@ -218,6 +242,11 @@ DECODING = (
     "CMYK to the channels above; of several frames the first; no colour profile, no gamma. ONNX "
     "Runtime and torch.export have no decoder of JPEG in a graph."
 )
+
+
+def picture_card(stem: str, card: dict[str, Any]) -> str:
+    """A page on the files ``stem``: their input and outputs, what is inside, how to call them."""
+    return render(PICTURE_TEMPLATE, stem=stem, card=card, max_listed=MAX_LISTED)
 
 
 def trained_crops(trained: TrainedModel) -> bool:
