@@ -590,17 +590,30 @@ def test_the_programs_of_own_channels_read_plain_pictures_as_the_run_does(
     np.testing.assert_allclose(prepared(trained, place), expected, atol=1.1 / 255)
 
 
-@pytest.mark.parametrize("suffix", ["deep.png", "bands.tif"])
-def test_the_programs_of_own_channels_refuse_what_pillow_reads_otherwise(
-    untrained, tmp_path, suffix
-):
+def test_the_programs_of_own_channels_refuse_what_pillow_reads_otherwise(untrained, tmp_path):
     model = untrained(transforms=OWN["resize"])
     trained = dataclasses.replace(model, form=Form("keep", 16))
-    content = {"deep.png": png(drawn(9, 9, 3), 16, 2), "bands.tif": tif(drawn(9, 9, 3))}
-    (tmp_path / suffix).write_bytes(content[suffix])
-    trained.read(tmp_path / suffix)  # the run reads it
+    (tmp_path / "bands.tif").write_bytes(tif(drawn(9, 9, 3)))
+    trained.read(tmp_path / "bands.tif")  # the run reads it
     with pytest.raises(ValueError, match="save it by numpy.save"):
-        prepared(trained, tmp_path / suffix)
+        prepared(trained, tmp_path / "bands.tif")
+
+
+@pytest.mark.parametrize("form", [Form("keep", 8), Form("keep", 16), Form("rgb", 16)])
+@pytest.mark.parametrize("colours", [0, 2, 6])
+def test_the_programs_of_own_channels_read_all_bits_of_a_png(untrained, tmp_path, form, colours):
+    channels = {0: 1, 2: 3, 6: 4}[colours]
+    given = channels if form.channels == "keep" else 3
+    model = untrained("LeNet", (given, 32, 32), given, transforms=OWN["resize"])
+    trained, place = dataclasses.replace(model, form=form), tmp_path / "deep.png"
+    place.write_bytes(png(drawn(61, 90, channels), 16, colours))
+    expected = trained.inputs([trained.read(place)]).numpy()
+    if form.channels == "rgb" and channels == 4:
+        with pytest.raises(ValueError, match="save it by numpy.save"):
+            prepared(trained, place)
+        return
+    levels = 255 if form.bits == 8 else 65535
+    np.testing.assert_allclose(prepared(trained, place), expected, atol=1.1 / levels)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Exported graphs that take the picture, and the programs beside models: they answer as predict."""
 
+import dataclasses
 import io
 import json
 import runpy
@@ -33,10 +34,11 @@ from yaml_trainer.export.export_check import Sample
 from yaml_trainer.export.exporting import write_pt2
 from yaml_trainer.export.model_card import describe_model, program
 from yaml_trainer.export.odd_pictures import odd_pictures
-from yaml_trainer.export.preparing import Prepare, takes_any_size
+from yaml_trainer.export.preparing import Prepare, preparation_of, takes_any_size
 from yaml_trainer.export.program_check import check_program, run_program
 from yaml_trainer.export.resizing import resized
-from yaml_trainer.export.whole import Whole
+from yaml_trainer.export.whole import Whole, describe_whole, export, onnx_content
+from yaml_trainer.export.whole_check import noise
 
 pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
 
@@ -175,8 +177,9 @@ def exported(run, tmp_path_factory):
     """The run's files that take pictures, with ``unknown``; and what the command printed."""
     folder = tmp_path_factory.mktemp("files")
     words = ["--format", "all", "--with-preprocessing", "--reject", "0.8", "--output", str(folder)]
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()):
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         assert main([str(run), *words]) == 0
+    assert "note    safetensors holds weights, which take no picture: left out" in err.getvalue()
     return folder, out.getvalue()
 
 
@@ -317,6 +320,44 @@ def test_programs_of_other_channels_and_bits_answer_as_predict_or_refuse(
     trained, beside = untrained(channels=channels, form=form)
     equal, refused = equal_and_refused(check_program(beside, trained))
     assert equal >= least and equal + refused == 41
+
+
+def test_a_graph_of_16_bits_takes_uint16_and_answers_as_predict(untrained, tmp_path):
+    trained, _ = untrained(channels=4, form=Form("keep", 16))
+    card = describe_whole(trained, {}, None, None)
+    whole = Whole(trained, preparation_of(trained), None).eval()
+    content, read = onnx_content(export(whole, trained, None), card)
+    place = tmp_path / "tiny-picture.onnx"
+    place.write_bytes(content)
+    assert card["input"]["type"] == "uint16"
+    image = noise(trained, 50, 70)
+    expected = trained.probabilities(trained.inputs([image]))[0]
+    torch.testing.assert_close(read(place)(image)[0], expected, rtol=0, atol=1e-4)
+    beside = tmp_path / "tiny-picture_onnx.py"
+    beside.write_text(program("onnx", trained, whole="tiny-picture"))
+    assert equal_and_refused(check_program(beside, trained)) == (3, 38)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.4])
+@pytest.mark.parametrize(
+    ("loss", "has_several"),
+    [("CrossEntropyLoss", False), ("BCEWithLogitsLoss", False), ("BCEWithLogitsLoss", True)],
+)
+def test_a_graph_makes_probabilities_as_the_run_does(untrained, loss, has_several, temperature):
+    trained, _ = untrained()
+    config = trained.config.model_copy(
+        update={"loss": trained.config.loss.model_copy(update={"name": loss})}
+    )
+    trained = dataclasses.replace(
+        trained,
+        config=config,
+        thresholds=torch.full((5,), 0.5) if has_several else None,
+        calibration=Calibration(True, "", 100, temperature) if temperature else None,
+    )
+    whole = Whole(trained, preparation_of(trained), None)
+    for logits in (torch.tensor([-3.0, 0.5, 2.0, 0.0, 9.0]), torch.tensor([-120.0, -99, 0, 1, 2])):
+        expected = trained.chances(logits[None], trained.temperature)[0]
+        torch.testing.assert_close(whole.probabilities(logits), expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("at_least", [20, 64, 100, 300])

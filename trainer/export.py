@@ -79,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     formats = [name for name in FORMATS if {name, "all"} & set(arguments.format)]
-    if arguments.with_preprocessing:  # --format all: those that are graphs
-        formats = [name for name in formats if name != "safetensors"]
+    if arguments.with_preprocessing and "safetensors" in formats:  # of --format all
+        formats.remove("safetensors")
+        print("note    safetensors holds weights, which take no picture: left out", file=sys.stderr)
     require_packages(formats)
     images = arguments.images and [Path(text) for text in arguments.images]
     for path in images or ():
