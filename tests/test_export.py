@@ -269,10 +269,11 @@ def test_one_onnx_file_is_written_and_nothing_else_is_left(exported):
     ]
 
 
-def test_the_output_names_each_file_and_its_greatest_difference_and_nothing_else(exported):
+def test_the_output_names_each_file_its_greatest_difference_and_program_and_nothing_else(exported):
     folder, out = exported
     lines = out.splitlines()
-    assert len(lines) == 9 and lines[1].endswith(" test images of RMB")
+    assert sum("py: as predict on 28 odd pictures, and refuses 13" in line for line in lines) == 3
+    assert len(lines) == 12 and lines[1].endswith(" test images of RMB")
     for name, file in (("onnx", "tiny.onnx"), ("pt2", "tiny.pt2")):
         place = next(i for i, line in enumerate(lines) if line.startswith(name))
         assert str(folder / file) in lines[place]
@@ -589,17 +590,30 @@ def test_the_programs_of_own_channels_read_plain_pictures_as_the_run_does(
     np.testing.assert_allclose(prepared(trained, place), expected, atol=1.1 / 255)
 
 
-@pytest.mark.parametrize("suffix", ["deep.png", "bands.tif"])
-def test_the_programs_of_own_channels_refuse_what_pillow_reads_otherwise(
-    untrained, tmp_path, suffix
-):
+def test_the_programs_of_own_channels_refuse_what_pillow_reads_otherwise(untrained, tmp_path):
     model = untrained(transforms=OWN["resize"])
     trained = dataclasses.replace(model, form=Form("keep", 16))
-    content = {"deep.png": png(drawn(9, 9, 3), 16, 2), "bands.tif": tif(drawn(9, 9, 3))}
-    (tmp_path / suffix).write_bytes(content[suffix])
-    trained.read(tmp_path / suffix)  # the run reads it
+    (tmp_path / "bands.tif").write_bytes(tif(drawn(9, 9, 3)))
+    trained.read(tmp_path / "bands.tif")  # the run reads it
     with pytest.raises(ValueError, match="save it by numpy.save"):
-        prepared(trained, tmp_path / suffix)
+        prepared(trained, tmp_path / "bands.tif")
+
+
+@pytest.mark.parametrize("form", [Form("keep", 8), Form("keep", 16), Form("rgb", 16)])
+@pytest.mark.parametrize("colours", [0, 2, 6])
+def test_the_programs_of_own_channels_read_all_bits_of_a_png(untrained, tmp_path, form, colours):
+    channels = {0: 1, 2: 3, 6: 4}[colours]
+    given = channels if form.channels == "keep" else 3
+    model = untrained("LeNet", (given, 32, 32), given, transforms=OWN["resize"])
+    trained, place = dataclasses.replace(model, form=form), tmp_path / "deep.png"
+    place.write_bytes(png(drawn(61, 90, channels), 16, colours))
+    expected = trained.inputs([trained.read(place)]).numpy()
+    if form.channels == "rgb" and channels == 4:
+        with pytest.raises(ValueError, match="save it by numpy.save"):
+            prepared(trained, place)
+        return
+    levels = 255 if form.bits == 8 else 65535
+    np.testing.assert_allclose(prepared(trained, place), expected, atol=1.1 / levels)
 
 
 @pytest.mark.parametrize(

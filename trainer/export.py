@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--reject", type=level, metavar="LEVEL", help="pt2 and onnx: give a second output, "
         "unknown, above 0 for images unlike the known ones; this share of them is kept: 0.95",
     )  # fmt: skip
+    parser.add_argument(
+        "--with-preprocessing", action="store_true", help="pt2 and onnx: take a picture (C, H, W) "
+        "uint8 of any size, and give probabilities: transforms and temperature are inside",
+    )  # fmt: skip
     parser.add_argument("--score", choices=SCORES, help="as that of predict --reject")
     parser.add_argument("--output", metavar="FOLDER", help="where to write (default: RUN/export)")
     parser.add_argument(
@@ -66,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--score says how --reject measures: give --reject too, such as 0.95")
     if arguments.reject is not None and set(arguments.format) == {"safetensors"}:
         parser.error("--reject gives a graph a second output; safetensors holds weights only")
+    if arguments.with_preprocessing and "safetensors" in arguments.format:
+        parser.error("--with-preprocessing is for graphs, pt2 and onnx; safetensors holds weights")
 
     return exit_code_of(lambda: run(arguments))
 
@@ -73,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     formats = [name for name in FORMATS if {name, "all"} & set(arguments.format)]
+    if arguments.with_preprocessing and "safetensors" in formats:  # of --format all
+        formats.remove("safetensors")
+        print("note    safetensors holds weights, which take no picture: left out", file=sys.stderr)
     require_packages(formats)
     images = arguments.images and [Path(text) for text in arguments.images]
     for path in images or ():
@@ -90,10 +99,12 @@ def run(arguments: argparse.Namespace) -> None:
     config_for_use(folder, arguments.overrides)  # its faults come before PyTorch
     with start():
         from yaml_trainer.export.exporting import export_run
+        from yaml_trainer.export.whole import export_whole
 
     reject = None if arguments.reject is None else (arguments.reject, arguments.score or SCORES[0])
     place = output or folder / "export"
-    export_run(folder, formats, place, images, arguments.overrides, reject)
+    write = export_whole if arguments.with_preprocessing else export_run
+    write(folder, formats, place, images, arguments.overrides, reject)
 
 
 def require_packages(formats: Sequence[str]) -> None:

@@ -109,7 +109,8 @@ def take_sample(trained: TrainedModel, config: Config, images: Sequence[Path] | 
     if inputs.ndim == 5:
         note(
             f"the run takes the mean over {inputs.shape[1]} crops of an image; the files take one "
-            "crop as one image: give them all, and average the logits"
+            "crop as one image: give them all, and average the logits, as the programs beside them "
+            "do; --with-preprocessing makes files that do"
         )
         inputs = at_most_max_images(inputs.flatten(0, 1))
         source = f"{len(inputs)} crops of {source}"
@@ -131,6 +132,16 @@ def inputs_of_test_images(run: Path, config: Config) -> Tensor:
 
     No dataset is downloaded or drawn. Raises DataError or ConfigError if it is absent or changed.
     """
+    chosen, config = test_images_of(run, config)
+    rows = torch.arange(len(chosen))
+    return load_subset(config, chosen, torch.device("cpu"))[1].sample(rows)[0]
+
+
+def test_images_of(run: Path, config: Config) -> tuple[dict[str, str], Config]:
+    """Up to MAX_IMAGES images of the test split, and a configuration that downloads no dataset.
+
+    Raises DataError if there are none, or if split.json was changed.
+    """
     split = read_json(run / "split.json", MAX_SPLIT)
     require_unchanged(run, split)
     names: list[str] = list(split["test"])
@@ -141,9 +152,7 @@ def inputs_of_test_images(run: Path, config: Config) -> Tensor:
     arguments = config.dataset.arguments | offline
     dataset = config.dataset.model_copy(update={"arguments": arguments})
     chosen = {name: split["test"][name] for name in at_most_max_images(names)}
-    config = config.model_copy(update={"dataset": dataset})
-    rows = torch.arange(len(chosen))
-    return load_subset(config, chosen, torch.device("cpu"))[1].sample(rows)[0]
+    return chosen, config.model_copy(update={"dataset": dataset})
 
 
 def at_most_max_images(items: Items) -> Items:

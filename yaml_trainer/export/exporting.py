@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from datasets.temporary import unfinished
 from trainer.build.precision import FP32, HALF
 from trainer.build.trained import TrainedModel, build_network, load_trained
+from trainer.config import Config
 from trainer.inference.prediction import choose_rejection
 from trainer.process.errors import NO_ANSWER, NoAnswer, OutOfMemory, RunError, in_plain_words
 from trainer.run import disk
@@ -26,6 +27,7 @@ from trainer.run.resume import config_for_use
 from yaml_trainer.export import export_check
 from yaml_trainer.export.export_check import Difference, Network, Sample
 from yaml_trainer.export.model_card import about_unknown, describe_model, hub_files, program
+from yaml_trainer.export.program_check import check_program
 
 MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's limit, less the graph
 
@@ -44,11 +46,7 @@ def export_run(
     the score of the second output ``unknown``, which pt2 and onnx get. Raises RunError if
     the model cannot be exported, or if a file gives other outputs than the run's model.
     """
-    config = config_for_use(run, overrides)
-    trained = load_trained(run, [*overrides, "train.device=cpu"])  # equal files on any machine
-    if config.train.precision in HALF:  # the weights are float32, and few tools compute otherwise
-        export_check.note(f"the run computed in {config.train.precision}, the files do in float32")
-        trained = dataclasses.replace(trained, precision=FP32)
+    trained, config = load_for_export(run, overrides)
     result = disk.read_json(run / "result.json")
     sample = export_check.take_sample(trained, config, images)
     if not trained.logits(sample.inputs).isfinite().all():
@@ -72,12 +70,34 @@ def export_run(
             path, difference = write[name](
                 folder, trained, *for_format(name, sample, card), exported
             )
+            told = check_beside(path, trained, for_format(name, sample, card)[0].rejection)
         print(f"{name:<12} {path} ({path.stat().st_size / 2**20:,.1f} MiB)")
         print(f"{'':<12} greatest difference: logits {difference.logits:.1e}, "
             f"probabilities {difference.probabilities:.1e}", end="")  # fmt: skip
         print("" if difference.unknown is None else f", unknown {difference.unknown:.1e} of it")
+        print(f"{'':<12} {told}")
         written.append(path)
     print(f"use it: the .py files in {folder} show how, without this project")
+
+
+def load_for_export(run: Path, overrides: Sequence[str]) -> tuple[TrainedModel, Config]:
+    """The run's best model on the CPU, computing in float32; and its configuration."""
+    config = config_for_use(run, overrides)
+    trained = load_trained(run, [*overrides, "train.device=cpu"])  # equal files on any machine
+    if config.train.precision in HALF:  # the weights are float32, and few tools compute otherwise
+        export_check.note(f"the run computed in {config.train.precision}, the files do in float32")
+        trained = dataclasses.replace(trained, precision=FP32)
+    return trained, config
+
+
+def check_beside(path: Path, trained: TrainedModel, rejection: Rejection | None) -> str:
+    """Run the program beside a model file, as ``check_program`` does; returns its name and that."""
+    program = path.with_name(f"{path.stem}_{path.suffix[1:]}.py")
+    if path.suffix == ".safetensors":
+        program = path.with_name("use.py")
+    # With ``unknown`` it answers of the image alone, to which the threshold belongs.
+    tta = None if rejection is None else "none"
+    return f"{program.name}: {check_program(program, trained, rejection, tta=tta)}"
 
 
 def for_format(name: str, sample: Sample, card: dict[str, Any]) -> tuple[Sample, dict[str, Any]]:

@@ -187,10 +187,13 @@ def _json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def program(kind: str, trained: TrainedModel, unknown: bool = False) -> str:
+def program(
+    kind: str, trained: TrainedModel, unknown: bool = False, whole: str | None = None
+) -> str:
     """Python code that classifies images with a model file; kind: pt2, onnx or safetensors.
 
-    unknown: the model has this second output.
+    unknown: the model has this last output. whole: the file's name, without suffix, of a model that
+    takes pictures and gives probabilities.
     """
     imports = ["import numpy as np", "from PIL import Image, ImageOps, UnidentifiedImageError"]
     built: list[str] = [""]
@@ -202,12 +205,15 @@ def program(kind: str, trained: TrainedModel, unknown: bool = False) -> str:
         own = sorted({line for line in needed if line.startswith("from models")})
         imports += ["from safetensors.torch import load_file", *({*needed} - {*own})]
     imports = sorted([*imports, reader], key=lambda line: (line.startswith("from"), line.lower()))
-    name = "model" if kind == "safetensors" else trained.config.name
+    name = whole or ("model" if kind == "safetensors" else trained.config.name)
     packages = {line.split()[1].partition(".")[0] for line in imports} - {"PIL"} | {"pillow"}
     values: dict[str, Any] = {"imports": [*imports, *own], "building": built}
     values["packages"] = sorted(packages)
     # Of files with their own channels or 16 bits the program reads arrays and plain pictures.
     values |= trained.form._asdict() | {"arrays": not trained.form.is_plain}
+    # The threshold of ``unknown`` is that of the image alone.
+    values |= {"whole": whole is not None, "tta": not unknown and trained.config.evaluation.tta}
+    values["at_least"] = trained.at_least
     return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", unknown=unknown, **values)
 
 
