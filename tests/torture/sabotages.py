@@ -502,7 +502,7 @@ SABOTAGES = [
         "second signal ignored",
         "Ctrl-C twice does not end a run",
         "trainer/process/stop.py",
-        "                signal.signal(again, signal.SIG_DFL)",
+        "                signal.signal(again, self._at_second)",
         "                signal.signal(again, signal.SIG_IGN)",
         (f"{STOP}test_the_second_signal_ends_the_process_at_once",),
     ),
