@@ -22,7 +22,7 @@ from trainer.build.trained import TrainedModel, load_trained
 from trainer.components.calibration import Calibration
 from trainer.config import load_config
 from trainer.export import main
-from trainer.inference.prediction import predict_files
+from trainer.inference.prediction import file_source, predict_images
 from trainer.input.data import build_pipelines
 from trainer.loop.fit import fit
 from trainer.process.errors import RunError
@@ -200,7 +200,7 @@ def test_a_graph_gives_the_probabilities_of_predict_for_pictures_of_any_size(
 ):
     paths = [str(path) for path in sorted(notes.rglob("*.jpg"))[::3]]
     model = network(exported[0], kind)
-    for one in predict_files(load_trained(run), paths):
+    for one in predict_images(load_trained(run), map(file_source, paths)):
         assert one.probabilities is not None
         image = np.asarray(Image.open(one.path)).transpose(2, 0, 1)
         chances, logits, unknown = model(np.ascontiguousarray(image))
@@ -381,7 +381,7 @@ def test_the_page_beside_a_graph_shows_code_that_works(exported, notes, monkeypa
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(page.split("```python\n")[1].split("```")[0], names)
-    (expected,) = predict_files(load_trained(run), [str(path)])
+    (expected,) = predict_images(load_trained(run), [file_source(str(path))])
     assert expected.probabilities is not None
     np.testing.assert_allclose(names["probabilities"], expected.probabilities, atol=1e-4)
 
@@ -396,7 +396,7 @@ def test_sixty_pictures_of_all_formats_are_answered_as_predict_does_or_refused(u
     assert len(paths) >= 60
     answers, said = run_program(beside, paths)
     read = 0
-    for one in predict_files(trained, paths):
+    for one in predict_images(trained, map(file_source, paths)):
         if one.path not in answers:
             assert one.path in said
             continue

@@ -15,7 +15,7 @@ import torch
 
 from datasets.words import counted
 from trainer.build.trained import TrainedModel
-from trainer.inference.prediction import Prediction, predict_files
+from trainer.inference.prediction import Also, Prediction, file_source, predict_images
 from trainer.process.errors import RunError
 from trainer.run.known import Rejection
 from yaml_trainer.export.odd_pictures import odd_pictures
@@ -47,7 +47,9 @@ def check_program(
             paths.append(str(Path(folder, name)))
             Path(paths[-1]).write_bytes(content)
         remarks = len(trained.remarks)
-        expected = list(predict_files(trained, paths, tta=tta, rejection=rejection))
+        expected = list(
+            predict_images(trained, map(file_source, paths), tta=tta, also=Also(rejection))
+        )
         del trained.remarks[remarks:]
         answers, said = run_program(program, paths)
     if not answers and "do here what the run's" in said:

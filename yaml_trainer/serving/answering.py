@@ -12,6 +12,7 @@ from trainer.config import load_config
 from trainer.drawing.pictures import png, to_picture
 from trainer.inference.explanation import overlay
 from trainer.inference.prediction import (
+    Also,
     Decoded,
     Prediction,
     Readable,
@@ -107,7 +108,7 @@ class Answering:
             [Readable(NAME, reading(number)) for number in range(len(uploads))],
             batch_size=len(uploads),
             tta=self.settings.tta,
-            rejection=self.rejection,
+            also=Also(self.rejection),
         )
         if self.sets:
             predictions = with_sets(predictions, self.sets.threshold, trained.classes)
