@@ -75,7 +75,7 @@ def as_typed(name: str) -> str:
         machines = int(os.environ[WORLD_SIZE]) // here
         nodes = f" --nnodes {machines} ..." * (machines > 1)
         return f"torchrun --nproc-per-node {here}{nodes} -m {TRAINER}.{name}"
-    if IS_INSTALLED or sys.argv[0].startswith(COMMAND):
+    if IS_INSTALLED or sys.argv[0].startswith(f"{COMMAND} "):
         return f"{COMMAND} {name}"
     return f"python -m {TRAINER}.{name}"
 
