@@ -34,9 +34,9 @@ MAX_FAULTS = 50  # in one message; more do not help
 
 CHECKOUT = Path(__file__).resolve().parents[2]  # in the wheel, the folder yaml_trainer
 PREFIX = TRAINER.removesuffix("trainer")  # in the wheel, the beginning of modules' names
-FOLDERS = ("datasets/", "models/", "trainer/", "transforms/")  # which the wheel has in yaml_trainer
-CALLERS = ("trainer/", "yaml_trainer/", "scripts/")  # they call components
 STANDARD_LIBRARY = str(Path(os.__file__).parent)
+COMPONENTS = ("datasets/", "models/", "transforms/")  # folders
+OF_TRAINER = ("trainer/", "scripts/", "yaml_trainer/")
 REFUSALS = (ValueError, OSError, ImportError, RuntimeError)
 # Where PyTorch runs a model or a loss, forward and backward.
 RUNS_A_MODULE = ("torch/nn/modules/module.py", "torch/autograd/graph.py")
@@ -130,14 +130,6 @@ class Stopped(BaseException):
     """The process was asked to stop. ``except Exception`` does not catch it."""
 
 
-def path_in_checkout(file: Path) -> str:
-    """A file's path from the checkout's root, also of the wheel's files; of others, the whole."""
-    if not file.is_relative_to(CHECKOUT):
-        return str(file)
-    name = file.relative_to(CHECKOUT).as_posix()
-    return name if not PREFIX or name.startswith(FOLDERS) else f"yaml_trainer/{name}"
-
-
 def is_machinery(name: str) -> bool:
     """Whether a file of the checkout serves components, and is none: no line of a table names it.
 
@@ -146,7 +138,7 @@ def is_machinery(name: str) -> bool:
     lines = (*DATASETS.values(), *MODELS.values(), *TRANSFORMS.values())
     modules = (line.partition(":")[0].removeprefix(PREFIX) for line in lines)
     named = {f"{module.replace('.', '/')}.py" for module in modules}
-    return name.startswith(("datasets/", "models/", "transforms/")) and name not in named
+    return name.startswith(COMPONENTS) and name not in named
 
 
 def is_of_machinery(error: BaseException) -> bool:
@@ -158,8 +150,17 @@ def is_of_machinery(error: BaseException) -> bool:
     for file in (Path(frame.filename) for frame in reversed(frames)):
         if file.is_relative_to(STANDARD_LIBRARY) and "site-packages" not in file.parts:
             continue
-        return is_machinery(path_in_checkout(file)) and not isinstance(error, REFUSALS)
+        return is_machinery(_in_checkout(file)) and not isinstance(error, REFUSALS)
     return False
+
+
+def _in_checkout(path: Path) -> str:
+    """A file's path in the checkout, also where the package is installed; else all of it."""
+    if not path.is_relative_to(CHECKOUT):
+        return str(path)
+    name = path.relative_to(CHECKOUT).as_posix()
+    is_ours = TRAINER == "trainer" or name.startswith(("trainer/", *COMPONENTS))
+    return name if is_ours else f"yaml_trainer/{name}"
 
 
 def component_place(error: BaseException) -> str:
@@ -173,12 +174,12 @@ def component_place(error: BaseException) -> str:
     in_module = in_transform = False
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = Path(frame.f_code.co_filename)
-        name = path_in_checkout(path)
+        name = _in_checkout(path)
         place = f"{name}:{line}, in {frame.f_code.co_qualname}"
         if is_machinery(name):
             in_transform |= name == "transforms/pipeline.py"
             continue
-        if name.startswith(CALLERS) and not name.startswith("trainer/components/"):
+        if name.startswith(OF_TRAINER) and not name.startswith("trainer/components/"):
             own, library, in_module = "", "", False
         elif "-packages/" in name:
             place = place.rpartition("-packages/")[2]
