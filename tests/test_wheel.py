@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
 
@@ -326,6 +327,22 @@ def test_a_run_tells_the_wheels_code_and_no_commit_of_the_repository_around_it(r
     assert re.fullmatch(rf"yaml-trainer {re.escape(VERSION)}, [0-9a-f]{{10}}", about["code"])
     assert about["git_commit"] is None and about["git_changed_files"] == []
     assert (run_of_the_wheel / "uncommitted.patch").read_bytes() == b""
+
+
+@pytest.mark.slow
+def test_hugging_faces_datasets_and_the_wheel_work_in_one_process(installed, shared_config):
+    try:
+        place = distribution("datasets").locate_file("")
+    except PackageNotFoundError:
+        pytest.skip("needs pip install datasets")
+    words = ["--config", str(shared_config), "--runs", "beside", "log.show=[]", "train.epochs=1"]
+    code = f"""
+import datasets
+from yaml_trainer.trainer.train import main
+assert main({words}) == 0
+assert datasets.Dataset.from_dict({{"x": [1, 2]}}).map(lambda row: {{"y": row["x"]}})["y"][1] == 2
+"""
+    installed.run("-c", code, PYTHONPATH=f"{installed.target}{os.pathsep}{place}")
 
 
 @pytest.mark.slow
