@@ -151,7 +151,8 @@ def conflicts(
             more = f" and {len(group) - _SHOWN:,} more" if len(group) > _SHOWN else ""
             lines.append("  " + " = ".join(ids[index] for index in group[:_SHOWN]) + more)
         if len(found) > _SHOWN:
-            lines.append(f"  and {len(found) - _SHOWN:,} more groups; trainer.data lists all")
+            more = f"  and {len(found) - _SHOWN:,} more groups"
+            lines.append(f"{more}; python -m trainer.data lists all")
         warnings.append("\n".join(lines))
     return warnings
 

@@ -754,7 +754,7 @@ def test_equal_images_in_two_parts_are_told_with_their_total_and_some_groups(dat
         "tested was trained on"
     )
     assert groups[0] == "  train/a/0.png = test/a/copy0.png" and len(groups) == 6
-    assert groups[-1] == "  and 3 more groups; trainer.data lists all"
+    assert groups[-1] == "  and 3 more groups; python -m trainer.data lists all"
 
 
 @pytest.mark.parametrize(("in_table", "on_disk"), [(NFC, NFD), (NFD, NFC)])

@@ -79,6 +79,25 @@ def test_a_folder_of_classes_gets_a_file_that_loads_and_passes_a_dry_run(new, tm
     assert train(["--config", str(out), "--dry-run"]) == 0
 
 
+@pytest.mark.parametrize("folder", [".", "configs"])
+def test_the_file_names_the_schema_if_that_lies_beside_it_and_else_how_to_get_it(
+    tmp_path, monkeypatch, capsys, folder
+):
+    paint(tmp_path / "data", [*many("cat", 40), *many("dog", 40)])
+    monkeypatch.chdir(tmp_path)
+    Path(folder).mkdir(exist_ok=True)
+    assert main(["--data", "data"]) == 0
+    out = Path(folder) / "data.yaml"
+    assert "$schema" not in out.read_text()
+    schema = Path(folder) / "schema.json"
+    assert f"python -m trainer.schema --output {schema} " in capsys.readouterr().out
+    schema.write_text("{}")
+    assert main(["--data", "data", "--name", "second"]) == 0
+    first = (Path(folder) / "second.yaml").read_text().partition("\n")[0]
+    assert first == "# yaml-language-server: $schema=./schema.json"
+    assert "trainer.schema" not in capsys.readouterr().out
+
+
 def test_the_written_file_trains_to_the_end(new, tmp_path):
     data = paint(tmp_path / "data", [*many("cat", 30), *many("dog", 30)])
     _, out, _ = new(data)
@@ -557,7 +576,7 @@ def test_where_a_measured_recipe_is_shipped_its_training_is_written(
     tmp_path, shipped, parts, size, grey
 ):
     sight = sight_of(parts, size, grey, classes=10)
-    told = {"file": "x.yaml", "folder": "configs", "data": "x", "time": ""}
+    told = {"file": "x.yaml", "schema": "./schema.json", "data": "x", "time": ""}
     recipe = first_file.choose_recipe(sight, CPU)
     out = tmp_path / "x.yaml"
     out.write_text(first_file.first_file(sight, "x", recipe, told, {"root": "x"}))
@@ -613,7 +632,7 @@ def test_images_with_several_labels_get_sigmoids_and_are_counted_by_class():
     sight = sight_of({"train": 100}, (32, 32), False, classes=2)
     vars(sight.dataset)["labels"] = ((1.0, 1.0),) * 40 + ((0.0, 1.0),) * 60
     assert sight.class_sizes == [40, 100]
-    told = {"file": "x.yaml", "folder": "configs", "data": "x", "time": ""}
+    told = {"file": "x.yaml", "schema": "./schema.json", "data": "x", "time": ""}
     text = first_file.first_file(sight, "x", first_file.choose_recipe(sight, CPU), told, {})
     assert "loss: {name: BCEWithLogitsLoss}" in text
 
@@ -717,7 +736,7 @@ def test_what_is_written_gives_no_note_of_its_own(new, tmp_path, monkeypatch, ki
 )
 def test_what_is_written_for_many_images_gives_no_note(tmp_path, parts, size, grey, model):
     sight = sight_of(parts, size, grey, classes=10)
-    told = {"file": "x.yaml", "folder": "configs", "data": "x", "time": ""}
+    told = {"file": "x.yaml", "schema": "./schema.json", "data": "x", "time": ""}
     recipe = first_file.choose_recipe(sight, CPU)
     (tmp_path / "x.yaml").write_text(first_file.first_file(sight, "x", recipe, told, {"root": "x"}))
     config = load_config(tmp_path / "x.yaml")

@@ -470,7 +470,7 @@ def test_a_file_of_many_images_is_told_from_a_broken_one(run, tmp_path, capsys, 
     assert command([str(run), str(place)]) == 3
     err = capsys.readouterr().err
     assert re.search(rf"{place}: an? {kind}.*, no image file; metrics of labelled", err)
-    assert "python -m trainer.evaluate RUN" in err and "docs/data.md" in err
+    assert "python -m trainer.evaluate RUN" in err and "yaml_trainer.load(RUN).predict" in err
 
 
 def test_the_lines_of_the_docs_predict_the_images_of_an_array(run, tmp_path, monkeypatch, capsys):

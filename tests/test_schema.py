@@ -54,6 +54,28 @@ def test_drift_is_told(tmp_path, monkeypatch, capsys):
     assert main(["--check"]) == 1
 
 
+def test_the_schema_is_written_where_it_is_asked_for_with_the_line_that_names_it(
+    schema, tmp_path, capsys
+):
+    file = tmp_path / "mine.json"
+    assert main(["--output", str(file)]) == 0
+    assert file.read_text() == as_text(schema)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "# yaml-language-server: $schema=./mine.json"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("mine.yaml", "ends in .json"), ("none/a.json", "this folder does not")]
+)
+def test_a_schema_overwrites_no_yaml_and_makes_no_folder(tmp_path, capsys, name, told):
+    (tmp_path / "mine.yaml").write_text("seed: 1")
+    assert main(["--output", str(tmp_path / name)]) == 2
+    assert told in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+    assert (tmp_path / "mine.yaml").read_text() == "seed: 1"
+
+
 def test_a_table_line_that_leads_nowhere_is_told_without_a_traceback(monkeypatch, capsys):
     place = "trainer.components.losses:Typo"
     monkeypatch.setitem(TABLES["loss"], "Typo", place)

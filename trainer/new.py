@@ -40,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "overrides", nargs="*", metavar="dataset.key=value", help="e.g. dataset.layout=classes"
     )
     parser.add_argument(
-        "--out", metavar="FILE.yaml", type=Path, help="the new file (default: configs/NAME.yaml)"
+        "--out",
+        metavar="FILE.yaml",
+        type=Path,
+        help="the new file (default: configs/NAME.yaml, or NAME.yaml)",
     )
     parser.add_argument("--name", metavar="NAME", help="of the run (default: the name of PATH)")
     parser.section, parser.example = "dataset.", ("dataset.root", "images")
@@ -70,7 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     name = arguments.name or name_for(Path(arguments.data))
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(f"--name {name}: expected {NAME_IN_WORDS}")
-    out = arguments.out or Path("configs") / f"{name}.yaml"
+    folder = Path("configs") if Path("configs").is_dir() else Path()
+    out = arguments.out or folder / f"{name}.yaml"
     if out.exists():
         other = out.with_stem(f"{out.stem}_2")
         raise UsageError(f"{out} is there already, and stays as it is; write --out {other}")
@@ -98,6 +102,9 @@ def run(arguments: argparse.Namespace) -> None:
     say(f"wrote   {out}")
     say(f"next    python -m trainer.data --config {quoted}")
     say(f"        python -m trainer.train --config {quoted}")
+    if "$schema=" not in text.partition("\n")[0]:
+        schema = shlex.quote(str(out.parent / "schema.json"))
+        say(f"        python -m trainer.schema --output {schema}  (for editors)")
 
 
 def seen(sight: "Sight") -> list[str]:
@@ -141,7 +148,7 @@ def broken(sight: "Sight") -> list[str]:
 
 def written(sight: "Sight", data: str, name: str, out: Path, say: "Say") -> str:
     """The text of the file, once its training was prepared, or its model was timed."""
-    from trainer.config.components import component_key, published
+    from trainer.config.components import SCHEMA_FILE, component_key, published
     from trainer.input.cut import BrokenImages
     from trainer.process.console import duration
     from trainer.process.words import visible
@@ -156,7 +163,8 @@ def written(sight: "Sight", data: str, name: str, out: Path, say: "Say") -> str:
     is_large = len(sight.dataset) > MANY and sight.dataset.images is None
     skip = may_skip and (is_large or bool(sight.broken))
     file = visible(shlex.quote(str(out)))  # a comment is one line
-    shown = {"file": file, "data": visible(data), "folder": out.parent.name}
+    schema = "./schema.json" * (out.parent / SCHEMA_FILE.name).is_file()
+    shown = {"file": file, "data": visible(data), "schema": schema}
     told = {**shown, "time": ""}
 
     def text() -> str:

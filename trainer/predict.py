@@ -160,7 +160,8 @@ def notes_on_mean(models: Sequence["TrainedModel"]) -> list[str]:
     """A note on the temperatures of several models, which their mean does not have."""
     if all(one.temperature is None for one in models):
         return []
-    return ["a mean of raw probabilities, without temperature; trainer.combine fits one for it"]
+    how = "python -m trainer.combine fits one for it"
+    return [f"a mean of raw probabilities, without temperature; {how}"]
 
 
 def run(arguments: argparse.Namespace) -> None:

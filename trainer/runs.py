@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     found = sorted(map(inspect_run, paths), key=order(arguments.sort))
     if not found:
         where = ", ".join(map(str, folders))
-        how = "python -m trainer.train --config configs/lenet_rmb.yaml"
+        how = "python -m trainer.train --config FILE.yaml"
         print(f"no runs in {where} yet; to start one: {how}", file=sys.stderr)
     if arguments.json:
         print(json.dumps([run_json(one) for one in found], indent=2))

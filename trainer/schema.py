@@ -2,6 +2,7 @@
 
     python -m trainer.schema            write it, docs/yaml.md and docs/yaml.zh.md
     python -m trainer.schema --check    exit 1 if a file is out of date
+    python -m trainer.schema --output FILE.json    write the schema for YAML files elsewhere
 
 The schema is generated from Config and the signatures of constructors, also of torch and
 torchvision. So --check compares it only under the versions that it was made with. docs/yaml.md, the
@@ -21,8 +22,10 @@ from trainer.config.components import SCHEMA_FILE, TABLES, component_key, full_s
 from trainer.config.schema_page import as_page, in_chinese
 from trainer.config.signatures import arguments_schema
 from trainer.process.command_line import Parser
+from trainer.process.errors import UsageError
 from trainer.process.exits import exit_code_of
 from trainer.process.launch import run_as_command
+from trainer.process.quit import IS_INSTALLED
 from trainer.run.disk import write_file
 
 EXIT_CODES = "exit codes: 0 done, 1 a file is out of date, 2 usage, 5 disk"
@@ -37,11 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     parser = Parser(
         prog="python -m trainer.schema",
-        description="Write configs/schema.json for editors, and docs/yaml.md for people.",
+        description="Write the schema of YAML files for editors; in a checkout, to its "
+        "configs/schema.json, and docs/yaml.md for people.",
         epilog=EXIT_CODES,
     )
-    parser.add_argument("--check", action="store_true", help="only compare; exit 1 on a difference")
-    if not parser.parse_args(argv).check:
+    how = parser.add_mutually_exclusive_group(required=IS_INSTALLED)
+    how.add_argument("--check", action="store_true", help="only compare; exit 1 on a difference")
+    how.add_argument(
+        "--output", metavar="FILE.json", type=Path, help="write only the schema, to this file"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.output is not None:
+        write_for_editors(arguments.output)
+        return 0
+    if not arguments.check:
         schema = generate()
         for file, text in {SCHEMA_FILE: as_text(schema), **pages(schema)}.items():
             if file.parent.is_dir():  # a copy of the checkout may have no docs/
@@ -60,6 +72,18 @@ def _main(argv: Sequence[str] | None) -> int:
             print(f"{page} is out of date: python -m trainer.schema", file=sys.stderr)
             return 1
     return 0
+
+
+def write_for_editors(file: Path) -> None:
+    """Write the schema to a file, and print what names it in a YAML file beside it."""
+    if file.suffix != ".json":
+        raise UsageError(f"--output {file}: expected a file's name that ends in .json")
+    if not file.parent.is_dir():
+        raise UsageError(f"{file.parent}: this folder does not exist")
+    write_file(file, as_text(generate()))
+    print(f"wrote {file}")
+    print("a YAML file beside it names it in its first line:")
+    print(f"# yaml-language-server: $schema=./{file.name}")
 
 
 def page_file() -> Path:

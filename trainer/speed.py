@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     with start():
         load_without_sizes(arguments.config, arguments.overrides)
         if is_one_of_several():
-            raise UsageError("trainer.speed measures one process; leave torchrun out.")
+            raise UsageError("this measures one process; leave torchrun out.")
         from trainer.drawing.columns import terminal_width
         from trainer.tuning.advice import advised_lines, facts_of, table
         from trainer.tuning.race import lines_of

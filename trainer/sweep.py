@@ -21,8 +21,7 @@ from trainer.process.command_line import Parser
 from trainer.process.console import say
 from trainer.process.errors import RunError, Stopped, UsageError
 from trainer.process.exits import exit_code_of
-from trainer.process.launch import run_as_command
-from trainer.process.quit import TRAINER
+from trainer.process.launch import as_typed, run_as_command
 from trainer.process.stop import StopRequest
 from trainer.process.words import visible
 
@@ -48,7 +47,7 @@ def parse_and_run(argv: Sequence[str], stop: StopRequest) -> None:
     try:
         run(parse(argv), stop)
     except Stopped as stopped:
-        again = shlex.join(["python", "-m", f"{TRAINER}.sweep", *argv])
+        again = f"{as_typed('sweep')} {shlex.join(argv)}"
         stopped.add_note(f"what has ended is kept, the rest is saved; to go on:\n  {again}")
         raise
 

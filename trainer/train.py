@@ -22,8 +22,7 @@ from trainer.process.command_line import Parser
 from trainer.process.console import say, say_but_no_weights
 from trainer.process.errors import Stopped, UsageError
 from trainer.process.exits import exit_code_of
-from trainer.process.launch import is_first, is_one_of_several, run_as_command, started_by
-from trainer.process.quit import TRAINER
+from trainer.process.launch import as_typed, is_first, is_one_of_several, run_as_command
 from trainer.process.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def command(argv: Sequence[str], stop: StopRequest) -> None:
         run(*parse(argv), stop)
     finally:
         if stop.came_early:  # libraries can turn Stopped into an error of their own
-            again = f"{started_by()} {shlex.join(['-m', f'{TRAINER}.train', *argv])}"
+            again = f"{as_typed('train')} {shlex.join(argv)}"
             raise Stopped(
                 f"stopped by {stop.reason}\n"
                 f"before training began, nothing was written; to start again:\n  {again}"
@@ -97,8 +96,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             f"{arguments.runs}{newest}"
         )
     if not arguments.config and not arguments.resume:
-        file = next((word for word in overrides if "=" not in word), "configs/lenet_rmb.yaml")
-        parser.error(f"name a file: --config {file}")
+        file = next((word for word in overrides if "=" not in word), "FILE.yaml")
+        how = "; python -m trainer.new --data PATH writes one for your images"
+        parser.error(f"name a file: --config {file}{how * (file == 'FILE.yaml')}")
     return arguments, overrides
 
 
@@ -183,7 +183,7 @@ def require_known_arguments(config: "Config") -> None:
 
     if faults := config.check_arguments(described := published()):
         error = ConfigError(faults, faults[0].file)
-        error.add_note("Checked by configs/schema.json, which python -m trainer.schema renews.")
+        error.add_note("Checked by configs/schema.json; --dry-run asks the PyTorch that is here.")
         raise error
     for kind, path, component in components(config):
         is_described = component_key(kind, component.name) in described

@@ -11,8 +11,8 @@ Importing this imports no torch.
 """
 
 import importlib
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,17 +24,19 @@ if TYPE_CHECKING:
     from yaml_trainer.training import Run as Run
     from yaml_trainer.training import train as train
 
-_checkout = Path(__file__).resolve().parent.parent
-if not (Path(__file__).parent / "trainer").is_dir():  # this is a checkout, not a wheel
-    if str(_checkout) not in sys.path:
-        sys.path.insert(0, str(_checkout))
-    _other = sys.modules.get("datasets")
-    if _other is not None and Path(str(_other.__file__)).parent.parent != _checkout:
-        raise ImportError(
-            f"the checkout's folder datasets and {_other.__file__} have one name, and that one is "
-            f"imported already: install the package (pip install {_checkout}), which has no "
-            "such folder"
-        )
+_here = os.path.dirname(os.path.realpath(__file__))
+if not os.path.isdir(os.path.join(_here, "trainer")):  # this is a checkout, not a wheel
+    _checkout = os.path.dirname(_here)
+    for _name in ("datasets", "models", "trainer", "transforms"):
+        _other = getattr(sys.modules.get(_name), "__file__", None) or ""
+        if _other and not os.path.realpath(_other).startswith(f"{_checkout}{os.sep}"):
+            raise ImportError(
+                f"the checkout's folder {_name} and {_other} have one name, and the latter is "
+                "imported already: install the wheel, whose folders lie in yaml_trainer "
+                f"(pip install {_checkout})"
+            )
+    if sys.path[:1] != [_checkout]:
+        sys.path.insert(0, _checkout)
 
 _PLACES = {
     **dict.fromkeys(("InputError", "TrainerError"), "errors"),

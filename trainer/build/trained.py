@@ -38,7 +38,7 @@ from transforms.pipeline import Pipeline
 OF_MANY = {b"PK\3\4": "a zip file, such as .npz", b"PAR1": "a Parquet file"}
 FOR_MANY = (
     "metrics of labelled ones: python -m trainer.evaluate RUN FILE; save other images as .png, "
-    'or see "Predictions of arrays" in docs/data.md'
+    "or predict arrays in Python: yaml_trainer.load(RUN).predict(ARRAYS)"
 )
 
 

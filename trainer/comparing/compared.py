@@ -97,8 +97,8 @@ def code_of(folder: Path, environment: Mapping[str, Any]) -> str:
     """Return the short commit, with a digest of the changes that were not committed."""
     commit = environment.get("git_commit")
     patch, fault = listing.read_text(folder / "uncommitted.patch")
-    if not isinstance(commit, str):
-        return ""
+    if not isinstance(commit, str):  # of the wheel
+        return str(environment.get("code", ""))
     digest = hashlib.sha256(patch.encode()).hexdigest()[:6]
     return commit[:10] + (f" + changes {digest}" if patch and not fault else "")
 

@@ -19,6 +19,7 @@ from trainer.process.words import listed
 
 MAX_BYTES = 1 << 20
 COMMAND_LINE = "command line"
+SHIPPED = Path(__file__).resolve().parents[2] / "configs"  # examples
 OWN = "own"  # in transforms.both: here come the steps of train, or of eval
 
 _HAS_KEY = re.compile(r"[A-Za-z_][\w.]*=")
@@ -252,6 +253,8 @@ def _near(path: Path) -> str:
         same = [str(file) for file in files if file.stem == path.stem]
         near = difflib.get_close_matches(path.name, [file.name for file in files])
         found = same or [str(file) for name in near for file in files if file.name == name]
+        if not found and Path("configs").resolve() != SHIPPED:
+            found = [str(file) for file in SHIPPED.glob(f"{path.stem}.yaml")]
         if found:
             return f"; did you mean {listed(found[:3], 'or')}?"
         return f"; {path.parent} holds no YAML file" if path.parent.is_dir() and not files else ""

@@ -339,7 +339,8 @@ def summary(facts: Mapping[str, Any]) -> list[str]:
     if bare := pixels["before_pad"]:
         mean, std = (by_channel(bare[key]) for key in MEAN_STD)
         after = f"after {', '.join(bare['after'])}, " if bare["after"] else ""
-        lines.append(f"no edge     mean {mean}, std {std} {after}before Pad: as trainer.new writes")
+        after += "before Pad: as python -m trainer.new writes"
+        lines.append(f"no edge     mean {mean}, std {std} {after}")
     if pixels["after"]:
         mean, std = (by_channel(pixels["raw"][key]) for key in MEAN_STD)
         lines.append(f"as read     mean {mean}, std {std}")

@@ -46,6 +46,8 @@ def facts_of_run(result: dict[str, Any], run: Path) -> dict[str, str]:
         changed = len(environment.get("git_changed_files") or ())
         files = f", {changed} file{'s' if changed > 1 else ''} changed since" if changed else ""
         facts["code"] = f"commit {str(commit)[:12]}{files}"
+    elif code := environment.get("code"):
+        facts["code"] = str(code)
     if "seed" in result:
         facts["seed"] = str(result["seed"])
     if "run" in (origin := result.get("weights", {})):

@@ -46,8 +46,7 @@ from trainer.loop.step import new_task
 from trainer.loop.summary import conclude, introduce, pictures_of_a_tag, shows_tensorboard
 from trainer.process.console import Say
 from trainer.process.errors import NoAnswer, NonFiniteLoss, RunError, Stopped, in_plain_words
-from trainer.process.launch import started_by
-from trainer.process.quit import TRAINER
+from trainer.process.launch import as_typed
 from trainer.process.stop import StopRequest
 from trainer.run.checkpoint import Entry
 from trainer.run.disk import read_json
@@ -156,7 +155,7 @@ def ending(job: Job, start: Start) -> Iterator[None]:
     An error of only one rank becomes ProcessFailed. The loaders are closed at the end.
     """
     run, state = start.run, start.state
-    go_on = f"{started_by()} -m {TRAINER}.train --resume {shlex.quote(str(run))}"
+    go_on = f"{as_typed('train')} --resume {shlex.quote(str(run))}"
     try:
         yield
     except Stopped as stopped:

@@ -17,8 +17,7 @@ from trainer.loop import record, snapshot
 from trainer.loop.state import State
 from trainer.process.console import Say
 from trainer.process.errors import RunError
-from trainer.process.launch import started_by
-from trainer.process.quit import TRAINER
+from trainer.process.launch import as_typed
 from trainer.run import checkpoint
 from trainer.run.disk import MAX_SPLIT, read_json, write_file, write_json
 from trainer.run.folder import read_metrics
@@ -215,9 +214,7 @@ def tell_tta(job: Job, run: Path, say: Say) -> None:
     with suppress(RunError):
         had = read_json(run / "result.json").get("tta")
     if asked != had:
-        how = (
-            f"{started_by()} -m {TRAINER}.evaluate {shlex.quote(str(run))} --tta {asked or 'none'}"
-        )
+        how = f"{as_typed('evaluate')} {shlex.quote(str(run))} --tta {asked or 'none'}"
         say(f"note    evaluation.tta is {asked or 'null'}, and the run's test had {had or 'null'}: "
             f"it is not done again; to do it: {how}")  # fmt: skip
 

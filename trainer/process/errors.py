@@ -32,7 +32,8 @@ IN_WORDS = {  # of RuntimeErrors about the same
 
 MAX_FAULTS = 50  # in one message; more do not help
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]  # in the wheel, the folder yaml_trainer
+PREFIX = TRAINER.removesuffix("trainer")  # in the wheel, the beginning of modules' names
 STANDARD_LIBRARY = str(Path(os.__file__).parent)
 COMPONENTS = ("datasets/", "models/", "transforms/")  # folders
 OF_TRAINER = ("trainer/", "scripts/", "yaml_trainer/")
@@ -135,7 +136,8 @@ def is_machinery(name: str) -> bool:
     All files of ``trainer/components`` are components.
     """
     lines = (*DATASETS.values(), *MODELS.values(), *TRANSFORMS.values())
-    named = {f"{line.partition(':')[0].replace('.', '/')}.py" for line in lines}
+    modules = (line.partition(":")[0].removeprefix(PREFIX) for line in lines)
+    named = {f"{module.replace('.', '/')}.py" for module in modules}
     return name.startswith(COMPONENTS) and name not in named
 
 
@@ -148,8 +150,7 @@ def is_of_machinery(error: BaseException) -> bool:
     for file in (Path(frame.filename) for frame in reversed(frames)):
         if file.is_relative_to(STANDARD_LIBRARY) and "site-packages" not in file.parts:
             continue
-        ours = file.is_relative_to(CHECKOUT) and is_machinery(file.relative_to(CHECKOUT).as_posix())
-        return ours and not isinstance(error, REFUSALS)
+        return is_machinery(_in_checkout(file)) and not isinstance(error, REFUSALS)
     return False
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from trainer.process.errors import UsageError
-from trainer.process.quit import SIGNALS, TRAINER, is_watching, watch
+from trainer.process.quit import COMMAND, IS_INSTALLED, SIGNALS, TRAINER, is_watching, watch
 
 RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
 NEEDED = (RANK, WORLD_SIZE, "MASTER_ADDR", "MASTER_PORT")
@@ -68,13 +68,16 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def started_by() -> str:
-    """The beginning of a command that starts the same number of ranks again."""
-    if not is_one_of_several():
-        return "python"
-    here = local_world_size()
-    machines = int(os.environ[WORLD_SIZE]) // here
-    return f"torchrun --nproc-per-node {here}" + (f" --nnodes {machines} ..." * (machines > 1))
+def as_typed(name: str) -> str:
+    """A command of the trainer as a person types it; it starts the same number of ranks."""
+    if is_one_of_several():
+        here = local_world_size()
+        machines = int(os.environ[WORLD_SIZE]) // here
+        nodes = f" --nnodes {machines} ..." * (machines > 1)
+        return f"torchrun --nproc-per-node {here}{nodes} -m {TRAINER}.{name}"
+    if IS_INSTALLED or sys.argv[0].startswith(f"{COMMAND} "):
+        return f"{COMMAND} {name}"
+    return f"python -m {TRAINER}.{name}"
 
 
 def run_as_command(main: Callable[[], int]) -> NoReturn:

@@ -15,7 +15,9 @@ SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 STOPPED = 75  # the exit code of a command that the same command resumes
-TRAINER = __name__.removesuffix(".process.quit")  # installed, the package is in yaml_trainer
+TRAINER = __name__.removesuffix(".process.quit")  # in the wheel it lies in yaml_trainer
+IS_INSTALLED = TRAINER != "trainer"
+COMMAND = "yaml-trainer"  # the wheel's; where it started this process, sys.argv[0] begins with it
 NO_THREADS = 5  # as of a full disk
 OUT_OF_THREADS = (
     "the system refuses another thread: raise its limit of processes and threads "
@@ -82,17 +84,20 @@ def _why(number: int) -> str:
     lines = [f"stopped by {signal.Signals(number).name}"]
     if _This.command in GO_ON:
         words = " ".join(map(_quoted, sys.argv[1:]))
-        lines += [GO_ON[_This.command], f"  {_started_by()} -m {_This.command} {words}".rstrip()]
+        lines += [GO_ON[_This.command], f"  {_as_typed()} {words}".rstrip()]
     below_a_bar = "\n" * os.isatty(2)
     return below_a_bar + "\n".join(lines) + "\n"
 
 
-def _started_by() -> str:
-    """What launch.started_by returns, if it is imported and the environment is in order."""
+def _as_typed() -> str:
+    """What launch.as_typed returns, if it is imported and the environment is in order."""
+    if sys.argv[0] == COMMAND:  # so early that its name is still an argument
+        return COMMAND
     try:
-        return str(sys.modules[f"{TRAINER}.process.launch"].started_by())
+        name = _This.command.removeprefix(f"{TRAINER}.")
+        return str(sys.modules[f"{TRAINER}.process.launch"].as_typed(name))
     except Exception:
-        return "python"
+        return f"python -m {_This.command}"
 
 
 def _quoted(word: str) -> str:

@@ -1,19 +1,22 @@
 """The environment of a run: versions, hardware, command, commit. Imports torch only when called."""
 
+import hashlib
 import os
 import platform
 import re
 import subprocess
 import sys
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from trainer.process.quit import COMMAND, IS_INSTALLED
 
 if TYPE_CHECKING:
     import torch
 
-ROOT = Path(__file__).resolve().parents[2]  # of the checkout
+ROOT = Path(__file__).resolve().parents[2]  # the checkout's; in the wheel, yaml_trainer
 GIT_HEAD, GIT_STATUS, GIT_DIFF = "rev-parse HEAD", "status --porcelain", "diff HEAD --binary"
 _said: dict[str, str] = {}  # what git said, by its arguments, in a process that is to be forked
 
@@ -23,6 +26,7 @@ def environment(device: "torch.device") -> dict[str, Any]:
     import torch
 
     return {
+        **({"code": installed_code()} if IS_INSTALLED else {}),
         "command": [without_password(argument) for argument in sys.orig_argv],
         "git_commit": _git(GIT_HEAD).strip() or None,
         "git_changed_files": _git(GIT_STATUS).splitlines(),
@@ -41,6 +45,15 @@ def packages() -> dict[str, str]:
     """The versions of the packages that a run uses; to read them takes 20 ms."""
     names = ("torch", "torchvision", "tensorboard", "pydantic", "pyyaml", "pillow", "numpy")
     return {name: version(name) for name in names}
+
+
+@cache
+def installed_code() -> str:
+    """What tells the wheel's code, which has no commit: version, and a hash of its files."""
+    about = distribution(COMMAND)
+    files = [line for line in (about.read_text("RECORD") or "").splitlines() if ".py," in line]
+    digest = hashlib.sha256("\n".join(sorted(files)).encode()).hexdigest()
+    return f"{COMMAND} {about.version}, {digest[:10]}"
 
 
 def uncommitted_patch() -> str:
@@ -71,6 +84,8 @@ def keep_what_git_says() -> None:
 
 
 def _git(arguments: str) -> str:
+    if IS_INSTALLED:
+        return ""  # a repository around it is of another project
     if arguments in _said:
         return _said[arguments]
     try:

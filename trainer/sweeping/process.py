@@ -22,7 +22,7 @@ from trainer.drawing.page import compile_templates
 from trainer.process.console import Say
 from trainer.process.errors import RunError
 from trainer.process.exits import Exit
-from trainer.process.quit import SIGNALS, TRAINER, is_watching
+from trainer.process.quit import IS_INSTALLED, SIGNALS, TRAINER, is_watching
 from trainer.process.start import start
 from trainer.run.environment import ROOT, keep_what_git_says
 from trainer.run.folder import read_metrics
@@ -140,8 +140,9 @@ class Starter:
 
     def _environment(self, place: int) -> dict[str, str]:
         environment = os.environ | self._threads()
-        path = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)
+        if not IS_INSTALLED:  # the checkout is on no path of another folder
+            path = environment.get("PYTHONPATH")
+            environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)
         if len(self.gpus) > 1:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
         return environment
@@ -159,10 +160,10 @@ def import_what_runs_import() -> None:
     import torch.utils.serialization.config  # noqa: F401
     from PIL import Image
 
-    import trainer.build.prepare
-    import trainer.loop.fit
-    import trainer.run.restarts  # noqa: F401
+    from trainer.build import prepare  # noqa: F401
     from trainer.insight.report_page import REPORT_TEMPLATE
+    from trainer.loop import fit  # noqa: F401
+    from trainer.run import restarts  # noqa: F401
 
     Image.init()  # imports the formats
     compile_templates(REPORT_TEMPLATE.parent)

@@ -191,7 +191,7 @@ def _resnet(sight: Sight, flips: bool, has_gpu: bool) -> Recipe:
 def first_file(
     sight: Sight, name: str, recipe: Recipe, told: Mapping[str, str], arguments: dict[str, Any]
 ) -> str:
-    """The text of the YAML. arguments: of the dataset. told: file, folder, data, time."""
+    """The text of the YAML. arguments: of the dataset. told: file, schema, data, time."""
     mean, std = (
         [round(x, 4) for x in row] for row in sight.statistics(recipe.side - 2 * recipe.edge)
     )
@@ -209,7 +209,7 @@ def first_file(
     }
     return "\n".join(
         [
-            *(["# yaml-language-server: $schema=./schema.json"] * (told["folder"] == "configs")),
+            *([f"# yaml-language-server: $schema={told['schema']}"] * bool(told["schema"])),
             f"# Written by python -m trainer.new for {told['data']}: a start, to be changed.",
             f"#   python -m trainer.train --config {told['file']}",
             f"# Chosen: {recipe.why}.",

@@ -26,6 +26,7 @@ from trainer.components import OF_SEVERAL_LABELS
 from trainer.config.signatures import parameters_of, resolve
 from trainer.drawing.page import render
 from trainer.loop.evaluate import scalars
+from trainer.process.errors import PREFIX
 from trainer.run.environment import ROOT
 from trainer.run.known import Rejection
 
@@ -107,8 +108,8 @@ def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
     classes = list(trained.classes)
     family, _, name = card["model"]["name"].partition("/")
     names = [voter.model.name for voter in trained.voters] or [card["model"]["name"]]
-    modules = [MODELS[one].partition(":")[0] for one in names if "/" not in one]
-    modules += [Ensemble.__module__] if trained.voters else []
+    modules = [module_of(MODELS[one])[0] for one in names if "/" not in one]
+    modules += [Ensemble.__module__.removeprefix(PREFIX)] if trained.voters else []
     channels, height, width = trained.input_shape
     config: dict[str, Any] = {
         "architectures": [name or family],
@@ -149,17 +150,27 @@ def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sources(modules: Sequence[str]) -> dict[str, str]:
-    """The source of modules of ``models``, and of all modules there that they import, by path."""
+    """The source of modules of ``models``, and of all modules there that they import, by path.
+
+    They lie beside the program, as in a checkout: the wheel's name of their package is taken out.
+    """
     found: dict[str, str] = {}
     waiting = ["models", *modules]
     while waiting:
-        file = Path(str(sys.modules[waiting.pop()].__file__))
+        file = Path(str(sys.modules[PREFIX + waiting.pop()].__file__))
         path = file.relative_to(ROOT).as_posix()
         if path not in found:
-            found[path] = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8")
+            found[path] = text.replace(f"{PREFIX}models", "models")
             inner = re.findall(r"^(?:from|import) (models[\w.]*)", found[path], re.MULTILINE)
-            waiting += [each for each in inner if each in sys.modules]
+            waiting += [each for each in inner if PREFIX + each in sys.modules]
     return found
+
+
+def module_of(line: str) -> tuple[str, str]:
+    """The module that a line of the table of models names, as in a checkout, and the class."""
+    module, _, attribute = line.partition(":")
+    return module.removeprefix(PREFIX), attribute
 
 
 def readme(card: Mapping[str, Any], use: str) -> str:
@@ -239,7 +250,7 @@ def building(trained: TrainedModel) -> tuple[str, list[str]]:
     arguments = trained.config.model.arguments
     classes, (channels, *sides) = len(trained.classes), trained.input_shape
     if not name:  # a model of this project; its source is in the folder
-        module, _, attribute = MODELS[family].partition(":")
+        module, attribute = module_of(MODELS[family])
         supplied = {"num_classes": classes, "in_channels": channels, "input_size": sides}
         taken = parameters_of(resolve(MODELS, family))
         arguments = {k: v for k, v in supplied.items() if k in taken} | arguments
