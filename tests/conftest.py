@@ -155,8 +155,9 @@ def _no_waiting_for_the_disk():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_store(tmp_path_factory):
-    """The tests' own store of prepared images; processes that they start use it too."""
+    """The tests' own store of prepared images, and trusted code; processes they start use both."""
     os.environ["TRAINER_STORE"] = str(tmp_path_factory.mktemp("store"))
+    os.environ["TRAINER_TRUST"] = str(tmp_path_factory.mktemp("trusted"))
 
 
 @pytest.fixture(autouse=True)

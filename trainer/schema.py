@@ -2,6 +2,7 @@
 
     python -m trainer.schema            write it, and docs/yaml.md
     python -m trainer.schema --check    exit 1 if a file is out of date
+    python -m trainer.schema --config FILE.yaml    one with its own components, beside them
 
 The schema is generated from Config and the signatures of constructors, also of torch and
 torchvision. So --check compares it only under the versions that it was made with. docs/yaml.md, the
@@ -9,17 +10,22 @@ same content for people, is made from the schema alone; --check always compares 
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from trainer.components.own import NO_FILE, OwnFile
 from trainer.config import Config
 from trainer.config.components import SCHEMA_FILE, TABLES, component_key, full_schema
+from trainer.config.config import read_own
+from trainer.config.document import read_document
 from trainer.config.schema_page import as_page
 from trainer.config.signatures import arguments_schema
 from trainer.process.command_line import Parser
+from trainer.process.errors import ConfigError
 from trainer.process.exits import exit_code_of
 from trainer.process.launch import run_as_command
 from trainer.run.disk import write_file
@@ -40,7 +46,12 @@ def _main(argv: Sequence[str] | None) -> int:
         epilog=EXIT_CODES,
     )
     parser.add_argument("--check", action="store_true", help="only compare; exit 1 on a difference")
-    if not parser.parse_args(argv).check:
+    parser.add_argument("--config", metavar="FILE", help="write a schema with its own components")
+    arguments = parser.parse_args(argv)
+    if arguments.config:
+        write_own(Path(arguments.config))
+        return 0
+    if not arguments.check:
         schema = generate()
         for file, text in ((SCHEMA_FILE, as_text(schema)), (page_file(), as_page(schema))):
             if file.parent.is_dir():  # a copy of the checkout may have no docs/
@@ -67,15 +78,39 @@ def page_file() -> Path:
     return SCHEMA_FILE.parent.parent / "docs" / "yaml.md"
 
 
-def generate() -> dict[str, Any]:
+def write_own(file: Path) -> None:
+    """Write the schema of a YAML with own components beside them, and print how to use it.
+
+    Values of the YAML may be wrong. Raises ConfigError for faults of its text and the components.
+    """
+    own = read_own(read_document(file))
+    if faults := own.faults():
+        raise ConfigError(faults, str(own.path))
+    schema = own.path.with_suffix(".schema.json")
+    write_file(schema, as_text(generate(own)))
+    place = Path(os.path.relpath(schema, file.parent)).as_posix()
+    place = place if place.startswith(".") else f"./{place}"
+    line = f"# yaml-language-server: $schema={place}"
+    print(f"wrote {schema}")
+    with file.open(encoding="utf-8-sig") as text:
+        if text.readline().strip() != line:
+            print(f"write as the first line of {file}: {line}")
+
+
+def generate(own: OwnFile = NO_FILE) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a configuration, with every component's arguments."""
     described = {
         component_key(kind, name): arguments_schema(kind, name)
         for kind, table in TABLES.items()
         for name in table
     }
+    described |= {
+        component_key(kind, name): arguments_schema(kind, name, own=own)
+        for kind in TABLES
+        for name in own.names(kind)
+    }
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": made_with()}
-    return head | full_schema(Config.model_json_schema(), described)
+    return head | full_schema(Config.model_json_schema(), described, own)
 
 
 def made_with() -> str:

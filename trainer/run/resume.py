@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import RMB_ROOT, DataError
+from trainer.components.own import COPY
 from trainer.config import Config, load_config
 from trainer.config.components import published
 from trainer.process.errors import ConfigError, RunError, UsageError
@@ -71,6 +72,8 @@ def find_resumable(
     except ConfigError as error:
         if any("the run began" in fault.message for fault in error.faults):
             error.add_note(what_resume_can(folder, config_file, overrides, runs))
+        if began.own.sha256 and config.own.sha256 != began.own.sha256:
+            error.add_note(f"With its own copy of {COPY} it goes on by --resume {folder} alone.")
         raise
     require_own_images(folder, config)
     return config, folder
