@@ -222,7 +222,7 @@ def train(config_file, tmp_path) -> Callable[..., Path]:
     from trainer.process.stop import StopRequest
 
     def run(*overrides: str, resume: Path | None = None, file: Path = config_file) -> Path:
-        job = prepare(load_config(file, overrides), print)
+        job = prepare(load_config(file, overrides, by_user=True), print)
         with StopRequest() as stop:
             return fit(job, tmp_path / "runs", resume, print, stop)
 

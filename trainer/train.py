@@ -155,7 +155,7 @@ def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Conf
 
     folder = None
     if arguments.resume is None:
-        config = load_config(arguments.config, overrides)
+        config = load_config(arguments.config, overrides, by_user=True)
     else:
         from trainer.run.resume import find_resumable
 

@@ -21,6 +21,7 @@ from pkgutil import resolve_name
 from types import CodeType, ModuleType
 from typing import Any
 
+from trainer.process.console import say
 from trainer.process.errors import Fault, RunError
 from trainer.process.words import listed, suggestion
 from transforms import OWN_FIXED
@@ -62,8 +63,8 @@ _METHODS: Mapping[str, tuple[str, ...]] = {
 class OwnFile:
     """A file of own components; without ``path`` there is none.
 
-    listed: the names in each of its lists, with the line of each. is_copy: it is a run's copy,
-    whose SHA-256 the run's config.yaml has; it is run only if this user has trusted that content.
+    listed: the names in each of its lists, with the line of each. is_copy: it may come from
+    elsewhere, as a run's copy; it is run only if this user has trusted its content.
     """
 
     path: Path = Path()
@@ -101,8 +102,9 @@ class OwnFile:
             return sys.modules[name]
         if self.is_copy and not is_trusted(self.sha256):
             raise RunError(untrusted(self))
-        if not self.is_copy:
-            trust(self)
+        if not self.is_copy and (reason := trust(self)):
+            what = f"{reason}: runs with {self.path} are not known as yours"
+            say(f"note    {what}; name another folder by TRAINER_TRUST")
         spec = importlib.machinery.ModuleSpec(name, _Loader(self), origin=str(self.path.resolve()))
         spec.has_location = True  # gives __file__: an error's place, and the source to inspect
         module = importlib.util.module_from_spec(spec)
@@ -119,6 +121,8 @@ class OwnFile:
 
     def faults(self) -> list[Fault]:
         """Why the file cannot be run, or what in its lists is no such component. Imports torch."""
+        if not self.sha256:
+            return []
         try:
             module = self.run()
         except RunError:

@@ -186,8 +186,12 @@ def _with_inner(
             yield from _with_inner(kind, f"{inner}.transforms", nested)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and ``key=value`` overrides; raises ConfigError with every fault at once."""
+def load_config(path: str | Path, overrides: Sequence[str] = (), by_user: bool = False) -> Config:
+    """Read a YAML file and ``key=value`` overrides; raises ConfigError with every fault at once.
+
+    by_user: the user named this file to train, so its own components may be run; those of a file
+    that was found in a run's folder may come from elsewhere.
+    """
     document = read_document(Path(path))
     if isinstance(document.data, dict) and {"base", "sweep"} <= document.data.keys():
         message = f"this is a sweep; run python -m trainer.sweep --config {path}"
@@ -202,7 +206,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             message = f"a setting is one word, without spaces{as_one_word(typed)}"
             document.faults.append(Fault("", message, *Origin(COMMAND_LINE, source=typed)))
     _let_folds_replace_ratios(document)
-    own = _own_file(document)
+    own = _own_file(document, by_user)
     _fill_in(document, Path(path).stem, own)
     if faults := _faults(document, own):
         raise ConfigError(faults, document.file)
@@ -224,7 +228,7 @@ def bind(component: Component, kind: str, own: OwnFile) -> None:
 
 def read_own(document: Document) -> OwnFile:
     """The file that ``components`` names; raises ConfigError if it names none, or for faults."""
-    own = _own_file(document)
+    own = _own_file(document, by_user=True)
     if not document.faults and not own.sha256:
         document.faults.append(document.fault((), "names no file by 'components'"))
     if document.faults:
@@ -232,7 +236,7 @@ def read_own(document: Document) -> OwnFile:
     return own
 
 
-def _own_file(document: Document) -> OwnFile:
+def _own_file(document: Document, by_user: bool) -> OwnFile:
     """The file that ``components`` names, beside the YAML; the document learns its faults."""
     given = document.data.get("components") if isinstance(document.data, dict) else None
     wanted = given.get("sha256") if isinstance(given, dict) else None
@@ -245,7 +249,7 @@ def _own_file(document: Document) -> OwnFile:
         message = f"{path} is no file; {lost}" + ("" if wanted else f" to {document.file}")
         document.faults.append(document.fault(("components",), message))
         return NO_FILE
-    own, faults = read_own_file(path, TABLES, is_copy=wanted is not None)
+    own, faults = read_own_file(path, TABLES, is_copy=not by_user or wanted is not None)
     is_hash = isinstance(wanted, str) and re.fullmatch("[0-9a-f]{64}", wanted)
     if is_hash and own.sha256 not in ("", wanted):
         message = (

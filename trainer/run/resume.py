@@ -60,7 +60,8 @@ def find_resumable(
     if is_first() and folder != Path(run):  # before its settings may be refused
         print(f"resume  {folder}, the newest of {len(runs_in(folder.parent))}", file=sys.stderr)
     began = load_config(folder / "config.yaml")
-    config = load_config(config_file or folder / "config.yaml", overrides)
+    named = config_file or folder / "config.yaml"
+    config = load_config(named, overrides, by_user=config_file is not None)
     if config.train.precision == "auto":  # the run's config.yaml has what that was
         train = config.train.model_copy(update={"precision": began.train.precision})
         config = config.model_copy(update={"train": train})
