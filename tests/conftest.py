@@ -155,8 +155,9 @@ def _no_waiting_for_the_disk():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_store(tmp_path_factory):
-    """The tests' own store of prepared images; processes that they start use it too."""
+    """The tests' own store of prepared images, and trusted code; processes they start use both."""
     os.environ["TRAINER_STORE"] = str(tmp_path_factory.mktemp("store"))
+    os.environ["TRAINER_TRUST"] = str(tmp_path_factory.mktemp("trusted"))
 
 
 @pytest.fixture(autouse=True)
@@ -221,7 +222,7 @@ def train(config_file, tmp_path) -> Callable[..., Path]:
     from trainer.process.stop import StopRequest
 
     def run(*overrides: str, resume: Path | None = None, file: Path = config_file) -> Path:
-        job = prepare(load_config(file, overrides), print)
+        job = prepare(load_config(file, overrides, by_user=True), print)
         with StopRequest() as stop:
             return fit(job, tmp_path / "runs", resume, print, stop)
 

@@ -157,8 +157,9 @@ def test_every_key_of_a_configuration_is_judged_above(config_file):
         config_file,
         ["early_stop={patience: 3}", "scheduler=OneCycleLR", "average=EMA", "distill={run: runs}"],
     )
-    # The name chooses the run; the data's place is judged by content.
-    others = ["name", "dataset.name", "dataset.root", "dataset.draw_if_absent"]
+    # The name chooses the run; the data's place is judged by content, and so are own components,
+    # in test_own_components.py.
+    others = ["name", "dataset.name", "dataset.root", "dataset.draw_if_absent", "components"]
     for key in flatten(settings(config)):
         component = re.match(
             r"(transforms\.\w+\.\d+|optimizer|model|loss|metrics|scheduler|average)\b", key

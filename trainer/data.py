@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
     from trainer.process.start import start
 
     with start():
-        config = load_config(arguments.config, arguments.overrides)
+        config = load_config(arguments.config, arguments.overrides, by_user=True)
         for message in config.messages:
             print(message, file=sys.stderr)
         for note in as_lines(config, notes_on_transforms(config)):

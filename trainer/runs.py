@@ -3,6 +3,7 @@
     python -m trainer.runs list
     python -m trainer.runs list lenet_rmb --sort test
     python -m trainer.runs list --json
+    python -m trainer.runs trust RUN     let the own components of somebody's run be used
 
 Reads a few small files of each run, changes nothing, and does not load PyTorch.
 """
@@ -17,12 +18,13 @@ from pathlib import Path
 from trainer.comparing.listing import FoundRun, inspect_run, runs_below, short, strict_json, took
 from trainer.drawing.columns import fit_columns, left_out, terminal_width, wrap
 from trainer.process.command_line import Parser
-from trainer.process.errors import UsageError
+from trainer.process.errors import RunError, UsageError
 from trainer.process.exits import exit_code_of
 from trainer.process.launch import run_as_command
 from trainer.process.words import visible
 
 SORT = ("started", "name", "status", "epochs", "val", "test", "time")
+TRUST_CODES = "exit codes: 0 done, 2 usage, or the code was changed, 5 disk"
 EXIT_CODES = "exit codes: 0 done, 2 usage or a folder that does not exist"
 MAX_REASONS = 10
 RUNS = "runs"
@@ -46,12 +48,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         "metric that the run's train.monitor names",
     )
     one.add_argument("--json", action="store_true", help="print one JSON list only")
+    two = commands.add_parser("trust", help="let the code that came with a run be used here")
+    two.description = "Let the own components in a run's folder, which are code, be used by you."
+    two.epilog = TRUST_CODES
+    two.add_argument("run", metavar="RUN", help="the run's folder, after reading its code")
     arguments = parser.parse_args(argv)
     if arguments.command is None:
         parser.print_help()
         return 0
-
+    if arguments.command == "trust":
+        return exit_code_of(lambda: let_run(arguments.run))
     return exit_code_of(lambda: run(arguments))
+
+
+def let_run(text: str) -> None:
+    """Remember that this user trusts the own components of a run."""
+    from trainer.components.own import trust
+    from trainer.config import load_config
+    from trainer.run.folder import find_run
+
+    own = load_config(find_run(text) / "config.yaml").own
+    if not own.sha256:
+        print(f"{visible(text)} has no code of its own; there is nothing to trust.")
+        return
+    if reason := trust(own):
+        raise RunError(f"{reason}; name another folder by TRAINER_TRUST.")
+    print(f"trusted {visible(str(own.path))}, {len(own.content):,} bytes, SHA-256 {own.sha256}")
 
 
 def sort_key(text: str) -> str:
@@ -95,14 +117,14 @@ def named_folder(text: str, runs: str) -> Path:
 
 def order(key: str) -> Callable[[FoundRun], tuple[object, ...]]:
     """Return a sort key: the largest or best run comes last, runs without a value come first."""
-    from trainer.components import HIGHER_IS_BETTER
+    from trainer.components import is_higher_better
 
     def place(one: FoundRun) -> tuple[object, ...]:
         value: object = one.stamp
         if key in ("val", "test"):
             number = (one.best.get if key == "val" else one.test.get)(metric_of(one, key))
             metric = metric_of(one, "test")
-            value = number if number is None or metric in HIGHER_IS_BETTER else -number
+            value = number if number is None or is_higher_better(metric) else -number
             value = None if value != value else value  # NaN
         elif key != "started":
             value = {"name": one.name, "status": one.status, "epochs": one.epochs}.get(

@@ -3,6 +3,7 @@
     python -m trainer.schema            write it, docs/yaml.md and docs/yaml.zh.md
     python -m trainer.schema --check    exit 1 if a file is out of date
     python -m trainer.schema --output FILE.json    write the schema for YAML files elsewhere
+    python -m trainer.schema --config FILE.yaml    one with its own components, beside them
 
 The schema is generated from Config and the signatures of constructors, also of torch and
 torchvision. So --check compares it only under the versions that it was made with. docs/yaml.md, the
@@ -11,18 +12,22 @@ page, docs/yaml.zh.json has the Chinese of each English line and cell; what it l
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from trainer.components.own import NO_FILE, OwnFile
 from trainer.config import Config
 from trainer.config.components import SCHEMA_FILE, TABLES, component_key, full_schema
+from trainer.config.config import read_own
+from trainer.config.document import read_document
 from trainer.config.schema_page import as_page, in_chinese
 from trainer.config.signatures import arguments_schema
 from trainer.process.command_line import Parser
-from trainer.process.errors import UsageError
+from trainer.process.errors import ConfigError, UsageError
 from trainer.process.exits import exit_code_of
 from trainer.process.launch import run_as_command
 from trainer.process.quit import IS_INSTALLED
@@ -49,7 +54,13 @@ def _main(argv: Sequence[str] | None) -> int:
     how.add_argument(
         "--output", metavar="FILE.json", type=Path, help="write only the schema, to this file"
     )
+    how.add_argument(
+        "--config", metavar="FILE", type=Path, help="write a schema with its own components"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.config is not None:
+        write_own(arguments.config)
+        return 0
     if arguments.output is not None:
         write_for_editors(arguments.output)
         return 0
@@ -101,15 +112,39 @@ def pages(schema: Mapping[str, Any]) -> dict[Path, str]:
     return made
 
 
-def generate() -> dict[str, Any]:
+def write_own(file: Path) -> None:
+    """Write the schema of a YAML with own components beside them, and print how to use it.
+
+    Values of the YAML may be wrong. Raises ConfigError for faults of its text and the components.
+    """
+    own = read_own(read_document(file))
+    if faults := own.faults():
+        raise ConfigError(faults, str(own.path))
+    schema = own.path.with_suffix(".schema.json")
+    write_file(schema, as_text(generate(own)))
+    place = Path(os.path.relpath(schema, file.parent)).as_posix()
+    place = place if place.startswith(".") else f"./{place}"
+    line = f"# yaml-language-server: $schema={place}"
+    print(f"wrote {schema}")
+    with file.open(encoding="utf-8-sig") as text:
+        if text.readline().strip() != line:
+            print(f"write as the first line of {file}: {line}")
+
+
+def generate(own: OwnFile = NO_FILE) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a configuration, with every component's arguments."""
     described = {
         component_key(kind, name): arguments_schema(kind, name)
         for kind, table in TABLES.items()
         for name in table
     }
+    described |= {
+        component_key(kind, name): arguments_schema(kind, name, own=own)
+        for kind in TABLES
+        for name in own.names(kind)
+    }
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": made_with()}
-    return head | full_schema(Config.model_json_schema(), described)
+    return head | full_schema(Config.model_json_schema(), described, own)
 
 
 def made_with() -> str:

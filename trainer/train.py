@@ -134,6 +134,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
             config, folder = load_config(begun / "config.yaml"), begun
         with collecting_later():
             if is_one_of_several():
+                own = on_main(lambda: config.own.sha256)
+                on_every_rank(lambda: require_same_file(config, own))
                 on_every_rank(lambda: fetch(config))
             began = on_main(lambda: data_path_of(folder))
             is_restored = on_main(lambda: folder is not None and bool(checkpoints(folder)))
@@ -153,13 +155,22 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
         fit(job, arguments.runs, folder, say, stop)
 
 
+def require_same_file(config: "Config", first: str) -> None:
+    """Raise UsageError if this rank's own components are not those of rank 0."""
+    if config.own.sha256 != first:
+        raise UsageError(
+            f"{config.own.path}: its SHA-256 is {config.own.sha256}, and {first} on rank 0; all "
+            "ranks need the same file"
+        )
+
+
 def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Config", Path | None]:
     """The configuration and, with ``--resume``, the run's folder; without PyTorch."""
     from trainer.config import load_config
 
     folder = None
     if arguments.resume is None:
-        config = load_config(arguments.config, overrides)
+        config = load_config(arguments.config, overrides, by_user=True)
     else:
         from trainer.run.resume import find_resumable
 

@@ -11,7 +11,15 @@ import torch
 import torchvision.transforms.v2 as v2
 from torch import Tensor
 
-from transforms import FIXED, colour, crops_and_flips, geometric, own, rectangles, resized_crop
+from transforms import (
+    colour,
+    crops_and_flips,
+    geometric,
+    is_fixed,
+    own,
+    rectangles,
+    resized_crop,
+)
 from transforms.by_image import Step, goes_by_image, run_by_image
 from transforms.kernel import Kernel
 from transforms.keyed import Draws
@@ -43,7 +51,7 @@ def is_batched(transform: Any) -> bool:
     if isinstance(transform, NESTING):
         return all(is_batched(inner) for inner in transform.transforms)
     kernel = KERNELS.get(type(transform))
-    return type(transform).__name__ in FIXED or (kernel is not None and kernel.takes(transform))
+    return is_fixed(transform) or (kernel is not None and kernel.takes(transform))
 
 
 def run_batched(transform: Any, images: Images, draws: Draws) -> Images:

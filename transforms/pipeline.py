@@ -12,7 +12,7 @@ import torch
 import torchvision.transforms.v2 as v2
 from torch import Tensor
 
-from transforms import FIXED, MIXING, batched
+from transforms import MIXING, batched, is_fixed
 from transforms.batched import KERNELS, NESTING, is_batched, predecessors
 from transforms.by_image import Step, goes_by_image, run_by_image
 from transforms.floats import in_16_bits, normalized
@@ -329,7 +329,7 @@ def _unbatched(transform: Transform) -> list[str]:
 
 def _way(transform: Transform) -> str:
     """How stage 2 runs a transform: fixed, mixing, batched (it has a kernel), or per sample."""
-    if _name(transform) in FIXED:
+    if is_fixed(transform):
         return "fixed"
     if _names(transform) & MIXING.keys():
         return "mixing"

@@ -115,7 +115,7 @@ def _read(
         raise UsageError("name a file: train('configs/lenet_rmb.yaml'), or a run to resume.")
     from trainer.config import load_config
 
-    return load_config(os.fspath(file), overrides), None
+    return load_config(os.fspath(file), overrides, by_user=True), None
 
 
 def _as_typed(overrides: Overrides) -> list[str]:

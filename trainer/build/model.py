@@ -27,9 +27,9 @@ from models.weights import (
 from trainer.components import LOSSES
 from trainer.components.losses import balanced_pos_weight, balanced_weight
 from trainer.config import Config
-from trainer.config.construct import build
+from trainer.config.construct import build, factory_of
 from trainer.config.settings import Component
-from trainer.config.signatures import parameters_of, resolve
+from trainer.config.signatures import parameters_of
 from trainer.process.errors import (
     ConfigError,
     OutOfMemory,
@@ -182,8 +182,8 @@ def check_size(config: Config, model: nn.Module, shape: tuple[int, int, int]) ->
         message = str(error)
         if error.size is None:
             return
-        table = {} if "/" in config.model.name else MODELS
-        if table and "variant" in parameters_of(resolve(table, config.model.name)):
+        is_ours = "/" not in config.model.name
+        if is_ours and "variant" in parameters_of(factory_of(MODELS, config.model)):
             message += " Another model.variant may be made for such images."
         message += "".join(ways_out(config, model, shape, error.size))
         raise ConfigError([config.fault("model", message)]) from None

@@ -13,7 +13,7 @@ from trainer.components.decisions import LEAST, number_of_each
 from trainer.components.duration import Duration
 from trainer.components.schedulers import build_schedule
 from trainer.config import Config
-from trainer.config.construct import rate_of
+from trainer.config.construct import kind_of_schedule, rate_of
 from trainer.config.notes import Note, notes_on_config
 from trainer.config.settings import LogSettings
 from trainer.distributed.processes import world_size
@@ -74,7 +74,8 @@ def _on_schedule(job: Job, steps: int) -> Iterator[Note]:
         optimizer = torch.optim.SGD(
             [nn.Parameter(torch.zeros(1))], lr=rate_of(config.optimizer) or 1.0
         )
-        tried = build_schedule(scheduler.name, scheduler.arguments, optimizer, left, 1, 0)
+        kind = kind_of_schedule(scheduler)
+        tried = build_schedule(kind, scheduler.arguments, optimizer, left, 1, 0)
         rates = set()
         for _ in range(min(left, MAX_TRIED_EPOCHS)):
             rates.add(optimizer.param_groups[0]["lr"])

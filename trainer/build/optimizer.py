@@ -13,7 +13,7 @@ from trainer.components.duration import Duration
 from trainer.components.optimizers import Chosen, parameter_groups
 from trainer.components.schedulers import Schedule, build_schedule
 from trainer.config import Config
-from trainer.config.construct import build, rate_of
+from trainer.config.construct import build, kind_of_schedule, rate_of
 from trainer.distributed.fsdp import ELEMENTWISE_FUSED, is_sharded
 from trainer.process.errors import ConfigError
 
@@ -91,7 +91,7 @@ def build_schedule_of(
         arguments = {"mode": mode, **arguments}
     try:
         return build_schedule(
-            scheduler.name if scheduler else None,
+            kind_of_schedule(scheduler),
             arguments,
             optimizer,
             epochs=config.train.epochs,

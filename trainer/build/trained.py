@@ -22,7 +22,9 @@ from trainer.build.trial import check_components
 from trainer.components import OF_SEVERAL_LABELS
 from trainer.components.calibration import Calibration, calibrated, calibration_of
 from trainer.components.decisions import as_thresholds, decided
+from trainer.components.own import OwnFile
 from trainer.config import Config, load_config
+from trainer.config.config import bind
 from trainer.config.notes import as_lines, notes_on_transforms
 from trainer.config.settings import Component, ModelSettings
 from trainer.input.data import build_pipelines
@@ -206,7 +208,7 @@ def load_with(config: Config, run: Path) -> TrainedModel:
     card = read_json(run / "model.json")
     try:
         classes, shape, image_channels = _read_card(card)
-        voters = _read_voters(card)
+        voters = _read_voters(card, config.own)
         calibration = calibration_of(card)
     except (KeyError, TypeError, ValueError, ValidationError):
         what = "its classes, sizes or calibration are missing or wrong"
@@ -287,7 +289,7 @@ def _read_card(card: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, int, i
     return tuple(classes), (channels, height, width), card["image_channels"]
 
 
-def _read_voters(card: dict[str, Any]) -> tuple[Voter, ...]:
+def _read_voters(card: dict[str, Any], own: OwnFile) -> tuple[Voter, ...]:
     """The ``members`` of a card; raises an error if they are not ours."""
     voters = []
     for member in card.get("members", ()):
@@ -295,6 +297,7 @@ def _read_voters(card: dict[str, Any]) -> tuple[Voter, ...]:
         if order is not None and sorted(order) != list(range(len(card["classes"]))):
             raise ValueError
         model = TypeAdapter(ModelSettings).validate_python(member["model"])
+        bind(model, "model", own)
         voters.append(Voter(model, str(member["run"]), order and tuple(order)))
     return tuple(voters)
 

@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,15 +16,16 @@ import torch
 from torch import nn
 
 from models.external import timm_model, torchvision_model
-from trainer.components import SCALAR
+from trainer.components import OF_EACH_CLASS
 from trainer.components.schedulers import build_schedule
 from trainer.config import Config
 from trainer.config.components import OF_GROUPS, TABLES, component_key
 from trainer.config.config import components
-from trainer.config.construct import build, rate_of
+from trainer.config.construct import build, kind_of_schedule, rate_of
 from trainer.config.settings import Component
 from trainer.config.signatures import arguments_schema
 from trainer.process.errors import Fault, OutOfMemory, in_plain_words, refusal_of
+from transforms import is_fixed
 
 MAX_TRIED_EPOCHS = 1000  # of a schedule
 
@@ -42,10 +44,12 @@ def check_components(config: Config, ranges: bool = True) -> list[Fault]:
     ranges: whether RANGES limits numbers, as when a training starts. A run that was trained before
     a range became narrower stays usable without.
     """
+    if faults := config.own.faults():
+        return faults
     used = {
-        component_key(kind, name): arguments_schema(kind, name, ranges)
+        component_key(kind, name): arguments_schema(kind, name, ranges, component.own)
         for kind, _, component in components(config)
-        for name in [_table_name(kind, component.name)]
+        for name in [component.name if component.own else _table_name(kind, component.name)]
     }
     return config.check_arguments(used) or list(_refusals(config))
 
@@ -107,7 +111,33 @@ def _attempts(config: Config) -> Iterator[Attempt]:
 
 def _try_transform(path: str, component: Component) -> object:
     check_values(component)
-    return build(TABLES["transform"], path, component, num_classes=2)
+    built = build(TABLES["transform"], path, component, num_classes=2)
+    if is_fixed(built) and component.own:
+        _require_fixed(built)
+    return built
+
+
+def _require_fixed(transform: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Raise ValueError if a user's transform gives an image something else another time.
+
+    Or if it gives it something else in a stack of images, as they are prepared. An error is none
+    here: the images may be too small, or of other channels than it needs.
+    """
+    stack = torch.arange(2 * 3 * 32 * 32).remainder(251).byte().view(2, 3, 32, 32)
+    found = []
+    for images in (stack, stack, stack[0]):
+        with suppress(Exception):
+            found.append(transform(images.clone()))
+    if len(found) == 3 and all(isinstance(one, torch.Tensor) for one in found):
+        if not torch.equal(found[0], found[1]):
+            raise ValueError(
+                "it gives the same images something else another time; list it in RANDOM_TRANSFORMS"
+            )
+        if not torch.equal(found[0][0], found[2]):
+            raise ValueError(
+                "it gives an image (C, H, W) something else than in a stack (B, C, H, "
+                "W); count its dimensions from the end"
+            )
 
 
 def _try_model(path: str, component: Component) -> object:
@@ -117,7 +147,10 @@ def _try_model(path: str, component: Component) -> object:
             factory = torchvision_model if family == "torchvision" else timm_model
             return factory(name, 2, 3, None, component.arguments)
         supplied = {"num_classes": 2, "in_channels": 3, "input_size": [32, 32]}
-        return build(TABLES["model"], path, component, **supplied)
+        built = build(TABLES["model"], path, component, **supplied)
+        if not isinstance(built, nn.Module):
+            raise TypeError(f"it gives {type(built).__name__}, which is no nn.Module")
+        return built
 
 
 def _try_optimizer(config: Config, more: Mapping[str, Any]) -> torch.optim.Optimizer:
@@ -146,7 +179,8 @@ def _try_optimizer(config: Config, more: Mapping[str, Any]) -> torch.optim.Optim
 def _try_schedule(config: Config, component: Component) -> object:
     epochs, stepped = min(config.train.epochs, MAX_TRIED_EPOCHS), _try_optimizer(config, {})
     # A prime number of steps, so that no phase of the schedule ends exactly on a step.
-    built = build_schedule(component.name, component.arguments, stepped, epochs, 997, 0)
+    kind = kind_of_schedule(component)
+    built = build_schedule(kind, component.arguments, stepped, epochs, 997, 0)
     for epoch in range(1, max(epochs, 2) + 1):
         built.after_step()
         built.after_epoch(0.5)
@@ -165,7 +199,7 @@ def _try_metric(path: str, component: Component) -> object:
     probabilities = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.5], [1.5, 0.0]]).softmax(1)
     labels = torch.tensor([0, 1, 0, 1])
     value = build(TABLES["metric"], path, component, probabilities=probabilities, labels=labels)
-    if component.name in SCALAR and type(value) not in (int, float):
+    if component.name not in OF_EACH_CLASS and type(value) not in (int, float):
         raise ValueError(f"it gives {value!r} for four images; expected a float")
     return value
 

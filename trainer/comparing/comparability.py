@@ -65,7 +65,7 @@ def defaults_of_loss(config: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of the arguments of a config's loss; {} if it cannot be imported."""
     from trainer.config.signatures import parameters_of, resolve
 
-    with suppress(KeyError, UsageError):
+    with suppress(KeyError, UsageError):  # KeyError: also a loss of a user's own file
         parameters = parameters_of(resolve(LOSSES, str(config.get("loss.name"))))
         return {name: parameter.default for name, parameter in parameters.items()}
     return {}

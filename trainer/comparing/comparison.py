@@ -10,7 +10,7 @@ from typing import Any
 from trainer.comparing.comparability import incomparable, information, is_unlike, warnings
 from trainer.comparing.compared import Compared
 from trainer.comparing.listing import POWERS_BELOW, number, short, strict_json, took
-from trainer.components import HIGHER_IS_BETTER
+from trainer.components import HIGHER_IS_BETTER, is_higher_better
 
 # Keys that change no weight.
 NO_EFFECT = (
@@ -93,8 +93,8 @@ def best_of(row: str, values: Sequence[float | None]) -> set[int]:
     """Return the indices of the best values, as printed; none if all are printed the same."""
     if row in ("best epoch", "epochs", "parameters"):
         return set()
-    metric = row.rpartition("/")[2]
-    sign = 1 if metric in HIGHER_IS_BETTER or row == "images/s" else -1
+    is_less = row == "training time" or not is_higher_better(row.rpartition("/")[2])
+    sign = -1 if is_less else 1
     scores = {i: sign * v for i, v in enumerate(values) if v is not None and math.isfinite(v)}
     texts = shown_metrics(row, values)
     shown = {i: texts[i] for i in scores}

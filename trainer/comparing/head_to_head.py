@@ -19,7 +19,8 @@ from trainer.comparing.paired import (
     difference,
 )
 from trainer.comparing.predictions import PREDICTIONS, SEPARATOR, Predictions, read_predictions
-from trainer.components import HIGHER_IS_BETTER, METRICS, SCALAR
+from trainer.components import METRICS, OF_EACH_CLASS, is_higher_better
+from trainer.components.own import is_trusted
 from trainer.drawing.columns import hang, lay_out
 from trainer.process.errors import ConfigError, RunError
 from trainer.process.words import visible
@@ -73,7 +74,7 @@ class Paired:
         one = self.differences[self.by]
         if one.p is None or one.p > 1 - CERTAINTY or not one.apart:
             return None
-        return self.names[(one.apart > 0) == (self.by in HIGHER_IS_BETTER)]
+        return self.names[(one.apart > 0) == is_higher_better(self.by)]
 
 
 def sides_of(texts: Sequence[str], runs: Sequence[Compared]) -> list[list[Compared]]:
@@ -243,8 +244,8 @@ ACCURACY, LOSS = Measure(is_right, mean_of), Measure(losses_in, mean_of, more_is
 
 def measure_of(component: "Component", has_several: bool) -> Measure:
     """A metric of the YAML. One that knows thresholds takes what was predicted with the run's."""
-    from trainer.config.construct import build
-    from trainer.config.signatures import parameters_of, resolve
+    from trainer.config.construct import build, factory_of
+    from trainer.config.signatures import parameters_of
 
     if component.name == "accuracy":
         return ACCURACY
@@ -255,8 +256,8 @@ def measure_of(component: "Component", has_several: bool) -> Measure:
         given = {"probabilities": torch.from_numpy(values), "labels": torch.from_numpy(labels)}
         return float(build(METRICS, "metrics", component, **given))
 
-    decides = "thresholds" in parameters_of(resolve(METRICS, component.name))
-    more = component.name in HIGHER_IS_BETTER
+    decides = "thresholds" in parameters_of(factory_of(METRICS, component))
+    more = is_higher_better(component.name)
     if has_several and decides:
         return Measure(lambda table: flags_of(table.predicted, table.classes), metric, more)
     return Measure(lambda table: table.probabilities, metric, more)
@@ -268,11 +269,16 @@ def measures_of(runs: Sequence[Compared]) -> dict[str, Measure]:
 
     found = {"accuracy": ACCURACY}
     try:
-        listed = [load_config(run.found.folder / "config.yaml").metrics for run in runs]
+        configs = [load_config(run.found.folder / "config.yaml") for run in runs]
     except ConfigError:  # such as one of another version
-        listed = []
+        configs = []
+    listed, files = [one.metrics for one in configs], {one.own.sha256 for one in configs}
     for component in listed[0] if listed else ():
-        if component.name in SCALAR and all(component in others for others in listed):
+        # A metric of a file that came with the run is code, which runs only if it is trusted.
+        if component.own and (len(files) > 1 or not is_trusted(component.own.sha256)):
+            continue
+        is_one = component.name not in OF_EACH_CLASS
+        if is_one and all(component in others for others in listed):
             found[component.name] = measure_of(component, has_several(runs[0].answers))
     return found if len(losses_of(runs)) > 1 else found | {"loss": LOSS}
 

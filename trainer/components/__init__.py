@@ -72,10 +72,12 @@ METRICS = {
     "calibration_error": "trainer.components.metrics:calibration_error",
     "confusion_matrix": "trainer.components.metrics:confusion_matrix",
 }
-# These can be monitored and drawn as a curve.
-SCALAR = frozenset(METRICS) - {"confusion_matrix", "average_precision"}
-# Of the rest, and of the loss, less is better.
-HIGHER_IS_BETTER = SCALAR - {"calibration_error", "brier", "nll"}
+OF_EACH_CLASS = frozenset({"confusion_matrix", "average_precision"})  # not one number
+# These can be monitored and drawn as a curve; so can those of a user's own file.
+SCALAR = frozenset(METRICS) - OF_EACH_CLASS
+LESS_IS_BETTER = frozenset({"loss", "calibration_error", "brier", "nll"})
+# Of the rest, and of the loss, less is better. Of a metric of one's own, more is.
+HIGHER_IS_BETTER = SCALAR - LESS_IS_BETTER
 # These rank the classes of an image, or need one true class: not where it has several labels.
 OF_ONE_CLASS = ("top_k", "balanced_accuracy", "matthews", "quadratic_kappa")
 
@@ -90,4 +92,4 @@ EVIDENCE = ("grad_cam", "integrated_gradients", "occlusion")
 
 def is_higher_better(monitor: str) -> bool:
     """Whether a larger value of ``train.monitor``, such as "val/accuracy", is better."""
-    return monitor.removeprefix("val/") in HIGHER_IS_BETTER
+    return monitor.removeprefix("val/") not in LESS_IS_BETTER

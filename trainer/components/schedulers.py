@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import Any
 
@@ -105,14 +106,14 @@ def forecast(
 
 
 def build_schedule(
-    name: str | None,
+    name: str | Callable[..., Any] | None,
     arguments: dict[str, Any],
     optimizer: torch.optim.Optimizer,
     epochs: int,
     steps_per_epoch: int,
     warmup_steps: int,
 ) -> Schedule:
-    """The schedule of a run of ``epochs`` epochs; ``name`` is a key of SCHEDULERS, or None.
+    """The schedule of a run of ``epochs`` epochs; ``name`` is a key of SCHEDULERS, a class or None.
 
     The run gives the arguments that are missing: T_max (CosineAnnealingLR) and total_iters
     (PolynomialLR) are the epochs after the warm-up; total_steps (OneCycleLR) is the steps after the
@@ -130,7 +131,7 @@ def build_schedule(
     if name is None:
         return Schedule(optimizer, None, warmup_steps)
     epochs_left = max(epochs - warmup_steps // steps_per_epoch, 1)
-    open_arguments: dict[str, dict[str, Any]] = {
+    open_arguments: dict[object, dict[str, Any]] = {
         "CosineAnnealingLR": {"T_max": epochs_left},
         "PolynomialLR": {"total_iters": epochs_left},
         "OneCycleLR": {
@@ -144,6 +145,6 @@ def build_schedule(
         if any(share != 1 for share in shares):  # torch gives every group the same max_lr
             top = arguments["max_lr"]
             arguments = {**arguments, "max_lr": [top * share for share in shares]}
-    scheduler_class = resolve_name(SCHEDULERS[name])
+    scheduler_class = resolve_name(SCHEDULERS[name]) if isinstance(name, str) else name
     scheduler = scheduler_class(optimizer, **{**open_arguments.get(name, {}), **arguments})
     return Schedule(optimizer, scheduler, warmup_steps)

@@ -1,6 +1,7 @@
 """The JSON Schema of every component that a YAML can name, and of a YAML file; no torch."""
 
 import functools
+import hashlib
 import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping
@@ -11,6 +12,7 @@ from datasets import DATASETS, UNSUPPORTED
 from models import INITIALISATIONS, MODELS
 from trainer import components as tables
 from trainer.components.duration import Duration
+from trainer.components.own import NO_FILE, OwnFile
 from trainer.config.document import COMMAND_LINE, Document, component_name, flow
 from trainer.config.json_schema import Schema, Validator
 from trainer.config.yaml_text import Place
@@ -77,6 +79,26 @@ GROUP: Schema = {
                 "folder": {"type": "integer", "minimum": 1, "maximum": 100},
                 "regex": {"type": "string"},
             },
+            "additionalProperties": False,
+        },
+        {"type": "null"},
+    ]
+}
+# The value of components.
+OWN_FILE: Schema = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {
+                "file": {"type": "string"},
+                "sha256": {
+                    "type": "string",
+                    "pattern": "^[0-9a-f]{64}$",
+                    "examples": [hashlib.sha256().hexdigest()],
+                },
+            },
+            "required": ["file", "sha256"],
             "additionalProperties": False,
         },
         {"type": "null"},
@@ -189,13 +211,16 @@ def component_key(kind: str, name: str) -> str:
     return f"{kind}.{name.rstrip('/')}".replace("/", ".")  # a $ref has no "/" in a key
 
 
-def definitions(described: Mapping[str, Schema]) -> dict[str, dict[str, Any]]:
-    """The schema of each kind of component, and of each component.
+def definitions(
+    described: Mapping[str, Schema], own: OwnFile = NO_FILE
+) -> dict[str, dict[str, Any]]:
+    """The schema of each kind of component, and of each component, with those of ``own``.
 
     ``described`` holds their arguments; a component that it lacks may have any argument.
     """
     result: dict[str, dict[str, Any]] = {}
-    for kind, table in TABLES.items():
+    for kind, shipped in TABLES.items():
+        table = [*own.names(kind), *shipped]
         references = {}
         for name in table:
             key = component_key(kind, name)
@@ -274,11 +299,13 @@ def unset_arguments(
             yield name, schema
 
 
-def full_schema(settings: Schema, described: Mapping[str, Schema]) -> dict[str, Any]:
+def full_schema(
+    settings: Schema, described: Mapping[str, Schema], own: OwnFile = NO_FILE
+) -> dict[str, Any]:
     """The schema of a YAML file, from pydantic's schema of the settings and the components."""
     schema: dict[str, Any] = _with_references(settings)
     schema["required"].remove("name")  # the file's name is its default
-    schema["$defs"] |= definitions(described)
+    schema["$defs"] |= definitions(described, own)
     return schema
 
 

@@ -16,10 +16,12 @@ from typing import Annotated, Any
 from pydantic import Field, PrivateAttr
 from pydantic_core import to_jsonable_python
 
+from trainer.components.own import COPY, NO_FILE, OwnFile, read_own_file
 from trainer.config import settings
 from trainer.config.components import (
     NESTING,
     SECTIONS,
+    TABLES,
     full_schema,
     home,
     instead,
@@ -64,6 +66,8 @@ class Config(Frozen):
     """The run's name and folder; the default is the file's name."""
     seed: Count = 0
     """Decides initial weights, order and augmentation; not the split."""
+    components: settings.OwnComponents = None
+    """A Python file of your own, with models, transforms, losses or metrics; beside this file."""
     dataset: settings.DatasetSettings
     """Where images and labels come from."""
     split: settings.SplitSettings = settings.SplitSettings()
@@ -93,6 +97,7 @@ class Config(Frozen):
     log: settings.LogSettings = settings.LogSettings()
 
     _document: Document = PrivateAttr()
+    _own: OwnFile = PrivateAttr(default=NO_FILE)
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -103,6 +108,11 @@ class Config(Frozen):
     def file(self) -> str:
         """The YAML file, as the command line named it."""
         return self._document.file
+
+    @property
+    def own(self) -> OwnFile:
+        """The file of own components; without a path if there is none."""
+        return self._own
 
     def dump(self) -> str:
         """The effective configuration as YAML with all defaults; ``load_config`` reads it equal."""
@@ -133,11 +143,14 @@ class Config(Frozen):
             ]
             if also:
                 below[as_place(path)] = f"also: {', '.join(also)}"
-        return write(self.model_dump(mode="json"), self._document.origin_text, below)
+        values = self.model_dump(mode="json")
+        values["components"] = self._document.data.get("components")
+        return write(values, self._document.origin_text, below)
 
     def check_arguments(self, described: Mapping[str, Schema]) -> list[Fault]:
         """Every fault in the components' arguments, found by the JSON Schemas ``described``."""
-        found = _component_findings(self._document, full_schema(_settings_schema(), described))
+        schema = full_schema(_settings_schema(), described, self.own)
+        found = _component_findings(self._document, schema)
         return [self._document.fault(*finding) for finding in found]
 
     def fault(self, path: str, message: str) -> Fault:
@@ -173,8 +186,12 @@ def _with_inner(
             yield from _with_inner(kind, f"{inner}.transforms", nested)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and ``key=value`` overrides; raises ConfigError with every fault at once."""
+def load_config(path: str | Path, overrides: Sequence[str] = (), by_user: bool = False) -> Config:
+    """Read a YAML file and ``key=value`` overrides; raises ConfigError with every fault at once.
+
+    by_user: the user named this file to train, so its own components may be run; those of a file
+    that was found in a run's folder may come from elsewhere.
+    """
     document = read_document(Path(path))
     if isinstance(document.data, dict) and {"base", "sweep"} <= document.data.keys():
         message = f"this is a sweep; run python -m trainer.sweep --config {path}"
@@ -189,12 +206,59 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             message = f"a setting is one word, without spaces{as_one_word(typed)}"
             document.faults.append(Fault("", message, *Origin(COMMAND_LINE, source=typed)))
     _let_folds_replace_ratios(document)
-    _fill_in(document, Path(path).stem)
-    if faults := _faults(document):
+    own = _own_file(document, by_user)
+    _fill_in(document, Path(path).stem, own)
+    if faults := _faults(document, own):
         raise ConfigError(faults, document.file)
-    config = Config.model_validate(document.with_shared())
-    config._document = document
+    data = document.with_shared()
+    if own.sha256:  # as a run's folder has it
+        data = data | {"components": {"file": COPY, "sha256": own.sha256}}
+    config = Config.model_validate(data)
+    config._document, config._own = document, own
+    for kind, _, component in components(config):
+        bind(component, kind, own)
     return config
+
+
+def bind(component: Component, kind: str, own: OwnFile) -> None:
+    """Let a component be that of the user's own file, if the file has its name."""
+    if component.name in own.names(kind):
+        component._own = own
+
+
+def read_own(document: Document) -> OwnFile:
+    """The file that ``components`` names; raises ConfigError if it names none, or for faults."""
+    own = _own_file(document, by_user=True)
+    if not document.faults and not own.sha256:
+        document.faults.append(document.fault((), "names no file by 'components'"))
+    if document.faults:
+        raise ConfigError(document.faults, document.file)
+    return own
+
+
+def _own_file(document: Document, by_user: bool) -> OwnFile:
+    """The file that ``components`` names, beside the YAML; the document learns its faults."""
+    given = document.data.get("components") if isinstance(document.data, dict) else None
+    wanted = given.get("sha256") if isinstance(given, dict) else None
+    name = given.get("file") if isinstance(given, dict) else given
+    if not isinstance(name, str) or document.is_unknown(("components",)):
+        return NO_FILE  # the schema tells what is wrong
+    path = Path(document.file).parent / name
+    if not path.is_file():
+        lost = "bring back the copy" if wanted else "expected a Python file; its place is relative"
+        message = f"{path} is no file; {lost}" + ("" if wanted else f" to {document.file}")
+        document.faults.append(document.fault(("components",), message))
+        return NO_FILE
+    own, faults = read_own_file(path, TABLES, is_copy=not by_user or wanted is not None)
+    is_hash = isinstance(wanted, str) and re.fullmatch("[0-9a-f]{64}", wanted)
+    if is_hash and own.sha256 not in ("", wanted):
+        message = (
+            f"{path} was changed: its SHA-256 is {own.sha256}, and the run was trained with "
+            f"{wanted}; undo the change, or train a new run with components: {path}"
+        )
+        faults = [document.fault(("components", "sha256"), message)]
+    document.faults += faults
+    return own
 
 
 def _fault_of_no_value(document: Document, typed: str) -> Fault:
@@ -217,7 +281,7 @@ def _fault_of_no_value(document: Document, typed: str) -> Fault:
     return Fault("", message, COMMAND_LINE, source=typed)
 
 
-def _faults(document: Document) -> list[Fault]:
+def _faults(document: Document, own: OwnFile) -> list[Fault]:
     """Every fault that can be found without PyTorch: in keys, types, names and combinations.
 
     The arguments of components are checked later, by the constructors' signatures. But if there are
@@ -229,19 +293,23 @@ def _faults(document: Document) -> list[Fault]:
 
     @functools.cache
     def by_file() -> Schema:
-        return full_schema(_settings_schema(), published())
+        return full_schema(_settings_schema(), published(), own)
 
-    schema = full_schema(_settings_schema(), {})
+    schema = full_schema(_settings_schema(), {}, own)
     validator = Validator(schema["$defs"], *_hints(document, by_file))
     found = {finding.place: finding for finding in validator.findings(data, schema)}
     for section, _, key in [str(place[0]).partition(".") for place in found if place]:
         if key:  # the file has train.epochs: its section is not missing as well
             found.pop((section,), None)
-    rules = list(rule_findings(document.with_shared())) if isinstance(data, dict) else []
+    rules = list(rule_findings(document.with_shared(), own)) if isinstance(data, dict) else []
     rules = [finding._replace(place=document.as_written(finding.place)) for finding in rules]
     if found or rules or document.faults:
         found |= {finding.place: finding for finding in _component_findings(document, by_file())}
     found = {at: finding for at, finding in found.items() if not _is_of_own(at, document)}
+    if isinstance(data, dict) and data.get("components") and not own.sha256:  # names are unknown
+        unknown = {at[:-1] for at, f in found.items() if re.match("unknown (?!key)", f.message)}
+        found = {at: finding for at, finding in found.items() if at[:-1] not in unknown}
+        rules = [finding for finding in rules if finding.place != ("train", "monitor")]
     known = [f for f in (*found.values(), *rules) if not document.is_unknown(f.place)]
     if any("not closed" in fault.message for fault in document.faults):
         known = [f for f in known if len(f.place) != 1]  # the open bracket took these keys
@@ -291,7 +359,7 @@ def _let_folds_replace_ratios(document: Document) -> None:
         del split["ratios"]
 
 
-def _fill_in(document: Document, stem: str) -> None:
+def _fill_in(document: Document, stem: str, own: OwnFile) -> None:
     """Fill in the two defaults that depend on other values: ``name`` and ``train.monitor``."""
     data = document.data
     if not isinstance(data, dict):
@@ -306,7 +374,7 @@ def _fill_in(document: Document, stem: str) -> None:
             stem = "unnamed"
         document.data = data = {"name": stem, **data}
     if isinstance(train := data.get("train"), dict) and "monitor" not in train:
-        train["monitor"] = default_monitor(data)
+        train["monitor"] = default_monitor(data, own)
 
 
 # Sections that an override may change although the file omits them: `loss.label_smoothing=0.1`.

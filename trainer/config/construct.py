@@ -2,7 +2,7 @@
 
 import enum
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainer.components.duration import Duration
@@ -17,7 +17,7 @@ def build(table: Mapping[str, str], path: str, component: Component, **supplied:
     It gets the component's arguments, and those of ``supplied`` that its signature names. Inner
     components are built too. Its errors pass through, with a note that names ``path``.
     """
-    factory = resolve(table, component.name)
+    factory = factory_of(table, component)
     parameters = parameters_of(factory)
     given = {name: value for name, value in supplied.items() if name in parameters}
 
@@ -35,6 +35,26 @@ def build(table: Mapping[str, str], path: str, component: Component, **supplied:
         raise
 
 
+def factory_of(table: Mapping[str, str], component: Component) -> Callable[..., Any]:
+    """The class or function of a component: of the user's own file, or else of the table.
+
+    Raises as ``resolve`` and ``OwnFile.run``.
+    """
+    if component.own:
+        found: Callable[..., Any] = component.own.get(component.name)
+        return found
+    return resolve(table, component.name)
+
+
+def kind_of_schedule(scheduler: Component | None) -> str | Callable[..., Any] | None:
+    """What ``build_schedule`` takes: the name of a scheduler, or the class of a user's own."""
+    if scheduler is None:
+        return None
+    if scheduler.own is None:
+        return scheduler.name
+    return factory_of(TABLES["scheduler"], scheduler)
+
+
 def as_member(value: Any, annotation: Any) -> Any:
     """``value``; if the annotation is an enum or Duration, the member or Duration of its text."""
     for kind in (annotation, *typing.get_args(annotation)):
@@ -47,5 +67,5 @@ def as_member(value: Any, annotation: Any) -> Any:
 
 def rate_of(optimizer: Component) -> float:
     """The learning rate of an optimizer in the YAML, or else its constructor's default."""
-    default = parameters_of(resolve(TABLES["optimizer"], optimizer.name))["lr"].default
+    default = parameters_of(factory_of(TABLES["optimizer"], optimizer))["lr"].default
     return float(optimizer.arguments.get("lr", default))

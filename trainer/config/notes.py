@@ -51,6 +51,7 @@ def notes_on_config(config: Config) -> Iterator[Note]:
     yield from notes_on_transforms(config)
     yield from _on_learning(config)
     yield from _on_length(config)
+    yield from _on_own_metric(config)
 
 
 def notes_on_transforms(config: Config) -> Iterator[Note]:
@@ -76,7 +77,7 @@ def _in_one_list_only(config: Config) -> Iterator[Note]:
     if "RandomResizedCrop" in every:
         free |= {"Resize", "Letterbox"}
     of_any_size = {"Resize", "Letterbox"} if "RandomCrop" in every else set()
-    for name in FIXED:
+    for name in (*FIXED, *config.own.listed.get("FIXED_TRANSFORMS", ())):
         if name in free or name in CROPS[1:]:
             continue
         alike = CROPS if name == "CenterCrop" else (name,)
@@ -244,6 +245,13 @@ def _on_rate(path: str, optimizer: str, rate: float, of_all: bool = True) -> Ite
         usual = "0.00001 to 0.01" if optimizer in STEEP else "0.001 to 1"
         message = f"{rate:g} is far above what {optimizer} usually takes ({usual})"
         yield Note(path, f"{message}; python -m trainer.find_lr suggests one")
+
+
+def _on_own_metric(config: Config) -> Iterator[Note]:
+    """A note on what is best by a metric of one's own."""
+    if (metric := config.train.monitor.removeprefix("val/")) in config.own.names("metric"):
+        message = f"{metric} is of {config.own.path}: the epoch where it is largest is the best"
+        yield Note("train.monitor", f"{message}; let it give 1 - x or -x where less is better")
 
 
 def _on_length(config: Config) -> Iterator[Note]:

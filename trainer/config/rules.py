@@ -1,11 +1,12 @@
 """The rules about values that do not go together in a configuration; imports no torch."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from trainer.components import METRICS, OF_ONE_CLASS, OF_SEVERAL_LABELS, SCALAR
+from trainer.components.own import NO_FILE, OwnFile
 from trainer.config.components import NESTING, PRETRAINED, no_pretrained
 from trainer.config.document import OWN, component_name
 from trainer.config.json_schema import Finding
@@ -19,11 +20,13 @@ _OF_8_BITS = ("RandAugment", "AutoAugment", "TrivialAugmentWide")
 _NO_GREY_LEVELS = ("Normalize", "LinearTransformation", "ToDtype")  # after these, images are floats
 
 
-def rule_findings(data: dict[str, Any]) -> Iterator[Finding]:
+def rule_findings(data: dict[str, Any], own: OwnFile = NO_FILE) -> Iterator[Finding]:
     """Every fault of values that are right by themselves but do not go together."""
-    rules = _split_rules, _transform_rules, _model_rules, _loss_rules, _metric_rules, _train_rules
-    for rule in (*rules, _group_rules, _size_rules, _table_rules):
+    rules = _split_rules, _model_rules, _loss_rules, _train_rules, _group_rules, _size_rules
+    for rule in (*rules, _table_rules):
         yield from rule(data)
+    yield from _transform_rules(data, own)
+    yield from _metric_rules(data, own)
     dataset = data.get("dataset")
     table = dataset if isinstance(dataset, dict) and not dataset.get("one_hot") else {}
     if table.get("label_columns") or table.get("label_separator"):
@@ -120,7 +123,7 @@ def _group_rules(data: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(("optimizer", "groups", index, "until"), message, at_key=True)
 
 
-def _transform_rules(data: dict[str, Any]) -> Iterator[Finding]:
+def _transform_rules(data: dict[str, Any], own: OwnFile) -> Iterator[Finding]:
     section, dataset = data.get("transforms"), data.get("dataset")
     has_16_bits = isinstance(dataset, dict) and dataset.get("bits") == 16
     for side in ("train", "eval"):
@@ -131,7 +134,7 @@ def _transform_rules(data: dict[str, Any]) -> Iterator[Finding]:
         in_grey_levels = True
         for index, component in enumerate(_items(data, "transforms", side)):
             place = ("transforms", side, index)
-            yield from _transform_rule(component, place, side)
+            yield from _transform_rule(component, place, side, {*RANDOM, *MIXING, *own.random})
             in_grey_levels &= component_name(component) not in _NO_GREY_LEVELS
             if in_grey_levels:
                 yield from _fill_rule(component, place)
@@ -165,12 +168,14 @@ def _fill_rule(component: Any, place: Place) -> Iterator[Finding]:
         yield from _fill_rule(inner, (*place, "transforms", index))
 
 
-def _transform_rule(component: Any, place: Place, side: str, outer: str = "") -> Iterator[Finding]:
+def _transform_rule(
+    component: Any, place: Place, side: str, random: Collection[str], outer: str = ""
+) -> Iterator[Finding]:
     name = component_name(component)
     reason = ""
     if component == OWN:
         yield Finding(place, f"'{OWN}' stands once, in transforms.both; remove it here")
-    if side == "eval" and name in {**RANDOM, **MIXING}:
+    if side == "eval" and name in random:
         reason = "is random, but evaluation must always give the same; move it to transforms.train"
     elif side == "train" and name in _SEVERAL_CROPS:
         reason = "gives several crops of an image, which only evaluation averages; use RandomCrop"
@@ -183,7 +188,8 @@ def _transform_rule(component: Any, place: Place, side: str, outer: str = "") ->
         all_mix = all(component_name(item) in MIXING for item in inner)  # as [MixUp, CutMix]
         for index, item in enumerate(inner):
             outer = "" if all_mix else str(name)
-            yield from _transform_rule(item, (*place, "transforms", index), side, outer)
+            inner_place = (*place, "transforms", index)
+            yield from _transform_rule(item, inner_place, side, random, outer)
 
 
 def _model_rules(data: dict[str, Any]) -> Iterator[Finding]:
@@ -251,21 +257,23 @@ def _train_rules(data: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(("train", "cuda_graphs"), f"{message}{also}, or train.cuda_graphs=false")
 
 
-def default_monitor(data: dict[str, Any]) -> str:
+def default_monitor(data: dict[str, Any], own: OwnFile = NO_FILE) -> str:
     """ "val/" and the first metric that is one number; "val/loss" if there is none."""
     names = map(component_name, _items({"metrics": ["accuracy"], **data}, "metrics"))
-    return f"val/{next((name for name in names if name in SCALAR), 'loss')}"
+    scalar = {*SCALAR, *own.names("metric")}
+    return f"val/{next((name for name in names if name in scalar), 'loss')}"
 
 
-def _metric_rules(data: dict[str, Any]) -> Iterator[Finding]:
+def _metric_rules(data: dict[str, Any], own: OwnFile) -> Iterator[Finding]:
     items = _items({"metrics": ["accuracy"], **data}, "metrics")
-    names = [nearest(name, METRICS) if (name := component_name(m)) else None for m in items]
+    scalar, known = {*SCALAR, *own.names("metric")}, [*METRICS, *own.names("metric")]
+    names = [nearest(name, known) if (name := component_name(m)) else None for m in items]
     for index, name in enumerate(names):
         if name is not None and name in names[:index]:
             yield Finding(("metrics", index), f"{name} is listed twice; remove one")
     train = data.get("train")
     monitor = train.get("monitor") if isinstance(train, dict) else None
-    allowed = ["val/loss", *(f"val/{name}" for name in names if name in SCALAR)]
+    allowed = ["val/loss", *(f"val/{name}" for name in names if name in scalar)]
     if isinstance(monitor, str) and monitor not in allowed:
         message = f"'{shortened(monitor)}' is not measured{suggestion(monitor, allowed)}"
         choice = listed(dict.fromkeys(allowed))

@@ -9,7 +9,8 @@ import pydantic
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, WithJsonSchema
 
 from trainer.components.duration import Duration
-from trainer.config.components import GROUP, NESTING, RESERVED
+from trainer.components.own import OwnFile
+from trainer.config.components import GROUP, NESTING, OWN_FILE, RESERVED
 
 
 class Frozen(pydantic.BaseModel):
@@ -40,6 +41,13 @@ class Component(Frozen):
     trainer_arguments: dict[str, Any] = {}
 
     _order: dict[str, None] = pydantic.PrivateAttr(default_factory=dict)  # the YAML's order of keys
+
+    _own: OwnFile | None = pydantic.PrivateAttr(default=None)
+
+    @property
+    def own(self) -> OwnFile | None:
+        """The user's file that has the component; None if it is one of the project's."""
+        return self._own
 
     @property
     def written(self) -> dict[str, Any]:
@@ -93,6 +101,19 @@ AverageSettings = Annotated[Component, WithJsonSchema({"component": "average"})]
 MetricSettings = Annotated[Component, WithJsonSchema({"component": "metric"})]
 
 
+class OwnSettings(Frozen):
+    """The file of own components, and the content that a run was trained with."""
+
+    file: str
+    sha256: str | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+
+OwnComponents = Annotated[OwnSettings | None, WithJsonSchema(OWN_FILE)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]

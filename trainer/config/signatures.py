@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from trainer.components.duration import Duration
+from trainer.components.own import OwnFile
 from trainer.config.arguments import OF_TORCH, RANGES, limited
 from trainer.config.components import RESERVED, TABLES
 from trainer.config.json_schema import Schema
@@ -38,6 +39,7 @@ TABLE_FILES = {kind: f"{kind}s/__init__.py" for kind in ("dataset", "transform",
 # The run decides these, so the constructor's own default is never used.
 DEFAULT_OF_THE_RUN = {("PolynomialLR", "total_iters"), ("ReduceLROnPlateau", "mode")}
 
+_STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # of nn.Module
 _TYPE = r" *(?:\([^\n]*?\))? *"
 
 
@@ -70,13 +72,15 @@ def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter
         return inspect.signature(factory).parameters
 
 
-def arguments_schema(kind: str, name: str, ranges: bool = True) -> Schema:
+def arguments_schema(
+    kind: str, name: str, ranges: bool = True, own: OwnFile | None = None
+) -> Schema:
     """The JSON Schema of a component's own arguments, from its constructor's signature.
 
-    ranges: whether RANGES limits them too.
+    ranges: whether RANGES limits them too. own: the user's file that has the component.
     """
-    factory = resolve(TABLES[kind], name)
-    text = inspect.getdoc(factory) or ""
+    factory = own.get(name) if own else resolve(TABLES[kind], name)
+    text = (inspect.cleandoc(factory.__doc__ or "") if own else inspect.getdoc(factory)) or ""
     description = _sentence(text)
     if name.endswith("/"):  # the arguments are those of a builder that has no full signature
         return {"properties": {}, "description": description, "examples": _model_names(name)}
@@ -87,7 +91,7 @@ def arguments_schema(kind: str, name: str, ranges: bool = True) -> Schema:
         if parameter.name in SUPPLIED[kind]:
             message = f"'{parameter.name}' is set by the trainer; remove it"
             properties[parameter.name] = {"not": {}, "description": message}
-        elif parameter.name not in RESERVED.get(kind, {}):
+        elif parameter.name not in RESERVED.get(kind, {}) and parameter.kind not in _STARRED:
             described = _parameter_schema(parameter, text)
             if factory.__module__.partition(".")[0] in ("torch", "torchvision"):
                 said = described.get("description", "")

@@ -37,7 +37,7 @@ from trainer.process.errors import NoAnswer, RunError, UsageError
 from trainer.process.words import shortened
 from trainer.run import disk
 from trainer.run.environment import environment, uncommitted_patch
-from trainer.run.folder import create_run, lock_run
+from trainer.run.folder import create_run, keep_own_file, lock_run
 from trainer.run.resume import config_for_use, require_own_images
 from trainer.run.tensors import save_tensors
 
@@ -46,13 +46,14 @@ LONG = 5000  # images, from which on split.json is one line
 # What model.json takes over from the first member; all else is measured anew.
 OF_FIRST = (
     *("classes", "model", "num_classes", "in_channels", "input_size", "image_channels"),
-    *("image_bits", "transforms", "evaluation"),
+    *("image_bits", "transforms", "evaluation", "components"),
 )
 
 # What must be the same of all members, because one model has it once.
 ALIKE: dict[str, Callable[[TrainedModel], object]] = {
     "the set of classes": lambda one: sorted(one.classes),
     "the model's input (channels, height, width)": lambda one: one.input_shape,
+    "own components (SHA-256 of the file)": lambda one: one.config.own.sha256,
     "the channels of images": lambda one: one.image_channels,
     "dataset.channels and dataset.bits": lambda one: one.form,
     "the pixels that are decoded (dataset.decode)": lambda one: one.at_least,
@@ -110,6 +111,7 @@ def combine(
     try:
         with lock_run(run):
             begin_folder(run, members, split, card, model)
+            keep_own_file(config, run)
             result, calibration = measure_as_one(run, load_with(config, run), split)
             disk.write_file(run / "config.yaml", config.dump())  # last: it marks a run
     except BaseException:

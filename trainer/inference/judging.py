@@ -19,7 +19,7 @@ from trainer.comparing.predictions import PREDICTIONS
 from trainer.components.calibration import before_and_after
 from trainer.components.decisions import number_of_each
 from trainer.config import Config
-from trainer.config.signatures import resolve
+from trainer.config.construct import factory_of
 from trainer.inference.evaluation import SubsetResult, measure_subset
 from trainer.inference.labelled import (
     Matched,
@@ -152,7 +152,7 @@ def notes_on_new(trained: TrainedModel, subset: Subset, digests: Sequence[str]) 
     """Lines on copies of the run's images, and of each other."""
     split, rows = read_json(trained.run / "split.json", MAX_SPLIT), subset.indices.tolist()
     known = {digest for part in ("train", "val") for digest in split[part].values()}
-    own = resolve(DATASETS, trained.config.dataset.name)
+    own = factory_of(DATASETS, trained.config.dataset)
     if known.isdisjoint(digests) and not hasattr(own, "content"):
         digests = pixel_digests(subset.dataset, rows)  # the run's may be of images in memory
     return notes_on_copies([subset.dataset.ids[row] for row in rows], digests, subset.labels, split)

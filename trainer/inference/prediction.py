@@ -44,7 +44,7 @@ from trainer.process.words import listed
 from trainer.run.best import require_done
 from trainer.run.disk import MAX_SPLIT, read_json
 from trainer.run.known import Rejection, read_known, rejection_of
-from transforms import RANDOM
+from transforms import is_fixed
 from transforms.batched import predecessors
 from transforms.keyed import seed_of
 from transforms.pipeline import Pipeline
@@ -382,7 +382,7 @@ def augmentation(trained: TrainedModel) -> Pipeline:
     """Return those training transforms that need one image only; UsageError if none is random."""
     full = build_pipelines(trained.config, len(trained.classes))["train"]
     kept = [step for step in (*full.fixed, *full.rest) if not predecessors(step)]
-    if not any(type(step).__name__ in RANDOM for step in kept):
+    if all(map(is_fixed, kept)):
         raise UsageError(
             "--tta: this run's training transforms draw nothing at random for one image; "
             "use --tta flip, or leave it out."

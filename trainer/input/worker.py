@@ -28,6 +28,7 @@ class Refused:
 
 
 def work(
+    rerun: object,
     read: Callable[[Request], Any],
     warm_up: Callable[[], None],
     own: Connection,
@@ -37,7 +38,8 @@ def work(
     """Answer requests (piece of memory, request) from ``own`` until the trainer closes it.
 
     Signals go to the whole process group, and are ignored: the trainer ends its workers itself.
-    warm_up is called first. inherited: the trainer's ends of pipes. They are closed, so that its
+    rerun came first, so that own components are here before their objects. warm_up is called first.
+    inherited: the trainer's ends of pipes. They are closed, so that its
     end is seen here.
     """
     for number in SIGNALS:

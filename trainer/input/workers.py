@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.components.own import Rerun
 from trainer.input.subset import to_device
 from trainer.input.worker import Refused, Request, unpacked, work
 from trainer.process.errors import LIMITS, RunError, WorkerDied, limit_met
@@ -84,7 +85,7 @@ class Workers:
                 inherited = self._connections if is_forked else []
                 process = context.Process(
                     target=work,
-                    args=(read, warm_up, its, inherited, self._pieces),
+                    args=(Rerun(), read, warm_up, its, inherited, self._pieces),
                     daemon=True,
                 )
                 with signals_held():

@@ -26,7 +26,7 @@ from tensorboard.plugins.pr_curve.plugin_data_pb2 import PrCurvePluginData
 from torch import Tensor, nn
 from torch.utils.tensorboard._pytorch_graph import parse
 
-from trainer.components import SCALAR
+from trainer.components import OF_EACH_CLASS
 from trainer.components.decisions import are_of_class
 from trainer.config import Config
 from trainer.drawing.pictures import png
@@ -135,7 +135,7 @@ def graph(model: nn.Module, input_shape: tuple[int, int, int], device: torch.dev
 
 def curves_together(config: Config) -> Any:
     """Return the layout of the custom scalars: curves that belong together share a chart."""
-    metrics = [metric.name for metric in config.metrics if metric.name in SCALAR]
+    metrics = [metric.name for metric in config.metrics if metric.name not in OF_EACH_CLASS]
     charts = {"loss": ["train/loss_epoch", "val/loss"]}
     charts |= {name: [f"val/{name}"] for name in metrics}
     if "accuracy" in charts:
@@ -202,7 +202,7 @@ def _in_short(item: Any) -> str:
 
 def metrics_of(config: Config) -> list[str]:
     """Return the tags of the metrics by which runs are compared, what decides the best first."""
-    names = [metric.name for metric in config.metrics if metric.name in SCALAR]
+    names = [metric.name for metric in config.metrics if metric.name not in OF_EACH_CLASS]
     tags = [f"{split}/{name}" for name in [*names, "loss"] for split in ("val", "test")]
     first = config.train.monitor.removeprefix("val/")
     return sorted(tags, key=lambda tag: not tag.endswith(f"/{first}"))

@@ -15,6 +15,7 @@ from trainer.build.job import Job
 from trainer.comparing.grown import grown
 from trainer.comparing.predictions import PREDICTIONS
 from trainer.components.decisions import as_thresholds, number_of_each
+from trainer.components.own import COPY
 from trainer.distributed import processes
 from trainer.distributed.processes import is_main, on_main
 from trainer.input.subset import Subset, decoded
@@ -45,7 +46,14 @@ from trainer.loop.state import State
 from trainer.loop.step import new_task
 from trainer.loop.summary import conclude, introduce, pictures_of_a_tag, shows_tensorboard
 from trainer.process.console import Say
-from trainer.process.errors import NoAnswer, NonFiniteLoss, RunError, Stopped, in_plain_words
+from trainer.process.errors import (
+    ComponentError,
+    NoAnswer,
+    NonFiniteLoss,
+    RunError,
+    Stopped,
+    in_plain_words,
+)
 from trainer.process.launch import as_typed
 from trainer.process.stop import StopRequest
 from trainer.run.checkpoint import Entry
@@ -170,6 +178,8 @@ def ending(job: Job, start: Start) -> Iterator[None]:
         if isinstance(failure, NoAnswer):
             how = "with more epochs"
             go_on += f" train.epochs={2 * job.config.train.epochs}"
+        elif isinstance(failure, ComponentError) and job.config.own.sha256:
+            how = f"with {COPY} as it is (what is mended in it needs a new run)"
         elif isinstance(failure, NonFiniteLoss):
             how = "leaving such steps out"
             go_on += f" train.skip_non_finite={state.skipped + 10}"

@@ -28,6 +28,7 @@ from trainer.run.disk import (
     write_with,
 )
 from trainer.run.environment import device_name, environment, uncommitted_patch
+from trainer.run.folder import keep_own_file
 from trainer.run.log import RunLog
 from trainer.run.restarts import launcher
 from trainer.run.saver import Saver
@@ -43,6 +44,7 @@ def write_description(job: Job, run: Path) -> None:
     if not (run / "checkpoints").exists():
         make_folder(run / "checkpoints")
     write_json(run / "result.json", first_result(job) | keep_before(job, run))
+    keep_own_file(job.config, run)
     write_file(run / "config.yaml", job.config.dump())
 
 
@@ -91,6 +93,7 @@ def first_result(job: Job) -> dict[str, Any]:
         **({"notes": job.notes} if job.notes else {}),
         **({"weights": job.origin} if job.origin else {}),
         **({"teacher": job.teacher.description()} if job.teacher else {}),
+        **({"components": job.config.own.sha256} if job.config.own.sha256 else {}),
     }
 
 
@@ -150,6 +153,7 @@ def card(job: Job, epoch_metrics: dict[str, Any]) -> dict[str, Any]:
         "image_bits": form_in(job.config.dataset.arguments).bits,
         "transforms": config["transforms"]["eval"],
         "evaluation": config["evaluation"],
+        **({"components": config["components"]} if config["components"] else {}),
         "metrics": metrics,
         **({} if thresholds is None else {"thresholds": thresholds}),
     }

@@ -100,6 +100,7 @@ def require_same_model(run: Path, config: Config) -> None:
     card = read_json(run / "model.json")
     settings = json.loads(json.dumps(config.model_dump(mode="json")))
     expected = {"model": settings["model"], "transforms": settings["transforms"]["eval"]}
+    expected |= {"components": settings["components"]} if settings["components"] else {}
     for name, value in expected.items():
         if card.get(name) != value:
             raise RunError(f"{run / 'config.yaml'}: its {name} is not that of model.json.")

@@ -1,8 +1,8 @@
 """Creates, finds and locks a run's folder; imports no torch.
 
-config.yaml  environment.json  uncommitted.patch  split.json  metrics.jsonl  events.out.tfevents.*
-checkpoints/step-000000123/  model.pt  model.json  known.pt  before.csv  predictions.csv
-result.json  report/  evaluations/  data_path.json  run.lock
+config.yaml  components.py  environment.json  uncommitted.patch  split.json  metrics.jsonl
+events.out.tfevents.*  checkpoints/step-000000123/  model.pt  model.json  known.pt  before.csv
+predictions.csv  result.json  report/  evaluations/  data_path.json  run.lock
 """
 
 import json
@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from trainer.components.own import COPY
+from trainer.config import Config
 from trainer.process.errors import RunError, UsageError
 from trainer.process.lock import PLAIN_FILE, hold, is_by_another
 from trainer.run import disk
@@ -43,6 +45,12 @@ def create_run(runs: Path, name: str) -> Path:
             f"--runs {runs}: no run folder can be made there ({reason}). "
             "Name a folder that can be written to."
         ) from None
+
+
+def keep_own_file(config: Config, folder: Path) -> None:
+    """Copy the file of own components into a folder, beside its YAML, under the name in it."""
+    if config.own.sha256:
+        disk.write_file(folder / COPY, config.own.content)
 
 
 def tensorboard_command(root: Path, pictures: int = 0) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import RMB_ROOT, DataError
+from trainer.components.own import COPY
 from trainer.config import Config, load_config
 from trainer.config.components import published
 from trainer.process.errors import ConfigError, RunError, UsageError
@@ -59,7 +60,8 @@ def find_resumable(
     if is_first() and folder != Path(run):  # before its settings may be refused
         print(f"resume  {folder}, the newest of {len(runs_in(folder.parent))}", file=sys.stderr)
     began = load_config(folder / "config.yaml")
-    config = load_config(config_file or folder / "config.yaml", overrides)
+    named = config_file or folder / "config.yaml"
+    config = load_config(named, overrides, by_user=config_file is not None)
     if config.train.precision == "auto":  # the run's config.yaml has what that was
         train = config.train.model_copy(update={"precision": began.train.precision})
         config = config.model_copy(update={"train": train})
@@ -71,6 +73,8 @@ def find_resumable(
     except ConfigError as error:
         if any("the run began" in fault.message for fault in error.faults):
             error.add_note(what_resume_can(folder, config_file, overrides, runs))
+        if began.own.sha256 and config.own.sha256 != began.own.sha256:
+            error.add_note(f"With its own copy of {COPY} it goes on by --resume {folder} alone.")
         raise
     require_own_images(folder, config)
     return config, folder

@@ -16,6 +16,7 @@ from typing import IO, Any
 from trainer.process.errors import ConfigError, RunError
 from trainer.process.lock import hold, is_by_another
 from trainer.run import disk
+from trainer.run.folder import keep_own_file
 from trainer.run.resume import as_yaml, differences, settings
 from trainer.sweeping.plan import Plan
 from trainer.sweeping.space import Settings
@@ -82,6 +83,7 @@ def open_folder(plan: Plan, runs: Path) -> tuple[Path, str]:
             raise RunError(
                 f"{folder} holds runs that belong to no sweep; give the sweep another name:"
             )
+        keep_own_file(plan.config, folder)
         disk.write_file(folder / "base.yaml", plan.config.dump_as_written())
         disk.write_json(folder / "plan.json", {"id": identity, **asked})
     return folder, identity

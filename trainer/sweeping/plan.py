@@ -260,7 +260,7 @@ def _load_experiment(
         faults.append(document.fault(("base",), f"{base} does not exist; expected an experiment"))
         return base, None
     try:
-        config = load_config(base, typed)
+        config = load_config(base, typed, by_user=True)
     except ConfigError as error:
         faults += error.faults
         return base, None
@@ -321,7 +321,8 @@ def check_with_torch(plan: Plan) -> None:
 
     tried: list[tuple[Settings, str, Place, list[Fault]]] = []
     for settings, key, place in samples(plan.sweep):
-        config = load_config(plan.base, [*plan.overrides, *overrides(settings)])
+        typed = [*plan.overrides, *overrides(settings)]
+        config = load_config(plan.base, typed, by_user=True)
         tried.append((settings, key, ("sweep", "params", key, place), check_components(config)))
     if not tried:  # only seeds and folds vary
         tried = [({}, "", ("sweep",), check_components(plan.config))]

@@ -8,7 +8,7 @@ from trainer.config import Config, load_config
 
 def load_without_sizes(file: str, overrides: Sequence[str], quietly: bool = False) -> Config:
     """The configuration without ``train.sizes``; what to know of it goes to standard error."""
-    config = load_config(file, overrides)
+    config = load_config(file, overrides, by_user=True)
     told = list(config.messages)
     if config.train.sizes:
         told.append("train.sizes plays no part here: images are as transforms.train gives them")

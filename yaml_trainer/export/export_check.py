@@ -15,7 +15,8 @@ from datasets.walk import walk
 from trainer.build.trained import TrainedModel
 from trainer.components.novelty import split_scores
 from trainer.config import Config
-from trainer.config.signatures import parameters_of, resolve
+from trainer.config.construct import factory_of
+from trainer.config.signatures import parameters_of
 from trainer.inference.evaluation import require_unchanged
 from trainer.input.data import load_subset
 from trainer.process.errors import ConfigError, component_place
@@ -147,7 +148,7 @@ def test_images_of(run: Path, config: Config) -> tuple[dict[str, str], Config]:
     names: list[str] = list(split["test"])
     if not names:
         raise DataError(f"{run} has no test images")
-    known = parameters_of(resolve(DATASETS, config.dataset.name))
+    known = parameters_of(factory_of(DATASETS, config.dataset))
     offline = {name: False for name in ("download", "draw_if_absent") if name in known}
     arguments = config.dataset.arguments | offline
     dataset = config.dataset.model_copy(update={"arguments": arguments})

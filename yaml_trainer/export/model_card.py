@@ -23,7 +23,9 @@ from models.external import WITH_AUXILIARY_HEADS
 from models.weights import first_convolution
 from trainer.build.trained import TrainedModel, probability_kind
 from trainer.components import OF_SEVERAL_LABELS
-from trainer.config.signatures import parameters_of, resolve
+from trainer.components.own import COPY
+from trainer.config.construct import factory_of
+from trainer.config.signatures import parameters_of
 from trainer.drawing.page import render
 from trainer.loop.evaluate import scalars
 from trainer.process.errors import PREFIX
@@ -108,7 +110,7 @@ def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
     classes = list(trained.classes)
     family, _, name = card["model"]["name"].partition("/")
     names = [voter.model.name for voter in trained.voters] or [card["model"]["name"]]
-    modules = [module_of(MODELS[one])[0] for one in names if "/" not in one]
+    modules = [module_of(MODELS[one])[0] for one in names if one in MODELS]
     modules += [Ensemble.__module__.removeprefix(PREFIX)] if trained.voters else []
     channels, height, width = trained.input_shape
     config: dict[str, Any] = {
@@ -146,6 +148,7 @@ def hub_files(trained: TrainedModel, card: Mapping[str, Any]) -> dict[str, str]:
         "use.py": use,
         "README.md": readme(card, use),
         **(sources(modules) if modules else {}),
+        **({COPY: trained.config.own.text} if trained.config.own.sha256 else {}),
     }
 
 
@@ -213,7 +216,8 @@ def program(
     reader = "import onnxruntime  # 1.25 or newer" if kind == "onnx" else "import torch"
     if kind == "safetensors":
         needed, built = building_all(trained)
-        own = sorted({line for line in needed if line.startswith("from models")})
+        of_folder = ("from models", f"from {Path(COPY).stem} ")
+        own = sorted({line for line in needed if line.startswith(of_folder)})
         imports += ["from safetensors.torch import load_file", *({*needed} - {*own})]
     imports = sorted([*imports, reader], key=lambda line: (line.startswith("from"), line.lower()))
     name = whole or ("model" if kind == "safetensors" else trained.config.name)
@@ -250,9 +254,9 @@ def building(trained: TrainedModel) -> tuple[str, list[str]]:
     arguments = trained.config.model.arguments
     classes, (channels, *sides) = len(trained.classes), trained.input_shape
     if not name:  # a model of this project; its source is in the folder
-        module, attribute = module_of(MODELS[family])
+        module, attribute = module_of(MODELS.get(family, f"{Path(COPY).stem}:{family}"))
         supplied = {"num_classes": classes, "in_channels": channels, "input_size": sides}
-        taken = parameters_of(resolve(MODELS, family))
+        taken = parameters_of(factory_of(MODELS, trained.config.model))
         arguments = {k: v for k, v in supplied.items() if k in taken} | arguments
         return f"from {module} import {attribute}", [f"model = {attribute}(**{arguments!r})"]
     if family == "timm":
