@@ -136,14 +136,18 @@ def inputs_of_test_images(run: Path, config: Config) -> Tensor:
     names: list[str] = list(split["test"])
     if not names:
         raise DataError(f"{run} has no test images")
-    known = parameters_of(resolve(DATASETS, config.dataset.name))
-    offline = {name: False for name in ("download", "draw_if_absent") if name in known}
-    arguments = config.dataset.arguments | offline
-    dataset = config.dataset.model_copy(update={"arguments": arguments})
     chosen = {name: split["test"][name] for name in at_most_max_images(names)}
-    config = config.model_copy(update={"dataset": dataset})
     rows = torch.arange(len(chosen))
-    return load_subset(config, chosen, torch.device("cpu"))[1].sample(rows)[0]
+    return load_subset(offline(config), chosen, torch.device("cpu"))[1].sample(rows)[0]
+
+
+def offline(config: Config) -> Config:
+    """The config with a dataset that is neither downloaded nor drawn."""
+    known = parameters_of(resolve(DATASETS, config.dataset.name))
+    never = {name: False for name in ("download", "draw_if_absent") if name in known}
+    arguments = config.dataset.arguments | never
+    dataset = config.dataset.model_copy(update={"arguments": arguments})
+    return config.model_copy(update={"dataset": dataset})
 
 
 def at_most_max_images(items: Items) -> Items:

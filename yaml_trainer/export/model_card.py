@@ -32,6 +32,10 @@ from trainer.run.known import Rejection
 MAX_LISTED = 100  # classes in the README; all of them are in config.json
 MODEL_CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 SCRIPT_TEMPLATE = Path(__file__).parent / "templates" / "use.py.j2"
+# Older versions average padded pools wrongly; AlexNet's normalisation uses such pools.
+ONNX_RUNTIME = "import onnxruntime  # 1.25 or newer"
+READERS = {"onnx": ONNX_RUNTIME, "int8": ONNX_RUNTIME, "openvino": "import openvino"}
+ENDINGS = {"int8": "int8.onnx", "openvino": "xml"}
 
 
 def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,15 +192,15 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def program(kind: str, trained: TrainedModel, unknown: bool = False) -> str:
-    """Python code that classifies images with a model file; kind: pt2, onnx or safetensors.
+    """Python code that classifies images with a model file.
 
-    unknown: the model has this second output.
+    kind: pt2, onnx, int8 (an ONNX file), openvino or safetensors. unknown: the model has this
+    second output.
     """
     imports = ["import numpy as np", "from PIL import Image, ImageOps, UnidentifiedImageError"]
     built: list[str] = [""]
     own: list[str] = []
-    # Older versions average padded pools wrongly; AlexNet's normalisation uses such pools.
-    reader = "import onnxruntime  # 1.25 or newer" if kind == "onnx" else "import torch"
+    reader, ending = READERS.get(kind, "import torch"), ENDINGS.get(kind, kind)
     if kind == "safetensors":
         needed, built = building_all(trained)
         own = sorted({line for line in needed if line.startswith("from models")})
@@ -208,7 +212,8 @@ def program(kind: str, trained: TrainedModel, unknown: bool = False) -> str:
     values["packages"] = sorted(packages)
     # Of files with their own channels or 16 bits the program reads arrays and plain pictures.
     values |= trained.form._asdict() | {"arrays": not trained.form.is_plain}
-    return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", unknown=unknown, **values)
+    kind = "onnx" if kind == "int8" else kind
+    return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{ending}", unknown=unknown, **values)
 
 
 def building_all(trained: TrainedModel) -> tuple[list[str], list[str]]:
