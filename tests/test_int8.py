@@ -360,6 +360,7 @@ def test_models_take_turns_and_a_ratio_is_of_the_medians_of_rounds(monkeypatch):
         return model
 
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "process_time", lambda: clock[0] / 2)
     models = {"slow": takes("slow", 0.04), "fast": takes("fast", 0.01)}
     turns = latency.take_turns(models, torch.zeros(3, 1, 2, 2), (1, 8))
     for size, milliseconds in ((1, 40), (8, 160)):
@@ -371,7 +372,7 @@ def test_models_take_turns_and_a_ratio_is_of_the_medians_of_rounds(monkeypatch):
     changes = sum(a != b for a, b in zip(calls, calls[1:], strict=False))
     assert changes >= 2 * latency.ROUNDS  # neither waits until the other is done
     table = [line.split() for line in latency.lines_of(turns)]
-    assert table[2] == ["fast", "10.000", "10.000", "4.00x", "200", "8", "4.00x"]
+    assert table[2] == ["fast", "10.000", "10.000", "5.000", "4.00x", "200", "8", "4.00x"]
 
 
 def test_the_benchmark_prints_and_keeps_a_ratio_to_pytorch_of_each_file(run, tmp_path, capsys):
@@ -385,5 +386,16 @@ def test_the_benchmark_prints_and_keeps_a_ratio_to_pytorch_of_each_file(run, tmp
         assert [row["batch"] for row in rows] == [1, 8, 32]
         assert all(0 < row["p50_ms"] <= row["p95_ms"] for row in rows)
         row = next(line for line in reversed(printed.splitlines()) if line.split()[:1] == [name])
-        assert row.split()[3] == f"{rows[0]['times_as_fast']:.2f}x"
+        ratio = float(row.split()[4].removesuffix("x"))
+        assert ratio == pytest.approx(rows[0]["times_as_fast"], abs=0.006)  # both are rounded
     assert facts["models"]["pytorch"][0]["times_as_fast"] == 1
+
+
+@pytest.mark.parametrize(("load", "is_told"), [(1.9, False), (12.9, True)])
+def test_a_busy_machine_is_noted_beside_its_times(load, is_told, monkeypatch, capsys):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    machine = latency.about_machine(1)
+    latency.tell_if_busy(machine)
+    assert (machine["load"], machine["cores"]) == (load, 2)
+    assert ("load 12.9, 2 cores" in capsys.readouterr().err) == is_told

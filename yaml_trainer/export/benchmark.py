@@ -38,8 +38,9 @@ def write_benchmark(done: Exported, folder: Path) -> Path:
                 models[name] = READ[name](path)
         else:
             note(f"{name} is not timed: it holds weights, which PyTorch computes with")
-    turns = latency.take_turns(models, done.sample.inputs)
     machine = latency.about_machine(torch.get_num_threads())
+    latency.tell_if_busy(machine)
+    turns = latency.take_turns(models, done.sample.inputs)
     print(f"benchmark    {latency.in_words(machine)}, {latency.ROUNDS} rounds")
     for line in latency.lines_of(turns):
         print(f"{'':<12} {line}")

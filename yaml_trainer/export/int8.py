@@ -285,6 +285,7 @@ def tell_price(price: Price, calibrated: str, max_drop: float) -> None:
 def tell_times(plain: Path, rounded: Path, inputs: Tensor) -> dict[str, Any]:
     """Time both files on one thread and on all, print that, and return it for the card."""
     own = torch.get_num_threads()
+    latency.tell_if_busy(latency.about_machine(own))
     times = []
     for threads in sorted({1, own}):
         models = {"float32": onnx_model(plain, threads), "int8": onnx_model(rounded, threads)}

@@ -4,11 +4,12 @@ Models take turns, round by round, so that whatever else the machine does meets 
 is the median of the rounds' ratios.
 """
 
+import os
 import platform
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from trainer.drawing.columns import fit_columns, terminal_width
 from trainer.process.console import bar
-from yaml_trainer.export.export_check import Network
+from yaml_trainer.export.export_check import Network, note
 
 ROUNDS = 15
 BLOCK = 0.03  # seconds: so long a model is called in its turn, at least once
@@ -31,14 +32,24 @@ CPUINFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True)
 class Turns:
-    """The seconds of each call of a model with so many images, turn by turn."""
+    """The seconds of each call of a model with so many images, turn by turn.
+
+    processor: the processor's seconds of each call, of all threads. Other programs hardly change
+    them; threads that wait for work count.
+    """
 
     size: int
     seconds: list[list[float]]
+    processor: list[float] = field(default_factory=list)
 
     def milliseconds(self, percent: float) -> float:
         """This percentile of all calls, such as 50 or 95."""
         return 1000 * float(numpy.percentile(sum(self.seconds, []), percent))
+
+    @property
+    def processor_milliseconds(self) -> float:
+        """The median of the processor's time of a call."""
+        return 1000 * statistics.median(self.processor)
 
     @property
     def images_per_second(self) -> float:
@@ -64,7 +75,9 @@ def take_turns(
     turns = {name: {size: Turns(size, []) for size in sizes} for name in models}
     total = ROUNDS * len(models) * len(sizes)
     for name, size in bar(_order([*models], sizes), "timing", total, unit="turn"):
-        turns[name][size].seconds.append(_turn(models[name], batches[size]))
+        seconds, processor = _turn(models[name], batches[size])
+        turns[name][size].seconds.append(seconds)
+        turns[name][size].processor.extend(processor)
     return turns
 
 
@@ -75,22 +88,25 @@ def _order(names: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[str, in
 
 
 @torch.inference_mode()
-def _turn(model: Network, images: Tensor) -> list[float]:
-    """The seconds of the calls of one turn."""
+def _turn(model: Network, images: Tensor) -> tuple[list[float], list[float]]:
+    """The seconds of the calls of one turn, and those of the processor."""
     model(images)
-    seconds: list[float] = []
+    seconds, processor = list[float](), list[float]()
     while not seconds or (sum(seconds) < BLOCK and len(seconds) < MAX_CALLS):
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), time.process_time()
         model(images)
+        processor.append(time.process_time() - used)
         seconds.append(time.perf_counter() - begin)
-    return seconds
+    return seconds, processor
 
 
 def about_machine(threads: int) -> dict[str, Any]:
     """What times depend on: the processor, its instructions for int8 (None: none known), threads.
 
-    threads: those that each model computes with.
+    threads: those that each model computes with. load: how many threads of all programs wanted to
+    run in the last minute (None: the system doesn't tell), beside the number of cores.
     """
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     text = CPUINFO.read_text(encoding="utf-8") if CPUINFO.is_file() else ""
     facts: dict[str, str] = {}
     for line in text.splitlines():
@@ -99,7 +115,18 @@ def about_machine(threads: int) -> dict[str, Any]:
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     name = facts.get("model name") or platform.processor() or platform.machine()
     int8 = next((flag for flag in INT8 if flag in flags), None)
-    return {"cpu": name, "int8": int8, "threads": threads}
+    machine = {"cpu": name, "int8": int8, "threads": threads}
+    return machine | {"load": load, "cores": os.cpu_count()}
+
+
+def tell_if_busy(machine: Mapping[str, Any]) -> None:
+    """Print a note if programs wanted to run more threads than there are cores."""
+    load, cores = machine["load"], machine["cores"]
+    if load and cores and load > cores:
+        note(
+            f"other programs keep this machine busy (load {load:g}, {cores} cores): long calls "
+            "are interrupted more often than short ones, so of the times only cpu ms says much"
+        )
 
 
 def in_words(machine: Mapping[str, Any]) -> str:
@@ -117,6 +144,7 @@ def facts_of(turns: Mapping[str, Mapping[int, Turns]]) -> dict[str, Any]:
                 "batch": size,
                 "p50_ms": round(own.milliseconds(50), 4),
                 "p95_ms": round(own.milliseconds(95), 4),
+                "cpu_ms": round(own.processor_milliseconds, 4),
                 "images_per_second": round(own.images_per_second, 1),
                 "times_as_fast": round(own.times_as_fast_as(first[size]), 3),
             }
@@ -132,7 +160,7 @@ def lines_of(turns: Mapping[str, Mapping[int, Turns]]) -> list[str]:
     most = {
         name: max(own.values(), key=lambda t: t.images_per_second) for name, own in turns.items()
     }
-    cells = [("", "p50 ms", "p95 ms", "as fast", "images/s", "at batch", "as fast there")]
+    cells = [("", "p50 ms", "p95 ms", "cpu ms", "as fast", "images/s", "at batch", "as fast there")]
     for name, own in turns.items():
         one, best = own[1], most[name]
         ratio = best.images_per_second / most[first_name].images_per_second
@@ -143,6 +171,7 @@ def lines_of(turns: Mapping[str, Mapping[int, Turns]]) -> list[str]:
                 name,
                 f"{one.milliseconds(50):.3f}",
                 f"{one.milliseconds(95):.3f}",
+                f"{one.processor_milliseconds:.3f}",
                 f"{one.times_as_fast_as(first[1]):.2f}x",
                 f"{best.images_per_second:,.0f}",
                 str(best.size),
