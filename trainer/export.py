@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
         max_drop = MAX_DROP if arguments.max_drop is None else arguments.max_drop
         done.files["int8"] = write_int8(done, place, max_drop)
     if arguments.benchmark:
-        from yaml_trainer.export.benchmark import write_benchmark
+        from yaml_trainer.export.latency import write_benchmark
 
         write_benchmark(done, place)
 

@@ -1,4 +1,4 @@
-"""Measures models beside each other on this machine: the time of a call, and images a second.
+"""Times models beside each other on this machine, such as exported files beside PyTorch.
 
 Models take turns, round by round, so that whatever else the machine does meets all of them. A ratio
 is the median of the rounds' ratios.
@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,10 @@ from torch import Tensor
 
 from trainer.drawing.columns import fit_columns, terminal_width
 from trainer.process.console import bar
+from trainer.run import disk
 from yaml_trainer.export.export_check import Network, note
+from yaml_trainer.export.exporting import Exported, as_run_error, onnx_model, quiet
+from yaml_trainer.export.openvino_file import openvino_model
 
 ROUNDS = 15
 BLOCK = 0.03  # seconds: so long a model is called in its turn, at least once
@@ -180,3 +183,42 @@ def lines_of(turns: Mapping[str, Mapping[int, Turns]]) -> list[str]:
         )
     lines, _ = fit_columns(cells, terminal_width(), ())
     return lines
+
+
+def pt2_model(path: Path) -> Network:
+    """The model of a .pt2 file."""
+    model: Network = torch.export.load(path).module()
+    return model
+
+
+READ: dict[str, Callable[[Path], Network]] = {
+    "pt2": pt2_model,
+    "onnx": onnx_model,
+    "int8": onnx_model,
+    "openvino": openvino_model,
+}
+
+
+def write_benchmark(done: Exported, folder: Path) -> Path:
+    """Print a table of times, and write it to NAME.benchmark.json in ``folder``.
+
+    Files that hold weights alone are left out: PyTorch computes with them as with the run's.
+    """
+    models: dict[str, Network] = {"pytorch": done.trained.logits}
+    for name, path in done.files.items():
+        if name in READ:
+            with as_run_error(f"{path.name} cannot be read back"), quiet():
+                models[name] = READ[name](path)
+        else:
+            note(f"{name} is not timed: it holds weights, which PyTorch computes with")
+    machine = about_machine(torch.get_num_threads())
+    tell_if_busy(machine)
+    turns = take_turns(models, done.sample.inputs)
+    print(f"benchmark    {in_words(machine)}, {ROUNDS} rounds")
+    for line in lines_of(turns):
+        print(f"{'':<12} {line}")
+    path = folder / f"{done.trained.config.name}.benchmark.json"
+    facts = {"machine": machine, "rounds": ROUNDS, "models": facts_of(turns)}
+    disk.write_json(path, facts)
+    print(f"{'':<12} {path}; as fast: PyTorch's time of a batch divided by the file's")
+    return path
