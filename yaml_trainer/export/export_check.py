@@ -148,12 +148,17 @@ def test_images_of(run: Path, config: Config) -> tuple[dict[str, str], Config]:
     names: list[str] = list(split["test"])
     if not names:
         raise DataError(f"{run} has no test images")
-    known = parameters_of(factory_of(DATASETS, config.dataset))
-    offline = {name: False for name in ("download", "draw_if_absent") if name in known}
-    arguments = config.dataset.arguments | offline
-    dataset = config.dataset.model_copy(update={"arguments": arguments})
     chosen = {name: split["test"][name] for name in at_most_max_images(names)}
-    return chosen, config.model_copy(update={"dataset": dataset})
+    return chosen, offline(config)
+
+
+def offline(config: Config) -> Config:
+    """The config with a dataset that is neither downloaded nor drawn."""
+    known = parameters_of(factory_of(DATASETS, config.dataset))
+    never = {name: False for name in ("download", "draw_if_absent") if name in known}
+    arguments = config.dataset.arguments | never
+    dataset = config.dataset.model_copy(update={"arguments": arguments})
+    return config.model_copy(update={"dataset": dataset})
 
 
 def at_most_max_images(items: Items) -> Items:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,19 @@ from trainer.run.resume import config_for_use
 from yaml_trainer.export import export_check
 from yaml_trainer.export.export_check import Difference, Network, Sample
 from yaml_trainer.export.model_card import about_unknown, describe_model, hub_files, program
+from yaml_trainer.export.openvino_file import as_openvino, openvino_model
 from yaml_trainer.export.program_check import check_program
 
 MAX_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's limit, less the graph
+
+
+class Exported(NamedTuple):
+    """What ``export_run`` wrote, by format, from which model, and what it was tried on."""
+
+    trained: TrainedModel
+    sample: Sample
+    card: dict[str, Any]
+    files: dict[str, Path]
 
 
 def export_run(
@@ -39,11 +49,11 @@ def export_run(
     images: Sequence[Path] | None = None,
     overrides: Sequence[str] = (),
     reject: tuple[Fraction, str] | None = None,
-) -> None:
+) -> Exported:
     """Write the run's best model into ``folder`` in each format, and print what was done.
 
     images: files or folders to test it on instead of the run's test images. reject: the level and
-    the score of the second output ``unknown``, which pt2 and onnx get. Raises RunError if
+    the score of the second output ``unknown``, which graphs get. Raises RunError if
     the model cannot be exported, or if a file gives other outputs than the run's model.
     """
     trained, config = load_for_export(run, overrides)
@@ -56,12 +66,13 @@ def export_run(
         if "safetensors" in formats:
             export_check.note("safetensors holds weights, and no output unknown: see pt2 and onnx")
     card = describe_model(trained, result)
-    write = {"safetensors": write_safetensors, "pt2": write_pt2, "onnx": write_onnx}
+    write = {"safetensors": write_safetensors, "pt2": write_pt2}
+    write |= {"onnx": write_onnx, "openvino": write_openvino}
     shape = ", ".join(map(str, sample.inputs.shape[1:]))
     print(f"{run}: {trained.model_name}, input (batch, {shape})")
     print(f"tried on {sample.source}")
     exported: torch.export.ExportedProgram | None = None
-    written = []
+    files: dict[str, Path] = {}
     for name in formats:
         if name != "safetensors" and exported is None:
             exported = export(trained, sample.inputs, sample.rejection)
@@ -70,14 +81,17 @@ def export_run(
             path, difference = write[name](
                 folder, trained, *for_format(name, sample, card), exported
             )
-            told = check_beside(path, trained, for_format(name, sample, card)[0].rejection)
-        print(f"{name:<12} {path} ({path.stat().st_size / 2**20:,.1f} MiB)")
+            told = check_beside(name, path, trained, for_format(name, sample, card)[0].rejection)
+        weights = path.with_suffix(".bin") if name == "openvino" else path
+        size = sum(each.stat().st_size for each in {path, weights})
+        print(f"{name:<12} {path} ({size / 2**20:,.1f} MiB)")
         print(f"{'':<12} greatest difference: logits {difference.logits:.1e}, "
             f"probabilities {difference.probabilities:.1e}", end="")  # fmt: skip
         print("" if difference.unknown is None else f", unknown {difference.unknown:.1e} of it")
         print(f"{'':<12} {told}")
-        written.append(path)
+        files[name] = path
     print(f"use it: the .py files in {folder} show how, without this project")
+    return Exported(trained, sample, card, files)
 
 
 def load_for_export(run: Path, overrides: Sequence[str]) -> tuple[TrainedModel, Config]:
@@ -90,11 +104,13 @@ def load_for_export(run: Path, overrides: Sequence[str]) -> tuple[TrainedModel, 
     return trained, config
 
 
-def check_beside(path: Path, trained: TrainedModel, rejection: Rejection | None) -> str:
-    """Run the program beside a model file, as ``check_program`` does; returns its name and that."""
-    program = path.with_name(f"{path.stem}_{path.suffix[1:]}.py")
-    if path.suffix == ".safetensors":
-        program = path.with_name("use.py")
+def check_beside(kind: str, path: Path, trained: TrainedModel, rejection: Rejection | None) -> str:
+    """Run the program beside a model file, as ``check_program`` does; returns its name and that.
+
+    kind: the format.
+    """
+    name = "use.py" if kind == "safetensors" else f"{path.stem}_{kind}.py"
+    program = path.with_name(name)
     # With ``unknown`` it answers of the image alone, to which the threshold belongs.
     tta = None if rejection is None else "none"
     return f"{program.name}: {check_program(program, trained, rejection, tta=tta)}"
@@ -115,11 +131,18 @@ def keep(
     read: Callable[[Path], Network],
     trained: TrainedModel,
     sample: Sample,
+    weights: bytes | None = None,
 ) -> Difference:
-    """Write ``content`` to ``path`` if it gives the run's outputs when read; else RunError."""
+    """Write ``content`` to ``path`` if it gives the run's outputs when read; else RunError.
+
+    weights: the content of a second file beside it, .bin, if the format has one.
+    """
     unproven = path.with_name(f".unproven-{path.name}")
-    with unfinished(unproven):
+    beside = unproven.with_suffix(".bin")
+    with unfinished(unproven), unfinished(beside):
         disk.write_file(unproven, content)
+        if weights is not None:
+            disk.write_file(beside, weights)
         with as_run_error(f"{path.name} cannot be read back"), quiet(), torch.inference_mode():
             difference = export_check.deviation(trained, read(unproven), sample)
         if not difference.is_small:
@@ -128,6 +151,8 @@ def keep(
                 f"{difference.in_words}. A newer version of what reads it may help, or another "
                 "--format."
             )
+        if weights is not None:
+            disk.rename(beside, path.with_suffix(".bin"))
         disk.rename(unproven, path)
     disk.sync_folder(path.parent)
     return difference
@@ -179,7 +204,19 @@ def write_onnx(
     folder: Path, trained: TrainedModel, sample: Sample, card: dict[str, Any], exported: Any
 ) -> tuple[Path, Difference]:
     """Write NAME.onnx, one file with the card in its metadata, with NAME.json and NAME_onnx.py."""
-    name = trained.config.name
+    name, content = trained.config.name, onnx_content(trained, sample, card, exported)
+    difference = keep(folder / f"{name}.onnx", content, onnx_model, trained, sample)
+    disk.write_json(folder / f"{name}.json", card)
+    disk.write_file(
+        folder / f"{name}_onnx.py", program("onnx", trained, sample.rejection is not None)
+    )
+    return folder / f"{name}.onnx", difference
+
+
+def onnx_content(
+    trained: TrainedModel, sample: Sample, card: dict[str, Any], exported: Any
+) -> bytes:
+    """The bytes of an ONNX file, with the card in its metadata."""
     size = sum(tensor.nbytes for tensor in exported.state_dict.values())
     if size > MAX_ONNX:
         raise RunError(
@@ -199,21 +236,34 @@ def write_onnx(
         proto = made.model_proto
         for key, value in card_strings(card).items():
             proto.metadata_props.add(key=key, value=value)
-        content = proto.SerializeToString()
-    difference = keep(folder / f"{name}.onnx", content, onnx_model, trained, sample)
+        return bytes(proto.SerializeToString())
+
+
+def write_openvino(
+    folder: Path, trained: TrainedModel, sample: Sample, card: dict[str, Any], exported: Any
+) -> tuple[Path, Difference]:
+    """Write NAME.xml, NAME.bin beside it, NAME.json and NAME_openvino.py; made of the ONNX file."""
+    path, name = folder / f"{trained.config.name}.xml", trained.config.name
+    content = onnx_content(trained, sample, card, exported)
+    with as_run_error(f"OpenVINO cannot express {trained.model_name}"), quiet():
+        graph, weights = as_openvino(content, card)
+    difference = keep(path, graph, openvino_model, trained, sample, weights)
     disk.write_json(folder / f"{name}.json", card)
     disk.write_file(
-        folder / f"{name}_onnx.py", program("onnx", trained, sample.rejection is not None)
+        folder / f"{name}_openvino.py", program("openvino", trained, sample.rejection is not None)
     )
-    return folder / f"{name}.onnx", difference
+    return path, difference
 
 
-def onnx_model(path: Path) -> Network:
-    """Return a function that runs an ONNX file in ONNX Runtime on the CPU."""
+def onnx_model(path: Path, threads: int | None = None) -> Network:
+    """Return a function that runs an ONNX file in ONNX Runtime on the CPU.
+
+    threads: how many it computes with; None for as many as PyTorch.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

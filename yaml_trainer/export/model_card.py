@@ -35,6 +35,10 @@ from trainer.run.known import Rejection
 MAX_LISTED = 100  # classes in the README; all of them are in config.json
 MODEL_CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 SCRIPT_TEMPLATE = Path(__file__).parent / "templates" / "use.py.j2"
+# Older versions average padded pools wrongly; AlexNet's normalisation uses such pools.
+ONNX_RUNTIME = "import onnxruntime  # 1.25 or newer"
+READERS = {"onnx": ONNX_RUNTIME, "int8": ONNX_RUNTIME, "openvino": "import openvino"}
+ENDINGS = {"int8": "int8.onnx", "openvino": "xml"}
 
 
 def describe_model(trained: TrainedModel, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,16 +208,16 @@ def _json(content: Mapping[str, Any]) -> str:
 def program(
     kind: str, trained: TrainedModel, unknown: bool = False, whole: str | None = None
 ) -> str:
-    """Python code that classifies images with a model file; kind: pt2, onnx or safetensors.
+    """Python code that classifies images with a model file.
 
-    unknown: the model has this last output. whole: the file's name, without suffix, of a model that
-    takes pictures and gives probabilities.
+    kind: pt2, onnx, int8 (an ONNX file), openvino or safetensors. unknown: the model has this last
+    output. whole: the file's name, without suffix, of a model that takes pictures and gives
+    probabilities.
     """
     imports = ["import numpy as np", "from PIL import Image, ImageOps, UnidentifiedImageError"]
     built: list[str] = [""]
     own: list[str] = []
-    # Older versions average padded pools wrongly; AlexNet's normalisation uses such pools.
-    reader = "import onnxruntime  # 1.25 or newer" if kind == "onnx" else "import torch"
+    reader, ending = READERS.get(kind, "import torch"), ENDINGS.get(kind, kind)
     if kind == "safetensors":
         needed, built = building_all(trained)
         of_folder = ("from models", f"from {Path(COPY).stem} ")
@@ -229,7 +233,8 @@ def program(
     # The threshold of ``unknown`` is that of the image alone.
     values |= {"whole": whole is not None, "tta": not unknown and trained.config.evaluation.tta}
     values["at_least"] = trained.at_least
-    return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{kind}", unknown=unknown, **values)
+    kind = "onnx" if kind == "int8" else kind
+    return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{ending}", unknown=unknown, **values)
 
 
 def building_all(trained: TrainedModel) -> tuple[list[str], list[str]]:
