@@ -11,7 +11,7 @@ from trainer.build.prepare import prepare
 from trainer.config import load_config
 from trainer.loop.step import train_steps
 from trainer.train import main
-from trainer.tuning.profiling import PARTS, PREFIX, Parts
+from trainer.tuning.profiling import PARTS, STEP_PREFIX, Parts
 from trainer.tuning.race import batches_of, contender_of
 
 CONFIG = """
@@ -51,7 +51,7 @@ def test_each_part_is_counted_as_often_as_a_step_does_it(
     assert sum(float(share) for name, share in shares if name in PARTS) == pytest.approx(100, abs=1)
     with gzip.open(runs / "small" / "profile" / "trace.json.gz") as trace:
         events = json.load(trace)["traceEvents"]
-    begun = [event for event in events if event.get("name") == f"{PREFIX}optimizer"]
+    begun = [event for event in events if event.get("name") == f"{STEP_PREFIX}optimizer"]
     assert len(begun) == 7
     assert [path.name for path in (runs / "small").iterdir()] == ["profile"]  # no run was begun
 

@@ -20,7 +20,7 @@ from trainer.tuning.race import batches_of, contender_of, do_steps
 
 WARM_UP = 3  # steps before any is counted
 OPERATORS = 10  # lines of the second table
-PREFIX = "step: "  # of the parts' names in the trace
+STEP_PREFIX = "step: "  # of the parts' names in the trace
 PARTS = ("batch", "prepare", "forward", "loss", "backward", "check", "optimizer", "rest")
 
 
@@ -43,7 +43,7 @@ class Parts:
         """End the part that runs, and begin ``name``; "" begins none."""
         if self.open is not None:
             self.open.__exit__(None, None, None)
-        self.open = record_function(PREFIX + name) if name else None
+        self.open = record_function(STEP_PREFIX + name) if name else None
         if self.open is not None:
             self.open.__enter__()
 
@@ -151,7 +151,7 @@ def costs_of(profiler: profile, steps: int) -> list[StepCost]:
     for event in profiler.key_averages():
         if event.device_type.name != "CPU":
             continue  # a kernel, whose time the operator that started it has too
-        is_part = event.key.startswith(PREFIX)
+        is_part = event.key.startswith(STEP_PREFIX)
         cpu = event.cpu_time_total if is_part else event.self_cpu_time_total
         gpu = event.device_time_total if is_part else event.self_device_time_total
         found.append(
@@ -163,11 +163,11 @@ def costs_of(profiler: profile, steps: int) -> list[StepCost]:
 def cost_lines(costs: Sequence[StepCost], plain: float, on_gpu: bool) -> Iterator[str]:
     """Yield the lines of both tables. plain: the seconds of a step without the profiler."""
     by_name = {cost.name: cost for cost in costs}
-    parts = [by_name[PREFIX + name] for name in PARTS if PREFIX + name in by_name]
+    parts = [by_name[STEP_PREFIX + name] for name in PARTS if STEP_PREFIX + name in by_name]
     whole = sum(part.cpu for part in parts)
     yield f"step    {plain * 1000:.2f} ms, {whole:.2f} ms under the profiler"
     yield from cost_rows("part", parts, whole, on_gpu)
-    operators = [cost for cost in costs if not cost.name.startswith((PREFIX, "ProfilerStep"))]
+    operators = [cost for cost in costs if not cost.name.startswith((STEP_PREFIX, "ProfilerStep"))]
     operators.sort(key=lambda cost: -(cost.gpu if on_gpu else cost.cpu))
     yield ""
     yield from cost_rows("operator", operators[:OPERATORS], whole, on_gpu)
@@ -180,5 +180,5 @@ def cost_rows(title: str, costs: Sequence[StepCost], whole: float, on_gpu: bool)
     for cost in costs:
         share = f"{cost.cpu / whole:.1%}" if whole else ""
         cells = [f"{cost.cpu:.3f}", share, f"{cost.calls:,.4g}", *[f"{cost.gpu:.3f}"] * on_gpu]
-        rows.append([cost.name.removeprefix(PREFIX), *cells])
+        rows.append([cost.name.removeprefix(STEP_PREFIX), *cells])
     yield from fit_columns(rows, terminal_width(), drop=["calls"])[0]
