@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--method",
         choices=EVIDENCE,
-        help="how evidence is found (default grad_cam, or integrated_gradients for a model without "
-        "maps; both others need captum)",
+        help="how evidence is found (default: grad_cam, or integrated_gradients for a model "
+        "without maps; all but grad_cam need captum)",
     )
     parser.add_argument(
         "--output", metavar="DIR", help="where to write (default: RUN/explain/ and IMAGE's name)"

@@ -94,7 +94,8 @@ def require_fitting(parser: Parser, arguments: argparse.Namespace) -> None:
     if arguments.reject is not None and set(arguments.format) == {"safetensors"}:
         parser.error("--reject gives a graph a second output; safetensors holds weights only")
     if arguments.with_preprocessing and {"safetensors", "openvino"} & set(arguments.format):
-        parser.error("--with-preprocessing is for pt2 and onnx")
+        weights = "; safetensors holds weights" * ("safetensors" in arguments.format)
+        parser.error(f"--with-preprocessing is for pt2 and onnx{weights}")
     if arguments.with_preprocessing and (arguments.int8 or arguments.benchmark):
         parser.error("--int8 and --benchmark are for files without --with-preprocessing")
     if arguments.int8 and not {"onnx", "all"} & set(arguments.format):
