@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "scripts": set(FOLDERS),
 }
 COMMANDS = (
-    "clean combine compare data evaluate explain export find_lr new predict runs schema speed "
+    "clean combine compare data evaluate explain export find_lr mirror new predict runs schema speed "
     "sweep train"
 ).split()
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -96,8 +96,21 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
         list_trials(plan, Path(arguments.runs))
         return
 
+    from yaml_trainer.notifying import telling
+
+    with telling(plan.config, "sweep", plan.file.name) as notice:
+        notice.check()
+        notice.text = run_trials(plan, arguments, stop)
+
+
+def run_trials(plan: "Plan", arguments: argparse.Namespace, stop: StopRequest) -> str:
+    """Run what is left of the sweep's trials, and show the results; returns what is told of them.
+
+    Raises RunError if every trial failed, and Stopped.
+    """
     from trainer.drawing.columns import terminal_width
     from trainer.sweeping.folder import open_folder
+    from trainer.sweeping.plan import check_with_torch
     from trainer.sweeping.process import Starter
     from trainer.sweeping.results import conclusion, judge_noise, ranked, rows_of, sweep_table
     from trainer.sweeping.trials import trials_of
@@ -123,12 +136,14 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
         write_results(plan, folder, rows)
     joined = join_folds(plan, folder, rows)
     table = sweep_table(plan, rows, terminal_width())
-    for line in ["", *table, "", *conclusion(plan, folder, rows), *joined]:
+    concluded = conclusion(plan, folder, rows)
+    for line in ["", *table, "", *concluded, *joined]:
         say(line)
     say(f"page    {folder / 'sweep.html'}")
     failed = [row for row in rows if row.status == "failed"]
     if failed and not ranked(plan, rows):
         raise RunError(f"every trial failed; t{failed[0].number:03d}: {failed[0].reason}")
+    return "\n".join([*concluded, f"folder: {folder.resolve()}"])
 
 
 def require_extras(plan: "Plan") -> None:

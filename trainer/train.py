@@ -114,7 +114,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
         from trainer.run.checkpoint import checkpoints
         from trainer.run.folder import data_path_of
         from trainer.run.restarts import run_before_restart
-    with joined(config.train.device in ("auto", "cuda"), stop):
+        from yaml_trainer.notifying import result_text, telling
+    with (
+        telling(config, "run", config.name, is_trial=arguments.dry_run) as notice,
+        joined(config.train.device in ("auto", "cuda"), stop),
+    ):
+        on_main(notice.check)
         begun = on_main(lambda: run_before_restart(arguments.runs, config.name, folder))
         if begun is not None:
             config, folder = load_config(begun / "config.yaml"), begun
@@ -129,7 +134,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
             look_at(job, folder)
             return
         distribute(job, say)
-        fit(job, arguments.runs, folder, say, stop)
+        notice.text = result_text(fit(job, arguments.runs, folder, say, stop))
 
 
 def say_but_no_weights(text: str) -> None:

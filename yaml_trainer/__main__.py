@@ -23,6 +23,7 @@ COMMANDS = {
     "runs": "list the runs",
     "combine": "make several models one",
     "clean": "rank labels that are likely wrong",
+    "mirror": "mirror runs in an experiment tracker",
     "export": "write a model for other programs",
     "schema": "write the JSON Schema of the YAML files, for editors",
 }

@@ -305,3 +305,20 @@ class LogSettings(Frozen):
     """Images in each grid of training images or predictions; 0 draws no grid."""
     show: tuple[LogItem, ...] = get_args(LogItem)
     """What TensorBoard shows, and whether the report is written; [] means nothing."""
+
+
+class NotifySettings(Frozen):
+    """Who is told that a run or a sweep has ended: by mail, chat or others that apprise knows."""
+
+    to: Annotated[
+        str,
+        Field(
+            pattern="^[A-Za-z_][A-Za-z0-9_]{0,99}$",
+            examples=["YAML_TRAINER_NOTIFY"],
+            json_schema_extra={"$comment": "the name of an environment variable"},
+        ),
+    ] = "YAML_TRAINER_NOTIFY"
+    """The environment variable that holds the address. The address itself may hold a password,
+    which config.yaml of each run would keep."""
+    on: tuple[Literal["finished", "failed", "stopped"], ...] = ("finished", "failed", "stopped")
+    """The ends that are told. A run that is killed (kill -9, power) cannot tell it."""
