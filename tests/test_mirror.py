@@ -4,6 +4,8 @@ What a tracker holds is read here from its own files, and compared with the line
 """
 
 import csv
+import functools
+import importlib
 import json
 import os
 import random
@@ -18,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,8 +90,7 @@ def in_trackio(place: Path, run: Path) -> Counter:
 
 def in_wandb(place: Path, run: Path) -> Counter:
     """The history in the offline folders: records of LevelDB's log format, each a protobuf."""
-    from wandb.proto import wandb_internal_pb2
-
+    wandb_internal_pb2: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     found: Counter = Counter()
     for path in place.glob(f"wandb/offline-run-*-{run.name}/*.wandb"):
         content, position, record = path.read_bytes(), 7, b""
@@ -105,7 +107,7 @@ def in_wandb(place: Path, run: Path) -> Counter:
     return found
 
 
-def history_of(record) -> Counter:
+def history_of(record: Any) -> Counter:
     if record.WhichOneof("record_type") != "history":
         return Counter()
     items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
@@ -301,7 +303,7 @@ def test_mlflow_shows_settings_tags_status_and_files(finished, tmp_path):
     set_result(run, status="failed", reason="the loss became NaN")
     assert mirror(run, "mlflow", place, "--with-model") == 0
     client = MlflowClient(str(place))
-    experiment = client.get_experiment_by_name("small")
+    experiment: Any = client.get_experiment_by_name("small")
     (shown,) = client.search_runs([experiment.experiment_id])
     assert shown.info.status == "FAILED"
     assert shown.data.params["optimizer.lr"] == "0.01"
@@ -380,7 +382,7 @@ def test_kills_of_run_and_mirrors_while_they_follow_lose_no_point_and_double_non
     from trainer.train import main as train
 
     runs, trackers = tmp_path / "runs", ("mlflow", "csv")
-    settings = ["train.epochs=60", "log.every=1st", "checkpoint.every=7st", "log.show=[]"]
+    settings = ["train.epochs=2000", "log.every=1st", "checkpoint.every=7st", "log.show=[]"]
     argv = ["--config", str(config_file), "--runs", str(runs), *settings]
     training = fork(tmp_path / "train.txt", lambda: train(argv))
     while not (found := list(runs.glob("*/*/metrics.jsonl"))):
@@ -402,14 +404,18 @@ def test_kills_of_run_and_mirrors_while_they_follow_lose_no_point_and_double_non
 
     mirrors = {to: follow(to) for to in trackers}
     drawn = random.Random(3)
-    for _ in range(3):
+    for number in range(3):
         time.sleep(drawn.uniform(0.2, 0.6))
         for to in trackers:
             kill_fork(mirrors[to])
             mirrors[to] = follow(to)
         time.sleep(drawn.uniform(0.1, 0.4))
+        assert training.is_alive(), (tmp_path / "train.txt").read_text()
         kill_fork(training)
-        training = fork(tmp_path / "train.txt", lambda: train(["--resume", str(run)]))
+        again = ["--resume", str(run)]
+        if number == 2:
+            again.append(f"train.epochs={lines_of(run)[-1]['epoch'] + 20}")
+        training = fork(tmp_path / "train.txt", functools.partial(train, again))
     assert exit_code_of(training) == 0, (tmp_path / "train.txt").read_text()
     for to, process in mirrors.items():
         assert exit_code_of(process) == 0, (tmp_path / f"{to}.txt").read_text()

@@ -92,6 +92,7 @@ def test_a_run_that_is_stopped_tells_how_to_go_on(server, config_file, tmp_path,
     while not list(tmp_path.glob("runs/*/*/checkpoints/*/MANIFEST.json")):
         assert process.is_alive(), (tmp_path / "output.txt").read_text()
         time.sleep(0.02)
+    assert process.pid is not None
     os.kill(process.pid, number)
     assert exit_code_of(process) == 75
     (message,) = server.messages
@@ -130,10 +131,10 @@ def test_an_address_that_is_absent_or_wrong_is_told_before_training(
     monkeypatch.delenv("YAML_TRAINER_NOTIFY", raising=False)
     assert start("notify={}") == 2
     assert "the environment has no YAML_TRAINER_NOTIFY" in capsys.readouterr().err
-    monkeypatch.setenv("MY_PHONE", "nonsense://me:secretpw@host")
-    assert start("notify.to=MY_PHONE", "--dry-run") == 2
+    monkeypatch.setenv("MY_NOTIFY", "nonsense://me:secretpw@host")
+    assert start("notify.to=MY_NOTIFY", "--dry-run") == 2
     error = capsys.readouterr().err
-    assert "no such address as number 1 in MY_PHONE, which begins with nonsense://" in error
+    assert "no such address as number 1 in MY_NOTIFY, which begins with nonsense://" in error
     assert "secretpw" not in error
     monkeypatch.setattr("yaml_trainer.notifying.importlib.util.find_spec", lambda name: None)
     assert start("notify={}") == 2

@@ -107,7 +107,7 @@ def addresses(settings: "NotifySettings") -> "list[apprise.NotifyBase]":
                 f"{settings.to}{kind}. Its form is SCHEME://..., see "
                 "https://github.com/caronc/apprise/wiki"
             )
-    return made
+    return [one for one in made if one is not None]
 
 
 @contextmanager

@@ -313,12 +313,13 @@ class NotifySettings(Frozen):
     to: Annotated[
         str,
         Field(
-            pattern="^[A-Za-z_][A-Za-z0-9_]{0,99}$",
+            pattern="^[A-Z0-9_]{0,50}NOTIFY[A-Z0-9_]{0,50}$",
             examples=["YAML_TRAINER_NOTIFY"],
-            json_schema_extra={"$comment": "the name of an environment variable"},
+            json_schema_extra={"$comment": "an environment variable with NOTIFY in its name"},
         ),
     ] = "YAML_TRAINER_NOTIFY"
-    """The environment variable that holds the address. The address itself may hold a password,
-    which config.yaml of each run would keep."""
+    """The environment variable that holds the address, or several with spaces between them. An
+    address may hold a password, which config.yaml of each run would keep. NOTIFY is in the name, so
+    that a YAML can name no variable that is meant for something else."""
     on: tuple[Literal["finished", "failed", "stopped"], ...] = ("finished", "failed", "stopped")
     """The ends that are told. A run that is killed (kill -9, power) cannot tell it."""

@@ -1,6 +1,7 @@
 """Brings trackers up to date with run folders: once, or for as long as the runs go on."""
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -209,6 +210,7 @@ def attempt(mirror: Mirror, action: Callable[[], None], failures: list[str]) -> 
     """Do ``action``; what a run's folder or its tracker refuses ends this mirror only."""
     try:
         action()
-    except (RunError, OSError) as error:
+    except (RunError, OSError, sqlite3.Error) as error:
         mirror.is_over = True
-        failures.append(str(in_plain_words(error)))
+        where = "" if isinstance(error, RunError) else f"{mirror.run}: {mirror.task.name}: "
+        failures.append(f"{where}{in_plain_words(error)}")

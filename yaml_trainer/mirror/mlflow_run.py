@@ -25,9 +25,9 @@ PARAMS_AT_ONCE = 90  # MLflow takes 100
 class MLflowRun:
     """One run of MLflow, in the experiment that is named after the configuration or the sweep.
 
-    MLflow removes no point, and its folders keep a point twice if it is logged twice. Therefore what
-    it holds is read back before anything is logged. Where it holds what the run does not have, its
-    run is deleted, as MLflow deletes (it can be restored), and another is begun.
+    MLflow removes no point, and its folders keep a point twice if it is logged twice. Therefore
+    what it holds is read back before anything is logged. Where it holds what the run does not have,
+    its run is deleted, as MLflow deletes (it can be restored), and another is begun.
     """
 
     def __init__(self, place: str | None) -> None:
@@ -40,7 +40,8 @@ class MLflowRun:
         if "://" not in self.uri or self.uri.startswith("file:"):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # else MLflow 3 refuses it
         self._client: MlflowClient | None = None
-        self._id, self._experiment, self._about = "", "", None
+        self._id, self._experiment = "", ""
+        self._about: About | None = None
 
     @property
     def client(self) -> "MlflowClient":

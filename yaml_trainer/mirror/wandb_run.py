@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.process.errors import RunError
 from trainer.run.disk import make_folders, write_json
 from yaml_trainer.mirror.about import About, digest_text
 from yaml_trainer.mirror.points import Rows, merge
@@ -41,6 +42,8 @@ class WandbRun:
     def open(self, about: About) -> Rows:
         """The rows of a complete folder; an incomplete one is removed."""
         make_folders(self.root)
+        if not os.access(self.root, os.W_OK):  # wandb would write to another place
+            raise RunError(f"--place {self.root}: this folder cannot be written to.")
         self.about, self.rows = about, {}
         for folder in self.folders():
             try:
@@ -100,7 +103,9 @@ class WandbRun:
             self._write_again()
         assert self.run is not None
         tags = {f"run/{name}": value for name, value in about.tags.items()}
-        self.run.config.update(about.settings | tags, allow_val_change=True)
+        self.run.config.update(  # type: ignore[no-untyped-call]
+            about.settings | tags, allow_val_change=True
+        )
         self.run.summary.update({"status": about.status} | about.test)
         self.written = now
 
