@@ -268,6 +268,18 @@ def test_a_run_that_goes_on_to_the_same_bits_stays_the_same_run_of_mlflow(finish
     assert len(list(place.glob("*/*/meta.yaml"))) == 1
 
 
+def test_a_run_without_lines_and_settings_with_odd_names_are_mirrored(finished, tmp_path):
+    run, place = finished(), tmp_path / "mlruns"
+    (run / "metrics.jsonl").unlink()  # as of several models as one
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(f"{config}odd: {{'a, b (c)/../d': 1, '猫 ü': 2}}\n")
+    assert mirror(run, "mlflow", place) == 0
+    test = json.loads((run / "result.json").read_text())["test"]
+    assert held("mlflow", place, run) == Counter(
+        (f"test/{name}", 0, repr(value)) for name, value in test.items()
+    )
+
+
 def test_a_line_that_is_half_written_waits(finished, tmp_path):
     run, place = finished(), tmp_path / "csv"
     whole = (run / "metrics.jsonl").read_bytes()

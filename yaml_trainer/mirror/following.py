@@ -85,9 +85,9 @@ class Mirror:
             self.lines = Lines(self.run / "metrics.jsonl")  # each byte again, for the last word
         steps = self.lines.read()
         rows = self.lines.rows
-        if about.test and rows:
-            last = max(rows)
-            rows = rows | {last: rows[last] | about.test}
+        if about.test:
+            last = max(rows, default=0)  # several models as one have no lines
+            rows = rows | {last: rows.get(last, {}) | about.test}
             steps.add(last)
         if self.have is None:
             self.have = self.tracker.open(about)

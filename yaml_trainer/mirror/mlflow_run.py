@@ -135,14 +135,16 @@ class MLflowRun:
         from mlflow.entities import Param
 
         had, tags = there.data.params, {f"{OURS}{k}": v for k, v in about.tags.items()}
+        # A class name may be part of a name, and MLflow takes few signs in it.
+        settings = {re.sub(r"[^\w.-]", "_", k)[:200]: v for k, v in about.settings.items()}
         tags |= {
             f"{OURS}now.{name}": value
-            for name, value in about.settings.items()
+            for name, value in settings.items()
             if had.get(name, value) != value
         }
         if "commit" in about.tags:
             tags["mlflow.source.git.commit"] = about.tags["commit"]
-        new = [Param(name, value) for name, value in about.settings.items() if name not in had]
+        new = [Param(name, value) for name, value in settings.items() if name not in had]
         for first in range(0, len(new), PARAMS_AT_ONCE):
             self.client.log_batch(self._id, params=new[first : first + PARAMS_AT_ONCE])
         for name, value in tags.items():

@@ -66,8 +66,8 @@ class Lines:
         try:
             values = json.loads(line)
             step = values.pop("step")
-            if not isinstance(step, int):
-                raise ValueError("its step is no whole number")
+            if not isinstance(step, int) or not 0 <= step < 2**63:
+                raise ValueError("its step is no whole number from 0 on")
         except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
             where = f"{self.path}, line {self._count}"
             raise RunError(
