@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import statistics
 import struct
 import subprocess
 import sys
@@ -184,6 +185,51 @@ def test_ten_kills_of_the_run_and_ten_of_each_mirror_lose_no_point_and_double_no
         assert held(to, tmp_path / to, run) == points_of(run), to
         print((tmp_path / f"{to}.txt").read_text())
     print(cuts, "cuts seen,", points_of(run).total(), "points")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("to", ["mlflow", "csv"])
+def test_a_mirror_that_follows_takes_a_small_share_of_a_core_and_no_time_of_training(
+    config_file, tmp_path, to
+):
+    """In one training, the mirror is stopped (SIGSTOP) and let go in turn: ten pairs of 3 s."""
+    runs, settings = tmp_path / "runs", ["train.epochs=100000", "log.every=20st", "log.show=[]"]
+    output = tmp_path / "output.txt"
+    training = command(output, "train", "--config", config_file, "--runs", runs, *settings)
+    while not (found := list(runs.glob("*/*/metrics.jsonl"))):
+        time.sleep(0.1)
+    run = found[0].parent
+    follower = command(output, "mirror", run, "--to", to, "--place", tmp_path / to, "--follow")
+    time.sleep(12)  # it imports, and catches up
+    steps: dict[bool, list[float]] = {True: [], False: []}
+    share = 0.0
+    for follows in 10 * (False, True):
+        follower.send_signal(signal.SIGCONT if follows else signal.SIGSTOP)
+        before = cpu_of(training), last_step(run), cpu_of(follower)
+        time.sleep(3)
+        took = cpu_of(training) - before[0]
+        steps[follows].append(took / (last_step(run) - before[1]))
+        share += (cpu_of(follower) - before[2]) / 30
+    kill(follower)
+    kill(training)
+    ratios = [one / other for one, other in zip(steps[True], steps[False], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(f"\n{to}: CPU time of a step with to without a mirror: {middle:.3f} (quartiles {low:.3f} "
+          f"to {high:.3f}); the mirror takes {share:.1%} of a core")  # fmt: skip
+    assert share < 0.05
+    assert middle < 1.1
+
+
+def cpu_of(process: subprocess.Popen) -> float:
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def last_step(run: Path) -> int:
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    whole = next(line for line in reversed(lines) if line.endswith(b"\n"))
+    return int(json.loads(whole)["step"])
 
 
 @pytest.mark.parametrize("to", ["csv", "mlflow", "trackio", "wandb"])

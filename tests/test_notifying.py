@@ -183,6 +183,27 @@ def test_a_sweep_tells_its_end_once_and_its_runs_do_not(server, config_file, tmp
     assert "best" in message["message"]
 
 
+def test_a_sweep_that_is_stopped_tells_how_to_go_on(server, config_file, tmp_path):
+    from trainer.sweep import main as sweep
+
+    file = tmp_path / "rates.yaml"
+    file.write_text(
+        f"base: {config_file.name}\n"
+        "sweep: {method: grid, params: {optimizer.lr: [0.1, 0.01]}}\n"
+    )
+    argv = ["--config", str(file), "--runs", str(tmp_path / "runs"), "notify={}"]
+    process = fork(tmp_path / "output.txt", lambda: sweep([*argv, "train.epochs=5000"]))
+    until = time.monotonic() + 60
+    while not list((tmp_path / "runs").rglob("metrics.jsonl")) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    assert exit_code_of(process) == 75
+    (message,) = server.messages
+    assert message["title"] == "sweep rates: stopped"
+    assert f"trainer.sweep --config {file}" in message["message"]
+
+
 def test_a_mirror_that_follows_tells_of_a_run_that_was_killed(server, config_file, tmp_path):
     from trainer.mirror import main as mirror
 

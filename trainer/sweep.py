@@ -45,11 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_and_run(argv: Sequence[str], stop: StopRequest) -> None:
     """Parse the command line and run it. On a stop, add the command to resume to Stopped."""
+    again = shlex.join(["python", "-m", f"{TRAINER}.sweep", *argv])
+    how = f"what has ended is kept, the rest is saved; to go on:\n  {again}"
     try:
-        run(parse(argv), stop)
+        run(parse(argv), stop, how)
     except Stopped as stopped:
-        again = shlex.join(["python", "-m", f"{TRAINER}.sweep", *argv])
-        stopped.add_note(f"what has ended is kept, the rest is saved; to go on:\n  {again}")
+        stopped.add_note(how)
         raise
 
 
@@ -77,8 +78,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
-    """Do what the command line asks for."""
+def run(arguments: argparse.Namespace, stop: StopRequest, how: str) -> None:
+    """Do what the command line asks for. ``how``: what is told of a stop, to go on."""
     from trainer.config.notes import as_lines, notes_on_config
     from trainer.process.launch import is_one_of_several
     from trainer.sweeping.plan import check_with_torch, load_sweep
@@ -100,6 +101,7 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
 
     with telling(plan.config, "sweep", plan.file.name) as notice:
         notice.check()
+        notice.if_stopped = how
         notice.text = run_trials(plan, arguments, stop)
 
 

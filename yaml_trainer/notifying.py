@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import threading
 import warnings
 from collections.abc import Iterator
@@ -32,12 +33,12 @@ LONGEST = 2000  # letters of a message
 class Notice:
     """What is told at the end. ``text`` is set by what has ended well.
 
-    is_trial: nobody is told; the address is checked.
+    is_trial: nobody is told; the address is checked.  if_stopped: what is added after a stop.
     """
 
     def __init__(self, config: "Config", what: str, name: str, is_trial: bool = False) -> None:
         self.settings, self.title, self.text = config.notify, f"{what} {name}", ""
-        self.is_trial = is_trial
+        self.is_trial, self.if_stopped = is_trial, ""
         self.addresses: list[apprise.NotifyBase] = []
 
     def check(self) -> None:
@@ -121,7 +122,7 @@ def telling(config: "Config", what: str, name: str, is_trial: bool = False) -> I
     try:
         yield notice
     except (Stopped, KeyboardInterrupt) as stopped:
-        notice.send("stopped", words_of(stopped))
+        notice.send("stopped", f"{words_of(stopped)}\n{notice.if_stopped}".strip())
         raise
     except BaseException as error:
         notice.send("failed", words_of(in_plain_words(error)))
@@ -163,5 +164,5 @@ def tell_killed(run: Path) -> None:
     except Exception as error:
         say(f"note    notify: nobody was told: {json.dumps(str(error))[:300]}")
         return
-    again = f"python -m trainer.train --resume {run}"
+    again = f"python -m trainer.train --resume {shlex.quote(str(run))}"
     notice.send("failed", f"it was killed, or its machine died; to go on:\n  {again}")
