@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,9 @@ def in_mlflow(place: Path, run: Path) -> Counter:
 def in_trackio(place: Path, run: Path) -> Counter:
     found: Counter = Counter()
     for path in place.glob("*.db"):
-        rows = sqlite3.connect(path).execute(
-            "SELECT step, metrics FROM metrics WHERE run_id = ?", [run.name]
-        )
+        with closing(sqlite3.connect(path)) as base:
+            query = "SELECT step, metrics FROM metrics WHERE run_id = ?"
+            rows = base.execute(query, [run.name]).fetchall()
         for step, text in rows:
             for name, value in json.loads(text).items():
                 found[name, step, repr(float(value))] += 1
