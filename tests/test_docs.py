@@ -172,7 +172,7 @@ def test_every_key_of_the_settings_is_described_with_its_default():
             key = re.sub("(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Settings")).lower()
             if key in Config.model_fields:
                 tables[key] = (model, section(f"## {key}").split("\n### ")[0])
-    assert len(tables) == 11
+    assert len(tables) == 12
     for model, text in tables.values():
         for name, field in model.model_fields.items():
             (row,) = re.findall(rf"^\| `{name}` \|.*$", text, re.MULTILINE)

@@ -44,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_and_run(argv: Sequence[str], stop: StopRequest) -> None:
     """Parse the command line and run it. On a stop, add the command to resume to Stopped."""
+    again = f"{as_typed('sweep')} {shlex.join(argv)}"
+    how = f"what has ended is kept, the rest is saved; to go on:\n  {again}"
     try:
-        run(parse(argv), stop)
+        run(parse(argv), stop, how)
     except Stopped as stopped:
-        again = f"{as_typed('sweep')} {shlex.join(argv)}"
-        stopped.add_note(f"what has ended is kept, the rest is saved; to go on:\n  {again}")
+        stopped.add_note(how)
         raise
 
 
@@ -80,8 +81,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
-    """Do what the command line asks for."""
+def run(arguments: argparse.Namespace, stop: StopRequest, how: str) -> None:
+    """Do what the command line asks for. ``how``: what is told of a stop, to go on."""
     from trainer.config.notes import as_lines, notes_on_config
     from trainer.process.launch import is_one_of_several
     from trainer.sweeping.plan import check_with_torch, load_sweep
@@ -99,8 +100,22 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
         list_trials(plan, Path(arguments.runs))
         return
 
+    from yaml_trainer.notifying import telling
+
+    with telling(plan.config, "sweep", plan.file.name) as notice:
+        notice.check()
+        notice.if_stopped = how
+        notice.text = run_trials(plan, arguments, stop)
+
+
+def run_trials(plan: "Plan", arguments: argparse.Namespace, stop: StopRequest) -> str:
+    """Run what is left of the sweep's trials, and show the results; returns what is told of them.
+
+    Raises RunError if every trial failed, and Stopped.
+    """
     from trainer.drawing.columns import terminal_width
     from trainer.sweeping.folder import open_folder
+    from trainer.sweeping.plan import check_with_torch
     from trainer.sweeping.process import Starter
     from trainer.sweeping.results import conclusion, judge_noise, ranked, rows_of, sweep_table
     from trainer.sweeping.trials import trials_of
@@ -126,12 +141,14 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> None:
         write_results(plan, folder, rows)
     joined = join_folds(plan, folder, rows)
     table = sweep_table(plan, rows, terminal_width())
-    for line in ["", *table, "", *conclusion(plan, folder, rows), *joined]:
+    concluded = conclusion(plan, folder, rows)
+    for line in ["", *table, "", *concluded, *joined]:
         say(line)
     say(f"page    {folder / 'sweep.html'}")
     failed = [row for row in rows if row.status == "failed"]
     if failed and not ranked(plan, rows):
         raise RunError(f"every trial failed; t{failed[0].number:03d}: {failed[0].reason}")
+    return "\n".join([*concluded, f"folder: {folder.resolve()}"])
 
 
 def require_extras(plan: "Plan") -> None:

@@ -128,7 +128,13 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
         from trainer.run.checkpoint import checkpoints
         from trainer.run.folder import data_path_of
         from trainer.run.restarts import run_before_restart
-    with joined(config.train.device in ("auto", "cuda"), stop):
+        from yaml_trainer.notifying import result_text, telling
+    is_trial = bool(arguments.dry_run or arguments.profile)
+    with (
+        telling(config, "run", config.name, is_trial) as notice,
+        joined(config.train.device in ("auto", "cuda"), stop),
+    ):
+        on_main(notice.check)
         begun = on_main(lambda: run_before_restart(arguments.runs, config.name, folder))
         if begun is not None:
             config, folder = load_config(begun / "config.yaml"), begun
@@ -152,7 +158,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
             profile_steps(job, arguments.profile, arguments.runs / config.name / "profile", say)
             return
         distribute(job, say)
-        fit(job, arguments.runs, folder, say, stop)
+        notice.text = result_text(fit(job, arguments.runs, folder, say, stop))
 
 
 def require_same_file(config: "Config", first: str) -> None:

@@ -35,6 +35,7 @@ GROUPS = {
         "runs": "list the runs",
         "compare": "compare runs",
         "evaluate": "compute the metrics of a run, or of new labelled images",
+        "mirror": "mirror runs in an experiment tracker",
         "clean": "rank labels that are likely wrong",
     },
     "use a run": {

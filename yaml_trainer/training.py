@@ -171,14 +171,22 @@ def _train(config: "Config", runs: Path, folder: Path | None, stop: StopRequest)
     from trainer.process.start import collecting_later
     from trainer.run.checkpoint import checkpoints
     from trainer.run.folder import data_path_of
+    from yaml_trainer.notifying import result_text, telling
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with (
+        telling(config, "run", config.name) as notice,
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        notice.check()
         with collecting_later():
             is_restored = folder is not None and bool(checkpoints(folder))
             told = say_but_no_weights if is_restored else say
             job = prepare(config, told, data_path_of(folder), is_restored=is_restored)
         try:
-            return fit(job, runs, folder, say, stop)
+            run = fit(job, runs, folder, say, stop)
+            notice.text = result_text(run)
+            return run
         finally:  # also of a run that found no folder
             job.train_loader.close()
             job.val_loader.close()

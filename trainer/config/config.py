@@ -95,6 +95,8 @@ class Config(Frozen):
     """When to stop before the last epoch; null trains all epochs."""
     checkpoint: settings.CheckpointSettings = settings.CheckpointSettings()
     log: settings.LogSettings = settings.LogSettings()
+    notify: settings.NotifySettings | None = None
+    """Who is told when the run, or the sweep, has ended; null tells nobody."""
 
     _document: Document = PrivateAttr()
     _own: OwnFile = PrivateAttr(default=NO_FILE)

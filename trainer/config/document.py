@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "configs"  # examples
 OWN = "own"  # in transforms.both: here come the steps of train, or of eval
 
 _HAS_KEY = re.compile(r"[A-Za-z_][\w.]*=")
+_ADDRESS = re.compile(r"[^\s'\"{}=]*(?:://|@)[^\s'\"{}]*")  # of a server or a person
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./](:?[A-Za-z0-9_./-])*")
 
 
@@ -86,7 +88,8 @@ class Document:
     def fault(self, place: Place, message: str, at_key: bool = False) -> Fault:
         """A fault at the value of ``place``, or at its key."""
         origin = self.keys.get(place) if at_key else None
-        return Fault(".".join(map(str, place)), message, *(origin or self.origin(place)))
+        fault = Fault(".".join(map(str, place)), message, *(origin or self.origin(place)))
+        return without_address(fault) if "notify" in fault.path else fault
 
     def origin_text(self, place: Place) -> str:
         """The origin of the value of ``place`` as text for the user: "FILE:LINE" or "default"."""
@@ -325,3 +328,15 @@ def _fits_on_a_line(value: Any) -> bool:
 def _flat(value: Any) -> Iterator[Any]:
     for item in value:
         yield from _flat(item) if isinstance(item, list) else (item,)
+
+
+def without_address(fault: Fault) -> Fault:
+    """The fault with dots in place of an address, which may hold a password; says where it goes."""
+    message, source = (_ADDRESS.sub("...", text or "") for text in (fault.message, fault.source))
+    if (message, source) == (fault.message, fault.source or ""):
+        return fault
+    message = (
+        f"{message.partition('; write ')[0]}; an address may hold a password, and each run keeps "
+        "its settings: put it into an environment variable, and write the variable's name here"
+    )
+    return replace(fault, message=message, source=source or None)

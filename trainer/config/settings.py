@@ -326,3 +326,21 @@ class LogSettings(Frozen):
     """Images in each grid of training images or predictions; 0 draws no grid."""
     show: tuple[LogItem, ...] = get_args(LogItem)
     """What TensorBoard shows, and whether the report is written; [] means nothing."""
+
+
+class NotifySettings(Frozen):
+    """Who is told that a run or a sweep has ended: by mail, chat or others that apprise knows."""
+
+    to: Annotated[
+        str,
+        Field(
+            pattern="^[A-Z0-9_]{0,50}NOTIFY[A-Z0-9_]{0,50}$",
+            examples=["YAML_TRAINER_NOTIFY"],
+            json_schema_extra={"$comment": "an environment variable with NOTIFY in its name"},
+        ),
+    ] = "YAML_TRAINER_NOTIFY"
+    """The environment variable that holds the address, or several with spaces between them. An
+    address may hold a password, which config.yaml of each run would keep. NOTIFY is in the name, so
+    that a YAML can name no variable that is meant for something else."""
+    on: tuple[Literal["finished", "failed", "stopped"], ...] = ("finished", "failed", "stopped")
+    """The ends that are told. A run that is killed (kill -9, power) cannot tell it."""

@@ -22,7 +22,7 @@ from trainer.run.folder import find_run, runs_in
 MAY_CHANGE = (
     *("train.epochs", "train.budget", "train.skip_non_finite", "early_stop", "train.parallel"),
     *("evaluation.", "log.", "checkpoint.", "dataset.root", "dataset.fixes"),
-    *("dataset.unknown", "distill.run"),
+    *("dataset.unknown", "distill.run", "notify"),
     *("loader.workers", "loader.cache", "loader.eval_batch_size", "store."),
 )
 

@@ -24,7 +24,7 @@ from trainer.sweeping.space import Settings
 # Settings that may change when a sweep is resumed: they have no influence on the weights.
 SWEEP_MAY_CHANGE = (
     *("log.", "checkpoint.", "dataset.root", "train.budget", "train.skip_non_finite"),
-    *("loader.workers", "loader.cache", "loader.eval_batch_size", "store."),
+    *("loader.workers", "loader.cache", "loader.eval_batch_size", "store.", "notify"),
 )
 
 

@@ -40,7 +40,8 @@ def train_command(plan: Plan, folder: Path, member: Member) -> list[str]:
     """The command that starts a run, or resumes it if it was started before."""
     command = [sys.executable, "-m", f"{TRAINER}.train"]
     if (run := newest_run(folder / member.name)) is not None:
-        changed = [text for text in plan.overrides if text.startswith(SWEEP_MAY_CHANGE)]
+        may = tuple(key for key in SWEEP_MAY_CHANGE if key != "notify")  # the sweep itself tells
+        changed = [text for text in plan.overrides if text.startswith(may)]
         return [*command, "--resume", str(run), *changed]
     # The sweep writes TensorBoard's HPARAMS table itself: it has a row per trial, not per run.
     shown: list[LogItem] = [name for name in plan.config.log.show if name != "hparams"]
@@ -48,6 +49,7 @@ def train_command(plan: Plan, folder: Path, member: Member) -> list[str]:
         *plan.arguments(member.trial.settings, member.seed, member.fold),
         f"name={member.name}",
         f"log.show=[{', '.join(shown)}]",
+        *(["notify=null"] if plan.config.notify else []),  # the sweep tells its own end
     ]
     return [*command, "--config", str(folder / "base.yaml"), *arguments, "--runs", str(folder)]
 

@@ -1,0 +1,1 @@
+"""Copies of a run's curves in experiment trackers, which follow the run's folder from outside."""
