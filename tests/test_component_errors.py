@@ -234,7 +234,7 @@ def test_a_backward_pass_that_the_model_makes_impossible_is_the_models(theirs, c
     theirs.FAILS = "in_place"
     code, told = command()
     assert code == 2 and "modified by an inplace operation" in told
-    assert "Traceback" not in told and "mend it there" in told
+    assert "Traceback" not in told and "correct it there" in told
 
 
 def test_memory_that_runs_out_in_a_component_keeps_its_exit_code(theirs, command):

@@ -903,7 +903,7 @@ def test_a_file_in_the_download_folder_is_never_unpickled_as_code(tmp_path, monk
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     torch.save(LeNet(2, 1), tmp_path / "checkpoints" / "resnet18-f37072fd.pth")
-    with pytest.raises(ValueError, match="could not be had"):
+    with pytest.raises(ValueError, match="could not be downloaded"):
         torchvision_model("resnet18", 2, 3, "DEFAULT", {})
 
 

@@ -314,7 +314,7 @@ def test_what_a_folder_holds_beside_images_is_counted_on_stderr(tmp_path, predic
     (tmp_path / "two.heic").touch()
     code, out, err = predict(tmp_path)
     assert code == 0 and "one.jpg" in out
-    assert f"note    left out 1: 1 .heic ({tmp_path}/two.heic); to use pictures" in err
+    assert f"note    left out 1: 1 .heic ({tmp_path}/two.heic); to use images among them" in err
 
 
 # Which files
