@@ -113,3 +113,17 @@ def test_a_vision_transformer_gets_evidence(run, notes, tmp_path, capsys):  # no
     made = explain(trained_vit, path, trained_vit.read(path), tmp_path / "vit")
     assert (tmp_path / "vit" / "integrated_gradients.png").exists()
     assert any("tokens" in note and "instead" in note for note in made.notes)
+
+
+def test_grad_cam_that_was_asked_for_and_cannot_answer_ends_the_command(drawn):
+    with pytest.raises(UsageError, match=r"--method grad_cam: .*no layer that gives maps"):
+        find_evidence(linear(drawn[0]), drawn[1][None], 1, "grad_cam")
+
+
+def test_a_second_explanation_leaves_no_evidence_of_the_first(run, notes, tmp_path):  # noqa: F811
+    photo, out = str(notes / "1" / "000.jpg"), tmp_path / "out"
+    assert main([str(run), photo, "--method", "occlusion", "--output", str(out)]) == 0
+    (out / "occlusion_mine.png").write_bytes(b"the user's own")
+    assert main([str(run), photo, "--output", str(out)]) == 0
+    names = {path.name for path in out.glob("*.png")}
+    assert names == {"overview.png", "grad_cam.png", "kernels.png", "occlusion_mine.png"}

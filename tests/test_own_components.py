@@ -15,6 +15,7 @@ import torch
 
 import trainer.config.config
 from tests.conftest import exit_code_of, fork
+from trainer.build.prepare import prepare
 from trainer.build.trained import load_trained
 from trainer.build.trial import check_components
 from trainer.combine import main as combine
@@ -580,3 +581,13 @@ def test_a_file_that_fails_in_training_is_named_with_its_line_and_what_a_mended_
     said = capsys.readouterr().err
     assert f"too many ({mine.parent / 'mine.py'}:" in said and "Traceback" not in said
     assert "with components.py as it is (what is mended in it needs a new run)" in said
+
+
+def test_a_model_with_a_lazy_layer_is_refused_for_its_weights_would_never_train(mine):
+    file = mine.parent / "mine.py"
+    change(file, "nn.Linear(width, num_classes)", "nn.LazyLinear(num_classes)")
+    with pytest.raises(ConfigError) as error:
+        prepare(load_config(mine, by_user=True), lambda line: None)
+    (fault,) = error.value.faults
+    assert fault.path == "model" and "head.weight" in fault.message
+    assert "Use the layer with a size" in fault.message

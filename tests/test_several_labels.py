@@ -248,7 +248,9 @@ def test_explain_draws_a_grad_cam_for_each_predicted_label(coloured, train, tmp_
     (run / "model.json").write_text(json.dumps(card | {"thresholds": [1.0, 1.0, 1.0]}))
     assert explain([str(run), str(coloured / "003.png"), "--output", str(out)]) == 0
     out, err = capsys.readouterr()
-    assert "predicted" not in out and "no label is predicted; the evidence is of the likeliest" in err
+    assert (
+        "predicted" not in out and "no label is predicted; the evidence is of the likeliest" in err
+    )
 
 
 def test_a_stopped_and_resumed_run_has_the_bits_of_one_that_was_not(train, monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from models import MODELS
 from models.external import timm_model, torchvision_model
@@ -79,6 +80,7 @@ def build_model(
             sizes = {"in_channels": shape[0], "input_size": list(shape[1:])}
             of_size = partial(_own_model, component, sizes)
             model = of_size(len(classes))
+            require_sizes(model)
             if isinstance(weights, Weights):
                 tell(load_weights(model, weights, classes, of_size))
         if scheme is not None:
@@ -93,6 +95,16 @@ def build_model(
         raise ConfigError([config.fault("model", refusal_of(error))]) from None
     assert isinstance(model, nn.Module)
     return model
+
+
+def require_sizes(model: nn.Module) -> None:
+    """Raise ValueError if a parameter gets its size by the first images: it would never train."""
+    if lazy := [name for name, value in model.named_parameters() if is_lazy(value)]:
+        raise ValueError(
+            f"{listed(lazy)}: a lazy layer, whose size its first images decide; weights are drawn "
+            "and given to the optimizer before that. Use the layer with a size: input_size and "
+            "in_channels are arguments that a model may ask for"
+        )
 
 
 def first_weights(config: Config) -> Weights | str | None:

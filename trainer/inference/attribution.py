@@ -24,16 +24,17 @@ def find_evidence(
     """The method that was used, what speaks for class ``label``, and a note, or "".
 
     inputs: one image (1, C, H, W). method: one of ``EVIDENCE``, or None: Grad-CAM, or else
-    integrated gradients. Raises ValueError if Grad-CAM has no maps to look at and was asked for,
-    or captum is absent; UsageError if another method was asked for without captum.
+    integrated gradients. Raises ValueError if Grad-CAM has no maps to look at and captum is absent;
+    UsageError if the method that was asked for cannot answer, or needs captum.
     """
     if method in (None, "grad_cam"):
         try:
             return "grad_cam", grad_cam(model, inputs, label), ""
         except ValueError as error:
-            if method or not has_captum():
-                more = "" if method else f"; other methods need {HOW}"
-                raise ValueError(f"{error}{more}") from None
+            if method:
+                raise UsageError(f"--method grad_cam: {error}; leave --method out") from None
+            if not has_captum():
+                raise ValueError(f"{error}; other methods need {HOW}") from None
             found = integrated_gradients(model, inputs, label)
             note = f"no Grad-CAM: {error}; integrated gradients instead"
             return "integrated_gradients", found, note

@@ -121,10 +121,22 @@ def explain(
     write("overview.png", overview(panels, captions, bars), "all at a glance")
     written.insert(0, written.pop())
     top = [(trained.classes[i], float(probabilities[i])) for i in likely]
-    index = {"image": str(path), "sha256": sha256_of(path), "top": dict(top)}
+    pictures = [file.name for file, _ in written if file.parent == folder]
+    for name in set(pictures_of(folder / INDEX)) - {*pictures}:  # of an earlier call
+        (folder / name).unlink(missing_ok=True)
+    index = {"image": str(path), "sha256": sha256_of(path), "top": dict(top), "pictures": pictures}
     names = tuple(trained.classes[i] for i in answer)
     write_json(folder / INDEX, index | {"predicted": list(names)})
     return Explanation(written, top, notes, names)
+
+
+def pictures_of(index: Path) -> list[str]:
+    """The names of the pictures that an earlier call wrote beside its index; empty without one."""
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["pictures"]
+        return [name for name in names if name == Path(name).name and name.endswith(".png")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def _write_layers(

@@ -1,6 +1,7 @@
 """Times the parts of a training step with torch.profiler: a table, and a trace to look at."""
 
 import os
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from trainer.process.console import Say, bar
 from trainer.run.disk import make_folders
 from trainer.tuning.race import batches_of, contender_of, do_steps
 
+PLAIN_BLOCKS = 3  # without the profiler; their median counts, as other programs disturb one
 WARM_UP = 3  # steps before any is counted
 OPERATORS = 10  # lines of the second table
 STEP_PREFIX = "step: "  # of the parts' names in the trace
@@ -118,7 +120,8 @@ def profile_steps(job: Job, steps: int, folder: Path, say: Say) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes lines of its own to stderr
     contender = contender_of(job, torch.get_num_threads())
     do_steps(contender, WARM_UP)
-    plain = do_steps(contender, steps)
+    blocks = [do_steps(contender, steps) for _ in range(PLAIN_BLOCKS)]
+    plain = statistics.median(block.seconds / block.steps for block in blocks)
     lead = max(1, min(2 * job.train_loader.delivery.workers, steps))
     parts = Parts()
     task, batches = parts.named(contender.task, batches_of(contender, lead + 1 + steps))
@@ -140,7 +143,7 @@ def profile_steps(job: Job, steps: int, folder: Path, say: Say) -> None:
     with unfinished(half):
         profiler.export_chrome_trace(str(half))
         half.replace(trace)
-    for line in cost_lines(costs_of(profiler, steps), plain.seconds / plain.steps, on_gpu):
+    for line in cost_lines(costs_of(profiler, steps), plain, on_gpu):
         say(line)
     say(f"trace   {trace}: open it at https://ui.perfetto.dev, or in chrome://tracing")
 
