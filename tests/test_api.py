@@ -453,7 +453,7 @@ REFUSED = {
     "no bytes": (b"", "images[0]: the file is empty"),
     "other bytes": (b"hello", "images[0]: not an image"),
     "floats of Pillow": (Image.new("F", (9, 9)), "mode F, whose pixels have no known range"),
-    "Pillow without pixels": (Image.new("RGB", (0, 9)), "images[0]: "),
+    "Pillow without pixels": (Image.new("RGB", (0, 9)), "images[0]: a PIL image of 0 x 9 pixels"),
 }  # fmt: skip
 
 
