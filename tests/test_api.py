@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -452,7 +453,7 @@ REFUSED = {
     "no bytes": (b"", "images[0]: the file is empty"),
     "other bytes": (b"hello", "images[0]: not an image"),
     "floats of Pillow": (Image.new("F", (9, 9)), "mode F, whose pixels have no known range"),
-    "Pillow without pixels": (Image.new("RGB", (0, 9)), "images[0]: "),
+    "Pillow without pixels": (Image.new("RGB", (0, 9)), "images[0]: a PIL image of 0 x 9 pixels"),
 }  # fmt: skip
 
 
@@ -524,6 +525,10 @@ def test_an_error_of_the_callers_own_iterator_is_not_taken_for_one_of_an_image(m
         ({"sets": "many"}, "sets: 'many'; expected"),
         ({"sets": float("nan")}, "sets: nan; expected"),
         ({"reject": 0}, "reject: 0; expected"),
+        ({"sets": "1/0"}, "sets: '1/0'; expected"),
+        ({"reject": "1/0"}, "reject: '1/0'; expected"),
+        ({"reject": 0.9, "score": ["energy"]}, r"score: \['energy'\]; expected a name"),
+        ({"tta": np.array([2, 3])}, "tta: array"),
         ({"reject": 0.9, "score": "size"}, "score: 'size'; expected distance or"),
         ({"score": "energy"}, "score: says how reject measures"),
         ({"tta": "flips"}, "tta: 'flips'; expected none, flip"),
@@ -536,6 +541,32 @@ def test_an_error_of_the_callers_own_iterator_is_not_taken_for_one_of_an_image(m
 def test_a_wrong_option_is_refused_with_what_was_expected(options, message, model, photos):
     with pytest.raises(InputError, match=message):
         model.predict(photos[0], **options)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(model, photos):
+    expected = chances(model.predict(photos[:3], batch_size=2, tta=2))
+    given = model.predict(photos[:3], batch_size=np.int64(2), tta=np.uint8(2))
+    assert chances(given) == expected
+
+
+@pytest.mark.parametrize("device", ["meta", "context"])
+def test_the_callers_default_device_changes_nothing(device, run, photos, model):
+    """A notebook sets it for a model of its own; here meta stands for a GPU."""
+    expected = chances(model.predict(photos[:2]))
+    try:
+        if device == "meta":
+            torch.set_default_device("meta")
+        with torch.device("meta") if device == "context" else nullcontext():
+            assert chances(load(run).predict(photos[:2])) == expected
+            assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("given", [None, 3, b"runs", {"runs": 1}, [3], [b"runs"]])
+def test_what_names_no_run_is_told(given):
+    with pytest.raises(TrainerError, match="expected the folder of a run"):
+        load(given)
 
 
 def test_what_the_run_does_not_allow_is_told_as_the_command_tells_it(model, photos, capsys):

@@ -87,6 +87,8 @@ def test_a_run_tells_its_result_its_epochs_and_gives_its_model(config_file, runs
         ({"dataset.root": Path("a b"), "name": "123"}, ["dataset.root=a b", "name='123'"]),
         ({"train.clip_grad_norm": None, "transforms.train.1": {"name": "RandomCrop", "size": 32}},
          ["train.clip_grad_norm=null", "transforms.train.1={name: RandomCrop, size: 32}"]),
+        ({"split.ratios": np.array([2, 1, 1]), "seed": torch.tensor(4)},
+         ["split.ratios=[2,1,1]", "seed=4"]),
         ("seed=4", ["seed=4"]),
         (("seed=4", "train.epochs=3"), ["seed=4", "train.epochs=3"]),
     ],
@@ -101,6 +103,30 @@ def test_overrides_in_python_are_those_of_the_command_line(overrides, typed, con
 def test_a_value_that_no_yaml_file_can_hold_is_refused(config_file):
     with pytest.raises(TrainerError, match=r"overrides: .*object.* cannot be written"):
         train(config_file, {"seed": object()})
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(TrainerError, match=r"overrides: Circular reference"):
+        train(config_file, {"split.ratios": endless})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"file": 3}, "file: 3; expected a path"),
+        ({"file": b"a.yaml"}, "file: b'a.yaml'; expected a path"),
+        ({"file": ""}, "file: ''; expected a path"),
+        ({"file": "a.yaml", "runs": 3}, "runs: 3; expected a path"),
+        ({"resume": 3}, "resume: 3; expected a path"),
+        (
+            {"file": "a.yaml", "overrides": None},
+            r'overrides: None; expected such as \["train.epochs',
+        ),
+        ({"file": "a.yaml", "overrides": 3}, "overrides: 3; expected such as"),
+    ],
+)
+def test_an_argument_of_another_kind_is_told_by_its_name(given, message):
+    with pytest.raises(TrainerError, match=message):
+        train(**given)
 
 
 def test_faults_are_told_in_the_commands_words_and_without_torch(start, config_file, runs, capfd):

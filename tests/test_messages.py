@@ -392,11 +392,7 @@ OPTIONS = [
     ("predict", ["runs/x", "a.png", "--gpu"], "unknown option --gpu; there are --top, --json,"),
     ("predict", ["runs/x", "a.png", "--jsno"], "unknown option --jsno; did you mean --json?"),
     ("export", ["runs/x", "--format", "onnx", "--lr", "1"], "no dashes: optimizer.lr=1"),
-    (
-        "explain",
-        ["runs/x", "a.png", "--layer", "3"],
-        "there are --class, --method, --output, --device",
-    ),
+    ("explain", ["x", "a.png", "--layer", "3"], "there are --class, --method, --output, --device"),
     ("combine", ["a", "b", "--device", "cpu"], "a setting has no dashes: train.device=cpu"),
     ("compare", ["a", "b", "--config", "x"], "there are --picture, --no-picture, --all, --json"),
     ("runs", ["list", "--foo"], "unknown option --foo"),

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -180,6 +181,12 @@ def test_a_wrong_name_is_told_in_half_a_second_with_a_suggestion_over_both_and_w
         ("import torch\n", "import torch\nimport beside\n", "mine.py:5:1: imports 'beside', which"),
         (OWN, "x = 1", "mine.py: lists no component; expected such as MODELS = [MyNet]"),
         (OWN, "(" * 5000, "is no Python"),
+        (OWN, "x = " + "-" * 100_000 + "1", "mine.py: is no Python: too deeply nested"),
+        ("MODELS = [Small]", "MODELS = []\nMODELS += [Small]", "mine.py:53:1: MODELS is read with"),
+        ("MODELS = [Small]", "MODELS = []\nMODELS.append(Small)", "mine.py:53:1: MODELS is read"),
+        ("MODELS = [Small]", "if True:\n    MODELS = [Small]", "mine.py:53:1: MODELS is read with"),
+        ("MODELS = [Small]", "(MODELS := [Small])", "write MODELS = [NAME, ...] once, unindented"),
+        ("MODELS = [Small]", "MODELS, X = [Small], []", "mine.py:52:1: MODELS is read without"),
     ],
 )
 def test_what_the_file_lists_wrongly_is_told_with_its_line_before_torch(mine, old, new, wanted):
@@ -188,6 +195,17 @@ def test_what_the_file_lists_wrongly_is_told_with_its_line_before_torch(mine, ol
     with pytest.raises(ConfigError) as error:
         load_config(mine)
     assert any(wanted in re.sub(r"^/\S*/", "", str(fault)) for fault in error.value.faults)
+
+
+def test_a_class_may_be_defined_in_a_branch_and_using_a_list_changes_nothing(mine):
+    file = mine.parent / "mine.py"
+    half = OWN[OWN.index("class Half:") : OWN.index("class RandomNegative")]
+    missing = "try:\n    import nowhere_at_all\nexcept ImportError:\n"
+    change(file, half, missing + textwrap.indent(half, "    ").rstrip() + "\n\n\n")
+    change(file, "METRICS =", "def more():\n    MODELS = [1]\n    MODELS.append(2)\n\nMETRICS =")
+    more = "__all__ = [one.__name__ for one in MODELS]\nx = " + " + ".join(["1"] * 900)
+    file.write_text(f"{file.read_text()}{more}\n")
+    assert faults_of(mine) == []
 
 
 @pytest.mark.parametrize(
@@ -213,6 +231,9 @@ def test_what_the_key_names_wrongly_is_one_fault_however_many_names_are_unknown_
         ("import torch\n", "import torch\nimport nowhere_at_all\n", ":5:1: cannot be imported: "),
         ("MODELS =", "1 / 0\nMODELS =", "cannot be imported: ZeroDivisionError: division by zero"),
         ("MODELS =", "raise SystemExit\nMODELS =", "cannot be imported: SystemExit"),
+        ("MODELS =", "class E(BaseException): ...\nraise E\nMODELS =", "cannot be imported: E"),
+        ("MODELS =", "class E(Exception):\n    def __str__(self): return 1 / 0\nraise E\nMODELS =",
+         ":54:1: cannot be imported: E"),
         ("class Small(nn.Module)", "class Small(dict)", "it must inherit from torch.nn.Module"),
         ("def forward(self, images", "def go(self, images", "Small has no forward"),
         ("def __call__(self, images: Tensor) -> Tensor:\n        if", "def go(self, images):\n   "

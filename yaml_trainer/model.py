@@ -4,10 +4,11 @@ import functools
 import os
 from array import array
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,16 +102,17 @@ class Model:
         from trainer.inference.prediction import Also, predict_as_one, predict_images, with_sets
         from yaml_trainer.pictures import sources_of
 
-        options: dict[str, Any] = {"batch_size": _batch_size(batch_size), "tta": _views(tta)}
+        views = _views(tta)
+        options: dict[str, Any] = {"batch_size": _batch_size(batch_size), "tta": views}
         models = [replace(one, remarks=array("H")) for one in self._models]
         one = models[0] if calibrated else replace(models[0], calibration=None)
         with kept(one.config), known_errors():
             threshold = None
             if sets is not None:
-                threshold = self._sets_of(_level("sets", sets), tta, calibrated).threshold
+                threshold = self._sets_of(_level("sets", sets), views, calibrated).threshold
             rejection = None
             if reject is not None:
-                rejection = self._rejection_of(_level("reject", reject), score, tta)
+                rejection = self._rejection_of(_level("reject", reject), _score(score), views)
             elif score is not None:
                 raise InputError("score: says how reject measures; give reject too, such as 0.95")
             sources = sources_of(images)
@@ -197,9 +199,14 @@ def load(
     Raises:
         TrainerError: there is no such run, or its folder, device or settings cannot be used.
     """
-    texts = [run] if isinstance(run, str | os.PathLike) else list(run)
+    texts = [run] if isinstance(run, str | os.PathLike) else run
+    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+        raise TrainerError(f"run: {run!r}; expected the folder of a run, or a list of such.")
+    texts = list(texts)
     if not texts:
         raise TrainerError("run: an empty list; expected the folder of a run.")
+    if strange := [text for text in texts if not isinstance(text, str | os.PathLike)]:
+        raise TrainerError(f"run: {strange[0]!r} in the list; expected the folder of a run.")
     settings = {"train.device": device, "train.threads": threads}
     overrides = [f"{key}={value}" for key, value in settings.items() if value is not None]
     with all_errors():
@@ -237,7 +244,7 @@ def _level(option: str, value: float | str | Fraction) -> Fraction:
     """A share between 0 and 1, as exactly as it was written."""
     try:
         level = Fraction(str(value))
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         level = Fraction(0)
     if not 0 < level < 1:
         raise InputError(f"{option}: {value!r}; expected a number between 0 and 1, such as 0.9")
@@ -245,13 +252,29 @@ def _level(option: str, value: float | str | Fraction) -> Fraction:
 
 
 def _views(tta: int | str | None) -> int | str | None:
-    is_number = isinstance(tta, int) and not isinstance(tta, bool) and tta >= 2
-    if tta is None or is_number or tta in ("none", "flip", "flip+shifts"):
+    if tta is None or (isinstance(tta, str) and tta in ("none", "flip", "flip+shifts")):
         return tta
+    if (number := _whole(tta)) >= 2:
+        return number
     raise InputError(f"tta: {tta!r}; expected none, flip, flip+shifts, or a number of views from 2")
 
 
+def _score(score: str | None) -> str | None:
+    if score is None or isinstance(score, str):
+        return score
+    raise InputError(f"score: {score!r}; expected a name, such as 'distance'")
+
+
 def _batch_size(size: int | None) -> int | None:
-    if size is None or (isinstance(size, int) and not isinstance(size, bool) and size >= 1):
-        return size
+    if size is None:
+        return None
+    if (number := _whole(size)) >= 1:
+        return number
     raise InputError(f"batch_size: {size!r}; expected a whole number from 1 on")
+
+
+def _whole(value: object) -> int:
+    """A whole number of Python or NumPy; -1 of anything else."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return -1
+    return int(value)

@@ -108,6 +108,8 @@ def pil_source(image: Image.Image, name: str) -> Readable:
     if (content := _unread_file(image)) is not None:
         return bytes_source(content, name)
     image.load()
+    if 0 in image.size:
+        raise ValueError("a PIL image of {} x {} pixels, which are none".format(*image.size))
     orientation = image.getexif().get(ORIENTATION, 1)
     copy, origin = image.copy(), image.format or ""
     part = getattr(image, "dispose_extent", None)

@@ -6,7 +6,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from trainer.process.start import spin_briefly
@@ -22,8 +22,8 @@ def kept(config: "Config | None" = None) -> Iterator[None]:
     """Context manager: what the body sets for the process is put back; one thread at a time.
 
     That is torch's number of threads, its generators and its flags of exactness, Python's generator
-    and the filters of warnings. Inside, a caller's default dtype, autocast and precision of matrix
-    products have no effect. config: of a run; inside, its device's settings hold.
+    and the filters of warnings. Inside, a caller's default dtype and device, autocast and precision
+    of matrix products have no effect. config: of a run; inside, its device's settings hold.
     """
     with ONE_AT_A_TIME:
         if "torch" not in sys.modules:
@@ -37,6 +37,7 @@ def kept(config: "Config | None" = None) -> Iterator[None]:
             torch.random.fork_rng(devices),
             torch.autocast("cpu", enabled=False),
             torch.autocast("cuda", enabled=False),
+            nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
         ):
             state, dtype = random.getstate(), torch.get_default_dtype()
             threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()

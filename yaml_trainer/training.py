@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,9 @@ def train(
         KeyboardInterrupt: after Ctrl-C, when the step is done and saved; the message says how to
             go on. A second Ctrl-C stops at once, unsaved. In a thread no signal stops a run.
     """
+    for name, path in {"file": file, "runs": runs, "resume": resume}.items():
+        if path == "" or not isinstance(path, str | os.PathLike | Run | None):
+            raise TrainerError(f"{name}: {path!r}; expected a path")
     with all_errors():
         config, folder = _read(file, _as_typed(overrides), Path(runs), resume)
         for message in config.messages:
@@ -110,7 +113,7 @@ def _read(
 
         named = os.fspath(resume.folder if isinstance(resume, Run) else resume)
         yaml = None if file is None else os.fspath(file)
-        return find_resumable(named or ".", yaml, overrides, runs)
+        return find_resumable(named, yaml, overrides, runs)
     if file is None:
         raise UsageError("name a file: train('configs/lenet_rmb.yaml'), or a run to resume.")
     from trainer.config import load_config
@@ -122,20 +125,23 @@ def _as_typed(overrides: Overrides) -> list[str]:
     """Overrides as on the command line; the values of a mapping are written as JSON, as in YAML."""
     if isinstance(overrides, str):
         return [overrides]
+    if not isinstance(overrides, Iterable):
+        wanted = 'expected such as ["train.epochs=3"] or {"train.epochs": 3}'
+        raise TrainerError(f"overrides: {overrides!r}; {wanted}")
     if not isinstance(overrides, Mapping):
         return [str(word) for word in overrides]
     try:
         return [f"{key}={json.dumps(value, default=_plain)}" for key, value in overrides.items()]
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ValueError: a list that holds itself
         raise TrainerError(f"overrides: {error}; expected numbers, texts, lists and such") from None
 
 
 def _plain(value: object) -> object:
-    """A path as a text, a number of NumPy or torch as Python's."""
+    """A path as a text, a number or an array of NumPy or torch as Python's."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if callable(item := getattr(value, "item", None)):
-        return item()
+    if callable(tolist := getattr(value, "tolist", None)):
+        return tolist()
     raise TypeError(f"{value!r} cannot be written in a YAML file")
 
 

@@ -22,7 +22,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from trainer.process.console import say
-from trainer.process.errors import Fault, RunError
+from trainer.process.errors import Fault, RunError, Stopped
 from trainer.process.words import listed, suggestion
 from transforms import OWN_FIXED
 
@@ -125,9 +125,9 @@ class OwnFile:
             return []
         try:
             module = self.run()
-        except RunError:
+        except (RunError, KeyboardInterrupt, Stopped):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # SystemExit, and exceptions of its own
             return [self._fault_of(error)]
         found = []
         for one, names in self.listed.items():
@@ -147,7 +147,10 @@ class OwnFile:
     def _fault_of(self, error: BaseException) -> Fault:
         place = str(self.path.resolve())
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == place]
-        text = " ".join(str(error).split())
+        try:
+            text = " ".join(str(error).split())
+        except Exception:  # its own text fails
+            text = ""
         message = f"cannot be imported: {': '.join(filter(None, (type(error).__name__, text)))}"
         return self.fault(message, frames[-1].lineno if frames else None)
 
@@ -211,7 +214,7 @@ def read_own_file(
         at = error.lineno, error.offset
         return NO_FILE, [Fault("", f"is no Python: {error.msg}", str(path), *at, shown)]
     except (ValueError, RecursionError, MemoryError) as error:
-        return NO_FILE, [Fault("", f"is no Python: {error}", str(path))]
+        return NO_FILE, [Fault("", f"is no Python: {str(error) or 'too deeply nested'}", str(path))]
     faults: list[Fault] = []
     lists = _lists(tree, own, faults)
     for one, names in lists.items():
@@ -251,10 +254,32 @@ def _lists(tree: ast.Module, own: OwnFile, faults: list[Fault]) -> dict[str, dic
             if name.isupper() and name not in LISTS and (meant := _meant(name)):
                 message = f"{name} is none of the lists that are read; did you mean {meant}?"
                 faults.append(own.fault(message, statement.lineno))
+    for node, one in _changed_lists(tree):
+        message = f"is read without running the file; write {one} = [NAME, ...] once, unindented"
+        faults.append(own.fault(f"{one} {message}", node.lineno))
     if not lists and not faults:
         message = f"lists no component; expected such as MODELS = [MyNet]; lists are {_ALL_LISTS}"
         faults.append(own.fault(message))
     return lists
+
+
+def _changed_lists(tree: ast.Module) -> Iterator[tuple[ast.Name, str]]:
+    """Each place, but a plain assignment, where the file makes or changes one of the lists."""
+    plain = [
+        target
+        for statement in tree.body
+        if isinstance(statement, ast.Assign | ast.AnnAssign)
+        for target in getattr(statement, "targets", None) or [getattr(statement, "target", None)]
+    ]
+    for node in _top_level(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node not in plain:
+            named: ast.expr = node
+        elif isinstance(node, ast.Attribute) and node.attr in ("append", "extend", "insert"):
+            named = node.value
+        else:
+            continue
+        if isinstance(named, ast.Name) and named.id in LISTS:
+            yield named, named.id
 
 
 _ALL_LISTS = listed(LISTS)
@@ -275,9 +300,18 @@ def _defined(tree: ast.Module) -> Iterator[tuple[str, int]]:
                 yield alias.asname or alias.name.partition(".")[0], statement.lineno
         elif isinstance(statement, ast.Name) and isinstance(statement.ctx, ast.Store):
             yield statement.id, statement.lineno
-    for statement in tree.body:
+    for statement in _top_level(tree):
         if isinstance(statement, ast.ClassDef | ast.FunctionDef):
             yield statement.name, statement.lineno
+
+
+def _top_level(tree: ast.AST) -> Iterator[ast.AST]:
+    """What runs when the file is imported: all but the bodies of classes and functions."""
+    waiting = [tree]
+    for node in waiting:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += (found := list(ast.iter_child_nodes(node)))
+            yield from found
 
 
 def _neighbours(tree: ast.Module, own: OwnFile) -> Iterator[Fault]:
