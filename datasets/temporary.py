@@ -18,12 +18,17 @@ def unfinished(path: Path) -> Iterator[None]:
         yield
     finally:
         _remove(path)
-        del _UNFINISHED[path]
+        complete(path)
 
 
 def begin(path: Path) -> None:
     """Let ``remove_all`` remove the file or folder ``path`` too, if this process calls it."""
     _UNFINISHED[path] = os.getpid()
+
+
+def complete(path: Path) -> None:
+    """Let ``remove_all`` leave ``path``, which ``begin`` named, alone."""
+    _UNFINISHED.pop(path, None)
 
 
 def remove_all() -> None:

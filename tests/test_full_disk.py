@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import trainer.schema
+from datasets import temporary
 from tests.test_checkpoint import FaultyOs
 from trainer import compare, data, evaluate, explain, export, predict, schema
 from trainer.build.compile import no_room
@@ -155,3 +156,29 @@ def test_a_full_folder_of_the_compiler_is_told_with_how_to_name_another(config_f
         "ld: No space left on device"
     )
     assert no_room(RuntimeError("an operator is unknown")) == ""
+
+
+def test_a_signal_that_ends_the_process_removes_new_files_of_an_unfinished_whole(tmp_path):
+    old, first, second = (tmp_path / name for name in ("old", "first", "second"))
+    old.write_text("")
+    with disk.all_or_nothing():
+        disk.write_file(old, "renewed")
+        disk.write_file(first, "new")
+        with temporary.unfinished(tmp_path / ".unproven"):
+            disk.write_file(tmp_path / ".unproven", "new")
+            disk.rename(tmp_path / ".unproven", second)
+        assert first.exists() and second.exists()
+        temporary.remove_all()  # as the handler of SIGTERM does
+        assert sorted(tmp_path.iterdir()) == [old]
+    with disk.all_or_nothing():
+        disk.write_file(first, "new")
+    temporary.remove_all()
+    assert sorted(tmp_path.iterdir()) == [first, old]
+
+
+def test_a_name_that_a_folder_has_is_told_and_not_the_temporary_one(tmp_path):
+    (tmp_path / "model.onnx").mkdir()
+    (tmp_path / ".unproven").write_text("")
+    with pytest.raises(OSError, match="directory") as caught:
+        disk.rename(tmp_path / ".unproven", tmp_path / "model.onnx")
+    assert caught.value.filename == str(tmp_path / "model.onnx")

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import runpy
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
@@ -304,6 +304,77 @@ def equal_and_refused(told):
 def test_programs_take_the_mean_over_crops_and_views_as_predict_does(untrained, transforms, tta):
     trained, beside = untrained(transforms, tta=tta)
     assert equal_and_refused(check_program(beside, trained)) == (28, 13)
+
+
+def with_class(trained, name):
+    """A program beside a model whose answer is always the class ``name``."""
+    trained = dataclasses.replace(trained, classes=(name, *"bcde"))
+    with torch.no_grad():
+        [*trained.model.parameters()][-1][0] += 100
+    sample = Sample(torch.randn(3, *trained.input_shape), "noise")
+    graph = exporting.export(trained, sample.inputs)
+    path, _ = write_pt2(trained.run, trained, sample, describe_model(trained, {}), graph)
+    return trained, path.with_name("tiny_pt2.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("unknown", "unknown"),
+        ("-", "-"),
+        ("a\ttab", "a\\ttab"),
+        ("two\nlines", "two\\nlines"),
+        ("a\u2028b", "a\\u2028b"),
+        ("quo'te\"s", "quo'te\"s"),
+        ("猫", "猫"),
+    ],
+)
+def test_a_class_of_any_name_is_one_word_of_one_line(untrained, tmp_path, name, printed):
+    trained, beside = with_class(untrained()[0], name)
+    if name in ("unknown", "a\ttab"):
+        assert equal_and_refused(check_program(beside, trained)) == (28, 13)
+    picture = tmp_path / "new\nline.png"
+    picture.write_bytes(odd_pictures(20, 20)["plain.png"])
+    answers, _ = run_program(beside, [str(picture)])
+    assert answers == {f"{tmp_path}/new\\nline.png": [[printed, "1.0000"]]}
+
+
+def test_a_class_whose_letters_the_output_lacks_is_printed_by_their_numbers(
+    untrained, tmp_path, monkeypatch
+):
+    _, beside = with_class(untrained()[0], "猫")
+    picture = tmp_path / "a.png"
+    picture.write_bytes(odd_pictures(20, 20)["plain.png"])
+    monkeypatch.setattr("sys.argv", [str(beside), str(picture)])
+    content = io.BytesIO()
+    with redirect_stdout(io.TextIOWrapper(content, encoding="ascii", write_through=True)):
+        runpy.run_path(str(beside), run_name="__main__")
+        assert content.getvalue() == f"{picture}\t\\u732b\t1.0000\n".encode()
+
+
+SHORTER = "{name: Resize, size: 40}, {name: CenterCrop, size: 32}"
+
+
+@pytest.mark.parametrize("transforms", [SHORTER, RESIZE])
+def test_a_long_and_narrow_picture_is_refused_where_resizing_it_would_take_gigabytes(
+    untrained, tmp_path, transforms
+):
+    trained, beside = untrained(transforms)
+    narrow, plain = tmp_path / "narrow.png", tmp_path / "plain.png"
+    for file, height in ((narrow, 2), (plain, 300)):
+        Image.fromarray(np.zeros((height, 9000, 3), np.uint8)).save(file)
+    answers, said = run_program(beside, [str(narrow), str(plain)])
+    assert str(plain) in answers
+    assert (str(narrow) in answers) == (transforms == RESIZE)
+    assert (f"{narrow}: too long and narrow: " in said) == (transforms == SHORTER)
+
+    graphs = tmp_path / "tiny-picture_pt2.py"
+    graphs.write_text(program("pt2", trained, whole="tiny-picture"))
+    preprocess = runpy.run_path(str(graphs))["preprocess"]
+    assert preprocess(plain, {"image_channels": 3}).shape == (3, 300, 9000)
+    refused = pytest.raises(ValueError, match="^too long and narrow: ")
+    with refused if transforms == SHORTER else nullcontext():
+        preprocess(narrow, {"image_channels": 3})
 
 
 @pytest.mark.parametrize(

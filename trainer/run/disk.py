@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from datasets.temporary import begin, complete
 from trainer.process.errors import RunError
 from trainer.process.lock import PLAIN_FILE
 
@@ -257,6 +258,8 @@ def make_folders(folder: Path) -> None:
 def all_or_nothing() -> Iterator[None]:
     """Context manager: if the body fails, the new files and folders that it made are removed again.
 
+    New files are removed too if a signal ends the process, as in ``datasets/temporary.py``.
+
     They are those that this module's functions made. A file that was there before stays, in the old
     or the new form, and so do a file that another process wrote, and a folder that holds one.
     """
@@ -273,6 +276,8 @@ def all_or_nothing() -> Iterator[None]:
                     path.unlink()
         raise
     finally:
+        for path, _ in made:
+            complete(path)
         _made.reset(token)
 
 
@@ -280,12 +285,17 @@ def _note_new(path: Path, source: Path) -> None:
     """Note that ``source`` is about to get the name ``path``, if that is a new name."""
     if (made := _made.get()) is not None and not os.path.lexists(path):
         made.append((path, source.lstat()))
+        begin(path)
 
 
 def rename(old: Path, new: Path) -> None:
     """Rename a file or folder; a file that has the new name is replaced."""
     _note_new(new, old)
-    os.replace(old, new)
+    try:
+        os.replace(old, new)
+    except OSError as error:  # name the file that is wanted, not the temporary one
+        error.filename, error.filename2 = str(new), None
+        raise
 
 
 def link(old: Path, new: Path) -> None:

@@ -232,9 +232,20 @@ def program(
     values |= trained.form._asdict() | {"arrays": not trained.form.is_plain}
     # The threshold of ``unknown`` is that of the image alone.
     values |= {"whole": whole is not None, "tta": not unknown and trained.config.evaluation.tta}
-    values["at_least"] = trained.at_least
+    values |= {"at_least": trained.at_least, "side": shorter_side(trained)}
     kind = "onnx" if kind == "int8" else kind
     return render(SCRIPT_TEMPLATE, kind=kind, file=f"{name}.{ending}", unknown=unknown, **values)
+
+
+def shorter_side(trained: TrainedModel) -> int:
+    """The largest size to which a ``Resize`` of the run brings the shorter side; 0 without one."""
+    sides = [0]
+    for step in trained.config.transforms.eval:
+        size = step.arguments.get("size")
+        size = [size] if isinstance(size, int) else size or []
+        if step.name == "Resize" and len(size) == 1 and not step.arguments.get("max_size"):
+            sides += size
+    return max(sides)
 
 
 def building_all(trained: TrainedModel) -> tuple[list[str], list[str]]:

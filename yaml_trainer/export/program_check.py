@@ -17,6 +17,7 @@ from datasets.words import counted
 from trainer.build.trained import TrainedModel
 from trainer.inference.prediction import Also, Prediction, file_source, predict_images
 from trainer.process.errors import RunError
+from trainer.process.words import visible
 from trainer.run.known import Rejection
 from yaml_trainer.export.odd_pictures import odd_pictures
 
@@ -129,11 +130,13 @@ def _agrees(one: Prediction, found: list[list[str]], classes: tuple[str, ...]) -
     """Whether the lines of a file say what ``predict`` does."""
     if one.probabilities is None or one.raw is None:
         return False
-    if one.is_unknown or found[0][0] == "unknown":
-        return one.is_unknown and found[0][0] == "unknown"
-    chances = dict(zip(classes, one.probabilities.tolist(), strict=True))
-    said = {words[0]: words[1:] for words in found if words[0] != "-" or "-" in classes}
-    wanted = {classes[label] for label in one.predicted}
+    # A class may have these two names; its line has a probability too.
+    if one.is_unknown or found == [["unknown"]]:
+        return one.is_unknown and found == [["unknown"]]
+    names = [visible(name) for name in classes]
+    chances = dict(zip(names, one.probabilities.tolist(), strict=True))
+    said = {words[0]: words[1:] for words in found if words != ["-"]}
+    wanted = {names[label] for label in one.predicted}
     if not one.has_several and wanted != {*said}:  # two may be equally likely
         (wanted_one,), other = wanted, next(iter(said), "")
         if other not in chances or chances[wanted_one] - chances[other] > TIE:

@@ -33,6 +33,7 @@ from yaml_trainer.export.model_card import (
     about_unknown,
     describe_model,
     program,
+    shorter_side,
 )
 from yaml_trainer.export.preparing import Prepare, preparation_of, takes_any_size
 from yaml_trainer.export.program_check import check_program
@@ -115,7 +116,7 @@ def export_whole(
             content, read = CONTENT[name](exported, card)
             told = compare(path, content, read, trained, rejection, pictures)
             disk.write_json(path.with_suffix(".json"), card)
-            disk.write_file(folder / f"{path.stem}.md", picture_card(path.stem, card))
+            disk.write_file(folder / f"{path.stem}.md", picture_card(path.stem, card, trained))
             its_program = path.with_name(f"{path.stem}_{name}.py")
             text = program(name, trained, rejection is not None, whole=path.stem)
             disk.write_file(its_program, text)
@@ -244,9 +245,10 @@ DECODING = (
 )
 
 
-def picture_card(stem: str, card: dict[str, Any]) -> str:
+def picture_card(stem: str, card: dict[str, Any], trained: TrainedModel) -> str:
     """A page on the files ``stem``: their input and outputs, what is inside, how to call them."""
-    return render(PICTURE_TEMPLATE, stem=stem, card=card, max_listed=MAX_LISTED)
+    values = {"card": card, "max_listed": MAX_LISTED, "side": shorter_side(trained)}
+    return render(PICTURE_TEMPLATE, stem=stem, **values)
 
 
 def trained_crops(trained: TrainedModel) -> bool:
