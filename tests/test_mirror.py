@@ -132,11 +132,11 @@ def mirror(run, to: str, place: Path, *more: str) -> int:
     return main([str(run), "--to", to, "--place", str(place), *more])
 
 
-def command(output: Path, name: str, *arguments: object) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def command(output: Path, name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-m", f"trainer.{name}", *map(str, arguments)]
     with output.open("ab") as file:
-        return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=file, stderr=file)
+        return subprocess.Popen(words, cwd=cwd, env=environment, stdout=file, stderr=file)
 
 
 def kill(process) -> None:
@@ -411,7 +411,8 @@ def test_a_database_of_mlflow_holds_each_point_once_and_one_that_cannot_be_opene
     run, output = finished(), tmp_path / "output.txt"
 
     def to(path):  # SQLAlchemy warns where MLflow imports it, which is an error in tests
-        process = command(output, "mirror", run, "--to", "mlflow", "--place", f"sqlite:///{path}")
+        words = ["--to", "mlflow", "--place", f"sqlite:///{path}"]
+        process = command(output, "mirror", run, *words, cwd=tmp_path)
         return process.wait(60), output.read_text()
 
     for new in (points_of(run).total(), 0):
@@ -423,6 +424,7 @@ def test_a_database_of_mlflow_holds_each_point_once_and_one_that_cannot_be_opene
                 for name, step, value in base.execute("SELECT key, step, value FROM metrics")
             )
         assert had == points_of(run)
+    assert list((tmp_path / "mlruns").glob("*/*/artifacts/config.yaml"))  # beside no database
     (tmp_path / "text").write_text("no database, but a text of some length")
     for path, why in (("no/such.db", "unable to open"), ("text", "not a database")):
         code, text = to(tmp_path / path)  # MLflow alone tries for 100 s
