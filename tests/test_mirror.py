@@ -132,11 +132,11 @@ def mirror(run, to: str, place: Path, *more: str) -> int:
     return main([str(run), "--to", to, "--place", str(place), *more])
 
 
-def command(output: Path, name: str, *arguments: object) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def command(output: Path, name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-m", f"trainer.{name}", *map(str, arguments)]
     with output.open("ab") as file:
-        return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=file, stderr=file)
+        return subprocess.Popen(words, cwd=cwd, env=environment, stdout=file, stderr=file)
 
 
 def kill(process) -> None:
@@ -327,6 +327,29 @@ def test_a_run_without_lines_and_settings_with_odd_names_are_mirrored(finished, 
     )
 
 
+def test_a_file_that_is_no_table_of_a_mirror_is_not_replaced(finished, capsys):
+    run = finished()
+    table = run / "metrics.csv"
+    assert main([str(run), "--to", "csv"]) == 0
+    own = table.read_text()
+    edits = (
+        own.replace("\n", ",comment\n", 1).replace("\n", ",too fast\n", 2),
+        own + "# what I saw here\n",
+        "my own notes\n",
+        "\0\xff",
+    )
+    for text in edits:
+        table.write_text(text)
+        assert main([str(run), "--to", "csv"]) == 5
+        assert table.read_text() == text
+        assert "is not replaced. Move it away" in capsys.readouterr().err
+    table.unlink()
+    assert main([str(run), "--to", "csv"]) == 0
+    assert table.read_text() == own
+    with pytest.raises(SystemExit, match="2"):
+        main([str(run), "--to", "csv", "--place", ""])
+
+
 def test_a_line_that_is_half_written_waits(finished, tmp_path):
     run, place = finished(), tmp_path / "csv"
     whole = (run / "metrics.jsonl").read_bytes()
@@ -382,6 +405,33 @@ def test_mlflow_shows_settings_tags_status_and_files(finished, tmp_path):
     assert shown.data.tags["yaml_trainer.now.train.epochs"] == "9"
 
 
+def test_a_database_of_mlflow_holds_each_point_once_and_one_that_cannot_be_opened_is_told(
+    finished, tmp_path
+):
+    run, output = finished(), tmp_path / "output.txt"
+
+    def to(path):  # SQLAlchemy warns where MLflow imports it, which is an error in tests
+        words = ["--to", "mlflow", "--place", f"sqlite:///{path}"]
+        process = command(output, "mirror", run, *words, cwd=tmp_path)
+        return process.wait(60), output.read_text()
+
+    for new in (points_of(run).total(), 0):
+        code, text = to(tmp_path / "mlflow.db")
+        assert (code, f" {new} of them new" in text.splitlines()[-1]) == (0, True)
+        with closing(sqlite3.connect(tmp_path / "mlflow.db")) as base:
+            had = Counter(
+                (name, step, repr(value))
+                for name, step, value in base.execute("SELECT key, step, value FROM metrics")
+            )
+        assert had == points_of(run)
+    assert list((tmp_path / "mlruns").glob("*/*/artifacts/config.yaml"))  # beside no database
+    (tmp_path / "text").write_text("no database, but a text of some length")
+    for path, why in (("no/such.db", "unable to open"), ("text", "not a database")):
+        code, text = to(tmp_path / path)  # MLflow alone tries for 100 s
+        assert (code, why in text.splitlines()[-1]) == (5, True), text
+    assert (tmp_path / "text").read_text().startswith("no database")
+
+
 def test_a_folder_stands_for_all_runs_in_it_and_a_sweep_is_one_experiment(finished, tmp_path):
     place, sweep = tmp_path / "csv", tmp_path / "swept" / "rates"
     for number in range(2):
@@ -422,6 +472,12 @@ def test_a_second_mirror_of_a_run_and_a_package_that_is_absent_are_told(
     assert 'pip install -e ".[wandb]"' in capsys.readouterr().err
     assert mirror(tmp_path / "nowhere", "csv", tmp_path) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_begin_in_the_time_that_is_waited_is_told(tmp_path, capsys):
+    waiting = ["--follow", "--wait", "0.001"]
+    assert main([str(tmp_path / "later"), "--to", "csv", *waiting]) == 2
+    assert "later: no run began within 0.001 minutes" in capsys.readouterr().err
 
 
 def test_lines_that_are_damaged_end_only_the_mirror_of_that_run(finished, tmp_path, capsys):

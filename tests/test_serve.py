@@ -272,6 +272,7 @@ def test_a_request_without_a_picture_or_of_another_type_is_told_how(server):
     assert '{"image": "..."}' in server.refused(400, b"[1]", as_json)
     assert "base64" in server.refused(400, b'{"image": "*"}', as_json)
     assert "no picture" in server.refused(400, b"--end--\r\n", form_of(b"")[1])
+    assert "?explain=true" in server.refused(400, b"x", path="/predict?explain=maybe")
     server.refused(404, None, method="GET", path="/other")
     server.refused(405, None, method="GET")
 
@@ -294,6 +295,56 @@ def test_a_huge_upload_is_refused_in_bounded_memory_also_where_its_length_is_not
     with socket.create_connection(("127.0.0.1", server.port), 10) as raw:
         raw.sendall(text)
         assert b" 400 " in raw.recv(1000).split(b"\r\n")[0]
+
+
+def test_a_head_without_an_end_is_refused_in_bounded_memory(server, photos):
+    begun = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
+    chunked = begun + b"Transfer-Encoding: chunked\r\n\r\n"
+    before = most_memory(server)
+    for head, more in (
+        (begun, b"X-Name: a\r\n" * 50_000),  # many lines
+        (begun + b"X: ", b"a" * MIB),  # one line
+        (b"GET /", b"a" * MIB),
+        (chunked + b"1\r\na\r\n1;", b"a" * MIB),  # what follows a chunk's length
+        (chunked + b"1\r\na\r\n0\r\n", b"X-Name: a\r\n" * 50_000),  # after the body
+    ):
+        with socket.create_connection(("127.0.0.1", server.port), 10) as raw:
+            with pytest.raises(OSError):
+                raw.sendall(head)
+                for _ in range(60):
+                    raw.sendall(more)
+    with socket.create_connection(("127.0.0.1", server.port), 10) as raw:
+        raw.sendall(begun + b"X: " + b"a" * 65_600)
+        assert b" 431 " in raw.recv(1000).split(b"\r\n")[0]
+    grown = [after - was for after, was in zip(most_memory(server), before, strict=True)]
+    assert max(grown) < 30
+    small = b"".join(b"1\r\n%c\r\n" % byte for byte in photos[0].read_bytes())
+    with socket.create_connection(("127.0.0.1", server.port), 10) as raw:
+        raw.sendall(chunked + small + b"0\r\n\r\n")  # of which each byte is a chunk
+        assert b" 200 " in raw.recv(1000).split(b"\r\n")[0]
+
+
+def test_a_head_that_does_not_arrive_ends_its_connection(strict):
+    whole = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    for sent, answers in ((b"", 0), (b"GET / HT", 0), (whole + b"GET / HT", 1)):
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", strict.port), 10) as raw:
+            raw.sendall(sent)
+            received = b"".join(iter(lambda: raw.recv(65536), b""))
+        assert received.count(b"HTTP/1.1 ") == answers
+        assert 1 < time.monotonic() - began < 5
+
+
+def test_a_client_that_goes_away_leaves_no_place_taken_and_no_traceback(strict, photos):
+    content = photos[0].read_bytes()
+    for kind in ("image/jpeg", "application/json", "multipart/form-data; boundary=x"):
+        head = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n"
+        head += f"Authorization: Bearer {TOKEN}\r\nContent-Length: 5000\r\n\r\n--x"
+        with socket.create_connection(("127.0.0.1", strict.port), 10) as raw:
+            raw.sendall(head.encode())
+            time.sleep(0.2)
+    time.sleep(0.2)
+    assert strict.predicted(content, JPEG | bearer(TOKEN))["label"]  # its queue holds one
 
 
 def test_a_full_queue_gets_429_and_a_request_that_does_not_arrive_408(strict, photos):
@@ -341,6 +392,7 @@ def test_only_a_request_with_the_token_is_answered_where_there_is_one(strict, ph
         {"Host": ""},
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://[::1"},
         {"Sec-Fetch-Site": "cross-site"},
     ],
 )

@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--with-model", action="store_true", help="mlflow: copy model.pt too")
     arguments = parser.parse_args(argv)
+    if arguments.place == "":
+        parser.error("--place is empty: expected a folder or an address, or no --place")
     if arguments.wait and not arguments.follow:
         parser.error("--wait is for --follow")
     if not 0 <= arguments.wait < 10**6:
@@ -78,6 +80,9 @@ def run(arguments: argparse.Namespace) -> None:
         60 * arguments.wait,
     )
     failures = mirror_all(arguments.runs, task, say, tell_killed)
+    for folder in arguments.runs:
+        if waits and next(runs_below(folder), None) is None:
+            raise UsageError(f"{folder}: no run began within {arguments.wait:g} minutes.")
     if failures:
         raise RunError("\n".join(failures))
 

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 
 from trainer.process.errors import RunError
+from trainer.process.lock import PLAIN_FILE
 from trainer.run.disk import make_folders, write_file
 from yaml_trainer.mirror.about import About
 from yaml_trainer.mirror.points import Rows, merge
@@ -20,7 +22,7 @@ class CSVFile:
         self.place, self.path, self.rows = place, Path(), Rows()
 
     def open(self, about: About) -> Rows:
-        """The rows of the file that is there; none if there is no file, or none of ours."""
+        """The rows of the file that is there; raises RunError if it is none of ours."""
         if self.place is None:
             self.path = about.run / "metrics.csv"
         else:
@@ -59,15 +61,26 @@ class CSVFile:
 
 
 def read_rows(path: Path) -> Rows:
-    """The rows of a file that ``CSVFile`` wrote; empty for any other, which is replaced."""
+    """The rows of a file that ``CSVFile`` wrote; none if there is no file.
+
+    Raises RunError for any other file, whose content nobody else may have.
+    """
     rows = Rows()
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
+        with open(os.open(path, os.O_RDONLY | PLAIN_FILE), newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            if table.fieldnames and table.fieldnames[0] != "step":
+                raise ValueError
+            for line in table:
                 step = int(line.pop("step"))
                 rows[step] = {name: as_number(text) for name, text in line.items() if text}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error):
+    except FileNotFoundError:
         return {}
+    except (ValueError, LookupError, TypeError, AttributeError, csv.Error):
+        raise RunError(
+            f"{path} holds something else than a mirror's numbers, so it is not replaced. Move it "
+            "away, or name another folder: --place FOLDER"
+        ) from None
     return rows
 
 

@@ -2,9 +2,10 @@
 
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from trainer.process.errors import RunError
@@ -20,6 +21,18 @@ OURS = "yaml_trainer."  # begins the names of our tags
 STATUS = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED"}  # all others: KILLED
 AT_ONCE = 500  # points in a request; MLflow takes 1000
 PARAMS_AT_ONCE = 90  # MLflow takes 100
+
+
+def require_database(uri: str) -> None:
+    """Raise RunError if SQLite's file cannot be opened: MLflow would try it for 100 seconds."""
+    scheme, _, path = uri.partition(":///")
+    if not scheme.startswith("sqlite"):
+        return
+    try:
+        with closing(sqlite3.connect(path.partition("?")[0])) as base:
+            base.execute("PRAGMA schema_version")
+    except (sqlite3.Error, ValueError) as error:
+        raise RunError(f"{uri}: {error}.") from None
 
 
 class MLflowRun:
@@ -47,6 +60,7 @@ class MLflowRun:
     def client(self) -> "MlflowClient":
         """MLflow's client."""
         if self._client is None:
+            require_database(self.uri)
             from mlflow.tracking import MlflowClient
 
             self._client = MlflowClient(self.uri)

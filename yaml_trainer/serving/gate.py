@@ -67,11 +67,19 @@ def foreign(headers: Headers, method: str, names: tuple[str, ...] | None) -> str
         more = "python -m trainer.serve --name HOST gives it another name"
         return f"this server is not {host[:200]!r}; it answers to {known} ({more})"
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and _place_of(origin) != host.lower():
         return f"a page of {origin[:200]!r} may not ask this server"
     if method == "POST" and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
         return "a page of another site may not ask this server"
     return ""
+
+
+def _place_of(origin: str) -> str | None:
+    """The name and the port of an Origin header, in small letters; None if it is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _name_of(host: str) -> str | None:

@@ -10,18 +10,21 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from litserve import LitServer
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from trainer.process.errors import UsageError, WorkerDied
 from yaml_trainer.serving.engine import Classifier
 from yaml_trainer.serving.gate import Gate
 from yaml_trainer.serving.metrics import TEXT, Counts
+from yaml_trainer.serving.protocol import Bounded
 from yaml_trainer.serving.settings import Serving
 from yaml_trainer.serving.uploads import Desk
 
@@ -67,6 +70,7 @@ def serve(settings: Serving) -> int:
             generate_client_file=False,
             limit_concurrency=CONNECTIONS,
             server_header=False,
+            http=partial(Bounded, seconds=settings.timeout),
         )
     except (KeyboardInterrupt, EOFError, ConnectionError):
         pass  # before it was ready, or multiprocessing's manager is gone
@@ -112,6 +116,7 @@ class Server(LitServer):  # type: ignore[misc]
         self._monitor_workers = False  # ``_watch`` does
         self.has_died = self.is_stopping = False
         self.app.state.desk = self.desk
+        self.app.add_exception_handler(RequestValidationError, _not_understood)
         routes = self.app.router.routes
         routes[:] = [route for route in routes if getattr(route, "path", "") != "/"]
         for path, (file, kind) in PAGE.items():
@@ -183,6 +188,11 @@ def _end_with_parent(parent: int, others: list[int]) -> None:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
     os._exit(1)
+
+
+async def _not_understood(request: Request, error: Exception) -> Response:
+    """The answer to an option that is none: FastAPI's own has another form than all others."""
+    return JSONResponse({"detail": "expected ?explain=true or ?explain=false, or no option"}, 400)
 
 
 def _file(name: str, kind: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from yaml_trainer.serving.settings import Serving
@@ -80,6 +81,8 @@ async def read_upload(request: Request, explain: bool = False) -> AsyncIterator[
         except TimeoutError:
             why = f"the request did not arrive within {settings.timeout} s"
             raise HTTPException(408, why, {"Connection": "close"}) from None
+        except ClientDisconnect:  # nobody reads the answer; it is counted
+            raise HTTPException(400, "the request ended before its body did") from None
         if not content:
             raise HTTPException(400, f"there is no picture in the request; {HOW}")
         yield Upload(content, explain, desk.requests)
