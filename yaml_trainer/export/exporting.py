@@ -265,7 +265,8 @@ def onnx_content(
     size = sum(tensor.nbytes for tensor in exported.state_dict.values())
     if size > MAX_ONNX:
         raise RunError(
-            f"{name} takes {size / 2**30:.1f} GiB, and an ONNX file holds at most 2; use --format pt2."
+            f"{name} takes {size / 2**30:.1f} GiB, and an ONNX file holds at most 2; use --format "
+            "pt2."
         )
     with as_run_error(f"ONNX cannot express {name}"), quiet():
         made = torch.onnx.export(
