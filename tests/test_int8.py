@@ -168,14 +168,14 @@ def test_calibration_reads_only_training_images(run, notes, tmp_path):
 
 
 def test_the_command_calibrates_on_the_training_images(run, tmp_path, monkeypatch):
-    given = []
+    given: list[str] = []
 
     def quantised(file, images):
         given.extend(images.dataset.ids[index] for index in images.indices.tolist())
         return file.read_bytes()
 
     monkeypatch.setattr(int8, "quantised", quantised)
-    monkeypatch.setattr(int8.latency, "ROUNDS", 1)
+    monkeypatch.setattr(latency, "ROUNDS", 1)
     assert main([str(run), "--format", "onnx", "--int8", "--output", str(tmp_path)]) == 0
     assert sorted(given) == sorted(read_json(run / "split.json")["train"])
 
