@@ -1,5 +1,6 @@
 """``yaml_trainer.load``: what a model says in Python is what the command predict says."""
 
+import dataclasses
 import io
 import json
 import random
@@ -21,9 +22,11 @@ from PIL import Image
 
 import yaml_trainer
 from datasets.images import read_image
+from trainer.build.trained import load_trained
+from trainer.components.calibration import Calibration
 from trainer.predict import main as predict
 from trainer.train import main as train
-from yaml_trainer import Answer, InputError, TrainerError, load
+from yaml_trainer import Answer, InputError, Model, TrainerError, load
 
 MANY_VAL = "split.ratios=[3,5,2]"  # of the 50 notes, 25 or so are val
 
@@ -159,6 +162,16 @@ def test_each_option_does_what_that_of_the_command_does(words, options, run, mod
             assert answer.label_set == (tuple(entry["set"]) if "set" in entry else None)
             assert answer.is_unknown == entry.get("unknown", False)
             assert answer.score == entry.get("score")
+
+
+def test_uncalibrated_probabilities_are_those_without_the_temperature(run, photos):
+    trained = load_trained(run)
+    calibration = Calibration(used=True, why="", images=25, temperature=4.0)
+    model = Model([dataclasses.replace(trained, calibration=calibration)])
+    logits = trained.logits(trained.inputs([read_image(path) for path in photos])).double()
+    for calibrated, temperature in ((True, 4.0), (False, 1.0)):
+        found = torch.tensor(chances(model.predict(photos, calibrated=calibrated))).double()
+        torch.testing.assert_close(found, (logits / temperature).softmax(1), rtol=0, atol=1e-6)
 
 
 def test_several_runs_are_one_model_the_mean_of_the_probabilities(shared, photos, listed):

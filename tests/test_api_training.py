@@ -251,7 +251,7 @@ def test_ctrl_c_before_training_begins_leaves_nothing(config_file, runs, monkeyp
         os.kill(os.getpid(), signal.SIGINT)
 
     before = handlers()
-    monkeypatch.setattr("trainer.build.prepare.prepare", ask)
+    monkeypatch.setattr("trainer.loop.fit.prepare", ask)
     with pytest.raises(KeyboardInterrupt, match="before training began, nothing was written"):
         train(config_file, runs=runs)
     assert handlers() == before and not runs.exists()

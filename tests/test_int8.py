@@ -167,6 +167,19 @@ def test_calibration_reads_only_training_images(run, notes, tmp_path):
     )
 
 
+def test_the_command_calibrates_on_the_training_images(run, tmp_path, monkeypatch):
+    given: list[str] = []
+
+    def quantised(file, images):
+        given.extend(images.dataset.ids[index] for index in images.indices.tolist())
+        return file.read_bytes()
+
+    monkeypatch.setattr(int8, "quantised", quantised)
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    assert main([str(run), "--format", "onnx", "--int8", "--output", str(tmp_path)]) == 0
+    assert sorted(given) == sorted(read_json(run / "split.json")["train"])
+
+
 def test_of_many_training_images_a_fixed_number_is_drawn_by_the_seed(run, notes, monkeypatch):
     monkeypatch.setattr(int8, "CALIBRATION", 5)
     train = read_json(run / "split.json")["train"]

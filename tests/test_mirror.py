@@ -30,6 +30,7 @@ from tests.conftest import exit_code_of, fork
 from trainer.mirror import main
 from trainer.process.lock import hold
 from yaml_trainer.mirror import following
+from yaml_trainer.mirror.points import Lines
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -296,6 +297,32 @@ def test_what_a_resumed_run_was_cut_back_by_is_replaced(finished, tmp_path, to):
         stages = [path.read_text() for path in place.glob("*/*/meta.yaml")]
         assert sum("lifecycle_stage: deleted" in text for text in stages) == 1
         assert sum(f"run_name: {run.name}" in text for text in stages) == 2
+
+
+def test_points_that_have_not_come_again_when_the_run_ends_are_removed(finished, tmp_path):
+    run, place = finished(), tmp_path / "csv"
+    set_result(run, status="stopped")
+    assert mirror(run, "csv", place) == 0
+    before = held("csv", place, run)
+    write_lines(run, lines_of(run)[:-2])  # the values of the steps before are the same
+    set_result(run, status="done")
+    assert mirror(run, "csv", place) == 0
+    assert held("csv", place, run) == points_of(run) != before
+
+
+def test_a_file_that_was_cut_and_has_grown_past_its_old_end_is_read_again(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+
+    def write(losses):
+        lines = [{"step": step, "loss": loss} for step, loss in losses.items()]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    lines = Lines(file)
+    write({0: 1.0, 1: 2.0, 2: 3.0})
+    assert lines.read() == {0, 1, 2}
+    write({0: 1.0, 1: 5.0, 3: 6.0, 4: 7.0})
+    assert lines.read() == {0, 1, 2, 3, 4}
+    assert lines.rows == {0: {"loss": 1.0}, 1: {"loss": 5.0}, 3: {"loss": 6.0}, 4: {"loss": 7.0}}
 
 
 def test_a_run_that_goes_on_to_the_same_bits_stays_the_same_run_of_mlflow(finished, tmp_path):

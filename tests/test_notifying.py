@@ -12,7 +12,9 @@ import pytest
 
 import yaml_trainer
 from tests.conftest import exit_code_of, fork
+from trainer.config import load_config
 from trainer.train import main as train
+from yaml_trainer.notifying import Notice
 
 
 class Server:
@@ -118,12 +120,21 @@ def test_who_does_not_answer_is_a_note_and_changes_no_exit_code(server, start, c
     assert "secretpw" not in output
 
 
-def test_a_refusal_is_a_note_and_an_error_keeps_its_exit_code(server, start, capsys):
+def test_a_refusal_is_a_note_and_an_error_keeps_its_exit_code(server, start, capsys, caplog):
     server.status = 500
     assert start("notify={}", "optimizer.lr=1e30", "train.epochs=3") == 4
     output = "".join(capsys.readouterr())
     assert "did not take the message" in output
     assert "secretpw" not in output
+    assert not [record for record in caplog.records if record.name.startswith("apprise")]
+
+
+def test_a_long_message_is_cut(server, config_file):
+    notice = Notice(load_config(config_file, ["notify={}"]), "run", "small")
+    notice.check()
+    notice.send("failed", "x" * 9000)
+    (message,) = server.messages
+    assert message["message"].count("x") == 2000
 
 
 def test_an_address_that_is_absent_or_wrong_is_told_before_training(

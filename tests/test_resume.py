@@ -61,6 +61,7 @@ MAY_CHANGE = {
     "train.skip_non_finite": 2,
     "train.parallel": "fsdp",
     "evaluation.tta": "flip",  # it changes no weight
+    "notify": {},
     "store.root": "elsewhere",
     "store.gigabytes": 3,
     "store.days": 3,

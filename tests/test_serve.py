@@ -1,6 +1,8 @@
 """``trainer.serve``: a real server on this machine, asked as programs and browsers ask it."""
 
+import asyncio
 import base64
+import dataclasses
 import http.client
 import json
 import os
@@ -16,6 +18,8 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -32,9 +36,12 @@ from trainer.process.stop import StopRequest
 from trainer.serve import main
 
 pytest.importorskip("litserve", reason='pip install -e ".[serve]"')
+from fastapi import HTTPException, Request
+
 from yaml_trainer.serving.answering import Answering
 from yaml_trainer.serving.engine import Engine, Job, gather
-from yaml_trainer.serving.uploads import Upload
+from yaml_trainer.serving.settings import Serving
+from yaml_trainer.serving.uploads import Desk, Upload, read_upload
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "a token of more than sixteen characters"
@@ -570,3 +577,30 @@ def test_a_batch_waits_only_for_requests_that_are_on_their_way():
     assert gathered(3, 3, 3, 3) == (3, False)
     assert gathered(9, 9, 9, 9, most=2) == (2, False)
     assert gathered(2, wait=0.3) == (1, True)
+
+
+def test_all_requests_together_hold_no_more_than_eight_times_the_bytes_of_one():
+    fields: Any = dict.fromkeys(each.name for each in dataclasses.fields(Serving))
+    desk = Desk(Serving(**fields | {"max_queue": 99, "max_bytes": 100, "timeout": 5}))
+    app = SimpleNamespace(state=SimpleNamespace(desk=desk))
+
+    async def statuses(sizes):
+        found, readers = [], []
+        for size in sizes:
+
+            async def receive(size=size):
+                return {"type": "http.request", "body": bytes(size), "more_body": False}
+
+            scope = {"type": "http", "app": app, "headers": [], "method": "POST"}
+            readers.append(read_upload(Request(scope, receive)))
+            try:
+                await anext(readers[-1])
+                found.append(200)
+            except HTTPException as refused:
+                found.append(refused.status_code)
+        for reader in readers:
+            await anext(reader, None)
+        return found
+
+    assert asyncio.run(statuses([100] * 8 + [1, 101])) == [200] * 8 + [429, 413]
+    assert (desk.requests, desk.held) == (0, 0)

@@ -31,13 +31,13 @@ from transforms.own import Letterbox, LinearTransformation, Normalize, ToTensor
 from transforms.pipeline import Pipeline
 from yaml_trainer.export import exporting
 from yaml_trainer.export.export_check import Sample
-from yaml_trainer.export.exporting import write_pt2
+from yaml_trainer.export.exporting import onnx_model, write_pt2
 from yaml_trainer.export.model_card import describe_model, program
 from yaml_trainer.export.odd_pictures import odd_pictures
-from yaml_trainer.export.preparing import Prepare, preparation_of, takes_any_size
+from yaml_trainer.export.preparing import Prepare, takes_any_size
 from yaml_trainer.export.program_check import check_program, run_program
 from yaml_trainer.export.resizing import resized
-from yaml_trainer.export.whole import Whole, describe_whole, export, onnx_content
+from yaml_trainer.export.whole import Whole, describe_whole, export, picture_onnx
 from yaml_trainer.export.whole_check import noise
 
 pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
@@ -257,6 +257,21 @@ def test_a_graph_that_answers_otherwise_is_not_kept(run, tmp_path, monkeypatch, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_graph_whose_unknown_is_another_is_not_kept(run, tmp_path, monkeypatch, capsys):
+    honest = Whole.forward
+
+    def forward(self, image):
+        chances, logits, unknown = honest(self, image)
+        return chances, logits, unknown + 0.05 * (1 + unknown.abs())
+
+    monkeypatch.setattr(Whole, "forward", forward)
+    words = ["--format", "pt2", "--with-preprocessing", "--output", str(tmp_path / "out")]
+    assert main([str(run), *words, "--reject", "0.9"]) == 5
+    told = capsys.readouterr().err
+    assert "tiny-picture.pt2 was removed" in told and "and unknown by" in told
+    assert not (tmp_path / "out").exists()
+
+
 # --- programs -------------------------------------------------------------------------------------
 
 
@@ -396,14 +411,13 @@ def test_programs_of_other_channels_and_bits_answer_as_predict_or_refuse(
 def test_a_graph_of_16_bits_takes_uint16_and_answers_as_predict(untrained, tmp_path):
     trained, _ = untrained(channels=4, form=Form("keep", 16))
     card = describe_whole(trained, {}, None, None)
-    whole = Whole(trained, preparation_of(trained), None).eval()
-    content, read = onnx_content(export(whole, trained, None), card)
+    whole = Whole(trained, Prepare(trained.pipeline, trained.form.bits), None).eval()
     place = tmp_path / "tiny-picture.onnx"
-    place.write_bytes(content)
+    place.write_bytes(picture_onnx(export(whole, trained, None), card))
     assert card["input"]["type"] == "uint16"
     image = noise(trained, 50, 70)
     expected = trained.probabilities(trained.inputs([image]))[0]
-    torch.testing.assert_close(read(place)(image)[0], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(onnx_model(place)(image)[0], expected, rtol=0, atol=1e-4)
     beside = tmp_path / "tiny-picture_onnx.py"
     beside.write_text(program("onnx", trained, whole="tiny-picture"))
     assert equal_and_refused(check_program(beside, trained)) == (3, 38)
@@ -425,7 +439,7 @@ def test_a_graph_makes_probabilities_as_the_run_does(untrained, loss, has_severa
         thresholds=torch.full((5,), 0.5) if has_several else None,
         calibration=Calibration(True, "", 100, temperature) if temperature else None,
     )
-    whole = Whole(trained, preparation_of(trained), None)
+    whole = Whole(trained, Prepare(trained.pipeline, trained.form.bits), None)
     for logits in (torch.tensor([-3.0, 0.5, 2.0, 0.0, 9.0]), torch.tensor([-120.0, -99, 0, 1, 2])):
         expected = trained.chances(logits[None], trained.temperature)[0]
         torch.testing.assert_close(whole.probabilities(logits), expected, rtol=1e-5, atol=1e-7)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.process.command_line import Parser
-from trainer.process.console import say, say_but_no_weights
+from trainer.process.console import say
 from trainer.process.errors import Stopped, UsageError
 from trainer.process.exits import exit_code_of
 from trainer.process.launch import as_typed, is_first, is_one_of_several, run_as_command
@@ -122,11 +122,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
             require_known_arguments(config)
             print(config.print() if is_first() else "", end="")
             return
-        from trainer.build.prepare import distribute, fetch, prepare
+        from trainer.build.prepare import distribute, fetch
         from trainer.distributed.processes import joined, on_every_rank, on_main
-        from trainer.loop.fit import fit
-        from trainer.run.checkpoint import checkpoints
-        from trainer.run.folder import data_path_of
+        from trainer.loop.fit import fit, prepare_run
         from trainer.run.restarts import run_before_restart
         from yaml_trainer.notifying import result_text, telling
     is_trial = bool(arguments.dry_run or arguments.profile)
@@ -143,19 +141,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
                 own = on_main(lambda: config.own.sha256)
                 on_every_rank(lambda: require_same_file(config, own))
                 on_every_rank(lambda: fetch(config))
-            began = on_main(lambda: data_path_of(folder))
-            is_restored = on_main(lambda: folder is not None and bool(checkpoints(folder)))
-            told = say_but_no_weights if is_restored else say
-            job = on_every_rank(lambda: prepare(config, told, began, is_restored=is_restored))
+            job = prepare_run(config, folder)
         if arguments.dry_run:
             look_at(job, folder)
             return
         if arguments.profile:
-            from trainer.loop.summary import introduce
-            from trainer.tuning.profiling import profile_steps
-
-            introduce(job, say)
-            profile_steps(job, arguments.profile, arguments.runs / config.name / "profile", say)
+            profile(job, arguments.profile, arguments.runs / config.name / "profile")
             return
         distribute(job, say)
         notice.text = result_text(fit(job, arguments.runs, folder, say, stop))
@@ -186,9 +177,10 @@ def read(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple["Conf
     if is_first():
         for message in config.messages:
             print(message, file=sys.stderr)
-    alone = "--dry-run" * arguments.dry_run or "--profile" * bool(arguments.profile)
-    if alone and is_one_of_several() and not arguments.print_config:
-        raise UsageError(f"{alone} looks at one process; leave torchrun out.")
+    is_trial = arguments.dry_run or arguments.profile
+    if is_trial and is_one_of_several() and not arguments.print_config:
+        option = "--dry-run" if arguments.dry_run else "--profile"
+        raise UsageError(f"{option} looks at one process; leave torchrun out.")
     return config, folder
 
 
@@ -218,6 +210,15 @@ def look_at(job: "Job", folder: Path | None) -> None:
     if folder is not None:
         require_same_split(job, read_json(folder / "result.json").get("split"), folder)
     dry_run(job, say)
+
+
+def profile(job: "Job", steps: int, folder: Path) -> None:
+    """Do what ``--profile`` asks for."""
+    from trainer.loop.summary import introduce
+    from trainer.tuning.profiling import profile_steps
+
+    introduce(job, say)
+    profile_steps(job, steps, folder, say)
 
 
 if __name__ == "__main__":

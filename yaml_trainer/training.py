@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.process.console import say, say_but_no_weights
+from trainer.process.console import say
 from trainer.process.errors import Stopped, UsageError
 from trainer.process.exits import Exit, message_of
 from trainer.process.launch import is_one_of_several
@@ -172,11 +172,8 @@ def _train(config: "Config", runs: Path, folder: Path | None, stop: StopRequest)
     """What ``trainer.train`` does in one process."""
     import torch
 
-    from trainer.build.prepare import prepare
-    from trainer.loop.fit import fit
+    from trainer.loop.fit import fit, prepare_run
     from trainer.process.start import collecting_later
-    from trainer.run.checkpoint import checkpoints
-    from trainer.run.folder import data_path_of
     from yaml_trainer.notifying import result_text, telling
 
     with (
@@ -186,9 +183,7 @@ def _train(config: "Config", runs: Path, folder: Path | None, stop: StopRequest)
     ):
         notice.check()
         with collecting_later():
-            is_restored = folder is not None and bool(checkpoints(folder))
-            told = say_but_no_weights if is_restored else say
-            job = prepare(config, told, data_path_of(folder), is_restored=is_restored)
+            job = prepare_run(config, folder)
         try:
             run = fit(job, runs, folder, say, stop)
             notice.text = result_text(run)

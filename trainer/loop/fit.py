@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from trainer.build.job import Job
+from trainer.build.prepare import prepare
 from trainer.comparing.grown import grown
 from trainer.comparing.predictions import PREDICTIONS
 from trainer.components.decisions import as_thresholds, number_of_each
 from trainer.components.own import COPY
+from trainer.config import Config
 from trainer.distributed import processes
-from trainer.distributed.processes import is_main, on_main
+from trainer.distributed.processes import is_main, on_every_rank, on_main
 from trainer.input.subset import Subset, decoded
 from trainer.insight.board import Board, show_end, show_start
 from trainer.insight.findings import ReportData
@@ -45,7 +47,7 @@ from trainer.loop.resume import Found, adopt, check, restore, send_content
 from trainer.loop.state import State
 from trainer.loop.step import new_task
 from trainer.loop.summary import conclude, introduce, pictures_of_a_tag, shows_tensorboard
-from trainer.process.console import Say
+from trainer.process.console import Say, say, say_but_no_weights
 from trainer.process.errors import (
     ComponentError,
     NoAnswer,
@@ -56,11 +58,19 @@ from trainer.process.errors import (
 )
 from trainer.process.launch import as_typed
 from trainer.process.stop import StopRequest
-from trainer.run.checkpoint import Entry
+from trainer.run.checkpoint import Entry, checkpoints
 from trainer.run.disk import read_json
-from trainer.run.folder import create_run, lock_run, read_metrics, tensorboard_command
+from trainer.run.folder import create_run, data_path_of, lock_run, read_metrics, tensorboard_command
 from trainer.run.log import Lengths, NoLog, RunLog
 from trainer.run.saver import Saver
+
+
+def prepare_run(config: Config, folder: Path | None) -> Job:
+    """The Job of a run that begins, or of the one in ``folder``, which goes on; prints notes."""
+    began = on_main(lambda: data_path_of(folder))
+    is_restored = on_main(lambda: folder is not None and bool(checkpoints(folder)))
+    told = say_but_no_weights if is_restored else say
+    return on_every_rank(lambda: prepare(config, told, began, is_restored=is_restored))
 
 
 class Start(NamedTuple):

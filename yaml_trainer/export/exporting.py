@@ -161,12 +161,23 @@ def keep(
 def export(
     trained: TrainedModel, inputs: Tensor, rejection: Rejection | None = None
 ) -> torch.export.ExportedProgram:
-    """Return the model as a graph for batches of any size, without paths of this machine."""
+    """Return the model as a graph for batches of any size."""
     model = plain_copy(trained.model if rejection is None else rejection.network)
     example = inputs[torch.arange(2) % len(inputs)]
-    sizes = ({0: torch.export.Dim("batch", min=1)},)
-    with as_run_error(f"torch.export cannot export {trained.model_name}"), quiet():
-        exported = torch.export.export(model, (example,), dynamic_shapes=sizes, strict=False)
+    return as_graph(model, example, {0: torch.export.Dim("batch", min=1)}, trained.model_name)
+
+
+def as_graph(
+    model: nn.Module, example: Tensor, free: Mapping[int, Any], name: str
+) -> torch.export.ExportedProgram:
+    """A module as a graph, without paths of this machine.
+
+    free: the dimensions of its input that may have another size than in ``example``.
+    """
+    with as_run_error(f"torch.export cannot export {name}"), quiet():
+        exported = torch.export.export(
+            model, (example,), dynamic_shapes=(dict(free),), strict=False
+        )
     for module in exported.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)
@@ -183,53 +194,87 @@ def write_pt2(
     folder: Path, trained: TrainedModel, sample: Sample, card: dict[str, Any], exported: Any
 ) -> tuple[Path, Difference]:
     """Write NAME.pt2, which PyTorch reads without this project, with NAME.json and NAME_pt2.py."""
-    name = trained.config.name
-    content = io.BytesIO()
-    with as_run_error("pt2"), quiet():
-        torch.export.save(exported, content, extra_files={"card.json": json.dumps(card)})
-
-    def read(path: Path) -> Network:
-        model: Network = torch.export.load(path).module()
-        return model
-
-    difference = keep(folder / f"{name}.pt2", content.getvalue(), read, trained, sample)
-    disk.write_json(folder / f"{name}.json", card)
-    disk.write_file(
-        folder / f"{name}_pt2.py", program("pt2", trained, sample.rejection is not None)
-    )
-    return folder / f"{name}.pt2", difference
+    path = folder / f"{trained.config.name}.pt2"
+    difference = keep(path, pt2_content(exported, card), pt2_model, trained, sample)
+    write_beside(path, "pt2", trained, sample, card)
+    return path, difference
 
 
 def write_onnx(
     folder: Path, trained: TrainedModel, sample: Sample, card: dict[str, Any], exported: Any
 ) -> tuple[Path, Difference]:
     """Write NAME.onnx, one file with the card in its metadata, with NAME.json and NAME_onnx.py."""
-    name, content = trained.config.name, onnx_content(trained, sample, card, exported)
-    difference = keep(folder / f"{name}.onnx", content, onnx_model, trained, sample)
-    disk.write_json(folder / f"{name}.json", card)
-    disk.write_file(
-        folder / f"{name}_onnx.py", program("onnx", trained, sample.rejection is not None)
-    )
-    return folder / f"{name}.onnx", difference
+    path, content = folder / f"{trained.config.name}.onnx", onnx_of(trained, sample, card, exported)
+    difference = keep(path, content, onnx_model, trained, sample)
+    write_beside(path, "onnx", trained, sample, card)
+    return path, difference
+
+
+def write_openvino(
+    folder: Path, trained: TrainedModel, sample: Sample, card: dict[str, Any], exported: Any
+) -> tuple[Path, Difference]:
+    """Write NAME.xml, NAME.bin beside it, NAME.json and NAME_openvino.py; made of the ONNX file."""
+    path, content = folder / f"{trained.config.name}.xml", onnx_of(trained, sample, card, exported)
+    with as_run_error(f"OpenVINO cannot express {trained.model_name}"), quiet():
+        graph, weights = as_openvino(content, card)
+    difference = keep(path, graph, openvino_model, trained, sample, weights)
+    write_beside(path, "openvino", trained, sample, card)
+    return path, difference
+
+
+def write_beside(
+    path: Path, kind: str, trained: TrainedModel, sample: Sample, card: dict[str, Any]
+) -> None:
+    """Write the card and the program beside a file of a format."""
+    disk.write_json(path.with_suffix(".json"), card)
+    text = program(kind, trained, sample.rejection is not None)
+    disk.write_file(path.with_name(f"{path.stem}_{kind}.py"), text)
+
+
+def pt2_content(exported: torch.export.ExportedProgram, card: dict[str, Any]) -> bytes:
+    """The bytes of a .pt2 file, with the card in it."""
+    content = io.BytesIO()
+    with as_run_error("pt2"), quiet():
+        torch.export.save(exported, content, extra_files={"card.json": json.dumps(card)})
+    return content.getvalue()
+
+
+def pt2_model(path: Path) -> Network:
+    """The model of a .pt2 file."""
+    model: Network = torch.export.load(path).module()
+    return model
+
+
+def onnx_of(trained: TrainedModel, sample: Sample, card: dict[str, Any], exported: Any) -> bytes:
+    """``onnx_content`` for batches of any size."""
+    outputs = ["logits"] + ["unknown"] * (sample.rejection is not None)
+    return onnx_content(exported, card, trained.model_name, outputs, {0: "batch"})
 
 
 def onnx_content(
-    trained: TrainedModel, sample: Sample, card: dict[str, Any], exported: Any
+    exported: torch.export.ExportedProgram,
+    card: dict[str, Any],
+    name: str,
+    outputs: Sequence[str],
+    free: Mapping[int, str],
 ) -> bytes:
-    """The bytes of an ONNX file, with the card in its metadata."""
+    """The bytes of an ONNX file, with the card in its metadata.
+
+    name: of the model, for errors. free: the names of the input's dimensions of any size.
+    """
     size = sum(tensor.nbytes for tensor in exported.state_dict.values())
     if size > MAX_ONNX:
         raise RunError(
-            f"{trained.model_name} takes {size / 2**30:.1f} GiB, and an ONNX file holds at "
-            "most 2; use --format pt2 or safetensors."
+            f"{name} takes {size / 2**30:.1f} GiB, and an ONNX file holds at most 2; use --format "
+            "pt2."
         )
-    with as_run_error(f"ONNX cannot express {trained.model_name}"), quiet():
+    with as_run_error(f"ONNX cannot express {name}"), quiet():
         made = torch.onnx.export(
             exported,
             dynamo=True,
-            input_names=["images"],
-            output_names=["logits"] + ["unknown"] * (sample.rejection is not None),
-            dynamic_shapes=({0: "batch"},),
+            input_names=[card["input"]["name"]],
+            output_names=outputs,
+            dynamic_shapes=(dict(free),) if free else None,
             verbose=False,
         )
         assert made is not None
@@ -239,24 +284,8 @@ def onnx_content(
         return bytes(proto.SerializeToString())
 
 
-def write_openvino(
-    folder: Path, trained: TrainedModel, sample: Sample, card: dict[str, Any], exported: Any
-) -> tuple[Path, Difference]:
-    """Write NAME.xml, NAME.bin beside it, NAME.json and NAME_openvino.py; made of the ONNX file."""
-    path, name = folder / f"{trained.config.name}.xml", trained.config.name
-    content = onnx_content(trained, sample, card, exported)
-    with as_run_error(f"OpenVINO cannot express {trained.model_name}"), quiet():
-        graph, weights = as_openvino(content, card)
-    difference = keep(path, graph, openvino_model, trained, sample, weights)
-    disk.write_json(folder / f"{name}.json", card)
-    disk.write_file(
-        folder / f"{name}_openvino.py", program("openvino", trained, sample.rejection is not None)
-    )
-    return path, difference
-
-
 def onnx_model(path: Path, threads: int | None = None) -> Network:
-    """Return a function that runs an ONNX file in ONNX Runtime on the CPU.
+    """Return a function that runs an ONNX file of one input in ONNX Runtime on the CPU.
 
     threads: how many it computes with; None for as many as PyTorch.
     """
@@ -266,9 +295,10 @@ def onnx_model(path: Path, threads: int | None = None) -> Network:
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (only,) = session.get_inputs()
 
     def model(images: Tensor) -> list[Tensor]:
-        return [*map(torch.from_numpy, session.run(None, {"images": images.numpy()}))]
+        return [*map(torch.as_tensor, session.run(None, {only.name: images.numpy()}))]
 
     return model
 

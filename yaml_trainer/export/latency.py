@@ -21,7 +21,7 @@ from trainer.drawing.columns import fit_columns, terminal_width
 from trainer.process.console import bar
 from trainer.run import disk
 from yaml_trainer.export.export_check import Network, note
-from yaml_trainer.export.exporting import Exported, as_run_error, onnx_model, quiet
+from yaml_trainer.export.exporting import Exported, as_run_error, onnx_model, pt2_model, quiet
 from yaml_trainer.export.openvino_file import openvino_model
 
 ROUNDS = 15
@@ -183,12 +183,6 @@ def lines_of(turns: Mapping[str, Mapping[int, Turns]]) -> list[str]:
         )
     lines, _ = fit_columns(cells, terminal_width(), ())
     return lines
-
-
-def pt2_model(path: Path) -> Network:
-    """The model of a .pt2 file."""
-    model: Network = torch.export.load(path).module()
-    return model
 
 
 READ: dict[str, Callable[[Path], Network]] = {

@@ -4,20 +4,19 @@ torchvision's own code asks for the size of a picture in ``if``; an exporter wou
 of one picture for all. Here sizes are numbers to compute with.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torchvision.transforms.v2 as v2
 from torch import Tensor, nn
 
-from trainer.build.trained import TrainedModel
 from trainer.process.errors import RunError
 from transforms.own import Letterbox, LinearTransformation, Normalize, ToTensor
 from transforms.pipeline import Pipeline
 from yaml_trainer.export.resizing import Size, resized
 
-Step = Callable[[Tensor], Tensor]
+OTHER_SIZES = ((37, 53), (64, 40), (300, 211))  # height and width of pictures to try
 _BILINEAR, _BICUBIC = v2.InterpolationMode.BILINEAR, v2.InterpolationMode.BICUBIC
 
 
@@ -51,16 +50,10 @@ class Prepare(nn.Module):
         return levels
 
 
-def preparation_of(trained: TrainedModel) -> Prepare:
-    """The run's eval transforms as a module. Raises RunError for one that no graph can express."""
-    return Prepare(trained.pipeline, trained.form.bits)
-
-
 def takes_any_size(prepare: Prepare, channels: int, shape: tuple[int, int, int]) -> bool:
     """Whether pictures of all sizes become ``shape`` (C, H, W)."""
-    sizes = ((37, 53), (64, 40), (300, 211))
     try:
-        made = [prepare(torch.zeros(channels, *size, dtype=torch.uint8)) for size in sizes]
+        made = [prepare(torch.zeros(channels, *size, dtype=torch.uint8)) for size in OTHER_SIZES]
     except (RuntimeError, IndexError):
         return False
     return all(tuple(one.shape[-3:]) == shape for one in made)

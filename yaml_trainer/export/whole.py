@@ -1,8 +1,6 @@
 """Exports a run's model together with its preprocessing: a picture in, probabilities out."""
 
-import io
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,16 +15,17 @@ from trainer.build.trained import TrainedModel, probability_kind
 from trainer.components.novelty import split_scores
 from trainer.drawing.page import render
 from trainer.inference.prediction import choose_rejection
-from trainer.process.errors import NO_ANSWER, NoAnswer, RunError, component_place
+from trainer.process.errors import NO_ANSWER, NoAnswer, component_place
 from trainer.run import disk
 from trainer.run.known import Rejection
 from yaml_trainer.export.exporting import (
-    MAX_ONNX,
-    as_run_error,
-    card_strings,
+    as_graph,
     load_for_export,
+    onnx_content,
+    onnx_model,
     plain_copy,
-    quiet,
+    pt2_content,
+    pt2_model,
 )
 from yaml_trainer.export.model_card import (
     MAX_LISTED,
@@ -35,13 +34,11 @@ from yaml_trainer.export.model_card import (
     program,
     shorter_side,
 )
-from yaml_trainer.export.preparing import Prepare, preparation_of, takes_any_size
+from yaml_trainer.export.preparing import Prepare, takes_any_size
 from yaml_trainer.export.program_check import check_program
 from yaml_trainer.export.whole_check import Pictures, compare, pictures_to_try
 
 PICTURE_TEMPLATE = Path(__file__).parent / "templates" / "picture.md.j2"
-
-Read = Callable[[Path], Callable[[Tensor], Sequence[Tensor]]]
 
 
 class Whole(nn.Module):
@@ -95,7 +92,7 @@ def export_whole(
     a graph, or if a file or its program answers otherwise than ``predict``.
     """
     trained, config = load_for_export(run, overrides)
-    prepare = preparation_of(trained)
+    prepare = Prepare(trained.pipeline, trained.form.bits)
     pictures = pictures_to_try(trained, config, images)
     rejection = choose_rejection(trained, *reject) if reject else None
     channels = trained.image_channels
@@ -113,8 +110,8 @@ def export_whole(
         with disk.all_or_nothing():
             disk.make_output_folder(folder)
             path = folder / f"{trained.config.name}-picture.{name}"
-            content, read = CONTENT[name](exported, card)
-            told = compare(path, content, read, trained, rejection, pictures)
+            content = CONTENT[name](exported, card)
+            told = compare(path, content, READ[name], trained, rejection, pictures)
             disk.write_json(path.with_suffix(".json"), card)
             disk.write_file(folder / f"{path.stem}.md", picture_card(path.stem, card, trained))
             its_program = path.with_name(f"{path.stem}_{name}.py")
@@ -147,62 +144,18 @@ def export(
     dtype = torch.uint16 if trained.form.bits == 16 else torch.uint8
     example = torch.zeros(trained.image_channels, *(sizes or (211, 307)), dtype=dtype)
     dims = {number: torch.export.Dim(name, min=2) for number, name in ((1, "height"), (2, "width"))}
-    with as_run_error(f"torch.export cannot export {trained.model_name}"), quiet():
-        exported = torch.export.export(
-            whole, (example,), dynamic_shapes=({} if sizes else dims,), strict=False
-        )
-    for module in exported.graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)
-    return exported
+    return as_graph(whole, example, {} if sizes else dims, trained.model_name)
 
 
-def pt2_content(exported: torch.export.ExportedProgram, card: dict[str, Any]) -> tuple[bytes, Read]:
-    """The bytes of a .pt2 file, and how it is read."""
-    content = io.BytesIO()
-    with as_run_error("pt2"), quiet():
-        torch.export.save(exported, content, extra_files={"card.json": json.dumps(card)})
-    return content.getvalue(), lambda path: torch.export.load(path).module()
+def picture_onnx(exported: torch.export.ExportedProgram, card: dict[str, Any]) -> bytes:
+    """The bytes of an .onnx file; the card tells names, and whether it takes any size."""
+    free = {1: "height", 2: "width"} if card["input"]["shape"][1] == "height" else {}
+    outputs = [output["name"] for output in card["outputs"]]
+    return onnx_content(exported, card, card["name"], outputs, free)
 
 
-def onnx_content(
-    exported: torch.export.ExportedProgram, card: dict[str, Any]
-) -> tuple[bytes, Read]:
-    """The bytes of an .onnx file with the card in its metadata, and how it is read."""
-    if sum(tensor.nbytes for tensor in exported.state_dict.values()) > MAX_ONNX:
-        raise RunError(f"{card['name']} is too large for an ONNX file of 2 GiB; use --format pt2.")
-    is_free = card["input"]["shape"][1] == "height"
-    with as_run_error(f"ONNX cannot express {card['name']}"), quiet():
-        made = torch.onnx.export(
-            exported,
-            dynamo=True,
-            input_names=["image"],
-            output_names=[output["name"] for output in card["outputs"]],
-            dynamic_shapes=({1: "height", 2: "width"},) if is_free else None,
-            verbose=False,
-        )
-        assert made is not None
-        proto = made.model_proto
-        for key, value in card_strings(card).items():
-            proto.metadata_props.add(key=key, value=value)
-        return proto.SerializeToString(), _onnx_reader
-
-
-CONTENT = {"pt2": pt2_content, "onnx": onnx_content}
-
-
-def _onnx_reader(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors only
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def model(image: Tensor) -> Sequence[Tensor]:
-        return [torch.as_tensor(out) for out in session.run(None, {"image": image.numpy()})]
-
-    return model
+CONTENT = {"pt2": pt2_content, "onnx": picture_onnx}
+READ = {"pt2": pt2_model, "onnx": onnx_model}
 
 
 def describe_whole(

@@ -18,18 +18,17 @@ from trainer.run import disk
 from trainer.run.known import Rejection
 from transforms.keyed import seed_of
 from yaml_trainer.export.export_check import (
+    Network,
     at_most_max_images,
     image_files,
     note,
     test_images_of,
 )
 from yaml_trainer.export.exporting import as_run_error, quiet
+from yaml_trainer.export.preparing import OTHER_SIZES
 
 LIMIT = 2e-3  # of a probability: without AVX2, torchvision rounds a resized pixel otherwise
 SCORE_LIMIT = 1e-2  # of ``unknown``, relative to the score
-OTHER_SIZES = ((37, 53), (64, 40), (300, 211))  # height and width of pictures of noise
-
-Network = Callable[[Tensor], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)

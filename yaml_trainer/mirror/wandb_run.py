@@ -26,9 +26,9 @@ class WandbRun:
     """
 
     def __init__(self, place: str | None) -> None:
-        os.environ |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
-        os.environ |= {"WANDB_SILENT": "true", "WANDB_DISABLE_GIT": "true"}
-        os.environ |= {"WANDB_DISABLE_CODE": "true", "WANDB_CONSOLE": "off"}
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
+        os.environ |= {"WANDB_DISABLE_GIT": "true", "WANDB_DISABLE_CODE": "true"}
         self.root = Path(place or os.environ.get("WANDB_DIR") or ".")
         self.rows, self.written = Rows(), ""
         self.about: About | None = None
