@@ -247,12 +247,136 @@ def test_what_the_key_names_wrongly_is_one_fault_however_many_names_are_unknown_
         ("else images / 2", "else images / 2\n\n    def __call__(self, images):\n        "
          "return images.flip(0)", "something else than in a stack"),
         (".float().mean().item()", ".float().mean()", "share_of cannot be used: it gives tensor"),
+        (".float().mean().item()", ".float().mean()", "expected a float; write .item()"),
+        ("images // 2 if", "images[None, None] if", "it gives 5 dimensions"),
+        ("images // 2 if", "images.double() if", "Half cannot be used: it gives torch.float64"),
+        ("images // 2 if", "images.numpy() if", "it gives ndarray; expected a torch.Tensor"),
+        ("images // 2 if", "images.movedim(-3, -1) if", "it gives images (H, W, C)"),
     ],
 )  # fmt: skip
 def test_what_is_no_such_component_is_told_with_its_line_when_it_is_run(mine, old, new, wanted):
     change(mine.parent / "mine.py", old, new)
     faults = faults_of(mine, *["metrics=[accuracy]"] * ("METRICS" in old))
     assert any(wanted in fault and re.match(r"\w+\.(py|yaml):\d+", fault) for fault in faults)
+
+
+DRAWS = "def __call__(self, images: Tensor) -> Tensor:\n        if torch.rand(()) >= self.p:"
+ELSEWHERE = "draws from another generator than torch's"
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ("if np.random.rand() >= self.p:", ELSEWHERE),
+        ("if random.random() >= self.p:", ELSEWHERE),
+        ("if torch.rand((), generator=MINE) >= self.p:", ELSEWHERE),
+        ("if torch.rand(()) < self.p:\n            return images + np.uint8(random.random() * 99)\n"
+         "        if False:", ELSEWHERE),
+        ("if torch.rand(()) < self.p:\n            return images * np.random.rand(1)\n"
+         "        if False:", "it gives torch.float64 for an image of torch.uint8"),
+        ("if torch.rand(()) >= self.p:", None),
+        ("assert images.shape[-1] == 224\n        if torch.rand(()) >= self.p:", None),
+        ("assert images.shape[-1] == 224\n        if random.random() >= self.p:", ELSEWHERE),
+        ("assert images.shape[-1] == 17\n        if random.random() >= self.p:", None),  # untried
+        ("if torch.rand(()) < 0.5:\n            return images / torch.zeros(())\n        if False:",
+         None),  # NaN equals NaN
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["alone", "inside RandomApply"])
+def test_an_own_random_transform_must_draw_from_torch_which_the_trial_leaves_as_it_was(
+    mine, body, wanted, how
+):
+    more = "import random\nimport numpy as np\nimport torch\nMINE = torch.Generator()\n"
+    change(mine.parent / "mine.py", "import torch\n", more)
+    change(mine.parent / "mine.py", "if torch.rand(()) >= self.p:", body)
+    if how != "alone":
+        apply = "{name: RandomApply, transforms: [{name: RandomNegative, p: 0.3}]}"
+        change(mine, "{name: RandomNegative, p: 0.3}", apply)
+    before = torch.get_rng_state()
+    faults = faults_of(mine)
+    assert torch.equal(torch.get_rng_state(), before)
+    if wanted is None:
+        assert faults == []
+    else:
+        (fault,) = faults
+        assert wanted in fault and fault.startswith("own.yaml:8:")
+
+
+def test_after_normalize_an_own_transform_is_tried_with_floats(mine):
+    """Noise of NumPy is float64: so is what becomes of an image to which it is added."""
+    noise = "torch.from_numpy(np.full(images.shape, 0.1))"
+    code = f"\nclass Noise:\n    def __call__(self, images):\n        return images + {noise}\n"
+    change(mine.parent / "mine.py", "import torch\n", "import numpy as np\nimport torch\n")
+    file = mine.parent / "mine.py"
+    file.write_text(file.read_text().replace("\n\nMODELS", f"{code}\n\nMODELS"))
+    change(file, "[Half]", "[Half, Noise]")
+    normal = "    - {name: Normalize, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}\n"
+    change(mine, f"{normal}loader", f"{normal}    - Noise\nloader")
+    (fault,) = faults_of(mine)
+    assert (
+        "own.yaml:14:" in fault and "it gives torch.float64 for an image of torch.float32" in fault
+    )
+    change(file, noise, f"{noise}.float()")
+    assert faults_of(mine) == []
+
+
+def test_a_run_that_draws_elsewhere_can_still_be_used_but_not_trained(mine):
+    file = mine.parent / "mine.py"
+    change(file, "torch.rand(()) >= self.p", "__import__('random').random() >= self.p")
+    config = load_config(mine, by_user=True)
+    assert check_components(config, ranges=False) == [] != check_components(config)
+
+
+def test_a_metric_may_give_a_number_of_numpy_which_is_recorded_as_a_float(train, mine):
+    """``np.float32`` is no Python float, which JSON needs."""
+    given = "(probabilities.argmax(1) == label).float().mean().numpy()[()]"
+    change(mine.parent / "mine.py", given.replace("numpy()[()]", "item()"), given)
+    run = train("train.epochs=1", file=mine)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [type(line["val/share_of"]) for line in lines if "val/share_of" in line] == [float]
+
+
+@pytest.mark.parametrize("how", ["in no list", "without the list"])
+def test_a_class_that_no_list_has_is_told_as_such(mine, how):
+    file = mine.parent / "mine.py"
+    net = "class Net(Small):\n    pass\n\n\nMODELS = [Small]"
+    change(file, "MODELS = [Small]", net if how == "in no list" else net.replace("MODELS", "M"))
+    (fault,) = faults_of(mine, "model=Net")
+    assert (
+        "unknown model 'Net': mine.py defines it, but lists it nowhere; add it to MODELS" in fault
+    )
+    assert "did you mean" not in fault
+    faults = faults_of(mine, "transforms.train.1=Net")
+    assert any("add it to FIXED_TRANSFORMS or RANDOM_TRANSFORMS there" in one for one in faults)
+
+
+@pytest.mark.parametrize(
+    ("default", "given", "wanted"),
+    [
+        ("4", "abc", "expected a number, got the text 'abc'"),
+        ("4", "8", None),
+        ("4.0", "abc", "expected a number, got the text 'abc'"),
+        ("1", "1.5", None),  # an int may stand for a float
+        ("'relu'", "3", "expected text"),
+        ("True", "3", "expected true or false"),
+        ("None", "3", None),
+    ],
+)
+def test_an_argument_without_annotation_has_the_type_of_its_default(mine, default, given, wanted):
+    file = mine.parent / "mine.py"
+    change(file, "width: int = 4) -> None", f"width=4, more={default})")
+    faults = faults_of(mine, f"model.more={given}")
+    assert [wanted in fault for fault in faults] == [True] * (wanted is not None)
+
+
+@pytest.mark.parametrize("loss", ["CrossEntropyLoss", "PowerLoss"])
+def test_a_note_tells_of_a_softmax_at_an_own_models_end(train, mine, capsys, loss):
+    """A loss of one's own may take what it likes."""
+    head = "self.head(F.relu(self.conv(images)).mean((2, 3)))"
+    change(mine.parent / "mine.py", head, f"{head}.softmax(1)")
+    train("train.epochs=1", f"loss={loss}", file=mine)
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("takes logits: end the model without softmax" in said) == (loss == "CrossEntropyLoss")
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def choose_layout(
         return choose_layout(config, model, loss_fn, subsets, device, say)
     try:
         for subset in subsets:
-            rehearse(config, subset, model, loss_fn, device, wanted)
+            logits = rehearse(config, subset, model, loss_fn, device, wanted)
     except ConfigError as error:
         is_of_layout = error.__cause__ is not None  # not of the size, or of the logits' shape
         if not (wanted and is_of_layout) or config.train.channels_last is True:
@@ -114,7 +114,18 @@ def choose_layout(
         reason = str(error.__cause__).partition("\n")[0]
         say(f"note    {config.model.name} cannot keep channels last, and is slower: {reason}")
         return False
+    if config.model.own and not config.loss.own and _are_shares(logits):
+        say(
+            f"note    {config.model.name} gives numbers from 0 to 1 with the sum 1, as softmax "
+            f"does, and {config.loss.name} takes logits: end the model without softmax"
+        )
     return wanted
+
+
+def _are_shares(logits: Tensor) -> bool:
+    """Whether each row of (N, num_classes) is as softmax gives it."""
+    sums = logits.sum(dim=1)
+    return bool(logits.shape[1] > 1 and (logits >= 0).all() and ((sums - 1).abs() < 0.01).all())
 
 
 def what_ends_a_step(
@@ -159,16 +170,17 @@ def rehearse(
     loss_fn: nn.Module,
     device: torch.device,
     channels_last: bool,
-) -> None:
-    """Compute the model's logits and the loss of two images, as evaluation does.
+) -> Tensor:
+    """The model's logits of two images, (2, num_classes); their loss is computed too.
 
-    Raises ConfigError if that fails; for a wrong image size it says which sizes fit.
+    Raises ConfigError if that fails, as it would in evaluation; for a wrong image size it says
+    which sizes fit.
     """
     images, labels = two_images(subset, channels_last)
     model.eval()
     num_classes = len(subset.dataset.classes)
     try:
-        logits = model(images.to(device)).float()
+        logits: Tensor = model(images.to(device)).float()
     except Exception as error:
         if isinstance(in_plain_words(error), OutOfMemory):
             raise
@@ -198,6 +210,7 @@ def rehearse(
         given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         message = f"gives {given}; expected a tensor of one number, the mean"
         raise ConfigError([config.fault("loss", message)])
+    return logits
 
 
 def two_images(subset: Subset, channels_last: bool) -> tuple[Tensor, Tensor]:

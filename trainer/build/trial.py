@@ -5,6 +5,7 @@ epochs, a metric measures four images. Datasets are not tried.
 """
 
 import math
+import numbers
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,8 +27,13 @@ from trainer.config.settings import Component
 from trainer.config.signatures import arguments_schema
 from trainer.process.errors import Fault, OutOfMemory, in_plain_words, refusal_of
 from transforms import is_fixed
+from transforms.keyed import seeded
+from transforms.pipeline import FLOAT
 
 MAX_TRIED_EPOCHS = 1000  # of a schedule
+# Images on which a user's transform is tried, until it takes one.
+TRIED_SHAPES = ((3, 32, 48), (1, 32, 48), (3, 224, 256), (1, 28, 28), (3, 32, 32), (3, 224, 224))
+TRIED_SEEDS = 32  # a random transform may do nothing to most images
 
 
 class Attempt(NamedTuple):
@@ -51,7 +57,7 @@ def check_components(config: Config, ranges: bool = True) -> list[Fault]:
         for kind, _, component in components(config)
         for name in [component.name if component.own else _table_name(kind, component.name)]
     }
-    return config.check_arguments(used) or list(_refusals(config))
+    return config.check_arguments(used) or list(_refusals(config, ranges))
 
 
 def _table_name(kind: str, name: str) -> str:
@@ -59,12 +65,14 @@ def _table_name(kind: str, name: str) -> str:
     return name if name in TABLES[kind] else name[: name.index("/") + 1]
 
 
-def _refusals(config: Config) -> Iterator[Fault]:
+def _refusals(config: Config, is_new: bool) -> Iterator[Fault]:
     """Faults of arguments whose types are right, such as a negative learning rate."""
     failed = set[str]()
-    for trial in _attempts(config):
+    for trial in _attempts(config, is_new):
         if trial.path.startswith(("scheduler", "optimizer.")) and "optimizer" in failed:
             continue  # it is tried on the optimizer
+        if trial.path.partition(".transforms.")[0] in failed:
+            continue  # RandomApply has built it
         try:
             with warnings.catch_warnings(action="ignore"):
                 trial.attempt()
@@ -83,17 +91,20 @@ def _refusals(config: Config) -> Iterator[Fault]:
             yield config.fault(place, f"{trial.component.name} cannot be used: {message}")
 
 
-def _attempts(config: Config) -> Iterator[Attempt]:
-    """One attempt for each component, in the order in which faults are reported."""
+def _attempts(config: Config, is_new: bool) -> Iterator[Attempt]:
+    """One attempt for each component, in the order in which faults are reported.
+
+    is_new: whether a training starts, so that images are tried on a user's transforms.
+    """
     listed = list(components(config))
 
     def of(kind: str, attempt: Callable[[str, Component], object]) -> Iterator[Attempt]:
         for found, path, component in listed:
-            if found == kind and ".transforms." not in path:
+            if found == kind and (component.own or ".transforms." not in path):
                 yield Attempt(path, component, partial(attempt, path, component))
 
     optimizer = config.optimizer
-    yield from of("transform", _try_transform)
+    yield from of("transform", partial(_try_transform, config, is_new))
     yield from of("model", _try_model)
     yield from of("loss", partial(build, TABLES["loss"]))
     yield from of("optimizer", lambda path, component: _try_optimizer(config, {}))
@@ -109,12 +120,76 @@ def _attempts(config: Config) -> Iterator[Attempt]:
     yield from of("metric", _try_metric)
 
 
-def _try_transform(path: str, component: Component) -> object:
+def _try_transform(config: Config, is_new: bool, path: str, component: Component) -> object:
     check_values(component)
     built = build(TABLES["transform"], path, component, num_classes=2)
-    if is_fixed(built) and component.own:
+    if component.own and is_new:
+        _require_images(built, _gets_floats(config, path))
+    if component.own and is_fixed(built):
         _require_fixed(built)
     return built
+
+
+def _gets_floats(config: Config, path: str) -> bool:
+    """Whether the transform at a path, such as "transforms.train.2", gets float32 for uint8."""
+    _, side, number = path.split(".")[:3]
+    places = [f"transforms.{side}.{i}" for i in range(int(number) + 1)]
+    return any(
+        one.name in FLOAT and at.partition(".transforms.")[0] in places
+        for _, at, one in components(config)
+    )
+
+
+def _require_images(transform: Callable[[torch.Tensor], Any], gets_floats: bool) -> None:
+    """Raise ValueError if a user's transform gives no image, or draws elsewhere than from torch.
+
+    A random one must give the same twice with torch's generator seeded alike. That generator is
+    left as it was. An error of the transform is none here, as in ``_require_fixed``.
+    """
+
+    def twice(image: torch.Tensor, seed: int) -> list[Any]:
+        results = []
+        with suppress(Exception):
+            for _ in range(2):
+                with seeded(seed):
+                    results.append(transform(image.clone()))
+        return results if len(results) == 2 else []
+
+    levels = (torch.arange(math.prod(s)).remainder(251).byte().view(s) for s in TRIED_SHAPES)
+    images = (image.div(255) if gets_floats else image for image in levels)
+    image = next((image for image in images if twice(image, 0)), None)
+    if image is None:
+        return
+    for seed in range(1 if is_fixed(transform) else TRIED_SEEDS):
+        results = [one if isinstance(one, tuple) else (one,) for one in twice(image, seed)]
+        for one in (one for crops in results for one in crops):
+            if misfit := _misfit_of_image(one, image):
+                raise ValueError(misfit)
+        for first, second in () if is_fixed(transform) else zip(*results, strict=False):
+            same = first.shape == second.shape and first.dtype == second.dtype
+            if not same or not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
+                raise ValueError(
+                    "with torch's generator seeded alike it gives the same image something else "
+                    "another time: it draws from another generator than torch's, which no seed "
+                    "repeats; use torch.rand, torch.randn or torch.randint"
+                )
+
+
+def _misfit_of_image(result: Any, image: torch.Tensor) -> str:
+    """Why the result of a transform is no image (C, H, W), or several; "" if it may be one."""
+    if not isinstance(result, torch.Tensor):
+        return f"it gives {type(result).__name__}; expected a torch.Tensor (C, H, W)"
+    if result.dtype not in (image.dtype, torch.float32):
+        return (
+            f"it gives {result.dtype} for an image of {image.dtype}; return the same type, as by "
+            ".to(images.dtype)"
+        )
+    channels, height, width = image.shape
+    if result.shape == (height, width, channels):
+        return "it gives images (H, W, C); expected (C, H, W), as by .permute(2, 0, 1)"
+    if result.ndim not in (3, 4):  # FiveCrop and others give several for one
+        return f"it gives {result.ndim} dimensions for an image (C, H, W); expected as many"
+    return ""
 
 
 def _require_fixed(transform: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -199,8 +274,10 @@ def _try_metric(path: str, component: Component) -> object:
     probabilities = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.5], [1.5, 0.0]]).softmax(1)
     labels = torch.tensor([0, 1, 0, 1])
     value = build(TABLES["metric"], path, component, probabilities=probabilities, labels=labels)
-    if component.name not in OF_EACH_CLASS and type(value) not in (int, float):
-        raise ValueError(f"it gives {value!r} for four images; expected a float")
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)  # also of NumPy
+    if component.name not in OF_EACH_CLASS and not is_number:
+        advice = "; write .item()" if getattr(value, "ndim", None) == 0 else ""
+        raise ValueError(f"it gives {value!r} for four images; expected a float{advice}")
     return value
 
 

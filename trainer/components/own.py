@@ -64,7 +64,8 @@ class OwnFile:
     """A file of own components; without ``path`` there is none.
 
     listed: the names in each of its lists, with the line of each. is_copy: it may come from
-    elsewhere, as a run's copy; it is run only if this user has trusted its content.
+    elsewhere, as a run's copy; it is run only if this user has trusted its content. unlisted: the
+    classes and functions that it defines and that stand in no list.
     """
 
     path: Path = Path()
@@ -72,6 +73,7 @@ class OwnFile:
     sha256: str = ""
     listed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     is_copy: bool = False
+    unlisted: Collection[str] = ()
 
     @property
     def text(self) -> str:
@@ -81,6 +83,12 @@ class OwnFile:
     def names(self, kind: str) -> list[str]:
         """The names of a kind of component."""
         return [name for one, names in self.listed.items() if LISTS[one] == kind for name in names]
+
+    def reasons(self, kind: str) -> dict[str, str]:
+        """Why a name that the file defines is no component of a kind: no list has it."""
+        into = listed([one for one, held in LISTS.items() if held == kind], "or")
+        reason = f"{self.path.name} defines it, but lists it nowhere; add it to {into} there"
+        return dict.fromkeys(self.unlisted, reason)
 
     @property
     def random(self) -> Collection[str]:
@@ -223,7 +231,10 @@ def read_own_file(
                 message = f"{name} is a {LISTS[one]} of the project; give yours another name"
                 faults.append(own.fault(message, line))
     faults += _neighbours(tree, own)
-    return OwnFile(path, content, own.sha256, lists, is_copy), faults
+    inside = {name for names in lists.values() for name in names}
+    kinds = ast.ClassDef | ast.FunctionDef
+    unlisted = {one.name for one in tree.body if isinstance(one, kinds)} - inside
+    return OwnFile(path, content, own.sha256, lists, is_copy, unlisted), faults
 
 
 def _lists(tree: ast.Module, own: OwnFile, faults: list[Fault]) -> dict[str, dict[str, int]]:

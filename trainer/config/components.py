@@ -203,6 +203,7 @@ STATISTICS: Mapping[str | int, Mapping[str, list[float]]] = {
         "mnist": [0.3081],
     },
 }
+_UNSUPPORTED = {"optimizer": tables.UNSUPPORTED_OPTIMIZERS, "dataset": UNSUPPORTED}
 _HERE_NOT = {"not": {}, "description": "write the arguments beside 'name', without 'arguments:'"}
 
 
@@ -242,8 +243,8 @@ def definitions(
             "discriminator": {"propertyName": "name", "mapping": references},
             "examples": examples,
         }
-    result["optimizer"]["unsupported"] = tables.UNSUPPORTED_OPTIMIZERS
-    result["dataset"]["unsupported"] = UNSUPPORTED
+        if reasons := {**own.reasons(kind), **_UNSUPPORTED.get(kind, {})}:
+            result[kind]["unsupported"] = reasons
     return result
 
 

@@ -77,7 +77,8 @@ def arguments_schema(
 ) -> Schema:
     """The JSON Schema of a component's own arguments, from its constructor's signature.
 
-    ranges: whether RANGES limits them too. own: the user's file that has the component.
+    ranges: whether RANGES limits them too. own: the user's file that has the component; there, an
+    argument without an annotation has the type of its default, but if it is a run's already.
     """
     factory = own.get(name) if own else resolve(TABLES[kind], name)
     text = (inspect.cleandoc(factory.__doc__ or "") if own else inspect.getdoc(factory)) or ""
@@ -92,7 +93,7 @@ def arguments_schema(
             message = f"'{parameter.name}' is set by the trainer; remove it"
             properties[parameter.name] = {"not": {}, "description": message}
         elif parameter.name not in RESERVED.get(kind, {}) and parameter.kind not in _STARRED:
-            described = _parameter_schema(parameter, text)
+            described = _parameter_schema(_typed(parameter) if own and ranges else parameter, text)
             if factory.__module__.partition(".")[0] in ("torch", "torchvision"):
                 said = described.get("description", "")
                 said = f"{said[:1].upper()}{said[1:].removesuffix('.')}."
@@ -113,6 +114,14 @@ def arguments_schema(
         "required": required,
         "additionalProperties": False,
     }
+
+
+def _typed(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The parameter with the type of its default, if it has no other; an int may be a fraction."""
+    kind = type(parameter.default)
+    if parameter.annotation is not parameter.empty or kind not in (bool, int, float, str):
+        return parameter
+    return parameter.replace(annotation=float if kind is int else kind)
 
 
 def _parameter_schema(parameter: inspect.Parameter, text: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Evaluation of a split: predict all of its images, then measure loss and metrics once."""
 
 import math
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -71,7 +72,9 @@ def evaluate(
         loss = math.nan if is_lost else each_loss(loss_fn, logits, labels).mean().item()
         values = {"loss": loss}
     for i, metric in enumerate(config.metrics):
-        values[metric.name] = build(METRICS, f"metrics.{i}", metric, **answers._asdict())
+        value = build(METRICS, f"metrics.{i}", metric, **answers._asdict())
+        is_number = metric.own and isinstance(value, numbers.Real)  # such as one of NumPy
+        values[metric.name] = float(value) if is_number else value
     return values
 
 
