@@ -233,7 +233,7 @@ def read_own_file(
     faults += _neighbours(tree, own)
     inside = {name for names in lists.values() for name in names}
     kinds = ast.ClassDef | ast.FunctionDef
-    unlisted = {one.name for one in tree.body if isinstance(one, kinds)} - inside
+    unlisted = {one.name for one in _top_level(tree) if isinstance(one, kinds)} - inside
     return OwnFile(path, content, own.sha256, lists, is_copy, unlisted), faults
 
 
