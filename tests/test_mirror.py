@@ -31,6 +31,7 @@ from trainer.mirror import main
 from trainer.process.lock import hold
 from yaml_trainer.mirror import following
 from yaml_trainer.mirror.points import Lines
+from yaml_trainer.mirror.tracker import new_tracker
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -469,6 +470,51 @@ def test_a_folder_stands_for_all_runs_in_it_and_a_sweep_is_one_experiment(finish
     assert len(list((place / "rates").glob("*.csv"))) == 2
     assert mirror(tmp_path / "runs", "csv", place) == 0
     assert len(list((place / "small").glob("*.csv"))) == 2
+
+
+def test_who_waits_and_follows_is_told_at_once_and_how_to_look(finished, tmp_path, capsys):
+    place, later = tmp_path / "its place", tmp_path / "later" / "small"
+    run = finished()
+    set_result(run, status="running")
+
+    def begin():
+        time.sleep(0.5)
+        later.mkdir(parents=True)
+        run.rename(later / run.name)
+        time.sleep(2.5)
+        set_result(later / run.name, status="done")
+
+    def held_by_training():
+        with (run / "run.lock").open("a") as file:
+            hold(file)
+            begin()
+        return 0
+
+    training = fork(tmp_path / "training.txt", held_by_training)
+    assert mirror(tmp_path / "later", "mlflow", place, "--follow", "--wait", "1") == 0
+    assert exit_code_of(training) == 0, (tmp_path / "training.txt").read_text()
+    waits, follows, look, ended = capsys.readouterr().out.splitlines()
+    assert waits == f"waits   for a run in {tmp_path / 'later'}, at most 1 min"
+    assert follows.startswith(f"follows {later / run.name} to mlflow {place}, ")
+    command = f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri '{place}'"
+    assert look.startswith(f"look    {command}")
+    assert ended.startswith(f"mlflow  {later / run.name} is done: ")
+
+
+def test_the_mirror_of_a_file_is_told_that_it_is_one(config_file, tmp_path, capsys):
+    assert mirror(config_file, "csv", tmp_path) == 2
+    assert f"{config_file} is a file. Expected a run" in capsys.readouterr().err
+
+
+def test_a_mirror_that_does_not_follow_tells_once_how_to_look(finished, tmp_path, capsys):
+    run, _ = finished(), finished()
+    assert mirror(run.parent, "mlflow", tmp_path / "mlruns") == 0
+    *ended, look = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in ended] == ["mlflow", "mlflow"]
+    assert look.startswith("look    MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri ")
+    database = new_tracker("mlflow", f"sqlite:///{tmp_path}/runs.db").look()
+    assert database.startswith(f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/runs.db")
+    assert new_tracker("mlflow", "http://me:secretpw@127.0.0.1:1").look() == ""
 
 
 def test_a_server_that_does_not_answer_is_a_note_then_exit_code_5(

@@ -60,6 +60,7 @@ def test_a_finished_run_tells_its_name_test_result_and_folder(server, start, tmp
     run, result = result_of(tmp_path)
     (message,) = server.messages
     assert message["title"] == "run small: finished"
+    assert message["type"] == "success"
     assert f"accuracy {result['test']['accuracy']:.4f}" in message["message"]
     assert str(run) in message["message"]
     written = [path.read_text(errors="replace") for path in run.rglob("*") if path.is_file()]
@@ -72,8 +73,10 @@ def test_a_run_that_fails_tells_the_reason_and_how_to_go_on(server, start, tmp_p
     run, result = result_of(tmp_path)
     (message,) = server.messages
     assert message["title"] == "run small: failed"
+    assert message["type"] == "failure"
     assert result["reason"] in message["message"]
     assert f"--resume {run}" in message["message"]
+    assert f"folder: {run.resolve()}" in message["message"].splitlines()
 
 
 def test_a_run_that_is_out_of_memory_tells_it(server, start, monkeypatch):
@@ -100,7 +103,10 @@ def test_a_run_that_is_stopped_tells_how_to_go_on(server, config_file, tmp_path,
     assert exit_code_of(process) == 75
     (message,) = server.messages
     assert message["title"] == "run small: stopped"
+    assert message["type"] == "warning"
     assert f"stopped by {number.name}" in message["message"]
+    (run,) = (path.parent for path in tmp_path.glob("runs/*/*/result.json"))
+    assert f"folder: {run.resolve()}" in message["message"].splitlines()
     assert "--resume" in message["message"]
 
 
@@ -176,7 +182,10 @@ def test_a_run_in_python_tells_its_end(server, config_file, tmp_path):
     assert str(run.folder) in message["message"]
     with pytest.raises(yaml_trainer.TrainerError, match="finite"):
         yaml_trainer.train(config_file, ["notify={}", "optimizer.lr=1e30"], runs=tmp_path / "runs")
-    assert [message["title"] for message in server.messages[1:]] == ["run small: failed"]
+    (failed,) = server.messages[1:]
+    assert (failed["title"], failed["type"]) == ("run small: failed", "failure")
+    (other,) = {path.parent for path in tmp_path.glob("runs/*/*/result.json")} - {run.folder}
+    assert f"folder: {other.resolve()}" in failed["message"].splitlines()
 
 
 def test_a_profile_tells_nobody(server, start):
@@ -229,6 +238,7 @@ def test_a_sweep_that_is_stopped_tells_how_to_go_on(server, config_file, tmp_pat
     (message,) = server.messages
     assert message["title"] == "sweep rates: stopped"
     assert f"trainer.sweep --config {file}" in message["message"]
+    assert f"folder: {(tmp_path / 'runs' / 'rates').resolve()}" in message["message"].splitlines()
 
 
 def test_a_mirror_that_follows_tells_of_a_run_that_was_killed(server, config_file, tmp_path):
@@ -248,6 +258,8 @@ def test_a_mirror_that_follows_tells_of_a_run_that_was_killed(server, config_fil
     training.join()
     assert exit_code_of(follower) == 0, output.read_text()
     assert "was killed" in output.read_text()
+    assert len(server.messages) == 1
+    assert f"folder: {run.resolve()}" in server.messages[0]["message"].splitlines()
     (message,) = server.messages
     assert message["title"] == "run small: failed"
     assert f"--resume {run}" in message["message"]

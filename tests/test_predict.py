@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import yaml_trainer
 from trainer import evaluate, explain, export, train
 from trainer.build.prepare import prepare
 from trainer.build.trained import TrainedModel, load_trained
@@ -674,6 +675,49 @@ def test_a_folder_with_runs_of_several_names_is_refused_with_their_list(
     shutil.copytree(b, tmp_path / "a" / b.name)  # a folder of one name with another's run in it
     with pytest.raises(UsageError, match="a holds runs of 2 names"):
         find_run(str(tmp_path / "a"))
+
+
+def test_a_file_that_is_named_as_a_run_is_told_with_the_folder_to_name(
+    run, notes, tmp_path, capsys
+):
+    (a,) = copies(run, tmp_path, "a", ["20260101-000000-0001"])
+    file = tmp_path / "notes.yaml"
+    file.write_text("dataset: {name: RMB}\n")
+    with pytest.raises(yaml_trainer.TrainerError) as told:
+        yaml_trainer.load(file)
+    form = "such as runs/NAME/20260131-120000-ab12"
+    assert str(told.value) == f"{file} is a file: name a run's folder {form}."
+    with pytest.raises(yaml_trainer.TrainerError) as told:
+        yaml_trainer.load(a / "model.pt")
+    expected = f"{a / 'model.pt'} is a file: name its run's folder, {a}."
+    assert str(told.value) == expected
+    assert main([str(a / "model.pt"), str(notes / "1" / "003.jpg")]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_the_newest_run_without_weights_is_refused_and_the_newest_with_weights_is_named(
+    run, notes, tmp_path, capsys
+):
+    def fail(one):
+        (one / "model.pt").unlink()
+        (one / "model.json").unlink()
+        (one / "result.json").write_text('{"status": "failed", "reason": "the disk is full"}')
+
+    stamps = [f"2026010{day}-000000-0001" for day in (1, 2, 3, 4)]
+    _, older, failed, newest = copies(run, tmp_path, "a", stamps)
+    fail(failed)
+    fail(newest)
+    assert main([str(tmp_path / "a"), str(notes / "1" / "003.jpg")]) == 5
+    error = capsys.readouterr().err
+    assert f"{newest} has no weights yet" in error
+    assert f"\n{older} has weights: it is the newest that has some\n" in error
+    with pytest.raises(yaml_trainer.TrainerError, match=f"\n{older} has weights"):
+        yaml_trainer.load(tmp_path / "a")
+    (alone,) = copies(run, tmp_path, "b", stamps[:1])
+    fail(alone)
+    with pytest.raises(yaml_trainer.TrainerError) as told:
+        yaml_trainer.load(tmp_path / "b")
+    assert "has weights" not in str(told.value)
 
 
 def test_a_run_is_found_from_its_own_folder_and_with_more_workers_than_this_machine_takes(

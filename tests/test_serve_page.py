@@ -94,13 +94,49 @@ def test_a_dropped_picture_gets_its_class_bars_and_grad_cam_and_no_name_becomes_
             red, _, blue = drawn.convert("RGB").split()
             colours = ImageChops.difference(red, blue).histogram()
             assert sum(colours[50:]) > 100  # pixels that are not grey
-            assert "red speaks for it" in page.locator("#evidence-text").inner_text()
+            told = page.locator("#evidence-text").inner_text()
+            assert told == f"Where the model looked (Grad-CAM of {name}): red speaks for it"
+            found = server.predicted(picture.getvalue(), path="/predict?explain=true")
+            layer = found["explanation"]["layer"]
+            assert layer not in page.locator("main").inner_text()
+            evidence = page.locator("#evidence")
+            assert evidence.get_attribute("title") == f"seen at the layer {layer}"
         assert page.locator("main b, main img[src=x]").count() == 0
         page.locator("#file").set_input_files(
             {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"}
         )
         page.locator("#status.wrong").get_by_text("image").wait_for()
         assert page.locator("#result").is_hidden()
+
+
+def test_a_small_picture_is_shown_as_wide_as_its_grad_cam_with_sharp_pixels(page, tmp_path, notes):
+    run, data = trained(tmp_path, notes, "LeNet")
+    photo = Image.open(next((data / "1").iterdir())).convert("RGB")
+    sizes = ((32, 32), (1000, 1000), (8, 16), (32, 32))
+    with served(run, tmp_path / "empty") as server:
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        page.get_by_text("2 classes").wait_for()
+        for number, size in enumerate(sizes):
+            file = tmp_path / f"{number}.png"
+            photo.resize(size).save(file)
+            page.locator("#file").set_input_files(file)
+            page.wait_for_function(
+                "([w, h]) => { const one = document.getElementById('picture');"
+                " return one.complete && one.naturalWidth === w && one.naturalHeight === h"
+                " && one.classList.contains('small') === (w < 280)"
+                " && !document.getElementById('result').hidden; }",
+                arg=list(size),
+            )
+            shown = page.locator("#picture")
+            rendering = shown.evaluate("img => getComputedStyle(img).imageRendering")
+            assert rendering == ("auto" if size[0] == 1000 else "pixelated")
+            widths = [
+                one.evaluate("img => img.getBoundingClientRect().width")
+                for one in (shown, page.locator("#grad-cam"))
+            ]
+            if size[0] != 1000:
+                assert widths[0] == pytest.approx(widths[1], abs=1)
+                assert widths[0] >= 200
 
 
 def test_by_keyboard_with_a_token_and_a_model_that_grad_cam_cannot_explain(page, tmp_path, notes):

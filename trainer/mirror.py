@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     waits = arguments.follow and arguments.wait
     for folder in arguments.runs:
         if not waits and next(runs_below(folder), None) is None:
-            what = "holds no run" if folder.is_dir() else "does not exist"
+            kind = "is a file" if folder.is_file() else "does not exist"
+            what = "holds no run" if folder.is_dir() else kind
             raise UsageError(f"{folder} {what}. Expected a run, or a folder of runs.")
     task = Task(
         arguments.to,

@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace, stop: StopRequest, how: str) -> None:
 
     with telling(plan.config, "sweep", plan.file.name) as notice:
         notice.check()
-        notice.if_stopped = how
+        notice.if_stopped, notice.folder = how, Path(arguments.runs) / plan.file.name
         notice.text = run_trials(plan, arguments, stop)
 
 
@@ -148,7 +148,7 @@ def run_trials(plan: "Plan", arguments: argparse.Namespace, stop: StopRequest) -
     failed = [row for row in rows if row.status == "failed"]
     if failed and not ranked(plan, rows):
         raise RunError(f"every trial failed; t{failed[0].number:03d}: {failed[0].reason}")
-    return "\n".join([*concluded, f"folder: {folder.resolve()}"])
+    return "\n".join(concluded)
 
 
 def require_extras(plan: "Plan") -> None:

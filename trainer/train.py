@@ -136,6 +136,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
         begun = on_main(lambda: run_before_restart(arguments.runs, config.name, folder))
         if begun is not None:
             config, folder = load_config(begun / "config.yaml"), begun
+        notice.folder = folder
         with collecting_later():
             if is_one_of_several():
                 own = on_main(lambda: config.own.sha256)
@@ -149,7 +150,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], stop: StopReque
             profile(job, arguments.profile, arguments.runs / config.name / "profile")
             return
         distribute(job, say)
-        notice.text = result_text(fit(job, arguments.runs, folder, say, stop))
+        try:
+            notice.text = result_text(fit(job, arguments.runs, folder, say, stop))
+        finally:
+            notice.folder = job.folder or folder
 
 
 def require_same_file(config: "Config", first: str) -> None:

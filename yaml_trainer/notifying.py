@@ -28,17 +28,20 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0  # seconds for all addresses together
 LONGEST = 2000  # letters of a message
+KINDS = {"finished": "success", "failed": "failure", "stopped": "warning"}  # apprise's types
 
 
 class Notice:
     """What is told at the end. ``text`` is set by what has ended well.
 
     is_trial: nobody is told; the address is checked.  if_stopped: what is added after a stop.
+    folder: that of the run or sweep, which each message has; None: there is none yet.
     """
 
     def __init__(self, config: "Config", what: str, name: str, is_trial: bool = False) -> None:
         self.settings, self.title, self.text = config.notify, f"{what} {name}", ""
         self.is_trial, self.if_stopped = is_trial, ""
+        self.folder: Path | None = None
         self.addresses: list[apprise.NotifyBase] = []
 
     def check(self) -> None:
@@ -56,10 +59,14 @@ class Notice:
         """
         if self.settings is None or self.is_trial or status not in self.settings.on:
             return
-        title, body = f"{self.title}: {status}", f"{text[:LONGEST]}\n(on {platform.node()})"
+        lines = [text[:LONGEST]] if text else []
+        if self.folder is not None and self.folder.is_dir():
+            lines.append(f"folder: {self.folder.resolve()}")
+        body = "\n".join([*lines, f"(on {platform.node()})"])
+        message = {"title": f"{self.title}: {status}", "body": body, "notify_type": KINDS[status]}
         reached: list[bool] = []
         threads = [
-            threading.Thread(target=deliver, args=(one, title, body, reached), daemon=True)
+            threading.Thread(target=deliver, args=(one, message, reached), daemon=True)
             for one in self.addresses
         ]
         with suppress(RuntimeError):  # the system has no more threads
@@ -73,10 +80,10 @@ class Notice:
                 "did not take the message")  # fmt: skip
 
 
-def deliver(address: "apprise.NotifyBase", title: str, body: str, reached: list[bool]) -> None:
+def deliver(address: "apprise.NotifyBase", message: dict[str, str], reached: list[bool]) -> None:
     """Send one message; append whether it was taken."""
     with suppress(Exception):
-        reached.append(bool(address.notify(body=body, title=title)))
+        reached.append(bool(address.notify(**message)))
 
 
 def addresses(settings: "NotifySettings") -> "list[apprise.NotifyBase]":
@@ -137,7 +144,7 @@ def words_of(error: BaseException) -> str:
 
 
 def result_text(run: Path) -> str:
-    """The test result of a finished run, and its folder."""
+    """The test result of a finished run, and its best epoch."""
     result: dict[str, Any] = {}
     with suppress(Exception):
         result = read_json(run / "result.json")
@@ -150,7 +157,7 @@ def result_text(run: Path) -> str:
     lines = [f"test: {', '.join(numbers)}"] if numbers else []
     if isinstance(best := result.get("best"), dict):
         lines.append(f"best epoch: {best.get('epoch')} of {result.get('epochs')}")
-    return "\n".join([*lines, f"folder: {run.resolve()}"])
+    return "\n".join(lines)
 
 
 def tell_killed(run: Path) -> None:
@@ -160,6 +167,7 @@ def tell_killed(run: Path) -> None:
     try:
         config = load_config(run / "config.yaml")
         notice = Notice(config, "run", config.name)
+        notice.folder = run
         notice.check()
     except Exception as error:
         say(f"note    notify: nobody was told: {json.dumps(str(error))[:300]}")

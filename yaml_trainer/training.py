@@ -181,6 +181,7 @@ def _train(config: "Config", runs: Path, folder: Path | None, stop: StopRequest)
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
+        notice.folder = folder
         notice.check()
         with collecting_later():
             job = prepare_run(config, folder)
@@ -189,5 +190,6 @@ def _train(config: "Config", runs: Path, folder: Path | None, stop: StopRequest)
             notice.text = result_text(run)
             return run
         finally:  # also of a run that found no folder
+            notice.folder = job.folder or folder
             job.train_loader.close()
             job.val_loader.close()

@@ -1,6 +1,7 @@
 """The objects of a run, which ``prepare`` builds from a configuration."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ class Job:
     input_shape is the model's (C, H, W). network is what training calls: the model itself, or the
     model wrapped for several ranks, compiled, or replayed from a CUDA graph. notes: the notes that
     were printed, for the report. origin: what the model's first weights are, for
-    result.json; empty if they were drawn.
+    result.json; empty if they were drawn. folder: the run's; None until it is made.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class Job:
     teacher: "Distillation | None" = None
     notes: list[str] = field(default_factory=list)  # what has been told
     origin: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 def data_path(job: Job) -> dict[str, Any]:

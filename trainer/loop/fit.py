@@ -113,6 +113,7 @@ def fit(job: Job, runs: Path, resume: Path | None, say: Say, stop: StopRequest) 
 def open_run(job: Job, runs: Path, resume: Path | None, held: ExitStack, say: Say) -> Start:
     """A new run, or ``resume`` restored into ``job``. Rank 0's ``held`` gets the folder's lock."""
     run, found = on_main(lambda: take(job, runs, resume, held, say))
+    job.folder = run
     if resume is None:
         return Start(run, State(), Lengths())
     found = send_content(found)

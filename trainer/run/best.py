@@ -15,6 +15,7 @@ from trainer.process.lock import is_held
 from trainer.process.words import shortened, visible
 from trainer.run.checkpoint import is_finite
 from trainer.run.disk import read_json, sha256_of
+from trainer.run.folder import name_of, runs_in
 from trainer.run.tensors import load_tensors
 
 RETRY_AFTER = 0.5  # seconds; a run replaces model.pt, then model.json
@@ -35,9 +36,25 @@ def require_best(run: Path) -> None:
     go_on = f"to go on with it: python -m trainer.train --resume {shlex.quote(str(run))}"
     how = {"running": "wait for its first epoch", "failed": f"once that is repaired, {go_on}"}
     why = f": {shortened(visible(reason), 300)}" if reason else ""
+    other = newest_with_weights(run)
     raise RunError(
         f"{run} has no weights yet: no epoch was the best yet.\n"
         f"its status is {state}{why}\n{how.get(state, go_on)}"
+        + (f"\n{other} has weights: it is the newest that has some" if other else "")
+    )
+
+
+def newest_with_weights(run: Path) -> Path | None:
+    """The newest run beside ``run``, of the same name, that has best weights; None without one."""
+    name = name_of(run)
+    return next(
+        (
+            other
+            for other in reversed(runs_in(run.parent))
+            if all((other / file).is_file() for file in ("model.pt", "model.json"))
+            and name_of(other) == name
+        ),
+        None,
     )
 
 

@@ -24,6 +24,7 @@ from trainer.run import disk
 
 STAMP = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 MAX_NAMES = 20  # in a message
+FORM = " such as runs/NAME/20260131-120000-ab12"
 
 
 def create_run(runs: Path, name: str) -> Path:
@@ -84,9 +85,13 @@ def find_run(text: str) -> Path:
     if newest:
         return next(iter(newest.values()))
     what = "holds no run" if folder.is_dir() else "does not exist"
+    if folder.is_file():
+        own = folder.parent if (folder.parent / "config.yaml").is_file() else None
+        name = f"name its run's folder, {own}" if own else "name a run's folder"
+        raise UsageError(f"{text} is a file: {name}{'' if own else FORM}.")
     if sweeps := sorted(folder.glob("*/plan.json")):
         what = f"holds no run but the sweep {sweeps[0].parent}; {_best_of(sweeps[0].parent)}"
-    raise UsageError(f"{text} {what}. Expected a folder such as runs/NAME/20260131-120000-ab12.")
+    raise UsageError(f"{text} {what}. Expected a folder{FORM}.")
 
 
 def find_runs(texts: Sequence[str]) -> list[Path]:

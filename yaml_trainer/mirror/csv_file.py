@@ -59,6 +59,10 @@ class CSVFile:
         """The file's path."""
         return str(self.path)
 
+    def look(self) -> str:
+        """None: any program shows a table."""
+        return ""
+
 
 def read_rows(path: Path) -> Rows:
     """The rows of a file that ``CSVFile`` wrote; none if there is no file.

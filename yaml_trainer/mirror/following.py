@@ -46,7 +46,7 @@ class Mirror:
         self.have: Rows | None = None  # what the tracker holds; None: not known
         self.told: About | None = None  # what the tracker was told beside the points
         self.added = self.replaced = 0
-        self.is_over = False
+        self.is_over = self.is_followed = False
         self.failure = ""
         self._ended_at: float | None = None
         self._tries, self._next_try = 0, 0.0
@@ -171,7 +171,9 @@ def mirror_all(
     """
     mirrors: dict[Path, Mirror] = {}
     failures: list[str] = []
+    looks: dict[str, None] = {}  # the commands to look that were told
     began = time.monotonic()
+    tell_wait(folders, task, say)
     try:
         while True:
             computed = time.process_time()
@@ -181,9 +183,11 @@ def mirror_all(
                     attempt(mirrors[run], mirrors[run].lock, failures)
             for mirror in mirrors.values():
                 if not mirror.is_over:
-                    attempt(mirror, lambda one=mirror: step(one, say, killed), failures)  # type: ignore[misc]
+                    attempt(mirror, lambda one=mirror: step(one, say, killed, looks), failures)  # type: ignore[misc]
             waits = not mirrors and task.follow and time.monotonic() - began < task.wait
             if all(one.is_over for one in mirrors.values()) and not waits:
+                for mirror in mirrors.values():
+                    tell_look(mirror, say, looks)
                 return failures
             computed = time.process_time() - computed
             time.sleep(max(POLL, min(SHARE * computed, LONGEST_POLL)))
@@ -192,8 +196,28 @@ def mirror_all(
             mirror.close()
 
 
-def step(mirror: Mirror, say: Say, killed: Callable[[Path], None]) -> None:
-    """Look at a run once; at its end say what came of it."""
+def tell_wait(folders: Sequence[Path], task: Task, say: Say) -> None:
+    """Say that a run is waited for, if none has begun."""
+    if task.follow and task.wait and not any(is_begun(folder) for folder in folders):
+        where = ", ".join(map(str, folders))
+        say(visible(f"waits   for a run in {where}, at most {task.wait / 60:g} min"))
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds a run that can be mirrored."""
+    return any((run / "config.yaml").is_file() for run in runs_below(folder))
+
+
+def tell_look(mirror: Mirror, say: Say, looks: dict[str, None]) -> None:
+    """Say how to look at what the tracker holds, if it is known, once for each place."""
+    command = visible(mirror.tracker.look()) if mirror.have is not None else ""
+    if command and command not in looks:
+        looks[command] = None
+        say(f"look    {command}")
+
+
+def step(mirror: Mirror, say: Say, killed: Callable[[Path], None], looks: dict[str, None]) -> None:
+    """Look at a run once; say that it is followed, and at its end what came of it."""
     before = mirror.told
     about = mirror.try_to_look()
     if about is None:
@@ -201,6 +225,11 @@ def step(mirror: Mirror, say: Say, killed: Callable[[Path], None]) -> None:
     if before is not None and before.is_running and about.status == "interrupted":
         say(f"note    {mirror.run} was killed, or its machine died")
         killed(mirror.run)
+    if not mirror.is_over and not mirror.is_followed:
+        mirror.is_followed = True
+        place = f"{mirror.task.name} {mirror.tracker.where()}"
+        say(visible(f"follows {mirror.run} to {place}, {count(mirror.have or {}):,} points so far"))
+        tell_look(mirror, say, looks)
     if mirror.is_over:
         mirror.tracker.close()
         say(mirror.summary(about))

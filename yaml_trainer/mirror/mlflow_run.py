@@ -2,10 +2,12 @@
 
 import os
 import re
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib.metadata import packages_distributions
 from typing import TYPE_CHECKING, Any
 
 from trainer.process.errors import RunError
@@ -50,7 +52,7 @@ class MLflowRun:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self.uri = place or os.environ.get("MLFLOW_TRACKING_URI") or "mlruns"
-        if "://" not in self.uri or self.uri.startswith("file:"):
+        if is_folder(self.uri):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # else MLflow 3 refuses it
         self._client: MlflowClient | None = None
         self._id, self._experiment = "", ""
@@ -174,6 +176,16 @@ class MLflowRun:
         """The place, without a password."""
         return re.sub(r"//[^/@]*@", "//...@", self.uri)
 
+    def look(self) -> str:
+        """The command for MLflow's pages, which the small package of the extra lacks."""
+        if self.uri.startswith(("http:", "https:", "databricks")):
+            return ""  # the server shows them
+        allow = "MLFLOW_ALLOW_FILE_STORE=true " * is_folder(self.uri)
+        lacks = "  (it needs: pip install mlflow)" * (
+            "mlflow" not in packages_distributions().get("mlflow", [])
+        )
+        return f"{allow}mlflow ui --backend-store-uri {shlex.quote(self.where())}{lacks}"
+
     @contextmanager
     def reached(self) -> Iterator[None]:
         """Context manager: MLflow's errors become Unreachable for a server, RunError for a disk."""
@@ -186,3 +198,8 @@ class MLflowRun:
             if self.uri.startswith(("http:", "https:")):
                 raise Unreachable(text) from None
             raise RunError(f"{self.where()}: {text}") from None
+
+
+def is_folder(uri: str) -> bool:
+    """Whether MLflow keeps runs in a folder there, which MLflow 3 does only where it is allowed."""
+    return "://" not in uri or uri.startswith("file:")

@@ -34,6 +34,9 @@ class Tracker(Protocol):
     def where(self) -> str:
         """Its place, for messages: without passwords."""
 
+    def look(self) -> str:
+        """The command that shows what it holds; empty if there is none."""
+
 
 # Name: what it imports, the package's extra, the class.
 TRACKERS = {

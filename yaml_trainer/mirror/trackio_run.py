@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from shlex import quote
 
 from yaml_trainer.mirror.about import About
 from yaml_trainer.mirror.points import Rows
@@ -85,3 +86,7 @@ class TrackioRun:
         from trackio import utils
 
         return str(utils.TRACKIO_DIR)
+
+    def look(self) -> str:
+        """The command for Trackio's dashboard of the project."""
+        return f"TRACKIO_DIR={quote(self.where())} trackio show --project {quote(self.project)}"

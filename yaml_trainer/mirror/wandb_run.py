@@ -129,3 +129,7 @@ class WandbRun:
     def where(self) -> str:
         """The offline folder, or the folder in which it will lie."""
         return str(self.folders()[-1] if self.folders() else self.root / "wandb")
+
+    def look(self) -> str:
+        """None: the folder is to be uploaded first."""
+        return ""

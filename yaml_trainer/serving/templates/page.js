@@ -2,6 +2,7 @@
 // Sends a picture to /predict, and shows the answer. Texts go into the page as text, never as HTML.
 
 const SHOWN = 10; // classes
+const WIDTH = 280; // of a small picture without Grad-CAM; beside one it has that one's width
 const part = (id) => document.getElementById(id);
 let token = "";
 let last = null; // the picture that was sent last
@@ -76,8 +77,22 @@ function show(picture, answer) {
   URL.revokeObjectURL(part("picture").src);
   part("picture").src = URL.createObjectURL(picture);
   explain(answer.explanation);
+  enlarge().catch(() => {}); // the browser does not know this kind of picture
   part("result").hidden = false;
   say(`Predicted: ${part("label").textContent}`);
+}
+
+async function enlarge() {
+  const [image, heat] = [part("picture"), part("grad-cam")];
+  image.classList.remove("small");
+  image.removeAttribute("width");
+  await image.decode();
+  if (heat.getAttribute("src")) await heat.decode();
+  const width = heat.naturalWidth || WIDTH;
+  if (image.naturalWidth < width && image.naturalHeight < width) {
+    image.classList.add("small");
+    image.width = width;
+  }
 }
 
 function row(name, chance, labels) {
@@ -105,13 +120,15 @@ function explain(found) {
   image.hidden = !found.grad_cam;
   if (!found.grad_cam) {
     image.removeAttribute("src");
+    part("evidence").removeAttribute("title");
     part("evidence-text").textContent = `No Grad-CAM: ${found.why}`;
     return;
   }
   image.src = found.grad_cam;
   image.alt = `Grad-CAM: where the model finds evidence for ${found.class}`;
   const what = found.has_evidence ? "red speaks for it" : "nothing speaks for it";
-  part("evidence-text").textContent = `Grad-CAM of ${found.class}: ${what}, seen at ${found.layer}`;
+  part("evidence-text").textContent = `Where the model looked (Grad-CAM of ${found.class}): ${what}`;
+  part("evidence").title = `seen at the layer ${found.layer}`;
 }
 
 function first(items) {
