@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import json
+import re
 import runpy
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from trainer.build.trained import TrainedModel, load_trained
 from trainer.components.calibration import Calibration
 from trainer.config import load_config
 from trainer.export import main
-from trainer.inference.prediction import file_source, predict_images
+from trainer.inference.prediction import choose_rejection, file_source, predict_images
 from trainer.input.data import build_pipelines
 from trainer.loop.fit import fit
 from trainer.process.errors import RunError
@@ -37,7 +39,7 @@ from yaml_trainer.export.odd_pictures import odd_pictures
 from yaml_trainer.export.preparing import Prepare, takes_any_size
 from yaml_trainer.export.program_check import check_program, run_program
 from yaml_trainer.export.resizing import resized
-from yaml_trainer.export.whole import Whole, describe_whole, export, picture_onnx
+from yaml_trainer.export.whole import Whole, describe_whole, export, picture_card, picture_onnx
 from yaml_trainer.export.whole_check import noise
 
 pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
@@ -215,6 +217,7 @@ def test_its_card_tells_input_outputs_and_what_is_inside(exported):
     assert card["input"]["type"] == "uint8" and card["input"]["shape"] == [3, "height", "width"]
     assert [each["name"] for each in card["outputs"]] == ["probabilities", "logits", "unknown"]
     inside = ["Resize", "FiveCrop", "Normalize", "mean over crops", "mean over views: flip"]
+    assert card["unknown"]["shape"] == card["outputs"][2]["shape"] == []
     assert card["inside"] == [*inside, "temperature", "softmax of the logits"]
     assert "EXIF" in card["outside"]
     session = onnxruntime.InferenceSession(exported[0] / "tiny-picture.onnx")
@@ -237,7 +240,7 @@ def test_the_command_prints_differences_and_what_the_programs_did(exported):
     for line in differences:
         assert float(line.partition("probabilities ")[2].split(",")[0]) < 1e-4
     assert sum("as predict on 28 odd pictures, and refuses 13" in line for line in lines) == 2
-    assert lines[-1] == "each takes one picture at a time: pictures differ in size"
+    assert lines[-1] == "each takes one picture at a time, of any size"
 
 
 def test_weights_without_a_graph_cannot_take_pictures(run, tmp_path, capsys):
@@ -457,7 +460,77 @@ def test_a_program_decodes_large_jpegs_smaller_where_the_run_does(untrained, tmp
             assert (min(expected.shape[1:]) < 360) is (at_least <= 180)
 
 
-def test_the_page_beside_a_graph_shows_code_that_works(exported, notes, monkeypatch, tmp_path, run):
+def as_program(page, beside):
+    """The code of a page, as a program that does each file of its command line."""
+    code = page.split("```python\n")[1].split("```")[0]
+    before, _, after = re.split('^path = "(photo.jpg|photo.npy)"', code, flags=re.MULTILINE)
+    beside.write_text(
+        f"import sys\n{before}\nfor path in sys.argv[1:]:\n    try:\n        exec({after!r})\n"
+        "    except Exception as error:\n        print(f'{path}: {error}', file=sys.stderr)\n"
+    )
+    return beside
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """A folder that code may make the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_the_code_of_a_page_answers_as_predict_or_refuses(exported, run, here, kind):
+    trained = load_trained(run)
+    rejection = choose_rejection(trained, Fraction("0.8"))
+    card = json.loads((exported[0] / "tiny-picture.json").read_text())
+    page = picture_card("tiny-picture", card, trained, [kind])
+    assert ("tiny-picture.pt2" in page) is ("tiny-picture_pt2.py" in page) is (kind == "pt2")
+    (here / f"tiny-picture.{kind}").write_bytes((exported[0] / f"tiny-picture.{kind}").read_bytes())
+    told = check_program(as_program(page, here / "code.py"), trained, rejection)
+    assert equal_and_refused(told) == (14, 27)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "form", "channels", "at_least", "equal"),
+    [
+        (RESIZE, PLAIN, 3, 64, 14),
+        (RESIZE, PLAIN, 1, 0, 14),
+        (RESIZE, Form("keep", 8), 1, 0, 3),
+        (RESIZE, Form("keep", 16), 3, 0, 10),
+        (RESIZE, Form("rgb", 16), 3, 0, 13),
+        (RESIZE, Form("keep", 8), 8, 0, 1),
+        ("{name: Pad, padding: 1}", PLAIN, 3, 0, 11),
+    ],
+)
+def test_the_code_of_a_page_reads_each_form_as_predict_or_refuses(
+    untrained, here, transforms, form, channels, at_least, equal
+):
+    trained, _ = untrained(transforms, channels=channels, form=form, at_least=at_least)
+    sizes = None if transforms == RESIZE else (30, 30)
+    card = describe_whole(trained, {}, None, sizes)
+    whole = Whole(trained, Prepare(trained.pipeline, trained.form.bits), None).eval()
+    (here / "tiny-picture.onnx").write_bytes(picture_onnx(export(whole, trained, sizes), card))
+    page = picture_card("tiny-picture", card, trained, ["onnx"])
+    told = check_program(as_program(page, here / "code.py"), trained, sizes=[(30, 30)])
+    assert equal_and_refused(told) == (equal, 41 - equal)
+
+
+def test_the_code_of_a_page_prints_all_labels_from_their_thresholds_on(untrained, here, notes):
+    trained, _ = untrained()
+    thresholds = torch.tensor([0.1, 0.45, 0.5, 0.55, 0.9])
+    calibration = Calibration(True, "", 100, 0.4)
+    trained = dataclasses.replace(trained, thresholds=thresholds, calibration=calibration)
+    card = describe_whole(trained, {}, None, None)
+    whole = Whole(trained, Prepare(trained.pipeline, trained.form.bits), None).eval()
+    (here / "tiny-picture.onnx").write_bytes(picture_onnx(export(whole, trained, None), card))
+    page = picture_card("tiny-picture", card, trained, ["onnx"])
+    told = check_program(as_program(page, here / "code.py"), trained)
+    assert equal_and_refused(told) == (14, 27)
+
+
+def test_the_page_beside_a_graph_shows_code_that_works(
+    exported, notes, monkeypatch, tmp_path, run, capsys
+):
     page = (exported[0] / "tiny-picture.md").read_text()
     assert "| input | `image` | uint8 | (3, height, width) |" in page
     (path, *_) = sorted(notes.rglob("*.jpg"))
@@ -469,6 +542,8 @@ def test_the_page_beside_a_graph_shows_code_that_works(exported, notes, monkeypa
     (expected,) = predict_images(load_trained(run), [file_source(str(path))])
     assert expected.probabilities is not None
     np.testing.assert_allclose(names["probabilities"], expected.probabilities, atol=1e-4)
+    (_, name, *_) = capsys.readouterr().out.split()
+    assert name == ("unknown" if names["unknown"] > 0 else ["1", "100"][expected.predicted[0]])
 
 
 def test_sixty_pictures_of_all_formats_are_answered_as_predict_does_or_refused(untrained, tmp_path):

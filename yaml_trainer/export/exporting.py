@@ -87,7 +87,8 @@ def export_run(
         print(f"{name:<12} {path} ({size / 2**20:,.1f} MiB)")
         print(f"{'':<12} greatest difference: logits {difference.logits:.1e}, "
             f"probabilities {difference.probabilities:.1e}", end="")  # fmt: skip
-        print("" if difference.unknown is None else f", unknown {difference.unknown:.1e} of it")
+        unknown = difference.unknown
+        print("" if unknown is None else f", unknown {unknown:.1e} of the score")
         print(f"{'':<12} {told}")
         files[name] = path
     print(f"use it: the .py files in {folder} show how, without this project")

@@ -106,14 +106,15 @@ def export_whole(
     print(f"tried on {pictures.source}")
     whole = Whole(trained, prepare, rejection).eval()
     exported = export(whole, trained, sizes)
-    for name in formats:
+    for number, name in enumerate(formats, 1):
         with disk.all_or_nothing():
             disk.make_output_folder(folder)
             path = folder / f"{trained.config.name}-picture.{name}"
             content = CONTENT[name](exported, card)
             told = compare(path, content, READ[name], trained, rejection, pictures)
             disk.write_json(path.with_suffix(".json"), card)
-            disk.write_file(folder / f"{path.stem}.md", picture_card(path.stem, card, trained))
+            page = picture_card(path.stem, card, trained, formats[:number])
+            disk.write_file(path.with_suffix(".md"), page)
             its_program = path.with_name(f"{path.stem}_{name}.py")
             text = program(name, trained, rejection is not None, whole=path.stem)
             disk.write_file(its_program, text)
@@ -121,7 +122,8 @@ def export_whole(
         print(f"{name:<12} {path} ({path.stat().st_size / 2**20:,.1f} MiB)")
         print(f"{'':<12} {told}")
         print(f"{'':<12} {its_program.name}: {tried}")
-    print("each takes one picture at a time: pictures differ in size")
+    why = f"{sizes[0]} pixels high and {sizes[1]} wide" if sizes else "of any size"
+    print(f"each takes one picture at a time, {why}")
 
 
 def require_answers(trained: TrainedModel, pictures: Pictures) -> None:
@@ -167,7 +169,8 @@ def describe_whole(
     """What a program needs to use the file; nothing about this machine."""
     card = describe_model(trained, result)
     classes = len(trained.classes)
-    card |= {} if rejection is None else about_unknown(rejection)
+    if rejection is not None:
+        card["unknown"] = about_unknown(rejection)["unknown"] | {"shape": []}
     del card["output"]
     tta = trained.config.evaluation.tta
     return card | {
@@ -198,10 +201,20 @@ DECODING = (
 )
 
 
-def picture_card(stem: str, card: dict[str, Any], trained: TrainedModel) -> str:
-    """A page on the files ``stem``: their input and outputs, what is inside, how to call them."""
-    values = {"card": card, "max_listed": MAX_LISTED, "side": shorter_side(trained)}
-    return render(PICTURE_TEMPLATE, stem=stem, **values)
+def picture_card(
+    stem: str, card: dict[str, Any], trained: TrainedModel, formats: Sequence[str]
+) -> str:
+    """A page on the files ``stem``: their input and outputs, what is inside, how to call them.
+
+    formats: those that are written. Its code takes the modes of Pillow that it treats as the run.
+    """
+    modes = {1: ["L"], 3: ["RGB"]}.get(trained.image_channels, [])
+    if modes and trained.form.channels == "rgb":
+        modes = ["L", "RGB"]
+    values: dict[str, Any] = {"formats": formats, "modes": modes, "form": trained.form}
+    values |= {"at_least": trained.at_least, "max_listed": MAX_LISTED}
+    values["side"] = shorter_side(trained)
+    return render(PICTURE_TEMPLATE, stem=stem, card=card, **values)
 
 
 def trained_crops(trained: TrainedModel) -> bool:

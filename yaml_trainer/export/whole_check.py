@@ -110,12 +110,12 @@ def compare(
             raise RunError(
                 f"{path.name} was removed: on {pictures.source} its probabilities differ from "
                 f"predict's by {chances:.1e}, where {LIMIT:.0e} is allowed, and unknown by "
-                f"{unknown:.1e} of it, where {SCORE_LIMIT:.0e} is."
+                f"{unknown:.1e} of the score, where {SCORE_LIMIT:.0e} is."
             )
         disk.rename(unproven, path)
     disk.sync_folder(path.parent)
     sizes = f", and on {len(more)} sizes of noise" if more else ""
-    scores = "" if rejection is None else f", unknown {unknown:.1e} of it"
+    scores = "" if rejection is None else f", unknown {unknown:.1e} of the score"
     return f"greatest difference from predict: probabilities {chances:.1e}{scores}{sizes}"
 
 
