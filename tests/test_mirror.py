@@ -242,12 +242,14 @@ def test_each_point_of_a_finished_run_is_in_the_tracker_once_also_after_a_second
     run, place = finished(), trackers_place(tmp_path, to)
     assert mirror(run, to, place) == 0
     assert held(to, place, run) == points_of(run)
-    before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.suffix != ".lock"}
+    # A database that is opened may be touched, and its side files come and go.
+    files = [p for p in place.rglob("*") if p.suffix != ".lock"] if to != "trackio" else []
+    before = {path: path.stat().st_mtime_ns for path in files}
     capsys.readouterr()
     assert mirror(run, to, place) == 0
     assert " 0 of them new" in capsys.readouterr().out
     assert held(to, place, run) == points_of(run)
-    if to != "trackio":  # a database that is opened may be touched
+    if to != "trackio":
         after = {p: p.stat().st_mtime_ns for p in place.rglob("*") if p.suffix != ".lock"}
         assert after == before
 
@@ -433,6 +435,7 @@ def test_mlflow_shows_settings_tags_status_and_files(finished, tmp_path):
     assert shown.data.tags["yaml_trainer.now.train.epochs"] == "9"
 
 
+@pytest.mark.slow
 def test_a_database_of_mlflow_holds_each_point_once_and_one_that_cannot_be_opened_is_told(
     finished, tmp_path
 ):
@@ -445,7 +448,8 @@ def test_a_database_of_mlflow_holds_each_point_once_and_one_that_cannot_be_opene
 
     for new in (points_of(run).total(), 0):
         code, text = to(tmp_path / "mlflow.db")
-        assert (code, f" {new} of them new" in text.splitlines()[-1]) == (0, True)
+        *_, ended, look = text.splitlines()
+        assert code == 0 and f" {new} of them new" in ended and look.startswith("look ")
         with closing(sqlite3.connect(tmp_path / "mlflow.db")) as base:
             had = Counter(
                 (name, step, repr(value))
@@ -472,7 +476,10 @@ def test_a_folder_stands_for_all_runs_in_it_and_a_sweep_is_one_experiment(finish
     assert len(list((place / "small").glob("*.csv"))) == 2
 
 
-def test_who_waits_and_follows_is_told_at_once_and_how_to_look(finished, tmp_path, capsys):
+def test_who_waits_and_follows_is_told_at_once_and_how_to_look(
+    finished, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(following, "LONGEST_POLL", 1.0)
     place, later = tmp_path / "its place", tmp_path / "later" / "small"
     run = finished()
     set_result(run, status="running")
@@ -490,6 +497,7 @@ def test_who_waits_and_follows_is_told_at_once_and_how_to_look(finished, tmp_pat
             begin()
         return 0
 
+    capsys.readouterr()  # of the run, if this test made it
     training = fork(tmp_path / "training.txt", held_by_training)
     assert mirror(tmp_path / "later", "mlflow", place, "--follow", "--wait", "1") == 0
     assert exit_code_of(training) == 0, (tmp_path / "training.txt").read_text()
@@ -508,6 +516,7 @@ def test_the_mirror_of_a_file_is_told_that_it_is_one(config_file, tmp_path, caps
 
 def test_a_mirror_that_does_not_follow_tells_once_how_to_look(finished, tmp_path, capsys):
     run, _ = finished(), finished()
+    capsys.readouterr()
     assert mirror(run.parent, "mlflow", tmp_path / "mlruns") == 0
     *ended, look = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in ended] == ["mlflow", "mlflow"]
