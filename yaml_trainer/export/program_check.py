@@ -94,15 +94,17 @@ def run_program(program: Path, paths: list[str]) -> tuple[Answers, str]:
 def _as_main(program: Path, paths: list[str]) -> Iterator[None]:
     """Context manager: command line and modules are as if Python had begun with the program."""
     argv, path = sys.argv, list(sys.path)
-    threads = torch.get_num_threads()
+    threads, writes_none = torch.get_num_threads(), sys.dont_write_bytecode
     kept = _taken_out()
     sys.argv, sys.path[:0] = [str(program), *paths], [str(program.parent)]
+    sys.dont_write_bytecode = True  # it would lie beside the program, with names of this machine
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         sys.argv, sys.path[:] = argv, path
+        sys.dont_write_bytecode = writes_none
         _taken_out()
         sys.modules.update(kept)
         torch.set_num_threads(threads)
