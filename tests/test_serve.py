@@ -40,6 +40,7 @@ from fastapi import HTTPException, Request
 
 from yaml_trainer.serving.answering import Answering
 from yaml_trainer.serving.engine import Engine, Job, gather
+from yaml_trainer.serving.metrics import Histogram
 from yaml_trainer.serving.settings import Serving
 from yaml_trainer.serving.uploads import Desk, Upload, read_upload
 
@@ -463,6 +464,18 @@ def test_health_and_facts_are_told(server, run):
     assert model["sha256"] == card["weights"]["sha256"]
     assert model["input"] == [3, 32, 32]
     assert str(run.parent.parent) not in json.dumps(model)  # no place on the disk is told
+
+
+def test_a_bucket_of_a_histogram_counts_the_values_that_are_at_most_its_bound():
+    bounds, values = (1, 2, 4), (0.5, 1, 1.5, 2, 2, 3, 9)
+    histogram = Histogram(bounds)
+    for value in values:
+        histogram.add(value)
+    told = dict(line.rsplit(" ", 1) for line in histogram.lines("x", "y") if line[0] != "#")
+    for bound in bounds:
+        assert int(told[f'x_bucket{{le="{bound}"}}']) == sum(value <= bound for value in values)
+    assert told['x_bucket{le="+Inf"}'] == told["x_count"] == str(len(values))
+    assert float(told["x_sum"]) == sum(values)
 
 
 def test_metrics_count_each_answer(server, photos):
